@@ -1,0 +1,81 @@
+"""Coefficients of the affine rules, and how their two terms make relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def combine(
+    product: Callable[[Tensor, Tensor], Tensor],
+    weight: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    input: Tensor | None,
+    weight_positive: Tensor | None,
+    signed: bool,
+    multiply: bool,
+) -> Tensor:
+    """``c = W^T(uF) + 1[x>0] W+^T(vF) + 1[x<0] W-^T(vF)``, times ``x`` if ``multiply``.
+
+    ``product(coefficient, weight)`` is the layer's transposed product with the scaled relevance.
+    """
+    result = None if u is None else product(u, weight)
+    if v is not None:
+        positive = weight.clamp(min=0) if weight_positive is None else weight_positive
+        term = product(v, positive)
+        if signed:
+            assert input is not None, "a signed layer needs its input"
+            sign = input.unsqueeze(1)
+            term = torch.where(sign > 0, term, product(v, weight - positive))
+            term.masked_fill_(sign == 0, 0)
+        result = term if result is None else result.add_(term)
+    assert result is not None, "u or v must be given"
+    if multiply:
+        assert input is not None, "multiply needs the layer's input"
+        result.mul_(input.unsqueeze(1))
+    return result
+
+
+def _reciprocal(z: Tensor, epsilon: float) -> Tensor:
+    """``1 / (z + epsilon * sgn z)``; ``1/0 := 0`` when ``epsilon`` is 0."""
+    if epsilon == 0:
+        return torch.where(z == 0, 0.0, z.reciprocal())
+    return torch.where(z < 0, z - epsilon, z + epsilon).reciprocal_()
+
+
+def elementwise_coefficients(
+    z: Tensor,
+    positive: Tensor | None,
+    negative: Tensor | None,
+    factor: Tensor | None,
+    rule: str,
+    alpha: float,
+    beta: float,
+    epsilon: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The two coefficients of a rule; see :func:`fastlrp.reference.elementwise.elementwise_coefficients`."""
+
+    def scaled(value: Tensor) -> Tensor:
+        # A zero factor silences the neuron even where 1/z overflows.
+        return value if factor is None else torch.where(factor == 0, 0.0, value * factor)
+
+    if rule == "epsilon":
+        return scaled(_reciprocal(z, epsilon)), None
+    if rule == "zplus":
+        assert positive is not None
+        return None, scaled(_reciprocal(positive, epsilon))
+    if rule == "alpha_beta":
+        assert positive is not None and negative is not None
+        first, second = alpha * _reciprocal(positive, epsilon), beta * _reciprocal(negative, epsilon)
+        return scaled(-second), scaled(first + second)
+    if rule == "gamma":
+        assert positive is not None and negative is not None
+        gamma = alpha
+        inverse = scaled(_reciprocal(z + gamma * torch.where(z > 0, positive, negative), epsilon))
+        inverse.masked_fill_(z == 0, 0)
+        below = z < 0
+        return torch.where(below, (1 + gamma) * inverse, inverse), torch.where(below, -gamma, gamma) * inverse
+    raise ValueError(f"unknown rule {rule!r}: expected epsilon, zplus, alpha_beta or gamma")

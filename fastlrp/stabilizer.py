@@ -1,0 +1,73 @@
+"""The stabilizer: what keeps a denominator away from zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stabilizer:
+    """Shift or clip a denominator away from zero: ``st(z) = z + epsilon * sgn(z)`` with ``sgn(0) = +1``.
+
+    Args:
+        epsilon: size of the shift, in units of ``z`` (or of its root mean square, see ``relative``). At least 0;
+            with 0 a zero denominator stays zero and the quotient is defined as 0 (LRP-0).
+        relative: ``None`` for an absolute epsilon; ``"sample"`` multiplies it by the root mean square of each
+            sample of ``z``; ``"tensor"`` by that of the whole tensor.
+        signed: add with the sign of ``z``. ``False`` always adds ``+epsilon`` (Montavon's tutorial does, together
+            with ``relative="tensor"``).
+        clip: instead of adding, keep ``|z| >= epsilon`` and the sign.
+
+    Source: Bach et al. 2015, eq. 58 (absolute); Montavon et al. 2019, section 10.2 (relative).
+
+    Raises:
+        ValueError: if ``epsilon`` is negative or ``relative`` is not one of the three.
+    """
+
+    epsilon: float = 1e-6
+    relative: Literal["sample", "tensor"] | None = None
+    signed: bool = True
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.epsilon >= 0:
+            raise ValueError(f"Stabilizer: epsilon must be a number >= 0, got {self.epsilon!r}")
+        if self.relative not in (None, "sample", "tensor"):
+            raise ValueError(f"Stabilizer: relative must be None, 'sample' or 'tensor', got {self.relative!r}")
+
+    @staticmethod
+    def ensure(value: float | Stabilizer) -> Stabilizer:
+        """A number becomes an absolute signed stabilizer; a stabilizer stays what it is."""
+        if isinstance(value, Stabilizer):
+            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return Stabilizer(float(value))
+        raise TypeError(f"expected a number or a Stabilizer, got {type(value).__name__}")
+
+    @property
+    def is_absolute(self) -> bool:
+        """True for ``z + epsilon * sgn(z)`` with one epsilon for all: the form that fused kernels take."""
+        return self.relative is None and self.signed and not self.clip
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Stabilized denominator, same shape as ``z`` (first axis: samples)."""
+        epsilon: Tensor | float = self.epsilon
+        if self.relative is not None:
+            axes = list(range(1 if self.relative == "sample" else 0, z.dim()))
+            mean = z.square().mean(dim=axes, keepdim=True) if axes else z.square()
+            epsilon = self.epsilon * mean.sqrt()
+        sign = torch.where(z < 0, -1.0, 1.0).to(z.dtype)
+        if self.clip:
+            return sign * torch.maximum(z.abs(), torch.as_tensor(epsilon, dtype=z.dtype, device=z.device))
+        return z + (epsilon * sign if self.signed else epsilon)
+
+    def reciprocal(self, z: Tensor) -> Tensor:
+        """``1 / st(z)``, and 0 where ``st(z)`` is exactly 0: relevance there has nobody to go to."""
+        denominator = self(z)
+        if self.epsilon > 0 and self.signed and self.relative is None:
+            return denominator.reciprocal()
+        return torch.where(denominator == 0, 0.0, denominator.reciprocal())
