@@ -1,0 +1,78 @@
+"""From pre-activations to the two coefficients per output neuron that every common rule needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def elementwise_coefficients(
+    z: Tensor,
+    positive: Tensor | None,
+    negative: Tensor | None,
+    factor: Tensor | None,
+    rule: str,
+    alpha: float,
+    beta: float,
+    epsilon: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """``(u, v)`` with ``R_in = x W^T (u R) + x+ W+^T (v R) + x- W-^T (v R)``, times the factor ``f``.
+
+    With ``p = positive``, ``n = negative`` and ``st(z) = z + epsilon sgn(z)``, ``sgn(0) = +1``:
+
+    - ``"epsilon"``: ``u = f / st(z)``, v None.
+    - ``"zplus"``: u None, ``v = f / st(p)``.
+    - ``"alpha_beta"``: ``A = 1 / st(p)``, ``B = 1 / st(n)``: ``u = -f beta B``, ``v = f (alpha A + beta B)``.
+    - ``"gamma"`` (gamma is passed as alpha): where ``z > 0``: ``d = st(z + gamma p)``, ``u = f / d``, ``v = f gamma / d``;
+      where ``z < 0``: ``d = st(z + gamma n)``, ``u = f (1 + gamma) / d``, ``v = -f gamma / d``; where ``z = 0`` both are 0.
+
+    Args:
+        z: pre-activation ``W x + b``, any shape ``(B, ...)``.
+        positive: ``sum (x w)+ + b+``, shape of z; for ``zplus``, ``alpha_beta``, ``gamma``.
+        negative: ``sum (x w)- + b-``, shape of z; for ``alpha_beta``, ``gamma``.
+        factor: ``f``, what the chained form multiplies by (for example the activation ``a``), shape of z; None is 1.
+        rule: one of the four names.
+        alpha, beta: of ``alpha_beta``; gamma in place of alpha for ``gamma``.
+        epsilon: absolute, at least 0. With 0 the quotient by 0 is 0.
+
+    Returns:
+        ``u`` and ``v``, shape and dtype of ``z`` or None; 0, never NaN, where the factor is 0. Computed in float64.
+
+    Raises:
+        ValueError: if the rule is unknown, or a sum it needs is None.
+
+    Source: DESIGN.md, section 3.1; Bach et al. 2015, eq. 58 and 60; Montavon et al. 2019, section 10.2.3.
+    """
+    needs = {"epsilon": (), "zplus": ("positive",), "alpha_beta": ("positive", "negative")}
+    needs["gamma"] = needs["alpha_beta"]
+    if rule not in needs:
+        raise ValueError(f"rule: expected one of {sorted(needs)}, got {rule!r}")
+    for name, value in (("positive", positive), ("negative", negative)):
+        if name in needs[rule] and value is None:
+            raise ValueError(f"{name}: rule {rule!r} needs it, got None")
+
+    total = z.double()
+    zero = torch.zeros_like(total)
+    p = zero if positive is None else positive.double()
+    n = zero if negative is None else negative.double()
+    f = torch.ones_like(total) if factor is None else factor.double()
+
+    def inverse(denominator: Tensor) -> Tensor:
+        stabilized = denominator + epsilon * torch.where(denominator < 0, -1.0, 1.0).double()
+        return torch.where(stabilized == 0, 0.0, 1 / stabilized)
+
+    def finish(coefficient: Tensor) -> Tensor:
+        return torch.where(f == 0, 0.0, f * coefficient).to(z.dtype)
+
+    if rule == "epsilon":
+        return finish(inverse(total)), None
+    if rule == "zplus":
+        return None, finish(inverse(p))
+    if rule == "alpha_beta":
+        a, b = inverse(p), inverse(n)
+        return finish(-beta * b), finish(alpha * a + beta * b)
+    gamma = alpha
+    above, below = inverse(total + gamma * p), inverse(total + gamma * n)
+    u = torch.where(total > 0, above, torch.where(total < 0, (1 + gamma) * below, zero))
+    v = torch.where(total > 0, gamma * above, torch.where(total < 0, -gamma * below, zero))
+    return finish(u), finish(v)

@@ -1,0 +1,70 @@
+"""Relevance through a linear layer, from the coefficients of :mod:`fastlrp.reference.elementwise`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def linear_relevance(
+    relevance: Tensor,
+    weight: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    input: Tensor | None,
+    weight_positive: Tensor | None,
+    signed: bool,
+    multiply: bool,
+) -> Tensor:
+    """``c = W^T (u F) + W+^T (v F)``, and ``x c`` when ``multiply``.
+
+    With ``signed`` the second term knows the sign of the input: ``[x > 0] W+^T (v F) + [x < 0] W-^T (v F)``. The axes
+    ``L`` (tokens, positions) may be absent. A term whose coefficient is None is left out.
+
+    Args:
+        relevance: ``F``, what flows down, ``(B, K, *L, O)``.
+        weight: ``W``, ``(O, I)``.
+        u, v: coefficients ``(B, *L, O)`` or None; at least one is given.
+        input: ``x``, ``(B, *L, I)``; needed by ``signed`` (where ``v`` is given) and by ``multiply``.
+        weight_positive: ``max(W, 0)``, ``(O, I)``, for backends that keep it; the definition makes its own.
+        signed: whether the input may be negative.
+        multiply: return ``x c`` (relevance) instead of ``c`` (relevance per unit of activation).
+
+    Returns:
+        ``(B, K, *L, I)`` in the dtype of ``relevance``; computed in float64.
+
+    Raises:
+        ValueError: if ``u`` and ``v`` are both None, or ``input`` is needed and None.
+
+    Source: DESIGN.md, section 3.1; Bach et al. 2015, eq. 56 to 60.
+    """
+    check_coefficients(u, v, input, signed, multiply)
+    flow = relevance.double()
+    matrix = weight.double()
+    x = None if input is None else input.double().unsqueeze(1)
+    c = torch.zeros(*flow.shape[:-1], matrix.shape[1], dtype=torch.float64, device=flow.device)
+    if u is not None:
+        c = c + (u.double().unsqueeze(1) * flow) @ matrix
+    if v is not None:
+        s = v.double().unsqueeze(1) * flow
+        positive = s @ matrix.clamp(min=0)
+        if signed and x is not None:
+            negative = s @ matrix.clamp(max=0)
+            c = c + torch.where(x > 0, positive, 0.0) + torch.where(x < 0, negative, 0.0)
+        else:
+            c = c + positive
+    if multiply and x is not None:
+        c = x * c
+    return c.to(relevance.dtype)
+
+
+def check_coefficients(u: Tensor | None, v: Tensor | None, input: Tensor | None, signed: bool, multiply: bool) -> None:
+    """What every affine operation asks of its optional arguments.
+
+    Raises:
+        ValueError: if ``u`` and ``v`` are both None, or ``input`` is needed and None.
+    """
+    if u is None and v is None:
+        raise ValueError("u and v: at least one must be given, got None for both")
+    if input is None and (multiply or (signed and v is not None)):
+        raise ValueError("input: needed by multiply=True, and by signed=True where v is given; got None")
