@@ -35,7 +35,7 @@ def conv_relevance(
     signed: bool,
     multiply: bool,
 ) -> Tensor:
-    """``c = W^T (u F) + W+^T (v F)``, and ``x c`` when ``multiply``; ``W^T`` is the transpose of the convolution with ``W``.
+    """``c = W^T (u F) + W+^T (v F)``, and ``x c`` when ``multiply``; ``W^T`` is the transpose of the convolution.
 
     With ``signed`` the second term knows the sign of the input: ``[x > 0] W+^T (v F) + [x < 0] W-^T (v F)``.
     A term whose coefficient is None is left out. ``S`` and ``S'`` are one to three spatial sizes.
@@ -80,7 +80,7 @@ def conv_relevance(
         with torch.enable_grad():
             images.requires_grad_(True)
             (gradient,) = torch.autograd.grad(forward(images, w.detach()), images, s.detach().flatten(0, 1))
-        return gradient.unflatten(0, (batch, targets))
+        return gradient.reshape(batch, targets, *gradient.shape[1:])
 
     c = torch.zeros(batch, targets, channels, *input_size, dtype=torch.float64, device=flow.device)
     if u is not None:

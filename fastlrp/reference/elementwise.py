@@ -23,8 +23,10 @@ def elementwise_coefficients(
     - ``"epsilon"``: ``u = f / st(z)``, v None.
     - ``"zplus"``: u None, ``v = f / st(p)``.
     - ``"alpha_beta"``: ``A = 1 / st(p)``, ``B = 1 / st(n)``: ``u = -f beta B``, ``v = f (alpha A + beta B)``.
-    - ``"gamma"`` (gamma is passed as alpha): where ``z > 0``: ``d = st(z + gamma p)``, ``u = f / d``, ``v = f gamma / d``;
-      where ``z < 0``: ``d = st(z + gamma n)``, ``u = f (1 + gamma) / d``, ``v = -f gamma / d``; where ``z = 0`` both are 0.
+    - ``"gamma"`` (gamma is passed as alpha):
+      where ``z > 0``: ``d = st(z + gamma p)``, ``u = f / d``, ``v = f gamma / d``;
+      where ``z < 0``: ``d = st(z + gamma n)``, ``u = f (1 + gamma) / d``, ``v = -f gamma / d``;
+      where ``z = 0``: both are 0.
 
     Args:
         z: pre-activation ``W x + b``, any shape ``(B, ...)``.

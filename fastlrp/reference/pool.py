@@ -1,7 +1,7 @@
 """Relevance through max and average pools in one to three dimensions.
 
-``F`` is what flows down, ``scale`` an optional factor per output neuron. ``S`` and ``S'`` are one to three spatial sizes
-of input and output.
+``F`` is what flows down, ``scale`` an optional factor per output neuron. ``S`` and ``S'`` are one to three spatial
+sizes of input and output.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
+from types import EllipsisType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Index: TypeAlias = tuple[EllipsisType | slice, ...]
 
 
 def pool_max_relevance(relevance: Tensor, index: Tensor, scale: Tensor | None, input_size: list[int]) -> Tensor:
@@ -34,7 +38,7 @@ def pool_max_relevance(relevance: Tensor, index: Tensor, scale: Tensor | None, i
     out = torch.zeros(batch, targets, channels, prod(input_size), dtype=torch.float64, device=flow.device)
     for k in range(targets):
         out[:, k].scatter_add_(2, index.flatten(2), flow[:, k])
-    return out.unflatten(3, list(input_size)).to(relevance.dtype)
+    return out.reshape(batch, targets, channels, *input_size).to(relevance.dtype)
 
 
 def pool_ties_relevance(
@@ -76,9 +80,8 @@ def pool_ties_relevance(
     spatial = padded_size(list(input.shape[2:]), *geometry, size)
     out = torch.zeros(*flow.shape[:3], *spatial, dtype=torch.float64, device=flow.device)
     for winner, (position, _) in zip(winners, windows(input, *geometry, size), strict=True):
-        out[(..., *position)] += share * winner.unsqueeze(1)
-    crop = tuple(slice(p, p + s) for p, s in zip(padding, input.shape[2:], strict=True))
-    return out[(..., *crop)].to(relevance.dtype)
+        out[position] += share * winner.unsqueeze(1)
+    return out[_inside(list(input.shape[2:]), padding)].to(relevance.dtype)
 
 
 def pool_avg_relevance(
@@ -134,14 +137,14 @@ def pool_adaptive_avg_relevance(relevance: Tensor, scale: Tensor | None, input_s
     Source: Bach et al. 2015, eq. 56 with the pool as a linear layer.
     """
     flow = _scaled(relevance, scale)
-    output_size = list(flow.shape[3:])
+    adaptive: dict[int, Callable[..., Tensor]] = {
+        1: functional.adaptive_avg_pool1d,
+        2: functional.adaptive_avg_pool2d,
+        3: functional.adaptive_avg_pool3d,
+    }
 
     def forward(images: Tensor) -> Tensor:
-        if len(input_size) == 1:
-            return functional.adaptive_avg_pool1d(images, output_size)
-        if len(input_size) == 2:
-            return functional.adaptive_avg_pool2d(images, output_size)
-        return functional.adaptive_avg_pool3d(images, output_size)
+        return adaptive[len(input_size)](images, flow.shape[3:])
 
     return _transpose(forward, flow, input_size).to(relevance.dtype)
 
@@ -168,20 +171,25 @@ def windows(
     padding: list[int],
     dilation: list[int],
     output_size: list[int],
-) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-    """For each place in the kernel: its slices of the padded input, and the entries of ``x`` ``(B, C, *S')`` found there.
+) -> Iterator[tuple[Index, Tensor]]:
+    """For each place in the kernel: its index into the padded input, and the entries ``(B, C, *S')`` of ``x`` there.
 
-    Padding reads 0 (False for a boolean ``x``). The output size is given, so that ``ceil_mode`` needs no case of its own.
+    Padding reads 0 (False for a boolean ``x``). The output size is given: ``ceil_mode`` needs no case of its own.
     """
     spatial = list(x.shape[2:])
     padded = x.new_zeros(*x.shape[:2], *padded_size(spatial, kernel_size, stride, padding, dilation, output_size))
-    padded[(..., *(slice(p, p + s) for p, s in zip(padding, spatial, strict=True)))] = x
+    padded[_inside(spatial, padding)] = x
     for place in product(*(range(k) for k in kernel_size)):
-        position = tuple(
+        strided = [
             slice(i * d, i * d + (o - 1) * step + 1, step)
             for i, d, o, step in zip(place, dilation, output_size, stride, strict=True)
-        )
-        yield position, padded[(..., *position)]
+        ]
+        position: Index = (Ellipsis, *strided)
+        yield position, padded[position]
+
+
+def _inside(input_size: list[int], padding: list[int]) -> Index:
+    return (Ellipsis, *(slice(p, p + s) for p, s in zip(padding, input_size, strict=True)))
 
 
 def _scaled(relevance: Tensor, scale: Tensor | None) -> Tensor:
@@ -195,4 +203,4 @@ def _transpose(forward: Callable[[Tensor], Tensor], flow: Tensor, input_size: li
     with torch.enable_grad():
         images.requires_grad_(True)
         (gradient,) = torch.autograd.grad(forward(images), images, flow.detach().flatten(0, 1))
-    return gradient.unflatten(0, (batch, targets))
+    return gradient.reshape(batch, targets, *gradient.shape[1:])
