@@ -1,0 +1,93 @@
+"""Builds ``fastlrp._C``: csrc/bindings.cpp and the CPU kernels always, csrc/cuda when PyTorch and nvcc allow it.
+
+Environment: ``FASTLRP_BUILD_CUDA`` = ``auto`` (default), ``0`` or ``1`` (fail, with the reason, where it cannot be
+built); ``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as for any PyTorch extension.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+try:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except ImportError as error:
+    raise SystemExit(
+        f"fastlrp builds against the PyTorch that it will run with, and importing torch failed ({error}).\n"
+        "Install it first (pip install 'torch>=2.11' setuptools wheel ninja), then install fastlrp with "
+        "pip install --no-build-isolation; or run 'make install', which does both."
+    ) from None
+
+ROOT = Path(__file__).parent
+# No -march=native: kernels carry several instruction sets and choose at run time. No fast-math: the two -fno- flags
+# change no result, they only allow a select instead of a branch.
+CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-fno-trapping-math", "-fno-math-errno", "-g0", "-Wall"]
+# Apple's clang has no OpenMP; there the kernels run on one thread.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def cuda_reason() -> str | None:
+    """Why csrc/cuda cannot be built here, or None."""
+    if not sources("csrc/cuda/*.cu"):
+        return "it has no .cu file yet"
+    if torch.version.cuda is None:
+        return f"this PyTorch ({torch.__version__}) is built without CUDA"
+    if CUDA_HOME is None:
+        return "there is no nvcc (set CUDA_HOME)"
+    nvcc = Path(CUDA_HOME) / "bin" / "nvcc"
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"{nvcc} does not run: {error}"
+    found = re.search(r"release (\d+)", text)
+    if found is None or found[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is CUDA {found[1] if found else '?'}, PyTorch is built for CUDA {torch.version.cuda}"
+    return None
+
+
+def build_cuda() -> tuple[bool, str]:
+    """Whether to build csrc/cuda, and the line that says so."""
+    wish = os.environ.get("FASTLRP_BUILD_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        raise SystemExit(f"FASTLRP_BUILD_CUDA: expected 0, 1 or auto, got {wish!r}")
+    reason = "FASTLRP_BUILD_CUDA=0" if wish == "0" else cuda_reason()
+    if reason is None:
+        return True, f"built with CUDA {torch.version.cuda}"
+    if wish == "1":
+        raise SystemExit(f"FASTLRP_BUILD_CUDA=1, but csrc/cuda cannot be built: {reason}")
+    return False, f"not built: {reason}"
+
+
+with_cuda, cuda_line = build_cuda()
+print(f"fastlrp: csrc/cuda is {cuda_line}", flush=True)
+extension = (CUDAExtension if with_cuda else CppExtension)(
+    "fastlrp._C",
+    ["csrc/bindings.cpp", *sources("csrc/common/*.cpp"), *sources("csrc/cpu/*.cpp")]
+    + (sources("csrc/cuda/*.cu") if with_cuda else []),
+    depends=sources("csrc/**/*.h"),
+    define_macros=[
+        ("FASTLRP_FLAGS", '"' + " ".join(CXX_FLAGS + OPENMP) + '"'),
+        ("FASTLRP_CUDA", f'"{cuda_line}"'),
+        *([("FASTLRP_WITH_CUDA", "1")] if with_cuda else []),
+    ],
+    extra_compile_args={"cxx": CXX_FLAGS + OPENMP, "nvcc": ["-O3"]} if with_cuda else CXX_FLAGS + OPENMP,
+    extra_link_args=OPENMP,
+)
+
+setup(
+    packages=[*find_namespace_packages(include=["fastlrp", "fastlrp.*"]), "fastlrp.kernels"],
+    package_dir={"fastlrp.kernels": "kernels"},
+    package_data={"fastlrp": ["py.typed", "_C.pyi"]},
+    ext_modules=[extension],
+    cmdclass={"build_ext": BuildExtension},
+)
