@@ -1,0 +1,13 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace fastlrp {
+
+// Runs body(begin, end) over disjoint ranges that cover [0, count), none shorter than `grain` unless the last.
+// Defined in bindings.cpp on PyTorch's own threads, so that torch.set_num_threads holds here too; kernels thereby need
+// no PyTorch header. An exception in a body is thrown again in the caller's thread.
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+
+}  // namespace fastlrp

@@ -1,0 +1,85 @@
+#include "elementwise.h"
+
+#include "../common/isa.h"
+#include "../common/parallel.h"
+
+namespace fastlrp::cpu {
+namespace {
+
+constexpr int64_t kGrain = 16384;  // elements; below it a second thread costs more than it saves
+
+template <class T>
+FASTLRP_INLINE T stabilized(T z, T epsilon) {
+  return z + (z < T(0) ? -epsilon : epsilon);
+}
+
+// The division comes first and unconditionally: a select after it vectorises, a branch around it does not.
+template <class T>
+FASTLRP_INLINE T quotient(T numerator, T denominator) {
+  const T q = numerator / denominator;
+  return denominator == T(0) ? T(0) : q;
+}
+
+template <class T, Rule rule, bool has_factor>
+struct Sweep {
+  FASTLRP_INLINE static void run(const Coefficients<T>* p, int64_t begin, int64_t end) {
+    const T* __restrict z = p->z, * __restrict positive = p->positive, * __restrict negative = p->negative;
+    const T* __restrict factor = p->factor;
+    T* __restrict u = p->u, * __restrict v = p->v;
+    const T alpha = p->alpha, beta = p->beta, epsilon = p->epsilon;
+    for (int64_t i = begin; i < end; ++i) {
+      const T f = has_factor ? factor[i] : T(1);
+      if constexpr (rule == Rule::epsilon) {
+        const T q = quotient(f, stabilized(z[i], epsilon));
+        u[i] = f == T(0) ? T(0) : q;
+      } else if constexpr (rule == Rule::zplus) {
+        const T q = quotient(f, stabilized(positive[i], epsilon));
+        v[i] = f == T(0) ? T(0) : q;
+      } else if constexpr (rule == Rule::alpha_beta) {
+        const T a = alpha * quotient(f, stabilized(positive[i], epsilon));
+        const T b = beta * quotient(f, stabilized(negative[i], epsilon));
+        u[i] = f == T(0) ? T(0) : -b;
+        v[i] = f == T(0) ? T(0) : a + b;
+      } else {
+        const T zi = z[i], pi = positive[i], ni = negative[i];
+        const bool up = zi > T(0);
+        const T q = quotient(f, stabilized(zi + alpha * (up ? pi : ni), epsilon));
+        const bool none = f == T(0) || zi == T(0);
+        u[i] = none ? T(0) : (up ? q : (T(1) + alpha) * q);
+        v[i] = none ? T(0) : (up ? alpha * q : -alpha * q);
+      }
+    }
+  }
+};
+
+template <class T, Rule rule>
+void sweep(const Coefficients<T>& p) {
+  parallel_for(p.count, kGrain, [&p](int64_t begin, int64_t end) {
+    if (p.factor != nullptr) {
+      run_best<Sweep<T, rule, true>>(&p, begin, end);
+    } else {
+      run_best<Sweep<T, rule, false>>(&p, begin, end);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void elementwise_coefficients(Rule rule, const Coefficients<T>& p) {
+  switch (rule) {
+    case Rule::epsilon:
+      return sweep<T, Rule::epsilon>(p);
+    case Rule::zplus:
+      return sweep<T, Rule::zplus>(p);
+    case Rule::alpha_beta:
+      return sweep<T, Rule::alpha_beta>(p);
+    case Rule::gamma:
+      return sweep<T, Rule::gamma>(p);
+  }
+}
+
+template void elementwise_coefficients<float>(Rule, const Coefficients<float>&);
+template void elementwise_coefficients<double>(Rule, const Coefficients<double>&);
+
+}  // namespace fastlrp::cpu
