@@ -17,6 +17,11 @@
 #include "cpu/elementwise.h"
 #include "cpu/pool.h"
 
+#if defined(__clang__)
+#define FASTLRP_COMPILER __VERSION__
+#else
+#define FASTLRP_COMPILER "GCC " __VERSION__
+#endif
 #ifndef FASTLRP_FLAGS
 #define FASTLRP_FLAGS "unknown"
 #endif
@@ -224,7 +229,7 @@ std::map<std::string, std::string> build_info() {
   for (const std::string& name : available_isas()) {
     isas += (isas.empty() ? "" : ", ") + name;
   }
-  return {{"compiler", __VERSION__},
+  return {{"compiler", FASTLRP_COMPILER},
           {"flags", FASTLRP_FLAGS},
 #ifdef _OPENMP
           {"threads", "OpenMP, PyTorch's pool"},

@@ -1,0 +1,54 @@
+"""``python -m fastlrp.info``: versions, how the extension was built, and each backend with its reason why not."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from fastlrp import dispatch
+
+
+def report() -> str:
+    """What to paste into a bug report."""
+    rows = [("fastlrp", _version("fastlrp")), ("python", f"{platform.python_version()} on {platform.platform()}")]
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    rows += [("torch", f"{torch.__version__} ({cuda}, {torch.get_num_threads()} threads)")]
+    rows += [(name, _version(name)) for name in ("numpy", "triton")]
+    error = dispatch.extension_error()
+    if error is None:
+        rows += [(f"_C {key}", value) for key, value in dispatch.extension().build_info().items()]
+    else:
+        rows += [("_C", f"does not load: {error}")]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for dtype in (torch.float32, torch.float16):
+            lines += ["", f"backends on {device}, {str(dtype).removeprefix('torch.')} ('auto' takes the one marked *)"]
+            lines += _backends(torch.device(device), dtype)
+    return "\n".join(lines)
+
+
+def _backends(device: torch.device, dtype: torch.dtype) -> list[str]:
+    width = max(len(op) for op in dispatch.OPS)
+    lines = []
+    for op in dispatch.OPS:
+        taken = dispatch.select(op, "auto", device, dtype).backend
+        cells = []
+        for name in dispatch.BACKENDS:
+            why_not = dispatch.reason(name, op, device, dtype)
+            cells.append(f"{name}{'*' if name == taken else ''}" if why_not is None else f"not {name}: {why_not}")
+        lines.append(f"  {op:<{width}}  {'; '.join(cells)}")
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    print(report())

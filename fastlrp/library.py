@@ -1,0 +1,114 @@
+"""The operations as ``torch.ops.fastlrp.*``: schema, fake implementation and dispatch to a backend, once.
+
+Results are contiguous and never share memory with an argument, so that the fakes are exact. They are not
+differentiable: what they return never requires a gradient. ``elementwise_coefficients`` returns the coefficients that
+its rule has (``[u]``, ``[v]`` or ``[u, v]``), because an operator cannot return None. Code in a hurry calls
+:func:`fastlrp.dispatch.select` once and then the backend itself, without the dispatcher of PyTorch and without the copy
+that contiguity may need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import dispatch
+
+_LIBRARY = torch.library.Library("fastlrp", "DEF")  # the operations live as long as it does
+_POOL_KERNEL = "int[] kernel_size, int[] stride, int[] padding"
+
+SCHEMAS = {
+    "linear_relevance": "(Tensor relevance, Tensor weight, Tensor? u, Tensor? v, Tensor? input,"
+    " Tensor? weight_positive, bool signed, bool multiply, *, str backend='auto') -> Tensor",
+    "conv_relevance": "(Tensor relevance, Tensor weight, Tensor? u, Tensor? v, Tensor? input,"
+    " Tensor? weight_positive, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, bool transposed,"
+    " int[] output_padding, int groups, bool signed, bool multiply, *, str backend='auto') -> Tensor",
+    "pool_max_relevance": "(Tensor relevance, Tensor index, Tensor? scale, SymInt[] input_size,"
+    " *, str backend='auto') -> Tensor",
+    "pool_ties_relevance": f"(Tensor relevance, Tensor input, Tensor output, Tensor? scale, {_POOL_KERNEL},"
+    " int[] dilation, *, str backend='auto') -> Tensor",
+    "pool_avg_relevance": f"(Tensor relevance, Tensor? scale, SymInt[] input_size, {_POOL_KERNEL}, bool ceil_mode,"
+    " bool count_include_pad, int? divisor_override, *, str backend='auto') -> Tensor",
+    "pool_adaptive_avg_relevance": "(Tensor relevance, Tensor? scale, SymInt[] input_size,"
+    " *, str backend='auto') -> Tensor",
+    "elementwise_coefficients": "(Tensor z, Tensor? positive, Tensor? negative, Tensor? factor, str rule,"
+    " float alpha, float beta, float epsilon, *, str backend='auto') -> Tensor[]",
+}
+
+
+def _linear_shape(relevance: Tensor, weight: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*relevance.shape[:-1], weight.shape[1])
+
+
+def _conv_shape(relevance: Tensor, weight: Tensor, *rest: Any) -> tuple[int, ...]:
+    input_size, transposed, groups = rest[4], rest[8], rest[10]
+    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    return (*relevance.shape[:2], channels, *input_size)
+
+
+def _pool_max_shape(relevance: Tensor, index: Tensor, scale: Tensor | None, input_size: list[int]) -> tuple[int, ...]:
+    return (*relevance.shape[:3], *input_size)
+
+
+def _pool_ties_shape(relevance: Tensor, input: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*relevance.shape[:3], *input.shape[2:])
+
+
+def _pool_avg_shape(relevance: Tensor, scale: Tensor | None, input_size: list[int], *rest: Any) -> tuple[int, ...]:
+    return (*relevance.shape[:3], *input_size)
+
+
+_SHAPES: dict[str, Callable[..., tuple[int, ...]]] = {
+    "linear_relevance": _linear_shape,
+    "conv_relevance": _conv_shape,
+    "pool_max_relevance": _pool_max_shape,
+    "pool_ties_relevance": _pool_ties_shape,
+    "pool_avg_relevance": _pool_avg_shape,
+    "pool_adaptive_avg_relevance": _pool_avg_shape,
+}
+
+
+def _own(result: Tensor, *arguments: Any) -> Tensor:
+    """Contiguous, and no view of an argument."""
+    result = result.contiguous()
+    mine = result.untyped_storage().data_ptr()
+    shared = any(isinstance(a, Tensor) and a.untyped_storage().data_ptr() == mine for a in arguments)
+    return result.clone() if shared else result
+
+
+def _define_relevance(op: str) -> None:
+    @torch.no_grad()
+    def run(relevance: Tensor, *arguments: Any, backend: str = "auto") -> Tensor:
+        call = dispatch.select(op, backend, relevance.device, relevance.dtype).call
+        return _own(call(relevance, *arguments), relevance, *arguments)
+
+    def fake(relevance: Tensor, *arguments: Any, backend: str = "auto") -> Tensor:
+        return relevance.new_empty(_SHAPES[op](relevance, *arguments))
+
+    _define(op, run, fake)
+
+
+@torch.no_grad()
+def _coefficients(z: Tensor, *arguments: Any, backend: str = "auto") -> list[Tensor]:
+    call = dispatch.select("elementwise_coefficients", backend, z.device, z.dtype).call
+    return [_own(c, z, *arguments) for c in call(z, *arguments) if c is not None]
+
+
+def _coefficients_fake(z: Tensor, *arguments: Any, backend: str = "auto") -> list[Tensor]:
+    rule = arguments[3]
+    return [z.new_empty(z.shape) for _ in range(1 if rule in ("epsilon", "zplus") else 2)]
+
+
+def _define(op: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    _LIBRARY.define(op + SCHEMAS[op])
+    _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(op, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"fastlrp::{op}", fake, lib=_LIBRARY)
+
+
+for _op in _SHAPES:
+    _define_relevance(_op)
+_define("elementwise_coefficients", _coefficients, _coefficients_fake)
