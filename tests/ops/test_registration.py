@@ -1,0 +1,90 @@
+"""``torch.ops.fastlrp``: schemas agree with the definition, fakes with the results, and opcheck passes."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.nn import functional as F
+
+from fastlrp import dispatch, functional, library
+from tests.ops.cases import reference
+
+
+def samples() -> list[tuple[str, tuple[object, ...]]]:
+    torch.manual_seed(0)
+    r, x = torch.randn(2, 3, 4, 3, 3), torch.randn(2, 4, 6, 6)
+    y, index = F.max_pool2d(x, 2, return_indices=True)
+    weight, u = torch.randn(4, 2, 3, 3), torch.randn(2, 4, 3, 3)
+    conv = ([6, 6], [2, 2], [1, 1], [1, 1], False, [0, 0], 2)
+    flow = torch.randn(2, 3, 5)
+    z = torch.randn(2, 5)
+    return [
+        ("linear_relevance", (flow, torch.randn(5, 7), z, None, None, None, False, False)),
+        ("linear_relevance", (flow, torch.randn(5, 7), z, z, torch.randn(2, 7), None, True, True)),
+        ("conv_relevance", (r, weight, u, None, None, None, *conv, False, False)),
+        ("conv_relevance", (r, weight, u, u, x, weight.clamp(min=0), *conv, True, True)),
+        ("conv_relevance", (r, weight, u, None, None, None, [2, 2], *conv[1:4], True, [0, 0], 2, False, False)),
+        ("pool_max_relevance", (r, index, None, [6, 6])),
+        ("pool_max_relevance", (r, index, u, [6, 6])),
+        ("pool_ties_relevance", (r, x, y, u, [2, 2], [2, 2], [0, 0], [1, 1])),
+        ("pool_avg_relevance", (r, None, [6, 6], [2, 2], [2, 2], [0, 0], False, True, None)),
+        ("pool_avg_relevance", (r, None, [3, 3], [1, 1], [1, 1], [0, 0], False, True, None)),
+        ("pool_adaptive_avg_relevance", (r, None, [6, 6])),
+        ("pool_adaptive_avg_relevance", (r, None, [3, 3])),
+        ("pool_adaptive_avg_relevance", (r[..., :1, :1], None, [3, 3])),
+        *[("elementwise_coefficients", (z, z, z, z, rule, 1.0, 0.0, 1e-6)) for rule in ("epsilon", "zplus", "gamma")],
+    ]
+
+
+@pytest.mark.parametrize(("op", "arguments"), samples(), ids=lambda value: value if isinstance(value, str) else "")
+def test_opcheck(op, arguments):
+    torch.use_deterministic_algorithms(False)  # opcheck compares what it left uninitialised
+    opcheck(getattr(torch.ops.fastlrp, op), arguments)
+    needs_gradient = (arguments[0].clone().requires_grad_(), *arguments[1:])
+    opcheck(getattr(torch.ops.fastlrp, op), needs_gradient)
+
+
+@pytest.mark.parametrize("backend", dispatch.BACKENDS)
+@pytest.mark.parametrize(("op", "arguments"), samples(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_backend_runs_below_the_dispatcher(op, arguments, backend):
+    call = getattr(torch.ops.fastlrp, op)
+    expected = call(*arguments, backend="reference")
+    contexts = [torch.enable_grad, torch.no_grad]
+    # The definition takes gradients, which inference mode forbids.
+    for context in contexts if backend == "reference" else [*contexts, torch.inference_mode]:
+        with context():
+            got = call(*arguments, backend=backend)
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("op", dispatch.OPS)
+def test_schema_is_the_signature_of_the_definition(op):
+    names = [a.name for a in getattr(torch.ops.fastlrp, op).default._schema.arguments]
+    assert names == [*inspect.signature(reference(op)).parameters, "backend"]
+    assert names == list(inspect.signature(getattr(functional, op)).parameters)
+    torch_backend = dispatch.select(op, "torch", torch.device("cpu"), torch.float32).call
+    assert names[:-1] == list(inspect.signature(torch_backend).parameters)
+    assert set(library.SCHEMAS) == set(dispatch.OPS)
+
+
+@pytest.mark.parametrize("op", dispatch.cpu_ops())
+def test_kernels_take_the_arguments_by_name(op):
+    values = next(arguments for name, arguments in samples() if name == op)
+    named = dict(zip(inspect.signature(reference(op)).parameters, values, strict=True))
+    selected = dispatch.select(op, "cpu", torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(selected.call(**named), reference(op)(**named))
+
+
+def test_dynamic_shapes_export():
+    class Layer(torch.nn.Module):
+        def forward(self, relevance, index):
+            return functional.pool_max_relevance(relevance, index, None, [6, 6])
+
+    batch = torch.export.Dim("batch", min=2)
+    r, index = torch.randn(3, 4, 5, 3, 3), torch.randint(0, 36, (3, 5, 3, 3))
+    program = torch.export.export(Layer(), (r, index), dynamic_shapes=({0: batch}, {0: batch}))
+    r, index = torch.randn(7, 4, 5, 3, 3), torch.randint(0, 36, (7, 5, 3, 3))
+    torch.testing.assert_close(program.module()(r, index), reference("pool_max_relevance")(r, index, None, [6, 6]))
