@@ -1,0 +1,43 @@
+# Every target does all of its own set-up in .venv: scripts/setup.sh, once, and again when what it installs changes.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+# Two processes with one thread each: the tests are many and small.
+WORKERS ?= 2
+
+PY := $(VENV)/bin/python
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: install test demo lint type format bench clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/installed
+
+$(VENV)/installed: scripts/setup.sh $(SOURCES)
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" VENV="$(VENV)" bash scripts/setup.sh
+
+test: install
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) $(ARGS)
+
+demo: install
+	$(PY) examples/demo.py $(ARGS)
+
+bench: install
+	$(PY) -m benchmarks.first $(ARGS)
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+type: install
+	$(PY) -m mypy
+
+format: install
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format -i
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info fastlrp/*.so .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
