@@ -35,9 +35,7 @@ def conv_relevance(
     # What a transposed convolution must add at the far end so that it returns to exactly ``input_size``.
     missing = [
         size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
-        for size, out, s, p, d, k in zip(
-            input_size, size_out, stride, padding, dilation, weight.shape[2:], strict=True
-        )
+        for size, out, s, p, d, k in zip(input_size, size_out, stride, padding, dilation, weight.shape[2:], strict=True)
     ]
     # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
     channels_last = n == 2 and relevance.device.type == "cpu" and relevance[:, :1].numel() >= _CHANNELS_LAST_FROM

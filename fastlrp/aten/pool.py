@@ -22,7 +22,9 @@ def pool_max_relevance(relevance: Tensor, index: Tensor, scale: Tensor | None, i
     return result.scatter_add_(3, where, flow).unflatten(3, input_size)
 
 
-def _windows(padded: Tensor, offset: tuple[int, ...], stride: list[int], dilation: list[int], size: torch.Size) -> Tensor:
+def _windows(
+    padded: Tensor, offset: tuple[int, ...], stride: list[int], dilation: list[int], size: torch.Size
+) -> Tensor:
     """The entries that stand at one kernel offset of every window: a strided view, last axes of shape ``size``."""
     first = padded.dim() - len(size)
     for axis, (o, s, d, n) in enumerate(zip(offset, stride, dilation, size, strict=True)):

@@ -1,0 +1,24 @@
+"""fastlrp: layer-wise relevance propagation for unmodified PyTorch models, many targets at once."""
+
+from fastlrp import composites, rules
+from fastlrp.composites import Composite
+from fastlrp.errors import CaptureError, UnsupportedOperationError
+from fastlrp.explainer import Explainer, explain
+from fastlrp.plan import register_rule
+from fastlrp.record import ForwardRecord
+from fastlrp.stabilizer import Stabilizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "Composite",
+    "Explainer",
+    "ForwardRecord",
+    "Stabilizer",
+    "UnsupportedOperationError",
+    "composites",
+    "explain",
+    "register_rule",
+    "rules",
+]

@@ -1,0 +1,182 @@
+"""Collects forward and backward steps while a plan is lowered, and keeps the books on what flows where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.dispatch import select
+from fastlrp.graph import Constant, Graph, Node, Value, is_nonnegative, leaves, substitute
+from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row
+
+
+def multiply(register: Tensor, factor: Tensor) -> Tensor:
+    """``(B, K, …) * (B, …)``."""
+    return register * factor.unsqueeze(1)
+
+
+class Builder:
+    """State of one lowering: which steps exist, which flows have been sent to which value."""
+
+    def __init__(self, graph: Graph, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
+        self.forward: list[ForwardStep] = []
+        self.backward: list[BackwardStep] = []
+        self.rows: list[Row] = []
+        self.flows: dict[Value, Flow] = {}
+        self.slots = graph.values
+        self.registers = 0
+        self.slot_bytes: dict[int, int] = {}
+        self._sent: dict[Value, list[Flow]] = {}
+        self._factors: dict[Factor, int] = {}
+        self._signs: dict[Value, bool] = {}
+        self._row: Row | None = None
+
+    # Forward side
+
+    def operation(self, name: str) -> Callable[..., Any]:
+        """The backend's implementation of one of our operations; notes it in the current row."""
+        selected = select(name, self.backend, self.device, self.dtype)
+        if self._row is not None and selected.backend not in self._row.backend.split("+"):
+            self._row.backend = "+".join(filter(None, (self._row.backend, selected.backend)))
+        call: Callable[..., Any] = selected.call
+        return call
+
+    def cache(
+        self, run: Callable[..., Any], ins: Sequence[int], numel: int, outs: int = 1, itemsize: int | None = None
+    ) -> int:
+        """A tensor computed once per sample from slots. Returns its slot, the first of ``outs`` consecutive ones."""
+        first = self.slots
+        self.slots += outs
+        slots = tuple(range(first, first + outs))
+        self.forward.append(ForwardStep(run, tuple(ins), slots, is_cache=True))
+        for slot in slots:
+            self.slot_bytes[slot] = numel * (itemsize or self.dtype.itemsize)
+        if self._row is not None:
+            self._row.slots.extend(slots)
+        return first
+
+    def slot_of(self, factor: Factor) -> int | None:
+        """The slot that holds a factor's value, made if it needs a product; None if the factor is 1."""
+        if factor.value is None or factor.scale is None:
+            return factor.scale if factor.value is None else factor.value.index
+        if factor not in self._factors:
+            ins = (factor.value.index, factor.scale)
+            self._factors[factor] = self.cache(torch.mul, ins, factor.value.numel)
+        return self._factors[factor]
+
+    def is_nonnegative(self, value: Value) -> bool:
+        return is_nonnegative(value, self._signs)
+
+    def add_forward(self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None) -> int:
+        """The node's own forward step; ``call`` replaces its function where more than the output is wanted."""
+        first = self.slots
+        self.slots += extra_outs
+        outs = (node.output.index, *range(first, first + extra_outs))
+        ins = tuple(v.index for v in node.inputs)
+        self.forward.append(ForwardStep(call or bind_forward(node), ins, outs, is_cache=False))
+        return first
+
+    # Backward side
+
+    def new_register(self) -> int:
+        self.registers += 1
+        return self.registers - 1
+
+    def step(
+        self, run: Callable[..., Tensor], registers: Sequence[int], slots: Sequence[int | None], numel: int
+    ) -> int:
+        """One backward step; slots that are None are passed as None. Returns the register it fills."""
+        out = self.new_register()
+        present = tuple(slot for slot in slots if slot is not None)
+        if len(present) != len(slots):
+            run = _with_absent(run, len(registers), [slot is None for slot in slots])
+        self.backward.append(BackwardStep(run, tuple(registers), present, out, numel))
+        return out
+
+    def relevance_register(self, flow: Flow, numel: int) -> int:
+        """A register that holds R itself."""
+        slot = self.slot_of(flow.factor)
+        return flow.register if slot is None else self.step(multiply, [flow.register], [slot], numel)
+
+    def begin(self, node: Node, rule: object) -> Row:
+        self._row = Row(node, str(rule), "", "")
+        self.rows.append(self._row)
+        return self._row
+
+    def send(self, value: Value, flow: Flow) -> None:
+        """One consumer's share of the relevance of ``value``."""
+        self._sent.setdefault(value, []).append(flow)
+        if self._row is not None and not self._row.flows:
+            factor = flow.factor
+            self._row.flows = "R" if factor == Factor() else "c" if factor.value is value else "f*F"
+
+    def collect(self, value: Value) -> Flow | None:
+        """The sum of all that was sent to ``value``; None if nothing was."""
+        sent = self._sent.pop(value, [])
+        if not sent:
+            return None
+        self._row = None
+        flow = sent[0] if len(sent) == 1 else self._sum(value, sent)
+        self.flows[value] = flow
+        return flow
+
+    def _sum(self, value: Value, sent: list[Flow]) -> Flow:
+        chained = all(flow.factor.value is value for flow in sent)
+        slots = [flow.factor.scale if chained else self.slot_of(flow.factor) for flow in sent]
+        # A summand without a factor goes first, so that it is the one that is added to.
+        order = sorted(range(len(sent)), key=lambda i: slots[i] is not None)
+        registers = [sent[i].register for i in order]
+        scales = [slots[i] for i in order if slots[i] is not None]
+        plain = len(sent) - len(scales)
+
+        def total(*operands: Tensor) -> Tensor:
+            flows, factors = operands[: len(sent)], operands[len(sent) :]
+            result = flows[0] if plain else multiply(flows[0], factors[0])
+            for flow in flows[1:plain]:
+                result = result + flow
+            start = max(plain, 1)
+            for flow, factor in zip(flows[start:], factors[start - plain :], strict=True):
+                result = torch.addcmul(result, flow, factor.unsqueeze(1))
+            return result
+
+        register = self.step(total, registers, scales, value.numel)
+        return Flow(register, Factor(value) if chained else Factor())
+
+
+def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool]) -> Callable[..., Tensor]:
+    def call(*operands: Tensor) -> Tensor:
+        rest = iter(operands[registers:])
+        return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))
+
+    call.accepts_one_hot = getattr(run, "accepts_one_hot", False)  # type: ignore[attr-defined]
+    return call
+
+
+def bind_forward(node: Node) -> Callable[..., Any]:
+    """The node's function of its input values alone, with constants bound."""
+
+    def plain(tree: Any) -> Any:
+        if isinstance(tree, Constant):
+            return tree.tensor()
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(plain(item) for item in tree)
+        return {key: plain(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
+
+    args, kwargs, call = plain(node.args), plain(node.kwargs), node.call
+    inner = [leaf for leaf in leaves((args[1:], kwargs)) if isinstance(leaf, Value)]
+    if args and isinstance(args[0], Value) and not inner:
+        rest = args[1:]
+        if not rest and not kwargs:
+            return call
+        return lambda x: call(x, *rest, **kwargs)
+    inputs = node.inputs
+
+    def general(*tensors: Any) -> Any:
+        table = dict(zip(inputs, tensors, strict=True))
+        return call(*substitute(args, table), **substitute(kwargs, table))
+
+    return general

@@ -1,0 +1,260 @@
+"""The entry point: an explainer of one model under one composite."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp import composites
+from fastlrp.canonizers import canonize
+from fastlrp.capture import Captured, capture
+from fastlrp.composites import Composite
+from fastlrp.dispatch import BACKENDS
+from fastlrp.plan import Plan
+from fastlrp.record import ForwardRecord, Relevance
+from fastlrp.targets import Initial
+from fastlrp.watch import Watch
+
+_KEPT_PLANS = 8
+
+
+@dataclass(eq=False)
+class Inputs:
+    """The model's input taken apart: tensors in order, and how to give relevance back in the same structure."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+    names: list[str]
+    form: str
+
+    @staticmethod
+    def of(x: Any) -> Inputs:
+        """A tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        if isinstance(x, Tensor):
+            return Inputs((x,), {}, [x], ["0"], "tensor")
+        if isinstance(x, dict):
+            args, kwargs, form = (), dict(x), "dict"
+            items = [(str(k), v) for k, v in x.items()]
+        elif isinstance(x, (tuple, list)):
+            args, kwargs, form = tuple(x), {}, "tuple"
+            items = [(str(i), v) for i, v in enumerate(x)]
+        else:
+            raise TypeError(
+                f"x must be a tensor, a tuple of tensors or a dict of keyword inputs, got {type(x).__name__}"
+            )
+        found = [(k, v) for k, v in items if isinstance(v, Tensor)]
+        if not found:
+            raise ValueError("x has no tensor")
+        return Inputs(args, kwargs, [v for _, v in found], [k for k, _ in found], form)
+
+    def key(self) -> tuple[Any, ...]:
+        """What a captured plan depends on: everything but the batch size and the tensors' values."""
+        if self.form == "tensor":
+            x = self.tensors[0]
+            return (x.shape[1:], x.dtype, x.device)
+        items = [*enumerate(self.args), *self.kwargs.items()]
+        return tuple((k, v.shape[1:], v.dtype, v.device) if isinstance(v, Tensor) else (k, repr(v)) for k, v in items)
+
+    def like(self, relevance: list[Tensor], reached: Sequence[bool]) -> Relevance:
+        """Relevance in the structure of the input; None where an input has none (integers)."""
+        if self.form == "tensor":
+            return relevance[0]
+        rest = iter(relevance)
+        found = [next(rest) if has else None for has in reached]
+        return tuple(found) if self.form == "tuple" else dict(zip(self.names, found, strict=True))
+
+
+class Explainer:
+    """Layer-wise relevance propagation for one model.
+
+    Args:
+        model: any ``nn.Module`` in evaluation mode; never modified.
+        composite: a preset's name or a :class:`fastlrp.composites.Composite`.
+        example_inputs: an input like those to come; captures at once instead of at the first call.
+        backend: ``"auto"``, ``"torch"``, ``"cpu"`` (C++ kernels where there are, PyTorch elsewhere), ``"reference"``.
+        max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
+        output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
+
+    Example::
+
+        explainer = fastlrp.Explainer(model, "epsilon_plus")
+        relevance = explainer(x, targets="top5")        # (B, 5, *x.shape[1:])
+
+    Raises:
+        ValueError: for an unknown composite, backend or budget. Capture raises
+            :class:`fastlrp.errors.CaptureError`; an operation without a rule
+            :class:`fastlrp.errors.UnsupportedOperationError`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str | Composite = "epsilon_plus",
+        *,
+        example_inputs: Any = None,
+        backend: str = "auto",
+        max_memory: int | str | None = None,
+        output: str | int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if backend != "auto" and backend not in BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
+        self.model, self.backend = model, backend
+        self.composite = composites.resolve(composite)
+        self.max_memory = parse_bytes(max_memory)
+        self._output = output
+        self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, Captured]] = OrderedDict()
+        self._watch: Watch | None = None
+        self._lock = threading.RLock()
+        if example_inputs is not None:
+            self._plan_for(self._inputs(example_inputs))
+
+    def __call__(
+        self,
+        x: Any,
+        targets: Any,
+        initial: Initial = "output",
+        layers: str | Sequence[str] | None = None,
+        reduce: str | None = None,
+        out: Any = None,
+    ) -> Relevance:
+        """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
+
+        See :meth:`fastlrp.record.ForwardRecord.relevance` for the arguments and errors.
+        """
+        with self.forward(x) as record:
+            return record.relevance(targets, initial, layers, reduce, out)
+
+    def forward(self, x: Any, lrp_aware: bool = True) -> ForwardRecord:
+        """One forward pass from which any number of targets can be explained.
+
+        Args:
+            x: a tensor ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
+            lrp_aware: keep the coefficients of all layers (fast, more memory) or only the layers' inputs.
+
+        Raises:
+            ValueError: for NaN or infinity in the input. TypeError, ValueError: for a dtype or device that is not the
+            model's.
+        """
+        inputs = self._inputs(x)
+        plan, captured = self._plan_for(inputs)
+        return ForwardRecord(plan, inputs, captured.structure, lrp_aware, self.max_memory)
+
+    def verify(self, x: Any, targets: Any, **options: Any) -> Any:
+        """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.verify`."""
+        from fastlrp.verify import verify
+
+        return verify(self, x, targets, **options)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the latest capture; ``print`` it.
+
+        Raises:
+            RuntimeError: before the first capture.
+        """
+        if not self._plans:
+            raise RuntimeError("nothing is captured yet: call the explainer once, or give it example_inputs")
+        return next(reversed(self._plans.values()))[0]
+
+    # Inputs
+
+    def _inputs(self, x: Any) -> Inputs:
+        inputs = Inputs.of(x)
+        home = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        batch = None
+        for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
+            label = "x" if inputs.form == "tensor" else f"input {name!r}"
+            if tensor.dim() == 0:
+                raise ValueError(f"{label} must have a batch axis, got a scalar")
+            batch = tensor.shape[0] if batch is None else batch
+            if tensor.shape[0] != batch:
+                raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}")
+            if home is not None and tensor.device != home.device:
+                raise ValueError(f"{label} is on {tensor.device}, the model is on {home.device}: use x.to(…)")
+            if tensor.is_floating_point():
+                if home is not None and tensor.dtype != home.dtype:
+                    raise TypeError(f"{label} is {tensor.dtype}, the model's parameters are {home.dtype}: convert one")
+                _check_finite(tensor, label)
+        if not any(t.is_floating_point() for t in inputs.tensors):
+            kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
+            raise TypeError(f"x is {kinds}: relevance is defined for float inputs, convert with x.float()")
+        inputs.tensors = [t.detach() for t in inputs.tensors]
+        return inputs
+
+    # Plans
+
+    def _plan_for(self, inputs: Inputs) -> tuple[Plan, Captured]:
+        with self._lock:
+            if self._watch is not None:
+                change = self._watch.change()
+                if change == "structure":
+                    self._plans.clear()
+                elif change == "values":
+                    for key, (plan, captured) in list(self._plans.items()):
+                        self._plans[key] = (self._prepare(captured, plan.device, plan.dtype), captured)
+            key = (*inputs.key(), torch.is_autocast_enabled())
+            found = self._plans.get(key) or self._plans.get((*key, inputs.tensors[0].shape[0]))
+            if found is None:
+                found = self._capture(inputs, key)
+            return found
+
+    def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> tuple[Plan, Captured]:
+        watch = Watch(self.model)
+        captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
+        canonize(captured.graph)
+        first = next(t for t in inputs.tensors if t.is_floating_point())
+        found = (self._prepare(captured, first.device, first.dtype), captured)
+        if captured.fixed_batch is not None:
+            key = (*key, captured.fixed_batch)
+        self._plans[key] = found
+        while len(self._plans) > _KEPT_PLANS:
+            self._plans.popitem(last=False)
+        self._watch = watch
+        return found
+
+    def _prepare(self, captured: Captured, device: torch.device, dtype: torch.dtype) -> Plan:
+        return Plan(captured.graph, self.composite, self.backend, device, dtype)
+
+
+def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite = "epsilon_plus", **options: Any) -> Any:
+    """Relevance of ``x`` for K targets in one call, ``(B, K, *x.shape[1:])``.
+
+    Args:
+        model, x, targets, composite: see :class:`Explainer` and :meth:`Explainer.__call__`.
+        options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
+            captures once.
+    """
+    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output") if k in options}
+    return Explainer(model, composite, **ours)(x, targets, **options)
+
+
+def _check_finite(x: Tensor, label: str) -> None:
+    # The sum of a finite tensor is finite unless it overflows, which the second look excludes.
+    if x.numel() and not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"{label} contains {bad} NaN or infinite entries: relevance would be NaN everywhere")
+
+
+def parse_bytes(budget: int | str | None) -> int | None:
+    """``None``, bytes, or text such as ``"512MB"``, ``"2 GiB"`` (1 MB = 2**20 bytes).
+
+    Raises:
+        ValueError: for anything else, or a budget that is not positive.
+    """
+    if budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
+        return budget
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", budget, re.IGNORECASE) if isinstance(budget, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"max_memory must be a positive number of bytes or text such as '2GB', got {budget!r}")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))

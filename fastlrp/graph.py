@@ -1,0 +1,199 @@
+"""The intermediate representation: a captured model as a list of nodes in execution order.
+
+A :class:`Value` is an activation (it depends on the model's input), a :class:`Constant` is a parameter, a buffer or
+something computed from them alone, and a :class:`Node` makes one value from others. Batch is always axis 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Value:
+    """An activation. ``shape`` has None where the batch size stands; a symbolic size other than that is a string."""
+
+    index: int
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: torch.dtype | None
+    producer: Node | None = None
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.dtype is not None
+
+    @property
+    def is_differentiable(self) -> bool:
+        return self.dtype is not None and self.dtype.is_floating_point
+
+    @property
+    def has_batch_first(self) -> bool:
+        """True if axis 0 is the batch and every other size is a plain number: relevance can be laid out as (B, K, …)."""
+        return bool(self.shape) and self.shape[0] is None and all(isinstance(n, int) for n in self.shape[1:])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of one sample."""
+        assert self.has_batch_first, f"{self.name} has no plain per-sample shape: {self.shape}"
+        return tuple(n for n in self.shape[1:] if isinstance(n, int))
+
+    @property
+    def numel(self) -> int:
+        """Elements of one sample."""
+        count = 1
+        for n in self.sizes:
+            count *= n
+        return count
+
+
+@dataclass(eq=False)
+class Constant:
+    """A tensor that does not depend on the input: a parameter or buffer itself, or computed from some."""
+
+    name: str
+    source: Tensor | Callable[[], Tensor]
+
+    def tensor(self) -> Tensor:
+        """The current value: weights may have been trained since the capture."""
+        return self.source.detach() if isinstance(self.source, Tensor) else self.source()
+
+
+@dataclass(eq=False)
+class Node:
+    """One operation.
+
+    Attributes:
+        kind: what it is to LRP (``conv``, ``linear``, ``activation``, ``add``, ``move``, …), see
+            :mod:`fastlrp.vocabulary`.
+        operation: name for people, ``conv2d``.
+        call: the forward function; takes ``args``, ``kwargs`` with values and constants replaced by tensors.
+        inputs: the activations among the arguments, in order.
+        path: dotted path of the innermost module that it stands in; ``""`` for the model itself.
+        module_type: type of that module.
+        attributes: geometry and constants, by kind.
+    """
+
+    kind: str
+    operation: str
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[Value, ...]
+    output: Value
+    path: str = ""
+    module_type: type | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.operation} ({self.path or 'model'})"
+
+
+@dataclass(eq=False)
+class Graph:
+    """A captured model.
+
+    Attributes:
+        inputs: one value per tensor input, in the order of the flattened arguments.
+        output: the value that is explained.
+        outputs: every tensor output of the model, to rebuild what it returned.
+        modules: module path -> the value that the module returned last, for ``layers=``.
+    """
+
+    nodes: list[Node]
+    inputs: list[Value]
+    outputs: list[Value]
+    output: Value
+    modules: dict[str, Value]
+    values: int
+
+    def new_value(
+        self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None
+    ) -> Value:
+        value = Value(self.values, name, shape, dtype, producer)
+        self.values += 1
+        return value
+
+    def consumers(self) -> dict[Value, list[Node]]:
+        """Who reads each value, in execution order; the model's outputs are not consumers."""
+        table: dict[Value, list[Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                table.setdefault(value, []).append(node)
+        return table
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Let everything that read ``old`` read ``new``."""
+        for node in self.nodes:
+            if old in node.inputs:
+                node.inputs = tuple(new if v is old else v for v in node.inputs)
+                node.args = substitute(node.args, {old: new})
+                node.kwargs = substitute(node.kwargs, {old: new})
+        self.outputs = [new if v is old else v for v in self.outputs]
+        self.output = new if self.output is old else self.output
+        self.modules = {path: new if v is old else v for path, v in self.modules.items()}
+
+    def drop_dead(self) -> None:
+        """Remove nodes whose output nobody reads."""
+        alive = set(self.outputs)
+        kept = []
+        for node in reversed(self.nodes):
+            if node.output in alive:
+                kept.append(node)
+                alive.update(node.inputs)
+        self.nodes = kept[::-1]
+        alive.update(self.inputs)
+        self.modules = {path: v for path, v in self.modules.items() if v in alive}
+
+
+def substitute(tree: Any, table: dict[Value, Any]) -> Any:
+    """``tree`` (nested tuples, lists, dicts) with values replaced by what ``table`` has for them."""
+    if isinstance(tree, Value):
+        return table.get(tree, tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(substitute(item, table) for item in tree)
+    if isinstance(tree, dict):
+        return {key: substitute(item, table) for key, item in tree.items()}
+    return tree
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Values, constants and plain leaves of nested tuples, lists and dicts, in order."""
+    if isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from leaves(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from leaves(item)
+    else:
+        yield tree
+
+
+_NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus", "exp", "square", "abs"}
+_KEEPS_SIGN = {"max_pool", "avg_pool", "adaptive_avg_pool", "mean", "move", "cat", "identity"}
+
+
+def is_nonnegative(value: Value, memo: dict[Value, bool] | None = None) -> bool:
+    """True if the graph proves that no entry is below zero."""
+    memo = {} if memo is None else memo
+    if value not in memo:
+        memo[value] = False
+        node = value.producer
+        if node is not None and node.inputs:
+            operands_tensors = not any(isinstance(leaf, Constant) for leaf in leaves(node.args))
+            below = all(is_nonnegative(v, memo) for v in node.inputs)
+            if node.operation in _NONNEGATIVE:
+                memo[value] = True
+            elif node.operation in ("hardtanh", "clamp"):
+                low = node.attributes.get("low")
+                memo[value] = low is not None and low >= 0
+            elif node.kind in _KEEPS_SIGN:
+                memo[value] = below and operands_tensors and node.attributes.get("fill", 0) >= 0
+            elif node.kind in ("add", "mul") and operands_tensors and len(node.inputs) == len(node.args[:2]):
+                memo[value] = below and node.attributes.get("alpha", 1) > 0
+    return memo[value]

@@ -1,0 +1,1 @@
+"""How each kind of operation under each rule becomes cached coefficients and backward steps."""

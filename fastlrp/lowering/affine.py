@@ -1,0 +1,390 @@
+"""Layers with a weight: convolution, linear, batch norm. The two-coefficient form and the rules at the input.
+
+``R_in = x * W^T(uR) + x+ * W+^T(vR) + x- * W-^T(vR)``; the relevance that arrives is ``factor * register``, so the
+cached coefficients are ``u * factor`` and ``v * factor``, and what leaves is ``c = R_in / x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.builder import Builder
+from fastlrp.canonizers import merged_parameters, norm_scale_shift
+from fastlrp.graph import Node
+from fastlrp.program import Factor, Flow
+from fastlrp.stabilizer import Stabilizer
+from fastlrp.targets import OneHot
+
+
+class AffineLayer:
+    """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.x, self.y = node.inputs[0], node.output
+        a = node.attributes
+        if node.kind == "batch_norm":
+            scale, shift = norm_scale_shift(node)
+            tail = (1,) * (len(self.x.shape) - 2)
+            self.weight, self.bias = scale.view(-1, *tail), shift.view(-1, *tail)
+        else:
+            self.weight, merged = merged_parameters(node)
+            self.bias = merged if merged is not None else None  # type: ignore[assignment]
+        if node.kind == "conv":
+            self.geometry = (
+                a["stride"],
+                a["padding"],
+                a["dilation"],
+                a["transposed"],
+                a["output_padding"],
+                a["groups"],
+            )
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``weight x + bias``."""
+        if self.node.kind == "conv":
+            return torch.convolution(x, weight, bias, *self.geometry)
+        if self.node.kind == "linear":
+            return torch.nn.functional.linear(x, weight, bias)
+        return x * weight if bias is None else x * weight + bias
+
+    def transpose(
+        self,
+        b: Builder,
+        weight: Tensor,
+        weight_positive: Tensor | None,
+        signed: bool,
+        multiply: bool,
+        channels: int = 1,
+    ) -> Callable[..., Tensor]:
+        """``(register, u, v, input) -> c`` by the selected backend."""
+        if self.node.kind == "linear":
+            call = b.operation("linear_relevance")
+
+            def linear(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Tensor | None) -> Tensor:
+                result: Tensor = call(flow, weight, u, v, x, weight_positive, signed, multiply)
+                return result
+
+            return linear
+        call = b.operation("conv_relevance")
+        stride, padding, dilation, transposed, output_padding, groups = self.geometry
+        size = list(self.x.sizes[1:])
+
+        def conv(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Tensor | None) -> Tensor:
+            result: Tensor = call(
+                flow, weight, u, v, x, weight_positive, size, stride, padding, dilation, transposed, output_padding,
+                groups, signed, multiply,
+            )  # fmt: skip
+            return result
+
+        return conv
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Steps of one affine layer under any rule that needs a weight."""
+    layer = AffineLayer(node)
+    if isinstance(rule, rules.Gradient):
+        _gradient(b, layer, flow)
+    elif node.kind == "batch_norm":
+        _elementwise(b, layer, rule, flow)
+    elif isinstance(rule, rules.ZBox):
+        _zbox(b, layer, rule, flow)
+    elif isinstance(rule, (rules.WSquare, rules.Flat)):
+        _input_independent(b, layer, rule, flow)
+    elif isinstance(rule, rules.AlphaBeta):
+        _alpha_beta(b, layer, rule, flow)
+    else:
+        _two_coefficients(b, layer, rule, flow)
+
+
+def _only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
+    """True if relevance can only stand where the layer's output is above zero: it passed a ReLU in chained form."""
+    value = flow.factor.value
+    producer = None if value is None else value.producer
+    return producer is not None and producer.operation == "relu" and producer.inputs[0] is layer.y
+
+
+def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> None:
+    x = layer.x
+    signed = not b.is_nonnegative(x)
+    weight, bias = layer.weight, layer.bias
+    u, v, weight, needs_split = _coefficients(b, layer, rule, flow, signed)
+    split = needs_split and signed
+    positive = weight.clamp(min=0) if v is not None else None
+    run = layer.transpose(b, weight, positive, split, multiply=False)
+    one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
+    if one_hot:
+        run = _rows_of(run, weight)
+    register = b.step(run, [flow.register], [u, v, x.index if split else None], x.numel)
+    b.send(x, Flow(register, Factor(x)))
+
+
+def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flow) -> None:
+    """``alpha`` times the rule of the positive parts minus ``beta`` times that of the negative ones.
+
+    Not as ``u W + v W+`` with ``u = -beta B``, ``v = alpha A + beta B``: where a neuron's negative part is nearly
+    empty B is up to 1/epsilon, and A would be read off the difference of two numbers a million times its size.
+    Products with W+ and W- cost the same and lose nothing. The negative part is the positive part of ``-W``.
+    """
+    x = layer.x
+    signed = not b.is_nonnegative(x)
+    bias = None if rule.zero_bias else layer.bias
+    parts = []
+    for sign, share in ((1, rule.alpha), (-1, rule.beta)):
+        if share:
+            weight = layer.weight * sign
+            v = _part_coefficient(b, layer, rule, flow, weight, None if bias is None else bias * sign, sign * share)
+            run = layer.transpose(b, weight, weight.clamp(min=0), signed, multiply=False)
+            parts.append((run, v))
+    sign_of = x.index if signed else None
+
+    def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
+        results = [run(flow, None, v, x) for (run, _), v in zip(parts, vs, strict=True)]
+        return results[0] if len(results) == 1 else results[0].add_(results[1])
+
+    register = b.step(total, [flow.register], [sign_of, *(v for _, v in parts)], x.numel)
+    b.send(x, Flow(register, Factor(x)))
+
+
+def _part_coefficient(
+    b: Builder, layer: AffineLayer, rule: Any, flow: Flow, weight: Tensor, bias: Tensor | None, share: float
+) -> int:
+    """Slot of ``share * factor / st(P + b+)`` for the given weight and bias."""
+    factor = b.slot_of(flow.factor)
+    signed = not b.is_nonnegative(layer.x)
+    positive = b.cache(_part(layer, weight, bias, signed), [layer.x.index], layer.y.numel)
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    _, v = _coefficient_pair(b, layer, "zplus", 1, 0, stabilizer, [positive, positive, None, factor])
+    return v if share == 1 else b.cache(lambda v: v * share, [v], layer.y.numel)
+
+
+def _rows_of(run: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
+    """A one-hot target selects a row of W instead of multiplying by all of them."""
+
+    def call(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
+        if isinstance(flow, OneHot):
+            scaled = flow.value * u.gather(1, flow.index)
+            return weight[flow.index] * scaled.unsqueeze(2)
+        return run(flow, u, v, x)
+
+    call.accepts_one_hot = True  # type: ignore[attr-defined]
+    return call
+
+
+def _coefficients(
+    b: Builder, layer: AffineLayer, rule: Any, flow: Flow, signed: bool
+) -> tuple[int | None, int | None, Tensor, bool]:
+    """Slots of ``u`` and ``v`` times the arriving factor, the weight they go with, whether ``v`` splits by sign."""
+    factor = b.slot_of(flow.factor)
+    x, y = layer.x.index, layer.y.index
+    weight, bias = layer.weight, None if rule.zero_bias else layer.bias
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    modify = getattr(rule, "modify", None)
+    if isinstance(rule, rules.Gamma) and not signed and _only_positive_outputs(layer, flow):
+        # After a ReLU v/u is the same for every neuron that carries relevance: one product with W + gamma W+.
+        modify = rules.PlainGamma(rule.gamma).modify
+    if modify is not None:
+        changed = modify(weight)
+        changed_bias = None if bias is None else modify(bias)
+        z = b.cache(lambda x: layer.apply(x, changed, changed_bias), [x], layer.y.numel)
+        u, _ = _coefficient_pair(b, layer, "epsilon", 0, 0, stabilizer, [z, None, None, factor])
+        return u, None, changed, False
+    if rule.zero_bias and layer.bias is not None:
+        y = b.cache(lambda x: layer.apply(x, weight, None), [x], layer.y.numel)
+    if isinstance(rule, rules.Epsilon):
+        u, _ = _coefficient_pair(b, layer, "epsilon", 0, 0, stabilizer, [y, None, None, factor])
+        return u, None, weight, False
+    if isinstance(rule, rules.ZPlus):
+        return None, _part_coefficient(b, layer, rule, flow, weight, bias, 1), weight, True
+    if isinstance(rule, rules.Gamma):
+        positive = b.cache(_part(layer, weight, bias, signed), [x], layer.y.numel)
+        opposite = b.cache(_part(layer, -weight, None if bias is None else -bias, signed), [x], layer.y.numel)
+        negative = b.cache(torch.neg, [opposite], layer.y.numel)
+        slots = [y, positive, negative, factor]
+        u, v = _coefficient_pair(b, layer, "gamma", rule.gamma, 0, stabilizer, slots)
+        return u, v, weight, True
+    raise TypeError(f"{rule} is not defined for {layer.node}: see fastlrp.rules for the rules of layers with a weight")
+
+
+def _part(layer: AffineLayer, weight: Tensor, bias: Tensor | None, signed: bool) -> Callable[[Tensor], Tensor]:
+    """``x -> P + b+``; of ``-W`` and ``-b`` it is ``-(N + b-)``."""
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    part = None if bias is None else bias.clamp(min=0)
+    if not signed:
+        return lambda x: layer.apply(x, positive, part)
+    return lambda x: layer.apply(x.clamp(min=0), positive, part).add_(layer.apply(x.clamp(max=0), negative, None))
+
+
+def _coefficient_pair(
+    b: Builder,
+    layer: AffineLayer,
+    rule: str,
+    alpha: float,
+    beta: float,
+    stabilizer: Stabilizer,
+    slots: list[int | None],
+) -> tuple[int, int]:
+    """Two slots, u and v, from ``(z, positive, negative, factor)``; one of them may hold None."""
+    if stabilizer.is_absolute:
+        op, epsilon = b.operation("elementwise_coefficients"), stabilizer.epsilon
+
+        def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
+            return op(z, p, n, f, rule, alpha, beta, epsilon)
+    else:
+
+        def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
+            return _general_coefficients(z, p, n, f, rule, alpha, beta, stabilizer)
+
+    present = [slot for slot in slots if slot is not None]
+    missing = [slot is None for slot in slots]
+
+    def call(*tensors: Tensor) -> Any:
+        rest = iter(tensors)
+        u, v = run(*(None if absent else next(rest) for absent in missing))
+        return _same_layout(layer, u), _same_layout(layer, v)
+
+    first = b.cache(call, present, layer.y.numel, outs=2)
+    if rule in ("epsilon", "zplus"):
+        b.slot_bytes[first + (rule == "epsilon")] = 0
+    return first, first + 1
+
+
+def _same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:
+    """Coefficients of 2-D convolutions on the CPU lie channels-last, as the relevance that they multiply does."""
+    if coefficient is None or layer.node.kind != "conv" or coefficient.dim() != 4 or coefficient.device.type != "cpu":
+        return coefficient
+    return coefficient.contiguous(memory_format=torch.channels_last)
+
+
+def _general_coefficients(
+    z: Tensor, p: Any, n: Any, f: Tensor | None, rule: str, alpha: float, beta: float, st: Stabilizer
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same coefficients for any stabilizer."""
+
+    def scaled(value: Tensor) -> Tensor:
+        return value if f is None else value * f
+
+    if rule == "epsilon":
+        return scaled(st.reciprocal(z)), None
+    if rule == "zplus":
+        return None, scaled(st.reciprocal(p))
+    if rule == "alpha_beta":
+        first, second = alpha * st.reciprocal(p), beta * st.reciprocal(n)
+        return scaled(-second), scaled(first + second)
+    above, below = scaled(st.reciprocal(z + alpha * p)), scaled(st.reciprocal(z + alpha * n))
+    u = torch.where(z > 0, above, torch.where(z < 0, (1 + alpha) * below, 0.0))
+    v = torch.where(z > 0, alpha * above, torch.where(z < 0, -alpha * below, 0.0))
+    return u, v
+
+
+def _elementwise(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> None:
+    """A batch norm that stands alone: each output has one input, so the whole rule is a cached factor."""
+    if isinstance(rule, (rules.ZBox, rules.WSquare, rules.Flat)):
+        raise TypeError(f"{rule} is not defined for {layer.node}: use Pass, Epsilon, ZPlus, AlphaBeta or Gamma")
+    if isinstance(rule, rules.AlphaBeta):
+        raise TypeError(f"{rule} is not defined for {layer.node}: use Pass, Epsilon, ZPlus or Gamma")
+    u, v, weight, split = _coefficients(b, layer, rule, flow, signed=True)
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+
+    def total(x: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor:
+        result = 0.0 if u is None else u * weight
+        if v is not None:
+            result = result + v * torch.where(x > 0, positive, torch.where(x < 0, negative, 0.0))
+        assert isinstance(result, Tensor)
+        return result
+
+    present = [slot for slot in (u, v) if slot is not None]
+
+    def call(x: Tensor, *rest: Tensor) -> Tensor:
+        tensors = iter(rest)
+        return total(x, None if u is None else next(tensors), None if v is None else next(tensors))
+
+    scale = b.cache(call, [layer.x.index, *present], layer.x.numel)
+    b.send(layer.x, Flow(flow.register, Factor(layer.x, scale)))
+
+
+def _gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
+    x, y = layer.x, layer.y
+    factor = b.slot_of(flow.factor)
+    if layer.node.kind == "batch_norm":
+        scale = layer.weight
+        if factor is None:
+            slot = b.cache(lambda y: scale.expand(y.shape), [y.index], x.numel)
+        else:
+            slot = b.cache(lambda f: f * scale, [factor], x.numel)
+        b.send(x, Flow(flow.register, Factor(None, slot)))
+        return
+    ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
+    run = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
+    b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel)))
+
+
+def _zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> None:
+    """``R = (x-l) * W+^T s + (x-h) * W-^T s``, with ``z = W+ (x-l) + W- (x-h)``: two products, not three."""
+    x = layer.x
+    weight = layer.weight
+    low = torch.as_tensor(rule.low, dtype=weight.dtype, device=weight.device)
+    high = torch.as_tensor(rule.high, dtype=weight.dtype, device=weight.device)
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    factor = b.slot_of(flow.factor)
+    above = b.cache(lambda x: _minus(x, low, rule), [x.index], x.numel)
+    below = b.cache(lambda x: _minus(x, high, rule), [x.index], x.numel)
+
+    def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
+        z = layer.apply(above, positive, None).add_(layer.apply(below, negative, None))
+        inverse = stabilizer.reciprocal(z)
+        return _same_layout(layer, inverse * f[0] if f else inverse)
+
+    u = b.cache(coefficient, [above, below] + ([] if factor is None else [factor]), layer.y.numel)
+    first = layer.transpose(b, positive, None, signed=False, multiply=True)
+    second = layer.transpose(b, negative, None, signed=False, multiply=True)
+
+    def run(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
+        return first(flow, u, None, above).add_(second(flow, u, None, below))
+
+    b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel)))
+
+
+def _minus(x: Tensor, bound: Tensor, rule: rules.ZBox) -> Tensor:
+    try:
+        return x - bound.expand(x.shape[1:] if bound.dim() < x.dim() else (1, *x.shape[1:]))
+    except RuntimeError as error:
+        raise ValueError(
+            f"ZBox: bounds of shape {tuple(bound.shape)} do not broadcast to the layer's input {tuple(x.shape)}: "
+            "pass numbers or tensors of shape (1, C, 1, 1)"
+        ) from error
+
+
+def _input_independent(b: Builder, layer: AffineLayer, rule: rules.WSquare | rules.Flat, flow: Flow) -> None:
+    """w2 and flat: denominators do not depend on the input, so they are constants of the plan."""
+    x, y = layer.x, layer.y
+    flat = isinstance(rule, rules.Flat)
+    weight = torch.ones_like(layer.weight) if flat else layer.weight.square()
+    keep_bias = isinstance(rule, rules.WSquare) and not rule.zero_bias and layer.bias is not None
+    bias = layer.bias.square() if keep_bias else None
+    ones = torch.ones((1, *x.sizes), dtype=weight.dtype, device=weight.device)
+    inverse = Stabilizer.ensure(rule.stabilizer).reciprocal(layer.apply(ones, weight, bias))
+    factor = b.slot_of(flow.factor)
+    scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
+    u = b.cache(lambda t: _same_layout(layer, scaled(t)), [y.index if factor is None else factor], y.numel)
+    simple = flat and layer.node.kind == "conv" and layer.geometry[5] == 1
+    if not simple:
+        run = layer.transpose(b, weight, None, signed=False, multiply=False)
+        b.send(x, Flow(b.step(run, [flow.register], [u, None, None], x.numel)))
+        return
+    # Flat: all input channels get the same, so sum over output channels first, then one box filter.
+    box = weight[:1, :1]
+    narrow = layer.transpose(b, box, None, signed=False, multiply=False)
+
+    def box_filter(flow: Tensor, u: Tensor) -> Tensor:
+        summed = (flow * u.unsqueeze(1)).sum(2, keepdim=True)
+        unit = summed.new_ones(1).expand(summed.shape[0], *summed.shape[2:])
+        return narrow(summed, unit, None, None).expand(-1, -1, x.sizes[0], *x.sizes[1:])
+
+    b.send(x, Flow(b.step(box_filter, [flow.register], [u], x.numel)))

@@ -1,0 +1,108 @@
+"""Transposed derivatives by autograd, for operations that have no kernel of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.builder import Builder, bind_forward, multiply
+from fastlrp.graph import Node
+from fastlrp.program import Factor, Flow
+from fastlrp.stabilizer import Stabilizer
+
+
+def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """``(dy/dx)^T s`` for a block of targets in one backward pass.
+
+    Args:
+        forward: acts on each sample alone.
+        inputs: each ``(B, …)``, or ``(1, …)`` to stand for any batch.
+        cotangent: ``(B, K, *y.shape[1:])``.
+
+    Returns:
+        for each input ``(B, K, *x.shape[1:])``.
+    """
+    batch, targets = cotangent.shape[:2]
+    with torch.enable_grad():
+        wide = [
+            x.detach().unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_()
+            for x in inputs
+        ]
+        y = forward(*wide)
+        grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), allow_unused=True)
+    return tuple(
+        (torch.zeros_like(x) if g is None else g).unflatten(0, (batch, targets))
+        for g, x in zip(grads, wide, strict=True)
+    )
+
+
+def transpose_at(b: Builder, node: Node, flow: Flow) -> None:
+    """The gradient of any operation at its inputs' values."""
+    inputs = [v for v in node.inputs if v.is_differentiable]
+    forward = bind_forward(node)
+    factor = b.slot_of(flow.factor)
+    slots = [v.index for v in inputs]
+    for position, x in enumerate(inputs):
+
+        def run(f: Tensor, s: Tensor | None, *values: Tensor, position: int = position) -> Tensor:
+            return vjp(forward, values, f if s is None else multiply(f, s))[position]
+
+        b.send(x, Flow(b.step(run, [flow.register], [factor, *slots], x.numel)))
+
+
+def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Mean, sum, interpolation, …: in proportion, ``c = J^T (F factor / st(y))``, or the gradient ``J^T``."""
+    x, y = node.inputs[0], node.output
+    forward = bind_forward(node)
+    factor = b.slot_of(flow.factor)
+    if isinstance(rule, rules.Gradient):
+        scale, left = factor, Factor()
+    elif isinstance(rule, (rules.Norm, rules.Epsilon)):
+        stabilizer, left = Stabilizer.ensure(rule.stabilizer), Factor(x)
+        ins = [y.index] + ([] if factor is None else [factor])
+
+        def share(y: Tensor, *f: Tensor) -> Tensor:
+            inverse = stabilizer.reciprocal(y)
+            return inverse * f[0] if f else inverse
+
+        scale = b.cache(share, ins, y.numel)
+    else:
+        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+    zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
+
+    def run(f: Tensor, s: Tensor | None) -> Tensor:
+        return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]
+
+    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), left))
+
+
+def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None:
+    """A user's own rule: gets R, returns R."""
+    inputs = [v for v in node.inputs if v.is_differentiable]
+    forward = bind_forward(node)
+    register = b.relevance_register(flow, node.output.numel)
+    slots = [node.output.index, *(v.index for v in inputs)]
+    for position, x in enumerate(inputs):
+
+        def run(r: Tensor, y: Tensor, *values: Tensor, position: int = position, x: object = x) -> Tensor:
+            parts = rule.propagate(forward, values, y, r)
+            if not isinstance(parts, tuple) or len(parts) != len(values):
+                raise TypeError(
+                    f"{type(rule).__name__}.propagate must return a tuple with one entry for each of the "
+                    f"{len(values)} inputs of {node}, got {type(parts).__name__}"
+                )
+            part = parts[position]
+            expected = (*r.shape[:2], *values[position].shape[1:])
+            if part is None:
+                return r.new_zeros(expected)
+            if tuple(part.shape) != expected:
+                raise ValueError(
+                    f"{type(rule).__name__}.propagate returned relevance of shape {tuple(part.shape)} for input "
+                    f"{position} of {node}, expected {expected}"
+                )
+            return part
+
+        b.send(x, Flow(b.step(run, [register], slots, x.numel)))

@@ -1,0 +1,163 @@
+"""Operations that only copy entries: relevance goes back to where each entry came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.builder import Builder, bind_forward, multiply
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.graph import Constant, Node, Value, leaves, substitute
+from fastlrp.program import Factor, Flow
+
+_RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
+_PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}
+
+Inverse = Callable[[Tensor], Tensor]
+
+
+def lower_move(b: Builder, node: Node, flow: Flow) -> None:
+    """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
+    sources = [v for v in node.inputs if v.is_differentiable]
+    if len(sources) != 1 or node.args[0] is not sources[0]:
+        raise UnsupportedOperationError(f"{node}: cannot tell which of its inputs the entries come from")
+    x, y = sources[0], node.output
+    if not (x.has_batch_first and y.has_batch_first):
+        raise UnsupportedOperationError(
+            f"{node} mixes the batch axis with another one (from {x.shape} to {y.shape}, None is the batch): relevance "
+            "of one sample cannot be told from that of the others. Keep the batch as axis 0."
+        )
+    inverse, one_to_one = _inverse(node, x, y)
+    _send(b, x, y, flow, inverse, one_to_one)
+
+
+def lower_cat(b: Builder, node: Node, flow: Flow) -> None:
+    """Concatenation and stacking: each part takes its own slice."""
+    y = node.output
+    parts = node.args[0]
+    dim = node.attributes["dim"] % len(y.shape)
+    if dim == 0:
+        raise UnsupportedOperationError(f"{node} joins along the batch axis: relevance of samples cannot be told apart")
+    start = 0
+    for part in parts:
+        if node.operation == "stack":
+            index = start
+            start += 1
+            inverse: Inverse = lambda f, i=index: f.select(dim + 1, i)  # type: ignore[misc]  # noqa: E731
+        else:
+            size = part.shape[dim] if isinstance(part, Value) else part.tensor().shape[dim]
+            where = (start, size)
+            start += size
+            inverse = lambda f, w=where: f.narrow(dim + 1, *w)  # type: ignore[misc]  # noqa: E731
+        if isinstance(part, Value) and part.is_differentiable:
+            _send(b, part, y, flow, inverse, one_to_one=True)
+
+
+def _send(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool) -> None:
+    chained = flow.factor.value is y
+    scale = flow.factor.scale if chained else b.slot_of(flow.factor)
+    left = Factor(x) if chained else Factor()
+    if scale is None or one_to_one:
+        register = b.step(inverse, [flow.register], [], x.numel)
+        if scale is not None:
+            moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
+            left = Factor(left.value, moved)
+    else:
+        register = b.step(lambda f, s: inverse(multiply(f, s)), [flow.register], [scale], x.numel)
+    b.send(x, Flow(register, left))
+
+
+def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
+    """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, and whether each entry of x was copied at most once."""
+    sizes = x.sizes
+    if node.operation in _RESHAPES:
+        return (lambda f: f.reshape(*f.shape[:2], *sizes)), True
+    if node.operation in _PERMUTES:
+        axes = _axes(node, len(x.shape))
+        back = [axes.index(i) for i in range(len(axes))]
+        order = [0, 1, *(i + 1 for i in back[1:])]
+        return (lambda f: f.permute(order)), True
+    return _by_index(node, x, y)
+
+
+def _axes(node: Node, n: int) -> list[int]:
+    """The permutation that the operation applies, seen on a tensor whose sizes are the axes' numbers."""
+    probe = torch.empty([i + 1 for i in range(n)])
+    moved = bind_forward(node)(probe)
+    axes = [size - 1 for size in moved.shape]
+    if axes[0] != 0:
+        raise UnsupportedOperationError(f"{node} moves the batch axis: keep the batch as axis 0")
+    return axes
+
+
+def _window(source: Tensor, numbers: Tensor) -> Inverse | None:
+    """The inverse of taking everything, or a range of one axis (slice with step 1, narrow, chunk, split)."""
+    if source.dim() != numbers.dim():
+        return None
+    cut = [i for i, (have, all_) in enumerate(zip(source.shape, numbers.shape, strict=True)) if have != all_]
+    if not cut and torch.equal(source, numbers):
+        return lambda f: f
+    if len(cut) != 1 or source.numel() == 0 or source.shape[cut[0]] > numbers.shape[cut[0]]:
+        return None
+    dim, length, sizes = cut[0], source.shape[cut[0]], numbers.shape[1:]
+    first = source.flatten()[0]
+    start = int((numbers == first).nonzero()[0, dim]) if first > 0 else 0
+    if start + length > numbers.shape[dim] or not torch.equal(source, numbers.narrow(dim, start, length)):
+        return None
+
+    def embed(f: Tensor) -> Tensor:
+        result = f.new_zeros(*f.shape[:2], *sizes)
+        result.narrow(dim + 1, start, length).copy_(f)
+        return result
+
+    return embed
+
+
+def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
+    """Any other copy: run the operation once on the entries' own numbers to learn where each came from."""
+    numbers = torch.arange(1, x.numel + 1, dtype=torch.float64).view(1, *x.sizes)
+    args, kwargs = _for_one_sample((node.args, node.kwargs), x)
+    try:
+        source = node.call(*substitute(args, {x: numbers}), **substitute(kwargs, {x: numbers}))
+    except Exception as error:
+        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from ({error})") from error
+    if source.shape != (1, *y.sizes):
+        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from")
+    window = _window(source, numbers)
+    if window is not None:
+        return window, True
+    flat = source.flatten().round().long() - 1  # -1: a constant fill, nobody's.
+    filled = flat < 0
+    once = flat[~filled].unique().numel() == int((~filled).sum())
+    index = flat.clamp(min=0)
+
+    def gather_back(f: Tensor) -> Tensor:
+        where, hidden = index.to(f.device), filled.to(f.device)
+        values = f.flatten(2).masked_fill(hidden, 0) if bool(filled.any()) else f.flatten(2)
+        result = f.new_zeros(*f.shape[:2], x.numel)
+        return result.index_add_(2, where, values).unflatten(2, x.sizes)
+
+    return gather_back, once
+
+
+def _for_one_sample(tree: Any, x: Value) -> Any:
+    """Arguments with symbolic sizes evaluated for a batch of one."""
+    table: dict[Value, Any] = {}
+
+    def number(value: Value) -> Any:
+        node = value.producer
+        assert node is not None
+        if node.operation == "sym_size":
+            size = node.args[0].shape[node.args[1]]
+            return 1 if size is None else size
+        inner = {v: number(v) for v in node.inputs}
+        return node.call(*substitute(node.args, inner), **substitute(node.kwargs, inner))
+
+    for leaf in leaves(tree):
+        if isinstance(leaf, Value) and leaf is not x:
+            table[leaf] = number(leaf)
+    tree = substitute(tree, table)
+    return torch.utils._pytree.tree_map(lambda leaf: leaf.tensor().cpu() if isinstance(leaf, Constant) else leaf, tree)

@@ -1,0 +1,114 @@
+"""Pooling layers. Chained form passes through max-pools unchanged: the winner's activation is the output's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.builder import Builder
+from fastlrp.composites import MaxPoolMode
+from fastlrp.graph import Node
+from fastlrp.program import Factor, Flow
+from fastlrp.stabilizer import Stabilizer
+
+_AVG_POOL: list[Any] = [None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d]
+_MAX_POOL: list[Any] = [None, F.max_pool1d, F.max_pool2d, F.max_pool3d]
+_ADAPTIVE_MAX: list[Any] = [None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d]
+
+
+def max_pool_forward(node: Node) -> Any:
+    """``x -> (y, index)``: the pool with the winners' flat indices."""
+    a, n = node.attributes, node.attributes["dims"]
+    if a["adaptive"]:
+        size = list(node.output.sizes[1:])
+        return lambda x: _ADAPTIVE_MAX[n](x, size, return_indices=True)
+    geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
+    return lambda x: _MAX_POOL[n](x, *geometry, return_indices=True)
+
+
+def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoolMode, index: int) -> None:
+    """A max-pool: the winner's index was kept by the forward pass in slot ``index``."""
+    x, y = node.inputs[0], node.output
+    a = node.attributes
+    if mode in ("average", "sum") and not isinstance(rule, rules.Gradient):
+        _as_average(b, node, flow, mode)
+        return
+    # c passes as it is when it belongs to the pool's own output; anything else becomes R here.
+    chained = flow.factor.value is y
+    scale = flow.factor.scale if chained else b.slot_of(flow.factor)
+    size = list(x.sizes[1:])
+    if mode == "ties" and not isinstance(rule, rules.Gradient):
+        if a["adaptive"]:
+            raise TypeError(f"tie-splitting is not defined for {node}: use max_pool='winner'")
+        ties = b.operation("pool_ties_relevance")
+        geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"])
+        register = b.step(
+            lambda f, x, y, s: ties(f, x, y, s, *geometry), [flow.register], [x.index, y.index, scale], x.numel
+        )
+    else:
+        winner = b.operation("pool_max_relevance")
+        b.slot_bytes[index] = y.numel * 8
+        register = b.step(lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel)
+    b.send(x, Flow(register, Factor(x) if chained else Factor()))
+
+
+def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode) -> None:
+    """The max-pool's relevance as if it had been an average (or sum) pool of the same geometry."""
+    x, y = node.inputs[0], node.output
+    a, n = node.attributes, node.attributes["dims"]
+    if a["adaptive"] or any(d != 1 for d in a["dilation"]):
+        raise TypeError(f"{node} is adaptive or dilated and has no average pool of its shape: use max_pool='winner'")
+    if any(p > k // 2 for p, k in zip(a["padding"], a["kernel_size"], strict=True)):
+        raise TypeError(f"{node} pads more than half its kernel: use max_pool='winner'")
+    size = 1
+    for k in a["kernel_size"]:
+        size *= k
+    geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], True)
+
+    def pooled(x: Tensor) -> Tensor:
+        result: Tensor = _AVG_POOL[n](x, *geometry)
+        return result * size if mode == "sum" else result
+
+    z = b.cache(pooled, [x.index], y.numel)
+    transpose = b.operation("pool_avg_relevance")
+    spatial = list(x.sizes[1:])
+    scale = _share(b, flow, z, y.numel, Stabilizer())
+
+    def run(f: Tensor, s: Tensor) -> Tensor:
+        result: Tensor = transpose(f, s, spatial, *geometry, None)
+        return result * size if mode == "sum" else result
+
+    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), Factor(x)))
+
+
+def _share(b: Builder, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:
+    """Slot of ``factor / st(z)``."""
+    factor = b.slot_of(flow.factor)
+    if factor is None:
+        return b.cache(stabilizer.reciprocal, [z], numel)
+    return b.cache(lambda z, f: stabilizer.reciprocal(z).mul_(f), [z, factor], numel)
+
+
+def lower_average(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Average and adaptive average pools: in proportion (Norm), or their gradient."""
+    x, y = node.inputs[0], node.output
+    a = node.attributes
+    if isinstance(rule, rules.Gradient):
+        scale, left = b.slot_of(flow.factor), Factor()
+    elif isinstance(rule, (rules.Norm, rules.Epsilon)):
+        scale, left = _share(b, flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
+    else:
+        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+    spatial = list(x.sizes[1:])
+    if node.kind == "adaptive_avg_pool":
+        adaptive = b.operation("pool_adaptive_avg_relevance")
+        register = b.step(lambda f, s: adaptive(f, s, spatial), [flow.register], [scale], x.numel)
+    else:
+        transpose = b.operation("pool_avg_relevance")
+        geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"])
+        last = (*geometry, a["divisor_override"])
+        register = b.step(lambda f, s: transpose(f, s, spatial, *last), [flow.register], [scale], x.numel)
+    b.send(x, Flow(register, left))

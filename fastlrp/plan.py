@@ -1,0 +1,383 @@
+"""Graph + rules -> an executable plan: what is cached, what flows per edge, which kernel moves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.builder import Builder
+from fastlrp.composites import Composite, Layer
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.graph import Graph, Node, Value
+from fastlrp.lowering import affine, elementwise, jacobian, move, pool
+from fastlrp.program import Flow, Schedule, run_forward, schedule_backward, schedule_forward
+from fastlrp.table import plan_table
+from fastlrp.targets import OneHot
+from fastlrp.vocabulary import AFFINE_KINDS, NAMED_LIKE, RULED_KINDS
+
+_REGISTERED: dict[str, rules.Rule] = {}
+
+# Largest register that a block of targets may fill on a CPU. Above 32 MiB the C library gives memory back to the
+# system after every use and each page is mapped anew, which costs more than the arithmetic.
+CPU_REGISTER_BYTES = 24 << 20
+GPU_REGISTER_BYTES = 1 << 30
+
+
+def register_rule(operation: str, rule: rules.Rule) -> None:
+    """Give an operation that fastlrp does not know a rule, for all explainers made from now on.
+
+    Args:
+        operation: ATen or custom operator name without overload, ``"cumsum"`` or ``"aten::cumsum"``.
+        rule: usually a :class:`fastlrp.rules.Custom`; ``Pass`` for element-wise operations; ``Gradient``.
+
+    Raises:
+        TypeError: if ``rule`` is not a rule.
+    """
+    if not isinstance(rule, rules.Rule):
+        raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
+    _REGISTERED[operation.split("::")[-1].removeprefix("aten.").split(".")[0]] = rule
+
+
+def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | None]:
+    """The rule of every node that needs one; None where neither composite nor registry has any."""
+    weighted = [node for node in graph.nodes if node.kind in ("conv", "linear")]
+    position = {node: i for i, node in enumerate(weighted)}
+    seen: dict[str, int] = {}
+    assigned: dict[Node, rules.Rule | None] = {}
+    for node in graph.nodes:
+        if node.kind not in RULED_KINDS:
+            continue
+        kind_index = seen.get(node.kind, 0)
+        seen[node.kind] = kind_index + 1
+        layer = Layer(
+            node.path, node.module_type, node.operation, node.kind, position.get(node), len(weighted), kind_index,
+            NAMED_LIKE.get(node.operation),
+        )  # fmt: skip
+        rule = composite.rule_for(layer)
+        if node.kind == "unknown" and node.operation in _REGISTERED and not isinstance(rule, rules.Custom):
+            rule = _REGISTERED[node.operation]
+        if rule is None and node.kind == "max_pool":
+            rule = rules.Norm()
+        assigned[node] = rule if rule is not None else _REGISTERED.get(node.operation)
+    return assigned
+
+
+@dataclass(eq=False)
+class Emission:
+    """A schedule step that hands out the relevance of a value: ``register * state[slots…]``."""
+
+    value: Value
+    register: int
+    slots: tuple[int, ...]
+
+
+Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
+
+
+class Plan:
+    """An executable explanation of one captured model under one composite.
+
+    Raises:
+        UnsupportedOperationError: if relevance would reach an operation without a rule.
+    """
+
+    def __init__(
+        self, graph: Graph, composite: Composite, backend: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
+        self.rules = assign_rules(graph, composite)
+        self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
+        self.block_bytes = GPU_REGISTER_BYTES if device.type == "cuda" else CPU_REGISTER_BYTES
+        with torch.no_grad():
+            self._lower(Builder(graph, backend, device, dtype))
+        self._inputs = [v.index for v in graph.inputs]
+        self._schedules: dict[tuple[Value, ...], Schedule] = {}
+        explained = self.explained_inputs()
+        self._aware = self._forward_schedule(self._slots_read(self.schedule(explained)))
+        self._plain: tuple[Schedule, Schedule] | None = None
+
+    # Lowering
+
+    def _lower(self, b: Builder) -> None:
+        indices: dict[Node, int] = {}
+        for node in self.graph.nodes:
+            if node.kind == "max_pool":
+                indices[node] = b.add_forward(node, 1, pool.max_pool_forward(node))
+            else:
+                b.add_forward(node)
+        self.top = b.new_register()
+        b.send(self.graph.output, Flow(self.top))
+        for node in reversed(self.graph.nodes):
+            flow = b.collect(node.output) if node.output.is_differentiable else None
+            if flow is None or not any(v.is_differentiable for v in node.inputs):
+                continue
+            self._check(node)
+            self._lower_node(b, node, flow, indices)
+        for value in self.graph.inputs:
+            if value.is_differentiable:
+                b.collect(value)
+        self.builder = b
+
+    def _check(self, node: Node) -> None:
+        for value in (node.output, *node.inputs):
+            if value.is_differentiable and not value.has_batch_first and node.kind != "move":
+                raise UnsupportedOperationError(
+                    f"{node}: shape {value.shape} does not keep the batch (None) as axis 0, so relevance of one sample "
+                    "cannot be told from that of the others"
+                )
+        if node.kind in RULED_KINDS and self.rules.get(node) is None:
+            raise UnsupportedOperationError(
+                f"no rule for operation '{node.operation}' in module '{node.path or '(the model itself)'}'"
+                f"{_type_name(node)}. Ways out: add an entry for it to the composite, "
+                f"fastlrp.composites.{self.composite.name.split(' ')[0]}(…).with_entries(('{node.path or '*'}', rule)); "
+                f"or fastlrp.register_rule('{node.operation}', rule) with a fastlrp.rules.Custom rule, Pass() for an "
+                "element-wise operation, or Gradient()."
+            )
+
+    def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
+        rule = self.rules.get(node)
+        b.begin(node, rule if rule is not None else "")
+        if node.kind == "move":
+            move.lower_move(b, node, flow)
+        elif node.kind == "cat":
+            move.lower_cat(b, node, flow)
+        elif isinstance(rule, rules.Custom):
+            jacobian.lower_custom(b, node, rule, flow)
+        elif node.kind in AFFINE_KINDS:
+            if isinstance(rule, rules.Pass):
+                self._pass(b, node, flow)
+            elif isinstance(rule, (*rules.AFFINE_RULES, rules.Gradient)):
+                affine.lower(b, node, rule, flow)
+            else:
+                raise TypeError(f"{rule} is not defined for {node}: use one of the rules for layers with a weight")
+        elif node.kind == "activation":
+            elementwise.lower_activation(b, node, _required(rule), flow)
+        elif node.kind == "normalization":
+            elementwise.lower_normalization(b, node, _required(rule), flow)
+        elif node.kind == "mul":
+            elementwise.lower_mul(b, node, _required(rule), flow)
+        elif node.kind == "add":
+            elementwise.lower_add(b, node, _required(rule), flow)
+        elif node.kind == "max_pool":
+            b.rows[-1].rule = "Gradient()" if isinstance(rule, rules.Gradient) else f"max: {self.composite.max_pool}"
+            pool.lower_max(b, node, _required(rule), flow, self.composite.max_pool, indices[node])
+            b.rows[-1].slots.append(indices[node])
+        elif node.kind in ("avg_pool", "adaptive_avg_pool"):
+            pool.lower_average(b, node, _required(rule), flow)
+        elif node.kind == "linear_map":
+            jacobian.lower_linear_map(b, node, _required(rule), flow)
+        elif isinstance(rule, rules.Pass):
+            self._pass(b, node, flow)
+        elif isinstance(rule, rules.Gradient):
+            jacobian.transpose_at(b, node, flow)
+        else:
+            raise UnsupportedOperationError(f"{rule} cannot be applied to {node}: use a Custom rule, Pass or Gradient")
+
+    @staticmethod
+    def _pass(b: Builder, node: Node, flow: Flow) -> None:
+        sources = [v for v in node.inputs if v.is_differentiable]
+        if len(sources) != 1 or sources[0].shape != node.output.shape:
+            raise UnsupportedOperationError(f"Pass needs one input of the output's shape, which {node} does not have")
+        b.send(sources[0], flow)
+
+    # Schedules
+
+    @property
+    def takes_one_hot(self) -> bool:
+        """True if the first step is a linear layer, which selects rows for one-hot targets."""
+        readers = [step for step in self.builder.backward if self.top in step.ins]
+        return all(getattr(step.run, "accepts_one_hot", False) for step in readers)
+
+    def explained_inputs(self) -> tuple[Value, ...]:
+        """The float inputs that relevance reaches."""
+        return tuple(v for v in self.graph.inputs if v in self.builder.flows)
+
+    def schedule(self, values: Sequence[Value]) -> Schedule:
+        """Backward steps that end in the relevance of ``values``, with an :class:`Emission` for each."""
+        key = tuple(values)
+        if key not in self._schedules:
+            flows = {v: self.builder.flows[v] for v in values}
+            by_register: dict[int, list[Emission]] = {}
+            for value, flow in flows.items():
+                factor = flow.factor
+                slots = ([] if factor.value is None else [factor.value.index]) + (
+                    [] if factor.scale is None else [factor.scale]
+                )
+                by_register.setdefault(flow.register, []).append(Emission(value, flow.register, tuple(slots)))
+            plain = schedule_backward(self.builder.backward, frozenset(by_register))
+            last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
+            steps: list[tuple[Any, tuple[int, ...]]] = []
+            steps += [(e, ()) for e in by_register.get(self.top, [])]
+            for i, (step, frees) in enumerate(plain.steps):
+                emissions = by_register.get(step.out, [])
+                # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
+                done = [r for r in step.ins if r in by_register and last_use[r] == i]
+                done += [step.out] if emissions and step.out not in last_use else []
+                steps.append((step, frees if emissions else (*frees, *done)))
+                for n, emission in enumerate(emissions):
+                    steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
+            self._schedules[key] = Schedule(steps, frozenset(by_register))
+        return self._schedules[key]
+
+    @staticmethod
+    def _slots_read(schedule: Schedule) -> frozenset[int]:
+        return frozenset(slot for step, _ in schedule.steps for slot in step.slots)
+
+    def _forward_schedule(self, keep: Iterable[int]) -> Schedule:
+        wanted = frozenset(keep) | {v.index for v in self.graph.outputs} | set(self._inputs)
+        needed, steps = set(wanted), []
+        for step in reversed(self.builder.forward):
+            if not step.is_cache or needed.intersection(step.outs):
+                steps.append(step)
+                needed.update(step.ins)
+        return schedule_forward(steps[::-1], wanted, self._inputs)
+
+    # Running
+
+    def forward(self, inputs: Sequence[Tensor], lrp_aware: bool = True) -> list[Any]:
+        """One forward pass: activations and, if ``lrp_aware``, all coefficients. Returns the slots."""
+        if lrp_aware:
+            return self._run(self._aware, inputs)
+        return self._run(self._plain_schedules()[0], inputs)
+
+    def _run(self, schedule: Schedule, inputs: Sequence[Tensor]) -> list[Any]:
+        state: list[Any] = [None] * self.builder.slots
+        for slot, tensor in zip(self._inputs, inputs, strict=True):
+            state[slot] = tensor
+        run_forward(schedule, state)
+        return state
+
+    def _plain_schedules(self) -> tuple[Schedule, Schedule]:
+        """Without lrp_aware: a forward pass that keeps activations, and the coefficients' own steps for later."""
+        if self._plain is None:
+            wanted = self._slots_read(self.schedule(self.explained_inputs()))
+            cached = {slot for step in self.builder.forward if step.is_cache for slot in step.outs}
+            needed, caches = set(wanted), []
+            for step in reversed(self.builder.forward):
+                if step.is_cache and needed.intersection(step.outs):
+                    caches.append(step)
+                    needed.update(step.ins)
+            keep = (needed - cached) | {v.index for v in self.graph.outputs} | set(self._inputs)
+            nodes = [step for step in self.builder.forward if not step.is_cache]
+            first = schedule_forward(nodes, frozenset(keep), self._inputs)
+            second = schedule_forward(caches[::-1], frozenset(wanted | set(self._inputs)), sorted(keep))
+            self._plain = first, second
+        return self._plain
+
+    def coefficients(self, state: list[Any]) -> list[Any]:
+        """The slots of an lrp_aware forward from those of a plain one."""
+        full = list(state)
+        run_forward(self._plain_schedules()[1], full)
+        return full
+
+    def with_slots(self, state: list[Any], schedule: Schedule) -> list[Any]:
+        """``state`` with every slot that the schedule reads: a second forward pass brings back what was not kept."""
+        missing = {slot for slot in self._slots_read(schedule) if state[slot] is None}
+        if not missing:
+            return state
+        again = self._run(self._forward_schedule(missing), [state[slot] for slot in self._inputs])
+        return [again[i] if i in missing else slot for i, slot in enumerate(state)]
+
+    def propagate(
+        self, state: list[Any], initial: Tensor | OneHot, schedule: Schedule, sink: Sink, first: int, batch: int
+    ) -> None:
+        """Move a block of targets down and hand what was asked for to ``sink(value, first target, register, factors)``.
+
+        A block is cut into smaller ones where maps get large, so that a register stays within ``block_bytes``.
+        """
+        registers: list[Any] = [None] * self.builder.registers
+        registers[self.top] = initial
+        self._descend(schedule.steps, 0, registers, state, sink, first, initial.shape[1], batch)
+
+    def _descend(
+        self,
+        steps: list[tuple[Any, tuple[int, ...]]],
+        start: int,
+        registers: list[Any],
+        state: list[Any],
+        sink: Sink,
+        first: int,
+        count: int,
+        batch: int,
+    ) -> None:
+        for position in range(start, len(steps)):
+            step, frees = steps[position]
+            if type(step) is Emission:
+                value = registers[step.register]
+                sink(
+                    step.value, first, value.dense() if type(value) is OneHot else value,
+                    tuple(state[slot] for slot in step.slots),
+                )  # fmt: skip
+            else:
+                if count > 1:
+                    fits = self.fitting(step.numel, batch)
+                    if fits < count:
+                        self._split(steps, position, registers, state, sink, first, count, batch, fits)
+                        return
+                ins, slots = step.ins, step.slots
+                if len(ins) == 1:
+                    registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+                else:
+                    registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
+            for register in frees:
+                registers[register] = None
+
+    def fitting(self, numel: int, batch: int) -> int:
+        """How many targets of ``numel`` entries per sample fit into one register."""
+        return max(1, self.block_bytes // max(1, numel * max(1, batch) * self.dtype.itemsize))
+
+    def _split(
+        self, steps: Any, position: int, registers: list[Any], state: Any, sink: Sink, first: int, count: int,
+        batch: int, fits: int,
+    ) -> None:  # fmt: skip
+        blocks = -(-count // fits)
+        size = -(-count // blocks)
+        for offset in range(0, count, size):
+            length = min(size, count - offset)
+            part = [None if r is None else r.narrow(1, offset, length) for r in registers]
+            self._descend(steps, position, part, state, sink, first + offset, length, batch)
+
+    # Memory
+
+    def peak_bytes(self, schedule: Schedule, batch: int, count: int) -> int:
+        """Bytes that ``count`` targets need at once while they move down, results not included."""
+        size = {self.top: self.graph.output.numel}
+        return self._peak(schedule.steps, 0, {self.top}, size, batch, count)
+
+    def _peak(self, steps: Any, start: int, live: set[int], size: dict[int, int], batch: int, count: int) -> int:
+        unit = batch * self.dtype.itemsize
+        live, peak = set(live), 0
+        for position in range(start, len(steps)):
+            step, frees = steps[position]
+            held = sum(size[r] for r in live) * unit * count
+            if type(step) is Emission:
+                peak = max(peak, held + size[step.register] * unit * count)
+            else:
+                fits = self.fitting(step.numel, batch)
+                if fits < count:
+                    block = -(-count // -(-count // fits))
+                    return max(peak, held + self._peak(steps, position, live, size, batch, block))
+                size[step.out] = step.numel
+                live.add(step.out)
+                # A step makes its scaled operand (twice with two coefficients) beside its result.
+                operand = 2 * max(size[r] for r in step.ins)
+                peak = max(peak, held + (step.numel + operand) * unit * count)
+            live.difference_update(frees)
+        return peak
+
+    def __str__(self) -> str:
+        return plan_table(self)
+
+
+def _required(rule: rules.Rule | None) -> rules.Rule:
+    assert rule is not None
+    return rule
+
+
+def _type_name(node: Node) -> str:
+    return "" if node.module_type is None else f" ({node.module_type.__name__})"

@@ -1,0 +1,136 @@
+"""What a plan executes: forward steps that fill slots, and backward steps that move a block of targets down.
+
+*Slots* hold tensors with a batch axis, ``(B, …)``: activations (slot = ``Value.index``) and caches. *Registers* hold
+what flows down, with a target axis, ``(B, K, …)``. A :class:`Flow` says how a register reads as relevance:
+``R = value * scale * register``. Factors are kept apart so that an element-wise rule costs nothing per target: they
+melt into the next layer's coefficients, which are computed once per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.graph import Node, Value
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a register must be multiplied with to be relevance: an activation, a cached slot, both or neither."""
+
+    value: Value | None = None
+    scale: int | None = None
+
+
+@dataclass(frozen=True)
+class Flow:
+    """``R = factor * register``. A ``value`` factor equal to the place itself is the chained form (``c``)."""
+
+    register: int
+    factor: Factor = Factor()
+
+
+@dataclass(eq=False)
+class ForwardStep:
+    """``state[out…] = run(*state[in…])``."""
+
+    run: Callable[..., Any]
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    is_cache: bool
+
+
+@dataclass(eq=False)
+class BackwardStep:
+    """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel`` is per sample and target."""
+
+    run: Callable[..., Tensor]
+    ins: tuple[int, ...]
+    slots: tuple[int, ...]
+    out: int
+    numel: int
+
+
+@dataclass(eq=False)
+class Row:
+    """One line of the plan: a layer and what happens to relevance there."""
+
+    node: Node
+    rule: str
+    flows: str
+    backend: str
+    slots: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Schedule:
+    """Steps in order, each with what may be forgotten after it."""
+
+    steps: list[tuple[Any, tuple[int, ...]]]
+    keep: frozenset[int]
+
+
+def schedule_forward(steps: Sequence[ForwardStep], keep: frozenset[int], inputs: Sequence[int]) -> Schedule:
+    """Order forward steps so that each cache is made as soon as it can, and free slots after their last use."""
+    ready = dict.fromkeys(inputs, -1)
+    keyed: list[tuple[tuple[int, int, int], ForwardStep]] = []
+    clock = 0
+    for position, step in enumerate(s for s in steps if not s.is_cache):
+        clock = position
+        ready.update(dict.fromkeys(step.outs, position))
+        keyed.append(((position, 0, 0), step))
+    for order, step in enumerate(s for s in steps if s.is_cache):
+        at = max((ready[slot] for slot in step.ins), default=clock)
+        ready.update(dict.fromkeys(step.outs, at))
+        keyed.append(((at, 1, order), step))
+    ordered = [step for _, step in sorted(keyed, key=lambda item: item[0])]
+    return Schedule(_with_frees(ordered, lambda s: s.ins, lambda s: s.outs, keep), keep)
+
+
+def schedule_backward(steps: Sequence[BackwardStep], keep: frozenset[int]) -> Schedule:
+    """Drop steps that no kept register needs, and free registers after their last use."""
+    needed = set(keep)
+    kept: list[BackwardStep] = []
+    for step in reversed(steps):
+        if step.out in needed:
+            kept.append(step)
+            needed.update(step.ins)
+    return Schedule(_with_frees(kept[::-1], lambda s: s.ins, lambda s: (s.out,), keep), keep)
+
+
+def _with_frees(
+    steps: Sequence[Any],
+    ins: Callable[[Any], tuple[int, ...]],
+    outs: Callable[[Any], tuple[int, ...]],
+    keep: frozenset[int],
+) -> list[tuple[Any, tuple[int, ...]]]:
+    last: dict[int, int] = {}
+    for position, step in enumerate(steps):
+        for slot in (*ins(step), *outs(step)):
+            last[slot] = position
+    frees: dict[int, list[int]] = {}
+    for slot, position in last.items():
+        if slot not in keep:
+            frees.setdefault(position, []).append(slot)
+    return [(step, tuple(frees.get(position, ()))) for position, step in enumerate(steps)]
+
+
+def run_forward(schedule: Schedule, state: list[Any]) -> None:
+    """Execute forward steps on ``state``."""
+    for step, frees in schedule.steps:
+        ins = step.ins
+        if len(ins) == 1:
+            result = step.run(state[ins[0]])
+        else:
+            result = step.run(*[state[slot] for slot in ins])
+        outs = step.outs
+        if len(outs) == 1:
+            state[outs[0]] = result
+        else:
+            for slot, item in zip(outs, result, strict=True):
+                state[slot] = item
+        for slot in frees:
+            state[slot] = None

@@ -1,0 +1,292 @@
+"""The result of one forward pass: asks for any number of targets are answered from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlrp import outputs as structures
+from fastlrp.graph import Value
+from fastlrp.plan import Plan
+from fastlrp.program import Schedule
+from fastlrp.targets import Initial, Targets
+
+if TYPE_CHECKING:
+    from fastlrp.explainer import Inputs
+
+Relevance = Any
+"""A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
+
+
+class ForwardRecord:
+    """One forward pass with what does not depend on the target. Made by :meth:`fastlrp.Explainer.forward`.
+
+    Attributes:
+        output: what the model returned, equal to ``model(x)``.
+        lrp_aware: whether the coefficients of all layers are kept, or computed again for each call.
+    """
+
+    def __init__(self, plan: Plan, inputs: Inputs, structure: Any, lrp_aware: bool, max_memory: int | None) -> None:
+        self.plan, self.lrp_aware, self._inputs, self._max_memory = plan, lrp_aware, inputs, max_memory
+        with torch.no_grad():
+            self._state: list[Any] | None = plan.forward(inputs.tensors, lrp_aware)
+        tensors = [self._state[v.index] for v in plan.graph.outputs]
+        self.output: Any = structures.rebuild(structure, tensors)
+        self.scores: Tensor = self._state[plan.graph.output.index]
+        self.batch = self.scores.shape[0]
+
+    # Life
+
+    def close(self) -> None:
+        """Free the caches. A closed record keeps its output and answers nothing more."""
+        self._state = None
+
+    def __enter__(self) -> ForwardRecord:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
+        seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
+        return sum(seen.values())
+
+    def _open(self) -> list[Any]:
+        if self._state is None:
+            raise RuntimeError("this record is closed: call explainer.forward(x) again")
+        return self._state
+
+    # Asking
+
+    def relevance(
+        self,
+        targets: Any,
+        initial: Initial = "output",
+        layers: str | Sequence[str] | None = None,
+        reduce: str | None = None,
+        out: Any = None,
+    ) -> Relevance:
+        """Relevance of the input for K targets.
+
+        Args:
+            targets: see :class:`fastlrp.targets.Targets`.
+            initial: ``"output"``, ``"one"`` or a callable from the output to initial relevance.
+            layers: module paths, or ``"all"``: also give the relevance of those modules' outputs.
+            reduce: ``"channels"`` sums over the channel axis: ``(B, K, H, W)``.
+            out: tensor, NumPy array or memmap of the result's shape to write into (with ``layers`` or several
+                inputs: a dict of them by name).
+
+        Returns:
+            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``layers`` a dict from module path to
+            the relevance of its output, plus ``"input"`` and ``"output"``.
+
+        Raises:
+            KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
+            ValueError: if ``max_memory`` is too small for one target.
+        """
+        asked = Targets(targets, self.scores, initial)
+        return self._relevance(asked, 0, asked.count, layers, reduce, out)
+
+    def stream(
+        self,
+        targets: Any,
+        initial: Initial = "output",
+        layers: str | Sequence[str] | None = None,
+        reduce: str | None = None,
+        block: int | None = None,
+    ) -> Iterator[tuple[range, Relevance]]:
+        """Relevance in blocks of targets that fit into ``max_memory``.
+
+        Yields:
+            ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
+            sets the size of a block instead.
+        """
+        asked = Targets(targets, self.scores, initial)
+        size = block or self._block(asked.count, self._values(layers), reduce)
+        if size < 1:
+            raise ValueError(f"block must be at least 1, got {block}")
+        for start in range(0, asked.count, size):
+            length = min(size, asked.count - start)
+            yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
+
+    # Doing
+
+    def _relevance(
+        self, asked: Targets, start: int, count: int, layers: Any, reduce: str | None, out: Any
+    ) -> Relevance:
+        if reduce not in (None, "channels"):
+            raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
+        names = self._values(layers)
+        results = {
+            name: _Result(name, value, self.batch, count, reduce, self._destination(out, name, names))
+            for name, value in names.items()
+        }
+        wanted = tuple(dict.fromkeys(names.values()))
+        with torch.no_grad():
+            schedule = self.plan.schedule(wanted)
+            state = self._open()
+            if not self.lrp_aware:
+                state = self.plan.coefficients(state)
+            state = self.plan.with_slots(state, schedule)
+            by_value: dict[Value, list[_Result]] = {}
+            for result in results.values():
+                by_value.setdefault(result.value, []).append(result)
+
+            def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+                for result in by_value[value]:
+                    result.write(first, register, factors)
+
+            block = self._block(count, names, reduce) if self._max_memory is not None else count
+            for first in range(0, count, block):
+                length = min(block, count - first)
+                initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
+                self.plan.propagate(state, initial, schedule, sink, first, self.batch)
+        given = {name: result.finish() for name, result in results.items()}
+        if layers is not None:
+            inputs = {name: given.pop(name) for name in self._input_names()}
+            given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+            return given
+        return self._inputs.like(list(given.values()), [v in self.plan.builder.flows for v in self.plan.graph.inputs])
+
+    def _input_names(self) -> dict[str, Value]:
+        values = self.plan.explained_inputs()
+        if len(values) == 1:
+            return {"input": values[0]}
+        return {f"input.{self._inputs.names[self.plan.graph.inputs.index(v)]}": v for v in values}
+
+    def _values(self, layers: Any) -> dict[str, Value]:
+        """Name -> value of everything that is asked for."""
+        names: dict[str, Value] = {}
+        if layers is not None:
+            known = {p: v for p, v in self.plan.graph.modules.items() if v in self.plan.builder.flows}
+            if isinstance(layers, str):
+                layers = list(known) if layers == "all" else [layers]
+            for path in layers:
+                if path in ("input", "output"):
+                    continue
+                if path not in known:
+                    raise KeyError(_unknown_layer(path, known, self.plan.graph.modules))
+                names[path] = known[path]
+            names["output"] = self.plan.graph.output
+        return {**names, **self._input_names()}
+
+    def _destination(self, out: Any, name: str, names: dict[str, Value]) -> Any:
+        if out is None:
+            return None
+        if len(names) == 1:
+            return out
+        if not isinstance(out, dict):
+            raise ValueError(f"out must be a dict by name when there are several results: {', '.join(names)}")
+        unknown = set(out) - set(names)
+        if unknown:
+            raise ValueError(f"out has entries for {sorted(unknown)}, the results are {', '.join(names)}")
+        return out.get(name)
+
+    def _block(self, count: int, names: dict[str, Value], reduce: str | None) -> int:
+        """Targets per block so that propagation and one block of results stay within ``max_memory``."""
+        if self._max_memory is None:
+            return count
+        schedule: Schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())))
+        each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
+
+        def need(k: int) -> int:
+            return self.plan.peak_bytes(schedule, self.batch, k) + k * each
+
+        if need(1) > self._max_memory:
+            raise ValueError(
+                f"max_memory={self._max_memory} bytes is too small for one target: a batch of {self.batch} needs "
+                f"{need(1)} bytes. Raise max_memory or explain fewer samples at once"
+            )
+        low, high = 1, count
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if need(middle) <= self._max_memory else (low, middle - 1)
+        return low
+
+
+def _is_tensor(item: Any) -> bool:
+    return isinstance(item, Tensor)
+
+
+def _reduced(numel: int, sizes: tuple[int, ...], reduce: str | None) -> int:
+    return numel // sizes[0] if reduce and len(sizes) > 1 else numel
+
+
+def _unknown_layer(path: str, known: dict[str, Value], modules: dict[str, Value]) -> str:
+    import difflib
+
+    if path in modules:
+        return f"no relevance reaches the output of layer {path!r}: the explained output does not depend on it"
+    close = difflib.get_close_matches(path, list(known), 3)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    return f"unknown layer {path!r}{hint} Known: {', '.join(list(known)[:12])}{', …' if len(known) > 12 else ''}"
+
+
+class _Result:
+    """Where the blocks of one value's relevance are put together."""
+
+    def __init__(self, name: str, value: Value, batch: int, count: int, reduce: str | None, destination: Any) -> None:
+        self.value, self.count = value, count
+        self.channels = reduce == "channels" and len(value.sizes) > 1
+        self.shape = (batch, count, *(value.sizes[1:] if self.channels else value.sizes))
+        self.given = destination
+        self.target: Tensor | None = None if destination is None else self._check(destination, name)
+
+    def _check(self, out: Any, name: str) -> Tensor:
+        if isinstance(out, np.ndarray):
+            if not out.flags.writeable:
+                raise ValueError(f"out for {name!r} is a read-only array: open the memmap with mode 'r+' or 'w+'")
+            if not np.issubdtype(out.dtype, np.floating):
+                raise TypeError(f"out for {name!r} must be of a floating-point dtype, got {out.dtype}")
+            shape = out.shape
+        elif isinstance(out, Tensor):
+            if not out.is_floating_point():
+                raise TypeError(f"out for {name!r} must be of a floating-point dtype, got {out.dtype}")
+            shape = tuple(out.shape)
+        else:
+            raise TypeError(f"out for {name!r} must be a tensor or a NumPy array, got {type(out).__name__}")
+        if tuple(shape) != self.shape:
+            raise ValueError(f"out for {name!r} must have the shape {self.shape}, got {tuple(shape)}")
+        return out.detach() if isinstance(out, Tensor) else torch.from_numpy(out)
+
+    def write(self, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+        length = register.shape[1]
+        if self.target is None and length == self.count and not self.channels and not factors:
+            # The whole answer in one block: nothing to put together. A copy if the register is only a view.
+            dense = register.contiguous()
+            self.target = dense.clone() if dense.data_ptr() == register.data_ptr() and register._is_view() else dense
+            return
+        if self.target is None:
+            self.target = register.new_empty(self.shape)
+        place = self.target.narrow(1, first, length)
+        if self.channels:
+            for factor in factors[:-1]:
+                register = register * factor.unsqueeze(1)
+            place.copy_(_channel_sum(register, factors[-1] if factors else None))
+        elif len(factors) == 1 and place.dtype == register.dtype and place.device == register.device:
+            torch.mul(register, factors[0].unsqueeze(1), out=place)
+        else:
+            for factor in factors:
+                register = register * factor.unsqueeze(1)
+            place.copy_(register)
+
+    def finish(self) -> Any:
+        if self.target is None:
+            raise AssertionError("no relevance was written")
+        return self.given if self.given is not None else self.target
+
+
+def _channel_sum(register: Tensor, factor: Tensor | None) -> Tensor:
+    """``sum_c (register * factor)``, without a product of full size."""
+    if factor is None:
+        return register.sum(2)
+    total = register[:, :, 0] * factor[:, 0].unsqueeze(1)
+    for c in range(1, register.shape[2]):
+        total.addcmul_(register[:, :, c], factor[:, c].unsqueeze(1))
+    return total

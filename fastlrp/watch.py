@@ -1,0 +1,39 @@
+"""Notices that a model has changed since it was captured."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+
+class Watch:
+    """Remembers a model's modules, parameters and buffers, and their versions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._links: list[tuple[dict[str, Any], str, Any]] = []
+        self._modes: list[tuple[nn.Module, bool]] = [(model, model.training)]
+        self._tensors: list[Tensor] = []
+        for module in model.modules():
+            self._links += [(module._modules, key, child) for key, child in module._modules.items()]
+            for table in (module._parameters, module._buffers):
+                for key, tensor in table.items():
+                    self._links.append((table, key, tensor))
+                    if tensor is not None:
+                        self._tensors.append(tensor)
+        self._versions = self._read()
+
+    def _read(self) -> list[tuple[int, int]]:
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
+
+    def change(self) -> Literal["structure", "values"] | None:
+        """What is different since the last look: other modules or tensors, other numbers in them, or nothing."""
+        if any(table.get(key) is not item for table, key, item in self._links):
+            return "structure"
+        if any(module.training != mode for module, mode in self._modes):
+            return "structure"
+        versions = self._read()
+        if versions != self._versions:
+            self._versions = versions
+            return "values"
+        return None
