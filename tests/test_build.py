@@ -1,0 +1,122 @@
+"""The build: what it says about CUDA, what a wheel would hold, and that the set-up explains what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastlrp.kernels
+from fastlrp import dispatch
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What setup.py reads, where it may write."""
+    for name in ("csrc", "kernels", "fastlrp"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "CHANGELOG.md", "README.md", "MANIFEST.in"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def setup(tree: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "setup.py", *arguments, cwd=tree, **environment)
+
+
+def test_one_line_says_why_cuda_is_not_built(tree):
+    assert (
+        "fastlrp: csrc/cuda is not built: FASTLRP_BUILD_CUDA=0\n"
+        in setup(tree, "--name", FASTLRP_BUILD_CUDA="0").stdout
+    )
+    for file in (tree / "csrc" / "cuda").glob("*.cu") if (tree / "csrc" / "cuda").exists() else ():
+        file.unlink()
+    result = setup(tree, "--name", FASTLRP_BUILD_CUDA="auto")
+    assert "fastlrp: csrc/cuda is not built: it has no .cu file yet\n" in result.stdout
+    result = setup(tree, "--name", FASTLRP_BUILD_CUDA="1")
+    assert result.returncode != 0
+    assert "FASTLRP_BUILD_CUDA=1, but csrc/cuda cannot be built: it has no .cu file yet" in result.stderr
+    result = setup(tree, "--name", FASTLRP_BUILD_CUDA="yes")
+    assert result.returncode != 0
+    assert "FASTLRP_BUILD_CUDA: expected 0, 1 or auto, got 'yes'" in result.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
+def test_a_pytorch_without_cuda_is_the_reason(tree):
+    (tree / "csrc" / "cuda").mkdir(exist_ok=True)
+    (tree / "csrc" / "cuda" / "pool.cu").touch()
+    line = f"fastlrp: csrc/cuda is not built: this PyTorch ({torch.__version__}) is built without CUDA\n"
+    assert line in setup(tree, "--name", FASTLRP_BUILD_CUDA="auto").stdout
+
+
+def test_the_source_distribution_is_complete(tree):
+    result = setup(tree, "-q", "sdist", "--formats=tar", FASTLRP_BUILD_CUDA="0")
+    assert result.returncode == 0, result.stderr
+    (archive,) = (tree / "dist").glob("*.tar")
+    names = {name.split("/", 1)[-1] for name in run("tar", "tf", str(archive)).stdout.split()}
+    wanted = [p for folder in ("csrc", "kernels", "fastlrp") for p in (tree / folder).rglob("*") if p.is_file()]
+    assert {str(p.relative_to(tree)) for p in wanted} <= names
+    assert {"LICENSE", "setup.py", "pyproject.toml", "fastlrp/py.typed"} <= names
+
+
+def test_the_extension_is_the_default_build():
+    info = dispatch.extension().build_info()
+    assert "-march=native" not in info["flags"]
+    assert "fast-math" not in info["flags"]
+    assert info["instruction sets"].startswith("portable")
+
+
+def test_triton_kernels_are_a_part_of_the_package():
+    assert Path(fastlrp.kernels.__file__ or "").parent.resolve() == (ROOT / "kernels").resolve()
+
+
+def test_tool_versions_are_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert all("==" in tool for tool in project["optional-dependencies"]["dev"])
+    assert not any(name in " ".join(project["dependencies"]) for name in ("zennit", "captum", "torchvision"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PYTHON": "no-such-python"}, "there is no 'no-such-python'; name one, Python 3.11 or later"),
+        ({"PYTHON": sys.executable, "CXX": "no-such-compiler"}, "there is no C++ compiler ('no-such-compiler')"),
+    ],
+)
+def test_setup_says_what_is_missing(environment, message, tmp_path):
+    result = run("bash", "scripts/setup.sh", VENV=str(tmp_path / "venv"), **environment)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_setup_says_that_venv_is_missing(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = venv ] && exit 1\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    result = run("bash", "scripts/setup.sh", VENV=str(tmp_path / "venv"), PYTHON=str(python))
+    assert result.returncode == 1
+    assert (
+        "-m venv' failed; on Debian or Ubuntu it is a package of its own: apt-get install python3-venv" in result.stderr
+    )
+
+
+def test_make_is_done_the_second_time(tmp_path):
+    (tmp_path / "installed").touch()
+    result = run("make", "-n", "install", f"VENV={tmp_path}")
+    assert "scripts/setup.sh" not in result.stdout
+    os.utime(tmp_path / "installed", (0, 0))
+    assert "scripts/setup.sh" in run("make", "-n", "install", f"VENV={tmp_path}").stdout
