@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/isa.h"
+#include "common/memory.h"
 #include "common/parallel.h"
 #include "cpu/elementwise.h"
 #include "cpu/pool.h"
@@ -85,6 +86,12 @@ bool contiguous_from(const at::Tensor& tensor, int64_t first_axis) {
   return true;
 }
 
+at::Tensor empty_like_order(const at::Tensor& z) {
+  at::Tensor result = at::empty_strided(z.sizes(), z.strides(), z.options());
+  prefer_huge_pages(result.mutable_data_ptr(), result.nbytes());
+  return result;
+}
+
 // (B, C, *S) -> its memory with C innermost.
 at::Tensor to_channels_last(const at::Tensor& tensor) { return tensor.movedim(1, -1).contiguous().movedim(-1, 1); }
 
@@ -138,6 +145,7 @@ at::Tensor pool_max_relevance(const at::Tensor& relevance_, const at::Tensor& in
     scale = scale.defined() ? scale.contiguous() : scale;
     out = at::empty(out_size, relevance.options());
   }
+  prefer_huge_pages(out.mutable_data_ptr(), out.nbytes());
 
   const auto launch = [&](auto zero) {
     using T = decltype(zero);
@@ -207,10 +215,10 @@ std::tuple<OptionalTensor, OptionalTensor> elementwise_coefficients(
   const at::Tensor f = like_z("factor", factor, factor.has_value());
   OptionalTensor u, v;
   if (!is_zplus) {
-    u = at::empty_strided(z.sizes(), z.strides(), z.options());
+    u = empty_like_order(z);
   }
   if (!is_epsilon) {
-    v = at::empty_strided(z.sizes(), z.strides(), z.options());
+    v = empty_like_order(z);
   }
 
   const auto launch = [&](auto zero) {

@@ -11,8 +11,10 @@ namespace {
 
 // Below this many written elements a second thread costs more than it saves (2 cores, AVX-512 Xeon).
 constexpr int64_t kGrain = 32768;
-// Channels per task when channels are innermost: one 256-byte strip of float32 per position.
+// With channels innermost a task takes all of them, or, where samples and targets alone are too few to share out, a
+// strip: 256 bytes of float32 per position.
 constexpr int64_t kStrip = 64;
+constexpr int64_t kEnoughTasks = 16;
 
 [[noreturn]] void out_of_range(int64_t index, int64_t inputs) {
   throw std::out_of_range("pool_max_relevance: index must be in [0, " + std::to_string(inputs) +
@@ -76,23 +78,23 @@ void pool_max_relevance(const PoolMax<T>& p) {
 
 template <class T>
 void pool_max_relevance_channels_last(const PoolMax<T>& p) {
-  const int64_t strips = (p.C + kStrip - 1) / kStrip;
-  parallel_for(p.B * strips * p.K, tasks_per_grain(p.inputs * std::min(p.C, kStrip)),
-               [&p, strips](int64_t begin, int64_t end) {
-                 for (int64_t task = begin; task < end; ++task) {
-                   const int64_t k = task % p.K, strip = task / p.K;
-                   const int64_t c = strip % strips * kStrip, b = strip / strips;
-                   const T* relevance = p.relevance + b * p.stride_b + k * p.stride_k + c;
-                   const int64_t cache = b * p.outputs * p.C + c;
-                   T* out = p.out + (b * p.K + k) * p.inputs * p.C + c;
-                   const int64_t channels = std::min(kStrip, p.C - c);
-                   if (p.scale != nullptr) {
-                     scatter_strip<T, true>(relevance, p.index + cache, p.scale + cache, out, p, channels);
-                   } else {
-                     scatter_strip<T, false>(relevance, p.index + cache, nullptr, out, p, channels);
-                   }
-                 }
-               });
+  const int64_t width = std::max<int64_t>(1, p.B * p.K < kEnoughTasks ? std::min(p.C, kStrip) : p.C);
+  const int64_t strips = (p.C + width - 1) / width;
+  parallel_for(p.B * strips * p.K, tasks_per_grain(p.inputs * width), [&p, strips, width](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t k = task % p.K, strip = task / p.K;
+      const int64_t c = strip % strips * width, b = strip / strips;
+      const T* relevance = p.relevance + b * p.stride_b + k * p.stride_k + c;
+      const int64_t cache = b * p.outputs * p.C + c;
+      T* out = p.out + (b * p.K + k) * p.inputs * p.C + c;
+      const int64_t channels = std::min(width, p.C - c);
+      if (p.scale != nullptr) {
+        scatter_strip<T, true>(relevance, p.index + cache, p.scale + cache, out, p, channels);
+      } else {
+        scatter_strip<T, false>(relevance, p.index + cache, nullptr, out, p, channels);
+      }
+    }
+  });
 }
 
 template void pool_max_relevance<float>(const PoolMax<float>&);

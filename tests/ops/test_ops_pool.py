@@ -7,7 +7,18 @@ import torch
 from torch.nn import functional as F
 
 from fastlrp import functional
-from tests.ops.cases import DTYPES, assert_close, backends, bound, channels_last, layouts, mixed, reference, relayouts
+from tests.ops.cases import (
+    DTYPES,
+    assert_close,
+    backends,
+    bound,
+    channels_last,
+    layouts,
+    mixed,
+    reference,
+    relayouts,
+    same,
+)
 
 MAX, TIES = "pool_max_relevance", "pool_ties_relevance"
 AVG, ADAPTIVE = "pool_avg_relevance", "pool_adaptive_avg_relevance"
@@ -46,6 +57,7 @@ POOLS = [
     Pool((5, 4, 6), kernel=2, stride=2),
     Pool((6, 6), C=67),
     Pool((3, 3), kernel=3, stride=1, C=130, K=2),
+    Pool((5, 6), C=70, K=9),
 ]
 COUNTS = ((True, None), (False, None), (True, 3))  # count_include_pad, divisor_override
 AVERAGES = [(p, *count) for p in POOLS if p.dilation == 1 for count in COUNTS]
@@ -90,6 +102,18 @@ def test_max_adds_where_all_windows_have_one_winner(backend):
     index = torch.full((1, 1, 3, 3), 4)
     result = bound(MAX, backend, torch.float64)(torch.ones(1, 2, 1, 3, 3).double(), index, None, [3, 3])
     assert result[:, :, 0].flatten(2).tolist() == [[[0.0] * 4 + [9.0] + [0.0] * 4] * 2]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_max_of_nothing_and_of_much(last):
+    change = (channels_last(2), channels_last(1)) if last else (same, same)
+    call = bound(MAX, "cpu", torch.float32)
+    for B, K, C, out, S in ((2, 3, 0, 2, 4), (2, 3, 2, 0, 4), (2, 3, 2, 0, 0), (0, 0, 0, 0, 0), (1, 17, 16, 96, 192)):
+        index = torch.randint(0, max(S * S, 1), (B, C, out, out))
+        arguments = relayouts((torch.randn(B, K, C, out, out), index, torch.rand(B, C, out, out), [S, S]), *change)
+        assert_close(call(*arguments), reference(MAX)(*arguments))
+    with pytest.raises(IndexError, match=r"index must be in \[0, 0\)"):
+        call(torch.ones(1, 1, 2, 1, 1), torch.zeros(1, 2, 1, 1, dtype=torch.int64), None, [0, 3])
 
 
 @pytest.mark.parametrize("last", [False, True])
