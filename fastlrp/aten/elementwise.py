@@ -77,5 +77,6 @@ def elementwise_coefficients(
         inverse = scaled(_reciprocal(z + gamma * torch.where(z > 0, positive, negative), epsilon))
         inverse.masked_fill_(z == 0, 0)
         below = z < 0
-        return torch.where(below, (1 + gamma) * inverse, inverse), torch.where(below, -gamma, gamma) * inverse
+        share = gamma * inverse
+        return torch.where(below, (1 + gamma) * inverse, inverse), torch.where(below, -share, share)
     raise ValueError(f"unknown rule {rule!r}: expected epsilon, zplus, alpha_beta or gamma")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from fastlrp.graph import Node
 from fastlrp.program import Factor, Flow
 from fastlrp.stabilizer import Stabilizer
 
-_AVG_POOL: list[Any] = [None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d]
+_AVG_POOL: list[Any] = [None, None, F.avg_pool2d, F.avg_pool3d]
 _MAX_POOL: list[Any] = [None, F.max_pool1d, F.max_pool2d, F.max_pool3d]
 _ADAPTIVE_MAX: list[Any] = [None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d]
 
@@ -63,25 +64,25 @@ def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode) -> None:
         raise TypeError(f"{node} is adaptive or dilated and has no average pool of its shape: use max_pool='winner'")
     if any(p > k // 2 for p, k in zip(a["padding"], a["kernel_size"], strict=True)):
         raise TypeError(f"{node} pads more than half its kernel: use max_pool='winner'")
-    size = 1
-    for k in a["kernel_size"]:
-        size *= k
-    geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], True)
+    divisor = 1 if mode == "sum" else math.prod(a["kernel_size"])
+    kernel, stride, padding, ceil = a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"]
 
     def pooled(x: Tensor) -> Tensor:
-        result: Tensor = _AVG_POOL[n](x, *geometry)
-        return result * size if mode == "sum" else result
+        if n == 1:  # avg_pool1d knows no divisor.
+            flat = F.avg_pool2d(
+                x.unsqueeze(2), (1, *kernel), (1, *stride), (0, *padding), ceil, divisor_override=divisor
+            )
+            return flat.squeeze(2)
+        result: Tensor = _AVG_POOL[n](x, kernel, stride, padding, ceil, True, divisor)
+        return result
 
     z = b.cache(pooled, [x.index], y.numel)
     transpose = b.operation("pool_avg_relevance")
     spatial = list(x.sizes[1:])
     scale = _share(b, flow, z, y.numel, Stabilizer())
-
-    def run(f: Tensor, s: Tensor) -> Tensor:
-        result: Tensor = transpose(f, s, spatial, *geometry, None)
-        return result * size if mode == "sum" else result
-
-    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), Factor(x)))
+    geometry = (spatial, kernel, stride, padding, ceil, True, divisor)
+    register = b.step(lambda f, s: transpose(f, s, *geometry), [flow.register], [scale], x.numel)
+    b.send(x, Flow(register, Factor(x)))
 
 
 def _share(b: Builder, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:

@@ -1,0 +1,267 @@
+"""Kernels against the reference, layer by layer, and a ledger of where relevance stays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.graph import Node, Value
+from fastlrp.plan import Plan
+from fastlrp.table import align
+from fastlrp.targets import Initial, Targets
+from fastlrp.walk import Share, Walker
+
+if TYPE_CHECKING:
+    from fastlrp.explainer import Explainer
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest relative error of one layer that passes, by dtype."""
+
+_WORKING_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One layer of a :class:`Report`. Sums are over all samples and targets, in units of the explained output.
+
+    Attributes:
+        path, operation, rule: which layer.
+        error: relative difference (2-norm, worst sample and target) at the layer's input between the fast path and the
+            reference applied to the same arriving relevance; None where there is no reference (a user's rule).
+        arrived: relevance of the output. sent: relevance that the inputs got.
+        bias, stabilizer, dead: what the layer kept: the bias's share, epsilon's, and that of neurons that nothing
+            contributes to. None for the gradient family, where what flows is no relevance.
+    """
+
+    path: str
+    operation: str
+    rule: str
+    error: float | None
+    arrived: float
+    sent: float
+    bias: float | None
+    stabilizer: float | None
+    dead: float | None
+
+    @property
+    def unexplained(self) -> float | None:
+        """What is missing between arrived and sent after the ledger."""
+        if self.bias is None or self.stabilizer is None or self.dead is None:
+            return None
+        return self.arrived - self.sent - self.bias - self.stabilizer - self.dead
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :meth:`fastlrp.Explainer.verify` found; ``str(report)`` is a table.
+
+    Attributes:
+        rows: one :class:`LayerCheck` per layer, from the output down.
+        end_to_end: relative error of the input's relevance against a reference walk through the whole model.
+        tolerance: largest error of a layer for which ``ok`` holds.
+        score: total initial relevance. relevance: total relevance of the inputs.
+    """
+
+    rows: tuple[LayerCheck, ...]
+    end_to_end: float
+    tolerance: float
+    score: float
+    relevance: float
+
+    @property
+    def max_error(self) -> float:
+        """Largest error of any layer."""
+        errors = [row.error for row in self.rows if row.error is not None]
+        return math.nan if any(math.isnan(e) for e in errors) else max(errors, default=0.0)
+
+    @property
+    def ok(self) -> bool:
+        """True if every layer is within the tolerance (and nothing is NaN)."""
+        return self.max_error <= self.tolerance
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """The ledger of the whole model: how much bias, stabilizer and dead neurons kept, and what stays unexplained."""
+        names = ("bias", "stabilizer", "dead", "unexplained")
+        return {name: sum(getattr(row, name) or 0.0 for row in self.rows) for name in names}
+
+    def __str__(self) -> str:
+        header = ("layer", "operation", "rule", "error", "arrived", "sent", "bias", "stabilizer", "dead")
+        rows = [
+            (r.path or "(model)", r.operation, r.rule, _number(r.error, "{:.1e}"), _number(r.arrived),
+             _number(r.sent), _number(r.bias), _number(r.stabilizer), _number(r.dead))
+            for r in self.rows
+        ]  # fmt: skip
+        verdict = "ok" if self.ok else "NOT OK"
+        kept = ", ".join(f"{name} {value:+.4g}" for name, value in self.kept.items())
+        return (
+            f"{align(header, rows, numbers=range(3, 9))}\n"
+            f"{verdict}: largest error of a layer {self.max_error:.1e} (tolerance {self.tolerance:.0e}), "
+            f"end to end {self.end_to_end:.1e}\n"
+            f"score {self.score:+.6g} = relevance of the input {self.relevance:+.6g} + kept: {kept}"
+        )
+
+
+def _number(value: float | None, form: str = "{:+.4g}") -> str:
+    return "-" if value is None else form.format(value)
+
+
+def verify(
+    explainer: Explainer, x: Any, targets: Any, initial: Initial = "output", tolerance: float | None = None
+) -> Report:
+    """Check an explainer's result on real input.
+
+    Every layer's relevance is compared with the textbook computation (:mod:`fastlrp.reference`, float64) from the
+    relevance that arrived there, so that an error shows where it is made; and the whole walk is repeated in the
+    reference from the output on.
+
+    Args:
+        x, targets, initial: as for :meth:`fastlrp.Explainer.__call__`.
+        tolerance: largest relative error of a layer; by default :data:`TOLERANCE` of the model's dtype.
+
+    Returns:
+        a :class:`Report`.
+    """
+    with explainer.forward(x) as record, torch.no_grad():
+        plan, asked = record.plan, Targets(targets, record.scores, initial)
+        check = _Check(plan, record._open(), record.batch)
+        block = check.block(asked.count)
+        for start in range(0, asked.count, block):
+            check.add(asked.block(start, min(block, asked.count - start)))
+        return check.report(TOLERANCE.get(plan.dtype, 1e-4) if tolerance is None else tolerance)
+
+
+class _Check:
+    """Collects errors and ledgers over blocks of targets."""
+
+    def __init__(self, plan: Plan, state: list[Any], batch: int) -> None:
+        self.plan, self.batch = plan, batch
+        self.flowing = [v for v in plan.builder.flows if v.has_batch_first]
+        self.schedule = plan.schedule(self.flowing)
+        everything = [v.index for node in plan.graph.nodes for v in (node.output, *node.inputs)]
+        self.state = plan.with_slots(state, self.schedule)
+        values = plan._run(plan._forward_schedule(everything), [state[v.index] for v in plan.graph.inputs])
+        doubles = {
+            v: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
+            for node in plan.graph.nodes
+            for v in (node.output, *node.inputs)
+            for t in (values[v.index],)
+        }
+        self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
+        self.rows = [row for row in plan.builder.rows if row.node.output in plan.builder.flows]
+        self.errors: dict[Node, float | None] = {}
+        self.sums: dict[Node, list[float | None]] = {}
+        self.end_to_end = self.score = self.relevance = 0.0
+
+    def block(self, count: int) -> int:
+        """Targets per pass: all layers' relevance is held at once, in float64, twice."""
+        each = sum(v.numel for v in self.flowing) * self.batch * 8 * 4
+        return max(1, min(count, _WORKING_BYTES // max(1, each)))
+
+    def add(self, initial: Any) -> None:
+        """One block of targets."""
+        fast = self._fast(initial)
+        count = initial.shape[1]
+        output = self.plan.graph.output
+        whole: dict[Value, Tensor] = {output: initial.double()}
+        local: dict[Value, Tensor] = {}
+        open_values: set[Value] = set()
+        readers: dict[Value, list[Node]] = {}
+        for row in self.rows:
+            node = row.node
+            # The same step for the arriving relevance of the fast path and for that of the reference walk.
+            both = torch.cat([fast[node.output], whole[node.output]], 1)
+            share = self.walker.through(node, both)
+            if share is None:
+                share = self._unchecked(node, fast, both, count)
+                open_values.update(share.relevance)
+            for value, relevance in share.relevance.items():
+                mine, theirs = relevance.split(count, 1)
+                local[value] = local[value] + mine if value in local else mine
+                whole[value] = whole[value] + theirs if value in whole else theirs
+                readers.setdefault(value, []).append(node)
+            self._enter(node, fast[node.output], share, count)
+        for value, expected in local.items():
+            error = None if value in open_values else _relative(fast[value], expected)
+            for node in readers[value]:
+                self._worst(node, error)
+        self.score += float(initial.double().sum())
+        for value in self.plan.explained_inputs():
+            self.relevance += float(fast[value].sum())
+            self.end_to_end = max(self.end_to_end, _relative(fast[value], whole[value]))
+
+    def _fast(self, initial: Any) -> dict[Value, Tensor]:
+        found: dict[Value, list[Tensor]] = {}
+
+        def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+            part = register.double()
+            for factor in factors:
+                part = part * factor.double().unsqueeze(1)
+            found.setdefault(value, []).append(part)
+
+        self.plan.propagate(self.state, initial, self.schedule, sink, 0, self.batch)
+        return {value: torch.cat(parts, 1) for value, parts in found.items()}
+
+    def _unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:
+        """A user's rule has no reference: it is taken at its word, for both walks."""
+        rule: Any = self.plan.rules[node]
+        inputs = [v for v in node.inputs if v.is_differentiable]
+        values = tuple(self.walker.values[v] for v in inputs)
+        forward = self.walker._alone(node, inputs[0]) if len(inputs) == 1 else node.call
+        parts = rule.propagate(forward, values, self.walker.values[node.output], both)
+        zero = {v: both.new_zeros(*both.shape[:2], *v.sizes) for v in inputs}
+        return Share({v: zero[v] if p is None else p for v, p in zip(inputs, parts, strict=True)}, None)
+
+    def _enter(self, node: Node, arrived: Tensor, share: Share, count: int) -> None:
+        sent = sum(float(r[:, :count].sum()) for r in share.relevance.values())
+        entries: list[float | None] = [float(arrived.sum()), sent, None, None, None]
+        if share.ledger is not None:
+            kept = (share.ledger.bias, share.ledger.stabilizer, share.ledger.dead)
+            entries[2:] = [float(part[:, :count].sum()) for part in kept]
+        old = self.sums.get(node)
+        self.sums[node] = entries if old is None else [_plus(a, b) for a, b in zip(old, entries, strict=True)]
+
+    def _worst(self, node: Node, error: float | None) -> None:
+        old = self.errors.get(node)
+        if error is not None:
+            self.errors[node] = error if old is None or math.isnan(error) else max(old, error)
+        else:
+            self.errors.setdefault(node, None)
+
+    def report(self, tolerance: float) -> Report:
+        rows = []
+        for row in self.rows:
+            node = row.node
+            arrived, sent, bias, stabilizer, dead = self.sums[node]
+            rows.append(
+                LayerCheck(
+                    node.path,
+                    node.operation,
+                    row.rule,
+                    self.errors.get(node),
+                    arrived or 0.0,
+                    sent or 0.0,
+                    bias,
+                    stabilizer,
+                    dead,
+                )  # fmt: skip
+            )
+        return Report(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
+
+
+def _plus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _relative(ours: Tensor, reference: Tensor) -> float:
+    """Largest ``||ours - reference|| / ||reference||`` over samples and targets; 0 where both are 0."""
+    if ours.numel() == 0:
+        return 0.0
+    difference = (ours - reference).flatten(2).norm(dim=2)
+    size = reference.flatten(2).norm(dim=2)
+    ratio = torch.where(difference == 0, 0.0, difference / size)
+    return float(ratio.max()) if bool(torch.isfinite(ratio).all()) else math.nan
