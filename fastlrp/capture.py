@@ -7,6 +7,7 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import operator
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from fastlrp.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.vocabulary import KIND_OF
 
 _WRAPPED = "model"
+_EXPORTING = threading.RLock()
+"""torch.export patches global state while it traces: one capture at a time in the whole process."""
 
 
 @dataclass(eq=False)
@@ -95,7 +98,7 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
         return {0: symbol} if isinstance(t, Tensor) and t.dim() and t.shape[0] == batch else None
 
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
-    with warnings.catch_warnings(), torch.no_grad():
+    with _EXPORTING, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             example = _two_samples((args, kwargs), batch)
