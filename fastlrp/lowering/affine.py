@@ -185,7 +185,8 @@ def _coefficients(
     weight, bias = layer.weight, None if rule.zero_bias else layer.bias
     stabilizer = Stabilizer.ensure(rule.stabilizer)
     modify = getattr(rule, "modify", None)
-    if isinstance(rule, rules.Gamma) and not signed and _only_positive_outputs(layer, flow):
+    same_sign = bias is layer.bias  # Without its bias a neuron above zero may be below it.
+    if isinstance(rule, rules.Gamma) and not signed and same_sign and _only_positive_outputs(layer, flow):
         # After a ReLU v/u is the same for every neuron that carries relevance: one product with W + gamma W+.
         modify = rules.PlainGamma(rule.gamma).modify
     if modify is not None:
