@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import fastlrp.explainer
+from fastlrp.capture import Captured
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """On networks of this size two threads wait for each other: 2 ms a call against 360 on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory reads NaN: an element that nobody writes shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def quiet_capture() -> Iterator[None]:
+    """torch.export prints pages of traceback for a model that it cannot trace, before it raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+@dataclass
+class Counts:
+    """How often a model was captured, and a plan prepared."""
+
+    captured: int = 0
+    prepared: int = 0
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    found = Counts()
+    capture, plan = fastlrp.explainer.capture, fastlrp.explainer.Plan
+
+    def counting_capture(*args, **kwargs):
+        found.captured += 1
+        return capture(*args, **kwargs)
+
+    def counting_plan(*args, **kwargs):
+        found.prepared += 1
+        return plan(*args, **kwargs)
+
+    monkeypatch.setattr(fastlrp.explainer, "capture", counting_capture)
+    monkeypatch.setattr(fastlrp.explainer, "Plan", counting_plan)
+    return found
+
+
+@pytest.fixture
+def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One capture for each model and shape, whatever the composite: for tests of rules, not of captures."""
+    capture = fastlrp.explainer.capture
+
+    def remembered(model, args, kwargs, output):
+        key = (id(model), args[0].shape[1:])
+        if key not in _CAPTURED:
+            # The model is kept too, so that its id is not given away.
+            _CAPTURED[key] = (model, capture(model, args, kwargs, output))
+        return _CAPTURED[key][1]
+
+    monkeypatch.setattr(fastlrp.explainer, "capture", remembered)
+
+
+_CAPTURED: dict[tuple[int, torch.Size], tuple[torch.nn.Module, Captured]] = {}
