@@ -63,29 +63,24 @@ class Targets:
             )
         self.output = output
         self.batch = output.shape[0]
-        if output.dim() < 2 and not (isinstance(targets, Tensor) and targets.is_floating_point()):
-            self._check_scalar(targets)
-            self.index: Tensor | None = None
-            self.given: Tensor | None = self._initial_values(initial).unsqueeze(1)
-        elif _is_float(targets):
-            self.index, self.given = None, self._given(torch.as_tensor(targets), initial)
+        self.classes = output.shape[1] if output.dim() > 1 else 1
+        self.index: Tensor | None = None
+        self.given: Tensor | None = None
+        if _is_float(targets):
+            self.given = self._given(targets, initial)
         else:
-            self.index, self.given = self._classes(targets), None
+            self.index = self._classes(targets)
             self.values = self._initial_values(initial)
+            if output.dim() < 2:
+                # (B,): one score per sample, every target is that one.
+                self.given, self.index = self.values.unsqueeze(1).expand(-1, self.index.shape[1]), None
         chosen = self.index if self.index is not None else self.given
         assert chosen is not None
         self.count = chosen.shape[1]
 
-    def _check_scalar(self, targets: Any) -> None:
-        """An output (B,) has one score per sample: target 0, [0] or "all"."""
-        alone = (
-            targets in ("all", "top1") if isinstance(targets, str) else list(torch.as_tensor(targets).flatten()) == [0]
-        )
-        if not alone:
-            raise IndexError(f"the output {tuple(self.output.shape)} has one score per sample: its only target is 0")
-
-    def _given(self, relevance: Tensor, initial: Initial) -> Tensor:
+    def _given(self, targets: Any, initial: Initial) -> Tensor:
         shape = tuple(self.output.shape)
+        relevance = targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device=self.output.device)
         if initial != "output":
             raise ValueError("targets is a float tensor, which is the initial relevance itself: leave `initial` out")
         if relevance.dim() == len(shape) and tuple(relevance.shape[1:]) == shape[1:]:
@@ -95,6 +90,8 @@ class Targets:
                 f"targets as initial relevance must be (K, {_dims(shape[1:])}) or ({shape[0]}, K, {_dims(shape[1:])}) "
                 f"for an output {shape}, got {tuple(relevance.shape)}"
             )
+        if relevance.shape[1] == 0:
+            raise ValueError("targets is empty: give at least one initial relevance")
         if relevance.device != self.output.device:
             raise ValueError(f"targets are on {relevance.device}, the model's output is on {self.output.device}")
         if not bool(torch.isfinite(relevance).all()):
@@ -102,13 +99,15 @@ class Targets:
         return relevance.to(self.output.dtype)
 
     def _classes(self, targets: Any) -> Tensor:
-        classes, device = self.output.shape[1], self.output.device
+        classes, device = self.classes, self.output.device
         if isinstance(targets, str):
             return self._named(targets)
         try:
             index = torch.as_tensor(list(targets) if isinstance(targets, range) else targets, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"targets must be an int, classes, 'all', 'top5' or initial relevance: {error}") from error
+        if index.dim() and index.shape[-1] == 0:
+            raise ValueError("targets is empty: name at least one class")
         if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
             raise TypeError(f"targets given as classes must be integers, got {index.dtype}")
         index = index.long()
@@ -118,15 +117,14 @@ class Targets:
             index = index.unsqueeze(0).expand(self.batch, -1)
         if index.dim() != 2 or index.shape[0] != self.batch:
             raise ValueError(f"targets per sample must be (B, K) = ({self.batch}, K), got {tuple(index.shape)}")
-        if index.shape[1] == 0:
-            raise ValueError("targets is empty: name at least one class")
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= classes):
             wrong = int(index.min()) if int(index.min()) < 0 else int(index.max())
-            raise IndexError(f"target {wrong} is out of range: the output has {classes} classes, 0 to {classes - 1}")
+            has = f"has {classes} classes, 0 to {classes - 1}" if classes > 1 else "has one class, 0"
+            raise IndexError(f"target {wrong} is out of range: the output {tuple(self.output.shape)} {has}")
         return index
 
     def _named(self, name: str) -> Tensor:
-        classes = self.output.shape[1]
+        classes = self.classes
         if name == "all":
             return torch.arange(classes, device=self.output.device).expand(self.batch, -1)
         match = re.fullmatch(r"top(\d+)", name)
@@ -135,6 +133,8 @@ class Targets:
         k = int(match[1])
         if k > classes:
             raise IndexError(f"targets {name!r} asks for {k} classes, the output has {classes}")
+        if self.output.dim() == 1:
+            return torch.zeros((self.batch, 1), dtype=torch.long, device=self.output.device)
         if self.output.dim() != 2:
             raise ValueError(f"targets {name!r} needs an output (B, C), got {tuple(self.output.shape)}")
         return self.output.topk(k, dim=1).indices
@@ -148,10 +148,14 @@ class Targets:
             raise ValueError(f"initial must be 'output', 'one' or a callable, got {initial!r}")
         if not callable(initial):
             raise TypeError(f"initial must be 'output', 'one' or a callable, got {type(initial).__name__}")
-        values = initial(self.output)
+        values = initial(self.output.clone())
         if not isinstance(values, Tensor) or values.shape != self.output.shape:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"initial(output) must return a tensor {tuple(self.output.shape)}, got {got}")
+        if values.device != self.output.device:
+            raise ValueError(f"initial(output) is on {values.device}, the model's output is on {self.output.device}")
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError("initial(output) contains NaN or infinity")
         return values.to(self.output.dtype)
 
     def block(self, start: int, length: int, one_hot: bool = False) -> Tensor | OneHot:
