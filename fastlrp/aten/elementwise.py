@@ -17,20 +17,26 @@ def combine(
     weight_positive: Tensor | None,
     signed: bool,
     multiply: bool,
+    joint: bool = False,
 ) -> Tensor:
     """``c = W^T(uF) + 1[x>0] W+^T(vF) + 1[x<0] W-^T(vF)``, times ``x`` if ``multiply``.
 
-    ``product(coefficient, weight)`` is the layer's transposed product with the scaled relevance.
+    ``product(coefficient, weight)`` is the layer's transposed product with the scaled relevance. ``joint``: W+ and W-
+    go through one product side by side along axis 1 of the weight (input channels) and axis 2 of the result.
     """
     result = None if u is None else product(u, weight)
     if v is not None:
         positive = weight.clamp(min=0) if weight_positive is None else weight_positive
-        term = product(v, positive)
         if signed:
             assert input is not None, "a signed layer needs its input"
             sign = input.unsqueeze(1)
-            term = torch.where(sign > 0, term, product(v, weight - positive))
-            term.masked_fill_(sign == 0, 0)
+            if joint:
+                above, below = product(v, torch.cat([positive, weight - positive], 1)).chunk(2, 2)
+            else:
+                above, below = product(v, positive), product(v, weight - positive)
+            term = torch.where(sign > 0, above, below).masked_fill_(sign == 0, 0)
+        else:
+            term = product(v, positive)
         result = term if result is None else result.add_(term)
     assert result is not None, "u or v must be given"
     if multiply:
@@ -68,11 +74,13 @@ def elementwise_coefficients(
         assert positive is not None
         return None, scaled(_reciprocal(positive, epsilon))
     if rule == "alpha_beta":
-        assert positive is not None and negative is not None
+        assert positive is not None
+        assert negative is not None
         first, second = alpha * _reciprocal(positive, epsilon), beta * _reciprocal(negative, epsilon)
         return scaled(-second), scaled(first + second)
     if rule == "gamma":
-        assert positive is not None and negative is not None
+        assert positive is not None
+        assert negative is not None
         gamma = alpha
         inverse = scaled(_reciprocal(z + gamma * torch.where(z > 0, positive, negative), epsilon))
         inverse.masked_fill_(z == 0, 0)

@@ -218,6 +218,9 @@ def _part(layer: AffineLayer, weight: Tensor, bias: Tensor | None, signed: bool)
     part = None if bias is None else bias.clamp(min=0)
     if not signed:
         return lambda x: layer.apply(x, positive, part)
+    if layer.node.kind == "conv" and layer.geometry[5] == 1 and not layer.geometry[3]:
+        both = torch.cat([positive, negative], 1)
+        return lambda x: layer.apply(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, part)
     return lambda x: layer.apply(x.clamp(min=0), positive, part).add_(layer.apply(x.clamp(max=0), negative, None))
 
 
