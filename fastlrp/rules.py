@@ -27,12 +27,21 @@ class Rule:
     linear_in_relevance = True
     """False where propagation clips relevance (deconvnet, guided backprop): such plans cannot propagate a basis."""
 
+    def __post_init__(self) -> None:
+        """Called by every rule's constructor: a stabilizer that is none is noticed there, not at the first capture."""
+        if hasattr(self, "stabilizer"):
+            Stabilizer.ensure(self.stabilizer)
+
     def __str__(self) -> str:
         return repr(self)
 
 
 def _check_bounds(name: str, low: Any, high: Any) -> None:
-    if bool((torch.as_tensor(low) > torch.as_tensor(high)).any()):
+    try:
+        ordered = bool((torch.as_tensor(low) <= torch.as_tensor(high)).all())
+    except RuntimeError as error:
+        raise ValueError(f"{name}: low and high do not broadcast against each other: {error}") from error
+    if not ordered:
         raise ValueError(f"{name}: low must not exceed high, got low={low!r}, high={high!r}")
 
 
@@ -49,9 +58,6 @@ class Epsilon(Rule):
 
     epsilon: float | Stabilizer = 1e-6
     zero_bias: bool = False
-
-    def __post_init__(self) -> None:
-        Stabilizer.ensure(self.epsilon)
 
     @property
     def stabilizer(self) -> float | Stabilizer:
@@ -88,7 +94,8 @@ class AlphaBeta(Rule):
     zero_bias: bool = False
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-6:
+        super().__post_init__()
+        if not (self.alpha >= 0 and self.beta >= 0 and abs(self.alpha - self.beta - 1) <= 1e-6):
             raise ValueError(
                 f"AlphaBeta: needs alpha >= 0, beta >= 0 and alpha - beta = 1 (so that relevance is conserved), "
                 f"got alpha={self.alpha}, beta={self.beta}"
@@ -110,6 +117,7 @@ class Gamma(Rule):
     zero_bias: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.gamma >= 0:
             raise ValueError(f"Gamma: gamma must be >= 0, got {self.gamma}")
 
@@ -132,6 +140,11 @@ class ModifiedWeights(Rule):
     zero_bias: bool = False
     name: str = "ModifiedWeights"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.modify):
+            raise TypeError(f"ModifiedWeights: modify must be a function of a tensor, got {type(self.modify).__name__}")
+
     def __str__(self) -> str:
         return self.name
 
@@ -148,6 +161,7 @@ class PlainGamma(Rule):
     zero_bias: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.gamma >= 0:
             raise ValueError(f"PlainGamma: gamma must be >= 0, got {self.gamma}")
 
@@ -171,6 +185,7 @@ class ZBox(Rule):
     stabilizer: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_bounds("ZBox", self.low, self.high)
 
 
