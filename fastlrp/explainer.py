@@ -171,6 +171,7 @@ class Explainer:
 
     def _inputs(self, x: Any) -> Inputs:
         inputs = Inputs.of(x)
+        inputs.tensors = [t.detach() for t in inputs.tensors]
         home = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         batch = None
         for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
@@ -189,7 +190,6 @@ class Explainer:
         if not any(t.is_floating_point() for t in inputs.tensors):
             kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
             raise TypeError(f"x is {kinds}: relevance is defined for float inputs, convert with x.float()")
-        inputs.tensors = [t.detach() for t in inputs.tensors]
         return inputs
 
     # Plans
@@ -254,7 +254,9 @@ def parse_bytes(budget: int | str | None) -> int | None:
     """
     if budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
         return budget
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", budget, re.IGNORECASE) if isinstance(budget, str) else None
-    if match is None or float(match[1]) <= 0:
+    pattern = r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)i?B?\s*"
+    match = re.fullmatch(pattern, budget, re.IGNORECASE) if isinstance(budget, str) else None
+    size = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if size < 1:
         raise ValueError(f"max_memory must be a positive number of bytes or text such as '2GB', got {budget!r}")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    return size
