@@ -108,9 +108,9 @@ class ForwardRecord:
             sets the size of a block instead.
         """
         asked = Targets(targets, self.scores, initial)
-        size = block or self._block(asked.count, self._values(layers), reduce)
-        if size < 1:
-            raise ValueError(f"block must be at least 1, got {block}")
+        size = self._block(asked.count, self._values(layers), reduce) if block is None else block
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"block must be at least 1, got {block!r}")
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
@@ -124,12 +124,13 @@ class ForwardRecord:
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
         names = self._values(layers)
         results = {
-            name: _Result(name, value, self.batch, count, reduce, self._destination(out, name, names))
+            name: _Result(name, value, self.batch, count, reduce, self._destination(out, name, names), len(names) == 1)
             for name, value in names.items()
         }
         wanted = tuple(dict.fromkeys(names.values()))
         with torch.no_grad():
             schedule = self.plan.schedule(wanted)
+            block = self._block(count, names, reduce)
             state = self._open()
             if not self.lrp_aware:
                 state = self.plan.coefficients(state)
@@ -142,7 +143,6 @@ class ForwardRecord:
                 for result in by_value[value]:
                     result.write(first, register, factors)
 
-            block = self._block(count, names, reduce) if self._max_memory is not None else count
             for first in range(0, count, block):
                 length = min(block, count - first)
                 initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
@@ -231,8 +231,10 @@ def _unknown_layer(path: str, known: dict[str, Value], modules: dict[str, Value]
 class _Result:
     """Where the blocks of one value's relevance are put together."""
 
-    def __init__(self, name: str, value: Value, batch: int, count: int, reduce: str | None, destination: Any) -> None:
-        self.value, self.count = value, count
+    def __init__(
+        self, name: str, value: Value, batch: int, count: int, reduce: str | None, destination: Any, alone: bool
+    ) -> None:
+        self.value, self.count, self.alone = value, count, alone
         self.channels = reduce == "channels" and len(value.sizes) > 1
         self.shape = (batch, count, *(value.sizes[1:] if self.channels else value.sizes))
         self.given = destination
@@ -257,10 +259,11 @@ class _Result:
 
     def write(self, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
         length = register.shape[1]
-        if self.target is None and length == self.count and not self.channels and not factors:
-            # The whole answer in one block: nothing to put together. A copy if the register is only a view.
-            dense = register.contiguous()
-            self.target = dense.clone() if dense.data_ptr() == register.data_ptr() and register._is_view() else dense
+        if self.target is None and self.alone and length == self.count and not self.channels and not factors:
+            # The whole answer in one block: nothing to put together. A copy if the register is only a view, which
+            # tensors made in inference mode do not tell.
+            dense, may_be_view = register.contiguous(), register._is_view() or register.is_inference()
+            self.target = dense.clone() if dense.data_ptr() == register.data_ptr() and may_be_view else dense
             return
         if self.target is None:
             self.target = register.new_empty(self.shape)
