@@ -174,18 +174,14 @@ cpu::Rule parse_rule(const std::string& rule) {
   if (rule == "zplus") {
     return cpu::Rule::zplus;
   }
-  if (rule == "alpha_beta") {
-    return cpu::Rule::alpha_beta;
-  }
-  TORCH_CHECK_VALUE(rule == "gamma",
-                    "elementwise_coefficients: rule must be 'epsilon', 'zplus', 'alpha_beta' or 'gamma', got '", rule,
-                    "'");
+  TORCH_CHECK_VALUE(rule == "gamma", "elementwise_coefficients: rule must be 'epsilon', 'zplus' or 'gamma', got '",
+                    rule, "'");
   return cpu::Rule::gamma;
 }
 
 std::tuple<OptionalTensor, OptionalTensor> elementwise_coefficients(
     const at::Tensor& z_, const OptionalTensor& positive, const OptionalTensor& negative, const OptionalTensor& factor,
-    const std::string& rule_name, double alpha, double beta, double epsilon) {
+    const std::string& rule_name, double alpha, double epsilon) {
   constexpr const char* op = "elementwise_coefficients";
   const cpu::Rule rule = parse_rule(rule_name);
   check_cpu(op, "z", z_);
@@ -211,7 +207,7 @@ std::tuple<OptionalTensor, OptionalTensor> elementwise_coefficients(
   };
   const bool is_epsilon = rule == cpu::Rule::epsilon, is_zplus = rule == cpu::Rule::zplus;
   const at::Tensor p = like_z("positive", positive, !is_epsilon);
-  const at::Tensor n = like_z("negative", negative, !is_epsilon && !is_zplus);
+  const at::Tensor n = like_z("negative", negative, rule == cpu::Rule::gamma);
   const at::Tensor f = like_z("factor", factor, factor.has_value());
   OptionalTensor u, v;
   if (!is_zplus) {
@@ -226,7 +222,7 @@ std::tuple<OptionalTensor, OptionalTensor> elementwise_coefficients(
     const auto read = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; };
     const auto write = [](const OptionalTensor& t) { return t.has_value() ? t->mutable_data_ptr<T>() : nullptr; };
     cpu::elementwise_coefficients<T>(rule, {read(z), read(p), read(n), read(f), write(u), write(v), z.numel(),
-                                            static_cast<T>(alpha), static_cast<T>(beta), static_cast<T>(epsilon)});
+                                            static_cast<T>(alpha), static_cast<T>(epsilon)});
   };
   z.scalar_type() == at::kFloat ? launch(0.0f) : launch(0.0);
   return {u, v};
@@ -259,7 +255,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("scale").none(true), py::arg("input_size"), release_gil());
   m.def("elementwise_coefficients", &fastlrp::elementwise_coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
-        py::arg("beta"), py::arg("epsilon"), release_gil());
+        py::arg("epsilon"), release_gil());
   m.def("build_info", &fastlrp::build_info);
   m.def("available_isas", &fastlrp::available_isas);
   m.def("isa", [] { return fastlrp::isa_name(fastlrp::isa()); });

@@ -8,7 +8,6 @@ def elementwise_coefficients(
     factor: Tensor | None,
     rule: str,
     alpha: float,
-    beta: float,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 def build_info() -> dict[str, str]: ...

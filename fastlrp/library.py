@@ -35,7 +35,7 @@ SCHEMAS = {
     "pool_adaptive_avg_relevance": "(Tensor relevance, Tensor? scale, SymInt[] input_size,"
     " *, str backend='auto') -> Tensor",
     "elementwise_coefficients": "(Tensor z, Tensor? positive, Tensor? negative, Tensor? factor, str rule,"
-    " float alpha, float beta, float epsilon, *, str backend='auto') -> Tensor[]",
+    " float alpha, float epsilon, *, str backend='auto') -> Tensor[]",
 }
 
 

@@ -26,20 +26,15 @@ struct Sweep {
     const T* __restrict z = p->z, * __restrict positive = p->positive, * __restrict negative = p->negative;
     const T* __restrict factor = p->factor;
     T* __restrict u = p->u, * __restrict v = p->v;
-    const T alpha = p->alpha, beta = p->beta, epsilon = p->epsilon;
+    const T alpha = p->alpha, epsilon = p->epsilon;
     for (int64_t i = begin; i < end; ++i) {
       const T f = has_factor ? factor[i] : T(1);
       if constexpr (rule == Rule::epsilon) {
         const T q = quotient(f, stabilized(z[i], epsilon));
         u[i] = f == T(0) ? T(0) : q;
       } else if constexpr (rule == Rule::zplus) {
-        const T q = quotient(f, stabilized(positive[i], epsilon));
+        const T q = alpha * quotient(f, stabilized(positive[i], epsilon));
         v[i] = f == T(0) ? T(0) : q;
-      } else if constexpr (rule == Rule::alpha_beta) {
-        const T a = alpha * quotient(f, stabilized(positive[i], epsilon));
-        const T b = beta * quotient(f, stabilized(negative[i], epsilon));
-        u[i] = f == T(0) ? T(0) : -b;
-        v[i] = f == T(0) ? T(0) : a + b;
       } else {
         const T zi = z[i], pi = positive[i], ni = negative[i];
         const bool up = zi > T(0);
@@ -72,8 +67,6 @@ void elementwise_coefficients(Rule rule, const Coefficients<T>& p) {
       return sweep<T, Rule::epsilon>(p);
     case Rule::zplus:
       return sweep<T, Rule::zplus>(p);
-    case Rule::alpha_beta:
-      return sweep<T, Rule::alpha_beta>(p);
     case Rule::gamma:
       return sweep<T, Rule::gamma>(p);
   }

@@ -59,7 +59,6 @@ def elementwise_coefficients(
     factor: Tensor | None,
     rule: str,
     alpha: float,
-    beta: float,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The two coefficients of a rule; see :func:`fastlrp.reference.elementwise.elementwise_coefficients`."""
@@ -72,12 +71,8 @@ def elementwise_coefficients(
         return scaled(_reciprocal(z, epsilon)), None
     if rule == "zplus":
         assert positive is not None
-        return None, scaled(_reciprocal(positive, epsilon))
-    if rule == "alpha_beta":
-        assert positive is not None
-        assert negative is not None
-        first, second = alpha * _reciprocal(positive, epsilon), beta * _reciprocal(negative, epsilon)
-        return scaled(-second), scaled(first + second)
+        inverse = _reciprocal(positive, epsilon)
+        return None, scaled(inverse if alpha == 1 else inverse.mul_(alpha))
     if rule == "gamma":
         assert positive is not None
         assert negative is not None
@@ -87,4 +82,4 @@ def elementwise_coefficients(
         below = z < 0
         share = gamma * inverse
         return torch.where(below, (1 + gamma) * inverse, inverse), torch.where(below, -share, share)
-    raise ValueError(f"unknown rule {rule!r}: expected epsilon, zplus, alpha_beta or gamma")
+    raise ValueError(f"unknown rule {rule!r}: expected epsilon, zplus or gamma")

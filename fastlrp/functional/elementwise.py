@@ -12,7 +12,6 @@ _OP = "elementwise_coefficients"
 _NEEDS: dict[str, tuple[str, ...]] = {
     "epsilon": (),
     "zplus": ("positive",),
-    "alpha_beta": ("positive", "negative"),
     "gamma": ("positive", "negative"),
 }
 
@@ -24,7 +23,6 @@ def elementwise_coefficients(
     factor: Tensor | None = None,
     rule: str = "epsilon",
     alpha: float = 1.0,
-    beta: float = 0.0,
     epsilon: float = 1e-6,
     *,
     backend: str = "auto",
@@ -34,8 +32,7 @@ def elementwise_coefficients(
     With ``p = positive``, ``n = negative``, ``st(z) = z + epsilon sgn(z)``, ``sgn(0) = +1``:
 
     - ``"epsilon"``: ``u = f / st(z)``; v is None.
-    - ``"zplus"``: ``v = f / st(p)``; u is None.
-    - ``"alpha_beta"``: ``A = 1 / st(p)``, ``B = 1 / st(n)``: ``u = -f beta B``, ``v = f (alpha A + beta B)``.
+    - ``"zplus"``: ``v = alpha f / st(p)``; u is None.
     - ``"gamma"`` (gamma is passed as alpha):
       where ``z > 0``: ``d = st(z + gamma p)``, ``u = f / d``, ``v = f gamma / d``;
       where ``z < 0``: ``d = st(z + gamma n)``, ``u = f (1 + gamma) / d``, ``v = -f gamma / d``;
@@ -43,13 +40,17 @@ def elementwise_coefficients(
 
     A quotient with denominator 0 (only for ``epsilon = 0``) is 0, and where the factor is 0 both are 0, never NaN.
 
+    Alpha-beta is the sum of two such parts: ``"zplus"`` with its alpha, and ``"zplus"`` of ``-W`` and ``-b``, whose
+    ``p`` is ``-(N + b-)``, with ``-beta``. One call with ``u = -beta B`` and ``v = alpha A + beta B`` would be equal on
+    paper but reads A off a difference with ``B = 1 / epsilon`` where a neuron has no negative part.
+
     Args:
         z: pre-activation ``W x + b``, ``(B, ...)``.
-        positive: ``sum (x w)+ + b+``, shape of z; for all rules but ``"epsilon"``.
-        negative: ``sum (x w)- + b-``, shape of z; for ``"alpha_beta"`` and ``"gamma"``.
+        positive: ``sum (x w)+ + b+``, shape of z; for ``"zplus"`` and ``"gamma"``.
+        negative: ``sum (x w)- + b-``, shape of z; for ``"gamma"``.
         factor: ``f``, what the chained form multiplies by (for example the activation ``a``), shape of z; None is 1.
-        rule: one of the four names.
-        alpha, beta: of ``"alpha_beta"``; gamma in place of alpha for ``"gamma"``.
+        rule: one of the three names.
+        alpha: share of the part for ``"zplus"``: 1 is z+; gamma for ``"gamma"``; ``"epsilon"`` does not use it.
         epsilon: absolute, in units of z, at least 0.
         backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
 
@@ -74,7 +75,7 @@ def elementwise_coefficients(
             raise ValueError(f"{_OP}: {name} must be given for rule {rule!r}, got None")
         check_like(_OP, name, value, "that of z", tuple(z.shape), z, z.dtype)
     made: list[Tensor] = torch.ops.fastlrp.elementwise_coefficients(
-        z, positive, negative, factor, rule, alpha, beta, epsilon, backend=backend
+        z, positive, negative, factor, rule, alpha, epsilon, backend=backend
     )
     if rule == "epsilon":
         return made[0], None

@@ -112,7 +112,6 @@ def _only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
 def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> None:
     x = layer.x
     signed = not b.is_nonnegative(x)
-    weight, bias = layer.weight, layer.bias
     u, v, weight, needs_split = _coefficients(b, layer, rule, flow, signed)
     split = needs_split and signed
     positive = weight.clamp(min=0) if v is not None else None
@@ -159,8 +158,7 @@ def _part_coefficient(
     signed = not b.is_nonnegative(layer.x)
     positive = b.cache(_part(layer, weight, bias, signed), [layer.x.index], layer.y.numel)
     stabilizer = Stabilizer.ensure(rule.stabilizer)
-    _, v = _coefficient_pair(b, layer, "zplus", 1, 0, stabilizer, [positive, positive, None, factor])
-    return v if share == 1 else b.cache(lambda v: v * share, [v], layer.y.numel)
+    return _coefficient_pair(b, layer, "zplus", share, stabilizer, [positive, positive, None, factor])[1]
 
 
 def _rows_of(run: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
@@ -193,12 +191,12 @@ def _coefficients(
         changed = modify(weight)
         changed_bias = None if bias is None else modify(bias)
         z = b.cache(lambda x: layer.apply(x, changed, changed_bias), [x], layer.y.numel)
-        u, _ = _coefficient_pair(b, layer, "epsilon", 0, 0, stabilizer, [z, None, None, factor])
+        u, _ = _coefficient_pair(b, layer, "epsilon", 1, stabilizer, [z, None, None, factor])
         return u, None, changed, False
     if rule.zero_bias and layer.bias is not None:
         y = b.cache(lambda x: layer.apply(x, weight, None), [x], layer.y.numel)
     if isinstance(rule, rules.Epsilon):
-        u, _ = _coefficient_pair(b, layer, "epsilon", 0, 0, stabilizer, [y, None, None, factor])
+        u, _ = _coefficient_pair(b, layer, "epsilon", 1, stabilizer, [y, None, None, factor])
         return u, None, weight, False
     if isinstance(rule, rules.ZPlus):
         return None, _part_coefficient(b, layer, rule, flow, weight, bias, 1), weight, True
@@ -206,8 +204,7 @@ def _coefficients(
         positive = b.cache(_part(layer, weight, bias, signed), [x], layer.y.numel)
         opposite = b.cache(_part(layer, -weight, None if bias is None else -bias, signed), [x], layer.y.numel)
         negative = b.cache(torch.neg, [opposite], layer.y.numel)
-        slots = [y, positive, negative, factor]
-        u, v = _coefficient_pair(b, layer, "gamma", rule.gamma, 0, stabilizer, slots)
+        u, v = _coefficient_pair(b, layer, "gamma", rule.gamma, stabilizer, [y, positive, negative, factor])
         return u, v, weight, True
     raise TypeError(f"{rule} is not defined for {layer.node}: see fastlrp.rules for the rules of layers with a weight")
 
@@ -229,7 +226,6 @@ def _coefficient_pair(
     layer: AffineLayer,
     rule: str,
     alpha: float,
-    beta: float,
     stabilizer: Stabilizer,
     slots: list[int | None],
 ) -> tuple[int, int]:
@@ -238,18 +234,19 @@ def _coefficient_pair(
         op, epsilon = b.operation("elementwise_coefficients"), stabilizer.epsilon
 
         def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
-            return op(z, p, n, f, rule, alpha, beta, epsilon)
+            return op(z, p, n, f, rule, alpha, epsilon)
     else:
 
         def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
-            return _general_coefficients(z, p, n, f, rule, alpha, beta, stabilizer)
+            return _general_coefficients(z, p, n, f, rule, alpha, stabilizer)
 
     present = [slot for slot in slots if slot is not None]
     missing = [slot is None for slot in slots]
 
     def call(*tensors: Tensor) -> Any:
         rest = iter(tensors)
-        u, v = run(*(None if absent else next(rest) for absent in missing))
+        arguments: list[Any] = [None if absent else next(rest) for absent in missing]
+        u, v = run(*arguments)
         return _same_layout(layer, u), _same_layout(layer, v)
 
     first = b.cache(call, present, layer.y.numel, outs=2)
@@ -266,20 +263,17 @@ def _same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | Non
 
 
 def _general_coefficients(
-    z: Tensor, p: Any, n: Any, f: Tensor | None, rule: str, alpha: float, beta: float, st: Stabilizer
+    z: Tensor, p: Any, n: Any, f: Tensor | None, rule: str, alpha: float, st: Stabilizer
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same coefficients for any stabilizer."""
 
     def scaled(value: Tensor) -> Tensor:
-        return value if f is None else value * f
+        return value if f is None else torch.where(f == 0, 0.0, value * f)
 
     if rule == "epsilon":
         return scaled(st.reciprocal(z)), None
     if rule == "zplus":
-        return None, scaled(st.reciprocal(p))
-    if rule == "alpha_beta":
-        first, second = alpha * st.reciprocal(p), beta * st.reciprocal(n)
-        return scaled(-second), scaled(first + second)
+        return None, scaled(alpha * st.reciprocal(p))
     above, below = scaled(st.reciprocal(z + alpha * p)), scaled(st.reciprocal(z + alpha * n))
     u = torch.where(z > 0, above, torch.where(z < 0, (1 + alpha) * below, 0.0))
     v = torch.where(z > 0, alpha * above, torch.where(z < 0, -alpha * below, 0.0))
@@ -292,7 +286,7 @@ def _elementwise(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> None:
         raise TypeError(f"{rule} is not defined for {layer.node}: use Pass, Epsilon, ZPlus, AlphaBeta or Gamma")
     if isinstance(rule, rules.AlphaBeta):
         raise TypeError(f"{rule} is not defined for {layer.node}: use Pass, Epsilon, ZPlus or Gamma")
-    u, v, weight, split = _coefficients(b, layer, rule, flow, signed=True)
+    u, v, weight, _ = _coefficients(b, layer, rule, flow, signed=True)
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
 
     def total(x: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor:

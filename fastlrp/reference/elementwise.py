@@ -13,7 +13,6 @@ def elementwise_coefficients(
     factor: Tensor | None,
     rule: str,
     alpha: float,
-    beta: float,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]:
     """``(u, v)`` with ``R_in = x W^T (u R) + x+ W+^T (v R) + x- W-^T (v R)``, times the factor ``f``.
@@ -21,20 +20,23 @@ def elementwise_coefficients(
     With ``p = positive``, ``n = negative`` and ``st(z) = z + epsilon sgn(z)``, ``sgn(0) = +1``:
 
     - ``"epsilon"``: ``u = f / st(z)``, v None.
-    - ``"zplus"``: u None, ``v = f / st(p)``.
-    - ``"alpha_beta"``: ``A = 1 / st(p)``, ``B = 1 / st(n)``: ``u = -f beta B``, ``v = f (alpha A + beta B)``.
+    - ``"zplus"``: u None, ``v = alpha f / st(p)``.
     - ``"gamma"`` (gamma is passed as alpha):
       where ``z > 0``: ``d = st(z + gamma p)``, ``u = f / d``, ``v = f gamma / d``;
       where ``z < 0``: ``d = st(z + gamma n)``, ``u = f (1 + gamma) / d``, ``v = -f gamma / d``;
       where ``z = 0``: both are 0.
 
+    Alpha-beta is the sum of two such parts: ``"zplus"`` with its alpha, and ``"zplus"`` of ``-W`` and ``-b``, whose
+    ``p`` is ``-(N + b-)``, with ``-beta``. One call with ``u = -beta B`` and ``v = alpha A + beta B`` would be equal on
+    paper but reads A off a difference with ``B = 1 / epsilon`` where a neuron has no negative part.
+
     Args:
         z: pre-activation ``W x + b``, any shape ``(B, ...)``.
-        positive: ``sum (x w)+ + b+``, shape of z; for ``zplus``, ``alpha_beta``, ``gamma``.
-        negative: ``sum (x w)- + b-``, shape of z; for ``alpha_beta``, ``gamma``.
+        positive: ``sum (x w)+ + b+``, shape of z; for ``zplus`` and ``gamma``.
+        negative: ``sum (x w)- + b-``, shape of z; for ``gamma``.
         factor: ``f``, what the chained form multiplies by (for example the activation ``a``), shape of z; None is 1.
-        rule: one of the four names.
-        alpha, beta: of ``alpha_beta``; gamma in place of alpha for ``gamma``.
+        rule: one of the three names.
+        alpha: share of the part for ``zplus``: 1 is z+; gamma for ``gamma``; ``epsilon`` does not use it.
         epsilon: absolute, at least 0. With 0 the quotient by 0 is 0.
 
     Returns:
@@ -45,8 +47,7 @@ def elementwise_coefficients(
 
     Source: DESIGN.md, section 3.1; Bach et al. 2015, eq. 58 and 60; Montavon et al. 2019, section 10.2.3.
     """
-    needs = {"epsilon": (), "zplus": ("positive",), "alpha_beta": ("positive", "negative")}
-    needs["gamma"] = needs["alpha_beta"]
+    needs = {"epsilon": (), "zplus": ("positive",), "gamma": ("positive", "negative")}
     if rule not in needs:
         raise ValueError(f"rule: expected one of {sorted(needs)}, got {rule!r}")
     for name, value in (("positive", positive), ("negative", negative)):
@@ -69,10 +70,7 @@ def elementwise_coefficients(
     if rule == "epsilon":
         return finish(inverse(total)), None
     if rule == "zplus":
-        return None, finish(inverse(p))
-    if rule == "alpha_beta":
-        a, b = inverse(p), inverse(n)
-        return finish(-beta * b), finish(alpha * a + beta * b)
+        return None, finish(alpha * inverse(p))
     gamma = alpha
     above, below = inverse(total + gamma * p), inverse(total + gamma * n)
     u = torch.where(total > 0, above, torch.where(total < 0, (1 + gamma) * below, zero))

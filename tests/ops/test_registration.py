@@ -35,7 +35,7 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
         ("pool_adaptive_avg_relevance", (r, None, [6, 6])),
         ("pool_adaptive_avg_relevance", (r, None, [3, 3])),
         ("pool_adaptive_avg_relevance", (r[..., :1, :1], None, [3, 3])),
-        *[("elementwise_coefficients", (z, z, z, z, rule, 1.0, 0.0, 1e-6)) for rule in ("epsilon", "zplus", "gamma")],
+        *[("elementwise_coefficients", (z, z, z, z, rule, 1.0, 1e-6)) for rule in ("epsilon", "zplus", "gamma")],
     ]
 
 
