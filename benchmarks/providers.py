@@ -17,7 +17,7 @@ LOW, HIGH = -3.0, 3.0
 
 @dataclass(frozen=True)
 class Provider:
-    """``run(x, targets) -> (B, K, *x.shape[1:])``, forward pass included. ``limit``: most targets in one measurement."""
+    """``run(x, targets) -> (B, K, *x.shape[1:])``, forward pass included. ``limit``: most targets per measurement."""
 
     name: str
     run: Callable[[Tensor, list[int]], Tensor]

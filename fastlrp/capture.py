@@ -174,7 +174,7 @@ class _Translator:
         raise CaptureError(f"output {position} of the model does not depend on its input: there is nothing to explain")
 
     def _placeholder(self, spec: Any) -> None:
-        name = getattr(spec.arg, "name", None)
+        name: str = spec.arg.name
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             path = spec.target.removeprefix(f"{_WRAPPED}.")
             owner, _, key = path.rpartition(".")
@@ -274,13 +274,14 @@ class _Translator:
     def _rebind(self, fx: torch.fx.Node, old: Any, new: Value) -> None:
         """After an in-place operation every later reader of the old value means the new one."""
         target = fx.args[0]
+        assert isinstance(target, torch.fx.Node)
         for other in self.views.get(target.name, ()):
             if self.env.get(other) is not old and other != fx.name:
                 node = next(n for n in self.program.graph.nodes if n.name == other)
                 if any(self.order[user.name] > self.order[fx.name] for user in node.users):
                     raise CaptureError(
-                        f"{fx.target} changes a view in place ('{target.name}') and '{other}', which shares its memory, "
-                        "is read later: write the model without this in-place operation"
+                        f"{fx.target} changes a view in place ('{target.name}') and '{other}', which shares its "
+                        "memory, is read later: write the model without this in-place operation"
                     )
         for key, value in self.env.items():
             if value is old:

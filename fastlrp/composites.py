@@ -79,7 +79,7 @@ def last() -> Predicate:
 
 
 def span(start: int, stop: int | None = None) -> Predicate:
-    """Matches layers with a weight number ``start`` to ``stop - 1`` in execution order; negative counts from the end."""
+    """Matches layers with a weight number ``start`` to ``stop - 1`` as executed; negative counts from the end."""
 
     def match(layer: Layer) -> bool:
         return layer.index is not None and layer.index in range(layer.count)[slice(start, stop)]

@@ -34,7 +34,7 @@ class Value:
 
     @property
     def has_batch_first(self) -> bool:
-        """True if axis 0 is the batch and every other size is a plain number: relevance can be laid out as (B, K, …)."""
+        """True if axis 0 is the batch and all other sizes are plain numbers: relevance can be laid out as (B, K, …)."""
         return bool(self.shape) and self.shape[0] is None and all(isinstance(n, int) for n in self.shape[1:])
 
     @property

@@ -134,8 +134,8 @@ class Plan:
             raise UnsupportedOperationError(
                 f"no rule for operation '{node.operation}' in module '{node.path or '(the model itself)'}'"
                 f"{_type_name(node)}. Ways out: add an entry for it to the composite, "
-                f"fastlrp.composites.{self.composite.name.split(' ')[0]}(…).with_entries(('{node.path or '*'}', rule)); "
-                f"or fastlrp.register_rule('{node.operation}', rule) with a fastlrp.rules.Custom rule, Pass() for an "
+                f"fastlrp.composites.{self.composite.name.split(' ')[0]}(…).with_entries(('{node.path or '*'}', rule));"
+                f" or fastlrp.register_rule('{node.operation}', rule) with a fastlrp.rules.Custom rule, Pass() for an "
                 "element-wise operation, or Gradient()."
             )
 

@@ -7,6 +7,7 @@ nothing of how its relevance is computed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Walker:
         self.rules, self.max_pool, self.values = assigned, max_pool, values
 
     def through(self, node: Node, R: Tensor) -> Share | None:
-        """Relevance ``(B, K, …)`` of the node's output to its inputs; None where there is no reference (a user's rule)."""
+        """Relevance ``(B, K, …)`` of the node's output to its inputs; None without a reference (a user's rule)."""
         rule = self.rules.get(node)
         x = node.inputs[0]
         if isinstance(rule, rules.Custom):
@@ -128,11 +129,11 @@ class Walker:
         if node.kind != "mul":
             return Share({next(iter(_float_inputs(node))): R}, _nothing(R))
         signals = signal_and_gates(node)
+        broadcast = partial(torch.broadcast_to, size=self.values[node.output].shape)
         shares = {}
         for v in signals:
-            expanded = self.values[v].expand(self.values[node.output].shape)
             # Summing R over the axes along which the operand was broadcast is the transpose of the broadcast.
-            shares[v] = textbook.vjp(lambda x, s=expanded.shape: x.expand(s), self.values[v], R / len(signals))
+            shares[v] = textbook.vjp(broadcast, self.values[v], R / len(signals))
         return Share(shares, _nothing(R))
 
     def _add(self, node: Node, rule: Any, R: Tensor) -> Share:

@@ -107,7 +107,7 @@ def lower_mul(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         share = flow
         if len(signals) > 1:
             part = 1 / len(signals)
-            share = Flow(b.step(lambda f, p=part: f * p, [flow.register], [], y.numel), flow.factor)  # type: ignore[misc]
+            share = Flow(b.step(lambda f, p=part: f * p, [flow.register], [], y.numel), flow.factor)
         b.send(x, _to_shape(b, share, y, x))
 
 
