@@ -98,7 +98,9 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
         return {0: symbol} if isinstance(t, Tensor) and t.dim() and t.shape[0] == batch else None
 
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
-    with _EXPORTING, warnings.catch_warnings(), torch.no_grad():
+    # A model made in inference mode can only be traced in it, any other only outside.
+    inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
+    with _EXPORTING, torch.inference_mode(inference), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             example = _two_samples((args, kwargs), batch)

@@ -54,8 +54,9 @@ def _derivative(forward: Callable[[Tensor], Tensor], operation: str) -> Callable
         return lambda x: (x > 0).to(x.dtype)
 
     def derivative(x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+        # Inference mode records nothing, and its tensors cannot require grad: their copies made outside it can.
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             return torch.autograd.grad(forward(leaf).sum(), leaf)[0]
 
     return derivative

@@ -26,10 +26,12 @@ def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: T
         for each input ``(B, K, *x.shape[1:])``.
     """
     batch, targets = cotangent.shape[:2]
-    with torch.enable_grad():
+    # Inference mode records nothing, and its tensors cannot require grad: their copies made outside it can.
+    with torch.inference_mode(False), torch.enable_grad():
+        own = [x.clone() if x.is_inference() else x.detach() for x in inputs]
         wide = [
-            x.detach().unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_()
-            for x in inputs
+            x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_()
+            for x in own
         ]
         y = forward(*wide)
         grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), allow_unused=True)
