@@ -12,9 +12,13 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self._links: list[tuple[dict[str, Any], str, Any]] = []
-        self._modes: list[tuple[nn.Module, bool]] = [(model, model.training)]
+        self._sizes: list[tuple[dict[str, Any], int]] = []
+        self._modes: list[tuple[nn.Module, bool]] = []
         self._tensors: list[Tensor] = []
         for module in model.modules():
+            self._modes.append((module, module.training))
+            tables = (module._modules, module._parameters, module._buffers)
+            self._sizes += [(table, len(table)) for table in tables]
             self._links += [(module._modules, key, child) for key, child in module._modules.items()]
             for table in (module._parameters, module._buffers):
                 for key, tensor in table.items():
@@ -28,6 +32,8 @@ class Watch:
 
     def change(self) -> Literal["structure", "values"] | None:
         """What is different since the last look: other modules or tensors, other numbers in them, or nothing."""
+        if any(len(table) != size for table, size in self._sizes):
+            return "structure"
         if any(table.get(key) is not item for table, key, item in self._links):
             return "structure"
         if any(module.training != mode for module, mode in self._modes):
