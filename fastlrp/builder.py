@@ -87,14 +87,22 @@ class Builder:
         return self.registers - 1
 
     def step(
-        self, run: Callable[..., Tensor], registers: Sequence[int], slots: Sequence[int | None], numel: int
+        self,
+        run: Callable[..., Tensor],
+        registers: Sequence[int],
+        slots: Sequence[int | None],
+        numel: int,
+        work: int | None = None,
     ) -> int:
-        """One backward step; slots that are None are passed as None. Returns the register it fills."""
+        """One backward step; slots that are None are passed as None. Returns the register it fills.
+
+        ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target.
+        """
         out = self.new_register()
         present = tuple(slot for slot in slots if slot is not None)
         if len(present) != len(slots):
             run = _with_absent(run, len(registers), [slot is None for slot in slots])
-        self.backward.append(BackwardStep(run, tuple(registers), present, out, numel))
+        self.backward.append(BackwardStep(run, tuple(registers), present, out, numel, work or numel))
         return out
 
     def relevance_register(self, flow: Flow, numel: int) -> int:

@@ -24,6 +24,10 @@ from fastlrp.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.vocabulary import KIND_OF
 
 _WRAPPED = "model"
+_COPIES_IF_NEEDED = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.view_as.default: torch.ops.aten.reshape_as.default,
+}
 _EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
 
@@ -290,7 +294,7 @@ class _Translator:
                 self.env[key] = new
 
     def _module_of(self, fx: torch.fx.Node) -> tuple[str, type | None]:
-        stack = fx.meta.get("nn_module_stack") or {}
+        stack = _module_stack(fx)
         if not stack:
             return "", type(self.model)
         path = _strip(list(stack.values())[-1][0])
@@ -300,11 +304,17 @@ class _Translator:
         value = self.env.get(fx.name)
         if not isinstance(value, Value) or not value.is_tensor:
             return
-        for key, (path, _) in (fx.meta.get("nn_module_stack") or {}).items():
+        for key, (path, _) in _module_stack(fx).items():
             _, at, call = key.rpartition("@")
             name = _strip(path)
             if name:
                 self.graph.modules[f"{name}@{call}" if at and call.isdigit() else name] = value
+
+
+def _module_stack(fx: torch.fx.Node) -> dict[str, tuple[str, Any]]:
+    """The model's own modules that the node stands in, outermost first; nodes that torch.export adds name others."""
+    stack = fx.meta.get("nn_module_stack") or {}
+    return {key: entry for key, entry in stack.items() if entry[0].split("@")[0].split(".")[0] in ("", _WRAPPED)}
 
 
 def _strip(path: str) -> str:
@@ -330,7 +340,8 @@ def _operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
             return name[:-1], getattr(packet, target._overloadname), True
     if target._schema.is_mutable:
         raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
-    return name, target, False
+    # Capture drops `contiguous` and `clone`, after which a view need not be one.
+    return name, _COPIES_IF_NEEDED.get(target, target), False
 
 
 def _fold(fx: torch.fx.Node, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Value:
     """An activation. ``shape`` has None where the batch size stands; a symbolic size other than that is a string."""
 
@@ -23,6 +23,9 @@ class Value:
     shape: tuple[int | str | None, ...]
     dtype: torch.dtype | None
     producer: Node | None = None
+
+    def __repr__(self) -> str:
+        return f"Value({self.index}, {self.name!r}, {self.shape})"
 
     @property
     def is_tensor(self) -> bool:
@@ -64,7 +67,7 @@ class Constant:
         return self.source.detach() if isinstance(self.source, Tensor) else self.source()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One operation.
 
@@ -92,6 +95,8 @@ class Node:
 
     def __str__(self) -> str:
         return f"{self.operation} ({self.path or 'model'})"
+
+    __repr__ = __str__
 
 
 @dataclass(eq=False)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.basis import Neck, find_neck
 from fastlrp.builder import Builder
 from fastlrp.composites import Composite, Layer
+from fastlrp.descent import Descent, Emission, Sink, peak_bytes
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
@@ -65,18 +66,6 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
             rule = rules.Norm()
         assigned[node] = rule if rule is not None else _REGISTERED.get(node.operation)
     return assigned
-
-
-@dataclass(eq=False)
-class Emission:
-    """A schedule step that hands out the relevance of a value: ``register * state[slots…]``."""
-
-    value: Value
-    register: int
-    slots: tuple[int, ...]
-
-
-Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
 
 
 class Plan:
@@ -283,92 +272,32 @@ class Plan:
         again = self._run(self._forward_schedule(missing), [state[slot] for slot in self._inputs])
         return [again[i] if i in missing else slot for i, slot in enumerate(state)]
 
-    def propagate(
-        self, state: list[Any], initial: Tensor | OneHot, schedule: Schedule, sink: Sink, first: int, batch: int
-    ) -> None:
-        """Move a block of targets down and hand what was asked for to ``sink(value, first target, register, factors)``.
+    def descent(self, state: list[Any], sink: Sink, batch: int) -> Descent:
+        """What moves targets down from ``state``."""
+        return Descent(state, sink, batch, self.dtype.itemsize, self.block_bytes)
 
-        A block is cut into smaller ones where maps get large, so that a register stays within ``block_bytes``.
-        """
+    def propagate(self, state: list[Any], initial: Tensor | OneHot, schedule: Schedule, sink: Sink, first: int) -> None:
+        """Move a block of targets down; what the schedule emits goes to ``sink``."""
+        registers = self.registers_with(initial)
+        self.descent(state, sink, initial.shape[0]).run(schedule.steps, 0, registers, first, initial.shape[1])
+
+    def registers_with(self, initial: Tensor | OneHot) -> list[Any]:
+        """All registers, empty but for the initial relevance."""
         registers: list[Any] = [None] * self.builder.registers
         registers[self.top] = initial
-        self._descend(schedule.steps, 0, registers, state, sink, first, initial.shape[1], batch)
-
-    def _descend(
-        self,
-        steps: list[tuple[Any, tuple[int, ...]]],
-        start: int,
-        registers: list[Any],
-        state: list[Any],
-        sink: Sink,
-        first: int,
-        count: int,
-        batch: int,
-    ) -> None:
-        for position in range(start, len(steps)):
-            step, frees = steps[position]
-            if type(step) is Emission:
-                value = registers[step.register]
-                sink(
-                    step.value, first, value.dense() if type(value) is OneHot else value,
-                    tuple(state[slot] for slot in step.slots),
-                )  # fmt: skip
-            else:
-                if count > 1:
-                    fits = self.fitting(step.numel, batch)
-                    if fits < count:
-                        self._split(steps, position, registers, state, sink, first, count, batch, fits)
-                        return
-                ins, slots = step.ins, step.slots
-                if len(ins) == 1:
-                    registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
-                else:
-                    registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
-            for register in frees:
-                registers[register] = None
-
-    def fitting(self, numel: int, batch: int) -> int:
-        """How many targets of ``numel`` entries per sample fit into one register."""
-        return max(1, self.block_bytes // max(1, numel * max(1, batch) * self.dtype.itemsize))
-
-    def _split(
-        self, steps: Any, position: int, registers: list[Any], state: Any, sink: Sink, first: int, count: int,
-        batch: int, fits: int,
-    ) -> None:  # fmt: skip
-        blocks = -(-count // fits)
-        size = -(-count // blocks)
-        for offset in range(0, count, size):
-            length = min(size, count - offset)
-            part = [None if r is None else r.narrow(1, offset, length) for r in registers]
-            self._descend(steps, position, part, state, sink, first + offset, length, batch)
-
-    # Memory
+        return registers
 
     def peak_bytes(self, schedule: Schedule, batch: int, count: int) -> int:
         """Bytes that ``count`` targets need at once while they move down, results not included."""
-        size = {self.top: self.graph.output.numel}
-        return self._peak(schedule.steps, 0, {self.top}, size, batch, count)
+        sizes = {self.top: self.graph.output.numel}
+        return peak_bytes(schedule.steps, sizes, batch, count, self.dtype.itemsize, self.block_bytes)
 
-    def _peak(self, steps: Any, start: int, live: set[int], size: dict[int, int], batch: int, count: int) -> int:
-        unit = batch * self.dtype.itemsize
-        live, peak = set(live), 0
-        for position in range(start, len(steps)):
-            step, frees = steps[position]
-            held = sum(size[r] for r in live) * unit * count
-            if type(step) is Emission:
-                peak = max(peak, held + size[step.register] * unit * count)
-            else:
-                fits = self.fitting(step.numel, batch)
-                if fits < count:
-                    block = -(-count // -(-count // fits))
-                    return max(peak, held + self._peak(steps, position, live, size, batch, block))
-                size[step.out] = step.numel
-                live.add(step.out)
-                # A step makes its scaled operand (twice with two coefficients) beside its result.
-                operand = 2 * max(size[r] for r in step.ins)
-                peak = max(peak, held + (step.numel + operand) * unit * count)
-            live.difference_update(frees)
-        return peak
+    def neck(self, schedule: Schedule, values: Sequence[Value], count: int) -> Neck | None:
+        """Where a basis is cheaper than ``count`` targets, if the rules are linear and there is such a place."""
+        if not self.linear or count < 2:
+            return None
+        carried = {flow.register: value for value, flow in self.builder.flows.items() if value.has_batch_first}
+        return find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
 
     def __str__(self) -> str:
         return plan_table(self)

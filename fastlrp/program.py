@@ -45,13 +45,14 @@ class ForwardStep:
 
 @dataclass(eq=False)
 class BackwardStep:
-    """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel`` is per sample and target."""
+    """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel``, ``work`` (FLOPs): of one target."""
 
     run: Callable[..., Tensor]
     ins: tuple[int, ...]
     slots: tuple[int, ...]
     out: int
     numel: int
+    work: int
 
 
 @dataclass(eq=False)

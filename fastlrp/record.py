@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastlrp import outputs as structures
+from fastlrp.basis import Neck, Reduce
+from fastlrp.basis import propagate as propagate_basis
+from fastlrp.descent import Emission, Sink
 from fastlrp.graph import Value
 from fastlrp.plan import Plan
 from fastlrp.program import Schedule
-from fastlrp.targets import Initial, Targets
+from fastlrp.result import Result
+from fastlrp.targets import Initial, OneHot, Targets
 
 if TYPE_CHECKING:
     from fastlrp.explainer import Inputs
+
+BASIS_BYTES = 64 << 20
+"""Largest result of one block of basis vectors."""
 
 Relevance = Any
 """A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
@@ -124,7 +130,7 @@ class ForwardRecord:
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
         names = self._values(layers)
         results = {
-            name: _Result(name, value, self.batch, count, reduce, self._destination(out, name, names), len(names) == 1)
+            name: Result(name, value, self.batch, count, reduce, self._destination(out, name, names), len(names) == 1)
             for name, value in names.items()
         }
         wanted = tuple(dict.fromkeys(names.values()))
@@ -135,7 +141,7 @@ class ForwardRecord:
             if not self.lrp_aware:
                 state = self.plan.coefficients(state)
             state = self.plan.with_slots(state, schedule)
-            by_value: dict[Value, list[_Result]] = {}
+            by_value: dict[Value, list[Result]] = {}
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
 
@@ -146,13 +152,42 @@ class ForwardRecord:
             for first in range(0, count, block):
                 length = min(block, count - first)
                 initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
-                self.plan.propagate(state, initial, schedule, sink, first, self.batch)
+                neck = self.plan.neck(schedule, wanted, length) if self._max_memory is None else None
+                if neck is None:
+                    self.plan.propagate(state, initial, schedule, sink, first)
+                else:
+                    self._by_basis(state, initial, schedule, neck, sink, by_value)
         given = {name: result.finish() for name, result in results.items()}
         if layers is not None:
             inputs = {name: given.pop(name) for name in self._input_names()}
             given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
             return given
         return self._inputs.like(list(given.values()), [v in self.plan.builder.flows for v in self.plan.graph.inputs])
+
+    def _by_basis(
+        self,
+        state: list[Any],
+        initial: Tensor | OneHot,
+        schedule: Schedule,
+        neck: Neck,
+        sink: Sink,
+        by_value: dict[Value, list[Result]],
+    ) -> None:
+        """All targets at once through a basis of a narrow edge."""
+        plan = self.plan
+        emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
+        below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
+        factor = plan.builder.flows[neck.value].factor
+        slots = [s for s in (None if factor.value is None else factor.value.index, factor.scale) if s is not None]
+        factors = [state[s] for s in slots if state[s] is not None]
+        block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
+        found = propagate_basis(
+            plan.descent(state, sink, self.batch), schedule.steps, neck, factors, plan.registers_with(initial),
+            initial.shape[1], below, block,
+        )  # fmt: skip
+        for value, parts in found.items():
+            for result, part in zip(by_value[value], parts, strict=True):
+                result.put(0, part)
 
     def _input_names(self) -> dict[str, Value]:
         values = self.plan.explained_inputs()
@@ -226,70 +261,3 @@ def _unknown_layer(path: str, known: dict[str, Value], modules: dict[str, Value]
     close = difflib.get_close_matches(path, list(known), 3)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     return f"unknown layer {path!r}{hint} Known: {', '.join(list(known)[:12])}{', …' if len(known) > 12 else ''}"
-
-
-class _Result:
-    """Where the blocks of one value's relevance are put together."""
-
-    def __init__(
-        self, name: str, value: Value, batch: int, count: int, reduce: str | None, destination: Any, alone: bool
-    ) -> None:
-        self.value, self.count, self.alone = value, count, alone
-        self.channels = reduce == "channels" and len(value.sizes) > 1
-        self.shape = (batch, count, *(value.sizes[1:] if self.channels else value.sizes))
-        self.given = destination
-        self.target: Tensor | None = None if destination is None else self._check(destination, name)
-
-    def _check(self, out: Any, name: str) -> Tensor:
-        if isinstance(out, np.ndarray):
-            if not out.flags.writeable:
-                raise ValueError(f"out for {name!r} is a read-only array: open the memmap with mode 'r+' or 'w+'")
-            if not np.issubdtype(out.dtype, np.floating):
-                raise TypeError(f"out for {name!r} must be of a floating-point dtype, got {out.dtype}")
-            shape = out.shape
-        elif isinstance(out, Tensor):
-            if not out.is_floating_point():
-                raise TypeError(f"out for {name!r} must be of a floating-point dtype, got {out.dtype}")
-            shape = tuple(out.shape)
-        else:
-            raise TypeError(f"out for {name!r} must be a tensor or a NumPy array, got {type(out).__name__}")
-        if tuple(shape) != self.shape:
-            raise ValueError(f"out for {name!r} must have the shape {self.shape}, got {tuple(shape)}")
-        return out.detach() if isinstance(out, Tensor) else torch.from_numpy(out)
-
-    def write(self, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
-        length = register.shape[1]
-        if self.target is None and self.alone and length == self.count and not self.channels and not factors:
-            # The whole answer in one block: nothing to put together. A copy if the register is only a view, which
-            # tensors made in inference mode do not tell.
-            dense, may_be_view = register.contiguous(), register._is_view() or register.is_inference()
-            self.target = dense.clone() if dense.data_ptr() == register.data_ptr() and may_be_view else dense
-            return
-        if self.target is None:
-            self.target = register.new_empty(self.shape)
-        place = self.target.narrow(1, first, length)
-        if self.channels:
-            for factor in factors[:-1]:
-                register = register * factor.unsqueeze(1)
-            place.copy_(_channel_sum(register, factors[-1] if factors else None))
-        elif len(factors) == 1 and place.dtype == register.dtype and place.device == register.device:
-            torch.mul(register, factors[0].unsqueeze(1), out=place)
-        else:
-            for factor in factors:
-                register = register * factor.unsqueeze(1)
-            place.copy_(register)
-
-    def finish(self) -> Any:
-        if self.target is None:
-            raise AssertionError("no relevance was written")
-        return self.given if self.given is not None else self.target
-
-
-def _channel_sum(register: Tensor, factor: Tensor | None) -> Tensor:
-    """``sum_c (register * factor)``, without a product of full size."""
-    if factor is None:
-        return register.sum(2)
-    total = register[:, :, 0] * factor[:, 0].unsqueeze(1)
-    for c in range(1, register.shape[2]):
-        total.addcmul_(register[:, :, c], factor[:, c].unsqueeze(1))
-    return total

@@ -247,8 +247,12 @@ class GuidedBackprop(Rule):
 class Custom(Rule):
     """A rule written out: subclass it and define :meth:`propagate`.
 
-    For operations that fastlrp does not know, give an instance to :func:`fastlrp.register_rule`.
+    For operations that fastlrp does not know, give an instance to :func:`fastlrp.register_rule`. Set
+    ``linear_in_relevance = True`` if what it returns is linear in ``relevance``: then plans with it may propagate a
+    basis of a narrow layer instead of each target.
     """
+
+    linear_in_relevance = False
 
     def propagate(
         self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor

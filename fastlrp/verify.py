@@ -85,7 +85,7 @@ class Report:
 
     @property
     def kept(self) -> dict[str, float]:
-        """The ledger of the whole model: how much bias, stabilizer and dead neurons kept, and what stays unexplained."""
+        """The ledger of the whole model: what bias, stabilizer and dead neurons kept, what is unexplained."""
         names = ("bias", "stabilizer", "dead", "unexplained")
         return {name: sum(getattr(row, name) or 0.0 for row in self.rows) for name in names}
 
@@ -203,7 +203,7 @@ class _Check:
                 part = part * factor.double().unsqueeze(1)
             found.setdefault(value, []).append(part)
 
-        self.plan.propagate(self.state, initial, self.schedule, sink, 0, self.batch)
+        self.plan.propagate(self.state, initial, self.schedule, sink, 0)
         return {value: torch.cat(parts, 1) for value, parts in found.items()}
 
     def _unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:
@@ -248,7 +248,7 @@ class _Check:
                     bias,
                     stabilizer,
                     dead,
-                )  # fmt: skip
+                )
             )
         return Report(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
 

@@ -45,6 +45,14 @@ class AffineLayer:
                 a["groups"],
             )
 
+    @property
+    def work(self) -> int:
+        """Floating-point operations of one product with the weight, per sample."""
+        if self.node.kind == "batch_norm":
+            return self.x.numel
+        outer = self.x if self.node.kind == "conv" and self.geometry[3] else self.y
+        return 2 * outer.numel * (self.weight.numel() // self.weight.shape[0])
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias``."""
         if self.node.kind == "conv":
@@ -119,7 +127,7 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
     one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
     if one_hot:
         run = _rows_of(run, weight)
-    register = b.step(run, [flow.register], [u, v, x.index if split else None], x.numel)
+    register = b.step(run, [flow.register], [u, v, x.index if split else None], x.numel, layer.work)
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -146,7 +154,7 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
         results = [run(flow, None, v, x) for (run, _), v in zip(parts, vs, strict=True)]
         return results[0] if len(results) == 1 else results[0].add_(results[1])
 
-    register = b.step(total, [flow.register], [sign_of, *(v for _, v in parts)], x.numel)
+    register = b.step(total, [flow.register], [sign_of, *(v for _, v in parts)], x.numel, layer.work * len(parts))
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -319,7 +327,7 @@ def _gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
     run = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
-    b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel)))
+    b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel, layer.work)))
 
 
 def _zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> None:
@@ -346,7 +354,7 @@ def _zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> None:
     def run(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
         return first(flow, u, None, above).add_(second(flow, u, None, below))
 
-    b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel)))
+    b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel, 2 * layer.work)))
 
 
 def _minus(x: Tensor, bound: Tensor, rule: rules.ZBox) -> Tensor:
@@ -374,7 +382,7 @@ def _input_independent(b: Builder, layer: AffineLayer, rule: rules.WSquare | rul
     simple = flat and layer.node.kind == "conv" and layer.geometry[5] == 1
     if not simple:
         run = layer.transpose(b, weight, None, signed=False, multiply=False)
-        b.send(x, Flow(b.step(run, [flow.register], [u, None, None], x.numel)))
+        b.send(x, Flow(b.step(run, [flow.register], [u, None, None], x.numel, layer.work)))
         return
     # Flat: all input channels get the same, so sum over output channels first, then one box filter.
     box = weight[:1, :1]

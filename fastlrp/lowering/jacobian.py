@@ -30,8 +30,7 @@ def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: T
     with torch.inference_mode(False), torch.enable_grad():
         own = [x.clone() if x.is_inference() else x.detach() for x in inputs]
         wide = [
-            x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_()
-            for x in own
+            x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_() for x in own
         ]
         y = forward(*wide)
         grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), allow_unused=True)

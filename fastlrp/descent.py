@@ -1,0 +1,113 @@
+"""Executes backward steps on a block of targets, in smaller blocks where maps get large, and foretells their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.graph import Value
+from fastlrp.targets import OneHot
+
+Steps = list[tuple[Any, tuple[int, ...]]]
+"""Backward steps and emissions in order, each with the registers that are not needed after it."""
+
+Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
+"""``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors."""
+
+
+@dataclass(eq=False)
+class Emission:
+    """A step that hands out the relevance of a value: ``register * state[slots…]``."""
+
+    value: Value
+    register: int
+    slots: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Descent:
+    """One way down: a state, where results go, and how large a register may get.
+
+    Attributes:
+        state: slots ``(B, …)``. batch: B. itemsize: bytes per entry. block_bytes: largest register.
+    """
+
+    state: list[Any]
+    sink: Sink
+    batch: int
+    itemsize: int
+    block_bytes: int
+
+    def run(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
+        """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
+        state = self.state
+        for position in range(start, len(steps)):
+            step, frees = steps[position]
+            if type(step) is Emission:
+                value = registers[step.register]
+                value = value.dense() if type(value) is OneHot else value
+                self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
+            else:
+                if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
+                    fits = fitting(step.numel, self.batch, self.itemsize, self.block_bytes)
+                    if fits < count:
+                        self._split(steps, position, registers, first, count, fits)
+                        return
+                ins, slots = step.ins, step.slots
+                if len(ins) == 1:
+                    registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+                else:
+                    registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
+            for register in frees:
+                registers[register] = None
+
+    def _split(self, steps: Steps, position: int, registers: list[Any], first: int, count: int, fits: int) -> None:
+        size = _even(count, fits)
+        for offset in range(0, count, size):
+            length = min(size, count - offset)
+            part = [None if r is None else r.narrow(1, offset, length) for r in registers]
+            self.run(steps, position, part, first + offset, length)
+
+
+def fitting(numel: int, batch: int, itemsize: int, block_bytes: int) -> int:
+    """How many targets of ``numel`` entries per sample fit into one register."""
+    return max(1, block_bytes // max(1, numel * max(1, batch) * itemsize))
+
+
+def _even(count: int, fits: int) -> int:
+    """Size of equal blocks of at most ``fits``."""
+    return -(-count // -(-count // fits))
+
+
+def peak_bytes(steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int) -> int:
+    """Bytes that ``count`` targets need at once on their way down, results not included.
+
+    ``sizes``: entries per sample and target of the registers that exist at the start.
+    """
+    return _peak(steps, 0, set(sizes), dict(sizes), batch, count, itemsize, block_bytes)
+
+
+def _peak(
+    steps: Steps, start: int, live: set[int], sizes: dict[int, int], batch: int, count: int, itemsize: int, limit: int
+) -> int:
+    unit = batch * itemsize * count
+    peak = 0
+    for position in range(start, len(steps)):
+        step, frees = steps[position]
+        held = sum(sizes[r] for r in live) * unit
+        if type(step) is Emission:
+            peak = max(peak, held + sizes[step.register] * unit)
+        else:
+            fits = fitting(step.numel, batch, itemsize, limit)
+            if fits < count:
+                block = _even(count, fits)
+                return max(peak, held + _peak(steps, position, set(live), sizes, batch, block, itemsize, limit))
+            sizes[step.out] = step.numel
+            live.add(step.out)
+            # A step makes its scaled operand (twice with two coefficients) beside its result.
+            peak = max(peak, held + (step.numel + 2 * max(sizes[r] for r in step.ins)) * unit)
+        live.difference_update(frees)
+    return peak
