@@ -71,3 +71,12 @@ class Stabilizer:
         if self.epsilon > 0 and self.signed and self.relative is None:
             return denominator.reciprocal()
         return torch.where(denominator == 0, 0.0, denominator.reciprocal())
+
+    def mirrored(self) -> Stabilizer:
+        """The stabilizer ``z -> -st(-z)``: for a negative part that is computed as the positive part of ``-W``."""
+        return self if self.signed else _Mirrored(**vars(self))
+
+
+class _Mirrored(Stabilizer):
+    def __call__(self, z: Tensor) -> Tensor:
+        return -super().__call__(-z)

@@ -166,6 +166,8 @@ def _part_coefficient(
     signed = not b.is_nonnegative(layer.x)
     positive = b.cache(_part(layer, weight, bias, signed), [layer.x.index], layer.y.numel)
     stabilizer = Stabilizer.ensure(rule.stabilizer)
+    if share < 0:
+        stabilizer = stabilizer.mirrored()
     return _coefficient_pair(b, layer, "zplus", share, stabilizer, [positive, positive, None, factor])[1]
 
 
@@ -291,7 +293,7 @@ def _general_coefficients(
 def _elementwise(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> None:
     """A batch norm that stands alone: each output has one input, so the whole rule is a cached factor."""
     if isinstance(rule, (rules.ZBox, rules.WSquare, rules.Flat)):
-        raise TypeError(f"{rule} is not defined for {layer.node}: use Pass, Epsilon, ZPlus, AlphaBeta or Gamma")
+        raise TypeError(f"{rule} is not defined for {layer.node}: use Pass, Epsilon, ZPlus or Gamma")
     if isinstance(rule, rules.AlphaBeta):
         raise TypeError(f"{rule} is not defined for {layer.node}: use Pass, Epsilon, ZPlus or Gamma")
     u, v, weight, _ = _coefficients(b, layer, rule, flow, signed=True)
