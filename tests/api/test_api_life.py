@@ -127,7 +127,7 @@ def test_an_exception_leaves_nothing_behind_and_the_record_works(failing, lrp_aw
             except ZeroDivisionError:
                 failed += 1
         assert failed == 2
-        assert live_tensors() == before
+        assert live_tensors() <= before
         assert record.cached_bytes == size
         rule.fails = False
         assert torch.equal(record.relevance("all"), expected)
@@ -146,7 +146,7 @@ def test_an_exception_inside_a_call_closes_its_record(failing):
         except (ZeroDivisionError, ValueError):
             failed += 1
     assert failed == 5
-    assert live_tensors() == before
+    assert live_tensors() <= before
 
 
 def test_an_exception_inside_with_closes():
@@ -257,4 +257,4 @@ def test_repeated_calls_do_not_grow():
             record.relevance("all", layers="all")
             explainer(x, [1], reduce="channels")
             list(record.stream("all", block=1))
-        assert live_tensors() == before
+        assert live_tensors() <= before
