@@ -32,6 +32,28 @@ def test_targets_at_once_equal_single_calls(name, composite):
         assert relative_error(torch.cat([a[layer] for a in alone], 1), relevance) <= TIGHT, layer
 
 
+@pytest.mark.parametrize("composite", COMPOSITES)
+@pytest.mark.parametrize("name", ["mlp", "residual", "spatial", "score"])
+def test_more_targets_than_a_layer_has_neurons(name, composite):
+    """Each of these has an edge narrower than 40 targets, through which a basis may go instead."""
+    explainer, x = shared(name, composite), samples(name)
+    with explainer.forward(x) as record:
+        initial = torch.randn(2, 40, *record.output.shape[1:], dtype=torch.float64)
+        alone = torch.cat([record.relevance(initial[:, k : k + 1]) for k in range(40)], 1)
+        assert relative_error(record.relevance(initial), alone) <= TIGHT
+        for layers, relevance in record.relevance(initial, layers="all").items():
+            parts = [part[layers] for _, part in record.stream(initial, layers="all", block=1)]
+            assert relative_error(relevance, torch.cat(parts, 1)) <= TIGHT, layers
+        out = torch.full((2, 40, *x.shape[1:]), torch.nan, dtype=torch.float64)
+        record.relevance(initial, out=out)
+        assert relative_error(out, alone) <= TIGHT
+        if x.dim() > 2:
+            assert relative_error(record.relevance(initial, reduce="channels"), alone.sum(2)) <= TIGHT
+    with explainer.forward(x, lrp_aware=False) as record:
+        assert relative_error(record.relevance(initial), alone) <= TIGHT
+    assert explainer(x[:0], initial[:0]).shape == (0, 40, *x.shape[1:])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_samples_at_once_equal_single_calls(name):
     explainer, x = shared(name), samples(name, 3)

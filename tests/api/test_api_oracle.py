@@ -62,6 +62,8 @@ RULES = {
     "relative_sample": rules.Gamma(0.2, Stabilizer(0.1, relative="sample")),
     "relative_tensor": rules.ZPlus(Stabilizer(0.1, relative="tensor", signed=False)),
     "unsigned": rules.Epsilon(Stabilizer(0.1, signed=False)),
+    "unsigned_alpha_beta": rules.AlphaBeta(2.0, 1.0, Stabilizer(1e-3, signed=False)),
+    "unsigned_gamma": rules.Gamma(0.3, Stabilizer(0.1, relative="sample", signed=False)),
     "clip": rules.AlphaBeta(2.0, 1.0, Stabilizer(0.2, clip=True)),
 }
 FIRST = {
