@@ -18,6 +18,11 @@ def multiply(register: Tensor, factor: Tensor) -> Tensor:
     return register * factor.unsqueeze(1)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """What 2-D convolutions read lies channels-last on the CPU: oneDNN is 1.1 to 5 times faster so."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and x.device.type == "cpu" else x
+
+
 class Builder:
     """State of one lowering: which steps exist, which flows have been sent to which value."""
 

@@ -107,7 +107,7 @@ def _peak(
                 return max(peak, held + _peak(steps, position, set(live), sizes, batch, block, itemsize, limit))
             sizes[step.out] = step.numel
             live.add(step.out)
-            # A step makes its scaled operand (twice with two coefficients) beside its result.
-            peak = max(peak, held + (step.numel + 2 * max(sizes[r] for r in step.ins)) * unit)
+            # A step makes its scaled operand, once more in another layout, and up to three parts of its result.
+            peak = max(peak, held + (3 * step.numel + 2 * max(sizes[r] for r in step.ins)) * unit)
         live.difference_update(frees)
     return peak

@@ -7,12 +7,22 @@ from torch import Tensor
 
 from fastlrp.aten.elementwise import combine
 
-# Up to this many input channels a plain product and col2im beat oneDNN's transposed convolution (2 to 3 times for the
-# first layers of VGG and ResNet, 2-core AVX-512 CPU).
-_FEW_CHANNELS = 4
+# Up to this many input channels both parts of a signed layer go through one product: oneDNN computes 16 at a time.
+_JOINT_CHANNELS = 8
+
+# Up to this many elements a plain product and col2im beat oneDNN's transposed convolution, whose calls cost more than
+# their arithmetic there (21 against 56 microseconds for ten 16x8x8 maps to one channel, one AVX-512 core).
+_SMALL = 1 << 16
 
 # Below this many elements a change of layout costs more than it wins (2-core AVX-512 CPU, 3x3 convolutions).
 _CHANNELS_LAST_FROM = 1 << 10
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Channels-last also by its strides: a batch of one can have any batch stride, which the convolution goes by."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    _, c, h, w = x.shape
+    return x.as_strided(x.shape, (c * h * w, 1, w * c, c)) if x.shape[0] == 1 else x
 
 
 def conv_relevance(
@@ -44,28 +54,26 @@ def conv_relevance(
     # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
     channels_last = n == 2 and relevance.device.type == "cpu" and relevance[:, :1].numel() >= _CHANNELS_LAST_FROM
 
-    few_channels = (
-        n == 2
+    joint = not transposed and groups == 1 and weight.shape[1] <= _JOINT_CHANNELS
+    small = (
+        joint
+        and n == 2
         and relevance.device.type == "cpu"
-        and not transposed
-        and groups == 1
-        and weight.shape[1] <= _FEW_CHANNELS
-        and relevance.numel() > 0
-        and min(missing) >= 0
-        and all(extra < max(s, d) for extra, s, d in zip(missing, stride, dilation, strict=True))
+        and 0 < relevance.numel() <= _SMALL
         and relevance.dtype in (torch.float32, torch.float64)
+        and all(0 <= extra < max(s, d) for extra, s, d in zip(missing, stride, dilation, strict=True))
     )
 
     def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
         scaled = (relevance * coefficient.unsqueeze(1)).flatten(0, 1)
-        if few_channels:
+        if small:
             kernel = list(matrix.shape[2:])
             result = torch.ops.aten.slow_conv_transpose2d(
                 scaled, matrix, kernel, None, stride, padding, missing, dilation
             )
             return result.unflatten(0, targets)
         if channels_last:
-            scaled = scaled.contiguous(memory_format=torch.channels_last)
+            scaled = _channels_last(scaled)
         if transposed:
             result = torch.convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
             # The forward pass's output_padding can let a window start beyond the last input.
@@ -84,4 +92,4 @@ def conv_relevance(
             result = torch.convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
         return result.unflatten(0, targets)
 
-    return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=few_channels)
+    return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=joint)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.builder import Builder
+from fastlrp.builder import Builder, channels_last
 from fastlrp.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.graph import Node
 from fastlrp.program import Factor, Flow
@@ -33,7 +33,8 @@ class AffineLayer:
             tail = (1,) * (len(self.x.shape) - 2)
             self.weight, self.bias = scale.view(-1, *tail), shift.view(-1, *tail)
         else:
-            self.weight, merged = merged_parameters(node)
+            weight, merged = merged_parameters(node)
+            self.weight = channels_last(weight) if node.kind == "conv" else weight
             self.bias = merged if merged is not None else None  # type: ignore[assignment]
         if node.kind == "conv":
             self.geometry = (
@@ -266,10 +267,8 @@ def _coefficient_pair(
 
 
 def _same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:
-    """Coefficients of 2-D convolutions on the CPU lie channels-last, as the relevance that they multiply does."""
-    if coefficient is None or layer.node.kind != "conv" or coefficient.dim() != 4 or coefficient.device.type != "cpu":
-        return coefficient
-    return coefficient.contiguous(memory_format=torch.channels_last)
+    """Coefficients lie in memory as the relevance that they multiply does."""
+    return coefficient if coefficient is None or layer.node.kind != "conv" else channels_last(coefficient)
 
 
 def _general_coefficients(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.builder import Builder
+from fastlrp.builder import Builder, channels_last
 from fastlrp.composites import MaxPoolMode
 from fastlrp.graph import Node
 from fastlrp.program import Factor, Flow
@@ -27,7 +27,12 @@ def max_pool_forward(node: Node) -> Any:
         size = list(node.output.sizes[1:])
         return lambda x: _ADAPTIVE_MAX[n](x, size, return_indices=True)
     geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
-    return lambda x: _MAX_POOL[n](x, *geometry, return_indices=True)
+
+    def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
+        y, index = _MAX_POOL[n](x, *geometry, return_indices=True)
+        return y, channels_last(index)
+
+    return pooled
 
 
 def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoolMode, index: int) -> None:
