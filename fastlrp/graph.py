@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,18 +36,18 @@ class Value:
     def is_differentiable(self) -> bool:
         return self.dtype is not None and self.dtype.is_floating_point
 
-    @property
+    @cached_property
     def has_batch_first(self) -> bool:
         """True if axis 0 is the batch and all other sizes are plain numbers: relevance can be laid out as (B, K, …)."""
         return bool(self.shape) and self.shape[0] is None and all(isinstance(n, int) for n in self.shape[1:])
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Sizes of one sample."""
         assert self.has_batch_first, f"{self.name} has no plain per-sample shape: {self.shape}"
         return tuple(n for n in self.shape[1:] if isinstance(n, int))
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Elements of one sample."""
         count = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -187,7 +187,7 @@ class Plan:
 
     # Schedules
 
-    @property
+    @cached_property
     def takes_one_hot(self) -> bool:
         """True if the first step is a linear layer, which selects rows for one-hot targets."""
         readers = [step for step in self.builder.backward if self.top in step.ins]
@@ -226,7 +226,10 @@ class Plan:
 
     @staticmethod
     def _slots_read(schedule: Schedule) -> frozenset[int]:
-        return frozenset(slot for step, _ in schedule.steps for slot in step.slots)
+        if "slots" not in schedule.memo:
+            schedule.memo["slots"] = frozenset(slot for step, _ in schedule.steps for slot in step.slots)
+        slots: frozenset[int] = schedule.memo["slots"]
+        return slots
 
     def _forward_schedule(self, keep: Iterable[int]) -> Schedule:
         wanted = frozenset(keep) | {v.index for v in self.graph.outputs} | set(self._inputs)
@@ -307,8 +310,11 @@ class Plan:
         """Where a basis is cheaper than ``count`` targets, if the rules are linear and there is such a place."""
         if not self.linear or count < 2:
             return None
-        carried = {flow.register: value for value, flow in self.builder.flows.items() if value.has_batch_first}
-        return find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
+        if count not in schedule.memo:
+            carried = {flow.register: value for value, flow in self.builder.flows.items() if value.has_batch_first}
+            schedule.memo[count] = find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
+        neck: Neck | None = schedule.memo[count]
+        return neck
 
     def __str__(self) -> str:
         return plan_table(self)

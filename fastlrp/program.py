@@ -72,6 +72,7 @@ class Schedule:
 
     steps: list[tuple[Any, tuple[int, ...]]]
     keep: frozenset[int]
+    memo: dict[Any, Any] = field(default_factory=dict)
 
 
 def schedule_forward(steps: Sequence[ForwardStep], keep: frozenset[int], inputs: Sequence[int]) -> Schedule:

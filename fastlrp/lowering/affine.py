@@ -63,35 +63,22 @@ class AffineLayer:
         return x * weight if bias is None else x * weight + bias
 
     def transpose(
-        self,
-        b: Builder,
-        weight: Tensor,
-        weight_positive: Tensor | None,
-        signed: bool,
-        multiply: bool,
-        channels: int = 1,
+        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
     ) -> Callable[..., Tensor]:
-        """``(register, u, v, input) -> c`` by the selected backend."""
+        """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
+        before: tuple[Any, ...] = ()
         if self.node.kind == "linear":
             call = b.operation("linear_relevance")
+        else:
+            call = b.operation("conv_relevance")
+            before = (list(self.x.sizes[1:]), *self.geometry)
 
-            def linear(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Tensor | None) -> Tensor:
-                result: Tensor = call(flow, weight, u, v, x, weight_positive, signed, multiply)
-                return result
-
-            return linear
-        call = b.operation("conv_relevance")
-        stride, padding, dilation, transposed, output_padding, groups = self.geometry
-        size = list(self.x.sizes[1:])
-
-        def conv(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Tensor | None) -> Tensor:
-            result: Tensor = call(
-                flow, weight, u, v, x, weight_positive, size, stride, padding, dilation, transposed, output_padding,
-                groups, signed, multiply,
-            )  # fmt: skip
+        def run(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+            given, split = (None, False) if x is False else (x, signed)
+            result: Tensor = call(flow, weight, u, v, given, weight_positive, *before, split, multiply)
             return result
 
-        return conv
+        return run
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -128,7 +115,7 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
     one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
     if one_hot:
         run = _rows_of(run, weight)
-    register = b.step(run, [flow.register], [u, v, x.index if split else None], x.numel, layer.work)
+    register = b.step(run, [flow.register], [u, v, b.sign_slot(x) if split else None], x.numel, layer.work)
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -149,7 +136,7 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
             v = _part_coefficient(b, layer, rule, flow, weight, None if bias is None else bias * sign, sign * share)
             run = layer.transpose(b, weight, weight.clamp(min=0), signed, multiply=False)
             parts.append((run, v))
-    sign_of = x.index if signed else None
+    sign_of = b.sign_slot(x) if signed else None
 
     def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
         results = [run(flow, None, v, x) for (run, _), v in zip(parts, vs, strict=True)]
@@ -165,7 +152,7 @@ def _part_coefficient(
     """Slot of ``share * factor / st(P + b+)`` for the given weight and bias."""
     factor = b.slot_of(flow.factor)
     signed = not b.is_nonnegative(layer.x)
-    positive = b.cache(_part(layer, weight, bias, signed), [layer.x.index], layer.y.numel)
+    positive = _part(b, layer, weight, bias, signed)
     stabilizer = Stabilizer.ensure(rule.stabilizer)
     if share < 0:
         stabilizer = stabilizer.mirrored()
@@ -212,24 +199,31 @@ def _coefficients(
     if isinstance(rule, rules.ZPlus):
         return None, _part_coefficient(b, layer, rule, flow, weight, bias, 1), weight, True
     if isinstance(rule, rules.Gamma):
-        positive = b.cache(_part(layer, weight, bias, signed), [x], layer.y.numel)
-        opposite = b.cache(_part(layer, -weight, None if bias is None else -bias, signed), [x], layer.y.numel)
+        positive = _part(b, layer, weight, bias, signed)
+        opposite = _part(b, layer, -weight, None if bias is None else -bias, signed)
         negative = b.cache(torch.neg, [opposite], layer.y.numel)
         u, v = _coefficient_pair(b, layer, "gamma", rule.gamma, stabilizer, [y, positive, negative, factor])
         return u, v, weight, True
     raise TypeError(f"{rule} is not defined for {layer.node}: see fastlrp.rules for the rules of layers with a weight")
 
 
-def _part(layer: AffineLayer, weight: Tensor, bias: Tensor | None, signed: bool) -> Callable[[Tensor], Tensor]:
-    """``x -> P + b+``; of ``-W`` and ``-b`` it is ``-(N + b-)``."""
+def _part(b: Builder, layer: AffineLayer, weight: Tensor, bias: Tensor | None, signed: bool) -> int:
+    """Slot of ``P + b+``; of ``-W`` and ``-b`` it is ``-(N + b-)``."""
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
     part = None if bias is None else bias.clamp(min=0)
-    if not signed:
-        return lambda x: layer.apply(x, positive, part)
-    if layer.node.kind == "conv" and layer.geometry[5] == 1 and not layer.geometry[3]:
-        both = torch.cat([positive, negative], 1)
-        return lambda x: layer.apply(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, part)
-    return lambda x: layer.apply(x.clamp(min=0), positive, part).add_(layer.apply(x.clamp(max=0), negative, None))
+    together = layer.node.kind == "conv" and layer.geometry[5] == 1 and not layer.geometry[3]
+    both = torch.cat([positive, negative], 1) if signed and together else None
+
+    def run(x: Tensor, sign: Any = False) -> Tensor:
+        if sign is False:
+            return layer.apply(x, positive, part)
+        above, below = x.clamp(min=0), x.clamp(max=0)
+        if both is not None:
+            return layer.apply(torch.cat([above, below], 1), both, part)
+        return layer.apply(above, positive, part).add_(layer.apply(below, negative, None))
+
+    ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
+    return b.cache(run, ins, layer.y.numel)
 
 
 def _coefficient_pair(
@@ -253,6 +247,7 @@ def _coefficient_pair(
 
     present = [slot for slot in slots if slot is not None]
     missing = [slot is None for slot in slots]
+    narrow = b.dtype == torch.float16
 
     def call(*tensors: Tensor) -> Any:
         rest = iter(tensors)
@@ -264,6 +259,13 @@ def _coefficient_pair(
     if rule in ("epsilon", "zplus"):
         b.slot_bytes[first + (rule == "epsilon")] = 0
     return first, first + 1
+
+
+def _representable(coefficient: Tensor | None, denominator: Tensor) -> Tensor | None:
+    """In float16 1/epsilon is infinite: nothing where nothing contributes, the largest number elsewhere."""
+    if coefficient is None:
+        return None
+    return torch.where(denominator == 0, 0.0, coefficient.nan_to_num()).to(coefficient.dtype)
 
 
 def _same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:
