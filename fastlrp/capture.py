@@ -230,19 +230,18 @@ class _Translator:
         operands = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, (Value, Constant))]
         if not any(isinstance(leaf, Value) for leaf in operands) and name not in ("sym_size",):
             self.env[fx.name] = _fold(fx, call, args, kwargs)
+            self._share(fx, name, args, in_place)
             return
         kind = KIND_OF.get(name, "unknown")
+        if kind == "identity" and isinstance(args[0], Value) and not _same_dtype(fx, args[0]):
+            kind = "move"  # A conversion to another dtype.
         self._refuse_training(name, args, kwargs, fx, path)
-        if kind == "identity" and isinstance(args[0], Value) and _same_dtype(fx, args[0]):
+        if kind == "identity" and isinstance(args[0], Value):
             self.env[fx.name] = args[0]
-            self._alias(fx)
+            self._share(fx, name, args, in_place)
             return
-        value = self._make(fx, kind, name, call, args, kwargs, path, module_type)
-        self.env[fx.name] = value
-        if in_place:
-            self._rebind(fx, args[0], value)
-        elif kind == "move":
-            self._alias(fx)
+        self.env[fx.name] = self._make(fx, kind, name, call, args, kwargs, path, module_type)
+        self._share(fx, name, args, in_place)
 
     def _make(self, fx: Any, kind: str, name: str, call: Any, args: Any, kwargs: Any, path: str, type_: Any) -> Value:
         meta = fx.meta.get("val")
@@ -260,8 +259,13 @@ class _Translator:
 
     def _refuse_training(self, name: str, args: Any, kwargs: Any, fx: Any, path: str) -> None:
         bound = bind(fx.target, args, kwargs)
+        if name == "batch_norm" and bound.get("running_mean") is None:
+            raise CaptureError(
+                f"{name} at '{path}' has no running statistics and takes those of the batch, so that the output of one "
+                "sample depends on the others: use track_running_stats=True, or a group or instance norm"
+            )
         active = ("dropout" in name and bound.get("train") and bound.get("p", 0) > 0) or (
-            name == "batch_norm" and bound.get("training") and bound.get("running_mean") is not None
+            name == "batch_norm" and bound.get("training")
         )
         if active:
             raise CaptureError(
@@ -269,29 +273,28 @@ class _Translator:
                 "the batch: call model.eval() first"
             )
 
-    def _alias(self, fx: torch.fx.Node) -> None:
-        """Note that ``fx`` may share memory with its first argument."""
+    def _share(self, fx: torch.fx.Node, name: str, args: Any, in_place: bool) -> None:
+        """Note which values share memory; after an in-place operation the readers of the old value mean the new one."""
         source = next((a for a in fx.args if isinstance(a, torch.fx.Node)), None)
-        if source is not None:
-            family = self.views.setdefault(source.name, {source.name})
-            family.add(fx.name)
-            self.views[fx.name] = family
+        if source is None or not (in_place or KIND_OF.get(name) in ("move", "identity")) or _copies(name, source):
+            return
+        family = self.views.setdefault(source.name, {source.name})
+        family.add(fx.name)
+        self.views[fx.name] = family
+        if in_place:
+            self._rebind(fx, family, args[0])
 
-    def _rebind(self, fx: torch.fx.Node, old: Any, new: Value) -> None:
-        """After an in-place operation every later reader of the old value means the new one."""
-        target = fx.args[0]
-        assert isinstance(target, torch.fx.Node)
-        for other in self.views.get(target.name, ()):
-            if self.env.get(other) is not old and other != fx.name:
-                node = next(n for n in self.program.graph.nodes if n.name == other)
-                if any(self.order[user.name] > self.order[fx.name] for user in node.users):
-                    raise CaptureError(
-                        f"{fx.target} changes a view in place ('{target.name}') and '{other}', which shares its "
-                        "memory, is read later: write the model without this in-place operation"
-                    )
-        for key, value in self.env.items():
-            if value is old:
-                self.env[key] = new
+    def _rebind(self, fx: torch.fx.Node, family: set[str], old: Any) -> None:
+        for other in family - {fx.name}:
+            if self.env.get(other) is old:
+                self.env[other] = self.env[fx.name]
+                continue
+            node = next(n for n in self.program.graph.nodes if n.name == other)
+            if any(self.order[user.name] > self.order[fx.name] for user in node.users):
+                raise CaptureError(
+                    f"{fx.target} changes a view in place ('{fx.args[0]}') and '{other}', which shares its memory, is "
+                    "read later: write the model without this in-place operation"
+                )
 
     def _module_of(self, fx: torch.fx.Node) -> tuple[str, type | None]:
         stack = _module_stack(fx)
@@ -323,6 +326,14 @@ def _strip(path: str) -> str:
 
 def _same_dtype(fx: torch.fx.Node, value: Value) -> bool:
     return isinstance(fx.meta.get("val"), Tensor) and fx.meta["val"].dtype == value.dtype
+
+
+def _copies(name: str, source: torch.fx.Node) -> bool:
+    """True if the operation's result has memory of its own."""
+    if name == "contiguous":
+        meta = source.meta.get("val")
+        return isinstance(meta, Tensor) and not meta.is_contiguous()
+    return name in ("clone", "_to_copy", "lift_fresh_copy")
 
 
 def _part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
