@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.graph import Constant, Graph, Node
@@ -11,9 +12,36 @@ from fastlrp.graph import Constant, Graph, Node
 
 def canonize(graph: Graph) -> Graph:
     """All passes, in order."""
+    split_same_padding(graph)
     fold_batch_norm(graph)
     graph.drop_dead()
     return graph
+
+
+def split_same_padding(graph: Graph) -> None:
+    """``padding="same"`` with an even kernel is one zero more on the right than on the left.
+
+    It becomes a pad by the difference and a convolution with the padding of the left side, which is how PyTorch
+    computes it too.
+    """
+    for node in list(graph.nodes):
+        extra = node.attributes.pop("extra_padding", None)
+        if extra is None:
+            continue
+        x = node.inputs[0]
+        sizes = (*x.shape[:2], *(n + e for n, e in zip(x.sizes[1:], extra, strict=True)))
+        padded = graph.new_value(f"{x.name}_padded", sizes, x.dtype)
+        amounts = [amount for e in reversed(extra) for amount in (0, e)]
+        pad = torch.ops.aten.constant_pad_nd.default
+        padded.producer = Node(
+            "move", "constant_pad_nd", pad, (x, amounts), {}, (x,), padded, node.path, node.module_type, {"fill": 0}
+        )
+        graph.nodes.insert(graph.nodes.index(node), padded.producer)
+        a = node.attributes
+        node.inputs = (padded,)
+        node.args = (padded, a["weight"], a["bias"], a["stride"], a["padding"], a["dilation"], False, [0] * len(extra),
+                     a["groups"])  # fmt: skip
+        node.kwargs, node.call = {}, torch.ops.aten.convolution.default
 
 
 def fold_batch_norm(graph: Graph) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastlrp.graph import Constant, Node, Value
+from fastlrp.graph import Constant, Node, Value, leaves
 
 _POOL_DIMS = {"1d": 1, "2d": 2, "3d": 3}
 
@@ -36,6 +36,7 @@ def describe(node: Node, target: Any) -> None:
         "mul": _mul,
         "cat": lambda n, b: n.attributes.update(dim=b.get("dim", 0)),
         "activation": _activation,
+        "linear_map": _linear_map,
         "move": lambda n, b: n.attributes.update(b, fill=b.get("value") or 0),
     }.get(node.kind)
     if fill is not None:
@@ -65,8 +66,8 @@ def _conv(node: Node, bound: dict[str, Any]) -> None:
         kernel = weight.tensor().shape[2:]
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         if padding == "same" and any(r % 2 for r in reach):
-            node.kind = "unknown"  # Uneven padding: capture rewrites it, see canonizers.split_same_padding.
-            node.attributes["uneven_same_padding"] = reach
+            # One more on the right than on the left; canonizers.split_same_padding makes that a pad of its own.
+            node.attributes["extra_padding"] = [r % 2 for r in reach]
         padding = [r // 2 for r in reach] if padding == "same" else 0
     transposed = "transpose" in node.operation
     node.attributes.update(
@@ -102,7 +103,8 @@ def _linear(node: Node, bound: dict[str, Any]) -> None:
         and weight.tensor().dim() == 2
     )
     if not usable:
-        node.kind = "unknown"
+        node.kind = "linear_map" if bias is None else "unknown"
+        _linear_map(node, bound)
         return
     assert isinstance(weight, Constant)
     if transposed:
@@ -111,9 +113,14 @@ def _linear(node: Node, bound: dict[str, Any]) -> None:
     node.attributes.update(weight=weight, bias=bias)
 
 
+def _linear_map(node: Node, bound: dict[str, Any]) -> None:
+    if sum(isinstance(leaf, Value) and leaf.is_differentiable for leaf in leaves((node.args, node.kwargs))) != 1:
+        node.kind = "unknown"  # A product of activations.
+
+
 def _batch_norm(node: Node, bound: dict[str, Any]) -> None:
     if not isinstance(bound.get("running_mean"), Constant):
-        node.kind = "normalization"  # Statistics of the sample itself: no constants to fold.
+        node.kind = "unknown"  # Computed from the input.
         return
     node.attributes.update({k: bound[k] for k in ("weight", "bias", "running_mean", "running_var", "eps")})
 
@@ -142,9 +149,9 @@ def _adaptive(node: Node, bound: dict[str, Any]) -> None:
 
 
 def _add(node: Node, bound: dict[str, Any]) -> None:
-    sign = -1 if node.operation == "sub" else 1
-    alpha = sign * bound.get("alpha", 1)
-    node.attributes.update(alpha=alpha, terms=((node.args[0], 1), (node.args[1], alpha)))
+    alpha = bound.get("alpha", 1)
+    first, second = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.operation]
+    node.attributes.update(alpha=min(first, second), terms=((node.args[0], first), (node.args[1], second)))
 
 
 def _mul(node: Node, bound: dict[str, Any]) -> None:

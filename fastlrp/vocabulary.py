@@ -17,9 +17,9 @@ _KINDS: dict[str, str] = {
     "activation": (
         "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu celu "
         "prelu softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink softmax "
-        "log_softmax exp square abs rrelu"
+        "log_softmax exp square abs pow rrelu"
     ),
-    "add": "add sub",
+    "add": "add sub rsub",
     "mul": "mul div neg",
     "cat": "cat concat concatenate stack",
     "move": (
@@ -27,12 +27,15 @@ _KINDS: dict[str, str] = {
         "split_with_sizes unbind getitem expand expand_as repeat pad constant_pad_nd reflection_pad1d "
         "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d roll flip "
         "pixel_shuffle pixel_unshuffle channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+        "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d im2col "
         "index_select index movedim swapaxes adjoint mT view_as reshape_as tile repeat_interleave"
     ),
     "max_pool": "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
     "avg_pool": "avg_pool1d avg_pool2d avg_pool3d",
     "adaptive_avg_pool": "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
-    "linear_map": ("mean sum upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d cumsum"),
+    "linear_map": (
+        "mean sum upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d cumsum col2im einsum"
+    ),
     "identity": (
         "dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d contiguous clone "
         "detach alias lift_fresh lift_fresh_copy to _to_copy type_as identity native_dropout"

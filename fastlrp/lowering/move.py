@@ -73,6 +73,8 @@ def _send(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_o
 def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, and whether each entry of x was copied at most once."""
     sizes = x.sizes
+    if x.dtype != y.dtype:
+        return (lambda f: f.to(x.dtype)), True
     if node.operation in _RESHAPES:
         return (lambda f: f.reshape(*f.shape[:2], *sizes)), True
     if node.operation in _PERMUTES:
@@ -136,7 +138,8 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
 
     def gather_back(f: Tensor) -> Tensor:
         where, hidden = index.to(f.device), filled.to(f.device)
-        values = f.flatten(2).masked_fill(hidden, 0) if bool(filled.any()) else f.flatten(2)
+        values = f.reshape(*f.shape[:2], -1)
+        values = values.masked_fill(hidden, 0) if bool(filled.any()) else values
         result = f.new_zeros(*f.shape[:2], x.numel)
         return result.index_add_(2, where, values).unflatten(2, x.sizes)
 
