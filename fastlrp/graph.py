@@ -34,7 +34,7 @@ class Value:
 
     @property
     def is_differentiable(self) -> bool:
-        return self.dtype is not None and self.dtype.is_floating_point
+        return self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
 
     @cached_property
     def has_batch_first(self) -> bool:

@@ -121,15 +121,14 @@ class Plan:
         for value in self.graph.inputs:
             if value.is_differentiable:
                 b.collect(value)
+        if self.graph.output.is_differentiable and not any(v in b.flows for v in self.graph.inputs):
+            raise UnsupportedOperationError(
+                "no relevance reaches the model's input: the explained output depends on it through integers only, or "
+                "on no float input at all"
+            )
         self.builder = b
 
     def _check(self, node: Node) -> None:
-        for value in (node.output, *node.inputs):
-            if value.is_differentiable and not value.has_batch_first and node.kind != "move":
-                raise UnsupportedOperationError(
-                    f"{node}: shape {value.shape} does not keep the batch (None) as axis 0, so relevance of one sample "
-                    "cannot be told from that of the others"
-                )
         if node.kind in RULED_KINDS and self.rules.get(node) is None:
             raise UnsupportedOperationError(
                 f"no rule for operation '{node.operation}' in module '{node.path or '(the model itself)'}'"
@@ -138,6 +137,12 @@ class Plan:
                 f" or fastlrp.register_rule('{node.operation}', rule) with a fastlrp.rules.Custom rule, Pass() for an "
                 "element-wise operation, or Gradient()."
             )
+        for value in (node.output, *node.inputs):
+            if value.is_differentiable and not value.has_batch_first and node.kind != "move":
+                raise UnsupportedOperationError(
+                    f"{node}: shape {value.shape} does not keep the batch (None) as axis 0, so relevance of one sample "
+                    "cannot be told from that of the others"
+                )
 
     def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
         rule = self.rules.get(node)

@@ -261,7 +261,6 @@ def _relative(ours: Tensor, reference: Tensor) -> float:
     """Largest ``||ours - reference|| / ||reference||`` over samples and targets; 0 where both are 0."""
     if ours.numel() == 0:
         return 0.0
-    difference = (ours - reference).flatten(2).norm(dim=2)
-    size = reference.flatten(2).norm(dim=2)
+    difference, size = (t.reshape(*t.shape[:2], -1).norm(dim=2) for t in (ours - reference, reference))
     ratio = torch.where(difference == 0, 0.0, difference / size)
     return float(ratio.max()) if bool(torch.isfinite(ratio).all()) else math.nan

@@ -151,7 +151,7 @@ class Walker:
                 found[operand] = found[operand] + part if operand in found else part
             else:
                 # A constant summand keeps its share as a bias does.
-                ledger.bias = ledger.bias + part.flatten(2).sum(2)
+                ledger.bias = ledger.bias + part.reshape(*part.shape[:2], -1).sum(2)
         return Share(found, ledger)
 
     def _max_pool(self, node: Node, R: Tensor) -> Share:
