@@ -1,0 +1,138 @@
+"""Batch norm after, before and between layers, and alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fastlrp
+from fastlrp import CaptureError
+from tests.models import oracle
+from tests.models.cases import TARGETS, chain, check_case, conv, prepared, vector, volume
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"eps": 0.3}], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_after_a_convolution(dims: int, options: dict[str, float], bias: bool) -> None:
+    layer, norm = (
+        [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1],
+        [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d][dims - 1],
+    )
+    model = chain(
+        layer(3, 4, 3, bias=bias), norm(4, **options), nn.ReLU(), layer(4, 4, 1, groups=2), norm(4), nn.ReLU()
+    )
+    check_case(model, volume(dims), merged=[("0", "1"), ("3", "4")])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_after_a_transposed_convolution(groups: int) -> None:
+    model = chain(
+        conv(3, 4), nn.ReLU(), nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups), nn.BatchNorm2d(6), nn.ReLU()
+    )
+    x = volume(2)
+    if groups == 1:
+        check_case(model, x, merged=[("2", "3")])
+        return
+    # PyTorch's own merging does not know groups: LRP-0 is x * gradient however the weights are written.
+    model, x = prepared(model, x), x.double()
+    relevance = fastlrp.explain(model, x, list(TARGETS), "lrp0")
+    assert oracle.relative_error(relevance, _input_times_gradient(model, x)) <= 1e-13
+    assert fastlrp.Explainer(model).verify(x, list(TARGETS)).ok
+
+
+def test_after_a_linear_layer() -> None:
+    model = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4), nn.BatchNorm1d(4))
+    check_case(model, vector(), merged=[("0", "1"), ("3", "4")])
+
+
+def test_before_a_convolution() -> None:
+    """Merged into the layer after it: LRP-0 then is x * gradient of the whole."""
+    model = chain(
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 4, 3, groups=1),
+        nn.ReLU(),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.ReLU(),
+    )
+    x = volume(2)
+    model = prepared(model, x)
+    relevance = fastlrp.explain(model, x.double(), list(TARGETS), "lrp0")
+    assert oracle.relative_error(relevance, _input_times_gradient(model, x.double())) <= 1e-13
+    explainer = fastlrp.Explainer(model)
+    assert explainer.verify(x.double(), list(TARGETS)).ok
+    assert not any(row.node.kind == "batch_norm" for row in explainer.plan.builder.rows)
+
+
+def test_before_a_linear_layer() -> None:
+    model = prepared(
+        nn.Sequential(nn.BatchNorm1d(10), nn.Linear(10, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 4)), vector()
+    )
+    x = vector().double()
+    relevance = fastlrp.explain(model, x, list(TARGETS), "lrp0")
+    assert oracle.relative_error(relevance, _input_times_gradient(model, x)) <= 1e-13
+
+
+def test_alone_passes_relevance() -> None:
+    """Between activations, or before a layer that pads, there is nothing to merge it into."""
+    model = chain(conv(3, 4), nn.Tanh(), nn.BatchNorm2d(4), nn.SiLU(), nn.BatchNorm2d(4), conv(4, 4), nn.ReLU())
+    check_case(model, volume(2))
+
+
+def test_alone_passes_relevance_where_its_input_is_zero() -> None:
+    """After a ReLU a batch norm makes something of nothing; what it gets passes through to the convolution."""
+    x = volume(2)
+    model = prepared(chain(conv(3, 4), nn.ReLU(), nn.BatchNorm2d(4), conv(4, 4), nn.ReLU()), x)
+    found = fastlrp.explain(model, x.double(), [1], layers=["0", "1", "2"])
+    zero = model[:2](x.double()).unsqueeze(1) == 0
+    assert bool((found["2"][zero] != 0).any())
+    assert torch.equal(found["0"], found["2"])
+    assert torch.equal(found["1"], found["2"])
+    assert fastlrp.Explainer(model).verify(x.double(), [1]).ok
+
+
+def test_not_merged_where_somebody_else_reads_the_layer() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.last = conv(3, 4), nn.BatchNorm2d(4), nn.LazyLinear(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.last((self.norm(y).relu() + y.relu()).flatten(1))
+
+    check_case(Net(), volume(2))
+
+
+def test_reused_for_two_layers() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = chain(conv(3, 4), norm, nn.ReLU(), conv(4, 4), norm, nn.ReLU())
+    check_case(model, volume(2), merged=[("0", "1"), ("3", "4")])
+
+
+def test_frozen_statistics_follow_the_module() -> None:
+    x = volume(2)
+    model = prepared(chain(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU()), x)
+    explainer = fastlrp.Explainer(model)
+    before = explainer(x.double(), [0])
+    with torch.no_grad():
+        model[1].running_var.mul_(4)
+    after = explainer(x.double(), [0])
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, fastlrp.explain(model, x.double(), [0]))
+
+
+def test_statistics_of_the_batch_are_refused() -> None:
+    model = chain(conv(3, 4), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
+    x = volume(2)
+    model.eval()(x)
+    with pytest.raises(CaptureError, match=r"batch_norm at '1' has no running statistics"):
+        fastlrp.explain(model, x, [0])
+
+
+def _input_times_gradient(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    point = x.clone().requires_grad_(True)
+    gradients = [torch.autograd.grad(model(point)[:, t].sum(), point)[0] for t in TARGETS]
+    return torch.stack([x * g for g in gradients], 1)

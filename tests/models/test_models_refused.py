@@ -1,0 +1,218 @@
+"""What cannot be explained is an error at capture that names operation, module and the ways out; and those work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastlrp
+from fastlrp import CaptureError, UnsupportedOperationError, composites, plan, register_rule, rules
+from tests.models.cases import Written, conv, linear, vector, volume
+from tests.models.checks import unmodified
+
+
+@pytest.fixture(autouse=True)
+def _registry() -> Iterator[None]:
+    before = dict(plan._REGISTERED)
+    yield
+    plan._REGISTERED.clear()
+    plan._REGISTERED.update(before)
+
+
+def _loop(m: Any, x: Tensor) -> Tensor:
+    while x.norm() > 1:
+        x = x / 2
+    return m.last(x)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [lambda m, x: m.last(x) if x.sum() > 0 else m.last(-x), _loop, lambda m, x: m.last(x[:, : int(x.max())])],
+    ids=["if", "while", "slice"],
+)
+def test_control_flow_that_depends_on_data(body: Callable[..., Tensor]) -> None:
+    model = Written(body, last=linear(10)).eval()
+    with unmodified(model), pytest.raises(CaptureError) as error:
+        fastlrp.Explainer(model, example_inputs=vector())
+    message = str(error.value)
+    assert "could not be captured" in message
+    assert "torch.export" in message
+    assert "torch.where or torch.cond" in message
+
+
+def test_training_mode() -> None:
+    for model, name in (
+        (nn.Sequential(nn.Linear(10, 4), nn.Dropout(0.3)), "dropout"),
+        (nn.Sequential(nn.Linear(10, 4), nn.BatchNorm1d(4)), "batch_norm"),
+    ):
+        with pytest.raises(CaptureError, match=rf"{name} at '1' is in training mode.*call model.eval\(\) first"):
+            fastlrp.explain(model.train(), vector(), [0])
+    # Nothing in it behaves differently then.
+    assert fastlrp.explain(nn.Sequential(nn.Linear(10, 4), nn.Dropout(0.0)).train(), vector(), [0]).shape == (3, 1, 10)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.query(x) @ self.key(x).transpose(1, 2)).softmax(-1)
+        return weights @ self.value(x)
+
+
+MODEL = "(the model itself)"
+UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]] = {
+    "attention": (lambda: nn.Sequential(Attention(), nn.Flatten(), linear(36)), lambda: volume(1), "matmul", "0"),
+    "sdpa": (
+        lambda: Written(lambda m, x: m.last(F.scaled_dot_product_attention(x, x, x)[:, 0]), last=linear(12)),
+        lambda: volume(1), "scaled_dot_product_attention", MODEL,
+    ),
+    "lstm": (
+        lambda: Written(lambda m, x: m.b(m.rnn(x)[0][:, -1]), rnn=nn.LSTM(12, 5, batch_first=True), b=linear(5)),
+        lambda: volume(1), "lstm", "rnn",
+    ),
+    "bilinear": (lambda: Written(lambda m, x: m.a(x, x), a=nn.Bilinear(10, 10, 4)), vector, "bilinear", "a"),
+    "maximum": (
+        lambda: Written(lambda m, x: torch.maximum(m.a(x), m.b(x)), a=linear(10), b=linear(10)),
+        vector, "maximum", MODEL,
+    ),
+    "amax": (
+        lambda: Written(lambda m, x: m.b(m.a(x).amax((2, 3))), a=conv(3, 5), b=linear(5)),
+        lambda: volume(2), "amax", MODEL,
+    ),
+    "glu": (lambda: nn.Sequential(nn.Linear(10, 8), nn.GLU()), vector, "glu", "1"),
+    "sine": (lambda: Written(lambda m, x: m.a(torch.sin(x)), a=linear(10)), vector, "sin", MODEL),
+    "fft": (lambda: Written(lambda m, x: m.a(torch.fft.fft(x).real), a=linear(10)), vector, "real", MODEL),
+    "rfft": (lambda: Written(lambda m, x: m.a(torch.fft.rfft(x).abs()), a=linear(6)), vector, "fft_rfft", MODEL),
+    "weight_from_the_input": (
+        lambda: Written(lambda m, x: F.conv2d(x, m.a(x.mean((0, 2, 3))).view(-1, 3, 3, 3)), a=nn.Linear(3, 27)),
+        lambda: volume(2), "conv2d", MODEL,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(UNSUPPORTED))
+def test_operations_without_a_rule(name: str) -> None:
+    make, sample, operation, path = UNSUPPORTED[name]
+    model = make().eval()
+    with unmodified(model), pytest.raises(UnsupportedOperationError) as error:
+        fastlrp.Explainer(model, example_inputs=sample())
+    message = str(error.value)
+    assert f"'{operation}'" in message
+    assert f"'{path}'" in message
+    assert "with_entries" in message
+    assert f"register_rule('{operation}', rule)" in message
+
+
+MIXES_THE_BATCH: dict[str, Callable[..., Tensor]] = {
+    "mean_of_all": lambda m, x: m.last(x - x.mean()),
+    "transposed": lambda m, x: m.last(x.t() @ x),
+    "joined": lambda m, x: m.last(torch.cat([x, x.flip(0)], 0)),
+}
+
+
+@pytest.mark.parametrize("name", list(MIXES_THE_BATCH))
+def test_samples_that_are_mixed(name: str) -> None:
+    model = Written(MIXES_THE_BATCH[name], last=linear(10)).eval()
+    with pytest.raises(UnsupportedOperationError, match=r"batch|no rule for operation 'matmul'"):
+        fastlrp.explain(model, vector(), [0])
+
+
+def test_output_that_depends_on_integers_only() -> None:
+    model = Written(lambda m, x: m.last(x.argmax(1)), last=nn.Embedding(10, 4)).eval()
+    with pytest.raises(UnsupportedOperationError, match="no relevance reaches the model's input"):
+        fastlrp.explain(model, vector(), [0])
+
+
+def test_output_that_does_not_depend_on_the_input() -> None:
+    model = Written(lambda m, x: m.weight * 2, weight=nn.Parameter(torch.ones(3, 4))).eval()
+    with pytest.raises(CaptureError, match="does not depend on its input"):
+        fastlrp.explain(model, vector(), [0])
+
+
+class Proportional(rules.Custom):
+    """Input times gradient times relevance over output: right for a function that is linear piece by piece."""
+
+    def propagate(
+        self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        found = []
+        for k in range(relevance.shape[1]):
+            points = [x.detach().requires_grad_(True) for x in inputs]
+            with torch.enable_grad():
+                y = forward(*points)
+            s = torch.where(output == 0, 0.0, relevance[:, k] / output)
+            gradients = torch.autograd.grad(y, points, s)
+            found.append([x * g for x, g in zip(inputs, gradients, strict=True)])
+        return tuple(torch.stack(parts, 1) for parts in zip(*found, strict=True))
+
+
+def _with_maximum() -> nn.Module:
+    return Written(
+        lambda m, x: m.last(torch.maximum(m.a(x), m.b(x))), a=nn.Linear(10, 16), b=nn.Linear(10, 16), last=linear(16)
+    ).double().eval()  # fmt: skip
+
+
+def _input_times_gradient(model: nn.Module, x: Tensor) -> Tensor:
+    point = x.clone().requires_grad_(True)
+    output = model(point)
+    return torch.stack([x * torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in (0, 2)], 1)
+
+
+@pytest.mark.parametrize("name", ["maximum", "aten::maximum", "aten.maximum.default"])
+def test_register_rule(name: str) -> None:
+    model, x = _with_maximum(), vector().double()
+    register_rule(name, Proportional())
+    explainer = fastlrp.Explainer(model, "lrp0")
+    torch.testing.assert_close(explainer(x, [0, 2]), _input_times_gradient(model, x))
+    assert explainer.verify(x, [0, 2]).ok
+
+
+def test_an_entry_of_the_composite() -> None:
+    model, x = _with_maximum(), vector().double()
+    for matcher in (lambda layer: layer.operation == "maximum", composites.kind("unknown")):
+        composite = composites.lrp0().with_entries((matcher, Proportional()))
+        torch.testing.assert_close(fastlrp.explain(model, x, [0, 2], composite), _input_times_gradient(model, x))
+
+
+def test_pass_and_gradient_for_an_operation_of_ones_own() -> None:
+    model = Written(lambda m, x: m.b(torch.sin(m.a(x))), a=nn.Linear(10, 16), b=linear(16)).double().eval()
+    x = vector().double()
+    register_rule("sin", rules.Pass())
+    found = fastlrp.explain(model, x, [1], "lrp0", layers=["a"])
+    torch.testing.assert_close(found["a"][:, 0], (model.b.weight[1] * torch.sin(model.a(x))).detach())
+    point = x.clone().requires_grad_(True)
+    gradient = torch.autograd.grad(model(point)[:, 1].sum(), point)[0]
+    register_rule("sin", rules.Gradient())
+    torch.testing.assert_close(fastlrp.explain(model, x, [1], "gradient", initial="one")[:, 0], gradient)
+
+
+def test_the_gradient_composite_needs_no_rules() -> None:
+    model = Attention().double().eval()
+    x = volume(1).double()
+    explained = (
+        Written(lambda m, x: m.last(m.attention(x).flatten(1)), attention=model, last=linear(36)).double().eval()
+    )
+    point = x.clone().requires_grad_(True)
+    output = explained(point)
+    gradients = [torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in range(4)]
+    found = fastlrp.explain(explained, x, "all", "gradient", initial="one")
+    torch.testing.assert_close(found, torch.stack(gradients, 1))
+
+
+def test_a_wrong_rule_of_ones_own_is_told() -> None:
+    class Short(rules.Custom):
+        def propagate(self, forward: Any, inputs: Any, output: Tensor, relevance: Tensor) -> Any:
+            return (relevance,)
+
+    register_rule("maximum", Short())
+    with pytest.raises(TypeError, match="one entry for each of the 2 inputs of maximum"):
+        fastlrp.explain(_with_maximum(), vector().double(), [0])
+    with pytest.raises(TypeError, match="register_rule needs a fastlrp rule, got str"):
+        register_rule("maximum", "pass")  # type: ignore[arg-type]
