@@ -253,6 +253,8 @@ def _coefficient_pair(
         rest = iter(tensors)
         arguments: list[Any] = [None if absent else next(rest) for absent in missing]
         u, v = run(*arguments)
+        if narrow:
+            u, v = _representable(u, tensors[0]), _representable(v, tensors[0])
         return _same_layout(layer, u), _same_layout(layer, v)
 
     first = b.cache(call, present, layer.y.numel, outs=2)
