@@ -6,10 +6,12 @@ own parameters, so that trained weights are seen without another capture.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import operator
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +106,7 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
-    with _EXPORTING, torch.inference_mode(inference), warnings.catch_warnings(), torch.no_grad():
+    with _EXPORTING, _quiet(), torch.inference_mode(inference), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             example = _two_samples((args, kwargs), batch)
@@ -115,6 +117,18 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
                 return torch.export.export(wrapper, (args, kwargs), strict=False), True
             except Exception:
                 raise CaptureError(_explain(first)) from first
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A failing trace logs hundreds of lines before it raises what we report."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _explain(error: Exception) -> str:
@@ -137,7 +151,7 @@ def _choose(structure: Any, output: str | int | None) -> int:
         if len(names) == 1:
             return 0
         raise ValueError(f"the model returns {len(names)} tensors ({', '.join(names)}): name one with output=")
-    if isinstance(output, int) and 0 <= output < len(names):
+    if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < len(names):
         return output
     if output in names:
         return names.index(str(output))

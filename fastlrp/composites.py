@@ -5,13 +5,14 @@ A :class:`Composite` is an ordered list of ``(matcher, rule)``; the first match 
 * a module type or a tuple of types, ``nn.Conv2d`` (a functional ``F.conv2d`` counts as one);
 * a kind of operation: ``"conv"``, ``"linear"``, ``"batch_norm"``, ``"activation"``, ``"add"``, ``"avg_pool"``, … as
   ``kind("conv", "linear")``;
-* a module path with wildcards, ``"layer4.*"``;
+* a module path with wildcards, ``"layer4.*"`` (with a rule for weights: the layers with weights there);
 * a position among the layers with weights in execution order: ``first()``, ``last()``, ``span(0, 16)``;
 * any predicate ``Layer -> bool``.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from fastlrp import rules
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
+from fastlrp.vocabulary import AFFINE_KINDS, KINDS
 
 MaxPoolMode = Literal["winner", "ties", "average", "sum"]
 Number = float | Stabilizer
@@ -57,13 +59,25 @@ Predicate = Callable[[Layer], bool]
 Matcher = type | tuple[type, ...] | str | Predicate
 
 
+def _check_kinds(names: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise ValueError(f"unknown kind {unknown[0]!r}: expected {', '.join(KINDS)}")
+
+
 def kind(*names: str) -> Predicate:
-    """Matches operations of these kinds."""
+    """Matches operations of these kinds.
+
+    Raises:
+        ValueError: for a name that is no kind.
+    """
+    _check_kinds(names)
     return lambda layer: layer.kind in names
 
 
 def first(*names: str) -> Predicate:
     """Matches the first layer with a weight; with names, the first of those kinds (``first("conv")``)."""
+    _check_kinds(names)
     if not names:
         return lambda layer: layer.index == 0
     if len(names) == 1:
@@ -87,13 +101,17 @@ def span(start: int, stop: int | None = None) -> Predicate:
     return match
 
 
-def _predicate(matcher: Matcher) -> Predicate:
+def _predicate(matcher: Matcher, rule: Rule) -> Predicate:
+    for_weights = isinstance(rule, rules.AFFINE_RULES)
     if isinstance(matcher, type):
-        return lambda layer: layer.is_a(matcher)
+        matcher = (matcher,)
     if isinstance(matcher, tuple) and all(isinstance(t, type) for t in matcher):
         return lambda layer: layer.is_a(*matcher)
     if isinstance(matcher, str):
-        return lambda layer: fnmatch.fnmatchcase(layer.path, matcher)
+        # A path names a part of the model: a rule for weights means the layers with weights in it.
+        return lambda layer: (
+            fnmatch.fnmatchcase(layer.path, matcher) and (not for_weights or layer.kind in AFFINE_KINDS)
+        )
     if callable(matcher):
         return matcher
     raise TypeError(
@@ -123,15 +141,26 @@ class Composite:
         for entry in self.entries:
             if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Rule)):
                 raise TypeError(f"a composite's entry is (matcher, rule), got {entry!r}")
-            _predicate(entry[0])
+            _predicate(*entry)
         if self.max_pool not in ("winner", "ties", "average", "sum"):
             raise ValueError(f"max_pool must be 'winner', 'ties', 'average' or 'sum', got {self.max_pool!r}")
-        object.__setattr__(self, "_matchers", tuple((_predicate(m), rule) for m, rule in self.entries))
+        object.__setattr__(self, "_matchers", tuple((_predicate(m, rule), rule) for m, rule in self.entries))
 
     def rule_for(self, layer: Layer) -> Rule | None:
         """The first entry's rule that matches, or None."""
         matchers: Sequence[tuple[Predicate, Rule]] = self._matchers  # type: ignore[attr-defined]
         return next((rule for matches, rule in matchers if matches(layer)), None)
+
+    def check_paths(self, layers: Sequence[Layer]) -> None:
+        """Raise ValueError if a module path of an entry matches none of the layers: it is probably mistyped."""
+        paths = sorted({layer.path for layer in layers})
+        for matcher, rule in self.entries:
+            if isinstance(matcher, str) and not fnmatch.filter(paths, matcher):
+                close = difflib.get_close_matches(matcher, paths, 3) or paths[:8]
+                raise ValueError(
+                    f"composite entry ({matcher!r}, {rule}) matches no layer of this model: its paths are, for "
+                    f"example, {', '.join(map(repr, close))}"
+                )
 
     def with_entries(self, *entries: tuple[Matcher, Rule], name: str | None = None) -> Composite:
         """The same composite with entries of higher precedence in front."""

@@ -148,7 +148,17 @@ class Explainer:
         """
         inputs = self._inputs(x)
         plan, captured = self._plan_for(inputs)
-        return ForwardRecord(plan, inputs, captured.structure, lrp_aware, self.max_memory)
+        assert self._watch is not None
+        return ForwardRecord(plan, inputs, captured.structure, lrp_aware, self.max_memory, self._watch)
+
+    def refresh(self) -> None:
+        """Forget what was captured: the next call captures again.
+
+        Changed weights, modules and modes are noticed without it. Two things leave no trace that PyTorch could
+        show: writing in place through ``.data`` (``p.data.mul_(2)``), and to parameters made in inference mode.
+        """
+        with self._lock:
+            self._plans.clear()
 
     def verify(self, x: Any, targets: Any, **options: Any) -> Any:
         """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.verify`."""

@@ -61,6 +61,7 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
     position = {node: i for i, node in enumerate(weighted)}
     seen: dict[str, int] = {}
     assigned: dict[Node, rules.Rule | None] = {}
+    layers: list[Layer] = []
     for node in graph.nodes:
         if node.kind not in RULED_KINDS:
             continue
@@ -70,10 +71,12 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
             node.path, node.module_type, node.operation, node.kind, position.get(node), len(weighted), kind_index,
             NAMED_LIKE.get(node.operation),
         )  # fmt: skip
+        layers.append(layer)
         rule = composite.rule_for(layer)
         if rule is None and node.kind == "max_pool":
             rule = rules.Norm()
         assigned[node] = rule if rule is not None else _REGISTERED.get(node.operation)
+    composite.check_paths(layers)
     return assigned
 
 

@@ -17,6 +17,7 @@ from fastlrp.plan import Plan
 from fastlrp.program import Schedule
 from fastlrp.result import Result
 from fastlrp.targets import Initial, OneHot, Targets
+from fastlrp.watch import Watch
 
 if TYPE_CHECKING:
     from fastlrp.explainer import Inputs
@@ -36,8 +37,11 @@ class ForwardRecord:
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call.
     """
 
-    def __init__(self, plan: Plan, inputs: Inputs, structure: Any, lrp_aware: bool, max_memory: int | None) -> None:
+    def __init__(
+        self, plan: Plan, inputs: Inputs, structure: Any, lrp_aware: bool, max_memory: int | None, watch: Watch
+    ) -> None:
         self.plan, self.lrp_aware, self._inputs, self._max_memory = plan, lrp_aware, inputs, max_memory
+        self._watch, self._versions = watch, (watch.versions, _versions(inputs.tensors))
         with torch.no_grad():
             self._state: list[Any] | None = plan.forward(inputs.tensors, lrp_aware)
         tensors = [self._state[v.index] for v in plan.graph.outputs]
@@ -67,6 +71,14 @@ class ForwardRecord:
         if self._state is None:
             raise RuntimeError("this record is closed: call explainer.forward(x) again")
         return self._state
+
+    def _refuse_stale(self) -> None:
+        """Caches belong to the weights and inputs of the forward pass, which share memory with the caller's."""
+        weights, inputs = self._versions
+        if self._watch.versions != weights:
+            raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
+        if _versions(self._inputs.tensors) != inputs:
+            raise RuntimeError("the input was changed in place since this record's forward pass: make a new record")
 
     # Asking
 
@@ -128,6 +140,7 @@ class ForwardRecord:
     ) -> Relevance:
         if reduce not in (None, "channels"):
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
+        self._refuse_stale()
         names = self._values(layers)
         results = {
             name: Result(name, value, self.batch, count, reduce, self._destination(out, name, names), len(names) == 1)
@@ -202,6 +215,8 @@ class ForwardRecord:
             known = {p: v for p, v in self.plan.graph.modules.items() if v in self.plan.builder.flows}
             if isinstance(layers, str):
                 layers = list(known) if layers == "all" else [layers]
+            elif not isinstance(layers, (list, tuple, set)) or not all(isinstance(p, str) for p in layers):
+                raise TypeError(f"layers must be a module path, a list of them or 'all', got {layers!r}")
             for path in layers:
                 if path in ("input", "output"):
                     continue
@@ -243,6 +258,10 @@ class ForwardRecord:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if need(middle) <= self._max_memory else (low, middle - 1)
         return low
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def _is_tensor(item: Any) -> bool:

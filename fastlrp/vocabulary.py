@@ -44,6 +44,9 @@ _KINDS: dict[str, str] = {
 
 KIND_OF: dict[str, str] = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 
+KINDS = (*_KINDS, "unknown")
+"""All kinds, as composites name them."""
+
 NAMED_LIKE: dict[str, type[nn.Module]] = {
     "conv1d": nn.Conv1d,
     "conv2d": nn.Conv2d,

@@ -30,6 +30,11 @@ class Watch:
     def _read(self) -> list[tuple[int, int]]:
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
 
+    @property
+    def versions(self) -> list[tuple[int, int]]:
+        """Where the weights lie and how often they were written to, as of now."""
+        return self._read()
+
     def change(self) -> Literal["structure", "values"] | None:
         """What is different since the last look: other modules or tensors, other numbers in them, or nothing."""
         if any(len(table) != size for table, size in self._sizes):

@@ -146,7 +146,6 @@ class Wide(nn.Conv2d):
         ("0", "0"),
         ("[03]", "03"),
         ("[!1245]", "036"),
-        ("conv*", ""),
         (first(), "0"),
         (first("conv"), "0"),
         (first("linear"), "6"),
@@ -214,6 +213,16 @@ def test_functional_relu_is_matched_by_its_module():
     assert relative_error(found, Explainer(model, "gradient")(x, "all", initial="one")) > 0.01
 
 
+def test_a_path_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"entry \('fc\*', .*matches no layer.*'0'"):
+        Explainer(make("convnet"), REST.with_entries(("fc*", A)), example_inputs=samples("convnet"))
+
+
+def test_a_path_with_a_rule_for_weights_leaves_the_rest_alone():
+    explainer = Explainer(make("convnet"), REST.with_entries(("*", A)), example_inputs=samples("convnet"))
+    assert {row.rule for row in explainer.plan.builder.rows if row.node.kind in ("conv", "linear")} == {str(A)}
+
+
 def test_path_globs():
     class Block(nn.Module):
         def __init__(self):
@@ -233,9 +242,7 @@ def test_path_globs():
             return self.fc(self.layer2(self.layer1(x)).flatten(1))
 
     model, x = Deep().double().eval(), samples("convnet")
-    composite = Composite(
-        (("layer1.0.*", A), ("layer?.*.conv2", B), ("LAYER2*", C), ("*conv1", C), *composites.epsilon().entries)
-    )
+    composite = Composite((("layer1.0.*", A), ("layer?.*.conv2", B), ("*conv1", C), *composites.epsilon().entries))
     found = rules_of(composite, model, x)
     assert found == {
         "layer1.0.conv1": A, "layer1.0.conv2": A, "layer1.1.conv1": C, "layer1.1.conv2": B,
@@ -477,6 +484,7 @@ def test_an_operation_without_a_rule_names_the_ways_out(monkeypatch):
         (lambda: composites.gamma(-1), ValueError, "Gamma: gamma must be >= 0, got -1"),
         (lambda: composites.alpha_beta(2, 2), ValueError, "got alpha=2, beta=2"),
         (lambda: composites.epsilon_gamma_box(1, -1), ValueError, "ZBox: low must not exceed high"),
+        (lambda: composites.kind("convolution"), ValueError, "unknown kind 'convolution': expected conv, linear"),
         (lambda: composites.first("conv", "add"), ValueError, r"first\(\) takes one kind, or 'conv' and 'linear'"),
     ],
 )
