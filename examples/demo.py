@@ -156,11 +156,11 @@ def picture(path: Path, x: Tensor, classes: Tensor, scores: Tensor, relevance: T
     )
     for row, line in enumerate(axes):
         says, colour = int(predicted[row]), "black" if predicted[row] == classes[row] else "crimson"
-        line[0].imshow(x[row, 0], cmap="gray_r", vmin=0, vmax=1)
+        line[0].imshow(x[row, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9, "color": colour}
         line[0].set_ylabel(f"is a {int(classes[row])}\nsays {says}", **label)
         for k, panel in enumerate(line[1:]):
-            shown = panel.imshow(relevance[row, k], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            shown = panel.imshow(relevance[row, k].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             panel.set_xlabel(f"{scores[row, k]:+.1f}".replace("-0.0", "+0.0"), fontsize=8, labelpad=2.5)
         for spine in line[1 + says].spines.values():
             spine.set(linewidth=2, color=colour)
