@@ -13,72 +13,13 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.builder import Builder, channels_last
-from fastlrp.canonizers import merged_parameters, norm_scale_shift
+from fastlrp.builder import Builder
 from fastlrp.graph import Node
+from fastlrp.lowering.input_rules import lower_input_independent, lower_zbox
+from fastlrp.lowering.layer import AffineLayer, same_layout
 from fastlrp.program import Factor, Flow
 from fastlrp.stabilizer import Stabilizer
 from fastlrp.targets import OneHot
-
-
-class AffineLayer:
-    """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.x, self.y = node.inputs[0], node.output
-        a = node.attributes
-        if node.kind == "batch_norm":
-            scale, shift = norm_scale_shift(node)
-            tail = (1,) * (len(self.x.shape) - 2)
-            self.weight, self.bias = scale.view(-1, *tail), shift.view(-1, *tail)
-        else:
-            weight, merged = merged_parameters(node)
-            self.weight = channels_last(weight) if node.kind == "conv" else weight
-            self.bias = merged if merged is not None else None  # type: ignore[assignment]
-        if node.kind == "conv":
-            self.geometry = (
-                a["stride"],
-                a["padding"],
-                a["dilation"],
-                a["transposed"],
-                a["output_padding"],
-                a["groups"],
-            )
-
-    @property
-    def work(self) -> int:
-        """Floating-point operations of one product with the weight, per sample."""
-        if self.node.kind == "batch_norm":
-            return self.x.numel
-        outer = self.x if self.node.kind == "conv" and self.geometry[3] else self.y
-        return 2 * outer.numel * (self.weight.numel() // self.weight.shape[0])
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``weight x + bias``."""
-        if self.node.kind == "conv":
-            return torch.convolution(x, weight, bias, *self.geometry)
-        if self.node.kind == "linear":
-            return torch.nn.functional.linear(x, weight, bias)
-        return x * weight if bias is None else x * weight + bias
-
-    def transpose(
-        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
-    ) -> Callable[..., Tensor]:
-        """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
-        before: tuple[Any, ...] = ()
-        if self.node.kind == "linear":
-            call = b.operation("linear_relevance")
-        else:
-            call = b.operation("conv_relevance")
-            before = (list(self.x.sizes[1:]), *self.geometry)
-
-        def run(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
-            given, split = (None, False) if x is False else (x, signed)
-            result: Tensor = call(flow, weight, u, v, given, weight_positive, *before, split, multiply)
-            return result
-
-        return run
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -89,9 +30,9 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     elif node.kind == "batch_norm":
         _elementwise(b, layer, rule, flow)
     elif isinstance(rule, rules.ZBox):
-        _zbox(b, layer, rule, flow)
+        lower_zbox(b, layer, rule, flow)
     elif isinstance(rule, (rules.WSquare, rules.Flat)):
-        _input_independent(b, layer, rule, flow)
+        lower_input_independent(b, layer, rule, flow)
     elif isinstance(rule, rules.AlphaBeta):
         _alpha_beta(b, layer, rule, flow)
     else:
@@ -255,7 +196,7 @@ def _coefficient_pair(
         u, v = run(*arguments)
         if narrow:
             u, v = _representable(u, tensors[0]), _representable(v, tensors[0])
-        return _same_layout(layer, u), _same_layout(layer, v)
+        return same_layout(layer, u), same_layout(layer, v)
 
     first = b.cache(call, present, layer.y.numel, outs=2)
     if rule in ("epsilon", "zplus"):
@@ -268,11 +209,6 @@ def _representable(coefficient: Tensor | None, denominator: Tensor) -> Tensor | 
     if coefficient is None:
         return None
     return torch.where(denominator == 0, 0.0, coefficient.nan_to_num()).to(coefficient.dtype)
-
-
-def _same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:
-    """Coefficients lie in memory as the relevance that they multiply does."""
-    return coefficient if coefficient is None or layer.node.kind != "conv" else channels_last(coefficient)
 
 
 def _general_coefficients(
@@ -333,69 +269,3 @@ def _gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
     run = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
     b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel, layer.work)))
-
-
-def _zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> None:
-    """``R = (x-l) * W+^T s + (x-h) * W-^T s``, with ``z = W+ (x-l) + W- (x-h)``: two products, not three."""
-    x = layer.x
-    weight = layer.weight
-    low = torch.as_tensor(rule.low, dtype=weight.dtype, device=weight.device)
-    high = torch.as_tensor(rule.high, dtype=weight.dtype, device=weight.device)
-    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-    stabilizer = Stabilizer.ensure(rule.stabilizer)
-    factor = b.slot_of(flow.factor)
-    above = b.cache(lambda x: _minus(x, low, rule), [x.index], x.numel)
-    below = b.cache(lambda x: _minus(x, high, rule), [x.index], x.numel)
-
-    def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
-        z = layer.apply(above, positive, None).add_(layer.apply(below, negative, None))
-        inverse = stabilizer.reciprocal(z)
-        return _same_layout(layer, inverse * f[0] if f else inverse)
-
-    u = b.cache(coefficient, [above, below] + ([] if factor is None else [factor]), layer.y.numel)
-    first = layer.transpose(b, positive, None, signed=False, multiply=True)
-    second = layer.transpose(b, negative, None, signed=False, multiply=True)
-
-    def run(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
-        return first(flow, u, None, above).add_(second(flow, u, None, below))
-
-    b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel, 2 * layer.work)))
-
-
-def _minus(x: Tensor, bound: Tensor, rule: rules.ZBox) -> Tensor:
-    try:
-        return x - bound.expand(x.shape[1:] if bound.dim() < x.dim() else (1, *x.shape[1:]))
-    except RuntimeError as error:
-        raise ValueError(
-            f"ZBox: bounds of shape {tuple(bound.shape)} do not broadcast to the layer's input {tuple(x.shape)}: "
-            "pass numbers or tensors of shape (1, C, 1, 1)"
-        ) from error
-
-
-def _input_independent(b: Builder, layer: AffineLayer, rule: rules.WSquare | rules.Flat, flow: Flow) -> None:
-    """w2 and flat: denominators do not depend on the input, so they are constants of the plan."""
-    x, y = layer.x, layer.y
-    flat = isinstance(rule, rules.Flat)
-    weight = torch.ones_like(layer.weight) if flat else layer.weight.square()
-    keep_bias = isinstance(rule, rules.WSquare) and not rule.zero_bias and layer.bias is not None
-    bias = layer.bias.square() if keep_bias else None
-    ones = torch.ones((1, *x.sizes), dtype=weight.dtype, device=weight.device)
-    inverse = Stabilizer.ensure(rule.stabilizer).reciprocal(layer.apply(ones, weight, bias))
-    factor = b.slot_of(flow.factor)
-    scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
-    u = b.cache(lambda t: _same_layout(layer, scaled(t)), [y.index if factor is None else factor], y.numel)
-    simple = flat and layer.node.kind == "conv" and layer.geometry[5] == 1
-    if not simple:
-        run = layer.transpose(b, weight, None, signed=False, multiply=False)
-        b.send(x, Flow(b.step(run, [flow.register], [u, None, None], x.numel, layer.work)))
-        return
-    # Flat: all input channels get the same, so sum over output channels first, then one box filter.
-    box = weight[:1, :1]
-    narrow = layer.transpose(b, box, None, signed=False, multiply=False)
-
-    def box_filter(flow: Tensor, u: Tensor) -> Tensor:
-        summed = (flow * u.unsqueeze(1)).sum(2, keepdim=True)
-        unit = summed.new_ones(1).expand(summed.shape[0], *summed.shape[2:])
-        return narrow(summed, unit, None, None).expand(-1, -1, x.sizes[0], *x.sizes[1:])
-
-    b.send(x, Flow(b.step(box_filter, [flow.register], [u], x.numel)))

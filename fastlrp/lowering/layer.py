@@ -1,0 +1,78 @@
+"""An affine node as its rules see it: merged parameters, forward, transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.builder import Builder, channels_last
+from fastlrp.canonizers import merged_parameters, norm_scale_shift
+from fastlrp.graph import Node
+
+
+class AffineLayer:
+    """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.x, self.y = node.inputs[0], node.output
+        a = node.attributes
+        if node.kind == "batch_norm":
+            scale, shift = norm_scale_shift(node)
+            tail = (1,) * (len(self.x.shape) - 2)
+            self.weight, self.bias = scale.view(-1, *tail), shift.view(-1, *tail)
+        else:
+            weight, merged = merged_parameters(node)
+            self.weight = channels_last(weight) if node.kind == "conv" else weight
+            self.bias = merged if merged is not None else None  # type: ignore[assignment]
+        if node.kind == "conv":
+            self.geometry = (
+                a["stride"],
+                a["padding"],
+                a["dilation"],
+                a["transposed"],
+                a["output_padding"],
+                a["groups"],
+            )
+
+    @property
+    def work(self) -> int:
+        """Floating-point operations of one product with the weight, per sample."""
+        if self.node.kind == "batch_norm":
+            return self.x.numel
+        outer = self.x if self.node.kind == "conv" and self.geometry[3] else self.y
+        return 2 * outer.numel * (self.weight.numel() // self.weight.shape[0])
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``weight x + bias``."""
+        if self.node.kind == "conv":
+            return torch.convolution(x, weight, bias, *self.geometry)
+        if self.node.kind == "linear":
+            return torch.nn.functional.linear(x, weight, bias)
+        return x * weight if bias is None else x * weight + bias
+
+    def transpose(
+        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
+    ) -> Callable[..., Tensor]:
+        """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
+        before: tuple[Any, ...] = ()
+        if self.node.kind == "linear":
+            call = b.operation("linear_relevance")
+        else:
+            call = b.operation("conv_relevance")
+            before = (list(self.x.sizes[1:]), *self.geometry)
+
+        def run(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+            given, split = (None, False) if x is False else (x, signed)
+            result: Tensor = call(flow, weight, u, v, given, weight_positive, *before, split, multiply)
+            return result
+
+        return run
+
+
+def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:
+    """Coefficients lie in memory as the relevance that they multiply does."""
+    return coefficient if coefficient is None or layer.node.kind != "conv" else channels_last(coefficient)
