@@ -176,7 +176,7 @@ def _everything_else(stabilizer: Number, sums: Rule | None = None) -> tuple[tupl
     proportional = sums or rules.Norm(stabilizer)
     return (
         (kind("activation", "normalization", "mul", "batch_norm"), rules.Pass()),
-        (kind("add", "avg_pool", "adaptive_avg_pool", "linear_map"), proportional),
+        (kind("add", "avg_pool", "adaptive_avg_pool", "max_pool", "linear_map"), proportional),
     )
 
 

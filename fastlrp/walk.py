@@ -18,6 +18,7 @@ from fastlrp.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.composites import MaxPoolMode
 from fastlrp.graph import Constant, Node, Value, substitute
 from fastlrp.lowering.elementwise import signal_and_gates
+from fastlrp.lowering.pool import max_pool_stabilizer
 from fastlrp.reference import rules as textbook
 from fastlrp.reference import structure
 from fastlrp.reference.rules import Affine, Ledger
@@ -72,7 +73,7 @@ class Walker:
         if node.kind == "add":
             return self._add(node, rule, R)
         if node.kind == "max_pool":
-            return self._max_pool(node, R)
+            return self._max_pool(node, rule, R)
         assert isinstance(rule, (rules.Norm, rules.Epsilon))
         relevance, ledger = structure.norm(self._alone(node, x), self.values[x], R, Stabilizer.ensure(rule.stabilizer))
         return Share({x: relevance}, ledger)
@@ -154,12 +155,12 @@ class Walker:
                 ledger.bias = ledger.bias + part.reshape(*part.shape[:2], -1).sum(2)
         return Share(found, ledger)
 
-    def _max_pool(self, node: Node, R: Tensor) -> Share:
+    def _max_pool(self, node: Node, rule: Any, R: Tensor) -> Share:
         x, a = node.inputs[0], node.attributes
         if a["adaptive"]:
             return Share({x: structure.gradient(self._alone(node, x), self.values[x], R)}, _nothing(R))
         geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
-        relevance, ledger = structure.max_pool(self.values[x], R, self.max_pool, *geometry, Stabilizer())
+        relevance, ledger = structure.max_pool(self.values[x], R, self.max_pool, *geometry, max_pool_stabilizer(rule))
         return Share({x: relevance}, ledger)
 
 

@@ -40,7 +40,7 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
     x, y = node.inputs[0], node.output
     a = node.attributes
     if mode in ("average", "sum") and not isinstance(rule, rules.Gradient):
-        _as_average(b, node, flow, mode)
+        _as_average(b, node, flow, mode, max_pool_stabilizer(rule))
         return
     # c passes as it is when it belongs to the pool's own output; anything else becomes R here.
     chained = flow.factor.value is y
@@ -61,7 +61,12 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
-def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode) -> None:
+def max_pool_stabilizer(rule: rules.Rule | None) -> Stabilizer:
+    """What the modes that divide use: that of the pool's own rule, Norm or Epsilon."""
+    return Stabilizer.ensure(rule.stabilizer) if isinstance(rule, (rules.Norm, rules.Epsilon)) else Stabilizer()
+
+
+def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilizer: Stabilizer) -> None:
     """The max-pool's relevance as if it had been an average (or sum) pool of the same geometry."""
     x, y = node.inputs[0], node.output
     a, n = node.attributes, node.attributes["dims"]
@@ -84,7 +89,7 @@ def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode) -> None:
     z = b.cache(pooled, [x.index], y.numel)
     transpose = b.operation("pool_avg_relevance")
     spatial = list(x.sizes[1:])
-    scale = _share(b, flow, z, y.numel, Stabilizer())
+    scale = _share(b, flow, z, y.numel, stabilizer)
     geometry = (spatial, kernel, stride, padding, ceil, True, divisor)
     register = b.step(lambda f, s: transpose(f, s, *geometry), [flow.register], [scale], x.numel)
     b.send(x, Flow(register, Factor(x)))
