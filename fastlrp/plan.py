@@ -101,7 +101,7 @@ class Plan:
         self._inputs = [v.index for v in graph.inputs]
         self._schedules: dict[tuple[Value, ...], Schedule] = {}
         explained = self.explained_inputs()
-        self._aware = self._forward_schedule(self._slots_read(self.schedule(explained)))
+        self._aware = self._forward_schedule(self.slots_read(self.schedule(explained)))
         self._plain: tuple[Schedule, Schedule] | None = None
 
     # Lowering
@@ -233,7 +233,8 @@ class Plan:
         return self._schedules[key]
 
     @staticmethod
-    def _slots_read(schedule: Schedule) -> frozenset[int]:
+    def slots_read(schedule: Schedule) -> frozenset[int]:
+        """Slots that a schedule's steps need."""
         if "slots" not in schedule.memo:
             schedule.memo["slots"] = frozenset(slot for step, _ in schedule.steps for slot in step.slots)
         slots: frozenset[int] = schedule.memo["slots"]
@@ -266,7 +267,7 @@ class Plan:
     def _plain_schedules(self) -> tuple[Schedule, Schedule]:
         """Without lrp_aware: a forward pass that keeps activations, and the coefficients' own steps for later."""
         if self._plain is None:
-            wanted = self._slots_read(self.schedule(self.explained_inputs()))
+            wanted = self.slots_read(self.schedule(self.explained_inputs()))
             cached = {slot for step in self.builder.forward if step.is_cache for slot in step.outs}
             needed, caches = set(wanted), []
             for step in reversed(self.builder.forward):
@@ -286,9 +287,9 @@ class Plan:
         run_forward(self._plain_schedules()[1], full)
         return full
 
-    def with_slots(self, state: list[Any], schedule: Schedule) -> list[Any]:
-        """``state`` with every slot that the schedule reads: a second forward pass brings back what was not kept."""
-        missing = {slot for slot in self._slots_read(schedule) if state[slot] is None}
+    def with_slots(self, state: list[Any], slots: Iterable[int]) -> list[Any]:
+        """``state`` with these slots filled: a second forward pass brings back what was not kept."""
+        missing = {slot for slot in slots if state[slot] is None}
         if not missing:
             return state
         again = self._run(self._forward_schedule(missing), [state[slot] for slot in self._inputs])

@@ -153,7 +153,7 @@ class ForwardRecord:
             state = self._open()
             if not self.lrp_aware:
                 state = self.plan.coefficients(state)
-            state = self.plan.with_slots(state, schedule)
+            state = self.plan.with_slots(state, self.plan.slots_read(schedule))
             by_value: dict[Value, list[Result]] = {}
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
@@ -192,7 +192,8 @@ class ForwardRecord:
         below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
         factor = plan.builder.flows[neck.value].factor
         slots = [s for s in (None if factor.value is None else factor.value.index, factor.scale) if s is not None]
-        factors = [state[s] for s in slots if state[s] is not None]
+        state = plan.with_slots(state, slots)
+        factors = [state[s] for s in slots]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
         found = propagate_basis(
             plan.descent(state, sink, self.batch), schedule.steps, neck, factors, plan.registers_with(initial),

@@ -143,7 +143,7 @@ class _Check:
         self.flowing = [v for v in plan.builder.flows if v.has_batch_first]
         self.schedule = plan.schedule(self.flowing)
         everything = [v.index for node in plan.graph.nodes for v in (node.output, *node.inputs)]
-        self.state = plan.with_slots(state, self.schedule)
+        self.state = plan.with_slots(state, plan.slots_read(self.schedule))
         values = plan._run(plan._forward_schedule(everything), [state[v.index] for v in plan.graph.inputs])
         doubles = {
             v: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
