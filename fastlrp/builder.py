@@ -86,7 +86,7 @@ class Builder:
         if value not in self._sign_slots:
             look = self.device.type == "cpu"
             self._sign_slots[value] = self.cache(
-                lambda x: False if look and x.numel() and x.min() >= 0 else x, [value.index], 0
+                lambda x: False if look and x.numel() and x.min().item() >= 0 else x, [value.index], 0
             )
         return self._sign_slots[value]
 

@@ -133,7 +133,7 @@ class Explainer:
         See :meth:`fastlrp.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self.forward(x) as record:
-            return record.relevance(targets, initial, layers, reduce, out)
+            return record.relevance_at_once(targets, initial, layers, reduce, out)
 
     def forward(self, x: Any, lrp_aware: bool = True) -> ForwardRecord:
         """One forward pass from which any number of targets can be explained.

@@ -108,6 +108,11 @@ class ForwardRecord:
             KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
             ValueError: if ``max_memory`` is too small for one target.
         """
+        self._refuse_stale()
+        return self.relevance_at_once(targets, initial, layers, reduce, out)
+
+    def relevance_at_once(self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any) -> Relevance:
+        """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = Targets(targets, self.scores, initial)
         return self._relevance(asked, 0, asked.count, layers, reduce, out)
 
@@ -131,6 +136,7 @@ class ForwardRecord:
             raise ValueError(f"block must be at least 1, got {block!r}")
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
+            self._refuse_stale()
             yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
 
     # Doing
@@ -140,7 +146,6 @@ class ForwardRecord:
     ) -> Relevance:
         if reduce not in (None, "channels"):
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
-        self._refuse_stale()
         names = self._values(layers)
         results = {
             name: Result(name, value, self.batch, count, reduce, self._destination(out, name, names), len(names) == 1)

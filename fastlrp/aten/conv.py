@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,8 @@ _JOINT_CHANNELS = 8
 # Up to this many elements a plain product and col2im beat oneDNN's transposed convolution, whose calls cost more than
 # their arithmetic there (21 against 56 microseconds for ten 16x8x8 maps to one channel, one AVX-512 core).
 _SMALL = 1 << 16
+
+_product_and_col2im = torch.ops.aten.slow_conv_transpose2d.default
 
 # Below this many elements a change of layout costs more than it wins (2-core AVX-512 CPU, 3x3 convolutions).
 _CHANNELS_LAST_FROM = 1 << 10
@@ -43,53 +47,76 @@ def conv_relevance(
     multiply: bool,
 ) -> Tensor:
     """``c = W^T(uF) + W+^T(vF)``, (B, K, Co, *S') -> (B, K, Ci, *S); see the reference's namesake."""
-    targets = relevance.shape[:2]
-    size_out = relevance.shape[3:]
+    batch, targets = relevance.shape[:2]
     n = len(input_size)
-    # What a transposed convolution must add at the far end so that it returns to exactly ``input_size``.
-    missing = [
-        size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
-        for size, out, s, p, d, k in zip(input_size, size_out, stride, padding, dilation, weight.shape[2:], strict=True)
-    ]
-    # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
-    channels_last = n == 2 and relevance.device.type == "cpu" and relevance[:, :1].numel() >= _CHANNELS_LAST_FROM
-
+    missing = _missing(
+        tuple(input_size), relevance.shape[3:], tuple(stride), tuple(padding), tuple(dilation), weight.shape[2:]
+    )
+    on_cpu = n == 2 and relevance.device.type == "cpu"
     joint = not transposed and groups == 1 and weight.shape[1] <= _JOINT_CHANNELS
     small = (
         joint
-        and n == 2
-        and relevance.device.type == "cpu"
+        and on_cpu
         and 0 < relevance.numel() <= _SMALL
         and relevance.dtype in (torch.float32, torch.float64)
         and all(0 <= extra < max(s, d) for extra, s, d in zip(missing, stride, dilation, strict=True))
     )
+    # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
+    channels_last = on_cpu and not small and relevance.numel() >= _CHANNELS_LAST_FROM * targets
 
     def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
         scaled = (relevance * coefficient.unsqueeze(1)).flatten(0, 1)
-        if small:
-            kernel = list(matrix.shape[2:])
-            result = torch.ops.aten.slow_conv_transpose2d(
-                scaled, matrix, kernel, None, stride, padding, missing, dilation
-            )
-            return result.unflatten(0, targets)
         if channels_last:
             scaled = _channels_last(scaled)
-        if transposed:
+        if small:
+            kernel = list(matrix.shape[2:])
+            result = _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
+        elif transposed:
             result = torch.convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
             # The forward pass's output_padding can let a window start beyond the last input.
             for axis, size in enumerate(input_size):
                 result = result.narrow(2 + axis, 0, size) if result.shape[2 + axis] > size else result
-        elif any(extra < 0 for extra in missing):
-            # The padding is wider than the kernel's reach: compute the padded map and cut it.
-            zero = [0] * n
-            result = torch.convolution(scaled, matrix, None, stride, zero, dilation, True, zero, groups)
-            for axis, (size, p) in enumerate(zip(input_size, padding, strict=True)):
-                lacking = p + size - result.shape[2 + axis]
-                if lacking > 0:
-                    result = torch.nn.functional.pad(result, [0, 0] * (n - 1 - axis) + [0, lacking])
-                result = result.narrow(2 + axis, p, size)
+        elif min(missing) < 0:
+            result = _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
         else:
             result = torch.convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
-        return result.unflatten(0, targets)
+        return result.view(batch, targets, *result.shape[1:])
 
     return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=joint)
+
+
+@lru_cache(maxsize=1024)
+def _missing(
+    input_size: tuple[int, ...],
+    output_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    kernel: tuple[int, ...],
+) -> list[int]:
+    """What a transposed convolution must add at the far end so that it returns to exactly ``input_size``."""
+    return [
+        size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
+        for size, out, s, p, d, k in zip(input_size, output_size, stride, padding, dilation, kernel, strict=True)
+    ]
+
+
+def _cut_from_padded(
+    scaled: Tensor,
+    matrix: Tensor,
+    input_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """The padding is wider than the kernel's reach: compute the padded map and cut the input out of it."""
+    n = len(input_size)
+    zero = [0] * n
+    result = torch.convolution(scaled, matrix, None, stride, zero, dilation, True, zero, groups)
+    for axis, (size, p) in enumerate(zip(input_size, padding, strict=True)):
+        lacking = p + size - result.shape[2 + axis]
+        if lacking > 0:
+            result = torch.nn.functional.pad(result, [0, 0] * (n - 1 - axis) + [0, lacking])
+        result = result.narrow(2 + axis, p, size)
+    return result

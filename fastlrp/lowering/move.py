@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.builder import Builder, bind_forward, multiply
+from fastlrp.builder import Builder, bind_forward, channels_last, multiply
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Constant, Node, Value, leaves, substitute
 from fastlrp.program import Factor, Flow
@@ -76,6 +76,9 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     if x.dtype != y.dtype:
         return (lambda f: f.to(x.dtype)), True
     if node.operation in _RESHAPES:
+        if len(sizes) == 3:
+            # Below a flatten stand convolutions and pools, which want their maps channels-last.
+            return (lambda f: channels_last(f.reshape(-1, *sizes)).unflatten(0, f.shape[:2])), True
         return (lambda f: f.reshape(*f.shape[:2], *sizes)), True
     if node.operation in _PERMUTES:
         axes = _axes(node, len(x.shape))
