@@ -179,11 +179,15 @@ class Explainer:
 
     # Inputs
 
+    def _home(self) -> Tensor | None:
+        """A parameter that shows the model's dtype and device."""
+        return next((p for p in self.model.parameters() if p.is_floating_point()), None)
+
     def _inputs(self, x: Any) -> Inputs:
         inputs = Inputs.of(x)
         inputs.tensors = [t.detach() for t in inputs.tensors]
-        home = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        batch = None
+        home = self._home() if self._watch is None else self._watch.home
+        batch, explainable = None, False
         for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
             label = "x" if inputs.form == "tensor" else f"input {name!r}"
             if tensor.dim() == 0:
@@ -191,13 +195,16 @@ class Explainer:
             batch = tensor.shape[0] if batch is None else batch
             if tensor.shape[0] != batch:
                 raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}")
+            if home is not None and (tensor.device, tensor.dtype) != (home.device, home.dtype):
+                home = self._home()  # The remembered parameter may have been replaced.
             if home is not None and tensor.device != home.device:
                 raise ValueError(f"{label} is on {tensor.device}, the model is on {home.device}: use x.to(…)")
             if tensor.is_floating_point():
+                explainable = True
                 if home is not None and tensor.dtype != home.dtype:
                     raise TypeError(f"{label} is {tensor.dtype}, the model's parameters are {home.dtype}: convert one")
                 _check_finite(tensor, label)
-        if not any(t.is_floating_point() for t in inputs.tensors):
+        if not explainable:
             kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
             raise TypeError(f"x is {kinds}: relevance is defined for float inputs, convert with x.float()")
         return inputs

@@ -26,6 +26,7 @@ class Watch:
                     if tensor is not None:
                         self._tensors.append(tensor)
         self._versions = self._read()
+        self.home: Tensor | None = next((p for p in model.parameters() if p.is_floating_point()), None)
 
     def _read(self) -> list[tuple[int, int]]:
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
@@ -37,12 +38,16 @@ class Watch:
 
     def change(self) -> Literal["structure", "values"] | None:
         """What is different since the last look: other modules or tensors, other numbers in them, or nothing."""
-        if any(len(table) != size for table, size in self._sizes):
-            return "structure"
-        if any(table.get(key) is not item for table, key, item in self._links):
-            return "structure"
-        if any(module.training != mode for module, mode in self._modes):
-            return "structure"
+        # Plain loops: this runs before every explanation, and generators would cost a small network dearly.
+        for table, size in self._sizes:
+            if len(table) != size:
+                return "structure"
+        for table, key, item in self._links:
+            if table.get(key) is not item:
+                return "structure"
+        for module, mode in self._modes:
+            if module.training != mode:
+                return "structure"
         versions = self._read()
         if versions != self._versions:
             self._versions = versions
