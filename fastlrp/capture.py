@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -114,17 +115,19 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """A failing trace logs hundreds of lines before it raises what we report."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(f"torch.{n}") for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _explain(error: Exception) -> str:
-    reason = str(error).strip().split("\n\n")[0][:800]
+    reason = re.sub(r"\bs\d+\b", "batch", str(error).strip().split("\n\n")[0][:800])
     hint = ""
     if "data-dependent" in str(error).lower() or "guard on" in str(error).lower():
         hint = (

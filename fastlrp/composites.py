@@ -4,7 +4,7 @@ A :class:`Composite` is an ordered list of ``(matcher, rule)``; the first match 
 
 * a module type or a tuple of types, ``nn.Conv2d`` (a functional ``F.conv2d`` counts as one);
 * a kind of operation: ``"conv"``, ``"linear"``, ``"batch_norm"``, ``"activation"``, ``"add"``, ``"avg_pool"``, … as
-  ``kind("conv", "linear")``;
+  ``kind("conv", "linear")``; or one operation, ``operation("amax")``;
 * a module path with wildcards, ``"layer4.*"`` (with a rule for weights: the layers with weights there);
 * a position among the layers with weights in execution order: ``first()``, ``last()``, ``span(0, 16)``;
 * any predicate ``Layer -> bool``.
@@ -73,6 +73,11 @@ def kind(*names: str) -> Predicate:
     """
     _check_kinds(names)
     return lambda layer: layer.kind in names
+
+
+def operation(*names: str) -> Predicate:
+    """Matches operations by their ATen name, ``operation("relu")``, ``operation("amax")``."""
+    return lambda layer: layer.operation in names
 
 
 def first(*names: str) -> Predicate:

@@ -20,7 +20,7 @@ from fastlrp.lowering import affine, elementwise, jacobian, move, pool
 from fastlrp.program import Flow, Schedule, run_forward, schedule_backward, schedule_forward
 from fastlrp.table import plan_table
 from fastlrp.targets import OneHot
-from fastlrp.vocabulary import AFFINE_KINDS, NAMED_LIKE, RULED_KINDS
+from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
 
 _REGISTERED: dict[str, rules.Rule] = {}
 
@@ -44,15 +44,23 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     """Give an operation that fastlrp does not know a rule, for all explainers made from now on.
 
     Args:
-        operation: ATen or custom operator name without overload, ``"cumsum"`` or ``"aten::cumsum"``.
+        operation: ATen or custom operator name without overload, ``"amax"`` or ``"aten::amax"``.
         rule: usually a :class:`fastlrp.rules.Custom`; ``Pass`` for element-wise operations; ``Gradient``.
 
     Raises:
         TypeError: if ``rule`` is not a rule.
+        ValueError: for an operation that fastlrp knows: composites decide about those.
     """
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
-    _REGISTERED[operation.split("::")[-1].removeprefix("aten.").split(".")[0]] = rule
+    name = operation.split("::")[-1].removeprefix("aten.").split(".")[0]
+    kind = KIND_OF.get(name)
+    if kind is not None and kind not in AFFINE_KINDS:  # A product of two activations has the name of a layer.
+        raise ValueError(
+            f"fastlrp knows {name!r} (kind {kind!r}), so its rule comes from the composite: "
+            f"use composite.with_entries((fastlrp.composites.operation({name!r}), rule))"
+        )
+    _REGISTERED[name] = rule
 
 
 def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | None]:
@@ -136,7 +144,7 @@ class Plan:
             raise UnsupportedOperationError(
                 f"no rule for operation '{node.operation}' in module '{node.path or '(the model itself)'}'"
                 f"{_type_name(node)}. Ways out: add an entry for it to the composite, "
-                f"fastlrp.composites.{self.composite.name.split(' ')[0]}(…).with_entries(('{node.path or '*'}', rule));"
+                f".with_entries((fastlrp.composites.operation('{node.operation}'), rule));"
                 f" or fastlrp.register_rule('{node.operation}', rule) with a fastlrp.rules.Custom rule, Pass() for an "
                 "element-wise operation, or Gradient()."
             )

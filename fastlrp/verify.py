@@ -30,8 +30,8 @@ class LayerCheck:
 
     Attributes:
         path, operation, rule: which layer.
-        error: relative difference (2-norm, worst sample and target) at the layer's input between the fast path and the
-            reference applied to the same arriving relevance; None where there is no reference (a user's rule).
+        error: relative difference (2-norm over targets, worst sample) at the layer's input between the fast path and
+            the reference applied to the same arriving relevance; None where there is no reference (a user's rule).
         arrived: relevance of the output. sent: relevance that the inputs got.
         bias, stabilizer, dead: what the layer kept: the bias's share, epsilon's, and that of neurons that nothing
             contributes to. None for the gradient family, where what flows is no relevance.
@@ -258,9 +258,12 @@ def _plus(a: float | None, b: float | None) -> float | None:
 
 
 def _relative(ours: Tensor, reference: Tensor) -> float:
-    """Largest ``||ours - reference|| / ||reference||`` over samples and targets; 0 where both are 0."""
+    """Largest ``||ours - reference|| / ||reference||`` of a sample, over its targets; 0 where both are 0.
+
+    Not target by target: a score near zero is itself the difference of large numbers, and no kernel can do better.
+    """
     if ours.numel() == 0:
         return 0.0
-    difference, size = (t.reshape(*t.shape[:2], -1).norm(dim=2) for t in (ours - reference, reference))
+    difference, size = (t.reshape(t.shape[0], -1).norm(dim=1) for t in (ours - reference, reference))
     ratio = torch.where(difference == 0, 0.0, difference / size)
     return float(ratio.max()) if bool(torch.isfinite(ratio).all()) else math.nan

@@ -427,9 +427,13 @@ def test_an_operation_without_a_rule_names_the_ways_out(monkeypatch):
         UnsupportedOperationError, match=r"no rule for operation 'sin' in module 'wave' \(Wave\)"
     ) as error:
         Explainer(model, "epsilon", example_inputs=x)
-    assert "with_entries(('wave', rule))" in str(error.value)
+    assert "with_entries((fastlrp.composites.operation('sin'), rule))" in str(error.value)
     assert "fastlrp.register_rule('sin', rule)" in str(error.value)
     by_entry = Explainer(model, REST.with_entries(("wave", rules.Pass())))(x, "all")
+    by_operation = Explainer(model, REST.with_entries((composites.operation("sin"), rules.Pass())))(x, "all")
+    assert torch.equal(by_operation, by_entry)
+    with pytest.raises(ValueError, match=r"knows 'cumsum' \(kind 'linear_map'\), so its rule comes from the composite"):
+        register_rule("cumsum", rules.Pass())
     by_type = Explainer(model, REST.with_entries((Wave, rules.Pass())))(x, "all")
     gradient = Explainer(model, "gradient")(x, 1, initial="one")
     point = x.clone().requires_grad_()
