@@ -23,7 +23,8 @@ demo: install
 	$(PY) examples/demo.py $(ARGS)
 
 bench: install
-	$(PY) -m benchmarks.first $(ARGS)
+	$(PY) -m benchmarks.compare $(ARGS)
+	$(PY) -m benchmarks.render
 
 lint: install
 	$(PY) -m ruff check .
