@@ -18,8 +18,12 @@ from fastlrp.walk import Share, Walker
 if TYPE_CHECKING:
     from fastlrp.explainer import Explainer
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Largest relative error of one layer that passes, by dtype."""
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest relative error of one layer that passes, by dtype.
+
+Looser than what operations are tested to (1e-5 in float32): where a denominator is nearly zero, the rounding of the
+forward pass itself moves it. Measured on random networks: 2.3e-4 in a layer of VGG-11-BN, 4e-7 to 7e-6 end to end.
+"""
 
 _WORKING_BYTES = 512 << 20
 
