@@ -66,7 +66,7 @@ def short(found: list[Row]) -> str:
     if small:
         text += (
             f"\n\nTen classes of one 8×8 digit on a small network, forward pass included, cost "
-            f"{small[-1]['times_one_gradient']:.1f} times one forward pass and one gradient."
+            f"{small[-1]['times_one_gradient']:.1f} times one forward pass and one gradient, measured in turns."
         )
     return text
 
