@@ -144,7 +144,7 @@ class Plan:
             raise UnsupportedOperationError(
                 f"no rule for operation '{node.operation}' in module '{node.path or '(the model itself)'}'"
                 f"{_type_name(node)}. Ways out: add an entry for it to the composite, "
-                f".with_entries((fastlrp.composites.operation('{node.operation}'), rule));"
+                f"composite.with_entries((fastlrp.composites.operation('{node.operation}'), rule));"
                 f" or fastlrp.register_rule('{node.operation}', rule) with a fastlrp.rules.Custom rule, Pass() for an "
                 "element-wise operation, or Gradient()."
             )
