@@ -11,6 +11,7 @@ from torch import Tensor
 from fastlrp.dispatch import select
 from fastlrp.graph import Constant, Graph, Node, Value, is_nonnegative, leaves, substitute
 from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row
+from fastlrp.stabilizer import Stabilizer
 
 
 def multiply(register: Tensor, factor: Tensor) -> Tensor:
@@ -73,6 +74,13 @@ class Builder:
             ins = (factor.value.index, factor.scale)
             self._factors[factor] = self.cache(torch.mul, ins, factor.value.numel)
         return self._factors[factor]
+
+    def share(self, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:
+        """Slot of ``factor / st(z)``: what a proportional rule multiplies the arriving register with."""
+        factor = self.slot_of(flow.factor)
+        if factor is None:
+            return self.cache(stabilizer.reciprocal, [z], numel)
+        return self.cache(lambda z, f: stabilizer.reciprocal(z).mul_(f), [z, factor], numel)
 
     def is_nonnegative(self, value: Value) -> bool:
         return is_nonnegative(value, self._signs)

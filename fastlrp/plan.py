@@ -220,11 +220,7 @@ class Plan:
             flows = {v: self.builder.flows[v] for v in values}
             by_register: dict[int, list[Emission]] = {}
             for value, flow in flows.items():
-                factor = flow.factor
-                slots = ([] if factor.value is None else [factor.value.index]) + (
-                    [] if factor.scale is None else [factor.scale]
-                )
-                by_register.setdefault(flow.register, []).append(Emission(value, flow.register, tuple(slots)))
+                by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
             plain = schedule_backward(self.builder.backward, frozenset(by_register))
             last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
             steps: list[tuple[Any, tuple[int, ...]]] = []

@@ -24,6 +24,11 @@ class Factor:
     value: Value | None = None
     scale: int | None = None
 
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The slots whose product it is."""
+        return tuple(s for s in (None if self.value is None else self.value.index, self.scale) if s is not None)
+
 
 @dataclass(frozen=True)
 class Flow:

@@ -195,8 +195,7 @@ class ForwardRecord:
         plan = self.plan
         emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
         below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
-        factor = plan.builder.flows[neck.value].factor
-        slots = [s for s in (None if factor.value is None else factor.value.index, factor.scale) if s is not None]
+        slots = plan.builder.flows[neck.value].factor.slots
         state = plan.with_slots(state, slots)
         factors = [state[s] for s in slots]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))

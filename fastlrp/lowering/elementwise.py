@@ -36,13 +36,19 @@ def lower_activation(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> No
         elif "softmax" in node.operation:
             transpose_at(b, node, flow)
         else:
-            derivative = _derivative(bind_forward(node), node.operation)
-            factor = b.slot_of(flow.factor)
-            ins = [x.index] + ([] if factor is None else [factor])
-            slope = b.cache(lambda x, *f: derivative(x) * f[0] if f else derivative(x), ins, x.numel)
-            b.send(x, Flow(flow.register, Factor(None, slope)))
+            _slope(b, node, flow)
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Pass, Gradient, Deconvnet or GuidedBackprop")
+
+
+def _slope(b: Builder, node: Node, flow: Flow) -> None:
+    """The gradient of an element-wise operation of one input: its derivative is a cached factor."""
+    x = node.inputs[0]
+    derivative = _derivative(bind_forward(node), node.operation)
+    factor = b.slot_of(flow.factor)
+    ins = [x.index] + ([] if factor is None else [factor])
+    slope = b.cache(lambda x, *f: derivative(x) * f[0] if f else derivative(x), ins, x.numel)
+    b.send(x, Flow(flow.register, Factor(None, slope)))
 
 
 def _clip(flow: Tensor, factor: Tensor | None) -> Tensor:
@@ -92,12 +98,7 @@ def lower_mul(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     y = node.output
     if isinstance(rule, rules.Gradient):
         if len([v for v in node.inputs if v.is_differentiable]) == 1 and node.inputs[0].shape == y.shape:
-            derivative = _derivative(bind_forward(node), node.operation)
-            factor = b.slot_of(flow.factor)
-            x = node.inputs[0]
-            ins = [x.index] + ([] if factor is None else [factor])
-            slope = b.cache(lambda x, *f: derivative(x) * f[0] if f else derivative(x), ins, x.numel)
-            b.send(x, Flow(flow.register, Factor(None, slope)))
+            _slope(b, node, flow)
         else:
             transpose_at(b, node, flow)
         return
@@ -140,11 +141,7 @@ def lower_add(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if not isinstance(rule, (rules.Norm, rules.Epsilon)):
         raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
     stabilizer = Stabilizer.ensure(rule.stabilizer)
-    factor = b.slot_of(flow.factor)
-    if factor is None:
-        share = b.cache(stabilizer.reciprocal, [y.index], y.numel)
-    else:
-        share = b.cache(lambda y, f: stabilizer.reciprocal(y).mul_(f), [y.index, factor], y.numel)
+    share = b.share(flow, y.index, y.numel, stabilizer)
     for x, coefficient in terms:
         _send_scaled(b, x, coefficient, Flow(flow.register, Factor(None, share)), y, Factor(x))
 

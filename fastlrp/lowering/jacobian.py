@@ -58,18 +58,11 @@ def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> No
     """Mean, sum, interpolation, …: in proportion, ``c = J^T (F factor / st(y))``, or the gradient ``J^T``."""
     x, y = node.inputs[0], node.output
     forward = bind_forward(node)
-    factor = b.slot_of(flow.factor)
+    scale: int | None
     if isinstance(rule, rules.Gradient):
-        scale, left = factor, Factor()
+        scale, left = b.slot_of(flow.factor), Factor()
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
-        stabilizer, left = Stabilizer.ensure(rule.stabilizer), Factor(x)
-        ins = [y.index] + ([] if factor is None else [factor])
-
-        def share(y: Tensor, *f: Tensor) -> Tensor:
-            inverse = stabilizer.reciprocal(y)
-            return inverse * f[0] if f else inverse
-
-        scale = b.cache(share, ins, y.numel)
+        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
     zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)

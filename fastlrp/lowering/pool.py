@@ -89,18 +89,10 @@ def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilize
     z = b.cache(pooled, [x.index], y.numel)
     transpose = b.operation("pool_avg_relevance")
     spatial = list(x.sizes[1:])
-    scale = _share(b, flow, z, y.numel, stabilizer)
+    scale = b.share(flow, z, y.numel, stabilizer)
     geometry = (spatial, kernel, stride, padding, ceil, True, divisor)
     register = b.step(lambda f, s: transpose(f, s, *geometry), [flow.register], [scale], x.numel)
     b.send(x, Flow(register, Factor(x)))
-
-
-def _share(b: Builder, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:
-    """Slot of ``factor / st(z)``."""
-    factor = b.slot_of(flow.factor)
-    if factor is None:
-        return b.cache(stabilizer.reciprocal, [z], numel)
-    return b.cache(lambda z, f: stabilizer.reciprocal(z).mul_(f), [z, factor], numel)
 
 
 def lower_average(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -110,7 +102,7 @@ def lower_average(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if isinstance(rule, rules.Gradient):
         scale, left = b.slot_of(flow.factor), Factor()
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
-        scale, left = _share(b, flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
+        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
     spatial = list(x.sizes[1:])
