@@ -1,12 +1,16 @@
-"""Workloads: torchvision's models with random weights, and the small digits network."""
+"""Workloads: torchvision's models with random weights, the small digits network, the LRP Toolbox's LeNet-5."""
 
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from benchmarks import toolbox
 
 _LIBRARY: Any = None
 
@@ -33,16 +37,45 @@ def small_network() -> nn.Module:
     )  # fmt: skip
 
 
-def build(name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
-    """A model in evaluation mode with random weights and batch-norm statistics, and one input."""
+def build(name: str, seed: int = 0, size: int = 224, batch: int = 1) -> tuple[nn.Module, Tensor]:
+    """A model in evaluation mode with random weights and batch-norm statistics, and ``batch`` inputs.
+
+    ``size`` is the side of the images; the small network's are 8x8 whatever it says.
+    """
     torch.manual_seed(seed)
     if name == "small":
-        return small_network().eval(), torch.rand(1, 1, 8, 8)
+        return small_network().eval(), torch.rand(batch, 1, 8, 8)
     model = getattr(torchvision_models(), name)(weights=None).eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 1.5)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.2)
-    return model, torch.randn(1, 3, 224, 224)
+    return model, torch.randn(batch, 3, size, size)
+
+
+def lenet5(network: list[toolbox.Layer], dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The same network for PyTorch, ``(B, 1, 32, 32) -> (B, 10)``.
+
+    Raises:
+        TypeError: for a layer that LeNet-5 does not have.
+    """
+    layers: list[nn.Module] = []
+    for layer in network:
+        if isinstance(layer, toolbox.Convolution):
+            h, w, d, n = layer.weight.shape
+            module = nn.Conv2d(d, n, (h, w), layer.stride)
+            module.weight.data = torch.from_numpy(np.ascontiguousarray(layer.weight.transpose(3, 2, 0, 1))).to(dtype)
+            module.bias = nn.Parameter(torch.from_numpy(layer.bias.copy()).to(dtype))
+            layers.append(module)
+        elif isinstance(layer, toolbox.SumPool):
+            # Their forward is the sum over sqrt(h w): 2 for a 2x2 window.
+            layers.append(nn.AvgPool2d(layer.size, layer.stride, divisor_override=math.isqrt(math.prod(layer.size))))
+        elif isinstance(layer, toolbox.Rect):
+            layers.append(nn.ReLU())
+        elif isinstance(layer, toolbox.Flatten):
+            layers.append(nn.Flatten())
+        else:
+            raise TypeError(f"LeNet-5 has no layer of kind {type(layer).__name__}")
+    return nn.Sequential(*layers).eval()
