@@ -1,0 +1,78 @@
+"""What a measurement was made on and with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WRITTEN = ("benchmarks/results", "benchmarks/README.md", "README.md")
+"""What running and rendering benchmarks writes: a change there is no change of what is measured."""
+
+
+@cache
+def commit() -> str:
+    """The commit that is measured; ``+`` if the tree has other changes; ``unknown`` outside a repository."""
+    root = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in WRITTEN))
+        return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+    except FileNotFoundError:
+        return "unknown"
+
+
+def machine() -> str:
+    """Processor and threads."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def version(package: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """The part of a row that says what made it."""
+    packages = ("zennit", "captum", "numpy", "torchvision")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "command": command,
+        "machine": machine(),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def peak_flops(size: int = 2048, repeats: int = 5) -> float:
+    """Floating-point operations per second of a large float32 matrix product, the best of a few: the machine's peak."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    out = torch.empty(size, size)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
