@@ -1,6 +1,7 @@
-"""fastlrp beside Zennit and the plain gradient, in one process, alternating.
+"""fastlrp beside Zennit, Captum, the LRP Toolbox, the plain gradient and a dense floor: one process, in turns.
 
     python -m benchmarks.compare --models vgg16,resnet50 --composites epsilon_plus,epsilon_gamma_box --targets 32
+    python -m benchmarks.compare --scenario targets,small,toolbox --density 0.25
 
 Seconds per target include each provider's one forward pass. Outputs are compared before anything is timed; a provider
 whose output disagrees is reported as such and not timed. Appends a row per measurement to ``benchmarks/results/``.
@@ -10,163 +11,109 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
-import time
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from benchmarks.models import build
-from benchmarks.providers import Provider, gradient, ours, zennit
+from benchmarks import measure
+from benchmarks.machine import machine, provenance
+from benchmarks.scenarios import OTHERS, SCENARIOS, Options, Round
+from benchmarks.toolbox import GoldensMissingError
 
 RESULTS = Path(__file__).parent / "results"
-AGREES = 1e-4
+
+Row = dict[str, Any]
 
 
-def providers(model: Any, name: str, rules: str, backends: list[str], peers: bool) -> list[Provider]:
-    """Everybody who takes part, fastlrp first."""
-    family = "resnet" if "resnet" in name else "vgg"
-    others = [zennit(model, rules, family, False), zennit(model, rules, family, True)] if peers else []
-    return [*(ours(model, rules, b) for b in backends), gradient(model), *others]
+def run(scenario: str, options: Options, command: str) -> list[Row]:
+    """Measure all rounds of a scenario; prints as it goes."""
+    rows: list[Row] = []
+    made = provenance(command)
+    for asked in SCENARIOS[scenario](options):
+        print(f"\n{heading(asked)}, {machine()}", flush=True)
+        found = measure.rows(asked.case, measure.measure(asked.parts, asked.x, asked.case.classes, asked.repeats), made)
+        rows += found
+        print("\n".join([*map(measure.line, found), *asked.left_out]), flush=True)
+    return [compared_with_one(row, rows) for row in rows]
 
 
-def disagreement(ours: Tensor, theirs: Tensor) -> float:
-    """Largest relative difference (2-norm) of any target."""
-    ours, theirs = ours.flatten(2), theirs.flatten(2)
-    return float(((ours - theirs).norm(dim=2) / theirs.norm(dim=2)).max())
+def heading(asked: Round) -> str:
+    """The question of a round."""
+    case = asked.case
+    batch, count = case.classes.shape
+    share = case.density
+    alive = "" if share is None else f", {share.alive:.2f} of the neurons alive ({share.reached:.2f} reached)"
+    return f"{case.scenario}: {case.model}, {case.composite}, {batch} of {case.size}x{case.size}, K = {count}{alive}"
 
 
-def measure(parts: list[Provider], x: Tensor, targets: list[int], repeats: int) -> dict[str, dict[str, Any]]:
-    """Seconds per target of each, taken in turns."""
-    expected = parts[0].run(x, targets[:2])
-    found: dict[str, dict[str, Any]] = {}
-    for part in parts:
-        answer = part.run(x, targets[:2])
-        found[part.name] = {"error": disagreement(expected, answer) if part.comparable else None, "seconds": []}
-    for _ in range(repeats):
-        for part in parts:
-            entry = found[part.name]
-            if entry["error"] is not None and entry["error"] > AGREES:
-                continue
-            asked = targets[: part.limit] if part.limit else targets
-            begin = time.perf_counter()
-            part.run(x, asked)
-            entry["seconds"].append((time.perf_counter() - begin) / len(asked))
-    return found
+def compared_with_one(row: Row, rows: list[Row]) -> Row:
+    """A stream's peak memory over that of one target."""
+    if row["scenario"] == "stream":
+        same = ("model", "composite", "provider", "density_asked", "size")
+        one = [r for r in rows if r["targets"] == 1 and all(r[key] == row[key] for key in same)]
+        if one and row["peak_bytes"] is not None:
+            row["peak_over_one_target"] = row["peak_bytes"] - one[0]["peak_bytes"]
+    return row
 
 
-def commit() -> str:
-    """The commit that is measured; ``+`` if the tree has changes."""
-    here = Path(__file__).parent
-    run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def listed(text: str) -> tuple[str, ...]:
+        return tuple(filter(None, text.split(",")))
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(word) for word in listed(text))
+
+    add = words.add_argument
+    add("--scenario", type=listed, default=("targets",), help=f"of {', '.join(SCENARIOS)}; several with commas")
+    add("--models", type=listed, help="torchvision's names; by default the scenario's own")
+    add("--composites", type=listed, help="presets, or 'epsilon'; for toolbox: simple, epsilon_1, epsilon_0.1")
+    add("--targets", type=int, default=32, help="targets of the one image")
+    add("--batch", type=int, default=8, help="images, for batch and top5")
+    add("--size", type=int, default=224, help="side of an image")
+    add("--density", type=float, help="share of neurons to leave alive after each ReLU, e.g. 0.25")
+    add("--counts", type=numbers, help="targets, for stream and basis")
+    add("--backends", type=listed, default=("auto", "torch"), help="fastlrp's backends")
+    add("--others", type=listed, default=OTHERS, help=f"who is measured beside fastlrp, of {', '.join(OTHERS)}")
+    add("--peer-targets", type=int, default=4, help="targets per image that Zennit and Captum are measured with")
+    add("--repeats", type=int, help="by default the scenario's own")
+    add("--output", default=str(RESULTS / "cpu.jsonl"), help="file to append rows to; '' for none")
+    return words
 
 
-def machine() -> str:
-    """Processor and threads."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":")[1].strip() if lines else model
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
-def row(name: str, rules: str, part: str, entry: dict[str, Any], best: dict[str, float], k: int) -> dict[str, Any]:
-    """What is kept of one measurement."""
-    middle = statistics.median(entry["seconds"]) if entry["seconds"] else None
-    return {
-        "date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(), "torch": torch.__version__,
-        "model": name, "composite": rules, "provider": part, "targets": k, "dtype": "float32",
-        "seconds_per_target": middle, "spread": max(entry["seconds"]) / min(entry["seconds"]) if middle else None,
-        "error": entry["error"],
-        "times_faster_than_zennit": best["zennit"] / middle if middle and "zennit" in best else None,
-        "share_of_gradient": middle / best["gradient"] if middle else None,
-    }  # fmt: skip
-
-
-def summary(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The better of Zennit's two ways, and the gradient."""
-    middle = {name: statistics.median(e["seconds"]) for name, e in found.items() if e["seconds"]}
-    peers = [s for name, s in middle.items() if name.startswith("zennit")]
-    return {"gradient": middle["gradient"], **({"zennit": min(peers)} if peers else {})}
-
-
-def small(repeats: int) -> dict[str, Any]:
-    """Ten classes of one digit beside one forward pass and one gradient of the same small network."""
-    import fastlrp
-
-    model, x = build("small")
-    explainer = fastlrp.Explainer(model, "epsilon_plus", example_inputs=x)
-
-    def one_gradient() -> None:
-        leaf = x.detach().requires_grad_()
-        torch.autograd.grad(model(leaf)[0, 3], leaf)
-
-    times: dict[str, list[float]] = {"fastlrp": [], "gradient": []}
-    for _ in range(max(repeats, 1) * 200):
-        for name, run in (("fastlrp", lambda: explainer(x, "all")), ("gradient", one_gradient)):
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
-    ours_, theirs = (statistics.median(times[n]) for n in ("fastlrp", "gradient"))
-    print(
-        f"small network, ten classes of one digit: {ours_ * 1e6:.0f} us; one gradient of one class: "
-        f"{theirs * 1e6:.0f} us; ratio {ours_ / theirs:.2f}"
-    )
-    return {
-        "date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(), "torch": torch.__version__,
-        "model": "small", "composite": "epsilon_plus", "provider": "fastlrp auto", "targets": 10, "dtype": "float32",
-        "seconds": ours_, "times_one_gradient": ours_ / theirs,
-    }  # fmt: skip
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="vgg16,resnet50")
-    parser.add_argument("--composites", default="epsilon_plus,epsilon_gamma_box,epsilon_alpha2_beta1")
-    parser.add_argument("--targets", type=int, default=32, help="targets per image")
-    parser.add_argument("--backends", default="auto,torch", help="fastlrp backends")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-peers", action="store_true", help="leave Zennit out")
-    parser.add_argument("--no-small", action="store_true", help="leave the small network out")
-    parser.add_argument("--output", default=str(RESULTS / "cpu.jsonl"), help="file to append rows to; '' for none")
-    options = parser.parse_args()
-    rows = [] if options.no_small else [small(options.repeats)]
-    for name in filter(None, options.models.split(",")):
-        model, x = build(name)
-        for rules in options.composites.split(","):
-            targets = list(range(0, 1000, 1000 // options.targets))[: options.targets]
-            found = measure(
-                providers(model, name, rules, options.backends.split(","), not options.no_peers), x, targets,
-                options.repeats,
-            )  # fmt: skip
-            best = summary(found)
-            print(f"\n{name}, {rules}, one image, K = {options.targets}, {machine()}")
-            for part, entry in found.items():
-                rows.append(row(name, rules, part, entry, best, options.targets))
-                print(_line(rows[-1]))
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        with open(options.output, "a") as file:
-            file.writelines(json.dumps(r) + "\n" for r in rows)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = parser()
+    chosen = vars(words.parse_args(given))
+    scenarios, output = chosen.pop("scenario"), chosen.pop("output")
+    for name, known, asked in (("--scenario", SCENARIOS, scenarios), ("--others", OTHERS, chosen["others"])):
+        unknown = set(asked) - set(known)
+        if unknown:
+            words.error(f"{name}: {', '.join(sorted(unknown))} not known; expected of {', '.join(known)}")
+    options = Options(**chosen)
+    for scenario in scenarios:
+        try:
+            rows = run(scenario, options, command(given))
+        except GoldensMissingError as reason:
+            print(f"\n{scenario}: not measured, {reason}")
+            continue
+        if output:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+            with open(output, "a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _line(r: dict[str, Any]) -> str:
-    if r["seconds_per_target"] is None:
-        return f"  {r['provider']:16} not timed: its output differs by {r['error']:.1e}"
-    error = "" if r["error"] is None else f"  differs by {r['error']:.0e}"
-    zennit_ratio = r["times_faster_than_zennit"]
-    faster = "" if zennit_ratio is None else f"  {zennit_ratio:5.1f} times Zennit's speed"
-    return (
-        f"  {r['provider']:16} {r['seconds_per_target']:7.4f} s/target (spread {r['spread']:.2f})"
-        f"{faster}  {r['share_of_gradient']:5.2f} of a gradient{error}"
-    )
+def command(given: Sequence[str]) -> str:
+    """What was typed, but for where the rows go."""
+    words = list(given)
+    if "--output" in words:
+        at = words.index("--output")
+        del words[at : at + 2]
+    return " ".join(["python -m benchmarks.compare", *(w for w in words if not w.startswith("--output="))])
 
 
 if __name__ == "__main__":

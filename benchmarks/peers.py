@@ -1,0 +1,164 @@
+"""Other people's LRP: Zennit, Captum, and the LRP Toolbox's procedure. Each has a copy of the model to itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import toolbox
+from benchmarks.models import torchvision_models
+from benchmarks.providers import HIGH, LOW, Mark, Provider, UnavailableError
+
+EPSILON = 1e-6
+"""The presets' stabilizer."""
+
+
+def zennit(model: nn.Module, name: str, family: str, limit: int) -> list[Provider]:
+    """Zennit with its canonizers: the graph retained over targets, or the batch expanded by them.
+
+    Its canonizers merge a batch norm and leave one behind that still divides by ``sqrt(1 + eps)``, 53 times in a
+    ResNet-50. That is taken out for the comparison of outputs; it costs or saves no time.
+
+    Raises:
+        UnavailableError: if it is not installed or has no such composite.
+    """
+    rules = _zennit_composite(name, family)
+    model = copy.deepcopy(model)
+
+    def retained(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        with rules.context(model) as modified, _exact_batch_norms(model):
+            leaf = x.clone().requires_grad_()
+            y = modified(leaf)
+            mark()
+            found = []
+            for k in range(classes.shape[1]):
+                (part,) = torch.autograd.grad(y, leaf, _initial(y, classes[:, k : k + 1]), retain_graph=True)
+                found.append(part)
+            return torch.stack(found, 1)
+
+    def expanded(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        with rules.context(model) as modified, _exact_batch_norms(model):
+            leaf = x.repeat_interleave(classes.shape[1], 0).requires_grad_()
+            y = modified(leaf)
+            (found,) = torch.autograd.grad(y, leaf, _initial(y, classes.reshape(-1, 1)))
+            return found.view(*classes.shape, *x.shape[1:])
+
+    return [Provider("zennit retained", retained, limit), Provider("zennit expanded", expanded, limit)]
+
+
+def _initial(y: Tensor, classes: Tensor) -> Tensor:
+    """The score of one class per sample, ``(B, C)``."""
+    return torch.zeros_like(y).scatter_(1, classes, y.detach().gather(1, classes))
+
+
+def _zennit_composite(name: str, family: str) -> Any:
+    try:
+        torchvision_models()  # zennit imports torchvision.
+        import zennit.composites
+        import zennit.rules
+        import zennit.torchvision
+        import zennit.types
+    except ImportError as error:
+        raise UnavailableError(f"zennit is not installed ({error})") from error
+    canonizer = zennit.torchvision.ResNetCanonizer if family == "resnet" else zennit.torchvision.VGGCanonizer
+    options: dict[str, Any] = {"canonizers": [canonizer()]}
+    if name == "epsilon":
+        weighted = (zennit.types.Convolution, zennit.types.Linear)
+        layers = [*zennit.composites.layer_map_base(EPSILON), (weighted, zennit.rules.Epsilon(EPSILON))]
+        return zennit.composites.LayerMapComposite(layers, **options)
+    if name not in zennit.composites.COMPOSITES:
+        raise UnavailableError(f"zennit has no composite {name!r}")
+    if name == "epsilon_gamma_box":
+        options.update(low=LOW, high=HIGH)
+    return zennit.composites.COMPOSITES[name](**options)
+
+
+@contextmanager
+def _exact_batch_norms(model: nn.Module) -> Iterator[None]:
+    norms = [(m, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm, _ in norms:
+        norm.eps = 0.0
+    try:
+        yield
+    finally:
+        for norm, eps in norms:
+            norm.eps = eps
+
+
+def captum(model: nn.Module, name: str, limit: int) -> list[Provider]:
+    """Captum's LRP under the one composite whose rules it shares: epsilon everywhere. Target by target, or expanded.
+
+    Raises:
+        UnavailableError: if it is not installed, or for any other composite.
+    """
+    if name != "epsilon":
+        raise UnavailableError(
+            f"its rules are not those of {name} (no alpha-beta or box; z+ and gamma treat the bias and the sign of "
+            "the input otherwise); they are those of the composite 'epsilon'"
+        )
+    try:
+        from captum.attr import LRP
+    except ImportError as error:
+        raise UnavailableError(f"captum is not installed ({error})") from error
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # Its hooks need it.
+
+    def attribute(x: Tensor, target: Any) -> Tensor:
+        _captum_rules(model)
+        found: Tensor = LRP(model).attribute(x.clone().requires_grad_(), target=target)
+        return found.detach()
+
+    def looped(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        return torch.stack([attribute(x, classes[:, k]) for k in range(classes.shape[1])], 1)
+
+    def expanded(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        found = attribute(x.repeat_interleave(classes.shape[1], 0), classes.flatten())
+        return found.view(*classes.shape, *x.shape[1:])
+
+    return [
+        Provider("captum looped", looped, limit, optional=True),
+        Provider("captum expanded", expanded, limit, optional=True),
+    ]
+
+
+def _captum_rules(model: nn.Module) -> None:
+    """Captum forgets a module's rule after each use. A max-pool's epsilon is one that changes nothing."""
+    from captum.attr._utils.lrp_rules import EpsilonRule
+
+    module: Any
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            module.rule = EpsilonRule(EPSILON)
+        elif isinstance(module, nn.MaxPool2d):
+            module.rule = EpsilonRule(1e-30)
+
+
+def toolbox_procedure(variant: str, dtype: Any) -> Provider:
+    """The LRP Toolbox's way: one ``lrp_aware`` forward pass, one ``lrp`` per class.
+
+    Raises:
+        GoldensMissingError: without its network.
+    """
+    network = toolbox.read(toolbox.golden("LeNet-5.txt"), dtype)
+
+    def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        Y = toolbox.forward(network, np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy().astype(dtype)))
+        rows, found = np.arange(len(Y)), []
+        for column in classes.T.numpy():
+            R = np.zeros_like(Y)
+            R[rows, column] = Y[rows, column]
+            found.append(toolbox.lrp(network, R, variant))
+        for layer in network:
+            layer.clean()
+        return torch.from_numpy(np.stack(found, 1).transpose(0, 1, 4, 2, 3)).to(x.dtype)
+
+    name = np.dtype(dtype).name
+    return Provider(f"toolbox {name}", run, dtype=name)

@@ -1,0 +1,234 @@
+"""What is measured: each scenario yields rounds, and a round is one question to several providers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import density, peers, providers, toolbox
+from benchmarks.measure import AGREES, Case, disagreement
+from benchmarks.models import build, lenet5
+from benchmarks.providers import Provider, UnavailableError
+from fastlrp import rules
+from fastlrp.composites import Composite, kind
+
+PRESETS = ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1")
+OTHERS = ("gradient", "floor", "zennit", "captum")
+DIGITS = 50
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose; None is the scenario's own default.
+
+    Attributes:
+        models, composites, counts, repeats: see the command's help.
+        others: who is measured beside fastlrp, of :data:`OTHERS`.
+        peer_targets: most targets per sample that Zennit and Captum get.
+    """
+
+    models: tuple[str, ...] | None = None
+    composites: tuple[str, ...] | None = None
+    targets: int = 32
+    batch: int = 8
+    size: int = 224
+    density: float | None = None
+    backends: tuple[str, ...] = ("auto", "torch")
+    others: tuple[str, ...] = OTHERS
+    counts: tuple[int, ...] | None = None
+    peer_targets: int = 4
+    repeats: int | None = None
+
+
+@dataclass
+class Round:
+    """One question. ``left_out``: why somebody does not take part, a line each."""
+
+    case: Case
+    parts: list[Provider]
+    x: Tensor
+    repeats: int
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model with its input, and what the case says about both."""
+
+    name: str
+    model: nn.Module
+    x: Tensor
+    share: density.Density
+    scores: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.x.shape[-1]
+
+
+def _loaded(options: Options, names: tuple[str, ...], batch: int) -> Iterator[_Loaded]:
+    for name in options.models or names:
+        model, x = build(name, size=options.size, batch=batch)
+        if options.density is not None:
+            density.shift(model, x, options.density)
+        with torch.no_grad():
+            scores = model(x)
+        yield _Loaded(name, model, x, density.measure(model, x), scores)
+
+
+def spread_out(count: int, classes: int, batch: int = 1) -> Tensor:
+    """``count`` classes far from each other, the same for every sample, ``(B, K)``.
+
+    Raises:
+        ValueError: if there are not that many.
+    """
+    if not 1 <= count <= classes:
+        raise ValueError(f"{count} targets of a model with {classes} classes")
+    return (torch.arange(count) * classes // count).expand(batch, count)
+
+
+def _beside(options: Options, loaded: _Loaded, rule: str) -> tuple[list[Provider], list[str]]:
+    """Everybody but fastlrp, and why some are missing."""
+    family = "resnet" if "resnet" in loaded.name else "vgg"
+    makers: dict[str, Callable[[], list[Provider]]] = {
+        "gradient": lambda: providers.gradients(loaded.model),
+        "floor": lambda: [providers.floor(loaded.model, loaded.x)],
+        "zennit": lambda: peers.zennit(loaded.model, rule, family, options.peer_targets),
+        "captum": lambda: peers.captum(loaded.model, rule, options.peer_targets),
+    }
+    parts, left_out = [], []
+    for name in options.others:
+        try:
+            parts += makers[name]()
+        except UnavailableError as reason:
+            left_out.append(f"  {name:18} left out: {reason}")
+    return parts, left_out
+
+
+def _case(scenario: str, loaded: _Loaded, rule: str, classes: Tensor, options: Options) -> Case:
+    return Case(scenario, loaded.name, rule, classes, loaded.size, options.density, loaded.share)
+
+
+def _rounds(
+    scenario: str, options: Options, names: tuple[str, ...], presets: tuple[str, ...], batch: int, repeats: int,
+    choose: Callable[[Tensor], Tensor], extra: Callable[[nn.Module], list[Provider]] = lambda model: [],
+) -> Iterator[Round]:  # fmt: skip
+    """Every model under every composite, everybody beside fastlrp. ``choose``: classes from the model's scores."""
+    for loaded in _loaded(options, names, batch):
+        classes = choose(loaded.scores)
+        for rule in options.composites or presets:
+            own = [providers.ours(loaded.model, loaded.x, rule, backend) for backend in options.backends]
+            others, left_out = _beside(options, loaded, rule)
+            case = _case(scenario, loaded, rule, classes, options)
+            parts = [*own, *extra(loaded.model), *others]
+            yield Round(case, parts, loaded.x, options.repeats or repeats, left_out)
+
+
+def targets(options: Options) -> Iterator[Round]:
+    """One image, K targets."""
+    return _rounds(
+        "targets", options, ("vgg16", "resnet50"), PRESETS, 1, 3,
+        lambda scores: spread_out(options.targets, scores.shape[1]),
+    )  # fmt: skip
+
+
+def batch(options: Options) -> Iterator[Round]:
+    """A batch of images, one target each: the class with the highest score."""
+    names = ("vgg16", "resnet50")
+    return _rounds("batch", options, names, PRESETS, options.batch, 3, lambda s: s.topk(1, dim=1).indices)
+
+
+def top5(options: Options) -> Iterator[Round]:
+    """A batch of images, the five highest classes of each."""
+    names = ("vgg16", "resnet50")
+    return _rounds("top5", options, names, PRESETS, options.batch, 3, lambda s: s.topk(5, dim=1).indices)
+
+
+def small(options: Options) -> Iterator[Round]:
+    """The small network, ten classes of one digit; a gradient of one class beside them."""
+    return _rounds(
+        "small", options, ("small",), ("epsilon_plus",), 1, 300, lambda s: spread_out(s.shape[1], s.shape[1]),
+        lambda model: [providers.one_gradient(model)],
+    )  # fmt: skip
+
+
+def stream(options: Options) -> Iterator[Round]:
+    """Many targets in blocks that are forgotten one by one: time per target and memory must not grow with K."""
+    for loaded in _loaded(options, ("vgg16",), 1):
+        for rule in options.composites or ("epsilon_plus",):
+            parts = [providers.streaming(loaded.model, loaded.x, rule, b, 64) for b in options.backends]
+            parts += _beside(options, loaded, rule)[0] if "gradient" in options.others else []
+            parts = [part for part in parts if part.library in ("fastlrp", "gradient")]
+            for count in options.counts or (1, 64, 1000):
+                classes = spread_out(count, loaded.scores.shape[1])
+                yield Round(_case("stream", loaded, rule, classes, options), parts, loaded.x, options.repeats or 1)
+
+
+def basis(options: Options) -> Iterator[Round]:
+    """More targets than some edge of the network is wide: a basis of that edge is propagated instead."""
+    for loaded in _loaded(options, ("resnet18",), 1):
+        for rule in options.composites or ("epsilon_plus",):
+            parts = [providers.ours(loaded.model, loaded.x, rule, backend) for backend in options.backends]
+            parts += providers.gradients(loaded.model) if "gradient" in options.others else []
+            parts += [providers.floor(loaded.model, loaded.x)] if "floor" in options.others else []
+            for count in options.counts or (256, 1000):
+                classes = spread_out(count, loaded.scores.shape[1])
+                yield Round(_case("basis", loaded, rule, classes, options), parts, loaded.x, options.repeats or 1)
+
+
+def toolbox_rules(variant: str) -> Composite:
+    """The Toolbox's stabilizers for fastlrp.
+
+    Both divide by ``z + epsilon sgn(z)`` with the bias in z. The Toolbox's pools weigh the plain sum S of a window;
+    the module returns ``S / sqrt(h w)``, here S / 2, so its epsilon is half of theirs.
+    """
+    weighted, pool = toolbox.VARIANTS[variant]
+    entries = (
+        (kind("conv", "linear"), rules.Epsilon(weighted)),
+        (kind("activation"), rules.Pass()),
+        (kind("avg_pool"), rules.Norm(pool / 2)),
+    )
+    return Composite(entries, name=f"toolbox_{variant}")
+
+
+def lrp_toolbox(options: Options) -> Iterator[Round]:
+    """LeNet-5 of the LRP Toolbox, ten classes of 50 digits, beside the Toolbox's own procedure.
+
+    Raises:
+        GoldensMissingError: without its network and digits.
+        RuntimeError: if fastlrp does not give the Toolbox's numbers.
+    """
+    network = toolbox.read(toolbox.golden("LeNet-5.txt"))
+    model = lenet5(network)
+    x = torch.from_numpy(toolbox.digits(DIGITS, np.float32).transpose(0, 3, 1, 2).copy())
+    classes = spread_out(10, 10, DIGITS)
+    share = density.measure(model, x)
+    for variant in options.composites or ("simple", "epsilon_0.1"):
+        own = [providers.ours(model, x, toolbox_rules(variant), backend) for backend in options.backends]
+        for part in own:
+            _check_golden(part, x, variant)
+        theirs = [peers.toolbox_procedure(variant, dtype) for dtype in (np.float32, np.float64)]
+        beside = providers.gradients(model, 10) if "gradient" in options.others else []
+        beside += [providers.floor(model, x)] if "floor" in options.others else []
+        case = Case("toolbox", "LeNet-5", variant, classes, 32, None, share)
+        yield Round(case, [*own, *theirs, *beside], x, options.repeats or 3)
+
+
+def _check_golden(part: Provider, x: Tensor, variant: str) -> None:
+    with np.load(toolbox.golden("lenet5_mnist_relevance.npz"), allow_pickle=False) as arrays:
+        golden = torch.from_numpy(arrays[variant]).float()
+    found = part.run(x[:10], spread_out(10, 10, 10), lambda: None)
+    assert found is not None
+    error = disagreement(found[:, :, 0], golden)
+    if not error <= AGREES:
+        raise RuntimeError(f"{part.name} differs from the LRP Toolbox's own numbers ({variant}) by {error:.1e}")
+
+
+SCENARIOS: dict[str, Callable[[Options], Iterator[Round]]] = {
+    "targets": targets, "batch": batch, "top5": top5, "small": small, "toolbox": lrp_toolbox, "stream": stream,
+    "basis": basis,
+}  # fmt: skip
