@@ -72,9 +72,9 @@ with_cuda, cuda_line = build_cuda()
 print(f"fastlrp: csrc/cuda is {cuda_line}", flush=True)
 extension = (CUDAExtension if with_cuda else CppExtension)(
     "fastlrp._C",
-    ["csrc/bindings.cpp", *sources("csrc/common/*.cpp"), *sources("csrc/cpu/*.cpp")]
+    ["csrc/bindings.cpp", *sources("csrc/common/*.cpp"), *sources("csrc/edge/*.cpp"), *sources("csrc/cpu/*.cpp")]
     + (sources("csrc/cuda/*.cu") if with_cuda else []),
-    depends=sources("csrc/**/*.h"),
+    depends=[*sources("csrc/**/*.h"), *sources("csrc/**/*.inc")],
     define_macros=[
         ("FASTLRP_FLAGS", '"' + " ".join(CXX_FLAGS + OPENMP) + '"'),
         ("FASTLRP_CUDA", f'"{cuda_line}"'),

@@ -73,7 +73,8 @@ def find_neck(steps: Steps, carried: dict[int, Value], count: int, result_numel:
 
 def propagate(
     descent: Descent,
-    steps: Steps,
+    above: Steps,
+    under: Steps,
     neck: Neck,
     factors: Sequence[Tensor],
     registers: list[Any],
@@ -84,7 +85,7 @@ def propagate(
     """Move ``count`` targets to the neck, a basis from there, and combine.
 
     Args:
-        descent: state, and the sink for results above the neck.
+        descent: state, and the sink for results above the neck. above, under: the steps on either side of the neck.
         factors: what the neck's register is multiplied with to be relevance, each ``(B, …)``.
         registers: with the initial relevance in its place.
         below: values that the steps below the neck emit, each with what is wanted of its relevance.
@@ -103,7 +104,7 @@ def propagate(
             descent.sink(value, first, register, given)
 
     upper = replace(descent, sink=upper_sink)
-    upper.run([*steps[: neck.position], (Emission(edge, neck.register, ()), ())], 0, registers, 0, count)
+    upper.run([*above, (Emission(edge, neck.register, ()), ())], 0, registers, 0, count)
     arrived = torch.cat(collected, 1)  # (B, K, n)
     total: dict[Value, list[Tensor]] = {}
     sizes: dict[Value, list[torch.Size]] = {}
@@ -129,7 +130,7 @@ def propagate(
 
         fresh: list[Any] = [None] * len(registers)
         fresh[neck.register] = vectors.unflatten(2, neck.value.sizes)
-        replace(descent, sink=lower_sink).run(steps, neck.position, fresh, 0, index.numel())
+        replace(descent, sink=lower_sink).run(under, 0, fresh, 0, index.numel())
     return {v: [t.view(*t.shape[:2], *n) for t, n in zip(total[v], sizes[v], strict=True)] for v in total}
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.dispatch import select
+from fastlrp.dispatch import extension_error, select
 from fastlrp.graph import Constant, Graph, Node, Value, is_nonnegative, leaves, substitute
 from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row
+from fastlrp.sparse.forms import Form, Sum
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -41,6 +43,12 @@ class Builder:
         self._signs: dict[Value, bool] = {}
         self._sign_slots: dict[Value, int] = {}
         self._row: Row | None = None
+
+    @cached_property
+    def has_sparse_kernels(self) -> bool:
+        """Whether relevance can be kept for alive neurons only."""
+        kinds = self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64)
+        return kinds and self.backend in ("auto", "cpu") and extension_error() is None
 
     # Forward side
 
@@ -120,6 +128,7 @@ class Builder:
         slots: Sequence[int | None],
         numel: int,
         work: int | None = None,
+        form: Form | None = None,
     ) -> int:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
@@ -129,7 +138,7 @@ class Builder:
         present = tuple(slot for slot in slots if slot is not None)
         if len(present) != len(slots):
             run = _with_absent(run, len(registers), [slot is None for slot in slots])
-        self.backward.append(BackwardStep(run, tuple(registers), present, out, numel, work or numel))
+        self.backward.append(BackwardStep(run, tuple(registers), present, out, numel, work or numel, form))
         return out
 
     def relevance_register(self, flow: Flow, numel: int) -> int:
@@ -178,7 +187,8 @@ class Builder:
                 result = torch.addcmul(result, flow, factor.unsqueeze(1))
             return result
 
-        register = self.step(total, registers, scales, value.numel)
+        form = Sum(tuple(slots[i] for i in order))
+        register = self.step(total, registers, scales, value.numel, form=form)
         return Flow(register, Factor(value) if chained else Factor())
 
 

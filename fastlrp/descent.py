@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.graph import Value
+from fastlrp.program import BLOCK, LANES, BackwardStep
 from fastlrp.targets import OneHot
 
 Steps = list[tuple[Any, tuple[int, ...]]]
@@ -52,7 +53,7 @@ class Descent:
                 self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
             else:
                 if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
-                    fits = fitting(step.numel, self.batch, self.itemsize, self.block_bytes)
+                    fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
                     if fits < count:
                         self._split(steps, position, registers, first, count, fits)
                         return
@@ -72,14 +73,16 @@ class Descent:
             self.run(steps, position, part, first + offset, length)
 
 
-def fitting(numel: int, batch: int, itemsize: int, block_bytes: int) -> int:
-    """How many targets of ``numel`` entries per sample fit into one register."""
-    return max(1, block_bytes // max(1, numel * max(1, batch) * itemsize))
+def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:
+    """How many targets at once keep a step's register within ``block_bytes``, at least as many as it takes at once."""
+    fits = block_bytes // max(1, step.numel * max(1, batch) * itemsize)
+    return max(1, step.least, fits // BLOCK * BLOCK if fits >= BLOCK else fits)
 
 
 def _even(count: int, fits: int) -> int:
-    """Size of equal blocks of at most ``fits``."""
-    return -(-count // -(-count // fits))
+    """Size of about equal blocks of at most ``fits``, whole :data:`fastlrp.program.BLOCK` where that is possible."""
+    size = -(-count // -(-count // fits))
+    return min(fits, -(-size // BLOCK) * BLOCK)
 
 
 def peak_bytes(steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int) -> int:
@@ -101,13 +104,17 @@ def _peak(
         if type(step) is Emission:
             peak = max(peak, held + sizes[step.register] * unit)
         else:
-            fits = fitting(step.numel, batch, itemsize, limit)
+            fits = fitting(step, batch, itemsize, limit)
             if fits < count:
                 block = _even(count, fits)
                 return max(peak, held + _peak(steps, position, set(live), sizes, batch, block, itemsize, limit))
-            sizes[step.out] = step.numel
             live.add(step.out)
-            # A step makes its scaled operand, once more in another layout, and up to three parts of its result.
-            peak = max(peak, held + (3 * step.numel + 2 * max(sizes[r] for r in step.ins)) * unit)
+            if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
+                sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)
+                peak = max(peak, held + sizes[step.out] * unit)
+            else:
+                # A step makes its scaled operand, once more in another layout, and up to three parts of its result.
+                sizes[step.out] = step.numel
+                peak = max(peak, held + (3 * step.numel + 2 * max(sizes[r] for r in step.ins)) * unit)
         live.difference_update(frees)
     return peak

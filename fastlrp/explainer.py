@@ -6,7 +6,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
 from fastlrp.plan import Plan
 from fastlrp.record import ForwardRecord, Relevance
+from fastlrp.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial
 from fastlrp.watch import Watch
 
@@ -83,6 +84,8 @@ class Explainer:
         backend: ``"auto"``, ``"torch"``, ``"cpu"`` (C++ kernels where there are, PyTorch elsewhere), ``"reference"``.
         max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
         output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
+        paths: how layers with a weight are computed on a CPU: ``"auto"``, ``"dense"``, ``"sparse"`` (alive neurons only), or
+            a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)`` shows what was taken.
 
     Example::
 
@@ -104,6 +107,7 @@ class Explainer:
         backend: str = "auto",
         max_memory: int | str | None = None,
         output: str | int | None = None,
+        paths: PathName | Mapping[str, PathName] = "auto",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -112,7 +116,7 @@ class Explainer:
         self.model, self.backend = model, backend
         self.composite = composites.resolve(composite)
         self.max_memory = parse_bytes(max_memory)
-        self._output = output
+        self._output, self._chooser = output, Chooser(paths)
         self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, Captured]] = OrderedDict()
         self._watch: Watch | None = None
         self._lock = threading.RLock()
@@ -241,7 +245,7 @@ class Explainer:
         return found
 
     def _prepare(self, captured: Captured, device: torch.device, dtype: torch.dtype) -> Plan:
-        return Plan(captured.graph, self.composite, self.backend, device, dtype)
+        return Plan(captured.graph, self.composite, self.backend, device, dtype, self._chooser)
 
 
 def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite = "epsilon_plus", **options: Any) -> Any:
@@ -252,7 +256,7 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
         options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
             captures once.
     """
-    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output") if k in options}
+    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output", "paths") if k in options}
     return Explainer(model, composite, **ours)(x, targets, **options)
 
 

@@ -13,11 +13,14 @@ from fastlrp import rules
 from fastlrp.basis import Neck, find_neck
 from fastlrp.builder import Builder
 from fastlrp.composites import Composite, Layer
-from fastlrp.descent import Descent, Emission, Sink, peak_bytes
+from fastlrp.descent import Descent, Emission, Sink, Steps, peak_bytes
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
 from fastlrp.program import Flow, Schedule, run_forward, schedule_backward, schedule_forward
+from fastlrp.sparse.choose import Chooser
+from fastlrp.sparse.forms import Affine
+from fastlrp.sparse.specialize import Path, Specialized, specialize
 from fastlrp.table import plan_table
 from fastlrp.targets import OneHot
 from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
@@ -96,8 +99,15 @@ class Plan:
     """
 
     def __init__(
-        self, graph: Graph, composite: Composite, backend: str, device: torch.device, dtype: torch.dtype
+        self,
+        graph: Graph,
+        composite: Composite,
+        backend: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        chooser: Chooser | None = None,
     ) -> None:
+        self.chooser, self.paths = chooser or Chooser(), list[Path]()
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
         self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
@@ -303,10 +313,25 @@ class Plan:
         """What moves targets down from ``state``."""
         return Descent(state, sink, batch, self.dtype.itemsize, self.block_bytes)
 
-    def propagate(self, state: list[Any], initial: Tensor | OneHot, schedule: Schedule, sink: Sink, first: int) -> None:
-        """Move a block of targets down; what the schedule emits goes to ``sink``."""
+    def specialize(self, steps: Steps, state: list[Any], count: int) -> Specialized:
+        """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
+        if not any(isinstance(s.form, Affine) for s, _ in steps if type(s) is not Emission) or not (
+            self.chooser.may_be_sparse(count)
+        ):
+            return Specialized(steps, [], 0)
+        itemsize = self.dtype.itemsize
+
+        def choose(form: Affine, above: float, below: float) -> bool:
+            return self.chooser.sparse(form, above, below, count, itemsize)
+
+        found = specialize(steps, state, choose)
+        self.paths = found.paths
+        return found
+
+    def propagate(self, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
+        """Move a block of targets down; what the steps emit goes to ``sink``."""
         registers = self.registers_with(initial)
-        self.descent(state, sink, initial.shape[0]).run(schedule.steps, 0, registers, first, initial.shape[1])
+        self.descent(state, sink, initial.shape[0]).run(steps, 0, registers, first, initial.shape[1])
 
     def registers_with(self, initial: Tensor | OneHot) -> list[Any]:
         """All registers, empty but for the initial relevance."""
@@ -314,10 +339,10 @@ class Plan:
         registers[self.top] = initial
         return registers
 
-    def peak_bytes(self, schedule: Schedule, batch: int, count: int) -> int:
+    def peak_bytes(self, steps: Steps, batch: int, count: int) -> int:
         """Bytes that ``count`` targets need at once while they move down, results not included."""
         sizes = {self.top: self.graph.output.numel}
-        return peak_bytes(schedule.steps, sizes, batch, count, self.dtype.itemsize, self.block_bytes)
+        return peak_bytes(steps, sizes, batch, count, self.dtype.itemsize, self.block_bytes)
 
     def neck(self, schedule: Schedule, values: Sequence[Value], count: int) -> Neck | None:
         """Where a basis is cheaper than ``count`` targets, if the rules are linear and there is such a place."""

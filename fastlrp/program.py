@@ -15,6 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.graph import Node, Value
+from fastlrp.sparse.forms import Form
+
+
+LANES = 16
+"""Sparse steps compute targets in multiples of this many."""
+
+BLOCK = 32
+"""Targets that a sparse step takes at once: two AVX-512 registers, and rows of two cache lines."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,11 @@ class ForwardStep:
 
 @dataclass(eq=False)
 class BackwardStep:
-    """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel``, ``work`` (FLOPs): of one target."""
+    """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel``, ``work`` (FLOPs): of one target.
+
+    ``form``: the same in the terms of the sparse kernels, if it has one. ``least``: targets that it takes at once at the
+    cost of one.
+    """
 
     run: Callable[..., Tensor]
     ins: tuple[int, ...]
@@ -58,6 +70,8 @@ class BackwardStep:
     out: int
     numel: int
     work: int
+    form: Form | None = None
+    least: int = 1
 
 
 @dataclass(eq=False)

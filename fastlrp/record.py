@@ -11,11 +11,13 @@ from torch import Tensor
 from fastlrp import outputs as structures
 from fastlrp.basis import Neck, Reduce
 from fastlrp.basis import propagate as propagate_basis
-from fastlrp.descent import Emission, Sink
+from fastlrp.descent import Emission, Sink, Steps
 from fastlrp.graph import Value
 from fastlrp.plan import Plan
-from fastlrp.program import Schedule
+from fastlrp.program import BLOCK, LANES, Schedule
 from fastlrp.result import Result
+from fastlrp.sparse.choose import LEAST_TARGETS
+from fastlrp.sparse.specialize import Specialized
 from fastlrp.targets import Initial, OneHot, Targets
 from fastlrp.watch import Watch
 
@@ -48,12 +50,14 @@ class ForwardRecord:
         self.output: Any = structures.rebuild(structure, tensors)
         self.scores: Tensor = self._state[plan.graph.output.index]
         self.batch = self.scores.shape[0]
+        self._specialized: dict[Any, Specialized] = {}
 
     # Life
 
     def close(self) -> None:
         """Free the caches. A closed record keeps its output and answers nothing more."""
         self._state = None
+        self._specialized.clear()
 
     def __enter__(self) -> ForwardRecord:
         return self
@@ -65,7 +69,7 @@ class ForwardRecord:
     def cached_bytes(self) -> int:
         """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
         seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
-        return sum(seen.values())
+        return sum(seen.values()) + sum(found.nbytes for found in self._specialized.values())
 
     def _open(self) -> list[Any]:
         if self._state is None:
@@ -131,7 +135,10 @@ class ForwardRecord:
             sets the size of a block instead.
         """
         asked = Targets(targets, self.scores, initial)
-        size = self._block(asked.count, self._values(layers), reduce) if block is None else block
+        size = block
+        if size is None:
+            names = self._values(layers)
+            size = self._budget(asked.count, names, reduce, *self._steps(names, asked.count)[1:])[1]
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
         for start in range(0, asked.count, size):
@@ -153,12 +160,8 @@ class ForwardRecord:
         }
         wanted = tuple(dict.fromkeys(names.values()))
         with torch.no_grad():
-            schedule = self.plan.schedule(wanted)
-            block = self._block(count, names, reduce)
-            state = self._open()
-            if not self.lrp_aware:
-                state = self.plan.coefficients(state)
-            state = self.plan.with_slots(state, self.plan.slots_read(schedule))
+            state, schedule, found = self._steps(names, asked.count)
+            steps, block = self._budget(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
@@ -172,7 +175,7 @@ class ForwardRecord:
                 initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
                 neck = self.plan.neck(schedule, wanted, length) if self._max_memory is None else None
                 if neck is None:
-                    self.plan.propagate(state, initial, schedule, sink, first)
+                    self.plan.propagate(state, initial, steps, sink, first)
                 else:
                     self._by_basis(state, initial, schedule, neck, sink, by_value)
         given = {name: result.finish() for name, result in results.items()}
@@ -181,6 +184,25 @@ class ForwardRecord:
             given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
             return given
         return self._inputs.like(list(given.values()), [v in self.plan.builder.flows for v in self.plan.graph.inputs])
+
+    def _steps(self, names: dict[str, Value], count: int) -> tuple[list[Any], Schedule, Specialized]:
+        """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
+        schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())))
+        slots = self.plan.slots_read(schedule)
+        state = self._open()
+        if not self.lrp_aware:
+            state = self.plan.coefficients(state)
+        state = self.plan.with_slots(state, slots)
+        return state, schedule, self._specialize(state, (id(schedule), 0), schedule.steps, count)
+
+    def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
+        # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
+        size = min(BLOCK, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
+        if not self.lrp_aware:
+            return self.plan.specialize(steps, state, size)
+        if (*key, size) not in self._specialized:
+            self._specialized[*key, size] = self.plan.specialize(steps, state, size)
+        return self._specialized[*key, size]
 
     def _by_basis(
         self,
@@ -199,8 +221,10 @@ class ForwardRecord:
         state = plan.with_slots(state, slots)
         factors = [state[s] for s in slots]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
+        steps, at = schedule.steps, neck.position
+        lower = self._specialize(state, (id(schedule), at), steps[at:], max(2, neck.width)).steps
         found = propagate_basis(
-            plan.descent(state, sink, self.batch), schedule.steps, neck, factors, plan.registers_with(initial),
+            plan.descent(state, sink, self.batch), steps[:at], lower, neck, factors, plan.registers_with(initial),
             initial.shape[1], below, block,
         )  # fmt: skip
         for value, parts in found.items():
@@ -243,16 +267,22 @@ class ForwardRecord:
             raise ValueError(f"out has entries for {sorted(unknown)}, the results are {', '.join(names)}")
         return out.get(name)
 
-    def _block(self, count: int, names: dict[str, Value], reduce: str | None) -> int:
-        """Targets per block so that propagation and one block of results stay within ``max_memory``."""
+    def _budget(
+        self, count: int, names: dict[str, Value], reduce: str | None, schedule: Schedule, found: Specialized
+    ) -> tuple[Steps, int]:
+        """Steps, and targets per block so that propagation and one block of results stay within ``max_memory``."""
         if self._max_memory is None:
-            return count
-        schedule: Schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())))
+            return found.steps, count
+        steps = schedule.steps
         each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
 
         def need(k: int) -> int:
-            return self.plan.peak_bytes(schedule, self.batch, k) + k * each
+            return self.plan.peak_bytes(steps, self.batch, k) + k * each
 
+        if found.paths:
+            steps = found.steps
+            if need(min(LANES, count)) > self._max_memory:
+                steps = schedule.steps  # Sparse rows hold whole lanes, which is too much here.
         if need(1) > self._max_memory:
             raise ValueError(
                 f"max_memory={self._max_memory} bytes is too small for one target: a batch of {self.batch} needs "
@@ -262,7 +292,7 @@ class ForwardRecord:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if need(middle) <= self._max_memory else (low, middle - 1)
-        return low
+        return steps, low
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:

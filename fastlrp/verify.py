@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlrp.graph import Node, Value
 from fastlrp.plan import Plan
+from fastlrp.program import BLOCK
 from fastlrp.table import align
 from fastlrp.targets import Initial, Targets
 from fastlrp.walk import Share, Walker
@@ -207,7 +208,9 @@ class _Check:
                 part = part * factor.double().unsqueeze(1)
             found.setdefault(value, []).append(part)
 
-        self.plan.propagate(self.state, initial, self.schedule, sink, 0)
+        # What many targets would take, so that the kernels for many targets are what is checked.
+        steps = self.plan.specialize(self.schedule.steps, self.state, max(BLOCK, initial.shape[1])).steps
+        self.plan.propagate(self.state, initial, steps, sink, 0)
         return {value: torch.cat(parts, 1) for value, parts in found.items()}
 
     def _unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:

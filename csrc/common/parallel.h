@@ -10,4 +10,7 @@ namespace fastlrp {
 // no PyTorch header. An exception in a body is thrown again in the caller's thread.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
+// How many threads that uses at most. Also defined in bindings.cpp.
+int64_t thread_count();
+
 }  // namespace fastlrp

@@ -56,7 +56,10 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
     one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
     if one_hot:
         run = _rows_of(run, weight)
-    register = b.step(run, [flow.register], [u, v, b.sign_slot(x) if split else None], x.numel, layer.work)
+    sign = b.sign_slot(x) if split else None
+    products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
+    form = layer.form(b, products, sign)
+    register = b.step(run, [flow.register], [u, v, sign], x.numel, layer.work * len(products), form)
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -76,14 +79,16 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
             weight = layer.weight * sign
             v = _part_coefficient(b, layer, rule, flow, weight, None if bias is None else bias * sign, sign * share)
             run = layer.transpose(b, weight, weight.clamp(min=0), signed, multiply=False)
-            parts.append((run, v))
+            parts.append((run, v, weight))
     sign_of = b.sign_slot(x) if signed else None
 
     def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
-        results = [run(flow, None, v, x) for (run, _), v in zip(parts, vs, strict=True)]
+        results = [run(flow, None, v, x) for (run, *_), v in zip(parts, vs, strict=True)]
         return results[0] if len(results) == 1 else results[0].add_(results[1])
 
-    register = b.step(total, [flow.register], [sign_of, *(v for _, v in parts)], x.numel, layer.work * len(parts))
+    form = layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)
+    slots = [sign_of, *(v for _, v, _ in parts)]
+    register = b.step(total, [flow.register], slots, x.numel, layer.work * len(parts), form)
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -268,4 +273,5 @@ def _gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
     run = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
-    b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel, layer.work)))
+    form = layer.form(b, [(layer.weight, ones, False)])
+    b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel, layer.work, form)))

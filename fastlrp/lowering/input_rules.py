@@ -36,7 +36,8 @@ def lower_zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> 
     def run(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
         return first(flow, u, None, above).add_(second(flow, u, None, below))
 
-    b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel, 2 * layer.work)))
+    form = layer.form(b, [(positive, u, False), (negative, u, False)], factors=(above, below))
+    b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel, 2 * layer.work, form)))
 
 
 def _minus(x: Tensor, bound: Tensor, rule: rules.ZBox) -> Tensor:
@@ -64,7 +65,8 @@ def lower_input_independent(b: Builder, layer: AffineLayer, rule: rules.WSquare 
     simple = flat and layer.node.kind == "conv" and layer.geometry[5] == 1
     if not simple:
         run = layer.transpose(b, weight, None, signed=False, multiply=False)
-        b.send(x, Flow(b.step(run, [flow.register], [u, None, None], x.numel, layer.work)))
+        form = layer.form(b, [(weight, u, False)])
+        b.send(x, Flow(b.step(run, [flow.register], [u, None, None], x.numel, layer.work, form)))
         return
     # Flat: all input channels get the same, so sum over output channels first, then one box filter.
     box = weight[:1, :1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from fastlrp.builder import Builder, channels_last
 from fastlrp.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.graph import Node
+from fastlrp.sparse.forms import Affine
 
 
 class AffineLayer:
@@ -71,6 +72,30 @@ class AffineLayer:
             return result
 
         return run
+
+
+    def form(
+        self,
+        b: Builder,
+        products: Sequence[tuple[Tensor, int, bool]],
+        sign: int | None = None,
+        factors: tuple[int, int] | None = None,
+    ) -> Affine | None:
+        """The same in the terms of the sparse kernels: ``(weight, coefficient's slot, splits by the input's sign)``."""
+        plain = self.node.kind == "conv" or (self.node.kind == "linear" and len(self.x.shape) == 2)
+        if not (plain and b.has_sparse_kernels):
+            return None
+        if self.node.kind == "conv" and not 3 <= len(self.x.shape) <= 5:
+            return None
+        geometry = self.geometry if self.node.kind == "conv" else ([], [], [], False, [], 1)
+        weights, slots, splits = zip(*products, strict=True)
+        if self.node.kind == "linear":
+            weights = tuple(w.unsqueeze(2) for w in weights)
+        if (sign is not None or factors is not None) and geometry[5] != 1:
+            return None  # Twice the input channels belong to one group only.
+        unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
+        sizes = self.y.sizes, self.x.sizes
+        return Affine(weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path)
 
 
 def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from fastlrp.builder import Builder, channels_last
 from fastlrp.composites import MaxPoolMode
 from fastlrp.graph import Node
 from fastlrp.program import Factor, Flow
+from fastlrp.sparse.forms import MaxPool
 from fastlrp.stabilizer import Stabilizer
 
 _AVG_POOL: list[Any] = [None, None, F.avg_pool2d, F.avg_pool3d]
@@ -57,7 +58,10 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
     else:
         winner = b.operation("pool_max_relevance")
         b.slot_bytes[index] = y.numel * 8
-        register = b.step(lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel)
+        register = b.step(
+            lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel,
+            form=MaxPool(index, scale, x.sizes),
+        )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 

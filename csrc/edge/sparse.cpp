@@ -1,0 +1,390 @@
+#include "sparse.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "../common/memory.h"
+#include "../cpu/sparse.h"
+
+namespace fastlrp::edge {
+namespace {
+
+// As many channels per block as keep a float32 slab of the weight within 32 KB.
+constexpr int64_t kBlockOut = 128, kBlockIn = 64;
+
+// Smaller buffers the C library keeps by itself.
+constexpr size_t kPooledBytes = size_t{1} << 20;
+
+int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
+void check_cpu(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.layout() == at::kStrided, op, ": ", name,
+              " must be a dense CPU tensor, got ", tensor.layout(), " on ", tensor.device());
+}
+
+void check_float(const char* op, const char* name, const at::Tensor& tensor) {
+  check_cpu(op, name, tensor);
+  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op, ": ", name,
+                   " must be float32 or float64, got ", tensor.scalar_type());
+}
+
+void check_like(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& like) {
+  check_cpu(op, name, tensor);
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must be ", like.scalar_type(),
+                   ", got ", tensor.scalar_type());
+}
+
+cpu::Pattern view(const char* op, const at::Tensor& offsets, const at::Tensor& channels) {
+  check_cpu(op, "offsets", offsets);
+  check_cpu(op, "channels", channels);
+  TORCH_CHECK_TYPE(offsets.scalar_type() == at::kLong && channels.scalar_type() == at::kInt, op,
+                   ": a pattern has int64 offsets and int32 channels, got ", offsets.scalar_type(), " and ",
+                   channels.scalar_type());
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.numel() >= 1 && offsets.is_contiguous() && channels.is_contiguous(),
+                    op, ": offsets must be contiguous with one entry more than there are positions");
+  const int64_t positions = offsets.numel() - 1;
+  const int64_t* data = offsets.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(data[positions] == channels.numel(), op, ": the last offset (", data[positions],
+                    ") must be the number of channels (", channels.numel(), ")");
+  return {data, channels.const_data_ptr<int32_t>(), positions};
+}
+
+template <class T>
+cpu::Rows<T> view(const char* op, const at::Tensor& values, const OptionalTensor& rows, const at::Tensor& offsets,
+                  const at::Tensor& channels, int64_t targets) {
+  check_cpu(op, "values", values);
+  const cpu::Pattern pattern = view(op, offsets, channels);
+  TORCH_CHECK_VALUE(values.dim() == 2 && values.size(1) >= targets && (values.size(1) <= 1 || values.stride(1) == 1), op,
+                    ": values must be rows of at least ", targets, " targets, got ", values.sizes());
+  if (rows.has_value()) {
+    TORCH_CHECK_VALUE(rows->scalar_type() == at::kLong && rows->is_contiguous() && rows->numel() == channels.numel(),
+                      op, ": rows must be int64, one per entry of the pattern");
+  } else {
+    TORCH_CHECK_VALUE(values.size(0) == channels.numel(), op, ": values must have ", channels.numel(), " rows, got ",
+                      values.size(0));
+  }
+  return {values.const_data_ptr<T>(), values.stride(0), rows.has_value() ? rows->const_data_ptr<int64_t>() : nullptr,
+          pattern};
+}
+
+// (B, C, *S) whose spatial axes can be numbered with one stride; copied if they cannot.
+at::Tensor flattened(const at::Tensor& map, int64_t first_axis) {
+  int64_t stride = 0, size = 1;
+  for (int64_t axis = map.dim() - 1; axis >= first_axis; --axis) {
+    if (map.size(axis) == 1) {
+      continue;
+    }
+    if (stride != 0 && map.stride(axis) != stride * size) {
+      return map.contiguous();
+    }
+    stride = stride == 0 ? map.stride(axis) : stride;
+    size *= map.size(axis);
+  }
+  return map;
+}
+
+int64_t position_stride(const at::Tensor& map, int64_t first_axis) {
+  for (int64_t axis = map.dim() - 1; axis >= first_axis; --axis) {
+    if (map.size(axis) != 1) {
+      return map.stride(axis);
+    }
+  }
+  return 1;
+}
+
+int64_t spatial_of(const at::Tensor& map, int64_t first_axis) {
+  int64_t size = 1;
+  for (int64_t axis = first_axis; axis < map.dim(); ++axis) {
+    size *= map.size(axis);
+  }
+  return size;
+}
+
+// The tensor must outlive the view.
+template <class T>
+cpu::Map<T> map_of(const at::Tensor& map) {
+  return {map.const_data_ptr<T>(), map.stride(0), map.stride(1), position_stride(map, 2)};
+}
+
+at::Tensor new_rows(int64_t entries, int64_t targets, const at::TensorOptions& options) {
+  const std::vector<int64_t> size{entries, round_up(targets, cpu::kLanes)};
+  const size_t bytes = static_cast<size_t>(size[0] * size[1]) * options.dtype().itemsize();
+  if (bytes < kPooledBytes) {
+    return at::empty(size, options);
+  }
+  void* data = BufferPool::shared().acquire(bytes);
+  return at::from_blob(data, size, [](void* released) { BufferPool::shared().release(released); }, options);
+}
+
+template <class Launch>
+void dispatch(const at::Tensor& values, Launch&& launch) {
+  values.scalar_type() == at::kFloat ? launch(0.0f) : launch(0.0);
+}
+
+}  // namespace
+
+PatternTensors sparse_pattern(const at::Tensor& map_) {
+  constexpr const char* op = "sparse_pattern";
+  check_cpu(op, "map", map_);
+  TORCH_CHECK_VALUE(map_.dim() >= 2, op, ": map must have shape (B, C, *S), got ", map_.sizes());
+  const at::Tensor map = flattened(map_.resolve_neg(), 2);
+  const int64_t batch = map.size(0), channels = map.size(1), spatial = spatial_of(map, 2);
+  at::Tensor offsets = at::zeros({batch * spatial + 1}, at::kLong);
+  int64_t* counts = offsets.mutable_data_ptr<int64_t>() + 1;
+  at::Tensor found;
+  const auto launch = [&](auto zero) {
+    using T = decltype(zero);
+    const cpu::Map<T> view = map_of<T>(map);
+    cpu::sparse_count<T>(view, batch, channels, spatial, counts);
+    std::partial_sum(counts, counts + batch * spatial, counts);
+    found = at::empty({batch * spatial == 0 ? 0 : counts[batch * spatial - 1]}, at::kInt);
+    cpu::sparse_fill<T>(view, batch, channels, spatial, offsets.const_data_ptr<int64_t>(),
+                        found.mutable_data_ptr<int32_t>());
+  };
+  if (map.scalar_type() == at::kBool) {
+    launch(false);
+  } else {
+    check_float(op, "map", map);
+    dispatch(map, launch);
+  }
+  return {offsets, found};
+}
+
+at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors& pattern_) {
+  constexpr const char* op = "sparse_from_dense";
+  check_float(op, "relevance", relevance_);
+  TORCH_CHECK_VALUE(relevance_.dim() >= 3, op, ": relevance must have shape (B, K, C, *S), got ", relevance_.sizes());
+  const at::Tensor relevance = flattened(relevance_.resolve_neg(), 3);
+  const cpu::Pattern pattern = view(op, std::get<0>(pattern_), std::get<1>(pattern_));
+  const int64_t spatial = spatial_of(relevance, 3);
+  TORCH_CHECK_VALUE(pattern.positions == relevance.size(0) * spatial, op, ": the pattern has ", pattern.positions,
+                    " positions, relevance ", relevance.size(0) * spatial);
+  at::Tensor values = new_rows(std::get<1>(pattern_).numel(), relevance.size(1), relevance.options());
+  dispatch(values, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::sparse_from_dense<T>({relevance.const_data_ptr<T>(), relevance.size(0), relevance.size(1), spatial,
+                               relevance.stride(0), relevance.stride(1), relevance.stride(2),
+                               position_stride(relevance, 3)},
+                              pattern, values.mutable_data_ptr<T>(), values.stride(0));
+  });
+  return values;
+}
+
+at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const std::vector<int64_t>& size) {
+  constexpr const char* op = "sparse_to_dense";
+  const auto& [values, rows, offsets, channels] = source;
+  check_float(op, "values", values);
+  TORCH_CHECK_VALUE(!size.empty(), op, ": size must be (C, *S), got ()");
+  std::vector<int64_t> memory{batch, targets};
+  memory.insert(memory.end(), size.begin() + 1, size.end());
+  memory.push_back(size[0]);
+  at::Tensor dense = at::empty(memory, values.options()).movedim(-1, 2);
+  const int64_t spatial = spatial_of(dense, 3);
+  TORCH_CHECK_VALUE(offsets.numel() == batch * spatial + 1, op, ": the pattern has ", offsets.numel() - 1,
+                    " positions, the result ", batch * spatial);
+  dispatch(values, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::sparse_to_dense<T>(view<T>(op, values, rows, offsets, channels, targets), size[0],
+                            {dense.mutable_data_ptr<T>(), batch, targets, spatial, dense.stride(0), dense.stride(1),
+                             dense.stride(2), position_stride(dense, 3)});
+  });
+  return dense;
+}
+
+at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern_, int64_t batch,
+                      int64_t targets) {
+  constexpr const char* op = "sparse_sum";
+  TORCH_CHECK_VALUE(!sources.empty(), op, ": nothing to add");
+  const at::Tensor& like = std::get<0>(sources.front());
+  check_float(op, "values", like);
+  const cpu::Pattern pattern = view(op, std::get<0>(pattern_), std::get<1>(pattern_));
+  at::Tensor values = new_rows(std::get<1>(pattern_).numel(), targets, like.options());
+  std::vector<at::Tensor> factors;
+  for (const SummandTensors& source : sources) {
+    check_like(op, "values", std::get<0>(source), like);
+    TORCH_CHECK_VALUE(std::get<2>(source).numel() == pattern.positions + 1, op, ": patterns differ in their positions");
+    const OptionalTensor& factor = std::get<4>(source);
+    if (factor.has_value()) {
+      check_like(op, "factor", *factor, like);
+      TORCH_CHECK_VALUE(factor->dim() >= 2 && factor->size(0) == batch &&
+                            factor->size(0) * spatial_of(*factor, 2) == pattern.positions,
+                        op, ": factor must have shape (B, C, *S), got ", factor->sizes());
+    }
+    factors.push_back(factor.has_value() ? flattened(factor->resolve_neg(), 2) : at::Tensor());
+  }
+  dispatch(values, [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<cpu::Summand<T>> summands;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const auto& [theirs, rows, offsets, channels, factor] = sources[i];
+      summands.push_back({view<T>(op, theirs, rows, offsets, channels, targets),
+                          factors[i].defined() ? map_of<T>(factors[i]) : cpu::Map<T>{nullptr, 0, 0, 0}});
+    }
+    cpu::sparse_sum<T>(summands, pattern, batch, targets, values.mutable_data_ptr<T>(), values.stride(0));
+  });
+  return values;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(const at::Tensor& index_,
+                                                                          const PatternTensors& pooled_,
+                                                                          int64_t inputs) {
+  constexpr const char* op = "sparse_winners";
+  check_cpu(op, "index", index_);
+  TORCH_CHECK_TYPE(index_.scalar_type() == at::kLong, op, ": index must be int64, got ", index_.scalar_type());
+  const at::Tensor index = flattened(index_, 2);
+  const cpu::Pattern pooled = view(op, std::get<0>(pooled_), std::get<1>(pooled_));
+  TORCH_CHECK_VALUE(index.dim() >= 2 && pooled.positions == index.size(0) * spatial_of(index, 2), op,
+                    ": the pattern has ", pooled.positions, " positions, index has shape ", index.sizes());
+  const cpu::Winners found = cpu::sparse_winners(index.const_data_ptr<int64_t>(), index.stride(0), index.stride(1),
+                                                 position_stride(index, 2), pooled, index.size(0), inputs);
+  const auto longs = [](const std::vector<int64_t>& data) {
+    at::Tensor result = at::empty({static_cast<int64_t>(data.size())}, at::kLong);
+    std::copy(data.begin(), data.end(), result.mutable_data_ptr<int64_t>());
+    return result;
+  };
+  at::Tensor channels = at::empty({static_cast<int64_t>(found.channels.size())}, at::kInt);
+  std::copy(found.channels.begin(), found.channels.end(), channels.mutable_data_ptr<int32_t>());
+  return {longs(found.offsets), channels, longs(found.starts), longs(found.rows)};
+}
+
+at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows_,
+                             int64_t targets) {
+  constexpr const char* op = "sparse_gather_sum";
+  const auto& [values, rows, offsets, channels] = source;
+  check_float(op, "values", values);
+  TORCH_CHECK_VALUE(starts.scalar_type() == at::kLong && starts.is_contiguous() && starts.numel() >= 1 &&
+                        rows_.scalar_type() == at::kLong && rows_.is_contiguous(),
+                    op, ": starts and rows must be contiguous int64 tensors");
+  const int64_t entries = starts.numel() - 1;
+  at::Tensor result = new_rows(entries, targets, values.options());
+  dispatch(values, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::sparse_gather_sum<T>(view<T>(op, values, rows, offsets, channels, targets), starts.const_data_ptr<int64_t>(),
+                              rows_.const_data_ptr<int64_t>(), entries, targets, result.mutable_data_ptr<T>(),
+                              result.stride(0));
+  });
+  return result;
+}
+
+at::Tensor sparse_pack(const at::Tensor& weight) {
+  constexpr const char* op = "sparse_pack";
+  check_float(op, "weight", weight);
+  TORCH_CHECK_VALUE(weight.dim() == 4, op, ": weight must have shape (groups, Co, Ci, taps), got ", weight.sizes());
+  const int64_t groups = weight.size(0), out = weight.size(1), in = weight.size(2), taps = weight.size(3);
+  const int64_t block_out = std::min(kBlockOut, out);
+  const int64_t block_in = std::min(kBlockIn, in);
+  const int64_t outs = round_up(out, block_out), ins = round_up(in, block_in);
+  at::Tensor full = weight;
+  if (outs != out || ins != in) {
+    full = at::zeros({groups, outs, ins, taps}, weight.options());
+    full.narrow(1, 0, out).narrow(2, 0, in).copy_(weight);
+  }
+  // (G, Ob, o, Ib, i, T) -> (G, Ib, T, Ob, o, i)
+  return full.reshape({groups, outs / block_out, block_out, ins / block_in, block_in, taps})
+      .permute({0, 3, 5, 1, 2, 4})
+      .contiguous();
+}
+
+at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int64_t targets,
+                                 const std::vector<at::Tensor>& coefficients, const std::vector<at::Tensor>& weights,
+                                 const std::vector<int64_t>& channels_per_group, const PatternTensors& leaving,
+                                 const std::vector<int64_t>& input_size, const std::vector<int64_t>& output_size,
+                                 const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                                 bool transposed, std::optional<int64_t> channels,
+                                 const std::vector<at::Tensor>& factors_) {
+  constexpr const char* op = "sparse_conv_relevance";
+  const auto& [values, rows, offsets, out_channels] = arriving;
+  check_float(op, "values", values);
+  const size_t n = input_size.size();
+  TORCH_CHECK_VALUE(n <= 3 && output_size.size() == n && kernel_size.size() == n && stride.size() == n &&
+                        padding.size() == n && dilation.size() == n,
+                    op, ": sizes, stride, padding and dilation must have one entry per spatial axis, at most 3");
+  TORCH_CHECK_VALUE(!weights.empty() && weights.size() == coefficients.size() && channels_per_group.size() == 2, op,
+                    ": expected a coefficient for each weight, and channels per group on both sides");
+  cpu::Window window{{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}, transposed};
+  int64_t taps = 1, inputs = 1, outputs = 1;
+  for (size_t i = 0; i < n; ++i) {
+    const size_t axis = 3 - n + i;
+    TORCH_CHECK_VALUE(stride[i] >= 1 && dilation[i] >= 1 && padding[i] >= 0 && kernel_size[i] >= 1, op,
+                      ": stride, dilation and kernel size must be at least 1, padding at least 0");
+    window.in[axis] = input_size[i], window.out[axis] = output_size[i], window.taps[axis] = kernel_size[i];
+    window.stride[axis] = stride[i], window.padding[axis] = padding[i], window.dilation[axis] = dilation[i];
+    taps *= kernel_size[i], inputs *= input_size[i], outputs *= output_size[i];
+  }
+  const at::Tensor& first = weights.front();
+  TORCH_CHECK_VALUE(first.dim() == 6 && first.size(2) == taps, op, ": weights must be packed by sparse_pack");
+  const cpu::Blocks blocks{first.size(0), channels_per_group[0], channels_per_group[1], first.size(4), first.size(5)};
+  TORCH_CHECK_VALUE(blocks.block_out >= 1 && blocks.block_in >= 1 && blocks.out_blocks() == first.size(3) &&
+                        blocks.in_blocks() == first.size(1),
+                    op, ": channels per group do not fit the packed weight");
+  std::vector<at::Tensor> maps;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    check_like(op, "weight", weights[i], values);
+    check_like(op, "coefficient", coefficients[i], values);
+    TORCH_CHECK_VALUE(weights[i].sizes() == first.sizes() && weights[i].is_contiguous(), op,
+                      ": all packed weights must have the same shape");
+    TORCH_CHECK_VALUE(coefficients[i].dim() >= 2 && coefficients[i].size(0) == batch &&
+                          coefficients[i].size(1) == blocks.groups * blocks.out_channels &&
+                          spatial_of(coefficients[i], 2) == outputs,
+                      op, ": coefficient must have shape (B, Co, *S'), got ", coefficients[i].sizes());
+    maps.push_back(flattened(coefficients[i].resolve_neg(), 2));
+  }
+  const cpu::Pattern pattern = view(op, std::get<0>(leaving), std::get<1>(leaving));
+  TORCH_CHECK_VALUE(pattern.positions == batch * inputs && offsets.numel() == batch * outputs + 1, op,
+                    ": patterns have ", offsets.numel() - 1, " and ", pattern.positions, " positions, sizes ask for ",
+                    batch * outputs, " and ", batch * inputs);
+  std::vector<at::Tensor> factors;
+  at::Tensor result;
+  if (channels.has_value()) {
+    const int64_t folds = blocks.groups * blocks.in_channels / std::max<int64_t>(1, *channels);
+    TORCH_CHECK_VALUE(*channels >= 1 && folds * *channels == blocks.groups * blocks.in_channels &&
+                          (factors_.empty() || static_cast<int64_t>(factors_.size()) == folds),
+                      op, ": channels must divide the input channels, with a factor for each fold");
+    for (const at::Tensor& factor : factors_) {
+      check_like(op, "factor", factor, values);
+      TORCH_CHECK_VALUE(factor.dim() >= 2 && factor.size(0) == batch && factor.size(1) == *channels &&
+                            spatial_of(factor, 2) == inputs,
+                        op, ": factor must have shape (B, channels, *S), got ", factor.sizes());
+      factors.push_back(flattened(factor.resolve_neg(), 2));
+    }
+    std::vector<int64_t> size{batch, targets, *channels};
+    size.insert(size.end(), input_size.begin(), input_size.end());
+    result = at::zeros(size, values.options());
+  } else {
+    result = new_rows(std::get<1>(leaving).numel(), targets, values.options());
+  }
+  dispatch(values, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::SparseConv<T> p{};
+    p.window = window;
+    p.blocks = blocks;
+    p.batch = batch;
+    p.targets = targets;
+    p.arriving = view<T>(op, values, rows, offsets, out_channels, targets);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      p.products.push_back({weights[i].const_data_ptr<T>(), map_of<T>(maps[i])});
+    }
+    p.leaving = pattern;
+    p.result = result.mutable_data_ptr<T>();
+    p.dense = channels.has_value();
+    if (p.dense) {
+      p.channels = *channels;
+      p.dense_batch = result.stride(0), p.dense_target = result.stride(1), p.dense_channel = result.stride(2);
+      p.dense_position = position_stride(result, 3);
+      for (const at::Tensor& factor : factors) {
+        p.factors.push_back(map_of<T>(factor));
+      }
+    } else {
+      p.result_stride = result.stride(0);
+    }
+    cpu::sparse_conv_relevance<T>(p);
+  });
+  return result;
+}
+
+}  // namespace fastlrp::edge

@@ -1,0 +1,110 @@
+"""Dense or sparse, layer by layer: a small model of what each costs, with measured rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+
+from fastlrp.program import BLOCK, LANES
+from fastlrp.sparse.forms import Affine
+
+PathName = Literal["auto", "dense", "sparse"]
+PATHS = ("auto", "dense", "sparse")
+
+LEAST_TARGETS = 8
+"""Below it most lanes of the sparse kernels would be empty."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one core: floating-point operations per second, bytes per second, seconds per tap and position.
+
+    Measured on an AVX-512 Xeon at 2.3 to 3 GHz (float32, K = 32, ``python -m benchmarks.layers``); other machines are
+    faster or slower in about the same proportions.
+    """
+
+    dense: float = 150e9
+    sparse: float = 125e9
+    half_filled: float = 90e9
+    memory: float = 12e9
+    call: float = 15e-9
+
+
+RATES = Rates()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one core for one target of one sample, by either path."""
+
+    dense: float
+    sparse: float
+
+
+def estimate(form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates = RATES) -> Cost:
+    """What one layer costs.
+
+    Args:
+        above, below: densities of the neurons that carry relevance on the layer's output and input.
+        count: targets.
+    """
+    products = len(form.coefficients)
+    doubled = form.sign is not None or form.factors is not None
+    work = form.work * products
+    outs, ins = torch.Size(form.arriving).numel(), torch.Size(form.leaving).numel()
+    taps = torch.Size(form.kernel).numel()
+    padded = -(-count // LANES) * LANES
+    rate = rates.sparse if padded > LANES else rates.half_filled
+    if itemsize == 8:
+        rate /= 2
+    dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4
+    dense += itemsize * (3 * products * outs + 2 * products * ins) / rates.memory
+    alive = above * (1.0 if doubled else below)
+    sparse = work * alive * (2 if form.factors is not None else 1) / rate
+    # Tiles overlap: what they read is packed up to 1.7 times.
+    sparse += itemsize * (outs * above * (1 + products) + 2 * ins * below) / rates.memory
+    positions = ins // max(1, form.leaving[0])
+    blocks = -(-form.arriving[0] // (128 * form.groups)) * -(-form.leaving[0] // (64 * form.groups)) * form.groups
+    sparse += positions * taps * blocks * products * rates.call / padded
+    return Cost(dense, sparse * padded / max(1, count))
+
+
+class Chooser:
+    """Which layers go the sparse way.
+
+    Args:
+        wish: ``"auto"``, ``"dense"``, ``"sparse"``, or a dict from a module path (``*`` and ``?`` match) to one of them.
+    """
+
+    def __init__(self, wish: PathName | Mapping[str, PathName] = "auto") -> None:
+        wishes = {"*": wish} if isinstance(wish, str) else dict(wish)
+        for pattern, name in wishes.items():
+            if not isinstance(pattern, str) or name not in PATHS:
+                raise ValueError(
+                    f"paths must be 'auto', 'dense' or 'sparse', or a dict from module path to one of them, got "
+                    f"{name!r} for {pattern!r}"
+                )
+        self._wishes = wishes
+
+    def wish(self, module_path: str) -> PathName:
+        """What is wished for a layer; the first entry that matches decides."""
+        return next((name for pattern, name in self._wishes.items() if fnmatchcase(module_path, pattern)), "auto")
+
+    def may_be_sparse(self, count: int) -> bool:
+        """Whether any layer could go the sparse way with this many targets."""
+        wishes = self._wishes.values()
+        return "sparse" in wishes or (count >= LEAST_TARGETS and not ("*" in self._wishes and set(wishes) == {"dense"}))
+
+    def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int) -> bool:
+        """Whether this layer is computed for alive neurons only."""
+        wish = self.wish(form.path)
+        if wish != "auto":
+            return wish == "sparse"
+        if count < LEAST_TARGETS:
+            return False
+        cost = estimate(form, above, below, count, itemsize)
+        return cost.sparse < cost.dense

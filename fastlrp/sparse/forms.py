@@ -1,0 +1,122 @@
+"""What a backward step computes, in the terms of the sparse kernels. Lowering attaches one to each step that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.dispatch import extension
+from fastlrp.sparse.compact import Compact, Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``c = sum over products of weight^T (coefficient * arriving)`` through a convolution or linear layer.
+
+    Attributes:
+        weights: ``(Co, Ci/groups, *k)`` (``(Ci, Co/groups, *k)`` if transposed), one per product.
+        coefficients: slots of u or v, one per product.
+        splits: whether a product takes the positive weights of inputs above zero, the negative ones of those below.
+        sign: slot of the input whose sign decides, or of False; None if no product splits.
+        factors: slots that the two products' results are multiplied with before they are added (the box rule).
+        geometry: stride, padding, dilation, transposed, output_padding, groups.
+        arriving, leaving: sizes ``(C, *S)`` of the layer's output and input.
+        path: of the module, for those who choose by name.
+        work: floating-point operations of one product for one sample and target.
+    """
+
+    weights: tuple[Tensor, ...]
+    coefficients: tuple[int, ...]
+    splits: tuple[bool, ...]
+    sign: int | None
+    factors: tuple[int, int] | None
+    geometry: tuple[Any, ...]
+    arriving: tuple[int, ...]
+    leaving: tuple[int, ...]
+    work: int
+    path: str
+    _packed: dict[Any, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def kernel(self) -> list[int]:
+        return list(self.weights[0].shape[2 : 2 + len(self.leaving) - 1])
+
+    @property
+    def groups(self) -> int:
+        groups: int = self.geometry[5]
+        return groups
+
+    def is_split(self, state: Sequence[Any]) -> bool:
+        """Whether this sample's input really has two signs."""
+        return self.sign is not None and state[self.sign] is not False
+
+    def packed(self, split: bool) -> list[Tensor]:
+        """Weights as the kernel reads them; input channels twice if they go by the sign of the input."""
+        if split not in self._packed:
+            self._packed[split] = [extension().sparse_pack(w) for w in self._by_group(split)]
+        return self._packed[split]
+
+    def _by_group(self, split: bool) -> list[Tensor]:
+        canonical = [self._canonical(w) for w in self.weights]
+        if self.factors is not None:
+            return [torch.cat(canonical, 2)]
+        if not split:
+            return [w.clamp(min=0) if s else w for w, s in zip(canonical, self.splits, strict=True)]
+        return [
+            torch.cat([w.clamp(min=0), w.clamp(max=0)] if s else [w, w], 2)
+            for w, s in zip(canonical, self.splits, strict=True)
+        ]
+
+    def _canonical(self, weight: Tensor) -> Tensor:
+        """``(groups, Co, Ci, taps)``."""
+        if self.geometry[3]:
+            return weight.unflatten(0, (self.groups, -1)).flatten(3).transpose(1, 2)
+        return weight.flatten(2).unflatten(0, (self.groups, -1))
+
+    def run(self, register: Compact, state: Sequence[Any], leaving: Pattern | None) -> Tensor | Compact:
+        """Relevance at ``leaving``, or everywhere in a dense tensor."""
+        split = self.is_split(state)
+        doubled = split or self.factors is not None
+        channels, factors = None, []
+        batch, size = register.pattern.batch, self.leaving
+        if self.factors is not None:
+            leaving = Pattern.full(batch, (2 * size[0], *size[1:]))
+            factors = [state[slot] for slot in self.factors]
+        elif split:
+            assert self.sign is not None
+            x = state[self.sign]
+            leaving = Pattern.of(torch.cat([x > 0, x < 0], 1))
+        if leaving is None or doubled:
+            channels = size[0]
+            leaving = leaving or Pattern.full(batch, size)
+        stride, padding, dilation, transposed, _, groups = self.geometry
+        twice = 2 if doubled else 1
+        values = extension().sparse_conv_relevance(
+            register.parts, batch, register.count, [state[slot] for slot in self.coefficients], self.packed(split),
+            [self.arriving[0] // groups, twice * size[0] // groups], leaving.tensors, list(size[1:]),
+            list(self.arriving[1:]), self.kernel, stride, padding, dilation, transposed, channels, factors,
+        )  # fmt: skip
+        return values if channels is not None else Compact(values, leaving, register.count)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool:
+    """A max-pool: what arrives goes to the winners. ``index``, ``scale``: slots; ``leaving``: sizes of its input."""
+
+    index: int
+    scale: int | None
+    leaving: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum of registers, each times a slot or None."""
+
+    scales: tuple[int | None, ...]
+
+
+Form = Affine | MaxPool | Sum

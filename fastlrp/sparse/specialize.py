@@ -1,0 +1,232 @@
+"""Turns the steps of a schedule into sparse ones for one forward pass, where that pays.
+
+From the last step up it is settled what each register must hold: everything, or only the entries of a pattern, because all
+who read it multiply the others by zero. From the first step down the steps are written anew: sparse where they are chosen,
+with a change of form where a dense register meets a sparse reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.descent import Emission, Steps
+from fastlrp.dispatch import extension
+from fastlrp.program import BLOCK, BackwardStep
+from fastlrp.sparse.compact import Compact, Pattern
+from fastlrp.sparse.forms import Affine, MaxPool, Sum
+
+Choose = Callable[[Affine, float, float], bool]
+"""``(layer, density of its output, density wanted of its input) -> sparse``."""
+
+
+@dataclass(eq=False)
+class Path:
+    """How one layer is computed: densities of the neurons that carry relevance above and below it."""
+
+    step: BackwardStep
+    sparse: bool
+    above: float
+    below: float
+
+
+@dataclass(eq=False)
+class Specialized:
+    """Steps for one forward pass. ``paths``: what was chosen; ``nbytes``: of the patterns."""
+
+    steps: Steps
+    paths: list[Path]
+    nbytes: int
+
+
+def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialized:
+    """The same steps for the neurons alive in ``state``.
+
+    Args:
+        steps: backward steps and emissions in order. state: all slots that they read. choose: which layers are sparse.
+    """
+    wants = _Wants(state, choose)
+    for step, _ in reversed(steps):
+        wants.add(step)
+    return _Rewrite(state, wants).run(steps)
+
+
+class _Wants:
+    """What the readers of each register need of it: masks whose union is enough, or everything (None)."""
+
+    def __init__(self, state: Sequence[Any], choose: Choose) -> None:
+        self.state, self.choose = state, choose
+        self.masks: dict[int, list[Tensor] | None] = {}
+        self.sparse: set[int] = set()
+        self.paths: list[Path] = []
+        self._patterns: dict[tuple[int, ...], Pattern] = {}
+        self._kept: list[Tensor] = []
+
+    def add(self, step: Any) -> None:
+        if type(step) is Emission:
+            self._everything([step.register])
+            return
+        form, wanted = step.form, self.masks.get(step.out)
+        if isinstance(form, Affine):
+            self._affine(step, form, wanted)
+        elif isinstance(form, MaxPool) and wanted is not None:
+            index = self.state[form.index]
+            below = self._union(wanted).flatten(2)
+            self._some(step.ins[0], [self._keep(below.gather(2, index.flatten(2)).view(index.shape))])
+            self.sparse.add(id(step))
+        elif isinstance(form, Sum) and wanted is not None:
+            for register in step.ins:
+                self._some(register, wanted)
+            self.sparse.add(id(step))
+        else:
+            self._everything(step.ins)
+
+    def _affine(self, step: BackwardStep, form: Affine, wanted: list[Tensor] | None) -> None:
+        coefficients = [self.state[slot] for slot in form.coefficients]
+        above = self.pattern(coefficients).density
+        below = 1.0 if wanted is None else self.pattern(wanted).density
+        # One-hot targets select rows of a weight, which nothing beats.
+        sparse = not getattr(step.run, "accepts_one_hot", False) and self.choose(form, above, below)
+        self.paths.append(Path(step, sparse, above, below))
+        if sparse:
+            self.sparse.add(id(step))
+            self._some(step.ins[0], coefficients)
+        else:
+            self._everything(step.ins)
+
+    def _everything(self, registers: Sequence[int]) -> None:
+        self.masks.update(dict.fromkeys(registers, None))
+
+    def _some(self, register: int, masks: list[Tensor]) -> None:
+        known = self.masks.setdefault(register, [])
+        if known is not None:
+            known += [mask for mask in masks if all(mask is not other for other in known)]
+
+    def _keep(self, mask: Tensor) -> Tensor:
+        self._kept.append(mask)  # Patterns are remembered by their masks' identities.
+        return mask
+
+    def _union(self, masks: list[Tensor]) -> Tensor:
+        result = masks[0]
+        for mask in masks[1:]:
+            result = (result != 0) | (mask != 0)
+        return result
+
+    def pattern(self, masks: list[Tensor]) -> Pattern:
+        """Entries where any of the masks is not zero."""
+        key = tuple(sorted(id(mask) for mask in masks))
+        if key not in self._patterns:
+            self._patterns[key] = Pattern.of(self._union(masks))
+        return self._patterns[key]
+
+    def of(self, register: int) -> Pattern | None:
+        masks = self.masks.get(register)
+        return None if masks is None else self.pattern(masks)
+
+
+class _Rewrite:
+    """Writes the steps anew, from the first down."""
+
+    def __init__(self, state: Sequence[Any], wants: _Wants) -> None:
+        self.state, self.wants = state, wants
+        self.compact: set[int] = set()
+        self.nbytes = 0
+        self._seen: set[int] = set()
+
+    def run(self, steps: Steps) -> Specialized:
+        written: Steps = []
+        produced = {step.out for step, _ in steps if type(step) is not Emission}
+        given = dict.fromkeys(r for step, _ in steps if type(step) is not Emission for r in step.ins)
+        for register in (r for r in given if r not in produced):
+            self._convert(register, written, ())
+        for step, frees in steps:
+            if type(step) is Emission or id(step) not in self.wants.sparse:
+                written.append((step, frees))
+            else:
+                written.append((self._sparse(step), frees))
+            if type(step) is not Emission:
+                self._convert(step.out, written, frees)
+        return Specialized(written, self.wants.paths[::-1], self.nbytes)
+
+    def _convert(self, register: int, written: Steps, frees: tuple[int, ...]) -> None:
+        """Make a dense register compact if that is what its readers want."""
+        pattern = self._pattern(register)
+        if pattern is not None and register not in self.compact and register not in frees:
+            change = _step(lambda r: Compact.of(r, pattern), (register,), register, pattern)
+            written.append((change, ()))
+            self.compact.add(register)
+
+    def _pattern(self, register: int) -> Pattern | None:
+        pattern = self.wants.of(register)
+        if pattern is not None and id(pattern) not in self._seen:
+            self._seen.add(id(pattern))
+            self.nbytes += pattern.nbytes
+        return pattern
+
+    def _sparse(self, step: BackwardStep) -> BackwardStep:
+        form, pattern = step.form, self._pattern(step.out)
+        if isinstance(form, Affine):
+            return self._affine(step, form, pattern)
+        assert pattern is not None
+        self.compact.add(step.out)
+        if isinstance(form, MaxPool):
+            return self._max_pool(step, form, pattern)
+        assert isinstance(form, Sum)
+        return self._sum(step, form, pattern)
+
+    def _affine(self, step: BackwardStep, form: Affine, pattern: Pattern | None) -> BackwardStep:
+        state = {slot: self.state[slot] for slot in (*form.coefficients, *(form.factors or ()))}
+        if form.sign is not None:
+            state[form.sign] = self.state[form.sign]
+        if form.factors is not None or form.is_split(self.state):
+            pattern = None
+        if pattern is not None:
+            self.compact.add(step.out)
+        run = lambda register: form.run(register, state, pattern)  # type: ignore[arg-type]  # noqa: E731
+        return _step(run, step.ins, step.out, pattern, step)
+
+    def _max_pool(self, step: BackwardStep, form: MaxPool, pattern: Pattern) -> BackwardStep:
+        index, pooled = self.state[form.index], self._pattern(step.ins[0])
+        assert pooled is not None
+        inputs = torch.Size(form.leaving[1:]).numel()
+        offsets, channels, starts, rows = extension().sparse_winners(index, pooled.tensors, inputs)
+        below = Pattern(offsets, channels, pooled.batch, form.leaving)
+        self.nbytes += below.nbytes + starts.nbytes + rows.nbytes
+        scale = None if form.scale is None else self.state[form.scale]
+        alone = channels.numel() == rows.numel()
+
+        def run(register: Compact) -> Compact:
+            if scale is not None:
+                scaled = extension().sparse_sum(
+                    [(*register.parts, scale)], pooled.tensors, pooled.batch, register.count
+                )
+                register = Compact(scaled, pooled, register.count)
+            if alone and register.rows is None:
+                return Compact(register.values, below, register.count, rows)
+            values = extension().sparse_gather_sum(register.parts, starts, rows, register.count)
+            return Compact(values, below, register.count)
+
+        return _step(run, step.ins, step.out, below, step)
+
+    def _sum(self, step: BackwardStep, form: Sum, pattern: Pattern) -> BackwardStep:
+        scales = [None if slot is None else self.state[slot] for slot in form.scales]
+
+        def run(*registers: Compact) -> Compact:
+            sources = [(*r.parts, s) for r, s in zip(registers, scales, strict=True)]
+            count = registers[0].count
+            return Compact(extension().sparse_sum(sources, pattern.tensors, pattern.batch, count), pattern, count)
+
+        return _step(run, step.ins, step.out, pattern, step)
+
+
+def _step(
+    run: Callable[..., Any], ins: tuple[int, ...], out: int, pattern: Pattern | None, old: BackwardStep | None = None
+) -> BackwardStep:
+    numel = old.numel if pattern is None and old is not None else 0
+    if pattern is not None:
+        numel = -(-pattern.entries // max(1, pattern.batch))
+    return BackwardStep(run, ins, (), out, numel, 0 if old is None else old.work, None, BLOCK)
