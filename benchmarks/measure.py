@@ -187,6 +187,8 @@ def rows(case: Case, found: list[Entry], made: dict[str, Any]) -> list[dict[str,
             row[f"times_faster_than_{name}"] = fastest[name] / middle if middle and name in fastest else None
         for name in ("gradient", "floor"):
             row[f"share_of_{name}"] = middle / fastest[name] if middle and name in fastest else None
+        one = fastest.get("one-gradient")
+        row["times_one_gradient"] = middle * case.classes.numel() / one if middle and one else None
         kept.append(row)
     return kept
 

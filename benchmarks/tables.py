@@ -1,0 +1,194 @@
+"""Rows of the results files, and the tables made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+TITLES = {
+    "targets": "One image, many targets",
+    "batch": "A batch of images, one target each",
+    "top5": "A batch of images, the five highest classes of each",
+    "small": "The small network, ten classes of one digit",
+    "toolbox": "LeNet-5 of the LRP Toolbox, ten classes of 50 digits",
+    "stream": "Targets in a stream of blocks",
+    "basis": "More targets than the network is wide",
+}
+"""Scenarios in the order of the page."""
+
+_QUESTION = ("machine", "scenario", "model", "composite", "targets", "batch", "size", "density_asked")
+_KEY = (*_QUESTION, "provider", "dtype")
+
+
+def read(folder: Path) -> list[Row]:
+    """The newest measurement of everything that was measured, by scenario, then in the order of the files.
+
+    Rows of before there were scenarios give way to the first newer one that answers the same question.
+    """
+    newest: dict[tuple[Any, ...], Row] = {}
+    answered = set()
+    for file in sorted(folder.glob("*.jsonl")):
+        for text in filter(None, file.read_text().splitlines()):
+            plain = json.loads(text)
+            row = _completed(plain)
+            key = tuple(row[name] for name in _KEY)
+            if "scenario" in plain:
+                answered.add(tuple(row[name] for name in _QUESTION))
+            newest.pop(key, None)
+            newest[key] = {**row, "old": "scenario" not in plain}
+    found = [r for r in newest.values() if not r["old"] or tuple(r[name] for name in _QUESTION) not in answered]
+    scenarios = list(TITLES)
+    return sorted(found, key=lambda r: (scenarios.index(r["scenario"]), *_section(r)[1:]))
+
+
+def _completed(row: Row) -> Row:
+    """With what a row of an earlier form does not say."""
+    small = row["model"] == "small"
+    defaults = {
+        "scenario": "small" if small else "targets",
+        "batch": 1,
+        "size": 8 if small else 224,
+        "density_asked": None,
+        "command": "python -m benchmarks.compare",
+        "seconds_per_target": row["seconds"] / row["targets"] if "seconds" in row else None,
+    }
+    return {**defaults, **row}
+
+
+def _section(row: Row) -> tuple[Any, ...]:
+    asked = row["density_asked"]
+    return (row["scenario"], asked is not None, -(asked or 0), row["size"], row["batch"])
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table; left out where no row has a value."""
+
+    head: str
+    value: Callable[[Row], Any]
+    form: str = "{}"
+    number: bool = True
+
+    def cell(self, row: Row) -> str:
+        value = self.value(row)
+        return "–" if value is None else self.form.format(value)
+
+
+def _mebibytes(key: str) -> Callable[[Row], Any]:
+    return lambda row: None if row.get(key) is None else row[key] / 2**20
+
+
+def _of(key: str) -> Callable[[Row], Any]:
+    return lambda row: row.get(key)
+
+
+DETAILED = (
+    Column("model", _of("model"), number=False),
+    Column("composite", _of("composite"), number=False),
+    Column("alive", _of("density"), "{:.2f}"),
+    Column("reached", _of("density_reached"), "{:.2f}"),
+    Column("targets", _of("targets")),
+    Column("provider", _of("provider"), number=False),
+    Column("ms/target", lambda r: r["seconds_per_target"] and r["seconds_per_target"] * 1e3, "{:.4g}"),
+    Column("spread", _of("spread"), "{:.2f}"),
+    Column("× Zennit", _of("times_faster_than_zennit"), "{:.1f}"),
+    Column("× Captum", _of("times_faster_than_captum"), "{:.1f}"),
+    Column("× Toolbox", _of("times_faster_than_toolbox"), "{:.1f}"),
+    Column("of a gradient", _of("share_of_gradient"), "{:.2f}"),
+    Column("of the floor", _of("share_of_floor"), "{:.2f}"),
+    Column("in gradients of one class", _of("times_one_gradient"), "{:.2f}"),
+    Column("peak MiB", _mebibytes("peak_bytes"), "{:.0f}"),
+    Column("over one target, MiB", _mebibytes("peak_over_one_target"), "{:.0f}"),
+    Column("differs by", _of("error"), "{:.0e}"),
+    Column("not timed, because", _of("reason"), number=False),
+)
+
+SHORT = (
+    Column("one 224×224 image", lambda r: f"{r['model']}, {r['composite']}", number=False),
+    Column("targets", _of("targets")),
+    Column("neurons alive", _of("density"), "{:.2f}"),
+    Column("times faster than Zennit", _of("times_faster_than_zennit"), "{:.1f}"),
+    Column("share of a plain gradient's time", _of("share_of_gradient"), "{:.2f}"),
+    Column("peak memory, MiB", _mebibytes("peak_bytes"), "{:.0f}"),
+)
+
+
+def table(columns: tuple[Column, ...], rows: list[Row]) -> str:
+    """Markdown."""
+    shown = [c for c in columns if any(c.value(row) is not None for row in rows)]
+    lines = [[c.head for c in shown], ["---:" if c.number else "---" for c in shown]]
+    lines += [[c.cell(row) for c in shown] for row in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def detailed(rows: list[Row]) -> str:
+    """Everything, a table per question."""
+    parts = []
+    for (scenario, shifted, *_), found in groupby(rows, key=_section):
+        some = list(found)
+        first = some[0]
+        of = "" if scenario in ("toolbox", "small") else f", {first['size']}×{first['size']}"
+        images = f", {first['batch']} images" if scenario in ("batch", "top5") else ""
+        alive = f"; biases shifted so that {first['density_asked']:g} of the neurons are alive" if shifted else ""
+        parts.append(f"### {TITLES[scenario]}{of}{images}{alive}\n\n{table(DETAILED, some)}\n\n{source(some)}")
+    return "\n\n".join(parts) if parts else "Nothing has been measured yet: `make bench`."
+
+
+def source(rows: list[Row]) -> str:
+    """Which commands, machines and commits made the numbers."""
+    made: dict[str, dict[str, None]] = {}
+    for r in rows:
+        where = f"commit {r['commit']}, {r['machine']}, PyTorch {r['torch']}{_peers(r)}, {r['date']}"
+        made.setdefault(where, {})[f"`{r['command']}`"] = None
+    texts = [f"{', '.join(commands)}: {where}" for where, commands in made.items()]
+    return f"Made by {'; '.join(texts)}." if texts else ""
+
+
+def _peers(row: Row) -> str:
+    names = (("zennit", "Zennit"), ("captum", "Captum"))
+    return "".join(f", {name} {row[key]}" for key, name in names if row.get(key))
+
+
+def ours(rows: list[Row], scenario: str) -> list[Row]:
+    """fastlrp with the backend that it chooses itself."""
+    return [
+        r for r in rows
+        if r["scenario"] == scenario and r["provider"] == "fastlrp auto" and r["seconds_per_target"] is not None
+    ]  # fmt: skip
+
+
+def short(rows: list[Row]) -> str:
+    """fastlrp beside Zennit's better way and the gradient's; a sentence for each other scenario; what made them."""
+    usual = [r for r in ours(rows, "targets") if r["size"] == 224]
+    small = [r for r in ours(rows, "small") if r.get("times_one_gradient") is not None][-1:]
+    digits = [r for r in ours(rows, "toolbox") if r.get("times_faster_than_toolbox") is not None][:1]
+    streamed = [r for r in ours(rows, "stream") if r["density_asked"] is None and r["targets"] > 1]
+    streamed = [streamed[0], streamed[-1]] if len(streamed) > 1 else []
+    parts = [table(SHORT, usual)] if usual else []
+    parts += [
+        "Ten classes of one 8×8 digit on a small network, forward pass included, cost "
+        f"{r['times_one_gradient']:.1f} times one forward pass and one gradient, measured in turns."
+        for r in small
+    ]
+    parts += [
+        f"Ten classes of {r['batch']} digits on the LRP Toolbox's LeNet-5: {r['times_faster_than_toolbox']:.0f} "
+        "times faster than the Toolbox's procedure (`lrp_aware`, NumPy), with its numbers."
+        for r in digits
+    ]
+    if streamed:
+        few, many = streamed
+        over = _mebibytes("peak_over_one_target")(many)
+        memory = "" if over is None else f"; {over:.0f} MiB more memory than for one"
+        parts.append(
+            f"{many['targets']} targets of {many['model']} in a stream: {many['seconds_per_target']:.3f} s each, "
+            f"{few['targets']} of them {few['seconds_per_target']:.3f} s each{memory}."
+        )
+    if not parts:
+        return "Nothing has been measured yet: `make bench`."
+    return "\n\n".join([*parts, source([*usual, *small, *digits, *streamed])])
