@@ -8,7 +8,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: install test demo lint type format bench clean
+.PHONY: install test demo lint type format bench bench-full bench-ops clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -22,9 +22,24 @@ test: install
 demo: install
 	$(PY) examples/demo.py $(ARGS)
 
+# Both models, three composites, 32 targets, the small network and the LRP Toolbox: under 5 minutes on two cores.
 bench: install
-	$(PY) -m benchmarks.compare $(ARGS)
+	$(PY) -m benchmarks.compare --scenario targets --repeats 2 --backends auto --peer-targets 2 $(ARGS)
+	$(PY) -m benchmarks.compare --scenario small,toolbox
 	$(PY) -m benchmarks.render
+
+# Everything that there is a scenario for, sparser networks, and Captum where it applies: an hour or two.
+bench-full: install
+	$(PY) -m benchmarks.compare --scenario targets,batch,top5 $(ARGS)
+	$(PY) -m benchmarks.compare --scenario targets --density 0.25 $(ARGS)
+	$(PY) -m benchmarks.compare --models vgg16 --composites epsilon
+	$(PY) -m benchmarks.compare --scenario small,toolbox,stream,basis
+	$(PY) -m benchmarks.render
+
+# Operations one by one, on calls that both models make; pytest-benchmark is needed for this alone.
+bench-ops: install
+	$(PY) -m pip --disable-pip-version-check install -q "pytest-benchmark>=5"
+	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: install
 	$(PY) -m ruff check .
