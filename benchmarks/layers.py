@@ -4,7 +4,7 @@
 
 Rates are dense-equivalent: the operations of a dense product, whether or not the step makes them all. A step that
 leaves out dead neurons can be above the machine's peak, which is that of a large float32 matrix product in the same
-process.
+process. "above" and "below" are the shares of a layer's outputs and inputs that carry relevance.
 """
 
 from __future__ import annotations
@@ -64,26 +64,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = time.perf_counter()
     record = explainer.forward(x)
     forward = time.perf_counter() - begin
-    plan = record.plan
-    steps = [step for step, _ in plan.schedule(plan.explained_inputs()).steps if not isinstance(step, Emission)]
-    for step in steps:
-        step.run = Timed(step.run)
+    plan, steps = record.plan, _timed_steps(record.plan)
     begin = time.perf_counter()
     record.relevance(targets)
     total = time.perf_counter() - begin
-    names = {flow.register: value.name for value, flow in plan.builder.flows.items()}
-    rows = []
-    for position, step in enumerate(steps):
-        each, rate = step.run.seconds / len(targets), step.work * len(targets) / max(step.run.seconds, 1e-9)
-        numbers = (f"{each * 1e3:.2f}", f"{rate / 1e9:.0f}", f"{rate / peak:.2f}")
-        faults = f"{step.run.faults / len(targets):.0f}"
-        rows.append((str(position), names.get(step.out, "sum"), *numbers, faults))
     print(f"{options.model}, {options.composite}, {options.size}x{options.size}, K = {len(targets)}, {machine()}")
-    print(f"{share.alive:.2f} of the neurons alive; peak {peak / 1e9:.0f} GFLOP/s")
-    header = ("step", "relevance of", "ms/target", "dense-equivalent GFLOP/s", "of peak", "faults/target")
-    print(align(header, rows, numbers=(2, 3, 4, 5)))
+    print(f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peak / 1e9:.0f} GFLOP/s")
+    header = ("step", "relevance of", "path", "above", "below", "ms/target", "dense-equivalent GFLOP/s", "of peak",
+              "faults/target")  # fmt: skip
+    print(align(header, _rows(plan, steps, len(targets), peak), numbers=range(3, 9)))
+    inside = sum(step.run.seconds for step in steps)
     work = sum(step.work for step in steps)
-    print(f"forward {forward:.3f} s, then {total / len(targets):.4f} s/target ({work / 1e9:.1f} dense GFLOP)")
+    print(
+        f"forward {forward:.3f} s, then {total / len(targets):.4f} s/target ({work / 1e9:.1f} dense GFLOP), of which "
+        f"{(total - inside) / len(targets):.4f} outside of the steps"
+    )
+
+
+def _timed_steps(plan: Any) -> list[Any]:
+    """The steps that the plan runs from now on, in order, each timed; filled when they run."""
+    steps: list[Any] = []
+    propagate = plan.propagate
+
+    def run(state: Any, initial: Any, given: Any, sink: Any, first: int) -> None:
+        for step, _ in given:
+            if not isinstance(step, Emission) and step not in steps:
+                step.run = Timed(step.run)
+                steps.append(step)
+        propagate(state, initial, given, sink, first)
+
+    plan.propagate = run
+    return steps
+
+
+def _rows(plan: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
+    names = {flow.register: value.name for value, flow in plan.builder.flows.items()}
+    paths = {path.step.out: path for path in plan.paths}
+    rows: list[tuple[str, ...]] = []
+    for position, step in enumerate(steps):
+        each, rate = step.run.seconds / count, step.work * count / max(step.run.seconds, 1e-9)
+        changes_form = step.ins == (step.out,)
+        path = None if changes_form else paths.get(step.out)
+        densities = ("", "") if path is None else (f"{path.above:.2f}", f"{path.below:.2f}")
+        kind = "compact" if changes_form else "sparse" if step.least > 1 else "dense"
+        numbers = (f"{each * 1e3:.2f}", f"{rate / 1e9:.0f}", f"{rate / peak:.2f}", f"{step.run.faults / count:.0f}")
+        rows.append((str(position), names.get(step.out, "sum"), kind, *densities, *numbers))
+    return rows
 
 
 if __name__ == "__main__":

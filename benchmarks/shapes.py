@@ -99,7 +99,8 @@ def calls(model: str, size: int = 224) -> list[Call]:
     heard: Heard = {}
     for rules in _composites(model):
         with _listening(model, heard):
-            explainer = fastlrp.Explainer(network, rules, example_inputs=x)
+            # Of the composed PyTorch operations alone: kernels for living neurons are not called layer by layer.
+            explainer = fastlrp.Explainer(network, rules, example_inputs=x, backend="torch")
         with explainer.forward(x) as record:
             # Two targets that are no classes: a class would select rows of the last layer instead of calling it.
             record.relevance(torch.rand(2, record.scores.shape[1]))
