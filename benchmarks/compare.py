@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=224, help="side of an image")
     add("--density", type=float, help="share of neurons to leave alive after each ReLU, e.g. 0.25")
     add("--counts", type=numbers, help="targets, for stream and basis")
-    add("--backends", type=listed, default=("auto", "torch"), help="fastlrp's backends")
+    add("--backends", type=listed, default=("auto", "torch"), help="fastlrp's, each with a path if wished: auto/dense")
     add("--others", type=listed, default=OTHERS, help=f"who is measured beside fastlrp, of {', '.join(OTHERS)}")
     add("--peer-targets", type=int, default=4, help="targets per image that Zennit and Captum are measured with")
     add("--repeats", type=int, help="by default the scenario's own")

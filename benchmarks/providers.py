@@ -63,10 +63,17 @@ def composite(name: str) -> Composite:
     return fastlrp.composites.resolve(name)
 
 
-def ours(model: nn.Module, x: Tensor, rules: str | Composite, backend: str) -> Provider:
-    """fastlrp; captured here, before anything is timed."""
+def _explainer(model: nn.Module, x: Tensor, rules: str | Composite, backend: str) -> fastlrp.Explainer:
+    """Captured here, before anything is timed. ``backend``: a name, or with a path for all layers, ``auto/dense``."""
     rules = composite(rules) if isinstance(rules, str) else rules
-    explainer = fastlrp.Explainer(model, rules, example_inputs=x, backend=backend)
+    name, _, path = backend.partition("/")
+    paths: Any = path or "auto"
+    return fastlrp.Explainer(model, rules, example_inputs=x, backend=name, paths=paths)
+
+
+def ours(model: nn.Module, x: Tensor, rules: str | Composite, backend: str) -> Provider:
+    """fastlrp."""
+    explainer = _explainer(model, x, rules, backend)
 
     def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
         found: Tensor = explainer(x, classes)
@@ -77,7 +84,7 @@ def ours(model: nn.Module, x: Tensor, rules: str | Composite, backend: str) -> P
 
 def streaming(model: nn.Module, x: Tensor, rules: str, backend: str, block: int) -> Provider:
     """fastlrp's stream of blocks, each forgotten when the next one comes; returns the last."""
-    explainer = fastlrp.Explainer(model, composite(rules), example_inputs=x, backend=backend)
+    explainer = _explainer(model, x, rules, backend)
 
     def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor | None:
         found = None
