@@ -99,12 +99,12 @@ def _timed_steps(plan: Any) -> list[Any]:
 
 def _rows(plan: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
     names = {flow.register: value.name for value, flow in plan.builder.flows.items()}
-    paths = {path.step.out: path for path in plan.paths}
+    paths = {id(path.form): path for path in plan.paths.values()}
     rows: list[tuple[str, ...]] = []
     for position, step in enumerate(steps):
         each, rate = step.run.seconds / count, step.work * count / max(step.run.seconds, 1e-9)
         changes_form = step.ins == (step.out,)
-        path = None if changes_form else paths.get(step.out)
+        path = None if changes_form else paths.get(id(step.form))
         densities = ("", "") if path is None else (f"{path.above:.2f}", f"{path.below:.2f}")
         kind = "compact" if changes_form else "sparse" if step.least > 1 else "dense"
         numbers = (f"{each * 1e3:.2f}", f"{rate / 1e9:.0f}", f"{rate / peak:.2f}", f"{step.run.faults / count:.0f}")

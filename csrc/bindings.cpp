@@ -259,15 +259,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("elementwise_coefficients", &fastlrp::elementwise_coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
         py::arg("epsilon"), release_gil());
-  m.def("sparse_pattern", &fastlrp::edge::sparse_pattern, py::arg("map"), release_gil());
+  m.def("sparse_pattern", &fastlrp::edge::sparse_pattern, py::arg("masks"), release_gil());
   m.def("sparse_from_dense", &fastlrp::edge::sparse_from_dense, py::arg("relevance"), py::arg("pattern"),
         release_gil());
   m.def("sparse_to_dense", &fastlrp::edge::sparse_to_dense, py::arg("source"), py::arg("batch"), py::arg("targets"),
         py::arg("size"), release_gil());
   m.def("sparse_sum", &fastlrp::edge::sparse_sum, py::arg("sources"), py::arg("pattern"), py::arg("batch"),
         py::arg("targets"), release_gil());
-  m.def("sparse_winners", &fastlrp::edge::sparse_winners, py::arg("index"), py::arg("pooled"), py::arg("inputs"),
-        release_gil());
+  m.def("sparse_winners", &fastlrp::edge::sparse_winners, py::arg("index"), py::arg("pooled"), py::arg("input_size"),
+        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), release_gil());
   m.def("sparse_gather_sum", &fastlrp::edge::sparse_gather_sum, py::arg("source"), py::arg("starts"), py::arg("rows"),
         py::arg("targets"), release_gil());
   m.def("sparse_release", [] { fastlrp::BufferPool::shared().trim(); });
@@ -277,7 +277,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("targets"), py::arg("coefficients"), py::arg("weights"), py::arg("channels_per_group"),
         py::arg("leaving"), py::arg("input_size"), py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"),
         py::arg("padding"), py::arg("dilation"), py::arg("transposed"), py::arg("channels").none(true),
-        py::arg("factors"), release_gil());
+        py::arg("factors"), py::arg("initial"), release_gil());
   m.def("build_info", &fastlrp::build_info);
   m.def("available_isas", &fastlrp::available_isas);
   m.def("isa", [] { return fastlrp::isa_name(fastlrp::isa()); });

@@ -10,6 +10,47 @@ def elementwise_coefficients(
     alpha: float,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
+
+Pattern = tuple[Tensor, Tensor]  # offsets, channels
+Rows = tuple[Tensor, Tensor | None, Tensor, Tensor]  # values, rows, offsets, channels
+Summand = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]  # the same with a factor
+
+def sparse_pattern(masks: list[tuple[Tensor, Tensor | None]]) -> Pattern: ...
+def sparse_from_dense(relevance: Tensor, pattern: Pattern) -> Tensor: ...
+def sparse_to_dense(source: Rows, batch: int, targets: int, size: list[int]) -> Tensor: ...
+def sparse_sum(sources: list[Summand], pattern: Pattern, batch: int, targets: int) -> Tensor: ...
+def sparse_winners(
+    index: Tensor,
+    pooled: Pattern,
+    input_size: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def sparse_gather_sum(source: Rows, starts: Tensor, rows: Tensor, targets: int) -> Tensor: ...
+def sparse_pack(weight: Tensor) -> Tensor: ...
+def sparse_conv_relevance(
+    arriving: Rows,
+    batch: int,
+    targets: int,
+    coefficients: list[Tensor],
+    weights: list[Tensor],
+    channels_per_group: list[int],
+    leaving: Pattern,
+    input_size: list[int],
+    output_size: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    channels: int | None,
+    factors: list[Tensor],
+    initial: list[Summand],
+) -> Tensor: ...
+def sparse_release() -> None: ...
+def sparse_kept_bytes() -> int: ...
 def build_info() -> dict[str, str]: ...
 def available_isas() -> list[str]: ...
 def isa() -> str: ...

@@ -86,6 +86,10 @@ class Builder:
     def share(self, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:
         """Slot of ``factor / st(z)``: what a proportional rule multiplies the arriving register with."""
         factor = self.slot_of(flow.factor)
+        if stabilizer.is_absolute and self.dtype != torch.float16:
+            op, epsilon = self.operation("elementwise_coefficients"), stabilizer.epsilon
+            run = lambda z, f=None: op(z, None, None, f, "epsilon", 1, epsilon)[0]  # noqa: E731
+            return self.cache(run, [z] if factor is None else [z, factor], numel)
         if factor is None:
             return self.cache(stabilizer.reciprocal, [z], numel)
         return self.cache(lambda z, f: stabilizer.reciprocal(z).mul_(f), [z, factor], numel)
@@ -187,7 +191,7 @@ class Builder:
                 result = torch.addcmul(result, flow, factor.unsqueeze(1))
             return result
 
-        form = Sum(tuple(slots[i] for i in order))
+        form = Sum(tuple(slots[i] for i in order)) if self.has_sparse_kernels else None
         register = self.step(total, registers, scales, value.numel, form=form)
         return Flow(register, Factor(value) if chained else Factor())
 

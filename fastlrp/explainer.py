@@ -84,8 +84,9 @@ class Explainer:
         backend: ``"auto"``, ``"torch"``, ``"cpu"`` (C++ kernels where there are, PyTorch elsewhere), ``"reference"``.
         max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
         output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
-        paths: how layers with a weight are computed on a CPU: ``"auto"``, ``"dense"``, ``"sparse"`` (alive neurons only), or
-            a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)`` shows what was taken.
+        paths: how layers with a weight are computed on a CPU: ``"auto"``, ``"dense"``, ``"sparse"`` (alive neurons
+            only), or a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)`` shows
+            what was taken.
 
     Example::
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from fastlrp.basis import Neck, find_neck
 from fastlrp.builder import Builder
 from fastlrp.composites import Composite, Layer
 from fastlrp.descent import Descent, Emission, Sink, Steps, peak_bytes
+from fastlrp.dispatch import extension, extension_error
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
@@ -107,9 +109,11 @@ class Plan:
         dtype: torch.dtype,
         chooser: Chooser | None = None,
     ) -> None:
-        self.chooser, self.paths = chooser or Chooser(), list[Path]()
+        self.chooser, self.paths = chooser or Chooser(), dict[str, Path]()
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
+        if device.type == "cpu" and extension_error() is None:
+            weakref.finalize(self, extension().sparse_release)
         self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
         self.block_bytes = GPU_REGISTER_BYTES if device.type == "cuda" else CPU_REGISTER_BYTES
         if device.type == "cpu":
@@ -325,7 +329,7 @@ class Plan:
             return self.chooser.sparse(form, above, below, count, itemsize)
 
         found = specialize(steps, state, choose)
-        self.paths = found.paths
+        self.paths.update({path.form.path: path for path in found.paths})
         return found
 
     def propagate(self, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:

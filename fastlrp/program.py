@@ -17,7 +17,6 @@ from torch import Tensor
 from fastlrp.graph import Node, Value
 from fastlrp.sparse.forms import Form
 
-
 LANES = 16
 """Sparse steps compute targets in multiples of this many."""
 
@@ -60,8 +59,8 @@ class ForwardStep:
 class BackwardStep:
     """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel``, ``work`` (FLOPs): of one target.
 
-    ``form``: the same in the terms of the sparse kernels, if it has one. ``least``: targets that it takes at once at the
-    cost of one.
+    ``form``: the same in the terms of the sparse kernels, if it has one. ``least``: targets that it takes at once at
+    the cost of one.
     """
 
     run: Callable[..., Tensor]

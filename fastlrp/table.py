@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastlrp.plan import Plan
+    from fastlrp.program import Row
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -29,6 +30,10 @@ def size_text(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+def _path(plan: Plan, row: Row) -> str:
+    return str(plan.paths.get(row.node.path, "-")) if row.node.kind in ("conv", "linear") else "-"
+
+
 def plan_table(plan: Plan) -> str:
     """Per layer, from the output down: path, operation, rule, what flows to its input, backend, cached bytes."""
     read = plan.slots_read(plan.schedule(plan.explained_inputs()))
@@ -39,14 +44,18 @@ def plan_table(plan: Plan) -> str:
         size = sum(plan.builder.slot_bytes.get(s, 0) for s in kept)
         total += size
         rows.append(
-            (row.node.path or "(model)", row.node.operation, row.rule, row.flows, row.backend or "-", size_text(size))
-        )
-    header = ("layer", "operation", "rule", "flows", "backend", "cached/sample")
+            (
+                row.node.path or "(model)", row.node.operation, row.rule, row.flows, row.backend or "-",
+                _path(plan, row), size_text(size),
+            )
+        )  # fmt: skip
+    header = ("layer", "operation", "rule", "flows", "backend", "path", "cached/sample")
     title = (
         f"{plan.composite.name}: {len(plan.builder.backward)} steps per block of targets, "
         f"{size_text(total)} cached per sample, {plan.dtype}, {plan.device}"
     )
     legend = (
-        "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come"
+        "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
+        "path: of the latest call, with the shares of neurons above and below that carry relevance"
     )
-    return f"{title}\n{align(header, rows, numbers=(5,))}\n{legend}"
+    return f"{title}\n{align(header, rows, numbers=(6,))}\n{legend}"

@@ -6,8 +6,8 @@
 // Shared sparsity: for one sample all targets have the same dead neurons, so relevance is kept for alive ones only.
 //
 // A pattern lists the alive channels of every position in ascending order (offsets per position, then channels); a
-// compact register holds one row of targets per entry of a pattern. The target axis is innermost and contiguous, so that
-// an unstructured choice of neurons is still dense vector work.
+// compact register holds one row of targets per entry of a pattern. The target axis is innermost and contiguous, so
+// that an unstructured choice of neurons is still dense vector work.
 
 namespace fastlrp::cpu {
 
@@ -45,11 +45,13 @@ struct Window {
   bool transposed;
 };
 
-// How a weight is cut into blocks that stay in the first-level cache: packed as
-// (groups, input blocks, taps, output blocks, block_out, block_in), zero where a block is not full.
+// How a weight is cut into blocks that stay in the first-level cache. A convolution's is packed as
+// (groups, input blocks, taps, output blocks, block_out, block_in), zero where a block is not full; a linear layer's,
+// of which each number is read once, stays as it is. The steps are elements between neighbours.
 struct Blocks {
   int64_t groups, out_channels, in_channels;  // channels per group
   int64_t block_out, block_in;
+  int64_t in_step, tap_step, out_step, row_step;
 
   int64_t out_blocks() const { return (out_channels + block_out - 1) / block_out; }
   int64_t in_blocks() const { return (in_channels + block_in - 1) / block_in; }
@@ -61,8 +63,15 @@ struct Product {
   Map<T> coefficient;  // u or v of the output neurons
 };
 
-// c[q, ci] = sum over products, taps t, alive co at p(q, t) of  weight[t][co][ci] * coefficient[p, co] * arriving[p, co],
-// for the entries (q, ci) of `leaving`.
+// Rows, each to be multiplied with the factor of its neuron (null data: 1).
+template <class T>
+struct Summand {
+  Rows<T> source;
+  Map<T> factor;
+};
+
+// c[q, ci] = sum over products, taps t, alive co at p(q, t) of  weight[t][co][ci] * coefficient[p, co] * arriving[p,
+// co], for the entries (q, ci) of `leaving`.
 template <class T>
 struct SparseConv {
   Window window;
@@ -78,17 +87,27 @@ struct SparseConv {
   bool dense;
   int64_t channels, dense_batch, dense_target, dense_channel, dense_position;
   std::vector<Map<T>> factors;
+  std::vector<Summand<T>> initial;  // at most one, compact results only: what the sums begin with
 };
 
 template <class T>
 void sparse_conv_relevance(const SparseConv<T>& p);
 
-// Alive entries: counts per position, then, with offsets known, channels.
+// Values (B, C, positions), or, with an index of the same shape, the values at the positions that it names.
 template <class T>
-void sparse_count(const Map<T>& map, int64_t batch, int64_t channels, int64_t spatial, int64_t* counts);
+struct Mask {
+  Map<T> map;
+  Map<int64_t> index;  // null data: none
+};
+
+struct Entries {
+  std::vector<int64_t> offsets;
+  std::vector<int32_t> channels;
+};
+
+// The neurons at which any of the masks is not zero.
 template <class T>
-void sparse_fill(const Map<T>& map, int64_t batch, int64_t channels, int64_t spatial, const int64_t* offsets,
-                 int32_t* out);
+Entries sparse_pattern(const std::vector<Mask<T>>& masks, int64_t batch, int64_t channels, int64_t spatial);
 
 // (B, K, C, positions) by strides <-> rows.
 template <class T>
@@ -103,21 +122,15 @@ void sparse_to_dense(const Rows<T>& rows, int64_t channels, const DenseMap<T>& d
 
 // values[e] = sum over sources of factor * source's row for the same neuron, nothing where a source has none.
 template <class T>
-struct Summand {
-  Rows<T> source;
-  Map<T> factor;
-};
-template <class T>
 void sparse_sum(const std::vector<Summand<T>>& sources, const Pattern& pattern, int64_t batch, int64_t targets,
                 T* values, int64_t stride);
 
 // Max-pool winners: the pattern of a pool's input, each entry with the rows of the outputs that it won.
 struct Winners {
-  std::vector<int64_t> offsets, starts, rows;  // starts: (entries + 1) into rows
-  std::vector<int32_t> channels;
+  Entries entries;
+  std::vector<int64_t> starts, rows;  // starts: (entries + 1) into rows
 };
-Winners sparse_winners(const int64_t* index, int64_t index_batch, int64_t index_channel, int64_t index_position,
-                       const Pattern& pooled, int64_t batch, int64_t inputs);
+Winners sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const Window& window, int64_t batch);
 
 // values[e] = sum over rows[starts[e] … starts[e + 1]) of the source's rows.
 template <class T>

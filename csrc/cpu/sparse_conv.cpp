@@ -1,88 +1,25 @@
 // Relevance through a convolution (or a linear layer: one position) for alive neurons on both sides only.
 //
-// Work is cut into tiles of input positions. A tile first packs what it reads: the alive rows of all output positions in
-// reach, multiplied by their coefficient, for up to kPanel targets. Then it goes over blocks of the weight that fit into
-// the first-level cache and multiplies each with all of the tile's positions.
+// Work is cut into tiles of input positions. A tile first packs what it reads: the alive rows of all output positions
+// in reach, multiplied by their coefficient, for up to kPanel targets. Then it goes over blocks of the weight that fit
+// into the first-level cache and multiplies each with all of the tile's positions.
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "../common/parallel.h"
 #include "sparse.h"
 #include "sparse_kernel.h"
+#include "sparse_window.h"
 
 namespace fastlrp::cpu {
 namespace {
 
-constexpr int64_t kPanel = 64;                  // targets at once, a multiple of kLanes
-constexpr int64_t kPackedBytes = 768 << 10;     // what a tile packs should stay in a second-level cache
-constexpr int64_t kTileWidth = 28;              // positions along the last axis
-constexpr int64_t kItemsPerThread = 6;          // below it the balance between threads suffers
-
-template <class T>
-class Buffer {
- public:
-  T* reserve(int64_t count) {
-    if (count > capacity_) {
-      capacity_ = count + count / 2 + 64;
-      data_.reset(static_cast<T*>(::operator new(capacity_ * sizeof(T), std::align_val_t{64})));
-    }
-    return data_.get();
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> data_;
-  int64_t capacity_ = 0;
-};
-
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-// Output coordinate that tap t joins with input coordinate i, or -1.
-struct Reach {
-  std::vector<int32_t> table;
-  int64_t inputs;
-
-  Reach(const Window& w, int axis) : inputs(w.in[axis]) {
-    table.resize(static_cast<size_t>(w.taps[axis] * inputs));
-    for (int64_t t = 0; t < w.taps[axis]; ++t) {
-      for (int64_t i = 0; i < inputs; ++i) {
-        int64_t o;
-        if (w.transposed) {
-          o = i * w.stride[axis] - w.padding[axis] + t * w.dilation[axis];
-        } else {
-          o = i + w.padding[axis] - t * w.dilation[axis];
-          o = o >= 0 && o % w.stride[axis] == 0 ? o / w.stride[axis] : -1;
-        }
-        table[t * inputs + i] = o >= 0 && o < w.out[axis] ? static_cast<int32_t>(o) : -1;
-      }
-    }
-  }
-  const int32_t* tap(int64_t t) const { return table.data() + t * inputs; }
-
-  // All outputs within reach of the inputs in a range.
-  Range outputs(int64_t taps, Range in) const {
-    Range found{INT64_MAX, -1};
-    for (int64_t t = 0; t < taps; ++t) {
-      for (int64_t i = in.begin; i < in.end; ++i) {
-        const int64_t o = tap(t)[i];
-        if (o >= 0) {
-          found = {std::min(found.begin, o), std::max(found.end, o + 1)};
-        }
-      }
-    }
-    return found.end < 0 ? Range{0, 0} : found;
-  }
-};
+constexpr int64_t kPanel = 64;               // targets at once, a multiple of kLanes
+constexpr int64_t kPackedBytes = 768 << 10;  // what a tile packs should stay in a second-level cache
+constexpr int64_t kTileWidth = 28;           // positions along the last axis
+constexpr int64_t kItemsPerThread = 6;       // below it the balance between threads suffers
 
 struct Tiling {
   int64_t rows, width;              // positions of a tile along the last two axes
@@ -121,7 +58,8 @@ Tiling make_tiling(const SparseConv<T>& p, int64_t width) {
   const auto count = [&](int64_t rows) {
     return p.batch * w.in[0] * ((w.in[1] + rows - 1) / rows) * ((w.in[2] + t.width - 1) / t.width);
   };
-  while (t.rows < w.in[1] && t.rows < 16 && packed(2 * t.rows, t.width) <= kPackedBytes && count(2 * t.rows) >= wanted) {
+  while (t.rows < w.in[1] && t.rows < 16 && packed(2 * t.rows, t.width) <= kPackedBytes &&
+         count(2 * t.rows) >= wanted) {
     t.rows *= 2;
   }
   t.tiles_y = (w.in[1] + t.rows - 1) / t.rows;
@@ -143,7 +81,7 @@ class Worker {
     const int64_t groups = p.blocks.groups;
     const Window& w = p.window;
     merged_ = groups == 1 && p.blocks.out_blocks() == 1 && !w.transposed && w.stride[2] == 1 && w.dilation[2] == 1;
-    blocks_ = depthwise_ ? Blocks{1, groups, groups, groups, groups} : p.blocks;
+    blocks_ = depthwise_ ? Blocks{1, groups, groups, groups, groups, 0, 0, 0, groups} : p.blocks;
     out_bounds_ = block_bounds(blocks_.groups, blocks_.out_channels, blocks_.block_out);
     in_bounds_ = block_bounds(blocks_.groups, blocks_.in_channels, blocks_.block_in);
   }
@@ -169,6 +107,9 @@ class Worker {
       if (p_.dense) {
         sums_.reserve(rows_ * width_);
       }
+      if (!p_.initial.empty()) {
+        begin_with(p_.initial.front(), first);
+      }
       depthwise_ ? multiply_depthwise(first) : multiply(first);
       if (p_.dense) {
         write_dense(first);
@@ -186,8 +127,8 @@ class Worker {
     return ((a - box_[0].begin) * box_[1].size() + y - box_[1].begin) * box_[2].size() + x - box_[2].begin;
   }
 
-  // Entries of each position by block: first[block], and each entry's place in its block. `bounds` are the blocks' first
-  // channels.
+  // Entries of each position by block: first[block], and each entry's place in its block. `bounds` are the blocks'
+  // first channels.
   template <class Local>
   static void cut(const int32_t* channels, Range entries, const std::vector<int32_t>& bounds, int64_t base,
                   int64_t* first, Local&& local) {
@@ -267,7 +208,7 @@ class Worker {
     T* packed = packed_.reserve(total * products * width_);
     int32_t* row = row_.reserve(total);
     int64_t* first = out_first_.reserve(count * (all + 1));
-    const int32_t block_in = static_cast<int32_t>(blocks_.block_in);
+    const int32_t step = static_cast<int32_t>(blocks_.row_step);
     T* scale = scale_.reserve(blocks_.groups * blocks_.out_channels);
     const int64_t valid = std::max<int64_t>(0, std::min(width_, p_.targets - first_target));
     int64_t base = 0;
@@ -277,7 +218,7 @@ class Worker {
           const int64_t at = position(a, y, x), inside = at - batch_ * spatial;
           const Range entries{pattern.offsets[at], pattern.offsets[at + 1]};
           cut(pattern.channels, entries, out_bounds_, base, first + box_index(a, y, x) * (all + 1),
-              [&](int64_t to, int32_t in_block) { row[to] = in_block * block_in; });
+              [&](int64_t to, int32_t in_block) { row[to] = in_block * step; });
           const int64_t* rows = p_.arriving.rows == nullptr ? nullptr : p_.arriving.rows + entries.begin;
           const T* source = p_.arriving.values + first_target + (rows ? 0 : entries.begin * p_.arriving.stride);
           for (int64_t product = 0; product < products; ++product) {
@@ -286,10 +227,40 @@ class Worker {
               scale[e - entries.begin] = coefficient.at(batch_, pattern.channels[e], inside);
             }
             kernel_.scale_rows(width_, valid, entries.size(), source, p_.arriving.stride, rows, scale,
-                               packed + (base + product * total) * width_);
+                               packed + (base + product * total) * width_, width_);
           }
           base += entries.size();
         }
+      }
+    }
+  }
+
+  // The sums of this item to what another register holds for the same neurons.
+  void begin_with(const Summand<T>& summand, int64_t first_target) {
+    const int64_t all = blocks_.groups * blocks_.in_blocks(),
+                  spatial = p_.window.in[0] * p_.window.in[1] * p_.window.in[2];
+    const int64_t valid = std::max<int64_t>(0, std::min(width_, p_.targets - first_target));
+    const Pattern& theirs = summand.source.pattern;
+    T* scale = scale_.reserve(std::max(blocks_.groups * blocks_.in_channels, blocks_.groups * blocks_.out_channels));
+    int64_t* rows = matched_.reserve(blocks_.groups * blocks_.in_channels);
+    for (int64_t y = ys_.begin; y < ys_.end; ++y) {
+      for (int64_t x = xs_.begin; x < xs_.end; ++x) {
+        const int64_t i = tile_index(y, x), q = input(y, x), inside = q - batch_ * spatial;
+        const int64_t* in = in_first_.get() + i * (all + 1);
+        const int64_t skip = in[mine_.begin] - in[0], count = in[mine_.end] - in[mine_.begin];
+        const int32_t* channels = p_.leaving.channels + p_.leaving.offsets[q] + skip;
+        int64_t s = theirs.offsets[q];
+        const int64_t end = theirs.offsets[q + 1];
+        for (int64_t e = 0; e < count; ++e) {
+          while (s < end && theirs.channels[s] < channels[e]) {
+            ++s;
+          }
+          const bool found = s < end && theirs.channels[s] == channels[e];
+          rows[e] = found ? (summand.source.rows == nullptr ? s : summand.source.rows[s]) : -1;
+          scale[e] = summand.factor.data == nullptr ? T(1) : summand.factor.at(batch_, channels[e], inside);
+        }
+        kernel_.scale_rows(width_, valid, count, summand.source.values + first_target, summand.source.stride, rows,
+                           scale, rows_of(i, first_target) + skip * row_stride(), row_stride());
       }
     }
   }
@@ -327,15 +298,13 @@ class Worker {
   }
 
   void multiply(int64_t first_target) {
-    const Window& w = p_.window;
-    const int64_t taps = w.taps[0] * w.taps[1] * w.taps[2];
-    const int64_t slab = blocks_.block_out * blocks_.block_in, positions = ys_.size() * xs_.size();
+    const int64_t positions = ys_.size() * xs_.size();
     bool* fresh = fresh_.reserve(positions);
     for (int64_t in_block = mine_.begin; in_block < mine_.end; ++in_block) {
-      std::fill(fresh, fresh + positions, true);
+      std::fill(fresh, fresh + positions, p_.initial.empty());
       for (size_t product = 0; product < p_.products.size(); ++product) {
         const T* packed = packed_.get() + static_cast<int64_t>(product) * packed_rows_ * width_;
-        const T* weights = p_.products[product].weight + in_block * taps * blocks_.out_blocks() * slab;
+        const T* weights = p_.products[product].weight + in_block * blocks_.in_step;
         merged_ ? by_rows(in_block, packed, weights, first_target) : by_taps(in_block, packed, weights, first_target);
       }
       clear_untouched(in_block, first_target);
@@ -343,12 +312,11 @@ class Worker {
   }
 
   void by_taps(int64_t in_block, const T* packed, const T* weights, int64_t first_target) {
-    const int64_t slab = blocks_.block_out * blocks_.block_in;
     const int64_t in_all = blocks_.groups * blocks_.in_blocks(), out_all = blocks_.groups * blocks_.out_blocks();
     const int64_t group = in_block / blocks_.in_blocks();
     over_taps([&](int64_t tap, int64_t a, const int32_t* to_y, const int32_t* to_x) {
       for (int64_t b = 0; b < blocks_.out_blocks(); ++b) {
-        const T* weight = weights + (tap * blocks_.out_blocks() + b) * slab;
+        const T* weight = weights + tap * blocks_.tap_step + b * blocks_.out_step;
         const int64_t out_block = group * blocks_.out_blocks() + b;
         for (int64_t y = ys_.begin; y < ys_.end; ++y) {
           if (to_y[y] < 0) {
@@ -378,13 +346,13 @@ class Worker {
   // they read lies side by side, last tap first.
   void by_rows(int64_t in_block, const T* packed, const T* weights, int64_t first_target) {
     const Window& w = p_.window;
-    const int64_t slab = blocks_.block_out * blocks_.block_in, all = blocks_.in_blocks();
+    const int64_t all = blocks_.in_blocks();
     int32_t* row = joined_.reserve(w.taps[2] * blocks_.block_out);
     for (int64_t ta = 0; ta < w.taps[0]; ++ta) {
       const int64_t a = reach_[0].tap(ta)[depth_];
       for (int64_t ty = 0; a >= 0 && ty < w.taps[1]; ++ty) {
         const int32_t* to_y = reach_[1].tap(ty);
-        const T* weight = weights + (ta * w.taps[1] + ty) * w.taps[2] * slab;
+        const T* weight = weights + (ta * w.taps[1] + ty) * w.taps[2] * blocks_.tap_step;
         for (int64_t y = ys_.begin; y < ys_.end; ++y) {
           for (int64_t x = xs_.begin; to_y[y] >= 0 && x < xs_.end; ++x) {
             const int64_t i = tile_index(y, x);
@@ -401,7 +369,7 @@ class Worker {
               }
               const int64_t* out = out_first_.get() + box_index(a, to_y[y], o) * 2;
               begin = count == 0 ? out[0] : begin;
-              const int32_t offset = static_cast<int32_t>(tx * slab);
+              const int32_t offset = static_cast<int32_t>(tx * blocks_.tap_step);
               for (int64_t e = out[0]; e < out[1]; ++e) {
                 row[count++] = row_.get()[e] + offset;
               }
@@ -423,9 +391,11 @@ class Worker {
     const Window& w = p_.window;
     const int64_t taps = w.taps[0] * w.taps[1] * w.taps[2];
     const int32_t zero = 0;
-    bool* fresh = fresh_.reserve(ys_.size() * xs_.size());
-    std::fill(fresh, fresh + ys_.size() * xs_.size(), true);
-    clear_untouched(0, first_target);
+    if (p_.initial.empty()) {
+      bool* fresh = fresh_.reserve(ys_.size() * xs_.size());
+      std::fill(fresh, fresh + ys_.size() * xs_.size(), true);
+      clear_untouched(0, first_target);
+    }
     for (size_t product = 0; product < p_.products.size(); ++product) {
       const T* packed = packed_.get() + static_cast<int64_t>(product) * packed_rows_ * width_;
       const T* weights = p_.products[product].weight;
@@ -441,10 +411,10 @@ class Worker {
             T* rows = rows_of(i, first_target);
             // One block of all channels: an entry's place in its block is its channel.
             for (int64_t e = in[0], o = out[0]; e < in[1] && o < out[1];) {
-              const int64_t left = column_.get()[e], right = row_.get()[o] / blocks_.block_in;
+              const int64_t left = column_.get()[e], right = row_.get()[o] / blocks_.row_step;
               if (left == right) {
-                kernel_.multiply_add(false, width_, 1, weights + left * taps + tap, &zero, 1, packed + o * width_, width_, &zero,
-                          rows + (e - in[0]) * row_stride(), row_stride());
+                kernel_.multiply_add(false, width_, 1, weights + left * taps + tap, &zero, 1, packed + o * width_,
+                                     width_, &zero, rows + (e - in[0]) * row_stride(), row_stride());
               }
               e += left <= right;
               o += right <= left;
@@ -455,30 +425,54 @@ class Worker {
     }
   }
 
+  // Row by row of positions and channel by channel, so that what is written lies side by side: targets are a whole map
+  // apart, which often is a multiple of what caches tell apart.
   void write_dense(int64_t first_target) {
     const Window& w = p_.window;
-    const int64_t all = blocks_.groups * blocks_.in_blocks();
-    const int64_t spatial = w.in[0] * w.in[1] * w.in[2];
-    const int64_t valid = std::max<int64_t>(0, std::min(width_, p_.targets - first_target));
-    const Range mine{mine_.begin, mine_.end};
+    const int64_t all = blocks_.groups * blocks_.in_blocks(), spatial = w.in[0] * w.in[1] * w.in[2];
+    const int64_t valid = std::max<int64_t>(0, std::min(width_, p_.targets - first_target)), count = xs_.size();
+    const int64_t folds = blocks_.groups * blocks_.in_channels / p_.channels;
+    const Range mine =
+        folds > 1 || depthwise_ ? Range{0, p_.channels} : Range{in_bounds_[mine_.begin], in_bounds_[mine_.end]};
+    const T** found = found_.reserve(count * folds);
+    T* scale = scale_.reserve(std::max(count * folds, blocks_.groups * blocks_.out_channels));
+    int64_t* next = matched_.reserve(count * folds);
     for (int64_t y = ys_.begin; y < ys_.end; ++y) {
-      for (int64_t x = xs_.begin; x < xs_.end; ++x) {
-        const int64_t i = tile_index(y, x), q = input(y, x), inside = q - batch_ * spatial;
-        const int64_t* first = in_first_.get() + i * (all + 1);
-        const T* rows = rows_of(i, first_target);
-        for (int64_t e = first[mine.begin]; e < first[mine.end]; ++e) {
-          const int64_t channel = p_.leaving.channels[p_.leaving.offsets[q] + e - first[0]];
-          const int64_t fold = channel / p_.channels, into = channel % p_.channels;
-          const T factor = p_.factors.empty() ? T(1) : p_.factors[fold].at(batch_, into, inside);
-          const T* row = rows + (e - first[0]) * width_;
-          T* to = p_.result + batch_ * p_.dense_batch + first_target * p_.dense_target + into * p_.dense_channel +
-                  inside * p_.dense_position;
-          for (int64_t k = 0; k < valid; ++k) {
-            to[k * p_.dense_target] += factor * row[k];
+      for (int64_t i = 0; i < count * folds; ++i) {
+        next[i] =
+            first_entry(input(y, xs_.begin + i % count), static_cast<int32_t>(i / count * p_.channels + mine.begin));
+      }
+      const int64_t inside = input(y, xs_.begin) - batch_ * spatial;
+      for (int64_t c = mine.begin; c < mine.end; ++c) {
+        for (int64_t i = 0; i < count * folds; ++i) {
+          const int64_t x = i % count, fold = i / count, q = input(y, xs_.begin + x);
+          const int64_t* first = in_first_.get() + tile_index(y, xs_.begin + x) * (all + 1);
+          const bool here =
+              next[i] < p_.leaving.offsets[q + 1] && p_.leaving.channels[next[i]] == fold * p_.channels + c;
+          found[i] = here ? sums_.get() + (first[0] + next[i] - p_.leaving.offsets[q]) * width_ : nullptr;
+          scale[i] = p_.factors.empty() ? T(1) : p_.factors[fold].at(batch_, c, inside + x);
+          next[i] += here;
+        }
+        T* to = p_.result + batch_ * p_.dense_batch + first_target * p_.dense_target + c * p_.dense_channel +
+                inside * p_.dense_position;
+        for (int64_t k = 0; k < valid; ++k, to += p_.dense_target) {
+          for (int64_t x = 0; x < count; ++x) {
+            T total = T(0);
+            for (int64_t i = x; i < count * folds; i += count) {
+              total += found[i] == nullptr ? T(0) : scale[i] * found[i][k];
+            }
+            to[x * p_.dense_position] = total;
           }
         }
       }
     }
+  }
+
+  // The first entry of a position at or after a channel.
+  int64_t first_entry(int64_t q, int32_t channel) const {
+    const int32_t* begin = p_.leaving.channels + p_.leaving.offsets[q];
+    const int32_t* end = p_.leaving.channels + p_.leaving.offsets[q + 1];
+    return p_.leaving.offsets[q] + (std::lower_bound(begin, end, channel) - begin);
   }
 
   const SparseConv<T>& p_;
@@ -493,7 +487,8 @@ class Worker {
   Buffer<int32_t> row_, column_, joined_;
   Buffer<bool> fresh_;
   std::vector<int32_t> out_bounds_, in_bounds_;
-  Buffer<int64_t> out_first_, in_first_, in_start_;
+  Buffer<int64_t> out_first_, in_first_, in_start_, matched_;
+  Buffer<const T*> found_;
 };
 
 }  // namespace

@@ -5,6 +5,8 @@
 
 #include "../common/parallel.h"
 #include "sparse.h"
+#include "sparse_kernel.h"
+#include "sparse_window.h"
 
 namespace fastlrp::cpu {
 namespace {
@@ -33,35 +35,54 @@ int64_t advance(const Pattern& pattern, int64_t position, int64_t from, int32_t 
 }  // namespace
 
 template <class T>
-void sparse_count(const Map<T>& map, int64_t batch, int64_t channels, int64_t spatial, int64_t* counts) {
-  over_positions(batch, spatial, [&](int64_t q, int64_t b, int64_t p) {
-    const T* at = map.data + b * map.batch + p * map.position;
-    int64_t count = 0;
-    if (map.channel == 1) {
-      for (int64_t c = 0; c < channels; ++c) {
-        count += at[c] != T(0);
+Entries sparse_pattern(const std::vector<Mask<T>>& masks, int64_t batch, int64_t channels, int64_t spatial) {
+  const AliveChannels<T> alive_channels = sparse_kernel<T>().alive_channels;
+  const bool plain = std::all_of(masks.begin(), masks.end(),
+                                 [](const Mask<T>& m) { return m.index.data == nullptr && m.map.channel == 1; });
+  Entries found;
+  found.offsets.assign(static_cast<size_t>(batch * spatial + 1), 0);
+  // Each range of positions lists its entries by itself; then they are put one after the other.
+  const int64_t positions = batch * spatial, pieces = std::min<int64_t>(positions, 8 * thread_count());
+  std::vector<std::vector<int32_t>> lists(static_cast<size_t>(pieces));
+  const auto begin_of = [&](int64_t piece) { return positions * piece / std::max<int64_t>(1, pieces); };
+  parallel_for(pieces, 1, [&](int64_t first, int64_t last) {
+    std::vector<const T*> maps(masks.size());
+    std::vector<T> gathered(static_cast<size_t>(channels) * masks.size());
+    for (int64_t piece = first; piece < last; ++piece) {
+      std::vector<int32_t>& list = lists[piece];
+      list.resize(static_cast<size_t>((begin_of(piece + 1) - begin_of(piece)) * channels + kLanes));
+      int64_t count = 0;
+      for (int64_t q = begin_of(piece); q < begin_of(piece + 1); ++q) {
+        const int64_t b = q / spatial, p = q % spatial;
+        for (size_t m = 0; m < masks.size(); ++m) {
+          const Mask<T>& mask = masks[m];
+          maps[m] = mask.map.data + b * mask.map.batch + p * mask.map.position;
+          if (!plain) {
+            T* to = gathered.data() + m * channels;
+            for (int64_t c = 0; c < channels; ++c) {
+              to[c] = mask.map.at(b, c, mask.index.data == nullptr ? p : mask.index.at(b, c, p));
+            }
+            maps[m] = to;
+          }
+        }
+        const int64_t here =
+            alive_channels(maps.data(), static_cast<int64_t>(maps.size()), channels, list.data() + count);
+        found.offsets[q + 1] = here;
+        count += here;
       }
-    } else {
-      for (int64_t c = 0; c < channels; ++c) {
-        count += at[c * map.channel] != T(0);
-      }
-    }
-    counts[q] = count;
-  });
-}
-
-template <class T>
-void sparse_fill(const Map<T>& map, int64_t batch, int64_t channels, int64_t spatial, const int64_t* offsets,
-                 int32_t* out) {
-  over_positions(batch, spatial, [&](int64_t q, int64_t b, int64_t p) {
-    const T* at = map.data + b * map.batch + p * map.position;
-    int32_t* to = out + offsets[q];
-    const int32_t* end = out + offsets[q + 1];
-    for (int64_t c = 0; c < channels && to < end; ++c) {
-      *to = static_cast<int32_t>(c);
-      to += at[c * map.channel] != T(0);
+      list.resize(static_cast<size_t>(count));
     }
   });
+  for (int64_t q = 0; q < positions; ++q) {
+    found.offsets[q + 1] += found.offsets[q];
+  }
+  found.channels.resize(static_cast<size_t>(found.offsets.back()));
+  parallel_for(pieces, 1, [&](int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last; ++piece) {
+      std::copy(lists[piece].begin(), lists[piece].end(), found.channels.begin() + found.offsets[begin_of(piece)]);
+    }
+  });
+  return found;
 }
 
 template <class T>
@@ -137,59 +158,79 @@ void sparse_sum(const std::vector<Summand<T>>& sources, const Pattern& pattern, 
   });
 }
 
-Winners sparse_winners(const int64_t* index, int64_t index_batch, int64_t index_channel, int64_t index_position,
-                       const Pattern& pooled, int64_t batch, int64_t inputs) {
-  const int64_t spatial = batch == 0 ? 0 : pooled.positions / batch, entries = pooled.offsets[pooled.positions];
+Winners sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const Window& window, int64_t batch) {
+  const Window& w = window;
+  const int64_t inputs = w.in[0] * w.in[1] * w.in[2], outputs = w.out[0] * w.out[1] * w.out[2];
+  const Reach reach[3] = {{w, 0}, {w, 1}, {w, 2}};
+  std::vector<int32_t> place(static_cast<size_t>(pooled.offsets[pooled.positions]));  // the input that each entry names
+  over_positions(batch, outputs, [&](int64_t q, int64_t b, int64_t p) {
+    for (int64_t e = pooled.offsets[q]; e < pooled.offsets[q + 1]; ++e) {
+      place[e] = static_cast<int32_t>(index.at(b, pooled.channels[e], p));
+    }
+  });
   struct Won {
     int32_t channel;
     int64_t row;
   };
-  // Bucket by input position, then order each bucket by channel.
-  std::vector<int64_t> place(static_cast<size_t>(entries)), begin(static_cast<size_t>(batch * inputs + 1), 0);
-  over_positions(batch, spatial, [&](int64_t q, int64_t b, int64_t p) {
-    for (int64_t e = pooled.offsets[q]; e < pooled.offsets[q + 1]; ++e) {
-      place[e] = b * inputs + index[b * index_batch + pooled.channels[e] * index_channel + p * index_position];
-    }
-  });
-  for (const int64_t to : place) {
-    ++begin[to + 1];
-  }
-  for (size_t i = 1; i < begin.size(); ++i) {
-    begin[i] += begin[i - 1];
-  }
-  std::vector<Won> won(static_cast<size_t>(entries));
-  std::vector<int64_t> next(begin.begin(), begin.end() - 1);
-  for (int64_t e = 0; e < entries; ++e) {
-    won[next[place[e]]++] = {pooled.channels[e], e};
-  }
-  Winners found;
-  found.offsets.assign(static_cast<size_t>(batch * inputs + 1), 0);
-  over_positions(batch, inputs, [&](int64_t q, int64_t, int64_t) {
-    std::sort(won.begin() + begin[q], won.begin() + begin[q + 1], [](const Won& a, const Won& b) {
-      return a.channel != b.channel ? a.channel < b.channel : a.row < b.row;
-    });
-    int64_t distinct = 0;
-    for (int64_t i = begin[q]; i < begin[q + 1]; ++i) {
-      distinct += i == begin[q] || won[i].channel != won[i - 1].channel;
-    }
-    found.offsets[q + 1] = distinct;
-  });
-  for (size_t i = 1; i < found.offsets.size(); ++i) {
-    found.offsets[i] += found.offsets[i - 1];
-  }
-  found.channels.resize(static_cast<size_t>(found.offsets.back()));
-  found.starts.resize(static_cast<size_t>(found.offsets.back() + 1));
-  found.rows.resize(static_cast<size_t>(entries));
-  found.starts.back() = entries;
-  over_positions(batch, inputs, [&](int64_t q, int64_t, int64_t) {
-    int64_t entry = found.offsets[q] - 1;
-    for (int64_t i = begin[q]; i < begin[q + 1]; ++i) {
-      if (i == begin[q] || won[i].channel != won[i - 1].channel) {
-        ++entry;
-        found.channels[entry] = won[i].channel;
-        found.starts[entry] = i;
+  // What an input position won, by channel and then by row. Windows are visited from the last tap to the first, which
+  // is in the order of outputs.
+  const auto list = [&](int64_t b, int64_t p, std::vector<Won>& won) {
+    const int64_t at[3] = {p / (w.in[1] * w.in[2]), p / w.in[2] % w.in[1], p % w.in[2]};
+    won.clear();
+    bool sorted = true;
+    for (int64_t t = w.taps[0] * w.taps[1] * w.taps[2] - 1; t >= 0; --t) {
+      const int64_t a = reach[0].tap(t / w.taps[2] / w.taps[1])[at[0]],
+                    y = reach[1].tap(t / w.taps[2] % w.taps[1])[at[1]];
+      const int64_t x = reach[2].tap(t % w.taps[2])[at[2]];
+      if (a < 0 || y < 0 || x < 0) {
+        continue;
       }
-      found.rows[i] = won[i].row;
+      const int64_t q = b * outputs + (a * w.out[1] + y) * w.out[2] + x;
+      for (int64_t e = pooled.offsets[q]; e < pooled.offsets[q + 1]; ++e) {
+        if (place[e] == p) {
+          sorted = sorted && (won.empty() || won.back().channel < pooled.channels[e]);
+          won.push_back({pooled.channels[e], e});
+        }
+      }
+    }
+    if (!sorted) {
+      std::sort(won.begin(), won.end(), [](const Won& a, const Won& b) {
+        return a.channel != b.channel ? a.channel < b.channel : a.row < b.row;
+      });
+    }
+  };
+  Winners found;
+  std::vector<int64_t> rows(static_cast<size_t>(batch * inputs + 1), 0);
+  found.entries.offsets.assign(static_cast<size_t>(batch * inputs + 1), 0);
+  over_positions(batch, inputs, [&](int64_t q, int64_t b, int64_t p) {
+    thread_local std::vector<Won> won;
+    list(b, p, won);
+    int64_t distinct = 0;
+    for (size_t i = 0; i < won.size(); ++i) {
+      distinct += i == 0 || won[i].channel != won[i - 1].channel;
+    }
+    found.entries.offsets[q + 1] = distinct;
+    rows[q + 1] = static_cast<int64_t>(won.size());
+  });
+  for (int64_t q = 0; q < batch * inputs; ++q) {
+    found.entries.offsets[q + 1] += found.entries.offsets[q];
+    rows[q + 1] += rows[q];
+  }
+  found.entries.channels.resize(static_cast<size_t>(found.entries.offsets.back()));
+  found.starts.resize(static_cast<size_t>(found.entries.offsets.back() + 1));
+  found.rows.resize(static_cast<size_t>(rows.back()));
+  found.starts.back() = rows.back();
+  over_positions(batch, inputs, [&](int64_t q, int64_t b, int64_t p) {
+    thread_local std::vector<Won> won;
+    list(b, p, won);
+    int64_t entry = found.entries.offsets[q] - 1;
+    for (size_t i = 0; i < won.size(); ++i) {
+      if (i == 0 || won[i].channel != won[i - 1].channel) {
+        ++entry;
+        found.entries.channels[entry] = won[i].channel;
+        found.starts[entry] = rows[q] + static_cast<int64_t>(i);
+      }
+      found.rows[rows[q] + static_cast<int64_t>(i)] = won[i].row;
     }
   });
   return found;
@@ -215,17 +256,14 @@ void sparse_gather_sum(const Rows<T>& source, const int64_t* starts, const int64
   });
 }
 
-#define FASTLRP_INSTANTIATE(T)                                                                                       \
-  template void sparse_count<T>(const Map<T>&, int64_t, int64_t, int64_t, int64_t*);                                 \
-  template void sparse_fill<T>(const Map<T>&, int64_t, int64_t, int64_t, const int64_t*, int32_t*);                  \
-  template void sparse_from_dense<T>(const DenseMap<const T>&, const Pattern&, T*, int64_t);                         \
-  template void sparse_to_dense<T>(const Rows<T>&, int64_t, const DenseMap<T>&);                                     \
-  template void sparse_sum<T>(const std::vector<Summand<T>>&, const Pattern&, int64_t, int64_t, T*, int64_t);        \
+#define FASTLRP_INSTANTIATE(T)                                                                                \
+  template Entries sparse_pattern<T>(const std::vector<Mask<T>>&, int64_t, int64_t, int64_t);                 \
+  template void sparse_from_dense<T>(const DenseMap<const T>&, const Pattern&, T*, int64_t);                  \
+  template void sparse_to_dense<T>(const Rows<T>&, int64_t, const DenseMap<T>&);                              \
+  template void sparse_sum<T>(const std::vector<Summand<T>>&, const Pattern&, int64_t, int64_t, T*, int64_t); \
   template void sparse_gather_sum<T>(const Rows<T>&, const int64_t*, const int64_t*, int64_t, int64_t, T*, int64_t)
 
 FASTLRP_INSTANTIATE(float);
 FASTLRP_INSTANTIATE(double);
-template void sparse_count<bool>(const Map<bool>&, int64_t, int64_t, int64_t, int64_t*);
-template void sparse_fill<bool>(const Map<bool>&, int64_t, int64_t, int64_t, const int64_t*, int32_t*);
 
 }  // namespace fastlrp::cpu

@@ -58,8 +58,8 @@ cpu::Rows<T> view(const char* op, const at::Tensor& values, const OptionalTensor
                   const at::Tensor& channels, int64_t targets) {
   check_cpu(op, "values", values);
   const cpu::Pattern pattern = view(op, offsets, channels);
-  TORCH_CHECK_VALUE(values.dim() == 2 && values.size(1) >= targets && (values.size(1) <= 1 || values.stride(1) == 1), op,
-                    ": values must be rows of at least ", targets, " targets, got ", values.sizes());
+  TORCH_CHECK_VALUE(values.dim() == 2 && values.size(1) >= targets && (values.size(1) <= 1 || values.stride(1) == 1),
+                    op, ": values must be rows of at least ", targets, " targets, got ", values.sizes());
   if (rows.has_value()) {
     TORCH_CHECK_VALUE(rows->scalar_type() == at::kLong && rows->is_contiguous() && rows->numel() == channels.numel(),
                       op, ": rows must be int64, one per entry of the pattern");
@@ -125,33 +125,124 @@ void dispatch(const at::Tensor& values, Launch&& launch) {
   values.scalar_type() == at::kFloat ? launch(0.0f) : launch(0.0);
 }
 
+cpu::Window window_of(const char* op, const std::vector<int64_t>& in, const std::vector<int64_t>& out,
+                      const std::vector<int64_t>& taps, const std::vector<int64_t>& stride,
+                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, bool transposed) {
+  const size_t n = in.size();
+  TORCH_CHECK_VALUE(n <= 3 && out.size() == n && taps.size() == n && stride.size() == n && padding.size() == n &&
+                        dilation.size() == n,
+                    op, ": sizes, stride, padding and dilation must have one entry per spatial axis, at most 3");
+  cpu::Window window{{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}, transposed};
+  for (size_t i = 0; i < n; ++i) {
+    const size_t axis = 3 - n + i;
+    TORCH_CHECK_VALUE(stride[i] >= 1 && dilation[i] >= 1 && padding[i] >= 0 && taps[i] >= 1, op,
+                      ": stride, dilation and kernel size must be at least 1, padding at least 0");
+    window.in[axis] = in[i], window.out[axis] = out[i], window.taps[axis] = taps[i];
+    window.stride[axis] = stride[i], window.padding[axis] = padding[i], window.dilation[axis] = dilation[i];
+  }
+  return window;
+}
+
+cpu::Blocks packed_blocks(const at::Tensor& packed, const std::vector<int64_t>& channels) {
+  const int64_t slab = packed.size(4) * packed.size(5);
+  return {packed.size(0),        channels[0],    channels[1],
+          packed.size(4),        packed.size(5), packed.size(2) * packed.size(3) * slab,
+          packed.size(3) * slab, slab,           packed.size(5)};
+}
+
+// Few rows at a time, so that each can be read as a stream.
+cpu::Blocks linear_blocks(const char* op, const at::Tensor& weight, const std::vector<int64_t>& channels) {
+  constexpr int64_t kOut = 64, kIn = 2048;
+  TORCH_CHECK_VALUE(
+      weight.size(0) == channels[0] && weight.size(1) == channels[1] && weight.size(1) * kOut <= INT32_MAX, op,
+      ": a linear weight must be (Co, Ci) with fewer than 2^25 input channels, got ", weight.sizes());
+  const int64_t out = std::max<int64_t>(1, std::min(kOut, channels[0])),
+                in = std::max<int64_t>(1, std::min(kIn, channels[1]));
+  return {1, channels[0], channels[1], out, in, in, 0, out * channels[1], channels[1]};
+}
+
+template <class T>
+at::Tensor tensor_of(const std::vector<T>& data, at::ScalarType dtype) {
+  at::Tensor result = at::empty({static_cast<int64_t>(data.size())}, dtype);
+  std::copy(data.begin(), data.end(), result.mutable_data_ptr<T>());
+  return result;
+}
+
+// What a list of summands refers to, kept alive while the kernel runs.
+struct Summands {
+  const std::vector<SummandTensors>& sources;
+  std::vector<at::Tensor> factors;
+
+  Summands(const char* op, const std::vector<SummandTensors>& given, const at::Tensor& like, int64_t batch,
+           int64_t positions)
+      : sources(given) {
+    for (const SummandTensors& source : given) {
+      check_like(op, "values", std::get<0>(source), like);
+      TORCH_CHECK_VALUE(std::get<2>(source).numel() == positions + 1, op, ": patterns differ in their positions");
+      const OptionalTensor& factor = std::get<4>(source);
+      if (factor.has_value()) {
+        check_like(op, "factor", *factor, like);
+        TORCH_CHECK_VALUE(
+            factor->dim() >= 2 && factor->size(0) == batch && factor->size(0) * spatial_of(*factor, 2) == positions, op,
+            ": factor must have shape (B, C, *S), got ", factor->sizes());
+      }
+      factors.push_back(factor.has_value() ? flattened(factor->resolve_neg(), 2) : at::Tensor());
+    }
+  }
+
+  template <class T>
+  std::vector<cpu::Summand<T>> views(const char* op, int64_t targets) const {
+    std::vector<cpu::Summand<T>> result;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const auto& [theirs, rows, offsets, channels, factor] = sources[i];
+      result.push_back({view<T>(op, theirs, rows, offsets, channels, targets),
+                        factors[i].defined() ? map_of<T>(factors[i]) : cpu::Map<T>{nullptr, 0, 0, 0}});
+    }
+    return result;
+  }
+};
+
 }  // namespace
 
-PatternTensors sparse_pattern(const at::Tensor& map_) {
+PatternTensors sparse_pattern(const std::vector<std::tuple<at::Tensor, OptionalTensor>>& masks) {
   constexpr const char* op = "sparse_pattern";
-  check_cpu(op, "map", map_);
-  TORCH_CHECK_VALUE(map_.dim() >= 2, op, ": map must have shape (B, C, *S), got ", map_.sizes());
-  const at::Tensor map = flattened(map_.resolve_neg(), 2);
-  const int64_t batch = map.size(0), channels = map.size(1), spatial = spatial_of(map, 2);
-  at::Tensor offsets = at::zeros({batch * spatial + 1}, at::kLong);
-  int64_t* counts = offsets.mutable_data_ptr<int64_t>() + 1;
-  at::Tensor found;
-  const auto launch = [&](auto zero) {
-    using T = decltype(zero);
-    const cpu::Map<T> view = map_of<T>(map);
-    cpu::sparse_count<T>(view, batch, channels, spatial, counts);
-    std::partial_sum(counts, counts + batch * spatial, counts);
-    found = at::empty({batch * spatial == 0 ? 0 : counts[batch * spatial - 1]}, at::kInt);
-    cpu::sparse_fill<T>(view, batch, channels, spatial, offsets.const_data_ptr<int64_t>(),
-                        found.mutable_data_ptr<int32_t>());
-  };
-  if (map.scalar_type() == at::kBool) {
-    launch(false);
-  } else {
-    check_float(op, "map", map);
-    dispatch(map, launch);
+  TORCH_CHECK_VALUE(!masks.empty(), op, ": no mask given");
+  const at::Tensor& like = std::get<0>(masks.front());
+  check_float(op, "mask", like);
+  std::vector<at::Tensor> maps, indices;
+  std::vector<int64_t> size;
+  for (const auto& [map, index] : masks) {
+    check_like(op, "mask", map, like);
+    TORCH_CHECK_VALUE(map.dim() >= 2, op, ": mask must have shape (B, C, *S), got ", map.sizes());
+    maps.push_back(flattened(map.resolve_neg(), 2));
+    indices.emplace_back();
+    if (index.has_value()) {
+      check_cpu(op, "index", *index);
+      TORCH_CHECK_TYPE(index->scalar_type() == at::kLong, op, ": index must be int64, got ", index->scalar_type());
+      indices.back() = flattened(*index, 2);
+    }
+    const at::Tensor& shape = index.has_value() ? *index : map;
+    TORCH_CHECK_VALUE(shape.dim() >= 2 && shape.size(0) == map.size(0) && shape.size(1) == map.size(1) &&
+                          (size.empty() || shape.sizes() == at::IntArrayRef(size)),
+                      op, ": masks must have the same shape, got ", shape.sizes());
+    size = shape.sizes().vec();
   }
-  return {offsets, found};
+  const int64_t batch = size[0], channels = size[1];
+  int64_t spatial = 1;
+  for (size_t axis = 2; axis < size.size(); ++axis) {
+    spatial *= size[axis];
+  }
+  cpu::Entries found;
+  dispatch(like, [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<cpu::Mask<T>> views;
+    for (size_t i = 0; i < maps.size(); ++i) {
+      views.push_back({map_of<T>(maps[i]),
+                       indices[i].defined() ? map_of<int64_t>(indices[i]) : cpu::Map<int64_t>{nullptr, 0, 0, 0}});
+    }
+    found = cpu::sparse_pattern<T>(views, batch, channels, spatial);
+  });
+  return {tensor_of(found.offsets, at::kLong), tensor_of(found.channels, at::kInt)};
 }
 
 at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors& pattern_) {
@@ -166,10 +257,10 @@ at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors&
   at::Tensor values = new_rows(std::get<1>(pattern_).numel(), relevance.size(1), relevance.options());
   dispatch(values, [&](auto zero) {
     using T = decltype(zero);
-    cpu::sparse_from_dense<T>({relevance.const_data_ptr<T>(), relevance.size(0), relevance.size(1), spatial,
-                               relevance.stride(0), relevance.stride(1), relevance.stride(2),
-                               position_stride(relevance, 3)},
-                              pattern, values.mutable_data_ptr<T>(), values.stride(0));
+    cpu::sparse_from_dense<T>(
+        {relevance.const_data_ptr<T>(), relevance.size(0), relevance.size(1), spatial, relevance.stride(0),
+         relevance.stride(1), relevance.stride(2), position_stride(relevance, 3)},
+        pattern, values.mutable_data_ptr<T>(), values.stride(0));
   });
   return values;
 }
@@ -203,52 +294,32 @@ at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternT
   check_float(op, "values", like);
   const cpu::Pattern pattern = view(op, std::get<0>(pattern_), std::get<1>(pattern_));
   at::Tensor values = new_rows(std::get<1>(pattern_).numel(), targets, like.options());
-  std::vector<at::Tensor> factors;
-  for (const SummandTensors& source : sources) {
-    check_like(op, "values", std::get<0>(source), like);
-    TORCH_CHECK_VALUE(std::get<2>(source).numel() == pattern.positions + 1, op, ": patterns differ in their positions");
-    const OptionalTensor& factor = std::get<4>(source);
-    if (factor.has_value()) {
-      check_like(op, "factor", *factor, like);
-      TORCH_CHECK_VALUE(factor->dim() >= 2 && factor->size(0) == batch &&
-                            factor->size(0) * spatial_of(*factor, 2) == pattern.positions,
-                        op, ": factor must have shape (B, C, *S), got ", factor->sizes());
-    }
-    factors.push_back(factor.has_value() ? flattened(factor->resolve_neg(), 2) : at::Tensor());
-  }
+  const Summands summands(op, sources, like, batch, pattern.positions);
   dispatch(values, [&](auto zero) {
     using T = decltype(zero);
-    std::vector<cpu::Summand<T>> summands;
-    for (size_t i = 0; i < sources.size(); ++i) {
-      const auto& [theirs, rows, offsets, channels, factor] = sources[i];
-      summands.push_back({view<T>(op, theirs, rows, offsets, channels, targets),
-                          factors[i].defined() ? map_of<T>(factors[i]) : cpu::Map<T>{nullptr, 0, 0, 0}});
-    }
-    cpu::sparse_sum<T>(summands, pattern, batch, targets, values.mutable_data_ptr<T>(), values.stride(0));
+    cpu::sparse_sum<T>(summands.views<T>(op, targets), pattern, batch, targets, values.mutable_data_ptr<T>(),
+                       values.stride(0));
   });
   return values;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(const at::Tensor& index_,
-                                                                          const PatternTensors& pooled_,
-                                                                          int64_t inputs) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(
+    const at::Tensor& index_, const PatternTensors& pooled_, const std::vector<int64_t>& input_size,
+    const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation) {
   constexpr const char* op = "sparse_winners";
   check_cpu(op, "index", index_);
   TORCH_CHECK_TYPE(index_.scalar_type() == at::kLong, op, ": index must be int64, got ", index_.scalar_type());
+  TORCH_CHECK_VALUE(index_.dim() >= 2, op, ": index must have shape (B, C, *S'), got ", index_.sizes());
   const at::Tensor index = flattened(index_, 2);
   const cpu::Pattern pooled = view(op, std::get<0>(pooled_), std::get<1>(pooled_));
-  TORCH_CHECK_VALUE(index.dim() >= 2 && pooled.positions == index.size(0) * spatial_of(index, 2), op,
-                    ": the pattern has ", pooled.positions, " positions, index has shape ", index.sizes());
-  const cpu::Winners found = cpu::sparse_winners(index.const_data_ptr<int64_t>(), index.stride(0), index.stride(1),
-                                                 position_stride(index, 2), pooled, index.size(0), inputs);
-  const auto longs = [](const std::vector<int64_t>& data) {
-    at::Tensor result = at::empty({static_cast<int64_t>(data.size())}, at::kLong);
-    std::copy(data.begin(), data.end(), result.mutable_data_ptr<int64_t>());
-    return result;
-  };
-  at::Tensor channels = at::empty({static_cast<int64_t>(found.channels.size())}, at::kInt);
-  std::copy(found.channels.begin(), found.channels.end(), channels.mutable_data_ptr<int32_t>());
-  return {longs(found.offsets), channels, longs(found.starts), longs(found.rows)};
+  TORCH_CHECK_VALUE(pooled.positions == index.size(0) * spatial_of(index, 2), op, ": the pattern has ",
+                    pooled.positions, " positions, index has shape ", index.sizes());
+  const cpu::Window window = window_of(op, input_size, {index.sizes().begin() + 2, index.sizes().end()}, kernel_size,
+                                       stride, padding, dilation, false);
+  const cpu::Winners found = cpu::sparse_winners(map_of<int64_t>(index), pooled, window, index.size(0));
+  return {tensor_of(found.entries.offsets, at::kLong), tensor_of(found.entries.channels, at::kInt),
+          tensor_of(found.starts, at::kLong), tensor_of(found.rows, at::kLong)};
 }
 
 at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows_,
@@ -296,38 +367,32 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
                                  const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                                  const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                                  bool transposed, std::optional<int64_t> channels,
-                                 const std::vector<at::Tensor>& factors_) {
+                                 const std::vector<at::Tensor>& factors_, const std::vector<SummandTensors>& initial) {
   constexpr const char* op = "sparse_conv_relevance";
   const auto& [values, rows, offsets, out_channels] = arriving;
   check_float(op, "values", values);
-  const size_t n = input_size.size();
-  TORCH_CHECK_VALUE(n <= 3 && output_size.size() == n && kernel_size.size() == n && stride.size() == n &&
-                        padding.size() == n && dilation.size() == n,
-                    op, ": sizes, stride, padding and dilation must have one entry per spatial axis, at most 3");
+  const cpu::Window window = window_of(op, input_size, output_size, kernel_size, stride, padding, dilation, transposed);
+  const int64_t taps = window.taps[0] * window.taps[1] * window.taps[2];
+  const int64_t inputs = window.in[0] * window.in[1] * window.in[2];
+  const int64_t outputs = window.out[0] * window.out[1] * window.out[2];
   TORCH_CHECK_VALUE(!weights.empty() && weights.size() == coefficients.size() && channels_per_group.size() == 2, op,
                     ": expected a coefficient for each weight, and channels per group on both sides");
-  cpu::Window window{{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}, transposed};
-  int64_t taps = 1, inputs = 1, outputs = 1;
-  for (size_t i = 0; i < n; ++i) {
-    const size_t axis = 3 - n + i;
-    TORCH_CHECK_VALUE(stride[i] >= 1 && dilation[i] >= 1 && padding[i] >= 0 && kernel_size[i] >= 1, op,
-                      ": stride, dilation and kernel size must be at least 1, padding at least 0");
-    window.in[axis] = input_size[i], window.out[axis] = output_size[i], window.taps[axis] = kernel_size[i];
-    window.stride[axis] = stride[i], window.padding[axis] = padding[i], window.dilation[axis] = dilation[i];
-    taps *= kernel_size[i], inputs *= input_size[i], outputs *= output_size[i];
-  }
   const at::Tensor& first = weights.front();
-  TORCH_CHECK_VALUE(first.dim() == 6 && first.size(2) == taps, op, ": weights must be packed by sparse_pack");
-  const cpu::Blocks blocks{first.size(0), channels_per_group[0], channels_per_group[1], first.size(4), first.size(5)};
-  TORCH_CHECK_VALUE(blocks.block_out >= 1 && blocks.block_in >= 1 && blocks.out_blocks() == first.size(3) &&
-                        blocks.in_blocks() == first.size(1),
+  const bool linear = first.dim() == 2;
+  TORCH_CHECK_VALUE(linear ? input_size.empty() : first.dim() == 6 && first.size(2) == taps, op,
+                    ": weights must be packed by sparse_pack, or (Co, Ci) of a linear layer");
+  const cpu::Blocks blocks =
+      linear ? linear_blocks(op, first, channels_per_group) : packed_blocks(first, channels_per_group);
+  TORCH_CHECK_VALUE(blocks.block_out >= 1 && blocks.block_in >= 1 && (linear || blocks.out_blocks() == first.size(3)) &&
+                        blocks.in_blocks() == (linear ? blocks.in_blocks() : first.size(1)) &&
+                        blocks.groups * blocks.out_channels <= INT32_MAX,
                     op, ": channels per group do not fit the packed weight");
   std::vector<at::Tensor> maps;
   for (size_t i = 0; i < weights.size(); ++i) {
     check_like(op, "weight", weights[i], values);
     check_like(op, "coefficient", coefficients[i], values);
     TORCH_CHECK_VALUE(weights[i].sizes() == first.sizes() && weights[i].is_contiguous(), op,
-                      ": all packed weights must have the same shape");
+                      ": all weights must be contiguous and have the same shape");
     TORCH_CHECK_VALUE(coefficients[i].dim() >= 2 && coefficients[i].size(0) == batch &&
                           coefficients[i].size(1) == blocks.groups * blocks.out_channels &&
                           spatial_of(coefficients[i], 2) == outputs,
@@ -354,13 +419,17 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
     }
     std::vector<int64_t> size{batch, targets, *channels};
     size.insert(size.end(), input_size.begin(), input_size.end());
-    result = at::zeros(size, values.options());
+    result = at::empty(size, values.options());
   } else {
     result = new_rows(std::get<1>(leaving).numel(), targets, values.options());
   }
+  TORCH_CHECK_VALUE(initial.size() <= 1 && (initial.empty() || !channels.has_value()), op,
+                    ": a compact result can begin with one register, a dense one with none");
+  const Summands beginning(op, initial, values, batch, pattern.positions);
   dispatch(values, [&](auto zero) {
     using T = decltype(zero);
     cpu::SparseConv<T> p{};
+    p.initial = beginning.views<T>(op, targets);
     p.window = window;
     p.blocks = blocks;
     p.batch = batch;

@@ -12,12 +12,12 @@
 namespace fastlrp::edge {
 
 using OptionalTensor = std::optional<at::Tensor>;
-using PatternTensors = std::tuple<at::Tensor, at::Tensor>;                                // offsets, channels
-using RowTensors = std::tuple<at::Tensor, OptionalTensor, at::Tensor, at::Tensor>;        // values, rows, offsets, channels
+using PatternTensors = std::tuple<at::Tensor, at::Tensor>;                          // offsets, channels
+using RowTensors = std::tuple<at::Tensor, OptionalTensor, at::Tensor, at::Tensor>;  // values, rows, offsets, channels
 using SummandTensors = std::tuple<at::Tensor, OptionalTensor, at::Tensor, at::Tensor, OptionalTensor>;  // …, factor
 
-// (B, C, *S) -> entries that are not zero.
-PatternTensors sparse_pattern(const at::Tensor& map);
+// Masks (B, C, *S), each with an index (B, C, *S) into its positions or none -> entries where any of them is not zero.
+PatternTensors sparse_pattern(const std::vector<std::tuple<at::Tensor, OptionalTensor>>& masks);
 
 // (B, K, C, *S) -> (entries, K rounded up).
 at::Tensor sparse_from_dense(const at::Tensor& relevance, const PatternTensors& pattern);
@@ -29,8 +29,10 @@ at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternT
                       int64_t targets);
 
 // index (B, C, *S') of winners, pattern of the pool's output -> offsets, channels of its input, starts, rows.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(const at::Tensor& index,
-                                                                          const PatternTensors& pooled, int64_t inputs);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(
+    const at::Tensor& index, const PatternTensors& pooled, const std::vector<int64_t>& input_size,
+    const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation);
 
 at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows,
                              int64_t targets);
@@ -39,7 +41,8 @@ at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts,
 at::Tensor sparse_pack(const at::Tensor& weight);
 
 // coefficients (B, Co, *S') and packed weights, one of each per product. With `channels` the result is dense,
-// (B, K, channels, *S), and `factors` (B, channels, *S) multiply its summands; else compact.
+// (B, K, channels, *S), and `factors` (B, channels, *S) multiply its summands; else compact, where
+// the sums begin with `initial` (at most one register).
 at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int64_t targets,
                                  const std::vector<at::Tensor>& coefficients, const std::vector<at::Tensor>& weights,
                                  const std::vector<int64_t>& channels_per_group, const PatternTensors& leaving,
@@ -47,6 +50,6 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
                                  const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                                  const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                                  bool transposed, std::optional<int64_t> channels,
-                                 const std::vector<at::Tensor>& factors);
+                                 const std::vector<at::Tensor>& factors, const std::vector<SummandTensors>& initial);
 
 }  // namespace fastlrp::edge

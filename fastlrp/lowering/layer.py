@@ -73,7 +73,6 @@ class AffineLayer:
 
         return run
 
-
     def form(
         self,
         b: Builder,

@@ -60,9 +60,17 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
         b.slot_bytes[index] = y.numel * 8
         register = b.step(
             lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel,
-            form=MaxPool(index, scale, x.sizes),
+            form=_form(b, node, index, scale),
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
+
+
+def _form(b: Builder, node: Node, index: int, scale: int | None) -> MaxPool | None:
+    a, x = node.attributes, node.inputs[0]
+    if a["adaptive"] or not b.has_sparse_kernels:
+        return None
+    geometry = tuple(list(a[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
+    return MaxPool(index, scale, x.sizes, geometry)  # type: ignore[arg-type]
 
 
 def max_pool_stabilizer(rule: rules.Rule | None) -> Stabilizer:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from fastlrp.program import BLOCK, LANES
+from fastlrp.program import LANES
 from fastlrp.sparse.forms import Affine
 
 PathName = Literal["auto", "dense", "sparse"]
@@ -77,7 +77,8 @@ class Chooser:
     """Which layers go the sparse way.
 
     Args:
-        wish: ``"auto"``, ``"dense"``, ``"sparse"``, or a dict from a module path (``*`` and ``?`` match) to one of them.
+        wish: ``"auto"``, ``"dense"``, ``"sparse"``, or a dict from a module path (``*`` and ``?`` match) to one of
+            them.
     """
 
     def __init__(self, wish: PathName | Mapping[str, PathName] = "auto") -> None:

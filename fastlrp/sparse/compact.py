@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fastlrp.dispatch import extension
 
+Mask = tuple[Tensor, Tensor | None]
+"""Values ``(B, C, *S)``; with an index of winners, the values that these have."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
@@ -27,16 +30,21 @@ class Pattern:
     sizes: tuple[int, ...]
 
     @staticmethod
-    def of(mask: Tensor) -> Pattern:
-        """Entries of a tensor ``(B, C, *S)`` that are not zero."""
-        offsets, channels = extension().sparse_pattern(mask)
-        return Pattern(offsets, channels, mask.shape[0], tuple(mask.shape[1:]))
+    def of(*masks: Tensor | Mask) -> Pattern:
+        """Entries where any of the masks ``(B, C, *S)`` is not zero."""
+        pairs = [mask if isinstance(mask, tuple) else (mask, None) for mask in masks]
+        offsets, channels = extension().sparse_pattern(pairs)
+        values, index = pairs[0]
+        shape = values.shape if index is None else index.shape
+        return Pattern(offsets, channels, shape[0], tuple(shape[1:]))
 
     @staticmethod
     def full(batch: int, sizes: tuple[int, ...]) -> Pattern:
         """All neurons."""
         positions = batch * torch.Size(sizes[1:]).numel()
-        offsets = torch.arange(0, (positions + 1) * sizes[0], sizes[0]) if sizes[0] else torch.zeros(positions + 1).long()
+        offsets = (
+            torch.arange(0, (positions + 1) * sizes[0], sizes[0]) if sizes[0] else torch.zeros(positions + 1).long()
+        )
         return Pattern(offsets, torch.arange(sizes[0], dtype=torch.int32).repeat(positions), batch, sizes)
 
     @property
@@ -60,7 +68,7 @@ class Pattern:
 
 @dataclass(frozen=True, eq=False)
 class Compact:
-    """A register ``(B, K, C, *S)`` that is kept for the entries of a pattern only; what the others hold does not matter.
+    """A register ``(B, K, C, *S)`` that is kept for the entries of a pattern only; the others do not matter.
 
     Attributes:
         values: ``(rows, at least K)``, targets innermost. rows: the row of each entry, None for the same order.

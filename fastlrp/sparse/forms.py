@@ -1,8 +1,8 @@
-"""What a backward step computes, in the terms of the sparse kernels. Lowering attaches one to each step that has one."""
+"""What a backward step computes, in the terms of the sparse kernels; lowering attaches one to each step it can."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,14 +50,23 @@ class Affine:
         groups: int = self.geometry[5]
         return groups
 
-    def is_split(self, state: Sequence[Any]) -> bool:
+    def is_split(self, state: Mapping[int, Any] | Sequence[Any]) -> bool:
         """Whether this sample's input really has two signs."""
         return self.sign is not None and state[self.sign] is not False
+
+    def reads(self, state: Sequence[Any]) -> dict[int, Any]:
+        """Its slots alone."""
+        slots = (*self.coefficients, *(self.factors or ()), *(() if self.sign is None else (self.sign,)))
+        return {slot: state[slot] for slot in slots}
 
     def packed(self, split: bool) -> list[Tensor]:
         """Weights as the kernel reads them; input channels twice if they go by the sign of the input."""
         if split not in self._packed:
-            self._packed[split] = [extension().sparse_pack(w) for w in self._by_group(split)]
+            grouped = self._by_group(split)
+            linear = len(self.leaving) == 1
+            self._packed[split] = [
+                w[0, :, :, 0].contiguous() if linear else extension().sparse_pack(w) for w in grouped
+            ]
         return self._packed[split]
 
     def _by_group(self, split: bool) -> list[Tensor]:
@@ -77,8 +86,10 @@ class Affine:
             return weight.unflatten(0, (self.groups, -1)).flatten(3).transpose(1, 2)
         return weight.flatten(2).unflatten(0, (self.groups, -1))
 
-    def run(self, register: Compact, state: Sequence[Any], leaving: Pattern | None) -> Tensor | Compact:
-        """Relevance at ``leaving``, or everywhere in a dense tensor."""
+    def run(
+        self, register: Compact, state: Mapping[int, Any], leaving: Pattern | None, initial: Sequence[Any] = ()
+    ) -> Tensor | Compact:
+        """Relevance at ``leaving`` plus what is there already (``initial``), or everywhere in a dense tensor."""
         split = self.is_split(state)
         doubled = split or self.factors is not None
         channels, factors = None, []
@@ -89,7 +100,7 @@ class Affine:
         elif split:
             assert self.sign is not None
             x = state[self.sign]
-            leaving = Pattern.of(torch.cat([x > 0, x < 0], 1))
+            leaving = Pattern.of(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1))
         if leaving is None or doubled:
             channels = size[0]
             leaving = leaving or Pattern.full(batch, size)
@@ -99,17 +110,24 @@ class Affine:
             register.parts, batch, register.count, [state[slot] for slot in self.coefficients], self.packed(split),
             [self.arriving[0] // groups, twice * size[0] // groups], leaving.tensors, list(size[1:]),
             list(self.arriving[1:]), self.kernel, stride, padding, dilation, transposed, channels, factors,
+            initial,
         )  # fmt: skip
         return values if channels is not None else Compact(values, leaving, register.count)
 
 
 @dataclass(frozen=True, eq=False)
 class MaxPool:
-    """A max-pool: what arrives goes to the winners. ``index``, ``scale``: slots; ``leaving``: sizes of its input."""
+    """A max-pool: what arrives goes to the winners.
+
+    Attributes:
+        index, scale: slots; scale may be None. leaving: sizes ``(C, *S)`` of its input.
+        geometry: kernel size, stride, padding, dilation.
+    """
 
     index: int
     scale: int | None
     leaving: tuple[int, ...]
+    geometry: tuple[list[int], list[int], list[int], list[int]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,23 +1,24 @@
 """Turns the steps of a schedule into sparse ones for one forward pass, where that pays.
 
-From the last step up it is settled what each register must hold: everything, or only the entries of a pattern, because all
-who read it multiply the others by zero. From the first step down the steps are written anew: sparse where they are chosen,
-with a change of form where a dense register meets a sparse reader.
+From the last step up it is settled what each register must hold: everything, or only the entries of a pattern, because
+all who read it multiply the others by zero. From the first step down the steps are written anew: sparse where they are
+chosen, with a change of form where a dense register meets a sparse reader.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlrp.descent import Emission, Steps
 from fastlrp.dispatch import extension
 from fastlrp.program import BLOCK, BackwardStep
-from fastlrp.sparse.compact import Compact, Pattern
+from fastlrp.sparse.compact import Compact, Mask, Pattern
 from fastlrp.sparse.forms import Affine, MaxPool, Sum
 
 Choose = Callable[[Affine, float, float], bool]
@@ -28,10 +29,13 @@ Choose = Callable[[Affine, float, float], bool]
 class Path:
     """How one layer is computed: densities of the neurons that carry relevance above and below it."""
 
-    step: BackwardStep
+    form: Affine
     sparse: bool
     above: float
     below: float
+
+    def __str__(self) -> str:
+        return f"{'sparse' if self.sparse else 'dense'} {self.above:.2f} x {self.below:.2f}"
 
 
 @dataclass(eq=False)
@@ -49,7 +53,7 @@ def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialize
     Args:
         steps: backward steps and emissions in order. state: all slots that they read. choose: which layers are sparse.
     """
-    wants = _Wants(state, choose)
+    wants = _Wants(state, choose, {step.out for step, _ in steps if type(step) is not Emission})
     for step, _ in reversed(steps):
         wants.add(step)
     return _Rewrite(state, wants).run(steps)
@@ -58,25 +62,26 @@ def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialize
 class _Wants:
     """What the readers of each register need of it: masks whose union is enough, or everything (None)."""
 
-    def __init__(self, state: Sequence[Any], choose: Choose) -> None:
-        self.state, self.choose = state, choose
-        self.masks: dict[int, list[Tensor] | None] = {}
+    def __init__(self, state: Sequence[Any], choose: Choose, produced: set[int]) -> None:
+        self.state, self.choose, self.produced = state, choose, produced
+        self.masks: dict[int, list[Mask] | None] = {}
+        self.readers: Counter[int] = Counter()
         self.sparse: set[int] = set()
         self.paths: list[Path] = []
-        self._patterns: dict[tuple[int, ...], Pattern] = {}
-        self._kept: list[Tensor] = []
+        self._patterns: dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]] = {}
 
     def add(self, step: Any) -> None:
         if type(step) is Emission:
+            self.readers[step.register] += 1
             self._everything([step.register])
             return
+        self.readers.update(step.ins)
         form, wanted = step.form, self.masks.get(step.out)
         if isinstance(form, Affine):
             self._affine(step, form, wanted)
         elif isinstance(form, MaxPool) and wanted is not None:
             index = self.state[form.index]
-            below = self._union(wanted).flatten(2)
-            self._some(step.ins[0], [self._keep(below.gather(2, index.flatten(2)).view(index.shape))])
+            self._some(step.ins[0], [_at_winners(mask, index) for mask in wanted])
             self.sparse.add(id(step))
         elif isinstance(form, Sum) and wanted is not None:
             for register in step.ins:
@@ -85,13 +90,14 @@ class _Wants:
         else:
             self._everything(step.ins)
 
-    def _affine(self, step: BackwardStep, form: Affine, wanted: list[Tensor] | None) -> None:
-        coefficients = [self.state[slot] for slot in form.coefficients]
+    def _affine(self, step: BackwardStep, form: Affine, wanted: list[Mask] | None) -> None:
+        coefficients: list[Mask] = [(self.state[slot], None) for slot in form.coefficients]
         above = self.pattern(coefficients).density
         below = 1.0 if wanted is None else self.pattern(wanted).density
         # One-hot targets select rows of a weight, which nothing beats.
-        sparse = not getattr(step.run, "accepts_one_hot", False) and self.choose(form, above, below)
-        self.paths.append(Path(step, sparse, above, below))
+        selects = getattr(step.run, "accepts_one_hot", False) and step.ins[0] not in self.produced
+        sparse = not selects and self.choose(form, above, below)
+        self.paths.append(Path(form, sparse, above, below))
         if sparse:
             self.sparse.add(id(step))
             self._some(step.ins[0], coefficients)
@@ -101,31 +107,34 @@ class _Wants:
     def _everything(self, registers: Sequence[int]) -> None:
         self.masks.update(dict.fromkeys(registers, None))
 
-    def _some(self, register: int, masks: list[Tensor]) -> None:
+    def _some(self, register: int, masks: list[Mask]) -> None:
         known = self.masks.setdefault(register, [])
         if known is not None:
-            known += [mask for mask in masks if all(mask is not other for other in known)]
+            known += [mask for mask in masks if _key(mask) not in map(_key, known)]
 
-    def _keep(self, mask: Tensor) -> Tensor:
-        self._kept.append(mask)  # Patterns are remembered by their masks' identities.
-        return mask
-
-    def _union(self, masks: list[Tensor]) -> Tensor:
-        result = masks[0]
-        for mask in masks[1:]:
-            result = (result != 0) | (mask != 0)
-        return result
-
-    def pattern(self, masks: list[Tensor]) -> Pattern:
+    def pattern(self, masks: list[Mask]) -> Pattern:
         """Entries where any of the masks is not zero."""
-        key = tuple(sorted(id(mask) for mask in masks))
+        key = tuple(sorted(_key(mask) for mask in masks))
         if key not in self._patterns:
-            self._patterns[key] = Pattern.of(self._union(masks))
-        return self._patterns[key]
+            # The masks are kept with their pattern: they are remembered by identity.
+            self._patterns[key] = Pattern.of(*masks), list(masks)
+        return self._patterns[key][0]
 
     def of(self, register: int) -> Pattern | None:
         masks = self.masks.get(register)
         return None if masks is None else self.pattern(masks)
+
+
+def _key(mask: Mask) -> tuple[int, int]:
+    return id(mask[0]), id(mask[1])
+
+
+def _at_winners(mask: Mask, index: Tensor) -> Mask:
+    values, inner = mask
+    if inner is None:
+        return values, index
+    picked = values.flatten(2).gather(2, inner.flatten(2)).view(inner.shape)
+    return picked, index
 
 
 class _Rewrite:
@@ -143,14 +152,35 @@ class _Rewrite:
         given = dict.fromkeys(r for step, _ in steps if type(step) is not Emission for r in step.ins)
         for register in (r for r in given if r not in produced):
             self._convert(register, written, ())
-        for step, frees in steps:
+        joined = self._joined(steps)
+        for position, (step, frees) in enumerate(steps):
+            if position in joined:
+                continue  # The sum that follows does both.
             if type(step) is Emission or id(step) not in self.wants.sparse:
                 written.append((step, frees))
+            elif position - 1 in joined:
+                affine, early = steps[position - 1]
+                written.append((self._affine_onto(affine, step), (*early, *(r for r in frees if r != affine.out))))
             else:
                 written.append((self._sparse(step), frees))
             if type(step) is not Emission:
                 self._convert(step.out, written, frees)
         return Specialized(written, self.wants.paths[::-1], self.nbytes)
+
+    def _joined(self, steps: Steps) -> set[int]:
+        """Positions of layers whose result only goes into the sum that follows at once: the sum is where they begin."""
+        found = set()
+        for position, ((layer, _), (total, _)) in enumerate(pairwise(steps)):
+            if type(layer) is Emission or type(total) is Emission or not isinstance(total.form, Sum):
+                continue
+            form, sparse = layer.form, self.wants.sparse
+            fits = isinstance(form, Affine) and form.factors is None and not form.is_split(self.state)
+            if not fits or id(layer) not in sparse or id(total) not in sparse or len(total.ins) != 2:
+                continue
+            alone = total.ins.count(layer.out) == 1 and self.wants.readers[layer.out] == 1
+            if alone and total.form.scales[total.ins.index(layer.out)] is None:
+                found.add(position)
+        return found
 
     def _convert(self, register: int, written: Steps, frees: tuple[int, ...]) -> None:
         """Make a dense register compact if that is what its readers want."""
@@ -179,21 +209,33 @@ class _Rewrite:
         return self._sum(step, form, pattern)
 
     def _affine(self, step: BackwardStep, form: Affine, pattern: Pattern | None) -> BackwardStep:
-        state = {slot: self.state[slot] for slot in (*form.coefficients, *(form.factors or ()))}
-        if form.sign is not None:
-            state[form.sign] = self.state[form.sign]
+        state = form.reads(self.state)
         if form.factors is not None or form.is_split(self.state):
             pattern = None
         if pattern is not None:
             self.compact.add(step.out)
-        run = lambda register: form.run(register, state, pattern)  # type: ignore[arg-type]  # noqa: E731
-        return _step(run, step.ins, step.out, pattern, step)
+        return _step(lambda register: form.run(register, state, pattern), step.ins, step.out, pattern, step)
+
+    def _affine_onto(self, layer: BackwardStep, total: BackwardStep) -> BackwardStep:
+        form, pattern = layer.form, self._pattern(total.out)
+        assert isinstance(form, Affine)
+        assert isinstance(total.form, Sum)
+        state, other = form.reads(self.state), 1 - total.ins.index(layer.out)
+        slot = total.form.scales[other]
+        scale = None if slot is None else self.state[slot]
+        self.compact.add(total.out)
+
+        def run(register: Compact, begin: Compact) -> Any:
+            return form.run(register, state, pattern, [(*begin.parts, scale)])
+
+        return _step(run, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
 
     def _max_pool(self, step: BackwardStep, form: MaxPool, pattern: Pattern) -> BackwardStep:
         index, pooled = self.state[form.index], self._pattern(step.ins[0])
         assert pooled is not None
-        inputs = torch.Size(form.leaving[1:]).numel()
-        offsets, channels, starts, rows = extension().sparse_winners(index, pooled.tensors, inputs)
+        offsets, channels, starts, rows = extension().sparse_winners(
+            index, pooled.tensors, list(form.leaving[1:]), *form.geometry
+        )
         below = Pattern(offsets, channels, pooled.batch, form.leaving)
         self.nbytes += below.nbytes + starts.nbytes + rows.nbytes
         scale = None if form.scale is None else self.state[form.scale]
@@ -229,4 +271,5 @@ def _step(
     numel = old.numel if pattern is None and old is not None else 0
     if pattern is not None:
         numel = -(-pattern.entries // max(1, pattern.batch))
-    return BackwardStep(run, ins, (), out, numel, 0 if old is None else old.work, None, BLOCK)
+    work, form = (0, None) if old is None else (old.work, old.form)
+    return BackwardStep(run, ins, (), out, numel, work, form, BLOCK)
