@@ -138,6 +138,7 @@ class ForwardRecord:
         size = block
         if size is None:
             names = self._values(layers)
+            self._check_budget(names, reduce)
             size = self._budget(asked.count, names, reduce, *self._steps(names, asked.count)[1:])[1]
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
@@ -159,6 +160,7 @@ class ForwardRecord:
             for name, value in names.items()
         }
         wanted = tuple(dict.fromkeys(names.values()))
+        self._check_budget(names, reduce)
         with torch.no_grad():
             state, schedule, found = self._steps(names, asked.count)
             steps, block = self._budget(count, names, reduce, schedule, found)
@@ -267,31 +269,37 @@ class ForwardRecord:
             raise ValueError(f"out has entries for {sorted(unknown)}, the results are {', '.join(names)}")
         return out.get(name)
 
+    def _need(self, steps: Steps, names: dict[str, Value], reduce: str | None, count: int) -> int:
+        """Bytes of a block of targets and of its results."""
+        each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
+        return self.plan.peak_bytes(steps, self.batch, count) + count * each
+
+    def _check_budget(self, names: dict[str, Value], reduce: str | None) -> None:
+        """Refuse a budget that one target does not fit into, before anything is computed."""
+        if self._max_memory is None:
+            return
+        steps = self.plan.schedule(tuple(dict.fromkeys(names.values()))).steps
+        need = self._need(steps, names, reduce, 1)
+        if need > self._max_memory:
+            raise ValueError(
+                f"max_memory={self._max_memory} bytes is too small for one target: a batch of {self.batch} needs "
+                f"{need} bytes. Raise max_memory or explain fewer samples at once"
+            )
+
     def _budget(
         self, count: int, names: dict[str, Value], reduce: str | None, schedule: Schedule, found: Specialized
     ) -> tuple[Steps, int]:
         """Steps, and targets per block so that propagation and one block of results stay within ``max_memory``."""
         if self._max_memory is None:
             return found.steps, count
-        steps = schedule.steps
-        each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
-
-        def need(k: int) -> int:
-            return self.plan.peak_bytes(steps, self.batch, k) + k * each
-
-        if found.paths:
-            steps = found.steps
-            if need(min(LANES, count)) > self._max_memory:
-                steps = schedule.steps  # Sparse rows hold whole lanes, which is too much here.
-        if need(1) > self._max_memory:
-            raise ValueError(
-                f"max_memory={self._max_memory} bytes is too small for one target: a batch of {self.batch} needs "
-                f"{need(1)} bytes. Raise max_memory or explain fewer samples at once"
-            )
+        steps = found.steps
+        if self._need(steps, names, reduce, min(LANES, count)) > self._max_memory:
+            steps = schedule.steps  # Sparse rows hold whole lanes, which is too much here.
         low, high = 1, count
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if need(middle) <= self._max_memory else (low, middle - 1)
+            fits = self._need(steps, names, reduce, middle) <= self._max_memory
+            low, high = (middle, high) if fits else (low, middle - 1)
         return steps, low
 
 

@@ -73,15 +73,15 @@ cpu::Rows<T> view(const char* op, const at::Tensor& values, const OptionalTensor
 
 // (B, C, *S) whose spatial axes can be numbered with one stride; copied if they cannot.
 at::Tensor flattened(const at::Tensor& map, int64_t first_axis) {
-  int64_t stride = 0, size = 1;
+  int64_t stride = -1, size = 1;  // a stride of 0 is that of an expanded axis
   for (int64_t axis = map.dim() - 1; axis >= first_axis; --axis) {
     if (map.size(axis) == 1) {
       continue;
     }
-    if (stride != 0 && map.stride(axis) != stride * size) {
+    if (stride >= 0 && map.stride(axis) != stride * size) {
       return map.contiguous();
     }
-    stride = stride == 0 ? map.stride(axis) : stride;
+    stride = stride < 0 ? map.stride(axis) : stride;
     size *= map.size(axis);
   }
   return map;

@@ -21,6 +21,8 @@ from fastlrp.program import BLOCK, BackwardStep
 from fastlrp.sparse.compact import Compact, Mask, Pattern
 from fastlrp.sparse.forms import Affine, MaxPool, Sum
 
+Change = Callable[[Any], Compact]
+
 Choose = Callable[[Affine, float, float], bool]
 """``(layer, density of its output, density wanted of its input) -> sparse``."""
 
@@ -214,7 +216,18 @@ class _Rewrite:
             pattern = None
         if pattern is not None:
             self.compact.add(step.out)
-        return _step(lambda register: form.run(register, state, pattern), step.ins, step.out, pattern, step)
+        arrive = self._arriving(step.ins[0], form)
+        return _step(lambda register: form.run(arrive(register), state, pattern), step.ins, step.out, pattern, step)
+
+    def _arriving(self, register: int, form: Affine) -> Change:
+        return self._compacted(register, lambda: self.wants.pattern([(self.state[s], None) for s in form.coefficients]))
+
+    def _compacted(self, register: int, pattern_of: Callable[[], Pattern]) -> Change:
+        """What makes an operand compact: nothing if it is, a copy if somebody else wants all of it."""
+        if register in self.compact:
+            return lambda r: r
+        pattern = pattern_of()
+        return lambda r: Compact.of(r, pattern)
 
     def _affine_onto(self, layer: BackwardStep, total: BackwardStep) -> BackwardStep:
         form, pattern = layer.form, self._pattern(total.out)
@@ -223,16 +236,19 @@ class _Rewrite:
         state, other = form.reads(self.state), 1 - total.ins.index(layer.out)
         slot = total.form.scales[other]
         scale = None if slot is None else self.state[slot]
+        assert pattern is not None
+        arrive, begin = self._arriving(layer.ins[0], form), self._compacted(total.ins[other], lambda: pattern)
         self.compact.add(total.out)
 
-        def run(register: Compact, begin: Compact) -> Any:
-            return form.run(register, state, pattern, [(*begin.parts, scale)])
+        def run(register: Any, other: Any) -> Any:
+            return form.run(arrive(register), state, pattern, [(*begin(other).parts, scale)])
 
         return _step(run, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
 
     def _max_pool(self, step: BackwardStep, form: MaxPool, pattern: Pattern) -> BackwardStep:
-        index, pooled = self.state[form.index], self._pattern(step.ins[0])
-        assert pooled is not None
+        index = self.state[form.index]
+        pooled = self.wants.pattern([_at_winners(mask, index) for mask in self.wants.masks[step.out] or ()])
+        arrive = self._compacted(step.ins[0], lambda: pooled)
         offsets, channels, starts, rows = extension().sparse_winners(
             index, pooled.tensors, list(form.leaving[1:]), *form.geometry
         )
@@ -241,8 +257,9 @@ class _Rewrite:
         scale = None if form.scale is None else self.state[form.scale]
         alone = channels.numel() == rows.numel()
 
-        def run(register: Compact) -> Compact:
-            if scale is not None:
+        def run(operand: Any) -> Compact:
+            register = arrive(operand)
+            if scale is not None or register.pattern is not pooled:
                 scaled = extension().sparse_sum(
                     [(*register.parts, scale)], pooled.tensors, pooled.batch, register.count
                 )
@@ -256,8 +273,10 @@ class _Rewrite:
 
     def _sum(self, step: BackwardStep, form: Sum, pattern: Pattern) -> BackwardStep:
         scales = [None if slot is None else self.state[slot] for slot in form.scales]
+        changes = [self._compacted(register, lambda: pattern) for register in step.ins]
 
-        def run(*registers: Compact) -> Compact:
+        def run(*operands: Any) -> Compact:
+            registers = [change(operand) for change, operand in zip(changes, operands, strict=True)]
             sources = [(*r.parts, s) for r, s in zip(registers, scales, strict=True)]
             count = registers[0].count
             return Compact(extension().sparse_sum(sources, pattern.tensors, pattern.batch, count), pattern, count)
