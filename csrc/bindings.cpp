@@ -60,6 +60,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using release_gil = py::call_guard<py::gil_scoped_release>;
   m.def("pool_max_relevance", &fastlrp::edge::pool_max_relevance, py::arg("relevance"), py::arg("index"),
         py::arg("scale").none(true), py::arg("input_size"), release_gil());
+  m.def("pool_ties_relevance", &fastlrp::edge::pool_ties_relevance, py::arg("relevance"), py::arg("input"),
+        py::arg("output"), py::arg("scale").none(true), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), release_gil());
+  m.def("pool_avg_relevance", &fastlrp::edge::pool_avg_relevance, py::arg("relevance"), py::arg("scale").none(true),
+        py::arg("input_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("ceil_mode"),
+        py::arg("count_include_pad"), py::arg("divisor_override").none(true), release_gil());
+  m.def("pool_adaptive_avg_relevance", &fastlrp::edge::pool_adaptive_avg_relevance, py::arg("relevance"),
+        py::arg("scale").none(true), py::arg("input_size"), release_gil());
   m.def("elementwise_coefficients", &fastlrp::edge::elementwise_coefficients, py::arg("z"),
         py::arg("positive").none(true), py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"),
         py::arg("alpha"), py::arg("epsilon"), release_gil());
