@@ -56,6 +56,12 @@ void scatter_strip(const T* relevance, const int64_t* index, const T* scale, T* 
   }
 }
 
+// Where there are no windows nothing arrives, and the pointers to what would arrive may be null.
+template <class T>
+void clear(T* out, int64_t size) {
+  std::fill(out, out + size, T(0));
+}
+
 int64_t tasks_per_grain(int64_t elements_per_task) { return std::max<int64_t>(1, kGrain / (elements_per_task + 1)); }
 
 // The rows below work on whatever lies innermost in memory, "lanes": all channels, or kPlanes planes laid side by side.
@@ -303,6 +309,9 @@ struct TieGroups {
 
 template <class T>
 void pool_max_relevance(const PoolMax<T>& p) {
+  if (p.outputs == 0) {
+    return clear(p.out, p.B * p.K * p.C * p.inputs);
+  }
   // Targets innermost, so that a plane's indices stay in cache for all of them.
   parallel_for(p.B * p.C * p.K, tasks_per_grain(p.inputs), [&p](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -322,6 +331,9 @@ void pool_max_relevance(const PoolMax<T>& p) {
 
 template <class T>
 void pool_max_relevance_channels_last(const PoolMax<T>& p) {
+  if (p.outputs == 0) {
+    return clear(p.out, p.B * p.K * p.C * p.inputs);
+  }
   const int64_t width = std::max<int64_t>(1, p.B * p.K < kEnoughTasks ? std::min(p.C, kStrip) : p.C);
   const int64_t strips = (p.C + width - 1) / width;
   parallel_for(p.B * strips * p.K, tasks_per_grain(p.inputs * width), [&p, strips, width](int64_t begin, int64_t end) {
@@ -343,6 +355,10 @@ void pool_max_relevance_channels_last(const PoolMax<T>& p) {
 
 template <class T>
 void pool_avg_relevance(const PoolAvg<T>& p, bool channels_last) {
+  const int64_t size = p.B * p.K * p.C * inputs_of(p.axes);
+  if (size == 0 || outputs_of(p.axes) == 0) {
+    return clear(p.out, size);
+  }
   const int64_t rows = int64_t{p.axes[0].inputs} * p.axes[1].inputs;
   if (!channels_last) {
     const int64_t grain = tasks_per_grain(inputs_of(p.axes) * kPlanes);
@@ -362,10 +378,11 @@ void pool_avg_relevance(const PoolAvg<T>& p, bool channels_last) {
 template <class T>
 void pool_ties_relevance(const PoolTies<T>& p, bool channels_last) {
   const Windows* axes = p.axes;
-  const int64_t tasks = p.B * (channels_last ? int64_t{axes[0].inputs} * axes[1].inputs : groups_of(p.C));
-  if (tasks * p.K == 0) {
-    return;
+  const int64_t size = p.B * p.K * p.C * inputs_of(axes);
+  if (size == 0 || outputs_of(axes) == 0) {
+    return clear(p.out, size);
   }
+  const int64_t tasks = p.B * (channels_last ? int64_t{axes[0].inputs} * axes[1].inputs : groups_of(p.C));
   // Targets share what is made of the caches; they go to several threads only where there is too little else to share
   // out.
   const int64_t blocks = std::clamp<int64_t>(kEnoughTasks / tasks, 1, p.K), block = (p.K + blocks - 1) / blocks;
