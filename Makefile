@@ -8,7 +8,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: install test demo lint type format bench bench-full bench-ops clean
+.PHONY: install test sanitize demo lint type format bench bench-full bench-ops clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -18,6 +18,24 @@ $(VENV)/installed: scripts/setup.sh $(SOURCES)
 
 test: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) $(ARGS)
+
+# The CPU kernels without PyTorch and the tests in tests/native, under the sanitizers for addresses and undefined behaviour.
+# Needs a compiler only (g++ or clang++: CXX), and is done with what changed.
+SANITIZED := build/sanitize/$(notdir $(lastword $(CXX)))
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+NATIVE := $(patsubst %.cpp,$(SANITIZED)/%.o,$(wildcard csrc/common/*.cpp csrc/cpu/*.cpp tests/native/*.cpp))
+
+sanitize: $(SANITIZED)/run
+	$<
+
+$(SANITIZED)/run: $(NATIVE)
+	$(CXX) $(SANITIZE) -pthread $^ -o $@
+
+$(SANITIZED)/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -g -Wall -fno-trapping-math -fno-math-errno $(SANITIZE) -pthread -MMD -MP -c $< -o $@
+
+-include $(NATIVE:.o=.d)
 
 demo: install
 	$(PY) examples/demo.py $(ARGS)
@@ -44,7 +62,7 @@ bench-ops: install
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 type: install
 	$(PY) -m mypy
@@ -52,7 +70,7 @@ type: install
 format: install
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info fastlrp/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Builds ``fastlrp._C``: csrc/bindings.cpp and the CPU kernels always, csrc/cuda when PyTorch and nvcc allow it.
+"""Builds ``fastlrp._C``: all of csrc but csrc/cuda always, that when PyTorch and nvcc allow it.
 
 Environment: ``FASTLRP_BUILD_CUDA`` = ``auto`` (default), ``0`` or ``1`` (fail, with the reason, where it cannot be
 built); ``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as for any PyTorch extension.

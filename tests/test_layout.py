@@ -106,9 +106,10 @@ def test_stems_are_the_same(package):
 
 def test_kernel_files_are_stems():
     files = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "csrc" / "cpu").glob("*"), *(ROOT / "csrc" / "cuda").glob("*")]
-    # Shared sparsity is another way through linear, conv and pool at once.
-    stems = {path.stem for path in files if path.stem != "__init__" and not path.stem.startswith("sparse")}
-    assert stems <= set(STEMS)
+    edge = {path.stem for path in (ROOT / "csrc" / "edge").glob("*")} - {"tensors"}
+    stems = edge | {path.stem for path in files if path.stem != "__init__"}
+    # Shared sparsity stands beside the operations: it goes from layer to layer.
+    assert {stem for stem in stems if not stem.startswith("sparse")} <= set(STEMS)
     assert {path.stem.removeprefix("test_ops_") for path in (ROOT / "tests" / "ops").glob("test_ops_*.py")} == set(
         STEMS
     )

@@ -21,17 +21,6 @@ constexpr size_t kPooledBytes = size_t{1} << 20;
 
 int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
-void check_cpu(const char* op, const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.device().is_cpu() && tensor.layout() == at::kStrided, op, ": ", name,
-              " must be a dense CPU tensor, got ", tensor.layout(), " on ", tensor.device());
-}
-
-void check_float(const char* op, const char* name, const at::Tensor& tensor) {
-  check_cpu(op, name, tensor);
-  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op, ": ", name,
-                   " must be float32 or float64, got ", tensor.scalar_type());
-}
-
 void check_like(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& like) {
   check_cpu(op, name, tensor);
   TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must be ", like.scalar_type(),

@@ -2,16 +2,16 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <tuple>
 #include <vector>
+
+#include "tensors.h"
 
 // The shared-sparsity kernels on tensors: shapes are checked here, memory is allocated here. Patterns are made by
 // sparse_pattern and sparse_winners only, and their contents are trusted.
 
 namespace fastlrp::edge {
 
-using OptionalTensor = std::optional<at::Tensor>;
 using PatternTensors = std::tuple<at::Tensor, at::Tensor>;                          // offsets, channels
 using RowTensors = std::tuple<at::Tensor, OptionalTensor, at::Tensor, at::Tensor>;  // values, rows, offsets, channels
 using SummandTensors = std::tuple<at::Tensor, OptionalTensor, at::Tensor, at::Tensor, OptionalTensor>;  // …, factor

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp import functional
+from fastlrp import dispatch, functional
 from tests.ops.cases import (
     DTYPES,
     assert_close,
@@ -22,23 +24,24 @@ from tests.ops.cases import (
 
 MAX, TIES = "pool_max_relevance", "pool_ties_relevance"
 AVG, ADAPTIVE = "pool_avg_relevance", "pool_adaptive_avg_relevance"
+ALL = (MAX, TIES, AVG, ADAPTIVE)
 
 
 @dataclass(frozen=True)
 class Pool:
     S: tuple[int, ...]
-    kernel: int = 2
-    stride: int = 2
-    padding: int = 0
-    dilation: int = 1
+    kernel: int | tuple[int, ...] = 2
+    stride: int | tuple[int, ...] = 2
+    padding: int | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
     ceil_mode: bool = False
     B: int = 2
     K: int = 3
     C: int = 3
 
     def lists(self) -> tuple[list[int], ...]:
-        n = len(self.S)
-        return [self.kernel] * n, [self.stride] * n, [self.padding] * n, [self.dilation] * n
+        numbers = (self.kernel, self.stride, self.padding, self.dilation)
+        return tuple([a] * len(self.S) if isinstance(a, int) else list(a) for a in numbers)
 
 
 POOLS = [
@@ -58,6 +61,15 @@ POOLS = [
     Pool((6, 6), C=67),
     Pool((3, 3), kernel=3, stride=1, C=130, K=2),
     Pool((5, 6), C=70, K=9),
+    Pool((3, 2), kernel=5, stride=1, padding=2),
+    Pool((2, 3), kernel=4, stride=3, padding=2, ceil_mode=True, C=17),
+    Pool((7, 11), kernel=(3, 1), stride=(1, 2), padding=(1, 0), C=16),
+    Pool((11, 13), kernel=3, stride=2, padding=1, dilation=3, C=33),
+    Pool((11, 13), kernel=3, stride=(4, 6), padding=1, dilation=(2, 4)),
+    Pool((17,), kernel=5, stride=1, padding=2, ceil_mode=True, C=1),
+    Pool((23,), kernel=2, stride=5, C=31),
+    Pool((5, 3, 7), kernel=(2, 3, 1), stride=(1, 2, 3), padding=(1, 1, 0), ceil_mode=True),
+    Pool((1, 7, 5), kernel=(1, 3, 3), stride=1, padding=(0, 1, 1), C=19),
 ]
 COUNTS = ((True, None), (False, None), (True, 3))  # count_include_pad, divisor_override
 AVERAGES = [(p, *count) for p in POOLS if p.dilation == 1 for count in COUNTS]
@@ -84,17 +96,85 @@ def test_max_equals_reference(p, backend, dtype):
             assert_close(call(*changed), expected)
 
 
+def arguments(op: str, p: Pool, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Of any of the operations, where a map of the pool's size arrives."""
+    kernel, stride, padding, dilation = p.lists()
+    x = torch.randint(-2, 2, (p.B, p.C, *p.S)).to(dtype)
+    output, index = max_pool(p, x)
+    r, scale = mixed(p.B, p.K, *output.shape[1:], dtype=dtype), mixed(*output.shape, dtype=dtype)
+    rest: dict[str, tuple[Any, ...]] = {
+        MAX: (index, scale, list(p.S)),
+        TIES: (x, output, scale, kernel, stride, padding, dilation),
+        AVG: (scale, list(p.S), kernel, stride, padding, p.ceil_mode, True, None),
+        ADAPTIVE: (scale, list(p.S)),
+    }
+    return r, *rest[op]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", backends(MAX))
-def test_max_takes_strided_first_axes(backend, dtype):
-    p = Pool((6, 8), C=5)
-    output, index = max_pool(p, torch.randn(p.B, p.C, *p.S, dtype=dtype))
-    r = torch.randn(p.B, p.K, *output.shape[1:], dtype=dtype)
+@pytest.mark.parametrize(("op", "backend"), [(op, backend) for op in ALL for backend in backends(op)])
+def test_strided_first_axes(op, backend, dtype):
+    r, *rest = arguments(op, Pool((6, 8), C=5), dtype)
     one = r[:, :1].expand(-1, 4, -1, -1, -1)
     targets_first = r.transpose(0, 1).contiguous().transpose(0, 1)
     for flow in (r[:, ::2], r[:, 1:], one, targets_first, channels_last(2)(r)[:, ::2], channels_last(2)(one)):
-        expected = reference(MAX)(flow, index, None, list(p.S))
-        assert_close(bound(MAX, backend, dtype)(flow, index, None, list(p.S)), expected)
+        assert_close(bound(op, backend, dtype)(flow, *rest), reference(op)(flow, *rest))
+
+
+@pytest.mark.parametrize("op", ALL)
+def test_the_result_has_the_memory_order_of_the_relevance(op):
+    call, given = bound(op, "cpu", torch.float32), arguments(op, Pool((9, 7), kernel=3, padding=1, C=21), torch.float32)
+    last = (channels_last(2), channels_last(1))
+    for others in (same, last[1]):
+        assert call(*relayouts(given, same, others)).is_contiguous()
+        assert call(*relayouts(given, last[0], others)).movedim(2, -1).is_contiguous()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("p", [Pool((9, 7), kernel=3, padding=1, C=67, K=9), Pool((31,), kernel=3, C=5, K=9, B=1)])
+@pytest.mark.parametrize("op", ALL)
+def test_blocks_of_targets_change_no_bit(op, p, last):
+    r, *rest = arguments(op, p, torch.float32)
+    if last:
+        r, *rest = relayouts((r, *rest), channels_last(2), channels_last(1))
+    call = bound(op, "cpu", torch.float32)
+    whole = call(r, *rest)
+    for size in (1, 2, 4):
+        assert torch.equal(torch.cat([call(block, *rest) for block in r.split(size, 1)], 1), whole)
+
+
+@pytest.fixture(params=dispatch.extension().available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    extension = dispatch.extension()
+    before = extension.isa()
+    extension.set_isa(request.param)
+    yield request.param
+    extension.set_isa(before)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ALL)
+def test_every_instruction_set(op, dtype):
+    for p in (Pool((13, 11), kernel=3, padding=1, C=37), Pool((5, 4, 6), C=7), Pool((29,), kernel=3, stride=1, C=3)):
+        given = arguments(op, p, dtype)
+        for changed in layouts(given):
+            assert_close(bound(op, "cpu", dtype)(*changed), reference(op)(*given))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("op", ALL)
+def test_nan_reaches_nothing_but_what_its_window_holds(op, last):
+    r, *rest = arguments(op, Pool((8, 6), C=21), torch.float32)
+    call = bound(op, "cpu", torch.float32)
+    expected = call(r, *rest)
+    r[1, 1, 3, 2, 1] = torch.nan
+    changed = relayouts((r, *rest), channels_last(2), channels_last(1)) if last else (r, *rest)
+    hit = torch.zeros_like(expected, dtype=torch.bool)
+    hit[1, 1, 3, 4:6, 2:4] = True
+    got = call(*changed)
+    assert got[hit].isnan().any()
+    assert torch.equal(got[~hit], expected[~hit])
 
 
 @pytest.mark.parametrize("backend", backends(MAX))
@@ -165,6 +245,33 @@ def test_ties_equals_reference(p, backend, dtype):
             assert_close(bound(TIES, backend, dtype)(*changed, *p.lists()), expected)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_padding_never_ties(last):
+    x = torch.full((1, 2, 2, 2), -torch.inf)
+    output = torch.full((1, 2, 2, 2), -torch.inf)
+    given = (torch.ones(1, 3, 2, 2, 2), x, output, None, [2, 2], [2, 2], [1, 1], [1, 1])
+    if last:
+        given = relayouts(given, channels_last(2), channels_last(1))
+    assert torch.equal(bound(TIES, "cpu", torch.float32)(*given), torch.ones(1, 3, 2, 2, 2))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("op", [TIES, AVG, ADAPTIVE])
+def test_of_nothing(op, last):
+    change = (channels_last(2), channels_last(1)) if last else (same, same)
+    for B, K, C, out, S in ((2, 3, 0, 2, 4), (2, 0, 3, 2, 4), (0, 2, 3, 2, 4), (2, 3, 2, 0, 4), (2, 3, 2, 2, 0)):
+        r, y, x = torch.randn(B, K, C, out, out), torch.rand(B, C, out, out), torch.rand(B, C, S, S)
+        geometry = ([2, 2], [2, 2], [0, 0])
+        rest = {
+            TIES: (x, y, y, *geometry, [1, 1]),
+            AVG: (y, [S, S], *geometry, False, True, None),
+            ADAPTIVE: (y, [S, S]),
+        }
+        result = bound(op, "cpu", torch.float32)(*relayouts((r, *rest[op]), *change))
+        assert result.shape == (B, K, C, S, S)
+        assert not result.any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", backends(AVG))
 @pytest.mark.parametrize(("p", "include", "divisor"), AVERAGES, ids=str)
@@ -212,6 +319,55 @@ def test_public_functions():
             functional.pool_ties_relevance(r, x, output, scale, 3, 2, 1, backend=backend),
             reference(TIES)(r, x, output, scale, [3, 3], [2, 2], [1, 1], [1, 1]),
         )
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "error", "message"),
+    [
+        (TIES, {0: torch.zeros(2, 4, 3, 3, 3).half()}, TypeError, "relevance must be float32 or float64, got Half"),
+        (TIES, {1: torch.zeros(2, 3, 6)}, ValueError, r"input must have shape \(B, C, \*S\) with as many axes in S"),
+        (TIES, {1: torch.zeros(2, 2, 6, 6)}, ValueError, r"input must have shape \[2, 3, 6, 6\], got \[2, 2, 6, 6\]"),
+        (TIES, {1: torch.zeros(2, 3, 6, 6).double()}, TypeError, "input must be Float, got Double"),
+        (TIES, {2: torch.zeros(2, 3, 3, 4)}, ValueError, r"output must have shape \[2, 3, 3, 3\], got \[2, 3, 3, 4\]"),
+        (TIES, {3: torch.zeros(2, 3, 6, 6)}, ValueError, r"scale must have shape \[2, 3, 3, 3\], got \[2, 3, 6, 6\]"),
+        (TIES, {4: [2]}, ValueError, r"kernel_size must have one entry per spatial axis of relevance \(2\), got \[2\]"),
+        (TIES, {4: [2, 0]}, ValueError, r"kernel_size must be positive, got \[2, 0\]"),
+        (TIES, {5: [0, 2]}, ValueError, r"stride must be positive, got \[0, 2\]"),
+        (TIES, {6: [0, -1]}, ValueError, r"padding must not be negative, got \[0, -1\]"),
+        (TIES, {7: [1, 0]}, ValueError, r"dilation must be positive, got \[1, 0\]"),
+        (TIES, {7: [1, 2**31]}, ValueError, r"dilation must be below 2\^31, got \[1, 2147483648\]"),
+        (AVG, {1: torch.zeros(2, 3, 3, 3, device="meta")}, RuntimeError, "scale must be a dense CPU tensor"),
+        (AVG, {2: [6, 6, 6]}, ValueError, r"input_size must have one entry per spatial axis of relevance \(2\), got"),
+        (AVG, {3: [2**62, 2]}, ValueError, r"kernel_size must be below 2\^31, got \[4611686018427387904, 2\]"),
+        (AVG, {4: [2, -2]}, ValueError, r"stride must be positive, got \[2, -2\]"),
+        (AVG, {8: 0}, ValueError, "divisor_override must not be 0; None divides by the size of the window"),
+        (
+            ADAPTIVE,
+            {2: [6]},
+            ValueError,
+            r"input_size must have one entry per spatial axis of relevance \(2\), got \[6\]",
+        ),
+        (ADAPTIVE, {2: [6, -6]}, ValueError, r"input_size must not be negative, got \[6, -6\]"),
+        (
+            ADAPTIVE,
+            {0: torch.zeros(2, 4, 3)},
+            ValueError,
+            r"relevance must have shape \(B, K, C, \*S'\), got \[2, 4, 3\]",
+        ),
+        (
+            ADAPTIVE,
+            {0: torch.zeros(2, 4, 3, 1, 2, 3, 3), 1: None, 2: [6, 6, 6, 6]},
+            ValueError,
+            r"relevance must have one to three spatial axes, got \[2, 4, 3, 1, 2, 3, 3\]",
+        ),
+    ],
+)
+def test_kernel_edge_errors_of_windows(op, change, error, message):
+    given = list(arguments(op, Pool((6, 6), K=4), torch.float32))
+    for place, value in change.items():
+        given[place] = value
+    with pytest.raises(error, match=f"{op}: {message}"):
+        bound(op, "cpu", torch.float32)(*given)
 
 
 max_, ties = functional.pool_max_relevance, functional.pool_ties_relevance

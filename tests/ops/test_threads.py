@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fastlrp import dispatch
 from tests.ops.cases import bound, channels_last, relayouts
@@ -17,11 +18,18 @@ def work() -> list[tuple[str, tuple[object, ...]]]:
     torch.manual_seed(0)
     r, scale = torch.randn(2, 5, 70, 17, 16), torch.rand(2, 70, 17, 16)
     index = torch.randint(0, 34 * 33, scale.shape)
-    pool = (r, index, scale, [34, 33])
+    x = torch.randint(-2, 2, (2, 70, 34, 33)).float()
+    size, geometry = [34, 33], ([2, 2], [2, 2], [0, 0])
+    pools = [
+        ("pool_max_relevance", (r, index, scale, size)),
+        ("pool_ties_relevance", (r, x, F.max_pool2d(x, 2), scale, *geometry, [1, 1])),
+        ("pool_avg_relevance", (r, scale, size, *geometry, False, True, None)),
+        ("pool_adaptive_avg_relevance", (r, scale, size)),
+    ]
     z = torch.randn(3, 50, 41, 37)
     return [
-        ("pool_max_relevance", pool),
-        ("pool_max_relevance", relayouts(pool, channels_last(2), channels_last(1))),
+        *pools,
+        *[(op, relayouts(given, channels_last(2), channels_last(1))) for op, given in pools],
         *[
             ("elementwise_coefficients", (z, z.clamp(min=0), z.clamp(max=0), z.clamp(min=0), rule, 2.0, 1e-6))
             for rule in ("epsilon", "zplus", "gamma")
