@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -82,7 +82,7 @@ class Chooser:
     """
 
     def __init__(self, wish: PathName | Mapping[str, PathName] = "auto") -> None:
-        wishes = {"*": wish} if isinstance(wish, str) else dict(wish)
+        wishes: dict[Any, Any] = dict(wish) if isinstance(wish, Mapping) else {"*": wish}
         for pattern, name in wishes.items():
             if not isinstance(pattern, str) or name not in PATHS:
                 raise ValueError(
