@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import fastlrp.explainer
+from fastlrp import dispatch
+from fastlrp.capture import Captured
+
+KERNELS = dispatch.extension()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Threads wait for each other on work of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory reads NaN: an element that nobody writes shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=KERNELS.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that this machine has."""
+    KERNELS.set_isa(request.param)
+    yield request.param
+    KERNELS.set_isa("auto")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For tests that change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One capture for each model and shape, whatever the composite and the paths."""
+    capture = fastlrp.explainer.capture
+
+    def remembered(model: Any, args: Any, kwargs: Any, output: Any) -> Captured:
+        shapes = [(key, t.shape[1:]) for key, t in [*enumerate(args), *kwargs.items()]]
+        key = (id(model), repr(shapes), output)
+        if key not in _CAPTURED:
+            # The model is kept too, so that its id is not given away.
+            _CAPTURED[key] = (model, capture(model, args, kwargs, output))
+        return _CAPTURED[key][1]
+
+    monkeypatch.setattr(fastlrp.explainer, "capture", remembered)
+
+
+_CAPTURED: dict[Any, tuple[torch.nn.Module, Captured]] = {}

@@ -1,0 +1,189 @@
+"""The model of costs, and what a user may wish for."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fastlrp.sparse.choose import LEAST_TARGETS, RATES, Chooser, estimate
+from fastlrp.sparse.forms import Affine
+
+DENSITIES = [0.0, 0.05, 0.1, 0.25, 0.3, 0.5, 0.75, 1.0]
+COUNTS = [8, 15, 16, 17, 32, 33, 64, 100, 1000]
+
+
+def layer(
+    inputs=256, outputs=256, size=28, kernel=3, groups=1, signed=False, box=False, products=1, path="features.10"
+):
+    """A convolution as VGG-16 has them; nothing here runs, so its weights need no memory of their own."""
+    weight = torch.empty(1).expand(outputs, inputs // groups, kernel, kernel)
+    work = 2 * outputs * size * size * inputs // groups * kernel * kernel
+    geometry = ([1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], groups)
+    return Affine(
+        (weight,) * products, tuple(range(products)), (False,) * products, 9 if signed else None,
+        (7, 8) if box else None, geometry, (outputs, size, size), (inputs, size, size), work, path,
+    )  # fmt: skip
+
+
+def linear(inputs=512, outputs=4096):
+    weight = torch.empty(1).expand(outputs, inputs, 1)
+    return Affine((weight,), (0,), (False,), None, None, ([], [], [], False, [], 1), (outputs,), (inputs,),
+                  2 * inputs * outputs, "classifier")  # fmt: skip
+
+
+FORMS = {
+    "vgg": layer(), "first": layer(3, 64, 224, signed=True), "box": layer(3, 64, 224, box=True, products=2),
+    "deep": layer(512, 512, 14), "pointwise": layer(256, 64, 56, 1), "grouped": layer(groups=32),
+    "depthwise": layer(groups=256), "two_products": layer(products=2), "linear": linear(),
+}  # fmt: skip
+
+
+def cost(form, above, below, count, itemsize=4):
+    found = estimate(form, above, below, count, itemsize)
+    assert found.dense > 0
+    assert found.sparse >= 0
+    return found
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_cost_grows_with_density(name, itemsize):
+    form = FORMS[name]
+    for count, fixed in itertools.product(COUNTS, DENSITIES):
+        for along in (lambda d, other=fixed: (d, other), lambda d, other=fixed: (other, d)):
+            costs = [cost(form, *along(d), count, itemsize) for d in DENSITIES]
+            assert costs == sorted(costs, key=lambda c: c.sparse)
+            assert len({c.dense for c in costs}) == 1, "the dense way does not look at densities"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_cost_of_a_target_shrinks_with_full_lanes(name):
+    """Sixteen targets share what one costs; full blocks all cost the same for each target."""
+    each = {count: cost(FORMS[name], 0.3, 0.3, count).sparse for count in range(1, 65)}
+    assert all(each[count] > each[count + 1] for count in range(1, 15))
+    assert each[32] < each[16]
+    assert each[17] > each[32]
+    assert each[64] <= each[32]
+    assert each[8] == pytest.approx(2 * each[16])
+
+
+def test_double_costs_more_both_ways():
+    single, double = cost(layer(), 0.3, 0.3, 32, 4), cost(layer(), 0.3, 0.3, 32, 8)
+    assert 1.5 < double.sparse / single.sparse <= 2
+    assert 1.5 < double.dense / single.dense <= 2
+
+
+def test_rates_are_numbers_of_a_machine():
+    assert all(value > 0 for value in vars(RATES).values())
+    faster = estimate(layer(), 0.5, 0.5, 32, 4, type(RATES)(sparse=10 * RATES.sparse))
+    assert faster.sparse < cost(layer(), 0.5, 0.5, 32).sparse
+    assert faster.dense == cost(layer(), 0.5, 0.5, 32).dense
+
+
+# Choices
+
+
+def chosen(form, above, below, count, itemsize=4, wish="auto"):
+    return Chooser(wish).sparse(form, above, below, count, itemsize)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("count", range(LEAST_TARGETS))
+def test_few_targets_are_dense(name, count):
+    assert not any(chosen(FORMS[name], above, below, count) for above in DENSITIES for below in DENSITIES)
+
+
+@pytest.mark.parametrize("count", [32, 48, 64, 96])
+@pytest.mark.parametrize("name", ["vgg", "deep"])
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_a_third_alive_is_sparse(name, count, itemsize):
+    for above, below in ((0.3, 0.3), (0.3, 0.5), (0.5, 0.3), (0.05, 1.0), (0.1, 0.1)):
+        assert chosen(FORMS[name], above, below, count, itemsize), (above, below)
+
+
+@pytest.mark.parametrize("name", ["vgg", "deep", "pointwise", "two_products", "linear"])
+@pytest.mark.parametrize("count", [8, 32, 64])
+def test_everything_alive_is_dense(name, count):
+    """Where the library has no more to compute: not for weights split by sign, nor for groups, which it is slow at."""
+    assert not chosen(FORMS[name], 1.0, 1.0, count)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_choice_changes_once_with_density(name):
+    for count in COUNTS:
+        for fixed in DENSITIES:
+            for choices in (
+                [chosen(FORMS[name], d, fixed, count) for d in DENSITIES],
+                [chosen(FORMS[name], fixed, d, count) for d in DENSITIES],
+            ):
+                assert choices == sorted(choices, reverse=True)
+
+
+# Wishes
+
+
+@pytest.mark.parametrize("wish", ["dense", "sparse"])
+def test_a_wish_is_granted_whatever_it_costs(wish):
+    for form, density, count in itertools.product(FORMS.values(), (0.0, 0.3, 1.0), (1, 7, 32)):
+        assert chosen(form, density, density, count, wish=wish) == (wish == "sparse")
+        assert chosen(form, density, density, count, wish={"*": wish}) == (wish == "sparse")
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({"features.10": "sparse"}, "sparse"),
+        ({"features.1": "sparse"}, "auto"),
+        ({"features.1?": "dense"}, "dense"),
+        ({"features.*": "dense", "features.10": "sparse"}, "dense"),
+        ({"features.10": "sparse", "features.*": "dense"}, "sparse"),
+        ({"classifier": "dense", "*": "sparse"}, "sparse"),
+        ({"Features.10": "dense"}, "auto"),
+        ({"*": "auto"}, "auto"),
+        ({}, "auto"),
+        ("auto", "auto"),
+    ],
+)
+def test_the_first_entry_that_matches_decides(wish, expected):
+    assert Chooser(wish).wish("features.10") == expected
+    for above, count in itertools.product((0.1, 1.0), (1, 32)):
+        usual = chosen(layer(), above, above, count)
+        assert (
+            chosen(layer(), above, above, count, wish=wish) == {"sparse": True, "dense": False, "auto": usual}[expected]
+        )
+
+
+@pytest.mark.parametrize(
+    ("wish", "few", "many"),
+    [
+        ("auto", False, True), ("dense", False, False), ("sparse", True, True), ({}, False, True),
+        ({"a": "sparse"}, True, True), ({"a": "dense"}, False, True), ({"a": "dense", "*": "dense"}, False, False),
+        ({"a": "auto", "*": "dense"}, False, True),
+    ],
+)  # fmt: skip
+def test_whether_any_layer_may_be_sparse(wish, few, many):
+    assert Chooser(wish).may_be_sparse(LEAST_TARGETS - 1) == few
+    assert Chooser(wish).may_be_sparse(LEAST_TARGETS) == many
+
+
+def test_a_later_change_of_the_wishes_is_not_seen():
+    wishes = {"*": "sparse"}
+    chooser = Chooser(wishes)
+    wishes["*"] = "dense"
+    assert chooser.wish("a") == "sparse"
+
+
+@pytest.mark.parametrize("wish", ["Dense", "", " sparse", {"a": "fast"}, {"a": None}, {"a": 1}, {1: "dense"}])
+def test_bad_wishes(wish):
+    with pytest.raises(
+        ValueError, match="paths must be 'auto', 'dense' or 'sparse', or a dict from module path to one"
+    ):
+        Chooser(wish)
+
+
+@pytest.mark.parametrize("wish", [None, 1, True, ["sparse"], ("a", "b"), {"sparse"}])
+def test_wishes_of_another_type(wish):
+    with pytest.raises(ValueError, match="paths must be 'auto', 'dense' or 'sparse', or a dict from module"):
+        Chooser(wish)
