@@ -223,6 +223,7 @@ class ForwardRecord:
         state = plan.with_slots(state, slots)
         factors = [state[s] for s in slots]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
+        block = block // BLOCK * BLOCK or block
         steps, at = schedule.steps, neck.position
         lower = self._specialize(state, (id(schedule), at), steps[at:], max(2, neck.width)).steps
         found = propagate_basis(

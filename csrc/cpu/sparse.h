@@ -87,6 +87,10 @@ struct SparseConv {
   bool dense;
   int64_t channels, dense_batch, dense_target, dense_channel, dense_position;
   std::vector<Map<T>> factors;
+  // With data, an output neuron whose coefficient u and `other` have opposite signs takes other_weight times their sum
+  // instead of the only product's weight times u: gamma needs one product even where outputs have both signs.
+  Map<T> other{nullptr, 0, 0, 0};
+  const T* other_weight = nullptr;
   std::vector<Summand<T>> initial;  // at most one, compact results only: what the sums begin with
 };
 

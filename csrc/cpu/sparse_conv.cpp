@@ -82,6 +82,9 @@ class Worker {
     const Window& w = p.window;
     merged_ = groups == 1 && p.blocks.out_blocks() == 1 && !w.transposed && w.stride[2] == 1 && w.dilation[2] == 1;
     blocks_ = depthwise_ ? Blocks{1, groups, groups, groups, groups, 0, 0, 0, groups} : p.blocks;
+    if (p.other.data != nullptr) {
+      other_offset_ = static_cast<int32_t>(p.other_weight - p.products.front().weight);
+    }
     out_bounds_ = block_bounds(blocks_.groups, blocks_.out_channels, blocks_.block_out);
     in_bounds_ = block_bounds(blocks_.groups, blocks_.in_channels, blocks_.block_in);
   }
@@ -226,11 +229,25 @@ class Worker {
             for (int64_t e = entries.begin; e < entries.end; ++e) {
               scale[e - entries.begin] = coefficient.at(batch_, pattern.channels[e], inside);
             }
+            if (p_.other.data != nullptr) {
+              select(pattern.channels, entries, inside, scale, row + base);
+            }
             kernel_.scale_rows(width_, valid, entries.size(), source, p_.arriving.stride, rows, scale,
                                packed + (base + product * total) * width_, width_);
           }
           base += entries.size();
         }
+      }
+    }
+  }
+
+  // Entries that take the other weight: rows of it instead.
+  void select(const int32_t* channels, Range entries, int64_t inside, T* scale, int32_t* row) {
+    for (int64_t e = 0; e < entries.size(); ++e) {
+      const T other = p_.other.at(batch_, channels[entries.begin + e], inside);
+      if (scale[e] * other < T(0)) {
+        scale[e] += other;
+        row[e] += other_offset_;
       }
     }
   }
@@ -481,6 +498,7 @@ class Worker {
   const SparseKernel<T> kernel_;
   Blocks blocks_;
   bool depthwise_, merged_;
+  int32_t other_offset_ = 0;
   Range mine_, ys_, xs_, box_[3];
   int64_t batch_, depth_, width_, rows_, packed_rows_;
   Buffer<T> packed_, sums_, scale_;

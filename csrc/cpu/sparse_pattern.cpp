@@ -202,12 +202,22 @@ Winners sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const W
   Winners found;
   std::vector<int64_t> rows(static_cast<size_t>(batch * inputs + 1), 0);
   found.entries.offsets.assign(static_cast<size_t>(batch * inputs + 1), 0);
-  over_positions(batch, inputs, [&](int64_t q, int64_t b, int64_t p) {
-    thread_local std::vector<Won> won;
-    list(b, p, won);
-    int64_t distinct = 0;
-    for (size_t i = 0; i < won.size(); ++i) {
-      distinct += i == 0 || won[i].channel != won[i - 1].channel;
+  // Windows that don't overlap have one winner per input and channel: nothing to tell apart.
+  const bool overlap = w.taps[0] > w.stride[0] || w.taps[1] > w.stride[1] || w.taps[2] > w.stride[2] ||
+                       w.dilation[0] * w.dilation[1] * w.dilation[2] > 1;
+  const auto over_lists = [&](auto&& body) {
+    parallel_for(batch * inputs, kGrain, [&](int64_t begin, int64_t end) {
+      std::vector<Won> won;
+      for (int64_t q = begin; q < end; ++q) {
+        list(q / inputs, q % inputs, won);
+        body(q, won);
+      }
+    });
+  };
+  over_lists([&](int64_t q, const std::vector<Won>& won) {
+    int64_t distinct = static_cast<int64_t>(won.size());
+    for (size_t i = 1; overlap && i < won.size(); ++i) {
+      distinct -= won[i].channel == won[i - 1].channel;
     }
     found.entries.offsets[q + 1] = distinct;
     rows[q + 1] = static_cast<int64_t>(won.size());
@@ -220,9 +230,7 @@ Winners sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const W
   found.starts.resize(static_cast<size_t>(found.entries.offsets.back() + 1));
   found.rows.resize(static_cast<size_t>(rows.back()));
   found.starts.back() = rows.back();
-  over_positions(batch, inputs, [&](int64_t q, int64_t b, int64_t p) {
-    thread_local std::vector<Won> won;
-    list(b, p, won);
+  over_lists([&](int64_t q, const std::vector<Won>& won) {
     int64_t entry = found.entries.offsets[q] - 1;
     for (size_t i = 0; i < won.size(); ++i) {
       if (i == 0 || won[i].channel != won[i - 1].channel) {

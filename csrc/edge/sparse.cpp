@@ -150,11 +150,11 @@ cpu::Blocks linear_blocks(const char* op, const at::Tensor& weight, const std::v
   return {1, channels[0], channels[1], out, in, in, 0, out * channels[1], channels[1]};
 }
 
+// A tensor that owns the vector's memory.
 template <class T>
-at::Tensor tensor_of(const std::vector<T>& data, at::ScalarType dtype) {
-  at::Tensor result = at::empty({static_cast<int64_t>(data.size())}, dtype);
-  std::copy(data.begin(), data.end(), result.mutable_data_ptr<T>());
-  return result;
+at::Tensor tensor_of(std::vector<T>&& data, at::ScalarType dtype) {
+  auto* owner = new std::vector<T>(std::move(data));
+  return at::from_blob(owner->data(), {static_cast<int64_t>(owner->size())}, [owner](void*) { delete owner; }, dtype);
 }
 
 // What a list of summands refers to, kept alive while the kernel runs.
@@ -231,7 +231,7 @@ PatternTensors sparse_pattern(const std::vector<std::tuple<at::Tensor, OptionalT
     }
     found = cpu::sparse_pattern<T>(views, batch, channels, spatial);
   });
-  return {tensor_of(found.offsets, at::kLong), tensor_of(found.channels, at::kInt)};
+  return {tensor_of(std::move(found.offsets), at::kLong), tensor_of(std::move(found.channels), at::kInt)};
 }
 
 at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors& pattern_) {
@@ -306,9 +306,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(
                     pooled.positions, " positions, index has shape ", index.sizes());
   const cpu::Window window = window_of(op, input_size, {index.sizes().begin() + 2, index.sizes().end()}, kernel_size,
                                        stride, padding, dilation, false);
-  const cpu::Winners found = cpu::sparse_winners(map_of<int64_t>(index), pooled, window, index.size(0));
-  return {tensor_of(found.entries.offsets, at::kLong), tensor_of(found.entries.channels, at::kInt),
-          tensor_of(found.starts, at::kLong), tensor_of(found.rows, at::kLong)};
+  cpu::Winners found = cpu::sparse_winners(map_of<int64_t>(index), pooled, window, index.size(0));
+  return {tensor_of(std::move(found.entries.offsets), at::kLong),
+          tensor_of(std::move(found.entries.channels), at::kInt), tensor_of(std::move(found.starts), at::kLong),
+          tensor_of(std::move(found.rows), at::kLong)};
 }
 
 at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows_,
@@ -356,7 +357,8 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
                                  const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                                  const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                                  bool transposed, std::optional<int64_t> channels,
-                                 const std::vector<at::Tensor>& factors_, const std::vector<SummandTensors>& initial) {
+                                 const std::vector<at::Tensor>& factors_, const std::vector<SummandTensors>& initial,
+                                 const OptionalTensor& other) {
   constexpr const char* op = "sparse_conv_relevance";
   const auto& [values, rows, offsets, out_channels] = arriving;
   check_float(op, "values", values);
@@ -364,8 +366,9 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
   const int64_t taps = window.taps[0] * window.taps[1] * window.taps[2];
   const int64_t inputs = window.in[0] * window.in[1] * window.in[2];
   const int64_t outputs = window.out[0] * window.out[1] * window.out[2];
-  TORCH_CHECK_VALUE(!weights.empty() && weights.size() == coefficients.size() && channels_per_group.size() == 2, op,
-                    ": expected a coefficient for each weight, and channels per group on both sides");
+  TORCH_CHECK_VALUE(
+      !weights.empty() && weights.size() == coefficients.size() + other.has_value() && channels_per_group.size() == 2,
+      op, ": expected a coefficient for each weight, and channels per group on both sides");
   const at::Tensor& first = weights.front();
   const bool linear = first.dim() == 2;
   TORCH_CHECK_VALUE(linear ? input_size.empty() : first.dim() == 6 && first.size(2) == taps, op,
@@ -377,16 +380,30 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
                         blocks.groups * blocks.out_channels <= INT32_MAX,
                     op, ": channels per group do not fit the packed weight");
   std::vector<at::Tensor> maps;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    check_like(op, "weight", weights[i], values);
-    check_like(op, "coefficient", coefficients[i], values);
-    TORCH_CHECK_VALUE(weights[i].sizes() == first.sizes() && weights[i].is_contiguous(), op,
+  for (const at::Tensor& weight : weights) {
+    check_like(op, "weight", weight, values);
+    TORCH_CHECK_VALUE(weight.sizes() == first.sizes() && weight.is_contiguous(), op,
                       ": all weights must be contiguous and have the same shape");
-    TORCH_CHECK_VALUE(coefficients[i].dim() >= 2 && coefficients[i].size(0) == batch &&
-                          coefficients[i].size(1) == blocks.groups * blocks.out_channels &&
-                          spatial_of(coefficients[i], 2) == outputs,
-                      op, ": coefficient must have shape (B, Co, *S'), got ", coefficients[i].sizes());
-    maps.push_back(flattened(coefficients[i].resolve_neg(), 2));
+  }
+  for (const at::Tensor& coefficient : coefficients) {
+    check_like(op, "coefficient", coefficient, values);
+    TORCH_CHECK_VALUE(coefficient.dim() >= 2 && coefficient.size(0) == batch &&
+                          coefficient.size(1) == blocks.groups * blocks.out_channels &&
+                          spatial_of(coefficient, 2) == outputs,
+                      op, ": coefficient must have shape (B, Co, *S'), got ", coefficient.sizes());
+    maps.push_back(flattened(coefficient.resolve_neg(), 2));
+  }
+  at::Tensor selector;
+  if (other.has_value()) {
+    check_like(op, "other", *other, values);
+    TORCH_CHECK_VALUE(weights.size() == 2 && coefficients.front().sizes() == other->sizes(), op,
+                      ": other needs two weights, and the coefficient's shape ", coefficients.front().sizes(), ", got ",
+                      other->sizes());
+    selector = flattened(other->resolve_neg(), 2);
+    TORCH_CHECK_VALUE(static_cast<const char*>(weights[1].const_data_ptr()) ==
+                              static_cast<const char*>(first.const_data_ptr()) + first.nbytes() &&
+                          first.numel() <= INT32_MAX && blocks.in_channels * blocks.out_channels > 1,
+                      op, ": the two weights that other chooses from must lie one behind the other in memory");
   }
   const cpu::Pattern pattern = view(op, std::get<0>(leaving), std::get<1>(leaving));
   TORCH_CHECK_VALUE(pattern.positions == batch * inputs && offsets.numel() == batch * outputs + 1, op,
@@ -424,8 +441,12 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
     p.batch = batch;
     p.targets = targets;
     p.arriving = view<T>(op, values, rows, offsets, out_channels, targets);
-    for (size_t i = 0; i < weights.size(); ++i) {
+    for (size_t i = 0; i < maps.size(); ++i) {
       p.products.push_back({weights[i].const_data_ptr<T>(), map_of<T>(maps[i])});
+    }
+    if (selector.defined()) {
+      p.other = map_of<T>(selector);
+      p.other_weight = weights[1].const_data_ptr<T>();
     }
     p.leaving = pattern;
     p.result = result.mutable_data_ptr<T>();

@@ -42,7 +42,8 @@ at::Tensor sparse_pack(const at::Tensor& weight);
 
 // coefficients (B, Co, *S') and packed weights, one of each per product. With `channels` the result is dense,
 // (B, K, channels, *S), and `factors` (B, channels, *S) multiply its summands; else compact, where
-// the sums begin with `initial` (at most one register).
+// the sums begin with `initial` (at most one register). With `other` (B, Co, *S') each output neuron takes one of two
+// weights: see cpu::SparseConv.
 at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int64_t targets,
                                  const std::vector<at::Tensor>& coefficients, const std::vector<at::Tensor>& weights,
                                  const std::vector<int64_t>& channels_per_group, const PatternTensors& leaving,
@@ -50,6 +51,7 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
                                  const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                                  const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                                  bool transposed, std::optional<int64_t> channels,
-                                 const std::vector<at::Tensor>& factors, const std::vector<SummandTensors>& initial);
+                                 const std::vector<at::Tensor>& factors, const std::vector<SummandTensors>& initial,
+                                 const OptionalTensor& other);
 
 }  // namespace fastlrp::edge

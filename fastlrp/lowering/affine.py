@@ -58,7 +58,8 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
         run = _rows_of(run, weight)
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
-    form = layer.form(b, products, sign)
+    gamma = rule.gamma if isinstance(rule, rules.Gamma) and len(products) == 2 else None
+    form = layer.form(b, products, sign, gamma=gamma)
     register = b.step(run, [flow.register], [u, v, sign], x.numel, layer.work * len(products), form)
     b.send(x, Flow(register, Factor(x)))
 

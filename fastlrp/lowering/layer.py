@@ -79,6 +79,7 @@ class AffineLayer:
         products: Sequence[tuple[Tensor, int, bool]],
         sign: int | None = None,
         factors: tuple[int, int] | None = None,
+        gamma: float | None = None,
     ) -> Affine | None:
         """The same in the terms of the sparse kernels: ``(weight, coefficient's slot, splits by the input's sign)``."""
         plain = self.node.kind == "conv" or (self.node.kind == "linear" and len(self.x.shape) == 2)
@@ -94,7 +95,7 @@ class AffineLayer:
             return None  # Twice the input channels belong to one group only.
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes
-        return Affine(weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path)
+        return Affine(weights, unique, splits, sign, factors, gamma, geometry, *sizes, self.work, self.node.path)
 
 
 def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:

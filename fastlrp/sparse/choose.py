@@ -53,6 +53,8 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
         count: targets.
     """
     products = len(form.coefficients)
+    # A layer whose outputs take one of two weights has two dense products, and one sparse one.
+    sparse_products = 1 if form.takes_one_of_two(form.sign is not None) else products
     doubled = form.sign is not None or form.factors is not None
     work = form.work * products
     outs, ins = torch.Size(form.arriving).numel(), torch.Size(form.leaving).numel()
@@ -64,12 +66,12 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4
     dense += itemsize * (3 * products * outs + 2 * products * ins) / rates.memory
     alive = above * (1.0 if doubled else below)
-    sparse = work * alive * (2 if form.factors is not None else 1) / rate
+    sparse = form.work * sparse_products * alive * (2 if form.factors is not None else 1) / rate
     # Tiles overlap: what they read is packed up to 1.7 times.
-    sparse += itemsize * (outs * above * (1 + products) + 2 * ins * below) / rates.memory
+    sparse += itemsize * (outs * above * (1 + sparse_products) + 2 * ins * below) / rates.memory
     positions = ins // max(1, form.leaving[0])
     blocks = -(-form.arriving[0] // (128 * form.groups)) * -(-form.leaving[0] // (64 * form.groups)) * form.groups
-    sparse += positions * taps * blocks * products * rates.call / padded
+    sparse += positions * taps * blocks * sparse_products * rates.call / padded
     return Cost(dense, sparse * padded / max(1, count))
 
 

@@ -23,6 +23,7 @@ class Affine:
         splits: whether a product takes the positive weights of inputs above zero, the negative ones of those below.
         sign: slot of the input whose sign decides, or of False; None if no product splits.
         factors: slots that the two products' results are multiplied with before they are added (the box rule).
+        gamma: of two coefficients of the gamma rule: ``W + gamma W+`` or ``W + gamma W-``, by an output's sign.
         geometry: stride, padding, dilation, transposed, output_padding, groups.
         arriving, leaving: sizes ``(C, *S)`` of the layer's output and input.
         path: of the module, for those who choose by name.
@@ -34,6 +35,7 @@ class Affine:
     splits: tuple[bool, ...]
     sign: int | None
     factors: tuple[int, int] | None
+    gamma: float | None
     geometry: tuple[Any, ...]
     arriving: tuple[int, ...]
     leaving: tuple[int, ...]
@@ -54,6 +56,11 @@ class Affine:
         """Whether this sample's input really has two signs."""
         return self.sign is not None and state[self.sign] is not False
 
+    def takes_one_of_two(self, split: bool) -> bool:
+        """Whether each output neuron takes one of two weights, so that two coefficients cost one product."""
+        depthwise = self.groups > 1 and self.arriving[0] == self.groups == self.leaving[0]
+        return self.gamma is not None and len(self.coefficients) == 2 and not split and not depthwise
+
     def reads(self, state: Sequence[Any]) -> dict[int, Any]:
         """Its slots alone."""
         slots = (*self.coefficients, *(self.factors or ()), *(() if self.sign is None else (self.sign,)))
@@ -64,6 +71,10 @@ class Affine:
         if split not in self._packed:
             grouped = self._by_group(split)
             linear = len(self.leaving) == 1
+            if self.takes_one_of_two(split):  # One behind the other in memory.
+                parts = [w[0, :, :, 0] if linear else extension().sparse_pack(w) for w in grouped]
+                self._packed[split] = list(torch.stack(parts))
+                return self._packed[split]
             self._packed[split] = [
                 w[0, :, :, 0].contiguous() if linear else extension().sparse_pack(w) for w in grouped
             ]
@@ -71,6 +82,9 @@ class Affine:
 
     def _by_group(self, split: bool) -> list[Tensor]:
         canonical = [self._canonical(w) for w in self.weights]
+        if self.takes_one_of_two(split):
+            w, gamma = canonical[0], self.gamma or 0.0
+            return [w + gamma * w.clamp(min=0), w + gamma * w.clamp(max=0)]
         if self.factors is not None:
             return [torch.cat(canonical, 2)]
         if not split:
@@ -106,11 +120,14 @@ class Affine:
             leaving = leaving or Pattern.full(batch, size)
         stride, padding, dilation, transposed, _, groups = self.geometry
         twice = 2 if doubled else 1
+        coefficients, other = [state[slot] for slot in self.coefficients], None
+        if self.takes_one_of_two(split):
+            coefficients, other = coefficients[:1], coefficients[1]
         values = extension().sparse_conv_relevance(
-            register.parts, batch, register.count, [state[slot] for slot in self.coefficients], self.packed(split),
+            register.parts, batch, register.count, coefficients, self.packed(split),
             [self.arriving[0] // groups, twice * size[0] // groups], leaving.tensors, list(size[1:]),
             list(self.arriving[1:]), self.kernel, stride, padding, dilation, transposed, channels, factors,
-            initial,
+            initial, other,
         )  # fmt: skip
         return values if channels is not None else Compact(values, leaving, register.count)
 
