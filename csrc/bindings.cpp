@@ -89,7 +89,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("targets"), py::arg("coefficients"), py::arg("weights"), py::arg("channels_per_group"),
         py::arg("leaving"), py::arg("input_size"), py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"),
         py::arg("padding"), py::arg("dilation"), py::arg("transposed"), py::arg("channels").none(true),
-        py::arg("factors"), py::arg("initial"), py::arg("other").none(true), release_gil());
+        py::arg("factors"), py::arg("initial"), py::arg("other") = py::none(), release_gil());
   m.def("build_info", &fastlrp::build_info);
   m.def("available_isas", &fastlrp::available_isas);
   m.def("isa", [] { return fastlrp::isa_name(fastlrp::isa()); });

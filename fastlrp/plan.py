@@ -328,9 +328,11 @@ class Plan:
         def choose(form: Affine, above: float, below: float) -> bool:
             return self.chooser.sparse(form, above, below, count, itemsize)
 
-        found = specialize(steps, state, choose)
-        self.paths.update({path.form.path: path for path in found.paths})
-        return found
+        return specialize(steps, state, choose)
+
+    def took(self, found: Specialized) -> None:
+        """Remember which paths the latest call took, for those who print the plan."""
+        self.paths = {path.form.path: path for path in found.paths}
 
     def propagate(self, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
         """Move a block of targets down; what the steps emit goes to ``sink``."""

@@ -200,11 +200,13 @@ class ForwardRecord:
     def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
         size = min(BLOCK, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
-        if not self.lrp_aware:
-            return self.plan.specialize(steps, state, size)
-        if (*key, size) not in self._specialized:
-            self._specialized[*key, size] = self.plan.specialize(steps, state, size)
-        return self._specialized[*key, size]
+        found = self._specialized.get((*key, size))
+        if found is None:
+            found = self.plan.specialize(steps, state, size)
+            if self.lrp_aware:
+                self._specialized[*key, size] = found
+        self.plan.took(found)
+        return found
 
     def _by_basis(
         self,

@@ -21,6 +21,11 @@ constexpr size_t kPooledBytes = size_t{1} << 20;
 
 int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
+void check_values(const char* op, const char* name, const at::Tensor& tensor) {
+  check_cpu(op, name, tensor);
+  check_float(op, name, tensor);
+}
+
 void check_like(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& like) {
   check_cpu(op, name, tensor);
   TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must be ", like.scalar_type(),
@@ -47,6 +52,7 @@ cpu::Rows<T> view(const char* op, const at::Tensor& values, const OptionalTensor
                   const at::Tensor& channels, int64_t targets) {
   check_cpu(op, "values", values);
   const cpu::Pattern pattern = view(op, offsets, channels);
+  TORCH_CHECK_VALUE(targets >= 0, op, ": targets must not be negative, got ", targets);
   TORCH_CHECK_VALUE(values.dim() == 2 && values.size(1) >= targets && (values.size(1) <= 1 || values.stride(1) == 1),
                     op, ": values must be rows of at least ", targets, " targets, got ", values.sizes());
   if (rows.has_value()) {
@@ -124,6 +130,7 @@ cpu::Window window_of(const char* op, const std::vector<int64_t>& in, const std:
   cpu::Window window{{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}, transposed};
   for (size_t i = 0; i < n; ++i) {
     const size_t axis = 3 - n + i;
+    TORCH_CHECK_VALUE(in[i] >= 0 && out[i] >= 0, op, ": sizes must not be negative, got ", in[i], " and ", out[i]);
     TORCH_CHECK_VALUE(stride[i] >= 1 && dilation[i] >= 1 && padding[i] >= 0 && taps[i] >= 1, op,
                       ": stride, dilation and kernel size must be at least 1, padding at least 0");
     window.in[axis] = in[i], window.out[axis] = out[i], window.taps[axis] = taps[i];
@@ -197,7 +204,7 @@ PatternTensors sparse_pattern(const std::vector<std::tuple<at::Tensor, OptionalT
   constexpr const char* op = "sparse_pattern";
   TORCH_CHECK_VALUE(!masks.empty(), op, ": no mask given");
   const at::Tensor& like = std::get<0>(masks.front());
-  check_float(op, "mask", like);
+  check_values(op, "mask", like);
   std::vector<at::Tensor> maps, indices;
   std::vector<int64_t> size;
   for (const auto& [map, index] : masks) {
@@ -236,7 +243,7 @@ PatternTensors sparse_pattern(const std::vector<std::tuple<at::Tensor, OptionalT
 
 at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors& pattern_) {
   constexpr const char* op = "sparse_from_dense";
-  check_float(op, "relevance", relevance_);
+  check_values(op, "relevance", relevance_);
   TORCH_CHECK_VALUE(relevance_.dim() >= 3, op, ": relevance must have shape (B, K, C, *S), got ", relevance_.sizes());
   const at::Tensor relevance = flattened(relevance_.resolve_neg(), 3);
   const cpu::Pattern pattern = view(op, std::get<0>(pattern_), std::get<1>(pattern_));
@@ -249,7 +256,7 @@ at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors&
     cpu::sparse_from_dense<T>(
         {relevance.const_data_ptr<T>(), relevance.size(0), relevance.size(1), spatial, relevance.stride(0),
          relevance.stride(1), relevance.stride(2), position_stride(relevance, 3)},
-        pattern, values.mutable_data_ptr<T>(), values.stride(0));
+        pattern, values.mutable_data_ptr<T>(), values.size(1));
   });
   return values;
 }
@@ -257,7 +264,7 @@ at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors&
 at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const std::vector<int64_t>& size) {
   constexpr const char* op = "sparse_to_dense";
   const auto& [values, rows, offsets, channels] = source;
-  check_float(op, "values", values);
+  check_values(op, "values", values);
   TORCH_CHECK_VALUE(!size.empty(), op, ": size must be (C, *S), got ()");
   std::vector<int64_t> memory{batch, targets};
   memory.insert(memory.end(), size.begin() + 1, size.end());
@@ -280,8 +287,11 @@ at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternT
   constexpr const char* op = "sparse_sum";
   TORCH_CHECK_VALUE(!sources.empty(), op, ": nothing to add");
   const at::Tensor& like = std::get<0>(sources.front());
-  check_float(op, "values", like);
+  check_values(op, "values", like);
   const cpu::Pattern pattern = view(op, std::get<0>(pattern_), std::get<1>(pattern_));
+  TORCH_CHECK_VALUE(targets >= 0, op, ": targets must not be negative, got ", targets);
+  TORCH_CHECK_VALUE(batch > 0 ? pattern.positions % batch == 0 : batch == 0 && pattern.positions == 0, op, ": ",
+                    pattern.positions, " positions are no whole number for each sample of a batch of ", batch);
   at::Tensor values = new_rows(std::get<1>(pattern_).numel(), targets, like.options());
   const Summands summands(op, sources, like, batch, pattern.positions);
   dispatch(values, [&](auto zero) {
@@ -316,10 +326,11 @@ at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts,
                              int64_t targets) {
   constexpr const char* op = "sparse_gather_sum";
   const auto& [values, rows, offsets, channels] = source;
-  check_float(op, "values", values);
+  check_values(op, "values", values);
   TORCH_CHECK_VALUE(starts.scalar_type() == at::kLong && starts.is_contiguous() && starts.numel() >= 1 &&
                         rows_.scalar_type() == at::kLong && rows_.is_contiguous(),
                     op, ": starts and rows must be contiguous int64 tensors");
+  TORCH_CHECK_VALUE(targets >= 0, op, ": targets must not be negative, got ", targets);
   const int64_t entries = starts.numel() - 1;
   at::Tensor result = new_rows(entries, targets, values.options());
   dispatch(values, [&](auto zero) {
@@ -333,9 +344,10 @@ at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts,
 
 at::Tensor sparse_pack(const at::Tensor& weight) {
   constexpr const char* op = "sparse_pack";
-  check_float(op, "weight", weight);
+  check_values(op, "weight", weight);
   TORCH_CHECK_VALUE(weight.dim() == 4, op, ": weight must have shape (groups, Co, Ci, taps), got ", weight.sizes());
   const int64_t groups = weight.size(0), out = weight.size(1), in = weight.size(2), taps = weight.size(3);
+  TORCH_CHECK_VALUE(out >= 1 && in >= 1, op, ": weight must have channels on both sides, got ", weight.sizes());
   const int64_t block_out = std::min(kBlockOut, out);
   const int64_t block_in = std::min(kBlockIn, in);
   const int64_t outs = round_up(out, block_out), ins = round_up(in, block_in);
@@ -361,7 +373,8 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
                                  const OptionalTensor& other) {
   constexpr const char* op = "sparse_conv_relevance";
   const auto& [values, rows, offsets, out_channels] = arriving;
-  check_float(op, "values", values);
+  check_values(op, "values", values);
+  TORCH_CHECK_VALUE(targets >= 0, op, ": targets must not be negative, got ", targets);
   const cpu::Window window = window_of(op, input_size, output_size, kernel_size, stride, padding, dilation, transposed);
   const int64_t taps = window.taps[0] * window.taps[1] * window.taps[2];
   const int64_t inputs = window.in[0] * window.in[1] * window.in[2];
@@ -429,6 +442,7 @@ at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int6
   } else {
     result = new_rows(std::get<1>(leaving).numel(), targets, values.options());
   }
+  TORCH_CHECK_VALUE(channels.has_value() || factors_.empty(), op, ": factors belong to a dense result: give channels");
   TORCH_CHECK_VALUE(initial.size() <= 1 && (initial.empty() || !channels.has_value()), op,
                     ": a compact result can begin with one register, a dense one with none");
   const Summands beginning(op, initial, values, batch, pattern.positions);

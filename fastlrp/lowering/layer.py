@@ -95,7 +95,7 @@ class AffineLayer:
             return None  # Twice the input channels belong to one group only.
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes
-        return Affine(weights, unique, splits, sign, factors, gamma, geometry, *sizes, self.work, self.node.path)
+        return Affine(weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
 
 
 def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:

@@ -141,7 +141,7 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
 
     def gather_back(f: Tensor) -> Tensor:
         where, hidden = index.to(f.device), filled.to(f.device)
-        values = f.flatten(2)
+        values = f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)
         values = values.masked_fill(hidden, 0) if bool(filled.any()) else values
         result = f.new_zeros(*f.shape[:2], x.numel)
         return result.index_add_(2, where, values).unflatten(2, x.sizes)

@@ -35,12 +35,12 @@ class Affine:
     splits: tuple[bool, ...]
     sign: int | None
     factors: tuple[int, int] | None
-    gamma: float | None
     geometry: tuple[Any, ...]
     arriving: tuple[int, ...]
     leaving: tuple[int, ...]
     work: int
     path: str
+    gamma: float | None = None
     _packed: dict[Any, list[Tensor]] = field(default_factory=dict)
 
     @property
