@@ -172,27 +172,36 @@ Winners sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const W
     int32_t channel;
     int64_t row;
   };
-  // What an input position won, by channel and then by row. Windows are visited from the last tap to the first, which
-  // is in the order of outputs.
-  const auto list = [&](int64_t b, int64_t p, std::vector<Won>& won) {
+  // f(first entry, last entry) for the windows that an input position is in, in the order of their outputs, which is
+  // that of taps from the last to the first.
+  const auto over_windows = [&](int64_t b, int64_t p, auto&& f) {
     const int64_t at[3] = {p / (w.in[1] * w.in[2]), p / w.in[2] % w.in[1], p % w.in[2]};
+    for (int64_t ta = w.taps[0] - 1; ta >= 0; --ta) {
+      const int64_t a = reach[0].tap(ta)[at[0]];
+      for (int64_t ty = w.taps[1] - 1; a >= 0 && ty >= 0; --ty) {
+        const int64_t y = reach[1].tap(ty)[at[1]];
+        for (int64_t tx = w.taps[2] - 1; y >= 0 && tx >= 0; --tx) {
+          const int64_t x = reach[2].tap(tx)[at[2]];
+          if (x >= 0) {
+            const int64_t q = b * outputs + (a * w.out[1] + y) * w.out[2] + x;
+            f(pooled.offsets[q], pooled.offsets[q + 1]);
+          }
+        }
+      }
+    }
+  };
+  // What an input position won, by channel and then by row.
+  const auto list = [&](int64_t b, int64_t p, std::vector<Won>& won) {
     won.clear();
     bool sorted = true;
-    for (int64_t t = w.taps[0] * w.taps[1] * w.taps[2] - 1; t >= 0; --t) {
-      const int64_t a = reach[0].tap(t / w.taps[2] / w.taps[1])[at[0]],
-                    y = reach[1].tap(t / w.taps[2] % w.taps[1])[at[1]];
-      const int64_t x = reach[2].tap(t % w.taps[2])[at[2]];
-      if (a < 0 || y < 0 || x < 0) {
-        continue;
-      }
-      const int64_t q = b * outputs + (a * w.out[1] + y) * w.out[2] + x;
-      for (int64_t e = pooled.offsets[q]; e < pooled.offsets[q + 1]; ++e) {
+    over_windows(b, p, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e) {
         if (place[e] == p) {
           sorted = sorted && (won.empty() || won.back().channel < pooled.channels[e]);
           won.push_back({pooled.channels[e], e});
         }
       }
-    }
+    });
     if (!sorted) {
       std::sort(won.begin(), won.end(), [](const Won& a, const Won& b) {
         return a.channel != b.channel ? a.channel < b.channel : a.row < b.row;
@@ -214,14 +223,27 @@ Winners sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const W
       }
     });
   };
-  over_lists([&](int64_t q, const std::vector<Won>& won) {
-    int64_t distinct = static_cast<int64_t>(won.size());
-    for (size_t i = 1; overlap && i < won.size(); ++i) {
-      distinct -= won[i].channel == won[i - 1].channel;
+  over_positions(batch, inputs, [&](int64_t q, int64_t b, int64_t p) {
+    if (!overlap) {
+      int64_t count = 0;
+      over_windows(b, p, [&](int64_t begin, int64_t end) {
+        for (int64_t e = begin; e < end; ++e) {
+          count += place[e] == static_cast<int32_t>(p);
+        }
+      });
+      found.entries.offsets[q + 1] = rows[q + 1] = count;
     }
-    found.entries.offsets[q + 1] = distinct;
-    rows[q + 1] = static_cast<int64_t>(won.size());
   });
+  if (overlap) {
+    over_lists([&](int64_t q, const std::vector<Won>& won) {
+      int64_t distinct = static_cast<int64_t>(won.size());
+      for (size_t i = 1; i < won.size(); ++i) {
+        distinct -= won[i].channel == won[i - 1].channel;
+      }
+      found.entries.offsets[q + 1] = distinct;
+      rows[q + 1] = static_cast<int64_t>(won.size());
+    });
+  }
   for (int64_t q = 0; q < batch * inputs; ++q) {
     found.entries.offsets[q + 1] += found.entries.offsets[q];
     rows[q + 1] += rows[q];
