@@ -452,6 +452,8 @@ class Worker {
     const Range mine =
         folds > 1 || depthwise_ ? Range{0, p_.channels} : Range{in_bounds_[mine_.begin], in_bounds_[mine_.end]};
     const T** found = found_.reserve(count * folds);
+    T* nothing = nothing_.reserve(width_);
+    std::fill(nothing, nothing + width_, T(0));
     T* scale = scale_.reserve(std::max(count * folds, blocks_.groups * blocks_.out_channels));
     int64_t* next = matched_.reserve(count * folds);
     for (int64_t y = ys_.begin; y < ys_.end; ++y) {
@@ -461,22 +463,36 @@ class Worker {
       }
       const int64_t inside = input(y, xs_.begin) - batch_ * spatial;
       for (int64_t c = mine.begin; c < mine.end; ++c) {
+        int64_t terms = 1;  // per position: one if never two folds meet, as where the sign picks one
         for (int64_t i = 0; i < count * folds; ++i) {
           const int64_t x = i % count, fold = i / count, q = input(y, xs_.begin + x);
           const int64_t* first = in_first_.get() + tile_index(y, xs_.begin + x) * (all + 1);
           const bool here =
               next[i] < p_.leaving.offsets[q + 1] && p_.leaving.channels[next[i]] == fold * p_.channels + c;
-          found[i] = here ? sums_.get() + (first[0] + next[i] - p_.leaving.offsets[q]) * width_ : nullptr;
-          scale[i] = p_.factors.empty() ? T(1) : p_.factors[fold].at(batch_, c, inside + x);
+          int64_t place = i;
+          if (fold > 0 && terms == 1) {
+            if (here && found[x] == nothing) {
+              place = x;
+            } else if (here) {
+              std::fill(found + count, found + count * folds, nothing);
+              terms = folds;
+            }
+          }
+          if (here || place < count) {
+            if (here || fold == 0) {
+              found[place] = here ? sums_.get() + (first[0] + next[i] - p_.leaving.offsets[q]) * width_ : nothing;
+              scale[place] = p_.factors.empty() ? T(1) : p_.factors[fold].at(batch_, c, inside + x);
+            }
+          }
           next[i] += here;
         }
         T* to = p_.result + batch_ * p_.dense_batch + first_target * p_.dense_target + c * p_.dense_channel +
                 inside * p_.dense_position;
         for (int64_t k = 0; k < valid; ++k, to += p_.dense_target) {
           for (int64_t x = 0; x < count; ++x) {
-            T total = T(0);
-            for (int64_t i = x; i < count * folds; i += count) {
-              total += found[i] == nullptr ? T(0) : scale[i] * found[i][k];
+            T total = scale[x] * found[x][k];
+            for (int64_t fold = 1; fold < terms; ++fold) {
+              total += scale[x + fold * count] * found[x + fold * count][k];
             }
             to[x * p_.dense_position] = total;
           }
@@ -501,7 +517,7 @@ class Worker {
   int32_t other_offset_ = 0;
   Range mine_, ys_, xs_, box_[3];
   int64_t batch_, depth_, width_, rows_, packed_rows_;
-  Buffer<T> packed_, sums_, scale_;
+  Buffer<T> packed_, sums_, scale_, nothing_;
   Buffer<int32_t> row_, column_, joined_;
   Buffer<bool> fresh_;
   std::vector<int32_t> out_bounds_, in_bounds_;
