@@ -317,11 +317,10 @@ class Plan:
         """What moves targets down from ``state``."""
         return Descent(state, sink, batch, self.dtype.itemsize, self.block_bytes)
 
-    def specialize(self, steps: Steps, state: list[Any], count: int) -> Specialized:
+    def specialize(self, steps: Steps, state: list[Any], count: int, batch: int) -> Specialized:
         """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
-        if not any(isinstance(s.form, Affine) for s, _ in steps if type(s) is not Emission) or not (
-            self.chooser.may_be_sparse(count)
-        ):
+        work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
+        if not work or not self.chooser.may_be_sparse(count, work * count * batch):
             return Specialized(steps, [], 0)
         itemsize = self.dtype.itemsize
 

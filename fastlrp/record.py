@@ -202,7 +202,7 @@ class ForwardRecord:
         size = min(BLOCK, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
         found = self._specialized.get((*key, size))
         if found is None:
-            found = self.plan.specialize(steps, state, size)
+            found = self.plan.specialize(steps, state, size, self.batch)
             if self.lrp_aware:
                 self._specialized[*key, size] = found
         self.plan.took(found)

@@ -209,7 +209,9 @@ class _Check:
             found.setdefault(value, []).append(part)
 
         # What many targets would take, so that the kernels for many targets are what is checked.
-        steps = self.plan.specialize(self.schedule.steps, self.state, max(BLOCK, initial.shape[1])).steps
+        steps = self.plan.specialize(
+            self.schedule.steps, self.state, max(BLOCK, initial.shape[1]), initial.shape[0]
+        ).steps
         self.plan.propagate(self.state, initial, steps, sink, 0)
         return {value: torch.cat(parts, 1) for value, parts in found.items()}
 

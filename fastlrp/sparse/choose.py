@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +18,10 @@ PATHS = ("auto", "dense", "sparse")
 
 LEAST_TARGETS = 8
 """Below it most lanes of the sparse kernels would be empty."""
+
+
+LEAST_WORK = 1 << 26
+"""Below so many operations in all, looking for dead neurons costs more than it saves (a small network's digit)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,10 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     doubled = form.sign is not None or form.factors is not None
     work = form.work * products
     outs, ins = torch.Size(form.arriving).numel(), torch.Size(form.leaving).numel()
+    stride, _, dilation, transposed = form.geometry[:4]
     taps = torch.Size(form.kernel).numel()
+    if form.kernel and form.groups == stride[-1] == dilation[-1] == 1 and not transposed and form.arriving[0] <= 128:
+        taps //= form.kernel[-1]  # The kernel takes the taps along the last axis at once.
     padded = -(-count // LANES) * LANES
     rate = rates.sparse if padded > LANES else rates.half_filled
     if itemsize == 8:
@@ -97,10 +105,13 @@ class Chooser:
         """What is wished for a layer; the first entry that matches decides."""
         return next((name for pattern, name in self._wishes.items() if fnmatchcase(module_path, pattern)), "auto")
 
-    def may_be_sparse(self, count: int) -> bool:
-        """Whether any layer could go the sparse way with this many targets."""
+    def may_be_sparse(self, count: int, work: float = math.inf) -> bool:
+        """Whether any layer could go the sparse way with this many targets and floating-point operations in all."""
         wishes = self._wishes.values()
-        return "sparse" in wishes or (count >= LEAST_TARGETS and not ("*" in self._wishes and set(wishes) == {"dense"}))
+        if "sparse" in wishes:
+            return True
+        enough = count >= LEAST_TARGETS and work >= LEAST_WORK
+        return enough and not ("*" in self._wishes and set(wishes) == {"dense"})
 
     def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int) -> bool:
         """Whether this layer is computed for alive neurons only."""
