@@ -156,16 +156,18 @@ def relevance(
     channels: int | None = None,
     factors: Sequence[Tensor] = (),
     initial: Sequence[Any] = (),
+    other: Tensor | None = None,
 ) -> Tensor:
     """``sparse_conv_relevance`` of a layer with weights ``(groups, Co/groups, Ci/groups, taps)``."""
     groups, outs, ins, _ = weights[0].shape
     assert groups == layer.groups
     # A linear layer's weight stays as it is.
     packed = [KERNELS.sparse_pack(w) if layer.size else w[0, :, :, 0].contiguous() for w in weights]
+    packed = packed if other is None else list(torch.stack(packed))
     return KERNELS.sparse_conv_relevance(
         arriving, layer.batch, count, list(coefficients), packed, [outs, ins], leaving, list(layer.size),
         layer.result, layer.each("kernel"), layer.each("stride"), layer.each("padding"),
-        layer.each("dilation"), layer.transposed, channels, list(factors), list(initial),
+        layer.each("dilation"), layer.transposed, channels, list(factors), list(initial), other,
     )  # fmt: skip
 
 

@@ -107,7 +107,6 @@ def test_auto_takes_what_pays(mostly_dead):
     assert_same(made(x, TARGETS[:7]), found[:, :7], 2e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="a call with few targets leaves the paths of an earlier call in the plan")
 def test_plan_shows_the_latest_call(mostly_dead):
     model, x = mostly_dead
     made = Explainer(model, "epsilon_plus")

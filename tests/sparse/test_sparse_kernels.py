@@ -216,6 +216,28 @@ def test_folds_with_factors(name, dtype, change):
         assert_close(found, sum(f.double().unsqueeze(1) * layer.transpose(w, s) for f, w in parts))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["linear", "same", "wide", "stride", "volume"])
+def test_folds_that_meet_here_and_there(name, dtype):
+    """At some neurons several folds are alive, at others one or none."""
+    layer = LAYERS[name]
+    for count, folds, below in ((5, 2, 0.5), (33, 3, 0.3), (17, 2, 0.95)):
+        problem = Problem(layer, count, dtype)
+        size = (layer.batch, layer.inputs, *layer.size)
+        weights = [layer.weight(dtype) for _ in range(folds)]
+        factors, masks = ([alive(*size, density=d, dtype=dtype) for _ in range(folds)] for d in (1.0, below))
+        packed = torch.cat([layer.canonical(w) for w in weights], 2)
+        s = scaled(problem.coefficients[0], problem.register)
+        parts = [layer.transpose(w, s) * (m != 0).unsqueeze(1) for w, m in zip(weights, masks, strict=True)]
+        for given in (factors, []):
+            found = relevance(
+                layer, problem.arriving, count, problem.coefficients, [packed], pattern_of(torch.cat(masks, 1)),
+                layer.inputs, given,
+            )  # fmt: skip
+            times = [f.double().unsqueeze(1) for f in given] or [1.0] * folds
+            assert_close(found, sum(f * part for f, part in zip(times, parts, strict=True)))
+
+
 def test_folds_of_groups():
     """Channels are numbered through all groups, so a fold may be one of them."""
     layer = Layer(6, 8, (5, 6), 3, padding=1, groups=2)
@@ -223,6 +245,39 @@ def test_folds_of_groups():
     assert_close(problem.call(channels=3), problem.everywhere().unflatten(2, (2, 3)).sum(2))
     depthwise = Problem(Layer(6, 6, (5, 6), 3, padding=1, groups=6), 9, torch.float64, below=1.0)
     assert_close(depthwise.call(channels=2), depthwise.everywhere().unflatten(2, (3, 2)).sum(2))
+
+
+ONE_OF_TWO = [name for name in LAYERS if "depthwise" not in name and name != "linear_of_one"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ONE_OF_TWO)
+def test_one_of_two_weights(name, dtype, isa):
+    """As the gamma rule has it: by whether two coefficients have opposite signs."""
+    for count in (7, 33):
+        problem = Problem(LAYERS[name], count, dtype, products=2)
+        (u, v), layer = problem.coefficients, problem.layer
+        opposite = u * v < 0
+        expected = layer.transpose(problem.weights[0], scaled(torch.where(opposite, 0.0, u), problem.register))
+        expected += layer.transpose(problem.weights[1], scaled(torch.where(opposite, u + v, 0.0), problem.register))
+        weights = [layer.canonical(w) for w in problem.weights]
+        for change in (same, channels_last(1), with_gaps):
+            found = relevance(layer, problem.arriving, count, [change(u)], weights, problem.leaving, other=change(v))
+            assert_close(problem.dense(found), expected * (problem.mask != 0).unsqueeze(1), name)
+        dense = relevance(layer, problem.arriving, count, [u], weights, problem.leaving, layer.inputs, other=v)
+        assert torch.equal(dense, problem.dense(found))
+
+
+@pytest.mark.xfail(strict=True, reason="the product of the two coefficients, whose sign decides, is zero by then")
+def test_one_of_two_weights_by_tiny_coefficients():
+    problem = Problem(LAYERS["same"], 7, torch.float32, products=2)
+    u, v = (1e-24 * c.abs().clamp(min=0.1) for c in problem.coefficients)
+    everything = pattern_of(torch.ones_like(u))
+    register = 1e20 * torch.randn_like(problem.register)
+    weights = [problem.layer.canonical(w) for w in problem.weights]
+    found = relevance(problem.layer, rows_of(register, everything), 7, [u], weights, problem.leaving, other=-v)
+    expected = problem.layer.transpose(problem.weights[1], scaled(u - v, register))
+    assert_close(problem.dense(found), expected * (problem.mask != 0).unsqueeze(1))
 
 
 def test_a_pattern_wider_than_its_coefficients():
