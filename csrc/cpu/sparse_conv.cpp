@@ -245,7 +245,8 @@ class Worker {
   void select(const int32_t* channels, Range entries, int64_t inside, T* scale, int32_t* row) {
     for (int64_t e = 0; e < entries.size(); ++e) {
       const T other = p_.other.at(batch_, channels[entries.begin + e], inside);
-      if (other != T(0) && (scale[e] < T(0)) != (other < T(0))) {
+      // Not by their product, which can be too small to have a sign.
+      if ((scale[e] < T(0) && other > T(0)) || (scale[e] > T(0) && other < T(0))) {
         scale[e] += other;
         row[e] += other_offset_;
       }

@@ -5,6 +5,9 @@
 
 #include "check.h"
 
+// Scratch memory of the kernels is NaN until they write it.
+extern "C" const char* __asan_default_options() { return "max_malloc_fill_size=1073741824:malloc_fill_byte=255"; }
+
 namespace {
 
 using namespace fastlrp::cpu;

@@ -268,7 +268,6 @@ def test_one_of_two_weights(name, dtype, isa):
         assert torch.equal(dense, problem.dense(found))
 
 
-@pytest.mark.xfail(strict=True, reason="the product of the two coefficients, whose sign decides, is zero by then")
 def test_one_of_two_weights_by_tiny_coefficients():
     problem = Problem(LAYERS["same"], 7, torch.float32, products=2)
     u, v = (1e-24 * c.abs().clamp(min=0.1) for c in problem.coefficients)
