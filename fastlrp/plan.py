@@ -329,9 +329,9 @@ class Plan:
 
         return specialize(steps, state, choose)
 
-    def took(self, found: Specialized) -> None:
-        """Remember which paths the latest call took, for those who print the plan."""
-        self.paths = {path.form.path: path for path in found.paths}
+    def took(self, found: Specialized, below: bool = False) -> None:
+        """Remember which paths the latest call took (or its part below a neck), for those who print the plan."""
+        self.paths = {**(self.paths if below else {}), **{path.form.path: path for path in found.paths}}
 
     def propagate(self, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
         """Move a block of targets down; what the steps emit goes to ``sink``."""

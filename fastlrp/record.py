@@ -205,7 +205,7 @@ class ForwardRecord:
             found = self.plan.specialize(steps, state, size, self.batch)
             if self.lrp_aware:
                 self._specialized[*key, size] = found
-        self.plan.took(found)
+        self.plan.took(found, below=key[1] > 0)
         return found
 
     def _by_basis(

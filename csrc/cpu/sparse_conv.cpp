@@ -476,6 +476,7 @@ class Worker {
               place = x;
             } else if (here) {
               std::fill(found + count, found + count * folds, nothing);
+              std::fill(scale + count, scale + count * folds, T(0));
               terms = folds;
             }
           }

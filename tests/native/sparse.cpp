@@ -193,7 +193,7 @@ Blocks random_blocks(int64_t taps) {
 }
 
 // TODO: true as soon as write_dense reads no factor of a fold that a position lacks: it is not set there.
-constexpr bool kFoldsMeetSomewhere = false;
+constexpr bool kFoldsMeetSomewhere = true;
 
 // One product or more through a random layer, compact or dense and folded, against a loop over all neurons.
 template <class T>
