@@ -9,29 +9,7 @@ import torch
 
 import fastlrp.explainer
 from fastlrp.capture import Captured
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """On networks of this size two threads wait for each other: 2 ms a call against 360 on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Uninitialised memory reads NaN: an element that nobody writes shows."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
+from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -9,32 +9,9 @@ import torch
 import fastlrp.explainer
 from fastlrp import dispatch
 from fastlrp.capture import Captured
+from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 
 KERNELS = dispatch.extension()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Threads wait for each other on work of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Uninitialised memory reads NaN: an element that nobody writes shows."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 @pytest.fixture(params=KERNELS.available_isas())
