@@ -480,11 +480,9 @@ class Worker {
               terms = folds;
             }
           }
-          if (here || place < count) {
-            if (here || fold == 0) {
-              found[place] = here ? sums_.get() + (first[0] + next[i] - p_.leaving.offsets[q]) * width_ : nothing;
-              scale[place] = p_.factors.empty() ? T(1) : p_.factors[fold].at(batch_, c, inside + x);
-            }
+          if (here || fold == 0) {
+            found[place] = here ? sums_.get() + (first[0] + next[i] - p_.leaving.offsets[q]) * width_ : nothing;
+            scale[place] = p_.factors.empty() ? T(1) : p_.factors[fold].at(batch_, c, inside + x);
           }
           next[i] += here;
         }

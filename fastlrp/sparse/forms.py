@@ -100,26 +100,26 @@ class Affine:
             return weight.unflatten(0, (self.groups, -1)).flatten(3).transpose(1, 2)
         return weight.flatten(2).unflatten(0, (self.groups, -1))
 
-    def run(
-        self, register: Compact, state: Mapping[int, Any], leaving: Pattern | None, initial: Sequence[Any] = ()
-    ) -> Tensor | Compact:
-        """Relevance at ``leaving`` plus what is there already (``initial``), or everywhere in a dense tensor."""
-        split = self.is_split(state)
-        doubled = split or self.factors is not None
-        channels, factors = None, []
-        batch, size = register.pattern.batch, self.leaving
-        if self.factors is not None:
-            leaving = Pattern.full(batch, (2 * size[0], *size[1:]))
-            factors = [state[slot] for slot in self.factors]
-        elif split:
+    def everywhere(self, state: Sequence[Any]) -> Pattern:
+        """What a dense result is made of: all neurons, with two signs the one channel of each pair that the sign picks,
+        under the box rule both."""
+        if self.is_split(state):
             assert self.sign is not None
             x = state[self.sign]
-            leaving = Pattern.of(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1))
-        if leaving is None or doubled:
-            channels = size[0]
-            leaving = leaving or Pattern.full(batch, size)
+            return Pattern.of(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1))
+        channels, *spatial = self.leaving
+        batch = state[self.coefficients[0]].shape[0]
+        return Pattern.full(batch, (channels if self.factors is None else 2 * channels, *spatial))
+
+    def run(
+        self, register: Compact, state: Mapping[int, Any], leaving: Pattern, dense: bool, initial: Sequence[Any] = ()
+    ) -> Tensor | Compact:
+        """Relevance at ``leaving`` plus what is there already (``initial``), or in a dense tensor."""
+        split, batch, size = self.is_split(state), register.pattern.batch, self.leaving
+        channels = size[0] if dense else None
+        factors = [state[slot] for slot in self.factors or ()]
         stride, padding, dilation, transposed, _, groups = self.geometry
-        twice = 2 if doubled else 1
+        twice = 2 if split or factors else 1
         coefficients, other = [state[slot] for slot in self.coefficients], None
         if self.takes_one_of_two(split):
             coefficients, other = coefficients[:1], coefficients[1]
@@ -129,7 +129,7 @@ class Affine:
             list(self.arriving[1:]), self.kernel, stride, padding, dilation, transposed, channels, factors,
             initial, other,
         )  # fmt: skip
-        return values if channels is not None else Compact(values, leaving, register.count)
+        return values if dense else Compact(values, leaving, register.count)
 
 
 @dataclass(frozen=True, eq=False)

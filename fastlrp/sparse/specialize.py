@@ -212,12 +212,18 @@ class _Rewrite:
 
     def _affine(self, step: BackwardStep, form: Affine, pattern: Pattern | None) -> BackwardStep:
         state = form.reads(self.state)
-        if form.factors is not None or form.is_split(self.state):
-            pattern = None
-        if pattern is not None:
+        dense = pattern is None or form.factors is not None or form.is_split(self.state)
+        if dense:
+            pattern, leaving = None, form.everywhere(self.state)
+            self.nbytes += leaving.nbytes
+        else:
+            assert pattern is not None
+            leaving = pattern
             self.compact.add(step.out)
         arrive = self._arriving(step.ins[0], form)
-        return _step(lambda register: form.run(arrive(register), state, pattern), step.ins, step.out, pattern, step)
+        return _step(
+            lambda register: form.run(arrive(register), state, leaving, dense), step.ins, step.out, pattern, step
+        )
 
     def _arriving(self, register: int, form: Affine) -> Change:
         return self._compacted(register, lambda: self.wants.pattern([(self.state[s], None) for s in form.coefficients]))
@@ -241,7 +247,7 @@ class _Rewrite:
         self.compact.add(total.out)
 
         def run(register: Any, other: Any) -> Any:
-            return form.run(arrive(register), state, pattern, [(*begin(other).parts, scale)])
+            return form.run(arrive(register), state, pattern, False, [(*begin(other).parts, scale)])
 
         return _step(run, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
 
