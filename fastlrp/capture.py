@@ -23,7 +23,7 @@ from fastlrp.errors import CaptureError
 from fastlrp.graph import Graph, leaves
 from fastlrp.translate import Translator
 
-_EXPORTING = threading.RLock()
+EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
 
 
@@ -99,7 +99,7 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
-    with _EXPORTING, _quiet(), torch.inference_mode(inference), warnings.catch_warnings(), torch.no_grad():
+    with EXPORTING, _quiet(), torch.inference_mode(inference), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             example = _two_samples((args, kwargs), batch)

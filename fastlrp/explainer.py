@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastlrp import composites
 from fastlrp.canonizers import canonize
-from fastlrp.capture import Captured, capture
+from fastlrp.capture import EXPORTING, Captured, capture
 from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
 from fastlrp.plan import Plan
@@ -186,7 +186,8 @@ class Explainer:
 
     def _home(self) -> Tensor | None:
         """A parameter that shows the model's dtype and device."""
-        return next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        with EXPORTING:  # Which swaps the parameters for tensors without data while it traces.
+            return next((p for p in self.model.parameters() if p.is_floating_point()), None)
 
     def _inputs(self, x: Any) -> Inputs:
         inputs = Inputs.of(x)
@@ -221,6 +222,9 @@ class Explainer:
             if self._watch is not None:
                 change = self._watch.change()
                 if change == "structure":
+                    with EXPORTING:  # Another thread's export of this model looks like one, until it ends.
+                        change = self._watch.change()
+                if change == "structure":
                     self._plans.clear()
                 elif change == "values":
                     for key, (plan, captured) in list(self._plans.items()):
@@ -232,8 +236,9 @@ class Explainer:
             return found
 
     def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> tuple[Plan, Captured]:
-        watch = Watch(self.model)
-        captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
+        with EXPORTING:
+            watch = Watch(self.model)
+            captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
         canonize(captured.graph)
         first = next(t for t in inputs.tensors if t.is_floating_point())
         found = (self._prepare(captured, first.device, first.dtype), captured)
