@@ -194,7 +194,8 @@ class Plan:
         elif node.kind == "add":
             elementwise.lower_add(b, node, _required(rule), flow)
         elif node.kind == "max_pool":
-            b.rows[-1].rule = "Gradient()" if isinstance(rule, rules.Gradient) else f"max: {self.composite.max_pool}"
+            if not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare)):
+                b.rows[-1].rule = f"max: {self.composite.max_pool}"
             pool.lower_max(b, node, _required(rule), flow, self.composite.max_pool, indices[node])
             b.rows[-1].slots.append(indices[node])
         elif node.kind in ("avg_pool", "adaptive_avg_pool"):

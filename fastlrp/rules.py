@@ -80,12 +80,13 @@ class AlphaBeta(Rule):
     """LRP-alpha-beta: ``R_i = sum_j (alpha (x_i w_ij)+ / st(P_j + b_j+) - beta (x_i w_ij)- / st(N_j + b_j-)) R_j``.
 
     Args:
-        alpha, beta: both >= 0, ``alpha - beta = 1``.
+        alpha, beta: ``alpha >= 0``, ``alpha - beta = 1``. With ``alpha < 1`` both parts add up (``alpha = 0``: the
+            negative part alone).
 
     Source: Bach et al. 2015, eq. 60.
 
     Raises:
-        ValueError: if ``alpha - beta`` is not 1 or one of them is negative.
+        ValueError: if ``alpha - beta`` is not 1 or ``alpha`` is negative.
     """
 
     alpha: float = 2.0
@@ -95,9 +96,9 @@ class AlphaBeta(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.alpha >= 0 and self.beta >= 0 and abs(self.alpha - self.beta - 1) <= 1e-6):
+        if not (self.alpha >= 0 and abs(self.alpha - self.beta - 1) <= 1e-6):
             raise ValueError(
-                f"AlphaBeta: needs alpha >= 0, beta >= 0 and alpha - beta = 1 (so that relevance is conserved), "
+                f"AlphaBeta: needs alpha >= 0 and alpha - beta = 1 (so that relevance is conserved), "
                 f"got alpha={self.alpha}, beta={self.beta}"
             )
 
@@ -131,6 +132,7 @@ class ModifiedWeights(Rule):
     Args:
         modify: ``rho``, applied element-wise to the (batch-norm folded) weight and to the bias.
         name: how the plan shows it.
+        modify_bias: ``False`` leaves the bias in the denominator as it is (Captum does).
 
     Source: Montavon et al. 2019, eq. 10.2 to 10.4.
     """
@@ -139,6 +141,7 @@ class ModifiedWeights(Rule):
     stabilizer: float | Stabilizer = 1e-6
     zero_bias: bool = False
     name: str = "ModifiedWeights"
+    modify_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,12 +156,16 @@ class ModifiedWeights(Rule):
 class PlainGamma(Rule):
     """LRP-gamma as first published: ``rho(w) = w + gamma w+`` for weight and bias, no split by the sign of ``x``.
 
+    Args:
+        modify_bias: ``False`` leaves the bias in the denominator as it is (Captum does).
+
     Source: Montavon et al. 2019, section 10.2.3.
     """
 
     gamma: float = 0.25
     stabilizer: float | Stabilizer = 1e-6
     zero_bias: bool = False
+    modify_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,10 +226,15 @@ class Pass(Rule):
 class Norm(Rule):
     """In proportion to the contribution: ``R_i = x_i (dy/dx)^T R / st(y)``: sums, average pools, linear maps.
 
+    Args:
+        of_sum: at an average pool the denominator is the sum of the window, not its mean: ``x_i / st(sum_i x_i)``.
+            They differ in what epsilon weighs; the LRP Toolbox takes the sum.
+
     Source: Bach et al. 2015, eq. 56; Zennit's rule of this name.
     """
 
     stabilizer: float | Stabilizer = 1e-6
+    of_sum: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from fastlrp.composites import MaxPoolMode
 from fastlrp.graph import Constant, Node, Value, substitute
 from fastlrp.lowering.elementwise import signal_and_gates
 from fastlrp.lowering.pool import max_pool_stabilizer
+from fastlrp.lowering.pool_rules import POOL_RULES
 from fastlrp.reference import rules as textbook
 from fastlrp.reference import structure
+from fastlrp.reference.pool import windows
 from fastlrp.reference.rules import Affine, Ledger
 from fastlrp.stabilizer import Stabilizer
 
@@ -74,8 +76,13 @@ class Walker:
             return self._add(node, rule, R)
         if node.kind == "max_pool":
             return self._max_pool(node, rule, R)
-        assert isinstance(rule, (rules.Norm, rules.Epsilon))
-        relevance, ledger = structure.norm(self._alone(node, x), self.values[x], R, Stabilizer.ensure(rule.stabilizer))
+        assert isinstance(rule, (rules.Norm, rules.Epsilon, *POOL_RULES))
+        if isinstance(rule, POOL_RULES):
+            relevance, ledger = self._affine(node, rule, R)
+        else:
+            sums = node.kind == "avg_pool" and isinstance(rule, rules.Norm) and rule.of_sum
+            forward = self._window_sums(node) if sums else self._alone(node, x)
+            relevance, ledger = structure.norm(forward, self.values[x], R, Stabilizer.ensure(rule.stabilizer))
         return Share({x: relevance}, ledger)
 
     def _alone(self, node: Node, free: Value) -> Any:
@@ -94,8 +101,23 @@ class Walker:
 
         return forward
 
+    def _window_sums(self, node: Node) -> Any:
+        """A pool as the sum of each window."""
+        a, size = node.attributes, list(node.output.sizes[1:])
+        dilation = a.get("dilation") or [1] * len(size)
+
+        def forward(x: Tensor) -> Tensor:
+            entries = windows(x, a["kernel_size"], a["stride"], a["padding"], dilation, size)
+            return torch.stack([entry for _, entry in entries]).sum(0)
+
+        return forward
+
     def _layer(self, node: Node) -> Affine:
         a = node.attributes
+        if node.kind in ("avg_pool", "adaptive_avg_pool", "max_pool"):
+            # A weight of one for all entries of a window; the means of an adaptive pool, whose windows differ in size.
+            sums = self._alone(node, node.inputs[0]) if node.kind == "adaptive_avg_pool" else self._window_sums(node)
+            return Affine(lambda x, w, b: w * sums(x), torch.ones((), dtype=torch.float64), None)
         if node.kind == "batch_norm":
             tail = (1,) * (len(node.output.shape) - 2)
             scale, shift = (t.double().view(-1, *tail) for t in norm_scale_shift(node))
@@ -118,7 +140,7 @@ class Walker:
         if isinstance(rule, rules.Gamma):
             return textbook.gamma(layer, x, R, st, rule.gamma, rule.zero_bias)
         if isinstance(rule, (rules.ModifiedWeights, rules.PlainGamma)):
-            return textbook.modified_weights(layer, x, R, st, rule.modify, rule.zero_bias)
+            return textbook.modified_weights(layer, x, R, st, rule.modify, rule.zero_bias, rule.modify_bias)
         if isinstance(rule, rules.WSquare):
             return textbook.wsquare(layer, x, R, st, rule.zero_bias)
         if isinstance(rule, rules.Flat):
@@ -157,6 +179,9 @@ class Walker:
 
     def _max_pool(self, node: Node, rule: Any, R: Tensor) -> Share:
         x, a = node.inputs[0], node.attributes
+        if isinstance(rule, (rules.Flat, rules.WSquare)):
+            relevance, ledger = self._affine(node, rule, R)
+            return Share({x: relevance}, ledger)
         if a["adaptive"]:
             return Share({x: structure.gradient(self._alone(node, x), self.values[x], R)}, _nothing(R))
         geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])

@@ -78,7 +78,8 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
     for sign, share in ((1, rule.alpha), (-1, rule.beta)):
         if share:
             weight = layer.weight * sign
-            v = _part_coefficient(b, layer, rule, flow, weight, None if bias is None else bias * sign, sign * share)
+            part = None if bias is None else bias * sign
+            v = _part_coefficient(b, layer, rule, flow, weight, part, sign * share, mirrored=sign < 0)
             run = layer.transpose(b, weight, weight.clamp(min=0), signed, multiply=False)
             parts.append((run, v, weight))
     sign_of = b.sign_slot(x) if signed else None
@@ -94,14 +95,21 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
 
 
 def _part_coefficient(
-    b: Builder, layer: AffineLayer, rule: Any, flow: Flow, weight: Tensor, bias: Tensor | None, share: float
+    b: Builder,
+    layer: AffineLayer,
+    rule: Any,
+    flow: Flow,
+    weight: Tensor,
+    bias: Tensor | None,
+    share: float,
+    mirrored: bool = False,
 ) -> int:
-    """Slot of ``share * factor / st(P + b+)`` for the given weight and bias."""
+    """Slot of ``share * factor / st(P + b+)`` for this weight and bias; mirrored: for their negative part."""
     factor = b.slot_of(flow.factor)
     signed = not b.is_nonnegative(layer.x)
     positive = _part(b, layer, weight, bias, signed)
     stabilizer = Stabilizer.ensure(rule.stabilizer)
-    if share < 0:
+    if mirrored:
         stabilizer = stabilizer.mirrored()
     return _coefficient_pair(b, layer, "zplus", share, stabilizer, [positive, positive, None, factor])[1]
 
@@ -134,7 +142,7 @@ def _coefficients(
         modify = rules.PlainGamma(rule.gamma).modify
     if modify is not None:
         changed = modify(weight)
-        changed_bias = None if bias is None else modify(bias)
+        changed_bias = bias if bias is None or not getattr(rule, "modify_bias", True) else modify(bias)
         z = b.cache(lambda x: layer.apply(x, changed, changed_bias), [x], layer.y.numel)
         u, _ = _coefficient_pair(b, layer, "epsilon", 1, stabilizer, [z, None, None, factor])
         return u, None, changed, False

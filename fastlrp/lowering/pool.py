@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,11 +11,11 @@ from fastlrp import rules
 from fastlrp.builder import Builder, channels_last
 from fastlrp.composites import MaxPoolMode
 from fastlrp.graph import Node
+from fastlrp.lowering.pool_rules import POOL_RULES, Windows, lower_pool_rule, window_size
 from fastlrp.program import Factor, Flow
 from fastlrp.sparse.forms import MaxPool
 from fastlrp.stabilizer import Stabilizer
 
-_AVG_POOL: list[Any] = [None, None, F.avg_pool2d, F.avg_pool3d]
 _MAX_POOL: list[Any] = [None, F.max_pool1d, F.max_pool2d, F.max_pool3d]
 _ADAPTIVE_MAX: list[Any] = [None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d]
 
@@ -40,6 +39,9 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
     """A max-pool: the winner's index was kept by the forward pass in slot ``index``."""
     x, y = node.inputs[0], node.output
     a = node.attributes
+    if isinstance(rule, (rules.Flat, rules.WSquare)):
+        lower_pool_rule(b, node, rule, flow)
+        return
     if mode in ("average", "sum") and not isinstance(rule, rules.Gradient):
         _as_average(b, node, flow, mode, max_pool_stabilizer(rule))
         return
@@ -81,42 +83,27 @@ def max_pool_stabilizer(rule: rules.Rule | None) -> Stabilizer:
 def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilizer: Stabilizer) -> None:
     """The max-pool's relevance as if it had been an average (or sum) pool of the same geometry."""
     x, y = node.inputs[0], node.output
-    a, n = node.attributes, node.attributes["dims"]
-    if a["adaptive"] or any(d != 1 for d in a["dilation"]):
-        raise TypeError(f"{node} is adaptive or dilated and has no average pool of its shape: use max_pool='winner'")
-    if any(p > k // 2 for p, k in zip(a["padding"], a["kernel_size"], strict=True)):
-        raise TypeError(f"{node} pads more than half its kernel: use max_pool='winner'")
-    divisor = 1 if mode == "sum" else math.prod(a["kernel_size"])
-    kernel, stride, padding, ceil = a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"]
-
-    def pooled(x: Tensor) -> Tensor:
-        if n == 1:  # avg_pool1d knows no divisor.
-            flat = F.avg_pool2d(
-                x.unsqueeze(2), (1, *kernel), (1, *stride), (0, *padding), ceil, divisor_override=divisor
-            )
-            return flat.squeeze(2)
-        result: Tensor = _AVG_POOL[n](x, kernel, stride, padding, ceil, True, divisor)
-        return result
-
-    z = b.cache(pooled, [x.index], y.numel)
-    transpose = b.operation("pool_avg_relevance")
-    spatial = list(x.sizes[1:])
-    scale = b.share(flow, z, y.numel, stabilizer)
-    geometry = (spatial, kernel, stride, padding, ceil, True, divisor)
-    register = b.step(lambda f, s: transpose(f, s, *geometry), [flow.register], [scale], x.numel)
-    b.send(x, Flow(register, Factor(x)))
+    windows = Windows(b, node, 1 if mode == "sum" else window_size(node))
+    scale = b.share(flow, b.cache(windows.sums, [x.index], y.numel), y.numel, stabilizer)
+    b.send(x, Flow(b.step(windows.transpose, [flow.register], [scale], x.numel), Factor(x)))
 
 
 def lower_average(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """Average and adaptive average pools: in proportion (Norm), or their gradient."""
+    """Average and adaptive average pools: in proportion (Norm), a rule for weights, or their gradient."""
     x, y = node.inputs[0], node.output
     a = node.attributes
+    if isinstance(rule, POOL_RULES):
+        lower_pool_rule(b, node, rule, flow)
+        return
+    if isinstance(rule, rules.Norm) and rule.of_sum and node.kind == "avg_pool" and a["divisor_override"] != 1:
+        _as_average(b, node, flow, "sum", Stabilizer.ensure(rule.stabilizer))
+        return
     if isinstance(rule, rules.Gradient):
         scale, left = b.slot_of(flow.factor), Factor()
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
         scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
     else:
-        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, AlphaBeta, ZPlus, Flat, WSquare or Gradient")
     spatial = list(x.sizes[1:])
     if node.kind == "adaptive_avg_pool":
         adaptive = b.operation("pool_adaptive_avg_relevance")

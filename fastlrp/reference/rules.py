@@ -101,15 +101,16 @@ def modified_weights(
     st: Stabilize,
     modify: Callable[[Tensor], Tensor],
     zero_bias: bool = False,
+    modify_bias: bool = True,
 ) -> tuple[Tensor, Ledger]:
     """``R_i = x_i sum_j rho(w_ij) / st(sum_i x_i rho(w_ij) + rho(b_j)) R_j``, with ``rho = modify``.
 
-    ``rho(w) = w + gamma max(w, 0)`` is LRP-gamma as first published.
+    ``rho(w) = w + gamma max(w, 0)`` is LRP-gamma as first published. Without ``modify_bias`` it is ``b_j`` as it is.
 
     Source: Montavon et al. 2019, eq. 10.2 to 10.4.
     """
     part = _part(layer, modify(layer.weight), x)
-    return _redistribute([part], _bias(layer, x, modify, zero_bias), R, st)
+    return _redistribute([part], _bias(layer, x, modify if modify_bias else torch.clone, zero_bias), R, st)
 
 
 def zplus(layer: Affine, x: Tensor, R: Tensor, st: Stabilize, zero_bias: bool = False) -> tuple[Tensor, Ledger]:

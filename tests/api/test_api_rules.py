@@ -458,7 +458,7 @@ def test_an_operation_without_a_rule_names_the_ways_out(monkeypatch):
     ("make_it", "error", "message"),
     [
         (lambda: rules.AlphaBeta(2, 0.5), ValueError, r"alpha - beta = 1 .*got alpha=2, beta=0.5"),
-        (lambda: rules.AlphaBeta(0.5, -0.5), ValueError, r"alpha >= 0, beta >= 0 .*got alpha=0.5, beta=-0.5"),
+        (lambda: rules.AlphaBeta(-0.5, -1.5), ValueError, r"alpha >= 0 and .*got alpha=-0.5, beta=-1.5"),
         (lambda: rules.AlphaBeta(math.nan, 1), ValueError, "got alpha=nan, beta=1"),
         (lambda: rules.Gamma(-1), ValueError, "Gamma: gamma must be >= 0, got -1"),
         (lambda: rules.Gamma(math.nan), ValueError, "Gamma: gamma must be >= 0, got nan"),
