@@ -29,19 +29,22 @@ def channels_last(x: Tensor) -> Tensor:
 class Builder:
     """State of one lowering: which steps exist, which flows have been sent to which value."""
 
-    def __init__(self, graph: Graph, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, graph: Graph, backend: str, device: torch.device, dtype: torch.dtype, shared: dict[Any, Any] | None = None
+    ) -> None:
         self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
+        self.shared = {} if shared is None else shared
+        self.keyed: dict[tuple[Any, ...], int] = {}
         self.forward: list[ForwardStep] = []
         self.backward: list[BackwardStep] = []
         self.rows: list[Row] = []
         self.flows: dict[Value, Flow] = {}
-        self.slots = graph.values
+        self.slots = self.own_slots = graph.values
         self.registers = 0
         self.slot_bytes: dict[int, int] = {}
         self._sent: dict[Value, list[Flow]] = {}
         self._factors: dict[Factor, int] = {}
         self._signs: dict[Value, bool] = {}
-        self._sign_slots: dict[Value, int] = {}
         self._row: Row | None = None
 
     @cached_property
@@ -60,11 +63,30 @@ class Builder:
         call: Callable[..., Any] = selected.call
         return call
 
+    def constant(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, made once for all plans of the model: weights in other forms."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
     def cache(
-        self, run: Callable[..., Any], ins: Sequence[int], numel: int, outs: int = 1, itemsize: int | None = None
+        self,
+        run: Callable[..., Any],
+        ins: Sequence[int],
+        numel: int,
+        outs: int = 1,
+        itemsize: int | None = None,
+        key: tuple[Any, ...] | None = None,
     ) -> int:
-        """A tensor computed once per sample from slots. Returns its slot, the first of ``outs`` consecutive ones."""
+        """A tensor computed once per sample from slots. Returns its slot, the first of ``outs`` consecutive ones.
+
+        ``key`` names what does not depend on a rule's numbers: another plan of the model takes it over by that name.
+        """
+        if key in self.keyed:
+            return self.keyed[key]
         first = self.slots
+        if key is not None:
+            self.keyed[key] = first
         self.slots += outs
         slots = tuple(range(first, first + outs))
         self.forward.append(ForwardStep(run, tuple(ins), slots, is_cache=True))
@@ -103,12 +125,9 @@ class Builder:
         Many models get images in [0, 1]: one look at the input saves half of a signed first layer. Not on a GPU,
         where looking would wait for the device.
         """
-        if value not in self._sign_slots:
-            look = self.device.type == "cpu"
-            self._sign_slots[value] = self.cache(
-                lambda x: False if look and x.numel() and x.min().item() >= 0 else x, [value.index], 0
-            )
-        return self._sign_slots[value]
+        look = self.device.type == "cpu"
+        run = lambda x: False if look and x.numel() and x.min().item() >= 0 else x  # noqa: E731
+        return self.cache(run, [value.index], 0, key=("sign", value))
 
     def add_forward(self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None) -> int:
         """The node's own forward step; ``call`` replaces its function where more than the output is wanted."""

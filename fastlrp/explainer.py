@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from fastlrp import composites
 from fastlrp.canonizers import canonize
-from fastlrp.capture import EXPORTING, Captured, capture
+from fastlrp.capture import EXPORTING, capture
 from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
 from fastlrp.plan import Plan
-from fastlrp.record import ForwardRecord, Relevance
+from fastlrp.prepared import Prepared
+from fastlrp.record import ForwardRecord, LrpAware, Relevance
 from fastlrp.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial
 from fastlrp.watch import Watch
 
-_KEPT_PLANS = 8
+_KEPT = 8
 
 
 @dataclass(eq=False)
@@ -109,20 +110,21 @@ class Explainer:
         max_memory: int | str | None = None,
         output: str | int | None = None,
         paths: PathName | Mapping[str, PathName] = "auto",
+        profile: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if backend != "auto" and backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
         self.model, self.backend = model, backend
-        self.composite = composites.resolve(composite)
+        self.composite = composites.resolve(composite, profile)
         self.max_memory = parse_bytes(max_memory)
         self._output, self._chooser = output, Chooser(paths)
-        self._plans: OrderedDict[tuple[Any, ...], tuple[Plan, Captured]] = OrderedDict()
+        self._prepared: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
         self._watch: Watch | None = None
         self._lock = threading.RLock()
         if example_inputs is not None:
-            self._plan_for(self._inputs(example_inputs))
+            self._prepared_for(self._inputs(example_inputs))
 
     def __call__(
         self,
@@ -140,21 +142,22 @@ class Explainer:
         with self.forward(x) as record:
             return record.relevance_at_once(targets, initial, layers, reduce, out)
 
-    def forward(self, x: Any, lrp_aware: bool = True) -> ForwardRecord:
+    def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:
         """One forward pass from which any number of targets can be explained.
 
         Args:
             x: a tensor ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
-            lrp_aware: keep the coefficients of all layers (fast, more memory) or only the layers' inputs.
+            lrp_aware: keep the coefficients of all layers (fast, more memory) or only the layers' inputs;
+                ``"sweep"`` keeps what other parameters need, too: see :meth:`fastlrp.record.ForwardRecord.under`.
 
         Raises:
             ValueError: for NaN or infinity in the input. TypeError, ValueError: for a dtype or device that is not the
             model's.
         """
         inputs = self._inputs(x)
-        plan, captured = self._plan_for(inputs)
-        assert self._watch is not None
-        return ForwardRecord(plan, inputs, captured.structure, lrp_aware, self.max_memory, self._watch)
+        if lrp_aware not in (True, False, "sweep"):
+            raise ValueError(f"lrp_aware must be True, False or 'sweep', got {lrp_aware!r}")
+        return ForwardRecord(self._prepared_for(inputs), inputs, lrp_aware, self.max_memory)
 
     def refresh(self) -> None:
         """Forget what was captured: the next call captures again.
@@ -163,7 +166,7 @@ class Explainer:
         show: writing in place through ``.data`` (``p.data.mul_(2)``), and to parameters made in inference mode.
         """
         with self._lock:
-            self._plans.clear()
+            self._prepared.clear()
 
     def verify(self, x: Any, targets: Any, **options: Any) -> Any:
         """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.verify`."""
@@ -178,9 +181,9 @@ class Explainer:
         Raises:
             RuntimeError: before the first capture.
         """
-        if not self._plans:
+        if not self._prepared:
             raise RuntimeError("nothing is captured yet: call the explainer once, or give it example_inputs")
-        return next(reversed(self._plans.values()))[0]
+        return next(reversed(self._prepared.values())).plan
 
     # Inputs
 
@@ -217,7 +220,7 @@ class Explainer:
 
     # Plans
 
-    def _plan_for(self, inputs: Inputs) -> tuple[Plan, Captured]:
+    def _prepared_for(self, inputs: Inputs) -> Prepared:
         with self._lock:
             if self._watch is not None:
                 change = self._watch.change()
@@ -225,33 +228,30 @@ class Explainer:
                     with EXPORTING:  # Another thread's export of this model looks like one, until it ends.
                         change = self._watch.change()
                 if change == "structure":
-                    self._plans.clear()
+                    self._prepared.clear()
                 elif change == "values":
-                    for key, (plan, captured) in list(self._plans.items()):
-                        self._plans[key] = (self._prepare(captured, plan.device, plan.dtype), captured)
+                    for prepared in self._prepared.values():
+                        prepared.renew()
             key = (*inputs.key(), torch.is_autocast_enabled())
-            found = self._plans.get(key) or self._plans.get((*key, inputs.tensors[0].shape[0]))
+            found = self._prepared.get(key) or self._prepared.get((*key, inputs.tensors[0].shape[0]))
             if found is None:
                 found = self._capture(inputs, key)
             return found
 
-    def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> tuple[Plan, Captured]:
+    def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
         with EXPORTING:
             watch = Watch(self.model)
             captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
         canonize(captured.graph)
         first = next(t for t in inputs.tensors if t.is_floating_point())
-        found = (self._prepare(captured, first.device, first.dtype), captured)
+        found = Prepared(captured, self.composite, self.backend, first.device, first.dtype, self._chooser, watch)
         if captured.fixed_batch is not None:
             key = (*key, captured.fixed_batch)
-        self._plans[key] = found
-        while len(self._plans) > _KEPT_PLANS:
-            self._plans.popitem(last=False)
+        self._prepared[key] = found
+        while len(self._prepared) > _KEPT:
+            self._prepared.popitem(last=False)
         self._watch = watch
         return found
-
-    def _prepare(self, captured: Captured, device: torch.device, dtype: torch.dtype) -> Plan:
-        return Plan(captured.graph, self.composite, self.backend, device, dtype, self._chooser)
 
 
 def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite = "epsilon_plus", **options: Any) -> Any:
@@ -262,7 +262,7 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
         options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
             captures once.
     """
-    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output", "paths") if k in options}
+    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output", "paths", "profile") if k in options}
     return Explainer(model, composite, **ours)(x, targets, **options)
 
 

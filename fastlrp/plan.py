@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,13 +19,17 @@ from fastlrp.dispatch import extension, extension_error
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
-from fastlrp.program import Flow, Schedule, run_forward, schedule_backward, schedule_forward
+from fastlrp.program import Flow, ForwardStep, Schedule, run_forward, schedule_backward, schedule_forward
 from fastlrp.sparse.choose import Chooser
 from fastlrp.sparse.forms import Affine
 from fastlrp.sparse.specialize import Path, Specialized, specialize
 from fastlrp.table import plan_table
 from fastlrp.targets import OneHot
 from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
+
+Keep = Literal["coefficients", "activations", "all"]
+"""What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
+can be computed; or both, and all from which the coefficients of other rules can be."""
 
 _REGISTERED: dict[str, rules.Rule] = {}
 
@@ -108,6 +112,7 @@ class Plan:
         device: torch.device,
         dtype: torch.dtype,
         chooser: Chooser | None = None,
+        shared: dict[Any, Any] | None = None,
     ) -> None:
         self.chooser, self.paths = chooser or Chooser(), dict[str, Path]()
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
@@ -119,12 +124,13 @@ class Plan:
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            self._lower(Builder(graph, backend, device, dtype))
+            self._lower(Builder(graph, backend, device, dtype, shared))
         self._inputs = [v.index for v in graph.inputs]
         self._schedules: dict[tuple[Value, ...], Schedule] = {}
-        explained = self.explained_inputs()
-        self._aware = self._forward_schedule(self.slots_read(self.schedule(explained)))
-        self._plain: tuple[Schedule, Schedule] | None = None
+        # Slots that the way down to the inputs reads.
+        self.coefficients = self.slots_read(self.schedule(self.explained_inputs()))
+        self._forwards: dict[Keep, Schedule] = {}
+        self._completions: dict[tuple[frozenset[int], frozenset[int]], Schedule] = {}
 
     # Lowering
 
@@ -135,6 +141,7 @@ class Plan:
                 indices[node] = b.add_forward(node, 1, pool.max_pool_forward(node))
             else:
                 b.add_forward(node)
+        b.own_slots = b.slots
         self.top = b.new_register()
         b.send(self.graph.output, Flow(self.top))
         for node in reversed(self.graph.nodes):
@@ -259,60 +266,65 @@ class Plan:
         slots: frozenset[int] = schedule.memo["slots"]
         return slots
 
-    def _forward_schedule(self, keep: Iterable[int]) -> Schedule:
-        wanted = frozenset(keep) | {v.index for v in self.graph.outputs} | set(self._inputs)
-        needed, steps = set(wanted), []
-        for step in reversed(self.builder.forward):
-            if not step.is_cache or needed.intersection(step.outs):
-                steps.append(step)
-                needed.update(step.ins)
-        return schedule_forward(steps[::-1], wanted, self._inputs)
-
     # Running
 
-    def forward(self, inputs: Sequence[Tensor], lrp_aware: bool = True) -> list[Any]:
-        """One forward pass: activations and, if ``lrp_aware``, all coefficients. Returns the slots."""
-        if lrp_aware:
-            return self._run(self._aware, inputs)
-        return self._run(self._plain_schedules()[0], inputs)
-
-    def _run(self, schedule: Schedule, inputs: Sequence[Tensor]) -> list[Any]:
+    def forward(self, inputs: Sequence[Tensor], keep: Keep = "coefficients") -> list[Any]:
+        """One forward pass. Returns the slots, of which those are filled that ``keep`` names, see :data:`Keep`."""
+        if keep not in self._forwards:
+            kept = self._kept(keep)
+            steps = self._steps_to(kept, frozenset(self._inputs), lambda step: not step.is_cache)
+            self._forwards[keep] = schedule_forward(steps, kept, self._inputs)
         state: list[Any] = [None] * self.builder.slots
         for slot, tensor in zip(self._inputs, inputs, strict=True):
             state[slot] = tensor
-        run_forward(schedule, state)
+        run_forward(self._forwards[keep], state)
         return state
 
-    def _plain_schedules(self) -> tuple[Schedule, Schedule]:
-        """Without lrp_aware: a forward pass that keeps activations, and the coefficients' own steps for later."""
-        if self._plain is None:
-            wanted = self.slots_read(self.schedule(self.explained_inputs()))
-            cached = {slot for step in self.builder.forward if step.is_cache for slot in step.outs}
-            needed, caches = set(wanted), []
-            for step in reversed(self.builder.forward):
-                if step.is_cache and needed.intersection(step.outs):
-                    caches.append(step)
-                    needed.update(step.ins)
-            keep = (needed - cached) | {v.index for v in self.graph.outputs} | set(self._inputs)
-            nodes = [step for step in self.builder.forward if not step.is_cache]
-            first = schedule_forward(nodes, frozenset(keep), self._inputs)
-            second = schedule_forward(caches[::-1], frozenset(wanted | set(self._inputs)), sorted(keep))
-            self._plain = first, second
-        return self._plain
+    def _kept(self, keep: Keep) -> frozenset[int]:
+        always = frozenset(v.index for v in self.graph.outputs) | frozenset(self._inputs)
+        if keep == "coefficients":
+            return always | self.coefficients
+        caches = {slot for step in self.builder.forward if step.is_cache for slot in step.outs}
+        steps = self._steps_to(self.coefficients, frozenset(self._inputs))
+        read = {slot for step in steps if step.is_cache for slot in step.ins}
+        activations = always | frozenset((read | self.coefficients) - caches)
+        if keep == "activations":
+            return activations
+        return activations | self.coefficients | frozenset(self.builder.keyed.values())
 
-    def coefficients(self, state: list[Any]) -> list[Any]:
-        """The slots of an lrp_aware forward from those of a plain one."""
+    def _steps_to(
+        self, wanted: frozenset[int], have: frozenset[int], always: Callable[[ForwardStep], bool] = lambda step: False
+    ) -> list[ForwardStep]:
+        """Forward steps that lead from the slots ``have`` to ``wanted``."""
+        needed, steps = set(wanted - have), []
+        for step in reversed(self.builder.forward):
+            if always(step) or needed.intersection(step.outs):
+                steps.append(step)
+                needed.update(slot for slot in step.ins if slot not in have)
+        return steps[::-1]
+
+    def complete(self, state: list[Any], wanted: frozenset[int]) -> list[Any]:
+        """``state`` with these slots filled, from those that are."""
+        if all(state[slot] is not None for slot in wanted):
+            return state
+        have = frozenset(slot for slot, item in enumerate(state) if item is not None)
+        key = (wanted, have)
+        if key not in self._completions:
+            steps = self._steps_to(wanted, have)
+            self._completions[key] = schedule_forward(steps, wanted | have, sorted(have))
         full = list(state)
-        run_forward(self._plain_schedules()[1], full)
+        run_forward(self._completions[key], full)
         return full
 
-    def with_slots(self, state: list[Any], slots: Iterable[int]) -> list[Any]:
-        """``state`` with these slots filled: a second forward pass brings back what was not kept."""
-        missing = {slot for slot in slots if state[slot] is None}
-        if not missing:
-            return state
-        again = self._run(self._forward_schedule(missing), [state[slot] for slot in self._inputs])
-        return [again[i] if i in missing else slot for i, slot in enumerate(state)]
+    def take_over(self, other: Plan, state: list[Any]) -> list[Any]:
+        """The slots of this plan, filled with what the other plan of the same model has in ``state``."""
+        taken: list[Any] = [None] * self.builder.slots
+        common = min(self.builder.own_slots, other.builder.own_slots)
+        taken[:common] = state[:common]
+        for key, slot in self.builder.keyed.items():
+            if key in other.builder.keyed:
+                taken[slot] = state[other.builder.keyed[key]]
+        return taken
 
     def descent(self, state: list[Any], sink: Sink, batch: int) -> Descent:
         """What moves targets down from ``state``."""

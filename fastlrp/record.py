@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastlrp import composites
 from fastlrp import outputs as structures
 from fastlrp.basis import Neck, Reduce
 from fastlrp.basis import propagate as propagate_basis
+from fastlrp.composites import Composite
 from fastlrp.descent import Emission, Sink, Steps
 from fastlrp.graph import Value
-from fastlrp.plan import Plan
+from fastlrp.plan import Keep
+from fastlrp.prepared import Prepared
 from fastlrp.program import BLOCK, LANES, Schedule
 from fastlrp.result import Result
 from fastlrp.sparse.choose import LEAST_TARGETS
 from fastlrp.sparse.specialize import Specialized
 from fastlrp.targets import Initial, OneHot, Targets
-from fastlrp.watch import Watch
 
 if TYPE_CHECKING:
     from fastlrp.explainer import Inputs
+
+LrpAware = bool | Literal["sweep"]
+
+_KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "sweep": "all"}
 
 BASIS_BYTES = 64 << 20
 """Largest result of one block of basis vectors."""
@@ -36,21 +43,41 @@ class ForwardRecord:
 
     Attributes:
         output: what the model returned, equal to ``model(x)``.
-        lrp_aware: whether the coefficients of all layers are kept, or computed again for each call.
+        lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
+            what other rules need, see :meth:`under`.
     """
 
-    def __init__(
-        self, plan: Plan, inputs: Inputs, structure: Any, lrp_aware: bool, max_memory: int | None, watch: Watch
-    ) -> None:
-        self.plan, self.lrp_aware, self._inputs, self._max_memory = plan, lrp_aware, inputs, max_memory
-        self._watch, self._versions = watch, (watch.versions, _versions(inputs.tensors))
+    def __init__(self, prepared: Prepared, inputs: Inputs, lrp_aware: LrpAware, max_memory: int | None) -> None:
+        self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
+        self._prepared, self._versions = prepared, (prepared.watch.versions, _versions(inputs.tensors))
         with torch.no_grad():
-            self._state: list[Any] | None = plan.forward(inputs.tensors, lrp_aware)
-        tensors = [self._state[v.index] for v in plan.graph.outputs]
-        self.output: Any = structures.rebuild(structure, tensors)
-        self.scores: Tensor = self._state[plan.graph.output.index]
+            self._state: list[Any] | None = self.plan.forward(inputs.tensors, _KEEP[lrp_aware])
+        tensors = [self._state[v.index] for v in self.plan.graph.outputs]
+        self.output: Any = structures.rebuild(prepared.captured.structure, tensors)
+        self.scores: Tensor = self._state[self.plan.graph.output.index]
         self.batch = self.scores.shape[0]
         self._specialized: dict[Any, Specialized] = {}
+
+    def under(self, composite: str | Composite) -> ForwardRecord:
+        """The same forward pass explained under other rules.
+
+        What does not depend on a rule's numbers is taken over: activations, and after a forward pass with
+        ``lrp_aware="sweep"`` the positive and negative parts of each layer too. A sweep over epsilon or alpha then
+        costs one element-wise pass per layer and parameter, not a forward pass. Give the same
+        :class:`~fastlrp.composites.Composite` object again, and its plan is used again.
+
+        Raises:
+            RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
+        """
+        state = self._open()
+        self._refuse_stale()
+        other = copy.copy(self)
+        other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), {}
+        with torch.no_grad():
+            other._state = other.plan.take_over(self.plan, state)
+            if self.lrp_aware:
+                other._state = other.plan.complete(other._state, other.plan.coefficients)
+        return other
 
     # Life
 
@@ -79,7 +106,7 @@ class ForwardRecord:
     def _refuse_stale(self) -> None:
         """Caches belong to the weights and inputs of the forward pass, which share memory with the caller's."""
         weights, inputs = self._versions
-        if self._watch.versions != weights:
+        if self._prepared.watch.versions != weights:
             raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
         if _versions(self._inputs.tensors) != inputs:
             raise RuntimeError("the input was changed in place since this record's forward pass: make a new record")
@@ -191,10 +218,7 @@ class ForwardRecord:
         """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
         schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())))
         slots = self.plan.slots_read(schedule)
-        state = self._open()
-        if not self.lrp_aware:
-            state = self.plan.coefficients(state)
-        state = self.plan.with_slots(state, slots)
+        state = self.plan.complete(self._open(), slots)
         return state, schedule, self._specialize(state, (id(schedule), 0), schedule.steps, count)
 
     def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
@@ -222,7 +246,7 @@ class ForwardRecord:
         emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
         below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
         slots = plan.builder.flows[neck.value].factor.slots
-        state = plan.with_slots(state, slots)
+        state = plan.complete(state, frozenset(slots))
         factors = [state[s] for s in slots]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
         block = block // BLOCK * BLOCK or block

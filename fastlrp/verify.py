@@ -147,14 +147,13 @@ class _Check:
         self.plan, self.batch = plan, batch
         self.flowing = [v for v in plan.builder.flows if v.has_batch_first]
         self.schedule = plan.schedule(self.flowing)
-        everything = [v.index for node in plan.graph.nodes for v in (node.output, *node.inputs)]
-        self.state = plan.with_slots(state, plan.slots_read(self.schedule))
-        values = plan._run(plan._forward_schedule(everything), [state[v.index] for v in plan.graph.inputs])
+        activations = frozenset(v.index for node in plan.graph.nodes for v in (node.output, *node.inputs))
+        self.state = plan.complete(state, activations | plan.slots_read(self.schedule))
         doubles = {
             v: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
             for node in plan.graph.nodes
             for v in (node.output, *node.inputs)
-            for t in (values[v.index],)
+            for t in (self.state[v.index],)
         }
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
         self.rows = [row for row in plan.builder.rows if row.node.output in plan.builder.flows]

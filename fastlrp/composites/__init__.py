@@ -28,19 +28,21 @@ from fastlrp.composites.presets import (
     gradient,
     guided_backprop,
     lrp0,
-    resolve,
     uniform,
     wsquare,
     zplus,
 )
+from fastlrp.composites.profiles import PROFILES, Profile, preset, resolve
 
 __all__ = [
     "PRESETS",
+    "PROFILES",
     "Composite",
     "Layer",
     "Matcher",
     "MaxPoolMode",
     "Predicate",
+    "Profile",
     "alpha_beta",
     "deconvnet",
     "epsilon",
@@ -59,6 +61,7 @@ __all__ = [
     "last",
     "lrp0",
     "operation",
+    "preset",
     "resolve",
     "span",
     "uniform",

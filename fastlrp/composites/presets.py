@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -174,24 +173,3 @@ PRESETS: dict[str, Callable[..., Composite]] = {
         zplus, wsquare, flat,
     )
 }  # fmt: skip
-
-
-def resolve(composite: str | Composite, **parameters: Any) -> Composite:
-    """A composite from its name, or itself.
-
-    Raises:
-        ValueError: for an unknown name (the message lists the known ones) or missing parameters.
-        TypeError: for anything that is neither a name nor a composite.
-    """
-    if isinstance(composite, Composite):
-        return composite
-    if not isinstance(composite, str):
-        raise TypeError(f"composite must be a name or a Composite, got {type(composite).__name__}")
-    if composite not in PRESETS:
-        raise ValueError(f"unknown composite {composite!r}: expected one of {', '.join(PRESETS)}, or a Composite")
-    if composite == "epsilon_gamma_box" and not parameters:
-        raise ValueError(
-            "epsilon_gamma_box needs the bounds of the model's input: pass "
-            "composite=fastlrp.composites.epsilon_gamma_box(low=…, high=…)"
-        )
-    return PRESETS[composite](**parameters)

@@ -24,7 +24,7 @@ from fastlrp.targets import OneHot
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Steps of one affine layer under any rule that needs a weight."""
-    layer = AffineLayer(node)
+    layer = AffineLayer.of(b, node)
     if isinstance(rule, rules.Gradient):
         _gradient(b, layer, flow)
     elif node.kind == "batch_norm":
@@ -51,7 +51,9 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
     signed = not b.is_nonnegative(x)
     u, v, weight, needs_split = _coefficients(b, layer, rule, flow, signed)
     split = needs_split and signed
-    positive = weight.clamp(min=0) if v is not None else None
+    positive = None
+    if v is not None:
+        positive = layer.positive if weight is layer.weight else weight.clamp(min=0)
     run = layer.transpose(b, weight, positive, split, multiply=False)
     one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
     if one_hot:
@@ -73,15 +75,13 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
     """
     x = layer.x
     signed = not b.is_nonnegative(x)
-    bias = None if rule.zero_bias else layer.bias
     parts = []
-    for sign, share in ((1, rule.alpha), (-1, rule.beta)):
+    for negative, share in ((False, rule.alpha), (True, -rule.beta)):
         if share:
-            weight = layer.weight * sign
-            part = None if bias is None else bias * sign
-            v = _part_coefficient(b, layer, rule, flow, weight, part, sign * share, mirrored=sign < 0)
-            run = layer.transpose(b, weight, weight.clamp(min=0), signed, multiply=False)
-            parts.append((run, v, weight))
+            v = _part_coefficient(b, layer, rule, flow, share, negative)
+            weight = layer.negated if negative else layer.weight
+            positive = layer.negated_positive if negative else layer.positive
+            parts.append((layer.transpose(b, weight, positive, signed, multiply=False), v, weight))
     sign_of = b.sign_slot(x) if signed else None
 
     def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
@@ -95,23 +95,15 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
 
 
 def _part_coefficient(
-    b: Builder,
-    layer: AffineLayer,
-    rule: Any,
-    flow: Flow,
-    weight: Tensor,
-    bias: Tensor | None,
-    share: float,
-    mirrored: bool = False,
+    b: Builder, layer: AffineLayer, rule: Any, flow: Flow, share: float, negative: bool = False
 ) -> int:
-    """Slot of ``share * factor / st(P + b+)`` for this weight and bias; mirrored: for their negative part."""
+    """Slot of ``share * factor / st(P + b+)``; negative: the same of ``-W`` and ``-b``."""
     factor = b.slot_of(flow.factor)
-    signed = not b.is_nonnegative(layer.x)
-    positive = _part(b, layer, weight, bias, signed)
+    part = _part(b, layer, rule.zero_bias, negative)
     stabilizer = Stabilizer.ensure(rule.stabilizer)
-    if mirrored:
+    if negative:
         stabilizer = stabilizer.mirrored()
-    return _coefficient_pair(b, layer, "zplus", share, stabilizer, [positive, positive, None, factor])[1]
+    return _coefficient_pair(b, layer, "zplus", share, stabilizer, [part, part, None, factor])[1]
 
 
 def _rows_of(run: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
@@ -147,38 +139,43 @@ def _coefficients(
         u, _ = _coefficient_pair(b, layer, "epsilon", 1, stabilizer, [z, None, None, factor])
         return u, None, changed, False
     if rule.zero_bias and layer.bias is not None:
-        y = b.cache(lambda x: layer.apply(x, weight, None), [x], layer.y.numel)
+        y = b.cache(lambda x: layer.apply(x, weight, None), [x], layer.y.numel, key=("no bias", layer.node))
     if isinstance(rule, rules.Epsilon):
         u, _ = _coefficient_pair(b, layer, "epsilon", 1, stabilizer, [y, None, None, factor])
         return u, None, weight, False
     if isinstance(rule, rules.ZPlus):
-        return None, _part_coefficient(b, layer, rule, flow, weight, bias, 1), weight, True
+        return None, _part_coefficient(b, layer, rule, flow, 1), weight, True
     if isinstance(rule, rules.Gamma):
-        positive = _part(b, layer, weight, bias, signed)
-        opposite = _part(b, layer, -weight, None if bias is None else -bias, signed)
+        positive = _part(b, layer, rule.zero_bias)
+        opposite = _part(b, layer, rule.zero_bias, negative=True)
         negative = b.cache(torch.neg, [opposite], layer.y.numel)
         u, v = _coefficient_pair(b, layer, "gamma", rule.gamma, stabilizer, [y, positive, negative, factor])
         return u, v, weight, True
     raise TypeError(f"{rule} is not defined for {layer.node}: see fastlrp.rules for the rules of layers with a weight")
 
 
-def _part(b: Builder, layer: AffineLayer, weight: Tensor, bias: Tensor | None, signed: bool) -> int:
-    """Slot of ``P + b+``; of ``-W`` and ``-b`` it is ``-(N + b-)``."""
-    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-    part = None if bias is None else bias.clamp(min=0)
+def _part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False) -> int:
+    """Slot of ``P + b+``; negative: of ``-(N + b-)``, which is the same for ``-W`` and ``-b``."""
+    signed = not b.is_nonnegative(layer.x)
+    weight = layer.negated if negative else layer.weight
+    positive = layer.negated_positive if negative else layer.positive
+    part = None
+    if layer.bias is not None and not zero_bias:
+        part = (-layer.bias if negative else layer.bias).clamp(min=0)
     together = layer.node.kind == "conv" and layer.geometry[5] == 1 and not layer.geometry[3]
-    both = torch.cat([positive, negative], 1) if signed and together else None
+    below = weight.clamp(max=0) if signed else None
+    both = torch.cat([positive, below], 1) if below is not None and together else None
 
     def run(x: Tensor, sign: Any = False) -> Tensor:
         if sign is False:
             return layer.apply(x, positive, part)
-        above, below = x.clamp(min=0), x.clamp(max=0)
+        assert below is not None
         if both is not None:
-            return layer.apply(torch.cat([above, below], 1), both, part)
-        return layer.apply(above, positive, part).add_(layer.apply(below, negative, None))
+            return layer.apply(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, part)
+        return layer.apply(x.clamp(min=0), positive, part).add_(layer.apply(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
-    return b.cache(run, ins, layer.y.numel)
+    return b.cache(run, ins, layer.y.numel, key=("part", layer.node, negative, part is None))
 
 
 def _coefficient_pair(

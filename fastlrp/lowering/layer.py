@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +39,27 @@ class AffineLayer:
                 a["output_padding"],
                 a["groups"],
             )
+
+    @staticmethod
+    def of(b: Builder, node: Node) -> AffineLayer:
+        """The node's layer, made once for all plans of the model."""
+        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node))
+        return layer
+
+    @cached_property
+    def positive(self) -> Tensor:
+        """``W+``."""
+        return self.weight.clamp(min=0)
+
+    @cached_property
+    def negated(self) -> Tensor:
+        """``-W``, whose positive part gives the negative one."""
+        return -self.weight
+
+    @cached_property
+    def negated_positive(self) -> Tensor:
+        """``(-W)+``."""
+        return self.negated.clamp(min=0)
 
     @property
     def work(self) -> int:

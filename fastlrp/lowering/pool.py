@@ -84,7 +84,8 @@ def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilize
     """The max-pool's relevance as if it had been an average (or sum) pool of the same geometry."""
     x, y = node.inputs[0], node.output
     windows = Windows(b, node, 1 if mode == "sum" else window_size(node))
-    scale = b.share(flow, b.cache(windows.sums, [x.index], y.numel), y.numel, stabilizer)
+    sums = b.cache(windows.sums, [x.index], y.numel, key=(mode, node))
+    scale = b.share(flow, sums, y.numel, stabilizer)
     b.send(x, Flow(b.step(windows.transpose, [flow.register], [scale], x.numel), Factor(x)))
 
 

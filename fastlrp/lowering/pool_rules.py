@@ -112,7 +112,8 @@ def _alpha_beta(b: Builder, node: Node, alpha: float, beta: float, rule: Any, fl
     def part(share: float, low: float | None, high: float | None) -> int | None:
         if not share:
             return None
-        total = b.cache(lambda x: windows.sums(x.clamp(low, high)), [x.index], y.numel)
+        run = lambda x: windows.sums(x.clamp(low, high))  # noqa: E731
+        total = b.cache(run, [x.index], y.numel, key=("part", node, low is None))
         scale = b.share(flow, total, y.numel, stabilizer)
         return scale if share == 1 else b.cache(lambda s: s * share, [scale], y.numel)
 

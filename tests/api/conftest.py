@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastlrp.explainer
+import fastlrp.prepared
 from fastlrp.capture import Captured
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 
@@ -33,7 +34,7 @@ class Counts:
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     found = Counts()
-    capture, plan = fastlrp.explainer.capture, fastlrp.explainer.Plan
+    capture, plan = fastlrp.explainer.capture, fastlrp.prepared.Plan
 
     def counting_capture(*args, **kwargs):
         found.captured += 1
@@ -44,7 +45,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
         return plan(*args, **kwargs)
 
     monkeypatch.setattr(fastlrp.explainer, "capture", counting_capture)
-    monkeypatch.setattr(fastlrp.explainer, "Plan", counting_plan)
+    monkeypatch.setattr(fastlrp.prepared, "Plan", counting_plan)
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlrp import Explainer, composites
+from fastlrp import Explainer, rules
 from tests.api.models import TwoInputs, make, relative_error, samples, shared
 from tests.api.oracle import one_hot_scores, walk
 
@@ -20,7 +20,7 @@ def record(name="convnet", composite="epsilon_plus", **options):
 
 
 def zplus_then_epsilon(i, n):
-    return composites.rules.ZPlus() if i < 2 else composites.rules.Epsilon()
+    return rules.ZPlus() if i < 2 else rules.Epsilon()
 
 
 # Layers
@@ -82,7 +82,7 @@ def test_every_call_of_a_reused_module_has_a_name():
     assert found["relu"].shape == (2, 3, 6)
     assert found["relu@1"].shape == (2, 3, 5)
     flat = nn.Sequential(model.a, nn.ReLU(), model.b, nn.ReLU(), model.c)
-    expected = walk(flat, x, one_hot_scores(model(x)), lambda i, n: composites.rules.Epsilon())
+    expected = walk(flat, x, one_hot_scores(model(x)), lambda i, n: rules.Epsilon())
     assert relative_error(found["relu@1"], expected["3"]) <= TIGHT
     assert relative_error(found["relu"], expected["1"]) <= TIGHT
 

@@ -105,7 +105,7 @@ def test_too_small_a_budget_is_noticed_before_anything_is_computed(monkeypatch):
         def fail(*args):
             raise AssertionError("computed something")
 
-        for name in ("propagate", "coefficients", "with_slots", "_run"):
+        for name in ("propagate", "complete", "forward"):
             monkeypatch.setattr(Plan, name, fail)
         out = torch.full((2, 5, 3, 8, 8), 7.0)
         with pytest.raises(ValueError, match="max_memory=1024 bytes is too small for one target"):

@@ -92,7 +92,7 @@ def test_every_loss_is_in_the_ledger(net: str, composite: str, epsilon: float) -
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             module.bias = nn.Parameter(torch.randn(channels, dtype=torch.float64) / 4)
-    report = fastlrp.Explainer(model, composites.resolve(composite, stabilizer=epsilon)).verify(x, "all")
+    report = fastlrp.Explainer(model, composites.preset(composite, stabilizer=epsilon)).verify(x, "all")
     assert report.ok, str(report)
     scale = abs(report.score) + sum(abs(row.arrived) for row in report.rows)
     assert abs(report.kept["unexplained"]) <= 1e-12 * scale

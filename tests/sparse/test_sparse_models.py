@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastlrp import Explainer, basis, composites
+from fastlrp import Explainer, basis, composites, rules
 from fastlrp.plan import Plan
 from tests.api.models import MODELS
 from tests.api.models import make as make_api
@@ -180,7 +180,7 @@ def test_another_rule_first(first, name):
 def test_max_pool_modes(max_pool, seed):
     model, x = NETWORKS[seed]
     found = Explainer(model, composites.epsilon_plus(max_pool=max_pool), paths="sparse")(x, "all")
-    rule_of = lambda i, n: composites.rules.ZPlus() if i < 2 else composites.rules.Epsilon()  # noqa: E731
+    rule_of = lambda i, n: rules.ZPlus() if i < 2 else rules.Epsilon()  # noqa: E731
     assert_same(found, walk(model, x, one_hot_scores(model(x)), rule_of, max_pool)["input"], DEFINED)
 
 

@@ -1,0 +1,61 @@
+"""A captured model with its plans: that of the explainer's composite, and those of others that were asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from fastlrp.capture import Captured
+from fastlrp.composites import Composite
+from fastlrp.plan import Plan
+from fastlrp.sparse.choose import Chooser
+from fastlrp.watch import Watch
+
+_KEPT_OTHERS = 16
+
+
+class Prepared:
+    """One captured model, ready for its inputs' shape.
+
+    Attributes:
+        plan: of the explainer's own composite. captured: graph and structure. watch: notices changed weights.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        composite: Composite,
+        backend: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        chooser: Chooser,
+        watch: Watch,
+    ) -> None:
+        self.captured, self.watch = captured, watch
+        self._composite, self._chooser, self._how = composite, chooser, (backend, device, dtype)
+        self._lock = threading.Lock()
+        self.renew()
+
+    def renew(self) -> None:
+        """Read the weights again: they have changed."""
+        self._shared: dict[Any, Any] = {}
+        self._others: OrderedDict[Composite, Plan] = OrderedDict()
+        self.plan = self._make(self._composite)
+
+    def under(self, composite: Composite) -> Plan:
+        """The plan of another composite; the latest few are remembered by the composite object."""
+        if composite is self._composite:
+            return self.plan
+        with self._lock:
+            if composite not in self._others:
+                self._others[composite] = self._make(composite)
+            self._others.move_to_end(composite)
+            while len(self._others) > _KEPT_OTHERS:
+                self._others.popitem(last=False)
+            return self._others[composite]
+
+    def _make(self, composite: Composite) -> Plan:
+        return Plan(self.captured.graph, composite, *self._how, self._chooser, self._shared)
