@@ -1,0 +1,84 @@
+"""A network of thin modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp.nn.layers import Softmax
+from fastlrp.nn.module import LRPModule
+from fastlrp.nn.training import fit
+
+
+class Sequential(LRPModule, nn.Sequential):
+    """Modules one after the other, ``Sequential(a, b, …)``, ``Sequential([a, b, …])`` or an ``OrderedDict``.
+
+    Example::
+
+        net = fastlrp.nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 15), nn.Tanh(), nn.Linear(15, 2))
+        net.fit(x, y)
+        scores = net.forward(x, lrp_aware=True)
+        R = net.lrp(scores * one_hot, "epsilon", 0.1)
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        if len(modules) == 1 and isinstance(modules[0], (list, tuple)):
+            modules = tuple(modules[0])
+        super().__init__(*modules)
+
+    def forward(self, x: Tensor, lrp_aware: bool = False) -> Tensor:
+        """See :meth:`fastlrp.nn.LRPModule.forward`. Without ``lrp_aware`` the input alone is remembered for ``lrp``."""
+        if not lrp_aware:
+            self._remember(x)
+        return super().forward(x, lrp_aware)
+
+    def lrp_layerwise(
+        self, layer: int | str | nn.Module, R: Tensor, lrp_var: str | None = None, param: float | None = None
+    ) -> Tensor:
+        """Relevance of one layer's input from that of its output, at the latest forward pass.
+
+        Args:
+            layer: its position, its name in this network, or the module itself.
+            R: relevance of the layer's output, ``(B, …)`` or ``(B, K, …)``.
+            lrp_var, param: see :meth:`fastlrp.nn.LRPModule.lrp`.
+
+        Raises:
+            KeyError: if the network has no such layer. RuntimeError: before a forward pass. TypeError: for a layer
+            that is not one of :mod:`fastlrp.nn`.
+        """
+        name = self._name_of(layer)
+        module = self._modules[name]
+        if not isinstance(module, LRPModule):
+            raise TypeError(f"layer {name!r} is a {type(module).__name__}, not one of fastlrp.nn")
+        x = self._record("auto")._inputs.tensors[0]
+        if module.__dict__.get("_lrp_of") is not self._aware().records["auto"]:
+            with torch.no_grad():
+                for key, before in self._modules.items():
+                    if key == name:
+                        break
+                    assert before is not None
+                    x = before(x)
+            module.forward(x, lrp_aware=True)
+            module.__dict__["_lrp_of"] = self._aware().records["auto"]
+        return module.lrp(R, lrp_var, param)
+
+    def _name_of(self, layer: int | str | nn.Module) -> str:
+        names = list(self._modules)
+        if isinstance(layer, int) and not isinstance(layer, bool) and -len(names) <= layer < len(names):
+            return names[layer]
+        if isinstance(layer, str) and layer in self._modules:
+            return layer
+        for name, module in self._modules.items():
+            if module is layer:
+                return name
+        raise KeyError(f"this network has no layer {layer!r}: its layers are {', '.join(names)}")
+
+    def drop_softmax_output_layer(self) -> None:
+        """Remove the last layer if it is a softmax: scores are explained, not probabilities."""
+        if len(self) and isinstance(self[-1], (Softmax, nn.Softmax)):
+            del self[-1]
+            self._aware().forget()
+
+    fit = fit
