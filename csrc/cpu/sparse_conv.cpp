@@ -212,6 +212,7 @@ class Worker {
     int32_t* row = row_.reserve(total);
     int64_t* first = out_first_.reserve(count * (all + 1));
     const int32_t step = static_cast<int32_t>(blocks_.row_step);
+    const int32_t shift = merged_ ? static_cast<int32_t>(blocks_.tap_step) : 0;  // see by_rows
     T* scale = scale_.reserve(blocks_.groups * blocks_.out_channels);
     const int64_t valid = std::max<int64_t>(0, std::min(width_, p_.targets - first_target));
     int64_t base = 0;
@@ -221,7 +222,9 @@ class Worker {
           const int64_t at = position(a, y, x), inside = at - batch_ * spatial;
           const Range entries{pattern.offsets[at], pattern.offsets[at + 1]};
           cut(pattern.channels, entries, out_bounds_, base, first + box_index(a, y, x) * (all + 1),
-              [&](int64_t to, int32_t in_block) { row[to] = in_block * step; });
+              [&](int64_t to, int32_t in_block) {
+                row[to] = in_block * step - static_cast<int32_t>(x - box_[2].begin) * shift;
+              });
           const int64_t* rows = p_.arriving.rows == nullptr ? nullptr : p_.arriving.rows + entries.begin;
           const T* source = p_.arriving.values + first_target + (rows ? 0 : entries.begin * p_.arriving.stride);
           for (int64_t product = 0; product < products; ++product) {
@@ -361,11 +364,11 @@ class Worker {
   }
 
   // The taps along the last axis in one sum: with few channels each of them alone is too short to be worth a call. What
-  // they read lies side by side, last tap first.
+  // they read lies side by side, last tap first. Output x is joined with input q by tap q + padding - x: the rows have
+  // x taken off already (counted from the tile's first output), so one list serves all inputs.
   void by_rows(int64_t in_block, const T* packed, const T* weights, int64_t first_target) {
     const Window& w = p_.window;
-    const int64_t all = blocks_.in_blocks();
-    int32_t* row = joined_.reserve(w.taps[2] * blocks_.block_out);
+    const int64_t all = blocks_.in_blocks(), reach = w.taps[2] - 1;
     for (int64_t ta = 0; ta < w.taps[0]; ++ta) {
       const int64_t a = reach_[0].tap(ta)[depth_];
       for (int64_t ty = 0; a >= 0 && ty < w.taps[1]; ++ty) {
@@ -373,27 +376,18 @@ class Worker {
         const T* weight = weights + (ta * w.taps[1] + ty) * w.taps[2] * blocks_.tap_step;
         for (int64_t y = ys_.begin; y < ys_.end; ++y) {
           for (int64_t x = xs_.begin; to_y[y] >= 0 && x < xs_.end; ++x) {
-            const int64_t i = tile_index(y, x);
+            const int64_t i = tile_index(y, x), last = x + w.padding[2];
             const int64_t* in = in_first_.get() + i * (all + 1);
             const int64_t left = in[in_block + 1] - in[in_block];
-            if (left == 0) {
+            const Range outputs{std::max<int64_t>(0, last - reach), std::min(w.out[2], last + 1)};
+            if (left == 0 || outputs.size() <= 0) {
               continue;
             }
-            int64_t count = 0, begin = 0;
-            for (int64_t tx = w.taps[2] - 1; tx >= 0; --tx) {
-              const int64_t o = reach_[2].tap(tx)[x];
-              if (o < 0) {
-                continue;
-              }
-              const int64_t* out = out_first_.get() + box_index(a, to_y[y], o) * 2;
-              begin = count == 0 ? out[0] : begin;
-              const int32_t offset = static_cast<int32_t>(tx * blocks_.tap_step);
-              for (int64_t e = out[0]; e < out[1]; ++e) {
-                row[count++] = row_.get()[e] + offset;
-              }
-            }
+            const int64_t begin = out_first_.get()[2 * box_index(a, to_y[y], outputs.begin)];
+            const int64_t count = out_first_.get()[2 * box_index(a, to_y[y], outputs.end - 1) + 1] - begin;
             if (count > 0) {
-              kernel_.multiply_add(fresh_.get()[i], width_, left, weight, row, count, packed + begin * width_, width_,
+              kernel_.multiply_add(fresh_.get()[i], width_, left, weight + (last - box_[2].begin) * blocks_.tap_step,
+                                   row_.get() + begin, count, packed + begin * width_, width_,
                                    column_.get() + in[in_block],
                                    rows_of(i, first_target) + (in[in_block] - in[0]) * row_stride(), row_stride());
               fresh_.get()[i] = false;
@@ -518,7 +512,7 @@ class Worker {
   Range mine_, ys_, xs_, box_[3];
   int64_t batch_, depth_, width_, rows_, packed_rows_;
   Buffer<T> packed_, sums_, scale_, nothing_;
-  Buffer<int32_t> row_, column_, joined_;
+  Buffer<int32_t> row_, column_;
   Buffer<bool> fresh_;
   std::vector<int32_t> out_bounds_, in_bounds_;
   Buffer<int64_t> out_first_, in_first_, in_start_, matched_;
