@@ -4,6 +4,7 @@ from fastlrp import composites, rules
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
+from fastlrp.layerwise import lrp
 from fastlrp.plan import register_rule
 from fastlrp.record import ForwardRecord
 from fastlrp.stabilizer import Stabilizer
@@ -19,6 +20,7 @@ __all__ = [
     "UnsupportedOperationError",
     "composites",
     "explain",
+    "lrp",
     "register_rule",
     "rules",
 ]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.vocabulary import RULED_KINDS
+
 
 @dataclass(eq=False, repr=False)
 class Value:
@@ -132,6 +134,19 @@ class Graph:
             for value in dict.fromkeys(node.inputs):
                 table.setdefault(value, []).append(node)
         return table
+
+    def calls(self) -> dict[str, Value]:
+        """Functional calls by name, ``path.operation``, in execution order: what a module does besides its children."""
+        found: dict[str, Value] = {}
+        for node in self.nodes:
+            if node.kind in (*RULED_KINDS, "cat") and self.modules.get(node.path) is not node.output:
+                name = first = ".".join(filter(None, (node.path, node.operation)))
+                number = 0
+                while name in found or name in self.modules:
+                    number += 1
+                    name = f"{first}_{number}"
+                found[name] = node.output
+        return found
 
     def replace(self, old: Value, new: Value) -> None:
         """Let everything that read ``old`` read ``new``."""

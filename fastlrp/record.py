@@ -126,7 +126,8 @@ class ForwardRecord:
         Args:
             targets: see :class:`fastlrp.targets.Targets`.
             initial: ``"output"``, ``"one"`` or a callable from the output to initial relevance.
-            layers: module paths, or ``"all"``: also give the relevance of those modules' outputs.
+            layers: module paths, or ``"all"``: also give the relevance of those modules' outputs. Functional calls are
+                named ``path.operation``, see :attr:`layer_names`.
             reduce: ``"channels"`` sums over the channel axis: ``(B, K, H, W)``.
             out: tensor, NumPy array or memmap of the result's shape to write into (with ``layers`` or several
                 inputs: a dict of them by name).
@@ -266,15 +267,32 @@ class ForwardRecord:
             return {"input": values[0]}
         return {f"input.{self._inputs.names[self.plan.graph.inputs.index(v)]}": v for v in values}
 
+    @property
+    def layer_names(self) -> list[str]:
+        """What ``layers=`` may name, in execution order: modules without children by path, functional calls as
+        ``path.operation``."""
+        modules = self.plan.graph.modules
+        inner = {path for path in modules if any(other.startswith(f"{path}.") for other in modules)}
+        leaves = {path: value for path, value in modules.items() if path not in inner}
+        place = {node.output: i for i, node in enumerate(self.plan.graph.nodes)}
+        reached = self.plan.builder.flows
+        found = [
+            (place[v], name) for name, v in {**leaves, **self.plan.graph.calls()}.items() if v in reached and v in place
+        ]
+        return [name for i, name in sorted(found) if self.plan.graph.nodes[i].output.has_batch_first]
+
     def _values(self, layers: Any) -> dict[str, Value]:
         """Name -> value of everything that is asked for."""
         names: dict[str, Value] = {}
         if layers is not None:
-            known = {p: v for p, v in self.plan.graph.modules.items() if v in self.plan.builder.flows}
+            reached, modules = self.plan.builder.flows, self.plan.graph.modules
+            known = {p: v for p, v in modules.items() if v in reached}
             if isinstance(layers, str):
                 layers = list(known) if layers == "all" else [layers]
             elif not isinstance(layers, (list, tuple, set)) or not all(isinstance(p, str) for p in layers):
                 raise TypeError(f"layers must be a module path, a list of them or 'all', got {layers!r}")
+            if any(path not in known for path in layers):
+                known = {p: v for p, v in self.plan.graph.calls().items() if v in reached} | known
             for path in layers:
                 if path in ("input", "output"):
                     continue

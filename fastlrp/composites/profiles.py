@@ -96,7 +96,8 @@ class Profile:
     def _uniform(self, preset: str, base: Composite, explicit: bool) -> tuple[Rule, Rule, Rule]:
         """The rules of layers with a weight, average pools and max-pools; explicit: the user gave an epsilon."""
         rule = rules.Epsilon(self.stabilizer) if preset == "lrp0" else self.adapt(base.entries[0][1])
-        stabilizer = rule.epsilon if explicit and isinstance(rule, rules.Epsilon) else self.pool_stabilizer
+        follows = self.pools_follow and explicit and isinstance(rule, rules.Epsilon)
+        stabilizer = rule.stabilizer if follows else self.pool_stabilizer  # type: ignore[attr-defined]
         average: Rule = rules.Norm(stabilizer, self.of_sum)
         best: Rule = rules.Norm(stabilizer)
         if self.pools_follow and isinstance(rule, (rules.AlphaBeta, rules.ZPlus)):
