@@ -138,3 +138,47 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert printed["not accounted for"] == "0.0000 %"
     assert out.read_bytes().startswith(b"\x89PNG")
     assert 20_000 < out.stat().st_size < 200_000
+
+
+def test_tutorial_on_digits(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    found = example("tutorial").digits(tmp_path, 0, epochs=6)
+    assert found["error"] < 0.1  # 0.03 to 0.05 for the first three seeds.
+    relevance = found["relevance"]
+    own = found["scores"].gather(1, found["classes"].unsqueeze(1))
+    torch.testing.assert_close(relevance["output"].sum(2), own)
+    # zB keeps nothing but what its 1e-9 does.
+    torch.testing.assert_close(relevance["input"].sum(2), relevance["1"].sum(2), rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "tutorial_mlp.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("\n") > 12
+
+
+@pytest.mark.slow
+def test_tutorial_on_a_photograph(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
+    found = example("tutorial").photograph(tmp_path, 0, None, None, 224)
+    best = found["best"]
+    assert float(found["score map"]) == pytest.approx(float(best.values[0]), rel=1e-4)
+    assert [tuple(m.shape) for m in found["maps"].values()] == [(7, 7), (28, 28), (56, 56), (224, 224), (224, 224)]
+    sums = [float(m.sum()) for m in found["maps"].values()]
+    assert sums[0] == pytest.approx(float(best.values[0]), rel=1e-3)  # LRP-0, and biases are zero
+    assert sums[2:] == pytest.approx([sums[2]] * 3, rel=1e-3)  # gamma and zB keep nothing
+    assert 0 < sums[2] < sums[1] < sums[0]  # epsilon does
+    assert (tmp_path / "tutorial_vgg.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("class ") >= 10
+
+
+def test_tutorial_refuses_what_it_cannot_read(tmp_path, capsys):
+    tutorial = example("tutorial")
+    (tmp_path / "bad").write_text("hello")
+    with pytest.raises(SystemExit, match=r"--weights .*bad is not a state_dict of VGG-16"):
+        tutorial.load_weights(torch.nn.Linear(1, 1), tmp_path / "bad")
+    pytest.importorskip("PIL")
+    with pytest.raises(SystemExit, match=r"--image .*bad: cannot identify image file"):
+        tutorial.load_image(tmp_path / "bad", 224)
+    with pytest.raises(SystemExit):
+        tutorial.main(["--larger", "100"])
+    assert "--larger must be at least 224" in capsys.readouterr().err

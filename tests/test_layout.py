@@ -16,7 +16,9 @@ STEMS = sorted(set(dispatch.STEMS.values()))
 BOTTOM = ("fastlrp.reference", "fastlrp.aten", "fastlrp.kernels", "fastlrp._C")
 # From the top down; a module may import those further down. What is not named here stands anywhere above `functional`.
 ORDER = (
-    ("fastlrp.nn",),
+    ("fastlrp.__main__", "fastlrp.cli"),
+    ("fastlrp.io", "fastlrp.report", "fastlrp.compat"),
+    ("fastlrp.nn", "fastlrp.layerwise"),
     ("fastlrp.explainer",),
     ("fastlrp.verify",),
     ("fastlrp.plan",),
@@ -29,7 +31,12 @@ ORDER = (
     BOTTOM,
 )
 FUNCTIONAL = ORDER.index(("fastlrp.functional",))
-PEERS = {"zennit", "captum", "torchvision", "sklearn", "matplotlib", "scipy"}
+PEERS = {"zennit", "captum", "torchvision", "sklearn", "transformers"}
+# Who may import what an extra brings, and then in functions only.
+OPTIONAL = {
+    "matplotlib": ("viz",), "PIL": ("viz", "cli", "report"), "scipy": ("viz",), "tqdm": ("nn", "cli"),
+    "click": ("cli",), "jinja2": ("report",), "safetensors": ("cli",),
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
@@ -71,7 +78,10 @@ def test_imports_point_down(module):
     number = level(module)
     for imported in imports(MODULES[module]):
         top = imported.split(".")[0]
-        assert top not in PEERS, f"{module} imports {imported}, which is not a dependency"
+        allowed = module.split(".")[1:2] == ["compat"] or module.startswith("fastlrp.cli")
+        assert top not in PEERS or allowed, f"{module} imports {imported}, which is not a dependency"
+        if top in OPTIONAL:
+            assert module.split(".")[1] in OPTIONAL[top], f"{module} imports {imported}, which is an extra of others"
         if top != "fastlrp":
             continue
         assert imported != "fastlrp", f"{module} imports the package that imports it: name the module"
@@ -80,6 +90,18 @@ def test_imports_point_down(module):
         if number is not None and not same:
             least = FUNCTIONAL if below is None else below
             assert number < least, f"{module} imports {imported}, which stands higher or beside it"
+
+
+def test_the_package_needs_torch_and_numpy_alone():
+    extras = sorted({*OPTIONAL, *PEERS})
+    code = (
+        "import sys, fastlrp, fastlrp.nn, fastlrp.io, fastlrp.viz, fastlrp.report, fastlrp.compat.zennit, "
+        "fastlrp.compat.captum, fastlrp.__main__\n"
+        f"print([m for m in {extras} if m in sys.modules and m not in before])"
+    )
+    code = "import sys, torch, numpy; before = set(sys.modules)\n" + code
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
 
 
 def test_no_module_imports_itself_in_a_circle():

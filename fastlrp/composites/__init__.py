@@ -1,5 +1,6 @@
 """Which rule on which layer: :class:`Composite`, the matchers that it is made of, and presets."""
 
+from fastlrp.composites.caffe import FORMULA_TYPES, from_formula_type, sensitivity
 from fastlrp.composites.composite import (
     Composite,
     Layer,
@@ -16,6 +17,7 @@ from fastlrp.composites.presets import (
     PRESETS,
     alpha_beta,
     deconvnet,
+    deep_taylor,
     epsilon,
     epsilon_alpha2_beta1,
     epsilon_alpha2_beta1_flat,
@@ -33,8 +35,10 @@ from fastlrp.composites.presets import (
     zplus,
 )
 from fastlrp.composites.profiles import PROFILES, Profile, preset, resolve
+from fastlrp.composites.tutorial import pixel_bounds, tutorial_mlp, tutorial_vgg16
 
 __all__ = [
+    "FORMULA_TYPES",
     "PRESETS",
     "PROFILES",
     "Composite",
@@ -45,6 +49,7 @@ __all__ = [
     "Profile",
     "alpha_beta",
     "deconvnet",
+    "deep_taylor",
     "epsilon",
     "epsilon_alpha2_beta1",
     "epsilon_alpha2_beta1_flat",
@@ -54,6 +59,7 @@ __all__ = [
     "excitation_backprop",
     "first",
     "flat",
+    "from_formula_type",
     "gamma",
     "gradient",
     "guided_backprop",
@@ -61,9 +67,13 @@ __all__ = [
     "last",
     "lrp0",
     "operation",
+    "pixel_bounds",
     "preset",
     "resolve",
+    "sensitivity",
     "span",
+    "tutorial_mlp",
+    "tutorial_vgg16",
     "uniform",
     "wsquare",
     "zplus",

@@ -165,11 +165,57 @@ def flat(stabilizer: Number = 1e-6, max_pool: MaxPoolMode = "winner") -> Composi
     return uniform(rules.Flat(stabilizer), stabilizer, max_pool, "flat")
 
 
+def deep_taylor(
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    stabilizer: Number = 1e-6,
+    zero_bias: bool = True,
+    max_pool: MaxPoolMode = "winner",
+) -> Composite:
+    """Deep Taylor decomposition: z+ in all layers but the first; there zB within bounds, w2 without.
+
+    Args:
+        low, high: bounds of the model's input, both or neither; numbers or tensors that broadcast to it,
+            ``(1, 3, 1, 1)``. Without them the input may be any real number and the first layer gets w2. An input
+            that is an activation itself (never negative) has ``low=0`` and z+ instead: ``zplus(zero_bias=True)``.
+        stabilizer: of all denominators.
+        zero_bias: leave biases out of the denominators. The decomposition is derived for ReLU networks whose biases
+            are not positive: a negative bias only raises a neuron's threshold, the root point stays where it is, and
+            no relevance is kept. A positive bias has no place in it; left out, all relevance still goes to the inputs.
+            ``False`` gives positive biases their share, as :func:`~fastlrp.composites.zplus` does.
+        max_pool: who takes the relevance of max-pools; average and sum pools share in proportion.
+
+    The method explains a function that is never negative. Where scores can be negative, start from their positive
+    part, as iNNvestigate does: ``initial=lambda scores: scores.clamp(min=0)``. iNNvestigate leaves biases out, too.
+    It differs in two things: without bounds its first layer has z+ if a ReLU follows (w2 is for layers without one);
+    sums and average pools have their gradient.
+
+    Raises:
+        ValueError: if one bound is given without the other, or ``low`` exceeds ``high``.
+
+    Source: Montavon et al. 2017, eq. 12, 13 and 15.
+    """
+    if (low is None) != (high is None):
+        raise ValueError(
+            f"deep_taylor needs both bounds of the model's input or neither, got low={low!r}, high={high!r}: for an "
+            "unbounded input leave both out"
+        )
+    bottom: Rule = rules.WSquare(stabilizer, zero_bias)
+    if low is not None and high is not None:
+        bottom = rules.ZBox(low, high, stabilizer)
+    entries = (
+        (first(), bottom),
+        (kind("conv", "linear"), rules.ZPlus(stabilizer, zero_bias)),
+        *everything_else(stabilizer),
+    )
+    return Composite(entries, max_pool, "deep_taylor")
+
+
 PRESETS: dict[str, Callable[..., Composite]] = {
     f.__name__: f
     for f in (
         epsilon_plus, epsilon_plus_flat, epsilon_gamma_box, epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat,
         deconvnet, guided_backprop, excitation_backprop, gradient, lrp0, epsilon, gamma, alpha_beta,
-        zplus, wsquare, flat,
+        zplus, wsquare, flat, deep_taylor,
     )
 }  # fmt: skip

@@ -1,0 +1,43 @@
+"""Pictures of relevance: heatmaps, overlays, outlines, grids, coloured text, TensorBoard.
+
+Importing this package loads neither matplotlib nor Pillow; calling a function that needs one of them does. Both come
+with ``pip install "fastlrp[viz]"``. No function touches pyplot or another global state of matplotlib, so that pictures
+can be made in several threads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastlrp.viz.boards import add_to_tensorboard
+from fastlrp.viz.colors import colormap, colormaps
+from fastlrp.viz.files import save, to_image
+from fastlrp.viz.grids import UNIT, grid
+from fastlrp.viz.heatmaps import heatmap, overlay, shared_level
+from fastlrp.viz.outlines import outline
+from fastlrp.viz.text import text_html, text_terminal
+
+if TYPE_CHECKING:
+    COLORMAPS: list[str]
+
+__all__ = [
+    "COLORMAPS",
+    "UNIT",
+    "add_to_tensorboard",
+    "colormap",
+    "grid",
+    "heatmap",
+    "outline",
+    "overlay",
+    "save",
+    "shared_level",
+    "text_html",
+    "text_terminal",
+    "to_image",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "COLORMAPS":  # Made when asked for: the list has matplotlib's names in it.
+        return colormaps()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
