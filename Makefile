@@ -43,7 +43,7 @@ demo: install
 # Both models, three composites, 32 targets, the small network and the LRP Toolbox: under 5 minutes on two cores.
 bench: install
 	$(PY) -m benchmarks.compare --scenario targets --repeats 2 --backends auto --peer-targets 2 $(ARGS)
-	$(PY) -m benchmarks.compare --scenario small,toolbox
+	$(PY) -m benchmarks.compare --scenario small,toolbox,sweep
 	$(PY) -m benchmarks.render
 
 # Everything that there is a scenario for, sparser networks, and Captum where it applies: an hour or two.
@@ -51,7 +51,7 @@ bench-full: install
 	$(PY) -m benchmarks.compare --scenario targets,batch,top5 $(ARGS)
 	$(PY) -m benchmarks.compare --scenario targets --density 0.25 $(ARGS)
 	$(PY) -m benchmarks.compare --models vgg16 --composites epsilon
-	$(PY) -m benchmarks.compare --scenario small,toolbox,stream,basis
+	$(PY) -m benchmarks.compare --scenario small,toolbox,sweep,stream,basis
 	$(PY) -m benchmarks.render
 
 # Operations one by one, on calls that both models make; pytest-benchmark is needed for this alone.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,6 +139,32 @@ def _captum_rules(model: nn.Module) -> None:
             module.rule = EpsilonRule(EPSILON)
         elif isinstance(module, nn.MaxPool2d):
             module.rule = EpsilonRule(1e-30)
+
+
+def toolbox_sweep(epsilons: Sequence[float], dtype: Any) -> Provider:
+    """The LRP Toolbox's way: one ``lrp_aware`` forward pass, one ``lrp`` per class and epsilon.
+
+    Raises:
+        GoldensMissingError: without its network.
+    """
+    network = toolbox.read(toolbox.golden("LeNet-5.txt"), dtype)
+
+    def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        Y = toolbox.forward(network, np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy().astype(dtype)))
+        found = []
+        for epsilon in epsilons:
+            for column in range(Y.shape[1]):
+                R = np.zeros_like(Y)
+                R[:, column] = Y[:, column]
+                for layer in reversed(network):
+                    R = layer.lrp(R, epsilon, epsilon)
+                found.append(R)
+        for layer in network:
+            layer.clean()
+        return torch.from_numpy(np.stack(found, 1).transpose(0, 1, 4, 2, 3)).to(x.dtype)
+
+    name = np.dtype(dtype).name
+    return Provider(f"toolbox {name}", run, dtype=name)
 
 
 def toolbox_procedure(variant: str, dtype: Any) -> Provider:

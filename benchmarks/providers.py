@@ -6,14 +6,15 @@ Every provider has the same call. Where it has two ways, both are measured, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import fastlrp
+import fastlrp.io
 from benchmarks.density import AFFINE
 from fastlrp.composites import Composite
 
@@ -94,6 +95,17 @@ def streaming(model: nn.Module, x: Tensor, rules: str, backend: str, block: int)
         return found
 
     return Provider(f"fastlrp {backend}", run)
+
+
+def thin(path: Path, epsilons: Sequence[float]) -> Provider:
+    """A network of the LRP Toolbox as ``fastlrp.nn``: all classes, under one epsilon after the other."""
+    net = fastlrp.io.read_model(path)
+
+    def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        R = torch.diag_embed(net.forward(x, lrp_aware=True))
+        return torch.cat([net.lrp(R, "epsilon", epsilon) for epsilon in epsilons], 1)
+
+    return Provider("fastlrp auto", run)
 
 
 def gradients(model: nn.Module, limit: int = 8) -> list[Provider]:

@@ -218,17 +218,39 @@ def lrp_toolbox(options: Options) -> Iterator[Round]:
         yield Round(case, [*own, *theirs, *beside], x, options.repeats or 3)
 
 
-def _check_golden(part: Provider, x: Tensor, variant: str) -> None:
+SWEEP = (0.01, 0.1, 1.0)
+"""Epsilons of the sweep; the Toolbox's own numbers for the last two are among the goldens."""
+
+
+def sweep(options: Options) -> Iterator[Round]:
+    """LeNet-5, ten classes of 50 digits under three epsilons: one forward pass aware of LRP, then only ``lrp``.
+
+    Raises:
+        GoldensMissingError: without the Toolbox's network and digits.
+        RuntimeError: if fastlrp does not give the Toolbox's numbers.
+    """
+    own = providers.thin(toolbox.golden("LeNet-5.txt"), SWEEP)
+    x = torch.from_numpy(toolbox.digits(DIGITS, np.float32).transpose(0, 3, 1, 2).copy())
+    for number, variant in ((1, "epsilon_0.1"), (2, "epsilon_1")):
+        _check_golden(own, x, variant, 10 * number)
+    theirs = [peers.toolbox_sweep(SWEEP, dtype) for dtype in (np.float32, np.float64)]
+    classes = spread_out(10, 10, DIGITS).repeat(1, len(SWEEP))
+    case = Case("sweep", "LeNet-5", "epsilon", classes, 32, None, None)
+    yield Round(case, [own, *theirs], x, options.repeats or 5)
+
+
+def _check_golden(part: Provider, x: Tensor, variant: str, start: int = 0) -> None:
+    """Ten targets from ``start`` on are those of the golden."""
     with np.load(toolbox.golden("lenet5_mnist_relevance.npz"), allow_pickle=False) as arrays:
         golden = torch.from_numpy(arrays[variant]).float()
     found = part.run(x[:10], spread_out(10, 10, 10), lambda: None)
     assert found is not None
-    error = disagreement(found[:, :, 0], golden)
+    error = disagreement(found[:, start : start + 10, 0], golden)
     if not error <= AGREES:
         raise RuntimeError(f"{part.name} differs from the LRP Toolbox's own numbers ({variant}) by {error:.1e}")
 
 
 SCENARIOS: dict[str, Callable[[Options], Iterator[Round]]] = {
-    "targets": targets, "batch": batch, "top5": top5, "small": small, "toolbox": lrp_toolbox, "stream": stream,
-    "basis": basis,
+    "targets": targets, "batch": batch, "top5": top5, "small": small, "toolbox": lrp_toolbox, "sweep": sweep,
+    "stream": stream, "basis": basis,
 }  # fmt: skip
