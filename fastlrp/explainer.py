@@ -18,6 +18,7 @@ from fastlrp.canonizers import canonize
 from fastlrp.capture import EXPORTING, capture
 from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
+from fastlrp.graph import Graph
 from fastlrp.plan import Plan
 from fastlrp.prepared import Prepared
 from fastlrp.record import ForwardRecord, LrpAware, Relevance
@@ -238,11 +239,15 @@ class Explainer:
                 found = self._capture(inputs, key)
             return found
 
+    def _canonize(self, graph: Graph) -> None:
+        """Bring a captured graph into the form that the rules see."""
+        canonize(graph)
+
     def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
         with EXPORTING:
             watch = Watch(self.model)
             captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
-        canonize(captured.graph)
+        self._canonize(captured.graph)
         first = next(t for t in inputs.tensors if t.is_floating_point())
         found = Prepared(captured, self.composite, self.backend, first.device, first.dtype, self._chooser, watch)
         if captured.fixed_batch is not None:
