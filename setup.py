@@ -87,7 +87,7 @@ extension = (CUDAExtension if with_cuda else CppExtension)(
 setup(
     packages=[*find_namespace_packages(include=["fastlrp", "fastlrp.*"]), "fastlrp.kernels"],
     package_dir={"fastlrp.kernels": "kernels"},
-    package_data={"fastlrp": ["py.typed", "_C.pyi"]},
+    package_data={"fastlrp": ["py.typed", "_C.pyi"], "fastlrp.report": ["templates/*"]},
     ext_modules=[extension],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -43,7 +43,9 @@ def main() -> int:
         scores = model(images)
     chosen = least_sure(scores, options.digits)
     says = scores.argmax(1)
-    titles = [f"{int(classes[i])}, taken for a {int(says[i])}" if says[i] != classes[i] else f"{int(says[i])}" for i in chosen]
+    titles = [
+        f"{int(classes[i])}, taken for a {int(says[i])}" if says[i] != classes[i] else f"{int(says[i])}" for i in chosen
+    ]
     composite = (
         fastlrp.composites.epsilon_gamma_box(low=0.0, high=1.0)
         if options.composite == "epsilon_gamma_box"

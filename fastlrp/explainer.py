@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastlrp import composites
 from fastlrp.canonizers import canonize
-from fastlrp.capture import EXPORTING, capture
+from fastlrp.capture import EXPORTING, Captured, capture
 from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
 from fastlrp.graph import Graph
@@ -239,17 +239,13 @@ class Explainer:
                 found = self._capture(inputs, key)
             return found
 
-    def _canonize(self, graph: Graph) -> None:
-        """Bring a captured graph into the form that the rules see."""
-        canonize(graph)
-
     def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
         with EXPORTING:
             watch = Watch(self.model)
-            captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
-        self._canonize(captured.graph)
+            captured = self._trace(inputs)
         first = next(t for t in inputs.tensors if t.is_floating_point())
-        found = Prepared(captured, self.composite, self.backend, first.device, first.dtype, self._chooser, watch)
+        how = (self.backend, first.device, first.dtype, self._chooser)
+        found = self._preparation(captured, self.composite, *how, watch)
         if captured.fixed_batch is not None:
             key = (*key, captured.fixed_batch)
         self._prepared[key] = found
@@ -257,6 +253,19 @@ class Explainer:
             self._prepared.popitem(last=False)
         self._watch = watch
         return found
+
+    # What the drop-in replacements of fastlrp.compat do otherwise
+
+    _preparation: type[Prepared] = Prepared
+
+    def _trace(self, inputs: Inputs) -> Captured:
+        """The captured model in the form that the rules see."""
+        captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
+        self._canonize(captured.graph)
+        return captured
+
+    def _canonize(self, graph: Graph) -> None:
+        canonize(graph)
 
 
 def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite = "epsilon_plus", **options: Any) -> Any:

@@ -1,0 +1,115 @@
+"""An explainer that captures a model by modules, once for all who ask about it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp import rules
+from fastlrp.builder import Builder
+from fastlrp.capture import Captured, capture
+from fastlrp.compat.captum.composite import ModuleRules, TimesInput
+from fastlrp.compat.captum.graph import canonize
+from fastlrp.compat.captum.layers import named_layers
+from fastlrp.compat.captum.second_pass import SecondPass
+from fastlrp.composites import Composite
+from fastlrp.explainer import Explainer, Inputs
+from fastlrp.graph import Node
+from fastlrp.plan import Plan
+from fastlrp.prepared import Prepared
+from fastlrp.program import Factor, Flow
+
+_KEPT_GRAPHS = 4
+
+_Graphs = OrderedDict[Any, tuple["Structure", Captured]]
+_GRAPHS: weakref.WeakKeyDictionary[nn.Module, _Graphs] = weakref.WeakKeyDictionary()
+"""Captures by model: scripts make a new LRP object for every image. They hold its weights, not the model."""
+
+_LOCK = threading.Lock()
+
+
+class Structure:
+    """The modules, modes, parameters and buffers of a model, without keeping the model alive."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [(path, weakref.ref(module), module.training) for path, module in _modules(model)]
+        self._tensors = [None if t is None else weakref.ref(t) for t in _tensors(model)]
+
+    def still_holds(self, model: nn.Module) -> bool:
+        """Whether the model still has the same modules, modes and tensors, whatever the tensors' values."""
+        modules, tensors = list(_modules(model)), _tensors(model)
+        if len(modules) != len(self._modules) or len(tensors) != len(self._tensors):
+            return False
+        for (path, module), (old_path, old, training) in zip(modules, self._modules, strict=True):
+            if path != old_path or old() is not module or module.training != training:
+                return False
+        return all(
+            tensor is (None if old is None else old()) for tensor, old in zip(tensors, self._tensors, strict=True)
+        )
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(model.named_modules(remove_duplicate=False))
+
+
+def _tensors(model: nn.Module) -> list[Tensor | None]:
+    return [t for module in model.modules() for table in (module._parameters, module._buffers) for t in table.values()]
+
+
+class ModulePlan(Plan):
+    """A plan under :class:`~fastlrp.compat.captum.composite.ModuleRules`."""
+
+    _second: SecondPass | None = None
+
+    def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
+        rule = self.rules.get(node)
+        if self._second is None:
+            assert isinstance(self.composite, ModuleRules)
+            self._second = SecondPass(self.graph, self.composite.asked, self.composite.modules)
+        if isinstance(rule, TimesInput):
+            b.begin(node, rule)
+            b.send(node.inputs[0], Flow(flow.register, Factor(node.inputs[0], b.slot_of(flow.factor))))
+        elif not (isinstance(rule, rules.Gradient) and self._second.lower(b, node, flow)):
+            super()._lower_node(b, node, flow, indices)
+
+
+class _Prepared(Prepared):
+    def _make(self, composite: Composite) -> Plan:
+        return ModulePlan(self.captured.graph, composite, *self._how, self._chooser, self._shared)
+
+
+class ByModules(Explainer):
+    """An :class:`~fastlrp.explainer.Explainer` whose graph keeps batch norms and modules apart.
+
+    Graphs depend on no rule, so that all explainers of a model share them.
+    """
+
+    _preparation = _Prepared
+
+    def _trace(self, inputs: Inputs) -> Captured:
+        key = (*inputs.key(), torch.is_autocast_enabled(), self._output)
+        batch = inputs.tensors[0].shape[0]
+        with _LOCK:
+            graphs = _GRAPHS.setdefault(self.model, OrderedDict())
+            structure, found = graphs.get(key) or graphs.get((*key, batch)) or (None, None)
+        if structure is not None and found is not None and structure.still_holds(self.model):
+            return found
+        structure = Structure(self.model)
+        found = capture(self.model, inputs.args, inputs.kwargs, self._output)
+        canonize(found.graph, [path for path, _ in named_layers(self.model)])
+        with _LOCK:
+            graphs[key if found.fixed_batch is None else (*key, batch)] = (structure, found)
+            while len(graphs) > _KEPT_GRAPHS:
+                graphs.popitem(last=False)
+        return found
+
+
+def forget_graphs(model: nn.Module) -> None:
+    """Capture again at the next call."""
+    with _LOCK:
+        _GRAPHS.pop(model, None)

@@ -1,0 +1,163 @@
+"""Gradients of functional code as Captum takes them: in a second forward pass, under the changed weights.
+
+Captum computes the explained score, changes the weights as the rules ask, and runs the model again to get its
+gradients. In that pass every layer with a rule gets the inputs that it had in the first one; but what functional code
+computes from a changed layer's output is other than before: other ReLUs are open, other entries win a pool. What is
+linear does not notice, and neither do layers. Everything else is lowered here.
+
+The inputs are given again by writing them into the tensor that the layer reads. Functional code that reads the same
+tensor later sees them, and so does the derivative of code that read it before, if autograd kept that input for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp.builder import Builder, bind_forward, multiply
+from fastlrp.compat.captum.graph import TIMES
+from fastlrp.compat.captum.rules import Asked
+from fastlrp.graph import Graph, Node, Value
+from fastlrp.lowering.jacobian import vjp
+from fastlrp.lowering.pool import _form as max_pool_form
+from fastlrp.lowering.pool import max_pool_forward
+from fastlrp.program import Factor, Flow
+
+_WITH_VALUES = ("activation", "normalization", "mul", "max_pool", "unknown")
+"""Kinds whose derivative depends on where it is taken."""
+
+_BY_RESULT = ("relu", "sigmoid", "tanh", "softmax", "log_softmax", "exp", "max_pool1d", "max_pool2d", "max_pool3d")
+"""Operations whose derivative autograd takes from what they computed, not from their input."""
+
+_RULED = ("epsilon", "gamma", "alpha1_beta0", "identity")
+"""Layers that Captum gives their first inputs again."""
+
+
+def changed_forward(module: nn.Module, asked: Asked, *inputs: Tensor) -> Tensor:
+    """A layer's output under the weight that its rule sees."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    changed = {"weight": asked.weight(weight.detach())}
+    if asked.zero_bias and isinstance(bias, Tensor):
+        changed["bias"] = torch.zeros_like(bias)
+    z: Tensor = torch.func.functional_call(module, changed, inputs)
+    return z
+
+
+def changes(module: nn.Module, asked: Asked) -> bool:
+    """Whether a layer's rule changes its weight."""
+    return asked.changes_weights and isinstance(getattr(module, "weight", None), Tensor)
+
+
+class SecondPass:
+    """Where the values of the second forward pass lie, made as they are asked for.
+
+    Args:
+        graph: by modules. asked, modules: what is asked of each layer, by path, and the layers.
+    """
+
+    def __init__(self, graph: Graph, asked: Mapping[str, Asked], modules: Mapping[str, nn.Module]) -> None:
+        self._asked, self._modules = asked, modules
+        self._changed = {path for path, a in asked.items() if changes(modules[path], a)}
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
+        self._ends = {v: path.split("@")[0] for path, v in graph.modules.items() if path.split("@")[0] in self._changed}
+        self._reset: dict[Value, int] = {}
+        """When a layer with a rule first reads a tensor: from then on it has its first values again."""
+        if self._changed:
+            for node in graph.nodes:
+                if node.path in asked and asked[node.path].name in _RULED:
+                    for value in node.inputs:
+                        self._reset.setdefault(value, self._order[node])
+        self._made: dict[Value, int] = {}
+
+    def lower(self, b: Builder, node: Node, flow: Flow) -> bool:
+        """Lower functional code whose inputs are not those of the first pass. False if they are."""
+        if not self._changed or node.kind not in _WITH_VALUES or node.operation == TIMES or node.path in self._asked:
+            return False
+        # What is kept of an input is read in the backward pass, when all layers have written theirs.
+        when = self._order[node] if node.operation in _BY_RESULT else len(self._order)
+        slots = [self._slot(b, value, when) for value in node.inputs]
+        if slots == [value.index for value in node.inputs]:
+            return False
+        b.begin(node, "Gradient(), second pass")
+        if node.kind == "max_pool":
+            _lower_max(b, node, flow, slots[0])
+        elif node.kind == "activation" and "softmax" not in node.operation:
+            _lower_elementwise(b, node, flow, slots[0])
+        else:
+            _lower_any(b, node, flow, slots)
+        return True
+
+    def _slot(self, b: Builder, value: Value, reader: int) -> int:
+        """The slot of what a node of that place in the order reads in the second pass."""
+        node = value.producer
+        if node is not None and node.operation == TIMES:
+            return self._slot(b, node.inputs[0], reader)
+        if node is None or self._reset.get(value, reader) < reader:
+            return value.index
+        if value not in self._made:
+            self._made[value] = self._make(b, value, node)
+        return self._made[value]
+
+    def _make(self, b: Builder, value: Value, node: Node) -> int:
+        numel = value.numel if value.is_tensor and value.has_batch_first else 0
+        if value in self._ends:
+            path = self._ends[value]
+            module, asked = self._modules[path], self._asked[path]
+            entries = [v.index for v in self._entries(node)]
+            return b.cache(lambda *x: changed_forward(module, asked, *x), entries, numel)
+        if node.path in self._asked and self._asked[node.path].name in (*_RULED, "own"):
+            return value.index
+        slots = [self._slot(b, v, self._order[node]) for v in node.inputs]
+        if slots == [v.index for v in node.inputs]:
+            return value.index
+        return b.cache(bind_forward(node), slots, numel)
+
+    def _entries(self, node: Node) -> list[Value]:
+        """What the call of a layer that ends in ``node`` reads from outside."""
+        found: list[Value] = []
+        for value in node.inputs:
+            before = value.producer
+            inside = before is not None and before.path == node.path and value not in self._ends
+            found += self._entries(before) if inside and before is not None else [value]
+        return list(dict.fromkeys(found))
+
+
+def _lower_elementwise(b: Builder, node: Node, flow: Flow, at: int) -> None:
+    x, forward, relu = node.inputs[0], bind_forward(node), node.operation == "relu"
+
+    def slope(z: Tensor, factor: Tensor | None = None) -> Tensor:
+        if relu:
+            found = (z > 0).to(z.dtype)
+        else:
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = (z.clone() if z.is_inference() else z.detach()).requires_grad_()
+                (found,) = torch.autograd.grad(forward(leaf).sum(), leaf)
+        return found if factor is None else found * factor
+
+    factor = b.slot_of(flow.factor)
+    b.send(x, Flow(flow.register, Factor(None, b.cache(slope, [at] if factor is None else [at, factor], x.numel))))
+
+
+def _lower_max(b: Builder, node: Node, flow: Flow, at: int) -> None:
+    x, y, winner = node.inputs[0], node.output, b.operation("pool_max_relevance")
+    forward, size = max_pool_forward(node), list(x.sizes[1:])
+    index = b.cache(lambda z: forward(z)[1], [at], y.numel, itemsize=8)
+    factor = b.slot_of(flow.factor)
+    run = lambda f, i, s: winner(f, i, s, size)  # noqa: E731
+    b.send(x, Flow(b.step(run, [flow.register], [index, factor], x.numel, form=max_pool_form(b, node, index, factor))))
+
+
+def _lower_any(b: Builder, node: Node, flow: Flow, slots: list[int]) -> None:
+    """By autograd, as :func:`fastlrp.lowering.jacobian.transpose_at` does."""
+    pairs = [(v, slot) for v, slot in zip(node.inputs, slots, strict=True) if v.is_differentiable]
+    forward, factor = bind_forward(node), b.slot_of(flow.factor)
+    for position, (x, _) in enumerate(pairs):
+
+        def run(f: Tensor, s: Tensor | None, *values: Any, position: int = position) -> Tensor:
+            return vjp(forward, values, f if s is None else multiply(f, s))[position]
+
+        b.send(x, Flow(b.step(run, [flow.register], [factor, *(slot for _, slot in pairs)], x.numel)))

@@ -1,0 +1,173 @@
+"""From an explainer to samples of a report, block by block of targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from fastlrp.report import ledger as ledgers
+from fastlrp.report.maps import Maps
+from fastlrp.report.sample import Sample
+from fastlrp.targets import Initial, Targets
+
+if TYPE_CHECKING:
+    from fastlrp.explainer import Explainer
+
+BLOCK = 64
+"""Maps of each layer that are in float32 at once, where the explainer has no ``max_memory`` of its own."""
+LEDGER_TARGETS = 10
+"""Targets of a sample, best score first, whose ledger ``ledger=True`` makes."""
+
+
+def collect(
+    explainer: Explainer,
+    x: Tensor,
+    targets: Any,
+    *,
+    images: Sequence[Any] | None = None,
+    names: Sequence[str] | None = None,
+    target_names: Sequence[str] | Mapping[int, str] | None = None,
+    layers: str | Sequence[str] | None = None,
+    ledger: bool | int = True,
+    initial: Initial = "output",
+) -> list[Sample]:
+    """Explain a batch and keep what a report shows of it.
+
+    One forward pass; then targets in blocks, each kept in 16 bits per value (:class:`fastlrp.report.Maps`), so that
+    float32 relevance of all targets never exists at once. Where maps have channels, these are summed. A layer without
+    positions, ``(K, n)``, becomes ``(K, 1, n)``; more than two axes of positions are laid below each other.
+
+    Args:
+        explainer: a :class:`fastlrp.Explainer`.
+        x: the batch ``(B, …)``, one tensor. For many inputs call this in parts and join the lists.
+        targets, initial, layers: as for :meth:`fastlrp.ForwardRecord.relevance`.
+        images: for each sample an array of uint8 ``(H, W, 3)``, ``(H, W, 1)``, ``(H, W)``, or None. Without this
+            argument: x itself where it is ``(B, 1, H, W)`` or ``(B, 3, H, W)``; each sample is stretched from its
+            smallest to its largest value, unless all of x lies in [0, 1].
+        names: of the samples, by default ``sample 0`` and on.
+        target_names: names of the classes (a list with one for each class, or a dict from class to name), by default
+            the class number; for targets that are initial relevance, one name for each target.
+        ledger: for how many targets of each sample, best score first, the conservation ledger is made: a number, True
+            for up to :data:`LEDGER_TARGETS`, False for none. For each of them the reference walks through the whole
+            model in float64.
+
+    Returns:
+        a :class:`Sample` for each entry of x.
+
+    Raises:
+        TypeError, ValueError, IndexError, KeyError: for what does not fit; as for the explainer.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"collect explains one tensor, got {type(x).__name__}: for several inputs make fastlrp.report.Sample from "
+            f"explainer(x, targets, reduce='channels') yourself"
+        )
+    batch = x.shape[0] if x.dim() else 0
+    if batch == 0:
+        raise ValueError("x has no samples: a report shows at least one")
+    if not isinstance(ledger, int) or ledger < 0:
+        raise ValueError(f"ledger must be True, False or a number of targets, got {ledger!r}")
+    pictures = _images(x, images)
+    titles = [f"sample {i}" for i in range(batch)] if names is None else _each(names, batch, "names")
+    with explainer.forward(x) as record:
+        asked = Targets(targets, record.scores, initial)
+        labels, scores = _labels(asked, target_names), _scores(asked)
+        kept: list[dict[str, Maps]] = [{} for _ in range(batch)]
+        block = None if explainer.max_memory is not None else max(1, BLOCK // batch)
+        for positions, found in record.stream(targets, initial, layers, "channels", block):
+            for name, relevance in _results(found, layers).items():
+                maps = relevance.detach().cpu().double().numpy().reshape(_shape(tuple(relevance.shape)))
+                for i in range(batch):
+                    if name not in kept[i]:
+                        kept[i][name] = Maps((asked.count, *maps.shape[2:]))
+                    kept[i][name].put(positions.start, maps[i])
+        count = LEDGER_TARGETS if ledger is True else int(ledger)
+        chosen = [[k for _, k in sorted((-score, k) for k, score in enumerate(row))][:count] for row in scores]
+        rows = ledgers.by_target(record, asked, chosen) if count else [None] * batch
+    return [Sample(*parts) for parts in zip(titles, pictures, labels, scores, kept, rows, strict=True)]
+
+
+def _results(found: Any, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
+    """The input first; the output only if somebody asked for it."""
+    if layers is None:
+        return {"input": found}
+    asked = [layers] if isinstance(layers, str) else list(layers)
+    rest = {name: found[name] for name in found if name not in ("input", "output")}
+    last = {"output": found["output"]} if "output" in asked else {}
+    return {"input": found["input"], **rest, **last}
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """``(B, K, …)`` as ``(B, K, h, w)``."""
+    batch, count, *rest = shape
+    return (batch, count, math.prod(rest[:-1]), rest[-1]) if rest else (batch, count, 1, 1)
+
+
+def _scores(asked: Targets) -> list[list[float]]:
+    """The model's score of each target, ``(B, K)``; of initial relevance, its sum."""
+    if asked.index is not None:
+        output = asked.output.flatten(2).sum(2) if asked.output.dim() > 2 else asked.output
+        scores = output.gather(1, asked.index)
+    else:
+        assert asked.given is not None
+        scores = asked.given if asked.given.dim() == 2 else asked.given.flatten(2).sum(2)
+    found: list[list[float]] = scores.detach().cpu().double().tolist()
+    return found
+
+
+def _labels(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> list[list[str]]:
+    """A name for each target, ``(B, K)``."""
+    if asked.index is None:
+        numbered = [f"target {k}" for k in range(asked.count)]
+        return [numbered if names is None else _each(names, asked.count, "target_names")] * asked.batch
+    classes = asked.index.tolist()
+    if names is None:
+        return [[str(c) for c in row] for row in classes]
+    if isinstance(names, str):
+        raise TypeError(f"target_names must be a list with a name for each class, got the text {names!r}")
+    known = names if isinstance(names, Mapping) else dict(enumerate(names))
+    missing = next((c for row in classes for c in row if c not in known), None)
+    if missing is not None:
+        raise ValueError(
+            f"target_names has no name for class {missing}: give {asked.classes} names, one for each class, or a "
+            f"dict with the classes that are explained; it has {len(names)}"
+        )
+    return [[str(known[c]) for c in row] for row in classes]
+
+
+def _each(items: Any, count: int, what: str) -> list[str]:
+    if isinstance(items, (str, Mapping)):
+        raise TypeError(f"{what} must be a list of {count} names, got {type(items).__name__}")
+    found = [str(item) for item in items]
+    if len(found) != count:
+        raise ValueError(f"{what} has {len(found)} entries, {count} are needed")
+    return found
+
+
+def _images(x: Tensor, images: Sequence[Any] | None) -> list[np.ndarray | None]:
+    if images is not None:
+        if len(images) != x.shape[0]:
+            raise ValueError(f"images has {len(images)} entries for {x.shape[0]} samples: give one, or None, for each")
+        return [None if image is None else _coloured(np.asarray(image)) for image in images]
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        return [None] * x.shape[0]
+    values = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
+    if values.size and values.min() >= 0 and values.max() <= 1:
+        return [_coloured(np.rint(255 * image).astype(np.uint8)) for image in values]
+    return [_coloured(_stretched(image)) for image in values]
+
+
+def _stretched(image: np.ndarray) -> np.ndarray:
+    low, high = image.min(), image.max()
+    return np.rint(255 * (image - low) / (high - low if high > low else 1.0)).astype(np.uint8)
+
+
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """Grey as three channels; anything else as it is, for :class:`Sample` to judge."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    return np.repeat(image, 3, axis=2) if image.ndim == 3 and image.shape[2] == 1 else image

@@ -1,0 +1,120 @@
+"""What a report shows of one input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastlrp.report.maps import Maps
+
+LEDGER_NUMBERS = ("arrived", "sent", "bias", "stabilizer", "dead", "error")
+"""What a row of a ledger may hold beside ``layer``, ``operation``, ``rule`` and ``target``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One explained input.
+
+    Args:
+        name: how the report calls it.
+        image: ``(H, W, 3)`` uint8, what the model saw (cropped and resized as for the model, at any size), or None.
+        targets: K names, in any script; the same name may occur twice.
+        scores: K scores.
+        relevance: layer name -> ``(K, h, w)`` floats (an array, or :class:`fastlrp.report.Maps`); ``"input"`` is
+            required. A layer of n neurons without positions is ``(K, 1, n)``, and is drawn as bars.
+        ledger: rows of the conservation ledger, from the output down, or None. A row is a dict: ``layer``,
+            ``operation``, ``rule`` (text); ``arrived`` (relevance of the layer's output), ``sent`` (what its inputs
+            got), ``bias``, ``stabilizer``, ``dead`` (what it kept), ``error`` (numbers, or None); ``target``, the
+            position in ``targets`` that the row is about (without it: all targets together).
+            :func:`fastlrp.report.ledger_rows` makes them of a verification report.
+
+    Raises:
+        TypeError, ValueError: for shapes, lengths, types that do not agree. NaN in relevance is found by
+        :func:`fastlrp.report.write`, which reads all of it.
+    """
+
+    name: str
+    image: np.ndarray | None
+    targets: Sequence[str]
+    scores: Sequence[float]
+    relevance: Mapping[str, np.ndarray | Maps]
+    ledger: Sequence[Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"a sample's name must be text, got {type(self.name).__name__}")
+        where = f"sample {self.name!r}"
+        _check_targets(self.targets, self.scores, where)
+        _check_relevance(self.relevance, len(self.targets), where)
+        if self.image is not None:
+            _check_image(self.image, self.relevance["input"].shape, where)
+        if self.ledger is not None:
+            _check_ledger(self.ledger, len(self.targets), where)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, the input first."""
+        return ["input", *(name for name in self.relevance if name != "input")]
+
+
+def _check_targets(targets: Sequence[str], scores: Sequence[float], where: str) -> None:
+    if isinstance(targets, str) or not all(isinstance(name, str) for name in targets):
+        raise TypeError(f"{where}: targets must be a list of names (text), got {targets!r:.80}")
+    if not targets:
+        raise ValueError(f"{where} has no targets: give at least one")
+    if len(scores) != len(targets):
+        raise ValueError(f"{where} has {len(targets)} targets and {len(scores)} scores: give one score for each target")
+    for name, score in zip(targets, scores, strict=True):
+        if not math.isfinite(score):
+            raise ValueError(f"{where}: the score of target {name!r} is {score}: scores must be finite")
+
+
+def _check_relevance(relevance: Mapping[str, Any], count: int, where: str) -> None:
+    if "input" not in relevance:
+        raise ValueError(f"{where}: relevance must have an entry 'input', got {list(relevance)}")
+    for layer, maps in relevance.items():
+        shape = tuple(getattr(maps, "shape", ()))
+        if len(shape) != 3 or 0 in shape[1:]:
+            raise ValueError(
+                f"{where}, layer {layer!r}: relevance must be (K, h, w) = ({count}, h, w), got {shape}; sum over "
+                f"channels first (reduce='channels'), and write a layer of n neurons without positions as (K, 1, n)"
+            )
+        if shape[0] != count:
+            raise ValueError(f"{where}, layer {layer!r}: {shape[0]} maps for {count} targets: give one map for each")
+        if np.dtype(maps.dtype).kind != "f":
+            raise TypeError(f"{where}, layer {layer!r}: relevance must be floating point, got {maps.dtype}")
+
+
+def _check_image(image: Any, shape: Sequence[int], where: str) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(
+            f"{where}: image must be an array (H, W, 3) of uint8, got {got}; from floats in [0, 1]: "
+            f"(image * 255).round().astype(np.uint8)"
+        )
+    (height, width), (rows, columns) = image.shape[:2], shape[1:]
+    if not height or not width:
+        raise ValueError(f"{where}: image is empty, {image.shape}")
+    # One pixel of rounding on the shorter side, or two per cent.
+    if abs(math.log(height / width * columns / rows)) > max(0.02, 1.01 / min(height, width, rows, columns)):
+        raise ValueError(
+            f"{where}: an image of {height}x{width} and relevance of {rows}x{columns} do not lie on each other: give "
+            f"the image as the model saw it, cropped and resized, or None"
+        )
+
+
+def _check_ledger(ledger: Sequence[Mapping[str, Any]], count: int, where: str) -> None:
+    for row in ledger:
+        if "layer" not in row:
+            raise ValueError(f"{where}: a row of the ledger has no 'layer', only {list(row)}")
+        target = row.get("target")
+        if target is not None and not 0 <= target < count:
+            raise ValueError(f"{where}: a row of the ledger is about target {target}, of {count}")
+        for name in LEDGER_NUMBERS:
+            value = row.get(name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{where}: the ledger's {name} of layer {row['layer']!r} is {value}")

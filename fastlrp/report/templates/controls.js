@@ -1,0 +1,79 @@
+// Menus, sliders and boxes: what they show, and what they change. `update` is in app.js.
+function option(value, text) {
+  const made = document.createElement('option');
+  made.value = value;
+  made.textContent = text;
+  return made;
+}
+
+const sizeText = (layer) => (isRow(layer) ? `${layer.shape[1]} neurons` : `${layer.shape[0]}×${layer.shape[1]}`);
+
+let shownLayers = null;
+function showControls(view) {
+  const sample = meta.samples[view.sample];
+  if (shownLayers !== sample) {
+    byId('layer').replaceChildren(...sample.layers.map((layer) => option(layer.name, `${layer.name} (${sizeText(layer)})`)));
+    shownLayers = sample;
+  }
+  for (const name of ['sample', 'layer', 'colours', 'sign', 'sort', 'clip', 'overlay']) byId(name).value = view[name];
+  if (byId('search').value !== view.find) byId('search').value = view.find;
+  for (const name of ['compare', 'shared']) byId(name).checked = view[name];
+  for (const radio of document.getElementsByName('slot')) {
+    radio.checked = radio.value === view.slot;
+    radio.disabled = radio.value === 'b' && !view.compare;
+  }
+  const laid = sample.image && liesOnInput(layerOf(sample, view.layer), sample);
+  byId('overlay').disabled = !laid;
+  byId('overlay-text').textContent = laid ? `${view.overlay} %` : sample.image ? 'not for this layer' : 'no image';
+  byId('clip-text').textContent = view.clip === 1000 ? 'the largest' : `quantile ${view.clip / 1000}`;
+  byId('compare').disabled = sample.scores.length === 1;
+  byId('shared').disabled = byId('swap').disabled = !view.compare;
+  byId('panels').classList.toggle('single', !view.compare);
+  byId('panel-b').hidden = !view.compare;
+}
+
+function fillMenus() {
+  byId('sample').replaceChildren(...meta.samples.map((sample, i) => option(i, sample.name)));
+  byId('colours').replaceChildren(...Object.entries(COLOURS).map(([name, { title }]) => option(name, title)));
+  const count = (n, what) => `${n} ${what}${n === 1 ? '' : 's'}`;
+  const targets = Math.max(...meta.samples.map((sample) => sample.scores.length));
+  byId('about').textContent = [
+    meta.composite, count(meta.samples.length, 'sample'), count(targets, 'target'), `relevance in units of the ${meta.unit}`,
+  ].filter(Boolean).join(' · ');
+  byId(meta.reduced ? 'reduced' : 'storage').textContent = meta.storage;
+  byId('reduced').hidden = !meta.reduced;
+}
+
+// Another sample: the same targets if it has the same list, else its best two; the same layer if it has one.
+function withSample(view, s) {
+  const [before, after] = [meta.samples[view.sample], meta.samples[s]];
+  const targets = before.targets === after.targets ? {} : best(s);
+  return { sample: s, ...targets, layer: layerOf(after, view.layer).name, compare: view.compare && after.scores.length > 1 };
+}
+
+function listenToControls() {
+  byId('sample').addEventListener('change', (event) => update(withSample(view, Number(event.target.value))));
+  for (const name of ['layer', 'colours', 'sign', 'sort']) {
+    byId(name).addEventListener('change', (event) => update({ [name]: event.target.value }));
+  }
+  for (const name of ['clip', 'overlay']) {
+    byId(name).addEventListener('input', (event) => update({ [name]: Number(event.target.value) }));
+  }
+  for (const name of ['compare', 'shared']) {
+    byId(name).addEventListener('change', (event) => update({ [name]: event.target.checked }));
+  }
+  for (const radio of document.getElementsByName('slot')) {
+    radio.addEventListener('change', () => update({ slot: radio.value }));
+  }
+  byId('search').addEventListener('input', (event) => update({ find: event.target.value }));
+  byId('swap').addEventListener('click', () => update({ a: view.b, b: view.a }));
+  byId('help-open').addEventListener('click', () => byId('help').showModal());
+  byId('targets').addEventListener('scroll', drawRows, { passive: true });
+  byId('targets').addEventListener('click', (event) => {
+    const row = event.target.closest('[data-target]');
+    if (row) choose(Number(row.dataset.target), event.shiftKey);
+  });
+  for (const slot of SLOTS) {
+    byId(`panel-${slot}`).querySelector('header').addEventListener('click', () => { if (view.compare) update({ slot }); });
+  }
+}

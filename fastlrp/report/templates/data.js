@@ -1,0 +1,31 @@
+// What Python wrote into the page.
+const byId = (id) => document.getElementById(id);
+const meta = JSON.parse(byId('meta').textContent);
+const SLOTS = ['a', 'b'];
+
+const namesOf = (sample) => meta.lists[sample.targets];
+const layerOf = (sample, name) => sample.layers.find((layer) => layer.name === name) ?? sample.layers[0];
+const isRow = (layer) => layer.shape[0] === 1;
+
+// Positions of a sample's targets from the highest score down, and the rank of each; made once.
+const ranks = new Map();
+function ranking(sample) {
+  if (!ranks.has(sample)) {
+    const order = sample.scores.map((_, k) => k).sort((i, j) => sample.scores[j] - sample.scores[i] || i - j);
+    const rank = new Array(order.length);
+    order.forEach((k, place) => { rank[k] = place + 1; });
+    ranks.set(sample, { order, rank });
+  }
+  return ranks.get(sample);
+}
+
+// Four digits, a true minus sign, exponents only where they save zeros.
+function number(value, sign = true) {
+  if (value === null || value === undefined) return '–';
+  if (value === 0) return '0';
+  const size = Math.abs(value);
+  const text = size >= 1e5 || size < 1e-3
+    ? size.toExponential(3).replace(/\.?0+e/, 'e').replace('e+', 'e').replace('e-', 'e−')
+    : String(Number(size.toPrecision(4)));
+  return (value < 0 ? '−' : sign ? '+' : '') + text;
+}
