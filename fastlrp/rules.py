@@ -45,6 +45,14 @@ def _check_bounds(name: str, low: Any, high: Any) -> None:
         raise ValueError(f"{name}: low must not exceed high, got low={low!r}, high={high!r}")
 
 
+def _extent(bound: Any) -> str:
+    """A bound in one line: a number, or the range of a tensor's entries."""
+    if not isinstance(bound, Tensor):
+        return f"{bound:g}"
+    low, high = float(bound.min()), float(bound.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
 @dataclass(frozen=True)
 class Epsilon(Rule):
     """LRP-epsilon: ``R_i = sum_j x_i w_ij / st(z_j) R_j``; with ``epsilon=0`` it is LRP-0.
@@ -195,6 +203,9 @@ class ZBox(Rule):
         super().__post_init__()
         _check_bounds("ZBox", self.low, self.high)
 
+    def __str__(self) -> str:
+        return f"ZBox({_extent(self.low)}, {_extent(self.high)}, {self.stabilizer})"
+
 
 @dataclass(frozen=True)
 class WSquare(Rule):
@@ -211,7 +222,7 @@ class WSquare(Rule):
 class Flat(Rule):
     """LRP-flat: each output's relevance in equal shares to all inputs it sees, ``R_i = sum_j 1 / st(sum_i 1) R_j``.
 
-    Source: Lapuschkin et al. 2017.
+    Source: Lapuschkin et al. 2019.
     """
 
     stabilizer: float | Stabilizer = 1e-6
