@@ -51,6 +51,8 @@ RULES = {
     "alpha2beta1": rules.AlphaBeta(),
     "alpha1beta0": rules.AlphaBeta(1.0, 0.0),
     "alpha_beta_zero_bias": rules.AlphaBeta(3.0, 2.0, 0.01, zero_bias=True),
+    "alpha_below_one": rules.AlphaBeta(0.25, -0.75, 0.01),
+    "alpha_zero": rules.AlphaBeta(0.0, -1.0, 0.01),
     "gamma": rules.Gamma(0.1),
     "gamma_zero_bias": rules.Gamma(0.3, 0.01, zero_bias=True),
     "plain_gamma": rules.PlainGamma(0.3, 0.01),
@@ -173,6 +175,7 @@ def test_every_preset_has_been_walked():
 
 
 PRESETS = {
+    "deep_taylor": lambda i, n: rules.WSquare(zero_bias=True) if i == 0 else rules.ZPlus(zero_bias=True),
     "epsilon_plus": lambda i, n: rules.ZPlus() if i < n - 2 else rules.Epsilon(),
     "epsilon_plus_flat": lambda i, n: rules.Flat() if i == 0 else rules.ZPlus() if i < n - 2 else rules.Epsilon(),
     "epsilon_gamma_box": lambda i, n: (
