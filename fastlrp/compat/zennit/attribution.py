@@ -1,0 +1,280 @@
+"""Zennit's attributors: the same calls, answered by :class:`fastlrp.Explainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp.compat.zennit.prepare import Prepared, check_composite, forget, prepare
+from fastlrp.compat.zennit.question import Question, Start, answer, identity, starting
+from fastlrp.compat.zennit.twin import refuse_hooks
+from fastlrp.explainer import Explainer
+from fastlrp.plan import Plan
+
+_SECOND_ORDER = (
+    "fastlrp computes relevance without autograd, so there is no graph to differentiate again: use "
+    "zennit.attribution.Gradient for second-order gradients"
+)
+
+
+class Gradient:
+    """The product of ``attr_output`` with the Jacobian, as a composite modifies it: relevance, or the plain gradient.
+
+    In the place of ``zennit.attribution.Gradient``::
+
+        with Gradient(model, EpsilonPlusFlat(canonizers=[VGGCanonizer()])) as attributor:
+            output, relevance = attributor(input, torch.eye(1000)[[3]])      # (B, 1000), as input
+            output, relevance = attributor(input, targets=[3, 7, 11])        # (3, *input.shape), all at once
+
+    Args:
+        model: never modified; its modules are copied, its parameters are not unless there are canonizers.
+        composite: one of Zennit's, with its canonizers; a :class:`fastlrp.Composite` or the name of a preset; None for
+            the gradient.
+        attr_output: default of the call's argument of this name.
+        create_graph: must be False.
+        retain_graph: has no meaning here and is ignored.
+
+    Raises:
+        TypeError, ValueError: for a model or composite that is none. NotImplementedError: for ``create_graph=True``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Any = None,
+        attr_output: Tensor | Start | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_composite(composite)
+        if create_graph:
+            raise NotImplementedError(f"create_graph=True: {_SECOND_ORDER}")
+        self.model, self.composite = model, composite
+        self.create_graph, self.retain_graph = create_graph, retain_graph
+        self.attr_output_fn = starting(attr_output, identity)
+        self._entered: Prepared | None = None
+
+    def __enter__(self) -> Gradient:
+        """Looks up which rule goes where, as Zennit does here. The model stays as it is."""
+        self._entered = prepare(self.model, self.composite)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = None
+
+    def __call__(
+        self,
+        input: Tensor,
+        attr_output: Tensor | Start | None = None,
+        *,
+        targets: Any = None,
+        layers: str | list[str] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Output and relevance.
+
+        Args:
+            input: ``(B, …)``.
+            attr_output: the relevance of the output: a tensor of its shape, a function of it, None for what the
+                attributor was made with (the output itself, unless told otherwise). A tensor ``(K, *output.shape)``
+                asks K questions at once.
+            targets: asks one question per class, each of which starts with its own entry of ``attr_output``. Classes
+                as :class:`fastlrp.targets.Targets` takes them: ``3``, ``[3, 7]``, ``"all"``, ``"top5"``, ``(B, K)``.
+            layers: module paths, or ``"all"``: the relevance becomes a dict, that of those modules' outputs and of
+                ``"input"`` and ``"output"``.
+
+        Returns:
+            the model's output ``(B, …)`` (of the canonized model, if there are canonizers), and the relevance of
+            ``input``'s shape, or ``(K, *input.shape)`` for K questions. Neither has a graph.
+
+        Raises:
+            TypeError, ValueError, IndexError: for an ``attr_output`` or ``targets`` that do not fit the output.
+            fastlrp.CaptureError: for a model that cannot be captured, or is in training mode where that matters.
+            fastlrp.UnsupportedOperationError: for a hook of Zennit's that cannot be translated.
+        """
+        start = starting(attr_output, self.attr_output_fn)
+        return self.forward(input, Question(start, targets, layers))
+
+    def forward(self, input: Tensor, attr_output_fn: Start) -> tuple[Tensor, Any]:
+        """What a call computes; for subclasses to replace."""
+        return self.grad(input, attr_output_fn)
+
+    def grad(self, input: Tensor, attr_output_fn: Start) -> tuple[Tensor, Any]:
+        """Output and relevance of one input, for subclasses' ``forward``."""
+        question = attr_output_fn if isinstance(attr_output_fn, Question) else Question(attr_output_fn)
+        with self._explainer(input).forward(input.detach()) as record:
+            return record.output, answer(record, question)
+
+    def _explainer(self, input: Any) -> Explainer:
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"input must be a tensor, got {type(input).__name__}. For a model with several inputs use "
+                "fastlrp.Explainer"
+            )
+        refuse_hooks(self.model)
+        found = self._entered
+        if found is None or found.seen.changed(self.model):
+            found = prepare(self.model, self.composite)
+            self._entered = None if self._entered is None else found
+        return found.explainer
+
+    def refresh(self) -> None:
+        """Forget what was captured of the model: for weights that were written in place through ``.data``."""
+        forget(self.model)
+        self._entered = None if self._entered is None else prepare(self.model, self.composite)
+
+    @property
+    def plan(self) -> Plan:
+        """Which rule each operation got, and what is computed how; ``print`` it. After the first call."""
+        return prepare(self.model, self.composite).explainer.plan
+
+    @property
+    def inactive(self) -> Any:
+        """Zennit's switch for second-order gradients, which there are none of here."""
+        raise NotImplementedError(f"attributor.inactive: {_SECOND_ORDER}")
+
+
+class _Iterated(Gradient):
+    """An average of relevance over variations of the input."""
+
+    def __init__(self, *arguments: Any, n_iter: int = 20, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if not isinstance(n_iter, int) or n_iter < 1:
+            raise ValueError(f"n_iter must be a whole number >= 1, got {n_iter!r}")
+        self.n_iter = n_iter
+
+    def _average(self, inputs: Iterator[Tensor], attr_output_fn: Start) -> tuple[Tensor, Tensor]:
+        """The last input's output, and the mean of all relevance."""
+        if isinstance(attr_output_fn, Question) and attr_output_fn.layers is not None:
+            raise TypeError(f"{type(self).__name__} averages the input's relevance: layers= is for Gradient")
+        result: Tensor | None = None
+        for point in inputs:
+            output, relevance = self.grad(point, attr_output_fn)
+            result = relevance / self.n_iter if result is None else result + relevance / self.n_iter
+        assert result is not None
+        return output, result
+
+
+class SmoothGrad(_Iterated):
+    """The mean over noisy copies of the input, the last of them the input itself.
+
+    Args:
+        model, composite, attr_output, create_graph, retain_graph: see :class:`Gradient`.
+        noise_level: standard deviation of the noise as a share of each sample's range.
+        n_iter: number of copies.
+
+    Source: Smilkov et al. 2017.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Any = None,
+        attr_output: Tensor | Start | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+        noise_level: float = 0.1,
+        n_iter: int = 20,
+    ) -> None:
+        super().__init__(model, composite, attr_output, create_graph, retain_graph, n_iter=n_iter)
+        self.noise_level = noise_level
+
+    def forward(self, input: Tensor, attr_output_fn: Start) -> tuple[Tensor, Any]:
+        """See :meth:`Gradient.forward`; draws from torch's global generator as Zennit does."""
+        x = input.detach()
+        axes = tuple(range(1, x.dim()))
+        spread = self.noise_level * (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True))
+
+        def noisy() -> Iterator[Tensor]:
+            for _ in range(self.n_iter - 1):
+                yield x + torch.randn_like(x) * spread
+            yield x
+
+        return self._average(noisy(), attr_output_fn)
+
+
+class IntegratedGradients(_Iterated):
+    """The mean along the straight path from a baseline to the input, times their difference.
+
+    Args:
+        model, composite, attr_output, create_graph, retain_graph: see :class:`Gradient`.
+        baseline_fn: input -> baseline; zeros by default.
+        n_iter: number of steps; the last is the input.
+
+    Source: Sundararajan et al. 2017.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Any = None,
+        attr_output: Tensor | Start | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+        baseline_fn: Callable[[Tensor], Tensor] | None = None,
+        n_iter: int = 20,
+    ) -> None:
+        super().__init__(model, composite, attr_output, create_graph, retain_graph, n_iter=n_iter)
+        self.baseline_fn = torch.zeros_like if baseline_fn is None else baseline_fn
+
+    def forward(self, input: Tensor, attr_output_fn: Start) -> tuple[Tensor, Any]:
+        """See :meth:`Gradient.forward`."""
+        x = input.detach()
+        baseline = self.baseline_fn(x).detach()
+        # Single precision whatever the input is, as in Zennit.
+        shares = torch.linspace(1 / self.n_iter, 1.0, self.n_iter)
+        steps = (baseline + share * (x - baseline) for share in shares)
+        output, mean = self._average(steps, attr_output_fn)
+        return output, mean * (x - baseline)
+
+
+class _Explained(torch.autograd.Function):
+    """The model's output, whose derivative is relevance."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, explainer: Explainer) -> Tensor:
+        ctx.record = explainer.forward(input.detach())
+        return ctx.record.scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(f"create_graph=True: {_SECOND_ORDER}")
+        return answer(ctx.record, Question(lambda output: grad)), None
+
+
+class _Modified(nn.Module):
+    """What :func:`context` hands out: called like the model, differentiated like Zennit's modified model."""
+
+    def __init__(self, attributor: Gradient) -> None:
+        super().__init__()
+        self._attributor = attributor
+
+    def forward(self, input: Tensor) -> Tensor:
+        found: Tensor = _Explained.apply(input, self._attributor._explainer(input))
+        return found
+
+
+@contextmanager
+def context(model: nn.Module, composite: Any = None) -> Iterator[nn.Module]:
+    """In the place of ``composite.context(model)``: a model whose backward pass gives relevance.
+
+    ::
+
+        with context(model, composite) as modified:
+            output = modified(input)                          # input.requires_grad is True
+            relevance, = torch.autograd.grad(output, input, torch.eye(10)[[3]])
+
+    One backward pass of its output is one question: for many targets at once ask :class:`Gradient`. It gives no
+    gradients of parameters, and none of a higher order.
+    """
+    with Gradient(model, composite) as attributor:
+        yield _Modified(attributor)
