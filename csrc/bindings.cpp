@@ -80,6 +80,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("targets"), release_gil());
   m.def("sparse_winners", &fastlrp::edge::sparse_winners, py::arg("index"), py::arg("pooled"), py::arg("input_size"),
         py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), release_gil());
+  m.def("sparse_windows", &fastlrp::edge::sparse_windows, py::arg("wanted"), py::arg("pooled"), py::arg("batch"),
+        py::arg("input_size"), py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+        release_gil());
   m.def("sparse_gather_sum", &fastlrp::edge::sparse_gather_sum, py::arg("source"), py::arg("starts"), py::arg("rows"),
         py::arg("targets"), release_gil());
   m.def("sparse_release", [] { fastlrp::BufferPool::shared().trim(); });

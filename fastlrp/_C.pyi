@@ -50,6 +50,16 @@ def sparse_winners(
     padding: list[int],
     dilation: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def sparse_windows(
+    wanted: Pattern,
+    pooled: Pattern,
+    batch: int,
+    input_size: list[int],
+    output_size: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 def sparse_gather_sum(source: Rows, starts: Tensor, rows: Tensor, targets: int) -> Tensor: ...
 def sparse_pack(weight: Tensor) -> Tensor: ...
 def sparse_conv_relevance(

@@ -129,12 +129,17 @@ template <class T>
 void sparse_sum(const std::vector<Summand<T>>& sources, const Pattern& pattern, int64_t batch, int64_t targets,
                 T* values, int64_t stride);
 
-// Max-pool winners: the pattern of a pool's input, each entry with the rows of the outputs that it won.
-struct Winners {
+// The pattern of a pool's input, each entry with the rows of the outputs that it takes from, ascending.
+struct Gathered {
   Entries entries;
-  std::vector<int64_t> starts, rows;  // starts: (entries + 1) into rows
+  std::vector<int64_t> starts, rows;  // starts: (entries + 1) into rows; empty if each entry has one
+  bool everything = false;            // then the entries are those that were wanted, and not written down again
 };
-Winners sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const Window& window, int64_t batch);
+// A max-pool: the outputs that an input won.
+Gathered sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const Window& window, int64_t batch);
+// An average pool: the outputs in whose windows a wanted input is. Inputs without any are left out; starts are empty
+// where windows don't overlap.
+Gathered sparse_windows(const Pattern& wanted, const Pattern& pooled, const Window& window, int64_t batch);
 
 // values[e] = sum over rows[starts[e] … starts[e + 1]) of the source's rows.
 template <class T>

@@ -19,6 +19,7 @@ namespace {
 constexpr int64_t kPanel = 64;               // targets at once, a multiple of kLanes
 constexpr int64_t kPackedBytes = 768 << 10;  // what a tile packs should stay in a second-level cache
 constexpr int64_t kTileWidth = 28;           // positions along the last axis
+constexpr int64_t kThin = 3;                 // with fewer entries per input position, output by output
 constexpr int64_t kItemsPerThread = 6;       // below it the balance between threads suffers
 
 struct Tiling {
@@ -321,6 +322,15 @@ class Worker {
   void multiply(int64_t first_target) {
     const int64_t positions = ys_.size() * xs_.size();
     bool* fresh = fresh_.reserve(positions);
+    if (merged_ && blocks_.in_blocks() == 1 && rows_ < kThin * positions) {
+      std::fill(fresh, fresh + positions, p_.initial.empty());
+      clear_untouched(0, first_target);
+      for (size_t product = 0; product < p_.products.size(); ++product) {
+        by_outputs(packed_.get() + static_cast<int64_t>(product) * packed_rows_ * width_, p_.products[product].weight,
+                   first_target);
+      }
+      return;
+    }
     for (int64_t in_block = mine_.begin; in_block < mine_.end; ++in_block) {
       std::fill(fresh, fresh + positions, p_.initial.empty());
       for (size_t product = 0; product < p_.products.size(); ++product) {
@@ -391,6 +401,45 @@ class Worker {
                                    column_.get() + in[in_block],
                                    rows_of(i, first_target) + (in[in_block] - in[0]) * row_stride(), row_stride());
               fresh_.get()[i] = false;
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // The same sums in the same order, output by output: with few entries per input a product that ends with one input
+  // waits for its own sums. Those of all inputs that an output's taps along the last axis reach lie side by side, and
+  // the rows of taps in the inner loop have nothing in common. The columns have the input's place added, by_rows' rows
+  // have the output's taken off.
+  void by_outputs(const T* packed, const T* weights, int64_t first_target) {
+    const Window& w = p_.window;
+    const int64_t step = blocks_.tap_step, row = w.taps[2] * step;
+    int32_t* column = shifted_.reserve(rows_);
+    for (int64_t i = 0; i < ys_.size() * xs_.size(); ++i) {
+      for (int64_t e = in_first_.get()[2 * i]; e < in_first_.get()[2 * i + 1]; ++e) {
+        column[e] = column_.get()[e] + static_cast<int32_t>(i % xs_.size() * step);
+      }
+    }
+    weights += (xs_.begin + w.padding[2] - box_[2].begin) * step;
+    for (int64_t ta = 0; ta < w.taps[0]; ++ta) {
+      const int64_t a = reach_[0].tap(ta)[depth_];
+      for (int64_t out_y = box_[1].end - 1; a >= 0 && out_y >= box_[1].begin; --out_y) {
+        for (int64_t out_x = box_[2].begin; out_x < box_[2].end; ++out_x) {
+          const int64_t* out = out_first_.get() + 2 * box_index(a, out_y, out_x);
+          const Range inputs{std::max(xs_.begin, out_x - w.padding[2]),
+                             std::min(xs_.end, out_x - w.padding[2] + w.taps[2])};
+          for (int64_t ty = 0; ty < w.taps[1] && inputs.size() > 0 && out[1] > out[0]; ++ty) {
+            const int64_t y = out_y * w.stride[1] - w.padding[1] + ty * w.dilation[1];
+            if (y < ys_.begin || y >= ys_.end) {
+              continue;
+            }
+            const int64_t i = tile_index(y, inputs.begin), begin = in_first_.get()[2 * i];
+            const int64_t left = in_first_.get()[2 * (i + inputs.size()) - 1] - begin;
+            if (left > 0) {
+              kernel_.multiply_add(false, width_, left, weights + (ta * w.taps[1] + ty) * row, row_.get() + out[0],
+                                   out[1] - out[0], packed + out[0] * width_, width_, column + begin,
+                                   rows_of(i, first_target), row_stride());
             }
           }
         }
@@ -512,7 +561,7 @@ class Worker {
   Range mine_, ys_, xs_, box_[3];
   int64_t batch_, depth_, width_, rows_, packed_rows_;
   Buffer<T> packed_, sums_, scale_, nothing_;
-  Buffer<int32_t> row_, column_;
+  Buffer<int32_t> row_, column_, shifted_;
   Buffer<bool> fresh_;
   std::vector<int32_t> out_bounds_, in_bounds_;
   Buffer<int64_t> out_first_, in_first_, in_start_, matched_;

@@ -164,6 +164,12 @@ at::Tensor tensor_of(std::vector<T>&& data, at::ScalarType dtype) {
   return at::from_blob(owner->data(), {static_cast<int64_t>(owner->size())}, [owner](void*) { delete owner; }, dtype);
 }
 
+GatherTensors tensors_of(cpu::Gathered&& found) {
+  return {tensor_of(std::move(found.entries.offsets), at::kLong),
+          tensor_of(std::move(found.entries.channels), at::kInt), tensor_of(std::move(found.starts), at::kLong),
+          tensor_of(std::move(found.rows), at::kLong)};
+}
+
 // What a list of summands refers to, kept alive while the kernel runs.
 struct Summands {
   const std::vector<SummandTensors>& sources;
@@ -302,10 +308,10 @@ at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternT
   return values;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(
-    const at::Tensor& index_, const PatternTensors& pooled_, const std::vector<int64_t>& input_size,
-    const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation) {
+GatherTensors sparse_winners(const at::Tensor& index_, const PatternTensors& pooled_,
+                             const std::vector<int64_t>& input_size, const std::vector<int64_t>& kernel_size,
+                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                             const std::vector<int64_t>& dilation) {
   constexpr const char* op = "sparse_winners";
   check_cpu(op, "index", index_);
   TORCH_CHECK_TYPE(index_.scalar_type() == at::kLong, op, ": index must be int64, got ", index_.scalar_type());
@@ -316,10 +322,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(
                     pooled.positions, " positions, index has shape ", index.sizes());
   const cpu::Window window = window_of(op, input_size, {index.sizes().begin() + 2, index.sizes().end()}, kernel_size,
                                        stride, padding, dilation, false);
-  cpu::Winners found = cpu::sparse_winners(map_of<int64_t>(index), pooled, window, index.size(0));
-  return {tensor_of(std::move(found.entries.offsets), at::kLong),
-          tensor_of(std::move(found.entries.channels), at::kInt), tensor_of(std::move(found.starts), at::kLong),
-          tensor_of(std::move(found.rows), at::kLong)};
+  return tensors_of(cpu::sparse_winners(map_of<int64_t>(index), pooled, window, index.size(0)));
+}
+
+GatherTensors sparse_windows(const PatternTensors& wanted_, const PatternTensors& pooled_, int64_t batch,
+                             const std::vector<int64_t>& input_size, const std::vector<int64_t>& output_size,
+                             const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                             const std::vector<int64_t>& padding) {
+  constexpr const char* op = "sparse_windows";
+  const cpu::Pattern wanted = view(op, std::get<0>(wanted_), std::get<1>(wanted_));
+  const cpu::Pattern pooled = view(op, std::get<0>(pooled_), std::get<1>(pooled_));
+  const std::vector<int64_t> dilation(kernel_size.size(), 1);
+  const cpu::Window w = window_of(op, input_size, output_size, kernel_size, stride, padding, dilation, false);
+  const int64_t inputs = w.in[0] * w.in[1] * w.in[2], outputs = w.out[0] * w.out[1] * w.out[2];
+  TORCH_CHECK_VALUE(batch >= 0 && wanted.positions == batch * inputs && pooled.positions == batch * outputs, op,
+                    ": patterns have ", wanted.positions, " and ", pooled.positions, " positions, sizes ask for ",
+                    batch * inputs, " and ", batch * outputs);
+  cpu::Gathered found = cpu::sparse_windows(wanted, pooled, w, batch);
+  if (found.everything) {
+    return {std::get<0>(wanted_), std::get<1>(wanted_), tensor_of(std::move(found.starts), at::kLong),
+            tensor_of(std::move(found.rows), at::kLong)};
+  }
+  return tensors_of(std::move(found));
 }
 
 at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows_,

@@ -8,7 +8,7 @@
 #include "tensors.h"
 
 // The shared-sparsity kernels on tensors: shapes are checked here, memory is allocated here. Patterns are made by
-// sparse_pattern and sparse_winners only, and their contents are trusted.
+// sparse_pattern, sparse_winners and sparse_windows only, and their contents are trusted.
 
 namespace fastlrp::edge {
 
@@ -28,11 +28,20 @@ at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targ
 at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
                       int64_t targets);
 
-// index (B, C, *S') of winners, pattern of the pool's output -> offsets, channels of its input, starts, rows.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_winners(
-    const at::Tensor& index, const PatternTensors& pooled, const std::vector<int64_t>& input_size,
-    const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation);
+using GatherTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;  // offsets, channels, starts, rows
+
+// index (B, C, *S') of winners, pattern of the pool's output -> pattern of its input, and the rows of each entry.
+GatherTensors sparse_winners(const at::Tensor& index, const PatternTensors& pooled,
+                             const std::vector<int64_t>& input_size, const std::vector<int64_t>& kernel_size,
+                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                             const std::vector<int64_t>& dilation);
+
+// The same for an average pool: of the wanted entries of its input those that are in the window of an output's entry.
+// Without overlap starts are empty: each entry has one row.
+GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors& pooled, int64_t batch,
+                             const std::vector<int64_t>& input_size, const std::vector<int64_t>& output_size,
+                             const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                             const std::vector<int64_t>& padding);
 
 at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows,
                              int64_t targets);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,11 +14,14 @@ from fastlrp.composites import MaxPoolMode
 from fastlrp.graph import Node
 from fastlrp.lowering.pool_rules import POOL_RULES, Windows, lower_pool_rule, window_size
 from fastlrp.program import Factor, Flow
-from fastlrp.sparse.forms import MaxPool
+from fastlrp.sparse.forms import AvgPool, MaxPool
 from fastlrp.stabilizer import Stabilizer
 
 _MAX_POOL: list[Any] = [None, F.max_pool1d, F.max_pool2d, F.max_pool3d]
 _ADAPTIVE_MAX: list[Any] = [None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d]
+
+MOST_WINDOWS = 16
+"""With more windows over one entry, gathering their rows costs more than the dense pool."""
 
 
 def max_pool_forward(node: Node) -> Any:
@@ -86,7 +90,27 @@ def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilize
     windows = Windows(b, node, 1 if mode == "sum" else window_size(node))
     sums = b.cache(windows.sums, [x.index], y.numel, key=(mode, node))
     scale = b.share(flow, sums, y.numel, stabilizer)
-    b.send(x, Flow(b.step(windows.transpose, [flow.register], [scale], x.numel), Factor(x)))
+    form = _average_form(b, node, scale, windows.divisor)
+    b.send(x, Flow(b.step(windows.transpose, [flow.register], [scale], x.numel, form=form), Factor(x)))
+
+
+def _average_form(b: Builder, node: Node, scale: int | None, divisor: int | None) -> AvgPool | None:
+    """Of windows that are as far apart everywhere: all but those of most adaptive pools."""
+    if not b.has_sparse_kernels:
+        return None
+    a, arriving, leaving = node.attributes, node.output.sizes, node.inputs[0].sizes
+    if node.kind == "adaptive_avg_pool":
+        kernel = [i // o if o and i % o == 0 else 0 for i, o in zip(leaving[1:], arriving[1:], strict=True)]
+        geometry, include_pad = (kernel, kernel, [0] * len(kernel)), True
+    else:
+        geometry = tuple(list(a[key]) for key in ("kernel_size", "stride", "padding"))  # type: ignore[assignment]
+        include_pad = a.get("count_include_pad", True)
+    if not all(geometry[0]) or len(geometry[0]) != len(leaving) - 1:
+        return None
+    if math.prod(-(-k // s) for k, s in zip(*geometry[:2], strict=True)) > MOST_WINDOWS:
+        return None
+    shares = AvgPool.shares_of(arriving[1:], leaving[1:], geometry, include_pad, divisor, b.dtype)
+    return AvgPool(scale, shares, arriving, leaving, geometry)
 
 
 def lower_average(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -108,10 +132,12 @@ def lower_average(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     spatial = list(x.sizes[1:])
     if node.kind == "adaptive_avg_pool":
         adaptive = b.operation("pool_adaptive_avg_relevance")
-        register = b.step(lambda f, s: adaptive(f, s, spatial), [flow.register], [scale], x.numel)
+        form = _average_form(b, node, scale, None)
+        register = b.step(lambda f, s: adaptive(f, s, spatial), [flow.register], [scale], x.numel, form=form)
     else:
         transpose = b.operation("pool_avg_relevance")
         geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"])
         last = (*geometry, a["divisor_override"])
-        register = b.step(lambda f, s: transpose(f, s, spatial, *last), [flow.register], [scale], x.numel)
+        form = _average_form(b, node, scale, a["divisor_override"])
+        register = b.step(lambda f, s: transpose(f, s, spatial, *last), [flow.register], [scale], x.numel, form=form)
     b.send(x, Flow(register, left))

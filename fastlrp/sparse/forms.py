@@ -148,10 +148,65 @@ class MaxPool:
 
 
 @dataclass(frozen=True, eq=False)
+class AvgPool:
+    """An average or sum pool: every entry of a window gets the same share of what arrives.
+
+    Attributes:
+        scale: slot or None. shares: ``(*S',)``, what one entry of each window gets; None if all of it.
+        arriving, leaving: sizes ``(C, *S')`` and ``(C, *S)`` of its output and input.
+        geometry: kernel size, stride, padding.
+    """
+
+    scale: int | None
+    shares: Tensor | None
+    arriving: tuple[int, ...]
+    leaving: tuple[int, ...]
+    geometry: tuple[list[int], list[int], list[int]]
+
+    @staticmethod
+    def shares_of(
+        arriving: Sequence[int], leaving: Sequence[int], geometry: Sequence[list[int]], include_pad: bool,
+        divisor: int | None, dtype: torch.dtype,
+    ) -> Tensor | None:  # fmt: skip
+        """One over the divisor of every window, as PyTorch's average pools have it; sizes without channels."""
+        if divisor is not None:
+            return None if divisor == 1 else torch.full(tuple(arriving), 1 / divisor, dtype=dtype)
+        counts = torch.ones((), dtype=torch.float64)
+        for outputs, inputs, kernel, stride, padding in zip(arriving, leaving, *geometry, strict=True):
+            start = torch.arange(outputs, dtype=torch.float64) * stride - padding
+            stop = (start + kernel).clamp(max=inputs + padding)
+            count = stop - start if include_pad else stop.clamp(max=inputs) - start.clamp(min=0)
+            counts = counts.unsqueeze(-1) * count.clamp(min=1)
+        return counts.reciprocal().to(dtype)
+
+    def scales(self, state: Sequence[Any]) -> Tensor | None:
+        """``(B, C, *S')``: what an output's relevance is multiplied with before it goes to each entry."""
+        scale: Tensor | None = None if self.scale is None else state[self.scale]
+        if self.shares is None or scale is None:
+            return scale if self.shares is None else self.shares.expand(1, *self.arriving)
+        return scale * self.shares
+
+    def reached(self, values: Tensor) -> Tensor:
+        """``(B, C, *S)`` to ``(B, C, *S')``: not zero where any value in the window is not."""
+        alive = (values != 0).to(values.dtype)
+        for axis, (outputs, kernel, stride, padding) in enumerate(zip(self.arriving[1:], *self.geometry, strict=True)):
+            axis += 2
+            inputs, last = alive.shape[axis], (outputs - 1) * stride + kernel
+            shape = list(alive.shape)
+            padded = []
+            for length in (padding, max(0, last - padding - inputs)):
+                shape[axis] = length
+                padded.append(alive.new_zeros(shape))
+            whole = torch.cat([padded[0], alive, padded[1]], axis)
+            alive = whole.unfold(axis, kernel, stride).narrow(axis, 0, outputs).amax(-1)
+        return alive
+
+
+@dataclass(frozen=True, eq=False)
 class Sum:
     """A sum of registers, each times a slot or None."""
 
     scales: tuple[int | None, ...]
 
 
-Form = Affine | MaxPool | Sum
+Form = Affine | MaxPool | AvgPool | Sum

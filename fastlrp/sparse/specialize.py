@@ -19,7 +19,7 @@ from fastlrp.descent import Emission, Steps
 from fastlrp.dispatch import extension
 from fastlrp.program import BLOCK, BackwardStep
 from fastlrp.sparse.compact import Compact, Mask, Pattern
-from fastlrp.sparse.forms import Affine, MaxPool, Sum
+from fastlrp.sparse.forms import Affine, AvgPool, MaxPool, Sum
 
 Change = Callable[[Any], Compact]
 
@@ -70,6 +70,7 @@ class _Wants:
         self.readers: Counter[int] = Counter()
         self.sparse: set[int] = set()
         self.paths: list[Path] = []
+        self.above_pools: dict[int, list[Mask]] = {}
         self._patterns: dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]] = {}
 
     def add(self, step: Any) -> None:
@@ -81,9 +82,9 @@ class _Wants:
         form, wanted = step.form, self.masks.get(step.out)
         if isinstance(form, Affine):
             self._affine(step, form, wanted)
-        elif isinstance(form, MaxPool) and wanted is not None:
-            index = self.state[form.index]
-            self._some(step.ins[0], [_at_winners(mask, index) for mask in wanted])
+        elif isinstance(form, (MaxPool, AvgPool)) and wanted is not None:
+            self.above_pools[id(step)] = self._above_pool(form, wanted)
+            self._some(step.ins[0], self.above_pools[id(step)])
             self.sparse.add(id(step))
         elif isinstance(form, Sum) and wanted is not None:
             for register in step.ins:
@@ -105,6 +106,14 @@ class _Wants:
             self._some(step.ins[0], coefficients)
         else:
             self._everything(step.ins)
+
+    def _above_pool(self, form: MaxPool | AvgPool, wanted: list[Mask]) -> list[Mask]:
+        """What a pool needs of its output, if that is wanted of its input."""
+        if isinstance(form, MaxPool):
+            return [_at_winners(mask, self.state[form.index]) for mask in wanted]
+        if form.scale is not None:
+            return [(self.state[form.scale], None)]
+        return [(form.reached(_picked(mask)), None) for mask in wanted]
 
     def _everything(self, registers: Sequence[int]) -> None:
         self.masks.update(dict.fromkeys(registers, None))
@@ -132,11 +141,12 @@ def _key(mask: Mask) -> tuple[int, int]:
 
 
 def _at_winners(mask: Mask, index: Tensor) -> Mask:
-    values, inner = mask
-    if inner is None:
-        return values, index
-    picked = values.flatten(2).gather(2, inner.flatten(2)).view(inner.shape)
-    return picked, index
+    return mask[0] if mask[1] is None else _picked(mask), index
+
+
+def _picked(mask: Mask) -> Tensor:
+    values, index = mask
+    return values if index is None else values.flatten(2).gather(2, index.flatten(2)).view(index.shape)
 
 
 class _Rewrite:
@@ -205,8 +215,8 @@ class _Rewrite:
             return self._affine(step, form, pattern)
         assert pattern is not None
         self.compact.add(step.out)
-        if isinstance(form, MaxPool):
-            return self._max_pool(step, form, pattern)
+        if isinstance(form, (MaxPool, AvgPool)):
+            return self._pool(step, form, pattern)
         assert isinstance(form, Sum)
         return self._sum(step, form, pattern)
 
@@ -251,17 +261,12 @@ class _Rewrite:
 
         return _step(run, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
 
-    def _max_pool(self, step: BackwardStep, form: MaxPool, pattern: Pattern) -> BackwardStep:
-        index = self.state[form.index]
-        pooled = self.wants.pattern([_at_winners(mask, index) for mask in self.wants.masks[step.out] or ()])
+    def _pool(self, step: BackwardStep, form: MaxPool | AvgPool, pattern: Pattern) -> BackwardStep:
+        pooled = self.wants.pattern(self.wants.above_pools[id(step)])
         arrive = self._compacted(step.ins[0], lambda: pooled)
-        offsets, channels, starts, rows = extension().sparse_winners(
-            index, pooled.tensors, list(form.leaving[1:]), *form.geometry
-        )
-        below = Pattern(offsets, channels, pooled.batch, form.leaving)
+        below, starts, rows, scale = self._gathered(form, pattern, pooled)
         self.nbytes += below.nbytes + starts.nbytes + rows.nbytes
-        scale = None if form.scale is None else self.state[form.scale]
-        alone = channels.numel() == rows.numel()
+        alone = below.entries == rows.numel()
 
         def run(operand: Any) -> Compact:
             register = arrive(operand)
@@ -270,12 +275,33 @@ class _Rewrite:
                     [(*register.parts, scale)], pooled.tensors, pooled.batch, register.count
                 )
                 register = Compact(scaled, pooled, register.count)
-            if alone and register.rows is None:
-                return Compact(register.values, below, register.count, rows)
+            if alone:
+                moved = rows if register.rows is None else register.rows[rows]
+                return Compact(register.values, below, register.count, moved)
             values = extension().sparse_gather_sum(register.parts, starts, rows, register.count)
             return Compact(values, below, register.count)
 
         return _step(run, step.ins, step.out, below, step)
+
+    def _gathered(
+        self, form: MaxPool | AvgPool, pattern: Pattern, pooled: Pattern
+    ) -> tuple[Pattern, Tensor, Tensor, Tensor | None]:
+        """The entries of a pool's input that get something, where each finds it, and what that is multiplied with."""
+        leaving = list(form.leaving[1:])
+        if isinstance(form, MaxPool):
+            index, scale = self.state[form.index], None if form.scale is None else self.state[form.scale]
+            found = extension().sparse_winners(index, pooled.tensors, leaving, *form.geometry)
+        else:
+            scale = form.scales(self.state)
+            if scale is not None:
+                scale = scale.expand(pooled.batch, *form.arriving)
+            found = extension().sparse_windows(
+                pattern.tensors, pooled.tensors, pooled.batch, leaving, list(form.arriving[1:]), *form.geometry
+            )
+        offsets, channels, starts, rows = found
+        if channels.numel() == pattern.entries:  # All that is wanted, as a rule.
+            return pattern, starts, rows, scale
+        return Pattern(offsets, channels, pooled.batch, form.leaving), starts, rows, scale
 
     def _sum(self, step: BackwardStep, form: Sum, pattern: Pattern) -> BackwardStep:
         scales = [None if slot is None else self.state[slot] for slot in form.scales]

@@ -435,7 +435,7 @@ void check_winners(int64_t targets) {
     }
   }
   const Entries pooled = entries_of<float>({&mask});
-  const Winners found = sparse_winners({index.data(), channels * outputs, outputs, 1}, view(pooled), w, batch);
+  const Gathered found = sparse_winners({index.data(), channels * outputs, outputs, 1}, view(pooled), w, batch);
   Entries expected;
   std::vector<int64_t> starts, rows;
   expected.offsets.push_back(0);
@@ -478,6 +478,49 @@ void check_winners(int64_t targets) {
   CHECK(native::close(sums, shares));
 }
 
+// Rows of random windows for the wanted ones of their inputs, most of them (or few) in a pool's output.
+void check_windows() {
+  Window w = random_window(static_cast<int>(native::integer(1, 3)), false);
+  if (native::integer(0, 1) == 1) {  // Tiles, with or without gaps.
+    for (int axis = 0; axis < 3; ++axis) {
+      w.stride[axis] = w.taps[axis] + native::integer(0, 1);
+    }
+  }
+  std::fill(w.dilation, w.dilation + 3, 1);
+  const int64_t batch = native::integer(0, 2), channels = native::integer(1, 9);
+  const int64_t inputs = size_of(w.in), outputs = size_of(w.out);
+  const Tensor<float> above(batch, channels, outputs, native::integer(0, 1) == 1);
+  const Tensor<float> below(batch, channels, inputs, native::integer(0, 2) == 1);
+  const Entries pooled = entries_of<float>({&above}), wanted = entries_of<float>({&below});
+  const Gathered found = sparse_windows(view(wanted), view(pooled), w, batch);
+  Entries expected;
+  std::vector<int64_t> starts, rows;
+  expected.offsets.push_back(0);
+  for (int64_t q = 0; q < batch * inputs; ++q) {
+    for (int64_t i = wanted.offsets[q]; i < wanted.offsets[q + 1]; ++i) {
+      const size_t before = rows.size();
+      over_joined(w, q % inputs, [&](int64_t o, int64_t) {
+        const int64_t at = q / inputs * outputs + o;
+        for (int64_t e = pooled.offsets[at]; e < pooled.offsets[at + 1]; ++e) {
+          if (pooled.channels[e] == wanted.channels[i]) {
+            rows.push_back(e);
+          }
+        }
+      });
+      std::sort(rows.begin() + static_cast<int64_t>(before), rows.end());
+      if (rows.size() > before) {
+        starts.push_back(static_cast<int64_t>(before));
+        expected.channels.push_back(wanted.channels[i]);
+      }
+    }
+    expected.offsets.push_back(static_cast<int64_t>(expected.channels.size()));
+  }
+  starts.push_back(static_cast<int64_t>(rows.size()));
+  const Entries& entries = found.everything ? wanted : found.entries;
+  CHECK(entries.offsets == expected.offsets && entries.channels == expected.channels && found.rows == rows);
+  CHECK(found.starts == starts || (found.starts.empty() && rows.size() == expected.channels.size()));
+}
+
 constexpr int64_t kTargets[] = {1, 7, 8, 15, 16, 17, 32, 33, 64, 70};
 
 }  // namespace
@@ -512,5 +555,11 @@ TEST(sparse_winners_equal_loops) {
     for (int repeat = 0; repeat < 10; ++repeat) {
       check_winners(targets);
     }
+  }
+}
+
+TEST(sparse_windows_equal_loops) {
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    check_windows();
   }
 }

@@ -26,6 +26,10 @@ LAYERS = {
     "depthwise": Layer(40, 40, (6, 7), 3, padding=1, groups=40),
     "transposed": Layer(20, 30, (5, 6), 3, stride=2, transposed=True),
     "volume": Layer(5, 6, (3, 4, 5), 3, padding=1),
+    # Few entries per position: output by output.
+    "thin": Layer(1, 10, (19, 40), 5, padding=1, batch=3),
+    "thin_strided": Layer(3, 9, (12, 31), (3, 4), stride=(2, 1), padding=(2, 1), dilation=(2, 1)),
+    "thin_volume": Layer(2, 5, (5, 4, 9), 3, padding=1),
 }
 pytestmark = pytest.mark.usefixtures("captured_once")
 
@@ -88,7 +92,7 @@ def test_products_by_threads(name):
 
 
 def moves(register, other, index, mask):
-    """Everything that moves rows: to and from dense, sums, winners."""
+    """Everything that moves rows: to and from dense, sums, winners, windows."""
     pattern, below = Pattern.of(mask), Pattern.of(other)
     compact = Compact.of(register, pattern)
     total = KERNELS.sparse_sum([(*compact.parts, mask), (*compact.parts, None)], below.tensors, 3, register.shape[1])
@@ -97,7 +101,25 @@ def moves(register, other, index, mask):
     gathered = KERNELS.sparse_gather_sum(compact.parts, starts, rows, register.shape[1])
     count = register.shape[1]
     won = [offsets, channels, starts, rows]
+    wanted = Pattern.of(torch.ones(3, 40, 34, 36)).tensors
+    for step in (1, 2, 3):
+        won += KERNELS.sparse_windows(wanted, pattern.tensors, 3, [34, 36], [17, 18], [2, 2], [step, 2], [1, 1])
     return [*pattern.tensors, compact.values[:, :count], compact.dense(), total[:, :count], *won, gathered[:, :count]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["thin", "thin_strided", "thin_volume"])
+def test_entries_do_not_depend_on_their_neighbours(name, dtype, isa):
+    """With few entries per position the kernel goes output by output, with many input by input: in the same order."""
+    layer = replace(LAYERS[name], inputs=6)
+    problem = Problem(layer, 20, dtype)
+    problem.mask = torch.ones_like(problem.mask)
+    many = problem.dense(problem.call())
+    for channel in range(6):
+        problem.mask = torch.zeros_like(problem.mask)
+        problem.mask[:, channel] = 1
+        few = problem.dense(problem.call())
+        assert torch.equal(few[:, :, channel], many[:, :, channel])
 
 
 @pytest.mark.usefixtures("threads")
@@ -114,7 +136,7 @@ def test_moves_by_threads_and_blocks():
     torch.set_num_threads(1)
     for size in (1, 7, 16):
         parts = [moves(part, other, index, mask) for part in register.split(size, 1)]
-        for position in (2, 3, 4, 9):
+        for position in (2, 3, 4, -1):
             assert torch.equal(torch.cat([part[position] for part in parts], 1), expected[position])
 
 

@@ -25,6 +25,10 @@ WINNERS = {
     "index": INDEX, "pooled": PATTERN, "input_size": [8, 10], "kernel_size": [2, 2], "stride": [2, 2],
     "padding": [0, 0], "dilation": [1, 1],
 }  # fmt: skip
+WINDOWS = {
+    "wanted": pattern_of(torch.ones(2, 3, 8, 10)), "pooled": PATTERN, "batch": 2, "input_size": [8, 10],
+    "output_size": [4, 5], "kernel_size": [2, 2], "stride": [2, 2], "padding": [0, 0],
+}  # fmt: skip
 GATHER = {"source": ROWS, "starts": torch.arange(ENTRIES + 1), "rows": torch.arange(ENTRIES), "targets": 7}
 SUM = {"sources": [(*ROWS, None)], "pattern": PATTERN, "batch": 2, "targets": 7}
 TO_DENSE = {"source": ROWS, "batch": 2, "targets": 7, "size": [3, 4, 5]}
@@ -46,8 +50,8 @@ def test_no_targets():
 
 
 def test_right_arguments_are_right():
-    for op, arguments in (("conv_relevance", CONV), ("winners", WINNERS), ("gather_sum", GATHER), ("sum", SUM),
-                          ("to_dense", TO_DENSE), ("from_dense", FROM_DENSE)):  # fmt: skip
+    for op, arguments in (("conv_relevance", CONV), ("winners", WINNERS), ("windows", WINDOWS), ("gather_sum", GATHER),
+                          ("sum", SUM), ("to_dense", TO_DENSE), ("from_dense", FROM_DENSE)):  # fmt: skip
         call(op, arguments)
 
 
@@ -177,6 +181,25 @@ def test_sum(change, error, message):
 def test_winners(change, error, message):
     with pytest.raises(error, match=f"sparse_winners: .*{message}"):
         call("winners", WINNERS, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"wanted": (PATTERN[0].int(), PATTERN[1])}, TypeError, "a pattern has int64 offsets and int32 channels"),
+        ({"pooled": (PATTERN[0][:-1], PATTERN[1])}, ValueError, "must be the number of channels"),
+        ({"batch": 1}, ValueError, "patterns have 160 and 40 positions, sizes ask for 80 and 20"),
+        ({"batch": -2}, ValueError, "patterns have 160 and 40 positions, sizes ask for -160 and -40"),
+        ({"output_size": [4, 4]}, ValueError, "patterns have 160 and 40 positions, sizes ask for 160 and 32"),
+        ({"output_size": [4]}, ValueError, "must have one entry per spatial axis"),
+        ({"kernel_size": [2]}, ValueError, "must have one entry per spatial axis"),
+        ({"kernel_size": [0, 2]}, ValueError, "kernel size must be at least 1"),
+        ({"padding": [-1, 0]}, ValueError, "padding at least 0"),
+    ],
+)
+def test_windows(change, error, message):
+    with pytest.raises(error, match=f"sparse_windows: .*{message}"):
+        call("windows", WINDOWS, **change)
 
 
 @pytest.mark.parametrize(
