@@ -66,12 +66,12 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
         b.slot_bytes[index] = y.numel * 8
         register = b.step(
             lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel,
-            form=_form(b, node, index, scale),
+            form=max_pool_form(b, node, index, scale),
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
-def _form(b: Builder, node: Node, index: int, scale: int | None) -> MaxPool | None:
+def max_pool_form(b: Builder, node: Node, index: int, scale: int | None) -> MaxPool | None:
     a, x = node.attributes, node.inputs[0]
     if a["adaptive"] or not b.has_sparse_kernels:
         return None

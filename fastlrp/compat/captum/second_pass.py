@@ -22,8 +22,7 @@ from fastlrp.compat.captum.graph import TIMES
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering.jacobian import vjp
-from fastlrp.lowering.pool import _form as max_pool_form
-from fastlrp.lowering.pool import max_pool_forward
+from fastlrp.lowering.pool import max_pool_form, max_pool_forward
 from fastlrp.program import Factor, Flow
 
 _WITH_VALUES = ("activation", "normalization", "mul", "max_pool", "unknown")
