@@ -12,10 +12,13 @@ from fastlrp import dispatch
 
 def report() -> str:
     """What to paste into a bug report."""
-    rows = [("fastlrp", _version("fastlrp")), ("python", f"{platform.python_version()} on {platform.platform()}")]
+    rows = [
+        ("fastlrp", package_version("fastlrp")),
+        ("python", f"{platform.pythonpackage_version()} on {platform.platform()}"),
+    ]
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     rows += [("torch", f"{torch.__version__} ({cuda}, {torch.get_num_threads()} threads)")]
-    rows += [(name, _version(name)) for name in ("numpy", "triton")]
+    rows += [(name, package_version(name)) for name in ("numpy", "triton")]
     error = dispatch.extension_error()
     if error is None:
         rows += [(f"_C {key}", value) for key, value in dispatch.extension().build_info().items()]
@@ -43,7 +46,7 @@ def _backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     return lines
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -16,7 +16,8 @@ STEMS = sorted(set(dispatch.STEMS.values()))
 BOTTOM = ("fastlrp.reference", "fastlrp.aten", "fastlrp.kernels", "fastlrp._C")
 # From the top down; a module may import those further down. What is not named here stands anywhere above `functional`.
 ORDER = (
-    ("fastlrp.__main__", "fastlrp.cli"),
+    ("fastlrp.__main__",),
+    ("fastlrp.cli",),
     ("fastlrp.io", "fastlrp.report", "fastlrp.compat"),
     ("fastlrp.nn", "fastlrp.layerwise"),
     ("fastlrp.explainer",),

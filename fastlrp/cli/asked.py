@@ -1,0 +1,75 @@
+"""Which classes of which sample are explained, as the command line has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.cli.errors import Failure, InputFailure
+from fastlrp.cli.inputs import Item
+from fastlrp.targets import Targets
+
+CLASS = "class"
+"""Each input's own class, from a list."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Targets of a batch.
+
+    Attributes:
+        targets: as an explainer takes them. classes, scores: ``(B, K)``.
+    """
+
+    targets: Any
+    classes: list[list[int]]
+    scores: list[list[float]]
+
+
+def choose(spec: str | list[int], outputs: Tensor, items: Sequence[Item]) -> Chosen:
+    """The targets of a batch whose model's scores are ``outputs``, ``(B, C, …)``.
+
+    Raises:
+        Failure: for classes that the model does not have, or more than it has.
+    """
+    classes = count(outputs)
+    targets: Any = spec
+    if spec == CLASS:
+        targets = of_items(items, classes, outputs)
+    try:
+        asked = Targets(targets, outputs)
+    except (IndexError, ValueError) as error:
+        raise Failure(f"--targets: {error}") from error
+    index = asked.index if asked.index is not None else outputs.new_zeros((len(outputs), asked.count), dtype=torch.long)
+    totals = outputs if outputs.dim() == 2 else outputs.reshape(len(outputs), classes, -1).sum(2)
+    scores = totals.gather(1, index).double()
+    return Chosen(targets, index.tolist(), scores.tolist())
+
+
+def of_items(items: Sequence[Item], classes: int, like: Tensor) -> Tensor:
+    """Each item's own class, ``(B, 1)``; 0 where :func:`check` has refused it."""
+    fitting = [item.target if item.target is not None and item.target < classes else 0 for item in items]
+    return torch.tensor(fitting, device=like.device).unsqueeze(1)
+
+
+def check(spec: str | list[int], item: Item, classes: int) -> None:
+    """Raises:
+    InputFailure: if the item's class in a list is none of the model's, or is not there.
+    """
+    if spec != CLASS:
+        return
+    if item.target is None:
+        raise InputFailure(f"the list has no class for {item.path}: write PATH CLASS")
+    if item.target >= classes:
+        raise InputFailure(
+            f"class {item.target} of {item.path} is out of range: the model has {classes} classes, 0 to {classes - 1}"
+        )
+
+
+def count(outputs: Tensor) -> int:
+    """Number of classes of an output ``(B, C, …)``; ``(B,)`` has one."""
+    return outputs.shape[1] if outputs.dim() > 1 else 1

@@ -1,0 +1,52 @@
+"""What goes wrong, in one line that says what to do; and the exit codes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: all done; some inputs failed, or the run had to stop; not possible as asked; Ctrl-C."""
+
+_LONGEST = 600
+
+
+class Failure(Exception):  # noqa: N818 - "Error" would say nothing more.
+    """Ends the program with a message for people and an exit code."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class InputFailure(Exception):  # noqa: N818
+    """One input cannot be explained; the others can."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks, and with its type where the message alone says too little."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    # str() of a KeyError is the repr of its message.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(text.split())
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + "…"
+    own = isinstance(error, (Failure, InputFailure, ValueError, TypeError, LookupError, ImportError, OSError))
+    if own or type(error).__module__.startswith("fastlrp"):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def need(module: str, package: str | None = None) -> ModuleType:
+    """A module that comes with ``fastlrp[cli]``.
+
+    Raises:
+        ImportError: if it is not installed; says what to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        top = package or module.partition(".")[0]
+        raise ImportError(f'the command line needs {top} here: pip install "fastlrp[cli]"') from error

@@ -1,0 +1,184 @@
+"""``MODEL`` on the command line: which model is meant, and what it brings along."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastlrp.cli import hub, weights
+from fastlrp.cli.errors import Failure, one_line
+from fastlrp.cli.preprocess import Preprocessing
+
+DTYPES = {
+    "float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+FORMS = (
+    "torchvision:NAME, torchvision:NAME@WEIGHTS, hf:FOLDER, FILE.py:FACTORY, FILE.pt2 (torch.export.save), "
+    "or a Toolbox file (.txt, .nn)"
+)
+_TOOLBOX = (".txt", ".nn", ".pickle", ".pickled", ".pkl")
+
+
+@dataclass
+class Loaded:
+    """A model in evaluation mode, and what is known of it.
+
+    Attributes:
+        about: for people. facts: what distinguishes it from other models, without its weights.
+        preprocessing: its own, if it has any. labels: names of its classes.
+        output: which output to explain. batch: the only batch size that it takes. shape: the only shape of a sample.
+        notes: what a user should know.
+    """
+
+    module: nn.Module
+    about: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    labels: Mapping[int, str] | None = None
+    output: str | None = None
+    batch: int | None = None
+    shape: tuple[int, ...] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def load(options: dict[str, Any]) -> Loaded:
+    """The model that the options name, with its weights, on its device, in its dtype.
+
+    Raises:
+        Failure: says what was expected. ImportError: names the package that is missing.
+    """
+    device = _device(options["device"])
+    found = _find(options["model"])(options)
+    if options["classes"] is not None and not options["model"].startswith("torchvision:"):
+        raise Failure("--classes is for torchvision:NAME: other models know their number of classes")
+    if options["weights"] is not None:
+        weights.load(found.module, Path(options["weights"]))
+        found.about += f", weights of {options['weights']}"
+    found.module = found.module.to(device, DTYPES[options["dtype"]])
+    if options["dtype"] != "float32":
+        found.about += f", {options['dtype']}"
+    found.output = options["output"] if options["output"] is not None else found.output
+    found.facts |= {"model": options["model"], "output": found.output, "dtype": options["dtype"]}
+    return found
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Failure(f"--device {name}: {one_line(error).splitlines()[0][:200]}") from error
+    return device
+
+
+def _find(spec: str) -> Callable[[dict[str, Any]], Loaded]:
+    if spec.startswith("torchvision:"):
+        return lambda options: Loaded(**hub.torchvision(spec.partition(":")[2], options))
+    if spec.startswith("hf:"):
+        return lambda options: Loaded(**hub.huggingface(Path(spec.partition(":")[2])))
+    if re.search(r"\.py:[^/\\:]*$", spec):
+        path, _, name = spec.rpartition(":")
+        return lambda options: _factory(Path(path), name, options["seed"])
+    path_of, kind = Path(spec), Path(spec).suffix.lower()
+    if kind in (".pt2", *_TOOLBOX):
+        if not path_of.is_file():
+            raise Failure(f"there is no model file {spec!r}")
+        return lambda options: _quietly(_program, path_of) if kind == ".pt2" else _toolbox(path_of)
+    raise Failure(f"unknown model {spec!r}: {_hint(path_of, kind)}")
+
+
+def _hint(path: Path, kind: str) -> str:
+    if kind == ".py":
+        return f"name the function in it that makes the model, {path}:FACTORY"
+    if kind in (".pt", ".pth", ".safetensors", ".bin"):
+        return f"that is a file of weights; name the model first, such as torchvision:resnet18 --weights {path}"
+    if path.is_dir():
+        return f"for a Hugging Face folder write hf:{path}"
+    if re.fullmatch(r"\w+", str(path)) and hub.has_torchvision(str(path)):
+        return f"did you mean torchvision:{path}?"
+    return f"expected {FORMS}"
+
+
+def _factory(path: Path, name: str, seed: int) -> Loaded:
+    """The model that a function of a Python file returns."""
+    if not path.is_file():
+        raise Failure(f"there is no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(f"fastlrp_model_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Dataclasses and pickles look their module up.
+    sys.path.insert(0, str(path.resolve().parent))  # The file may import its neighbours.
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            spec.loader.exec_module(module)
+            make = getattr(module, name, None)
+            if not callable(make):
+                raise Failure(f"{path} has no function {name!r}: it has {', '.join(_functions(module)) or 'none'}")
+            model = make()
+    except (Failure, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # Whatever the user's code raises, SystemExit too.
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise Failure(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    if not isinstance(model, nn.Module):
+        raise Failure(f"{path}:{name} returned {type(model).__name__}, expected a torch.nn.Module")
+    code = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return Loaded(model.eval(), f"{path}:{name} ({type(model).__name__})", {"code": code})
+
+
+def _functions(module: Any) -> list[str]:
+    return [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__][:8]
+
+
+def _quietly(load: Callable[[Path], Loaded], path: Path) -> Loaded:
+    """Without PyTorch's warnings about its own calls."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load(path)
+
+
+def _program(path: Path) -> Loaded:
+    """A saved ``torch.export`` program, with the module paths that it was exported with."""
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # Damage shows as whatever torch.export meets first.
+        raise Failure(
+            f"{path} is no program of torch.export.save that PyTorch {torch.__version__} reads: {one_line(error)[:200]}"
+        ) from error
+    inputs = [n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
+    if len(inputs) != 1:
+        raise Failure(f"{path} takes {len(inputs)} inputs, the command line explains models of one: use the library")
+    sizes = inputs[0].meta["val"].shape
+    batch, shape = sizes[0], tuple(sizes[1:])
+    fixed = None if isinstance(batch, torch.SymInt) else int(batch)
+    known = shape if all(isinstance(n, int) for n in shape) else None
+    notes = [] if fixed is None else [
+        f"the program was exported for batches of {fixed}: all run as such, which wastes work for fewer; export it "
+        f"with dynamic_shapes to avoid that"
+    ]  # fmt: skip
+    # Flat, a program has lost the paths that --layers and composites speak of.
+    model = torch.export.unflatten(program)
+    return Loaded(model, f"{path} (exported program)", batch=fixed, shape=known, notes=notes)
+
+
+def _toolbox(path: Path) -> Loaded:
+    from fastlrp import io
+
+    model = io.read_model(path)
+    return Loaded(model.eval(), f"{path} (LRP Toolbox, {len(list(model.children()))} layers)")

@@ -1,0 +1,108 @@
+"""From the words of the command line to values, each with an error that shows a right one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Size = int | tuple[int, int]
+
+
+class Parsed(click.ParamType):
+    """A click type made of a function that raises ValueError."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.5`` or ``0.485,0.456,0.406``."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers, such as 0.5 or 0.485,0.456,0.406") from None
+
+
+def limits(text: str) -> tuple[float, float]:
+    """``-1,1``."""
+    found = numbers(text)
+    if len(found) != 2 or not found[0] < found[1]:
+        raise ValueError(f"{text!r} is not a range LOW,HIGH, such as -1,1 or 0,255")
+    return found[0], found[1]
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """``3,224,224`` or ``3x224x224``."""
+    parts = re.split("[,x]", text)
+    if not all(re.fullmatch(r"[1-9]\d*", part) for part in parts):
+        raise ValueError(f"{text!r} is not a list of sizes, such as 1,28,28 or 3x224x224")
+    return tuple(int(part) for part in parts)
+
+
+def size(text: str) -> Size:
+    """``224``, or height and width ``224x320``."""
+    found = sizes(text) if re.fullmatch(r"[\dx,]+", text) else ()
+    if len(found) not in (1, 2):
+        raise ValueError(f"{text!r} is not a size, such as 224 or HEIGHTxWIDTH 224x320")
+    return found[0] if len(found) == 1 else (found[0], found[1])
+
+
+def pair(text: str) -> tuple[int, int]:
+    """``224`` for both, or ``224x320``."""
+    found = size(text)
+    return (found, found) if isinstance(found, int) else found
+
+
+def words(text: str) -> tuple[str, ...]:
+    """``png,npy``."""
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise ValueError(f"{text!r} has an empty entry: separate names by single commas")
+    return found
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """``epsilon=0.1``, ``zero_bias=true``, ``low=-2.1,-2.0,-1.8``, ``max_pool=ties``."""
+    key, equals, value = text.partition("=")
+    if not (equals and key.strip() and value.strip()):
+        raise ValueError(f"{text!r} is not KEY=VALUE, such as epsilon=0.1")
+    return key.strip(), _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        found = numbers(text)
+    except ValueError:
+        return text
+    return found[0] if len(found) == 1 else found
+
+
+def targets(text: str) -> str | list[int]:
+    """``top5``, ``all``, ``class``, ``207,281``."""
+    if text in ("all", "class") or re.fullmatch(r"top[1-9]\d*", text):
+        return text
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\d+", part.strip()) for part in parts):
+        raise ValueError(f"{text!r} is none of: all, class, top5 (any number), or class numbers such as 207,281")
+    found = [int(part) for part in parts]
+    if len(set(found)) < len(found):
+        raise ValueError(f"{text!r} names a class twice")
+    return found
+
+
+SIZE, PAIR, SIZES = Parsed("size", size), Parsed("size", pair), Parsed("sizes", sizes)
+NUMBERS, LIMITS, WORDS = Parsed("numbers", numbers), Parsed("low,high", limits), Parsed("names", words)
+ASSIGNMENT, TARGETS = Parsed("key=value", assignment), Parsed("targets", targets)

@@ -1,0 +1,176 @@
+"""``fastlrp report``: one HTML file in which people explore relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from fastlrp.cli import asked
+from fastlrp.cli import options as shared
+from fastlrp.cli.engine import Engine
+from fastlrp.cli.errors import DONE, FAILED, INTERRUPTED, Failure, InputFailure, need, one_line
+from fastlrp.cli.inputs import Item
+from fastlrp.cli.prepare import Prepared, first_sample, prepare
+from fastlrp.cli.reading import Sample
+from fastlrp.cli.screen import Screen
+from fastlrp.cli.sections import Command, option
+from fastlrp.cli.stop import Stop
+from fastlrp.errors import CaptureError
+from fastlrp.explainer import parse_bytes
+from fastlrp.report.sample import Sample as Page
+
+_RESULT = option("Results")
+
+
+@click.command(cls=Command, short_help="One HTML file to explore in a browser.")
+@shared.argument
+@click.argument("inputs", nargs=-1)
+@shared.targets("top5")
+@shared.layers
+@_RESULT("-o", "--out", default="report.html", show_default=True, metavar="FILE", help="The report.")
+@_RESULT("--title", help="Of the page; the model unless given.")
+@_RESULT("--max-size", default="20MB", show_default=True, metavar="SIZE", help="Maps get coarser to stay below it.")
+@_RESULT(
+    "--ledger", type=click.IntRange(0), default=3, show_default=True,
+    help="For how many targets of each input to show where the score went; each costs a walk in float64.",
+)  # fmt: skip
+@shared.rule
+@shared.inputs
+@shared.model
+@shared.batching
+@shared.machine
+@shared.messages
+def report(**options: Any) -> None:
+    """Write one HTML file about INPUTS (images, folders, arrays), to be opened in any browser, without a server.
+
+    \b
+    Examples
+      fastlrp report torchvision:resnet18@DEFAULT photos/ --out report.html
+      fastlrp report model.py:make --list files.txt -t all --labels names.txt --layers features.3
+
+    Exit codes: 0 all done, 1 some inputs failed (the report has the others), 2 not possible as asked, 130 interrupted.
+    """
+    need("jinja2")
+    screen = Screen(options["machine"], options["quiet"])
+    out = Path(options["out"])
+    limit = _limit(options["max_size"], out)
+    ready = prepare(options, screen)
+    engine = ready.engine(options, "channels")
+    first = first_sample(ready.reader, ready.items, ready.loaded.shape)
+    engine.probe(first, options["batch_size"])
+    title = options["title"] or ready.loaded.about
+    screen.facts([*ready.facts(options), ("results", str(out)), ("inputs", str(len(ready.items)))])
+    screen.start(len(ready.items), 0)
+    pages, failed = _collect(options, screen, ready, engine)
+    if not pages:
+        raise Failure("no input could be explained: there is nothing to report", FAILED)
+    from fastlrp.report import write
+
+    write(out, pages, title=title, composite=ready.rule, max_bytes=limit)
+    size = out.stat().st_size
+    screen.data({"event": "report", "file": str(out), "bytes": size, "inputs": len(pages), "failed": failed})
+    screen.line(f"{out}: {len(pages)} input{'s' if len(pages) != 1 else ''}, {size / 1e6:.1f} MB")
+    click.get_current_context().exit(FAILED if failed else DONE)
+
+
+def _limit(text: str, out: Path) -> int:
+    try:
+        limit = parse_bytes(text)
+    except ValueError as error:
+        raise Failure(f"--max-size: {str(error).replace('max_memory', 'the size')}") from error
+    if out.is_dir():
+        raise Failure(f"--out: {str(out)!r} is a folder: name the file, for instance {out / 'report.html'}")
+    assert limit is not None
+    return limit
+
+
+def _collect(options: dict[str, Any], screen: Screen, ready: Prepared, engine: Engine) -> tuple[list[Page], int]:
+    """All samples of the report, and how many inputs failed."""
+    pages: list[Page] = []
+    failed = 0
+    message = "interrupted: a report is written as a whole, so nothing is"
+    with ThreadPoolExecutor(options["workers"]) as pool, Stop(message) as stop:
+        found = ready.reader.ahead(ready.items, pool, 2 * engine.batch + options["workers"])
+        waiting: list[Sample] = []
+        try:
+            for item, sample in found:
+                if stop.asked:
+                    screen.end()
+                    click.get_current_context().exit(INTERRUPTED)
+                why = _unfit(engine, item, sample)
+                if why is not None:
+                    failed += 1
+                    screen.advance()
+                    screen.data({"event": "input", "input": str(item.path), "status": "failed", "error": why})
+                    screen.error(f"{item.label}: {why}")
+                    continue
+                assert isinstance(sample, Sample)
+                if waiting and (sample.x.shape != waiting[0].x.shape or len(waiting) == engine.batch):
+                    failed += _explain(options, screen, ready, engine, waiting, pages)
+                    waiting = []
+                waiting.append(sample)
+            if waiting:
+                failed += _explain(options, screen, ready, engine, waiting, pages)
+        finally:
+            found.close()
+            screen.end()
+    return pages, failed
+
+
+def _unfit(engine: Engine, item: Item, sample: Sample | InputFailure) -> str | None:
+    if isinstance(sample, InputFailure):
+        return one_line(sample)
+    try:
+        asked.check(engine.targets, item, engine.classes)
+    except InputFailure as error:
+        return one_line(error)
+    return None
+
+
+def _explain(
+    options: dict[str, Any],
+    screen: Screen,
+    ready: Prepared,
+    engine: Engine,
+    samples: Sequence[Sample],
+    pages: list[Page],
+) -> int:
+    """Add a batch; how many of it failed."""
+    from fastlrp.report import collect
+
+    x = engine.stacked(samples)
+    more = len(x) - len(samples)  # The batch of a model that takes one size only is filled up.
+    targets: Any = engine.targets
+    if targets == asked.CLASS:
+        targets = asked.of_items([sample.item for sample in samples] + [samples[-1].item] * more, engine.classes, x)
+    try:
+        found = collect(
+            ready.explainer,
+            x,
+            targets,
+            images=[_pixels(sample) for sample in samples] + [None] * more,
+            names=[sample.item.label for sample in samples] + [""] * more,
+            target_names=ready.names,
+            layers=engine.layers,
+            ledger=options["ledger"],
+            initial=ready.initial,
+        )
+    except CaptureError as error:
+        for sample in samples:
+            screen.error(
+                f"{sample.item.label}: the model does not take an input {tuple(x.shape[1:])}: {one_line(error)}"
+            )
+        return len(samples)
+    finally:
+        screen.advance(len(samples))
+    pages += found[: len(samples)]
+    return 0
+
+
+def _pixels(sample: Sample) -> np.ndarray | None:
+    return None if sample.picture is None else np.asarray(sample.picture.convert("RGB"))

@@ -1,0 +1,218 @@
+"""The folder of results: whole files only, and a manifest from which the same command goes on where it stopped.
+
+``fastlrp-manifest.jsonl`` begins with a line of settings; each further line is one finished input, written after its
+files. A line that was cut off by a crash does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from fastlrp.cli.errors import Failure, one_line
+from fastlrp.cli.inputs import Item
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has no locks of this kind.
+    fcntl = None
+
+MANIFEST = "fastlrp-manifest.jsonl"
+_TEMPORARY = ".fastlrp-"
+
+Record = dict[str, Any]
+
+
+class Store:
+    """One folder of results, open for one run.
+
+    Args:
+        out: the folder; made if it is not there. settings: what the results depend on, as JSON has it.
+        overwrite: remove the results that the manifest lists, whatever their settings.
+        by_class: results belong to an input and its class in a list, not to an input alone.
+
+    Raises:
+        Failure: if the folder cannot be written to, is in use, or holds results of other settings.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], overwrite: bool = False, by_class: bool = False) -> None:
+        self.out, self._by_class = out, by_class
+        self._settings = json.loads(json.dumps(settings))
+        self._records: dict[str, Record] = {}
+        self._folders: set[Path] = set()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._log: BinaryIO = open(out / MANIFEST, "a+b")  # noqa: SIM115 - open for as long as the store is.
+        except OSError as error:
+            raise Failure(f"--out: cannot write to {str(out)!r}: {one_line(error)}") from error
+        try:
+            self._lock()
+            self._begin(overwrite)
+        except BaseException:
+            self._log.close()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._log.close()
+
+    def abandon(self) -> None:
+        """Leave no trace of a run that could not begin."""
+        if not self._records:
+            with suppress(OSError):
+                (self.out / MANIFEST).unlink()
+                self.out.rmdir()  # Only if nothing else is in it.
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(
+                f"--out: another run is writing to {str(self.out)!r}: wait for it, or name another folder"
+            ) from None
+        except OSError:  # A file system without locks.
+            return
+
+    def _begin(self, overwrite: bool) -> None:
+        try:
+            self._log.seek(0)
+            lines = self._log.read().splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):
+                self._log.truncate(sum(map(len, lines[:-1])))
+                lines.pop()
+            old = self._load(lines)
+            if old is not None and old != self._settings and self._records and not overwrite:
+                raise Failure(
+                    f"--out: {str(self.out)!r} holds results of other settings "
+                    f"({_difference(old, self._settings)}): name another folder, or start anew with --overwrite"
+                )
+            if overwrite:
+                for record in self._records.values():
+                    self._remove(record)
+                self._records.clear()
+            if old != self._settings or overwrite:
+                self._log.truncate(0)
+                self._append({"fastlrp_manifest": 1, "settings": self._settings})
+            for path in self.out.rglob(f"{_TEMPORARY}*.tmp"):  # Of a run that was killed.
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Failure(f"--out: cannot write to {str(self.out)!r}: {one_line(error)}") from error
+
+    def _load(self, lines: Sequence[bytes]) -> dict[str, Any] | None:
+        """The settings, None in an empty file; and the records."""
+        if not lines:
+            return None
+        try:
+            head, *rest = map(json.loads, lines)
+            if head["fastlrp_manifest"] != 1:
+                raise ValueError("it is of another version of fastlrp")
+            self._records = {record["key"]: record for record in rest}
+            return dict(head["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Failure(
+                f"{self.out / MANIFEST} is no manifest ({error}): move it away, or name another folder"
+            ) from None
+
+    def _append(self, line: Record) -> None:
+        self._log.write(json.dumps(line).encode() + b"\n")
+        self._log.flush()
+
+    # Items
+
+    def key(self, item: Item) -> str:
+        """What an item is known by."""
+        sample = "" if item.sample is None else f"[{item.sample}]"
+        return f"{item.path.absolute()}{sample}{f'#{item.target}' if self._by_class else ''}"
+
+    def adopt(self, items: Sequence[Item]) -> list[Item]:
+        """The items with the names that they have here: their own of old, or such as no other input's results have."""
+        keys = [self.key(item) for item in items]
+        taken = {record["name"].casefold() for record in self._records.values()}
+        found = []
+        for item, key in zip(items, keys, strict=True):
+            name, number = item.name, 2
+            if key in self._records:
+                name = self._records[key]["name"]
+            else:
+                while name.casefold() in taken:
+                    name, number = f"{item.name}~{number}", number + 1
+                taken.add(name.casefold())
+            found.append(replace(item, name=name))
+        return found
+
+    def done(self, item: Item) -> Record | None:
+        """The record of an item whose results are all there, and whose input has not changed since."""
+        record = self._records.get(self.key(item))
+        if record is None or record["stamp"] != _stamp(item.path):
+            return None
+        return record if all((self.out / name).is_file() for name in record["files"]) else None
+
+    def prepare(self, item: Item) -> list[int]:
+        """Forget older results of an item that is to be explained. Gives its file's stamp, for :meth:`finish`."""
+        record = self._records.pop(self.key(item), None)
+        if record is not None:
+            self._remove(record)
+        return _stamp(item.path)
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """A file in the folder: whole, or as it was before."""
+        path = self.place(name)
+        temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(6)}.tmp"
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def place(self, name: str) -> Path:
+        """The path of a file to be; its folder is there."""
+        path = self.out / name
+        if path.parent not in self._folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folders.add(path.parent)
+        return path
+
+    def finish(self, item: Item, stamp: list[int], record: Record) -> None:
+        """All files of an item are written: from now on it is done."""
+        line = {"key": self.key(item), "name": item.name, "stamp": stamp, **record}
+        self._append(line)
+        self._records[line["key"]] = line
+
+    def _remove(self, record: Record) -> None:
+        for name in record["files"]:
+            (self.out / name).unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of the last change of a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [-1, -1]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    parts = [f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} here"
+             for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]  # fmt: skip
+    return "; ".join(parts[:3]) + ("; …" if len(parts) > 3 else "")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else text[:80] + "…"

@@ -1,0 +1,91 @@
+"""Models for the command line's tests: ``tests/cli/models.py:factory``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastlrp.explainer import Explainer
+
+
+def factory() -> nn.Module:
+    """Ten classes of pictures of any size."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+def grey() -> nn.Module:
+    """Three classes of pictures with one channel."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+
+
+def vectors() -> nn.Module:
+    """Three classes of vectors of 16 numbers."""
+    return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = factory()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        scores = self.body(x)
+        return {"logits": scores, "doubled": 2 * scores}
+
+
+def two_outputs() -> nn.Module:
+    return TwoOutputs()
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+def branches() -> nn.Module:
+    """Cannot be captured."""
+    return Branches()
+
+
+def _slow(seconds: float) -> nn.Module:
+    """Each forward pass for an explanation takes this long, but for the first, which looks at the model."""
+    forward, calls = Explainer.forward, 0
+
+    def wait(self: Explainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            print("waiting", file=sys.stderr, flush=True)
+            time.sleep(seconds)
+        return forward(self, *args, **kwargs)
+
+    Explainer.forward = wait  # type: ignore[method-assign]
+    return factory()
+
+
+def slow() -> nn.Module:
+    return _slow(0.2)
+
+
+def very_slow() -> nn.Module:
+    return _slow(30.0)
+
+
+def no_model() -> int:
+    return 3
+
+
+def raises() -> nn.Module:
+    raise FileNotFoundError("there is no checkpoint")
