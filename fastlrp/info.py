@@ -14,7 +14,7 @@ def report() -> str:
     """What to paste into a bug report."""
     rows = [
         ("fastlrp", package_version("fastlrp")),
-        ("python", f"{platform.pythonpackage_version()} on {platform.platform()}"),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
     ]
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     rows += [("torch", f"{torch.__version__} ({cuda}, {torch.get_num_threads()} threads)")]

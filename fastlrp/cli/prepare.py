@@ -51,7 +51,8 @@ class Prepared:
         """What numbers depend on, as JSON has it."""
         pictures = {} if all(item.is_array for item in self.items) else self.preprocessing.facts()
         return {
-            "fastlrp": package_version("fastlrp"), **self.loaded.facts, "weights": weights.digest(self.loaded.module), **pictures,
+            "fastlrp": package_version("fastlrp"), **self.loaded.facts,
+            "weights": weights.digest(self.loaded.module), **pictures,
             "composite": options["composite"], "parameters": self.parameters, "profile": options["profile"],
             "initial": self.initial, "targets": options["targets"], "layers": options["layers"],
             "sample_shape": options["sample_shape"], "key": options["key"],
