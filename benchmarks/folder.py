@@ -141,6 +141,8 @@ def show(options: argparse.Namespace, size: int, computing: list[float], runs: l
     for name, value, turns in rows:
         outside = "" if value == kernels else f"{100 * (1 - kernels / value):.1f} %"
         print(f"{name:38}{value:9.2f}{1e3 * value / n:10.1f}{outside:>9}   {' '.join(f'{t:.2f}' for t in turns)}")
+    if kernels > 1.05 * images:
+        print("The explainer alone took longer than the command: other work disturbed it, so take it again.")
 
 
 if __name__ == "__main__":
