@@ -30,6 +30,15 @@ def start(*words: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What is left of both streams. ``communicate`` would lose what readline has buffered."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    streams = process.stdout.read(), process.stderr.read()
+    process.wait(timeout=60)
+    return streams
+
+
 def written(out: Path) -> dict[str, tuple[int, bytes]]:
     return {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files(out).items()}
 
@@ -49,7 +58,7 @@ def test_ctrl_c_and_the_same_command_again(many, tmp_path):
     process = start(*words, "-o", tmp_path / "out")
     lines = [json.loads(process.stdout.readline()) for _ in range(3)]
     process.send_signal(signal.SIGINT)
-    rest, err = process.communicate(timeout=60)
+    rest, err = finish(process)
     lines += [json.loads(line) for line in rest.splitlines()]
     assert process.returncode == 130, err
     assert "interrupted: finishing what is under way" in err
@@ -96,7 +105,7 @@ def test_the_second_ctrl_c_does_not_wait(many, tmp_path):
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = finish(process)
     assert process.returncode == 130
     assert time.monotonic() - begin < 15  # A forward pass takes 30.
     assert "Traceback" not in err
