@@ -276,10 +276,9 @@ class ForwardRecord:
         leaves = {path: value for path, value in modules.items() if path not in inner}
         place = {node.output: i for i, node in enumerate(self.plan.graph.nodes)}
         reached = self.plan.builder.flows
-        found = [
-            (place[v], name) for name, v in {**leaves, **self.plan.graph.calls()}.items() if v in reached and v in place
-        ]
-        return [name for i, name in sorted(found) if self.plan.graph.nodes[i].output.has_batch_first]
+        named = {**leaves, **self.plan.graph.calls()}
+        found = [(place[v], name) for name, v in named.items() if v in reached and v in place and v.has_batch_first]
+        return [name for _, name in sorted(found)]
 
     def _values(self, layers: Any) -> dict[str, Value]:
         """Name -> value of everything that is asked for."""

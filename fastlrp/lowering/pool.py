@@ -72,6 +72,7 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
 
 
 def max_pool_form(b: Builder, node: Node, index: int, scale: int | None) -> MaxPool | None:
+    """The pool in the terms of the sparse kernels, where they can take it."""
     a, x = node.attributes, node.inputs[0]
     if a["adaptive"] or not b.has_sparse_kernels:
         return None
