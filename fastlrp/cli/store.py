@@ -7,8 +7,6 @@ files. A line that was cut off by a crash does not count.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +16,7 @@ from typing import Any, BinaryIO
 
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.inputs import Item
+from fastlrp.files import whole
 
 fcntl: ModuleType | None
 try:
@@ -168,16 +167,8 @@ class Store:
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """A file in the folder: whole, or as it was before."""
-        path = self.place(name)
-        temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(6)}.tmp"
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with whole(self.place(name), _TEMPORARY) as stream:
+            stream.write(data)
 
     def place(self, name: str) -> Path:
         """The path of a file to be; its folder is there."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from fastlrp.files import whole
 from fastlrp.io.errors import FormatError
 
 PathLike = str | os.PathLike[str]
@@ -54,18 +54,9 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
         raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", str(target.parent))
     if target.exists() and not target.is_file():
         raise ValueError(f"{target} exists and is not a regular file: it is not replaced")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    # os.open and not tempfile: the new file's mode follows the umask.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    handle = os.open(temporary, flags, 0o666)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+    with whole(target, f".{target.name}.") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
         if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            shutil.copymode(target, stream.name)

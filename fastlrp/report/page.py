@@ -8,11 +8,11 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fastlrp.files import whole
 from fastlrp.report import png
 from fastlrp.report.budget import Layer, Storage, encode, estimate, ladder
 from fastlrp.report.sample import LEDGER_NUMBERS, Sample
@@ -66,15 +66,8 @@ def write(
     page = _Page(samples, {"title": str(title), "composite": str(composite), "unit": str(unit)})
     pieces = page.fit(bits, resolution, math.inf if max_bytes is None else max_bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.writelines(pieces)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
+    with whole(path) as file:
+        file.writelines(pieces)
     return path
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from fastlrp.files import whole
 from fastlrp.viz.libraries import need
 
 if TYPE_CHECKING:
@@ -64,15 +64,8 @@ def save(picture: Image | Figure, path: str | os.PathLike[str], **options: Any) 
         )
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder: name a file in it")
-    # In the same folder, because a file can be renamed within one file system only.
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:  # An interrupt as well.
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole(path) as file:
+        write(file)
     return path
 
 
