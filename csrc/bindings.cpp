@@ -1,4 +1,5 @@
-// The only file that knows pybind11. What checks tensors, allocates and calls the kernels is in edge/<stem>.cpp.
+// The only file that knows pybind11. What checks tensors, allocates and calls the kernels is in edge/<stem>.cpp and, for
+// CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>
@@ -12,6 +13,28 @@
 #include "edge/elementwise.h"
 #include "edge/pool.h"
 #include "edge/sparse.h"
+#if defined(FASTLRP_WITH_CUDA) || defined(FASTLRP_EMULATE)
+#define FASTLRP_BIND_CUDA 1
+#include "edge/cuda/device.h"
+#if __has_include("edge/cuda/elementwise.h")
+#include "edge/cuda/elementwise.h"
+#endif
+#if __has_include("edge/cuda/input_rules.h")
+#include "edge/cuda/input_rules.h"
+#endif
+#if __has_include("edge/cuda/pool.h")
+#include "edge/cuda/pool.h"
+#endif
+#if __has_include("edge/cuda/sparse_conv.h")
+#include "edge/cuda/sparse_conv.h"
+#endif
+#if __has_include("edge/cuda/sparse_pattern.h")
+#include "edge/cuda/sparse_pattern.h"
+#endif
+#endif
+#ifdef FASTLRP_EMULATE
+#include "emulator.h"
+#endif
 
 #if defined(__clang__)
 #define FASTLRP_COMPILER __VERSION__
@@ -25,6 +48,7 @@
 #define FASTLRP_CUDA "not built"
 #endif
 
+#ifndef FASTLRP_EMULATE
 namespace fastlrp {
 
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
@@ -54,47 +78,118 @@ std::map<std::string, std::string> build_info() {
 
 }  // namespace
 }  // namespace fastlrp
+#endif
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  namespace py = pybind11;
-  using release_gil = py::call_guard<py::gil_scoped_release>;
-  m.def("pool_max_relevance", &fastlrp::edge::pool_max_relevance, py::arg("relevance"), py::arg("index"),
-        py::arg("scale").none(true), py::arg("input_size"), release_gil());
-  m.def("pool_ties_relevance", &fastlrp::edge::pool_ties_relevance, py::arg("relevance"), py::arg("input"),
-        py::arg("output"), py::arg("scale").none(true), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
-        py::arg("dilation"), release_gil());
-  m.def("pool_avg_relevance", &fastlrp::edge::pool_avg_relevance, py::arg("relevance"), py::arg("scale").none(true),
-        py::arg("input_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("ceil_mode"),
+namespace {
+
+namespace py = pybind11;
+namespace edge = fastlrp::edge;
+using release_gil = py::call_guard<py::gil_scoped_release>;
+
+void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype(&edge::pool_ties_relevance) ties,
+               decltype(&edge::pool_avg_relevance) avg, decltype(&edge::pool_adaptive_avg_relevance) adaptive_avg) {
+  m.def("pool_max_relevance", max, py::arg("relevance"), py::arg("index"), py::arg("scale").none(true),
+        py::arg("input_size"), release_gil());
+  m.def("pool_ties_relevance", ties, py::arg("relevance"), py::arg("input"), py::arg("output"),
+        py::arg("scale").none(true), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        release_gil());
+  m.def("pool_avg_relevance", avg, py::arg("relevance"), py::arg("scale").none(true), py::arg("input_size"),
+        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("ceil_mode"),
         py::arg("count_include_pad"), py::arg("divisor_override").none(true), release_gil());
-  m.def("pool_adaptive_avg_relevance", &fastlrp::edge::pool_adaptive_avg_relevance, py::arg("relevance"),
-        py::arg("scale").none(true), py::arg("input_size"), release_gil());
-  m.def("elementwise_coefficients", &fastlrp::edge::elementwise_coefficients, py::arg("z"),
-        py::arg("positive").none(true), py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"),
-        py::arg("alpha"), py::arg("epsilon"), release_gil());
-  m.def("sparse_pattern", &fastlrp::edge::sparse_pattern, py::arg("masks"), release_gil());
-  m.def("sparse_from_dense", &fastlrp::edge::sparse_from_dense, py::arg("relevance"), py::arg("pattern"),
+  m.def("pool_adaptive_avg_relevance", adaptive_avg, py::arg("relevance"), py::arg("scale").none(true),
+        py::arg("input_size"), release_gil());
+}
+
+void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) coefficients) {
+  m.def("elementwise_coefficients", coefficients, py::arg("z"), py::arg("positive").none(true),
+        py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
+        py::arg("epsilon"), release_gil());
+}
+
+void bind_sparse_pattern(py::module_& m, decltype(&edge::sparse_pattern) pattern,
+                         decltype(&edge::sparse_from_dense) from_dense, decltype(&edge::sparse_to_dense) to_dense,
+                         decltype(&edge::sparse_sum) sum, decltype(&edge::sparse_winners) winners,
+                         decltype(&edge::sparse_windows) windows, decltype(&edge::sparse_gather_sum) gather_sum) {
+  m.def("sparse_pattern", pattern, py::arg("masks"), release_gil());
+  m.def("sparse_from_dense", from_dense, py::arg("relevance"), py::arg("pattern"), release_gil());
+  m.def("sparse_to_dense", to_dense, py::arg("source"), py::arg("batch"), py::arg("targets"), py::arg("size"),
         release_gil());
-  m.def("sparse_to_dense", &fastlrp::edge::sparse_to_dense, py::arg("source"), py::arg("batch"), py::arg("targets"),
-        py::arg("size"), release_gil());
-  m.def("sparse_sum", &fastlrp::edge::sparse_sum, py::arg("sources"), py::arg("pattern"), py::arg("batch"),
-        py::arg("targets"), release_gil());
-  m.def("sparse_winners", &fastlrp::edge::sparse_winners, py::arg("index"), py::arg("pooled"), py::arg("input_size"),
-        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), release_gil());
-  m.def("sparse_windows", &fastlrp::edge::sparse_windows, py::arg("wanted"), py::arg("pooled"), py::arg("batch"),
+  m.def("sparse_sum", sum, py::arg("sources"), py::arg("pattern"), py::arg("batch"), py::arg("targets"), release_gil());
+  m.def("sparse_winners", winners, py::arg("index"), py::arg("pooled"), py::arg("input_size"), py::arg("kernel_size"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), release_gil());
+  m.def("sparse_windows", windows, py::arg("wanted"), py::arg("pooled"), py::arg("batch"), py::arg("input_size"),
+        py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), release_gil());
+  m.def("sparse_gather_sum", gather_sum, py::arg("source"), py::arg("starts"), py::arg("rows"), py::arg("targets"),
+        release_gil());
+}
+
+void bind_sparse_conv(py::module_& m, decltype(&edge::sparse_pack) pack,
+                      decltype(&edge::sparse_conv_relevance) conv_relevance) {
+  m.def("sparse_pack", pack, py::arg("weight"), release_gil());
+  m.def("sparse_conv_relevance", conv_relevance, py::arg("arriving"), py::arg("batch"), py::arg("targets"),
+        py::arg("coefficients"), py::arg("weights"), py::arg("channels_per_group"), py::arg("leaving"),
         py::arg("input_size"), py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
-        release_gil());
-  m.def("sparse_gather_sum", &fastlrp::edge::sparse_gather_sum, py::arg("source"), py::arg("starts"), py::arg("rows"),
-        py::arg("targets"), release_gil());
+        py::arg("dilation"), py::arg("transposed"), py::arg("channels").none(true), py::arg("factors"),
+        py::arg("initial"), py::arg("other") = py::none(), release_gil());
+}
+
+#ifdef FASTLRP_BIND_CUDA
+void bind_cuda(py::module_ m) {
+  namespace cuda = fastlrp::edge::cuda;
+#if __has_include("edge/cuda/pool.h")
+  bind_pool(m, &cuda::pool_max_relevance, &cuda::pool_ties_relevance, &cuda::pool_avg_relevance,
+            &cuda::pool_adaptive_avg_relevance);
+#endif
+#if __has_include("edge/cuda/elementwise.h")
+  bind_elementwise(m, &cuda::elementwise_coefficients);
+  m.def("elementwise_pooled_coefficients", &cuda::elementwise_pooled_coefficients, py::arg("z"),
+        py::arg("positive").none(true), py::arg("negative").none(true), py::arg("rule"), py::arg("alpha"),
+        py::arg("epsilon"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("ceil_mode"), release_gil());
+#endif
+#if __has_include("edge/cuda/input_rules.h")
+  m.def("input_relevance", &cuda::input_relevance, py::arg("relevance"), py::arg("weights"), py::arg("coefficients"),
+        py::arg("multipliers"), py::arg("input_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("groups"), py::arg("reduce"), release_gil());
+  m.def("input_flat_relevance", &cuda::input_flat_relevance, py::arg("relevance"), py::arg("u"), py::arg("channels"),
+        py::arg("kernel_size"), py::arg("input_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("reduce"), release_gil());
+#endif
+#if __has_include("edge/cuda/sparse_pattern.h")
+  bind_sparse_pattern(m, &cuda::sparse_pattern, &cuda::sparse_from_dense, &cuda::sparse_to_dense, &cuda::sparse_sum,
+                      &cuda::sparse_winners, &cuda::sparse_windows, &cuda::sparse_gather_sum);
+#endif
+#if __has_include("edge/cuda/sparse_conv.h")
+  bind_sparse_conv(m, &cuda::sparse_pack, &cuda::sparse_conv_relevance);
+#endif
+  m.def("reads_on_host", &cuda::reads_on_host);
+}
+#endif
+
+}  // namespace
+
+#ifdef FASTLRP_EMULATE
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  bind_cuda(m);
+  m.def("set_order", &emulator::set_order, py::arg("order"), py::arg("seed"));
+  m.def("launches", &emulator::launches);
+}
+#else
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  bind_pool(m, &edge::pool_max_relevance, &edge::pool_ties_relevance, &edge::pool_avg_relevance,
+            &edge::pool_adaptive_avg_relevance);
+  bind_elementwise(m, &edge::elementwise_coefficients);
+  bind_sparse_pattern(m, &edge::sparse_pattern, &edge::sparse_from_dense, &edge::sparse_to_dense, &edge::sparse_sum,
+                      &edge::sparse_winners, &edge::sparse_windows, &edge::sparse_gather_sum);
+  bind_sparse_conv(m, &edge::sparse_pack, &edge::sparse_conv_relevance);
   m.def("sparse_release", [] { fastlrp::BufferPool::shared().trim(); });
   m.def("sparse_kept_bytes", [] { return fastlrp::BufferPool::shared().free_bytes(); });
-  m.def("sparse_pack", &fastlrp::edge::sparse_pack, py::arg("weight"), release_gil());
-  m.def("sparse_conv_relevance", &fastlrp::edge::sparse_conv_relevance, py::arg("arriving"), py::arg("batch"),
-        py::arg("targets"), py::arg("coefficients"), py::arg("weights"), py::arg("channels_per_group"),
-        py::arg("leaving"), py::arg("input_size"), py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"),
-        py::arg("padding"), py::arg("dilation"), py::arg("transposed"), py::arg("channels").none(true),
-        py::arg("factors"), py::arg("initial"), py::arg("other") = py::none(), release_gil());
   m.def("build_info", &fastlrp::build_info);
   m.def("available_isas", &fastlrp::available_isas);
   m.def("isa", [] { return fastlrp::isa_name(fastlrp::isa()); });
   m.def("set_isa", &fastlrp::set_isa, py::arg("name"));
+#ifdef FASTLRP_BIND_CUDA
+  bind_cuda(m.def_submodule("cuda"));
+#endif
 }
+#endif

@@ -1,0 +1,136 @@
+"""The CUDA backend on the CPU: its kernels and edge functions, compiled by g++ with the emulator of tests/native/cuda.
+
+``emulated()`` has the functions of ``fastlrp._C.cuda`` and takes CPU tensors. It is built once for each state of the
+sources, in ``build/emulated``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = ROOT / "tests" / "native" / "cuda"
+NAME = "fastlrp_emulated"
+ORDERS = ("forward", "backward", "random")
+"""In which the threads of a block run between barriers."""
+
+
+def toolkit() -> Path | None:
+    """The folder of the CUDA toolkit, of which only headers are needed here."""
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", nvcc and str(Path(nvcc).resolve().parent.parent)]
+    return next((Path(h) for h in homes if h and (Path(h) / "include" / "cuda_fp16.h").exists()), None)
+
+
+def why_not() -> str | None:
+    """Why the emulator cannot be built, or None."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "there is no g++"
+    return "there are no headers of a CUDA toolkit (set CUDA_HOME)" if toolkit() is None else None
+
+
+def sources() -> list[Path]:
+    folders = (ROOT / "csrc" / "cuda", ROOT / "csrc" / "edge" / "cuda", HERE)
+    found = [p for folder in folders for p in sorted(folder.iterdir()) if p.suffix in (".cu", ".cpp")]
+    return [*found, *(ROOT / "csrc" / name for name in ("edge/tensors.cpp", "common/windows.cpp", "bindings.cpp"))]
+
+
+def flags() -> list[str]:
+    home, torch_home = toolkit(), Path(torch.__path__[0])
+    includes = [ROOT / "csrc", HERE, f"{home}/include", torch_home / "include"]
+    includes += [torch_home / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
+    return [
+        "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-w", "-DFASTLRP_EMULATE",
+        f"-DTORCH_EXTENSION_NAME={NAME}", *os.environ.get("FASTLRP_EMULATOR_FLAGS", "").split(),
+        *(f"-I{folder}" for folder in includes),
+    ]  # fmt: skip
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _included(path: Path, found: dict[Path, str]) -> None:
+    """A file and our own headers that it includes, with their texts."""
+    if path in found:
+        return
+    found[path] = path.read_text()
+    for name in re.findall(r'#include "([^"]+)"', found[path]):
+        for folder in (path.parent, ROOT / "csrc", HERE):
+            if (folder / name).exists():
+                _included((folder / name).resolve(), found)
+                break
+
+
+def _object(source: Path, folder: Path, compiler: str) -> Path:
+    """The object file of a source, compiled if there is none of this state."""
+    texts: dict[Path, str] = {}
+    _included(source, texts)
+    state = _digest("\0".join((*texts.values(), compiler, *flags(), torch.__version__)))
+    out = folder / f"{source.parent.name}_{source.stem}_{state}.o"
+    if not out.exists():
+        command = [compiler, *flags(), "-x", "c++", "-c", str(source), "-o", str(out.with_suffix(".part"))]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode:
+            raise RuntimeError(f"{source.relative_to(ROOT)} does not compile for the emulator:\n{made.stderr[-6000:]}")
+        out.with_suffix(".part").rename(out)
+    return out
+
+
+def build() -> Path:
+    """The shared library of the present sources."""
+    compiler, folder = os.environ.get("CXX", "g++"), ROOT / "build" / "emulated"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        objects = [_object(source, folder, compiler) for source in sources()]
+        library = folder / f"{NAME}_{_digest(' '.join(map(str, objects)))}.so"
+        if not library.exists():
+            home = Path(torch.__path__[0]) / "lib"
+            part = library.with_suffix(".part")
+            link = [compiler, "-shared", *os.environ.get("FASTLRP_EMULATOR_FLAGS", "").split(), *map(str, objects)]
+            link += ["-o", str(part), f"-L{home}", "-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
+            made = subprocess.run([*link, f"-Wl,-rpath,{home}"], capture_output=True, text=True)
+            if made.returncode:
+                raise RuntimeError(f"the emulator does not link:\n{made.stderr[-6000:]}")
+            part.rename(library)
+    return library
+
+
+@cache
+def emulated() -> Any:
+    """The module, or a skip with the reason."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(f"the CUDA kernels cannot be emulated: {reason}")
+    spec = importlib.util.spec_from_file_location(NAME, build())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def order(name: str, seed: int = 0) -> Iterator[None]:
+    """Threads between two barriers run in this order."""
+    emulated().set_order(name, seed)
+    try:
+        yield
+    finally:
+        emulated().set_order("forward", 0)
