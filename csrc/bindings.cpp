@@ -1,5 +1,5 @@
-// The only file that knows pybind11. What checks tensors, allocates and calls the kernels is in edge/<stem>.cpp and, for
-// CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
+// The only file that knows pybind11. What checks tensors, allocates and calls the kernels is in edge/<stem>.cpp and,
+// for CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/utils/pybind.h>

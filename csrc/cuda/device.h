@@ -31,6 +31,8 @@ constexpr size_t kPlainShared = 48 * 1024;
 // A grid's y and z.
 constexpr int64_t kGridYZ = 65535;
 
+#if defined(__CUDACC__) || defined(FASTLRP_EMULATE)  // not for the edge functions, which g++ compiles
+
 // The shared memory that launch() was told to give the block, aligned to 16 bytes.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
@@ -70,7 +72,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(args)...);
+    kernel<<<grid, block, shared_bytes, stream> > >(static_cast<P>(args)...);
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {
@@ -83,6 +85,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
   }
 #endif
 }
+
+#endif
 
 // Blocks that cover `count` items with `each` of them per block, at most `most`: kernels walk on in grid strides.
 inline unsigned blocks_for(int64_t count, int64_t each, int64_t most = int64_t{1} << 30) {
@@ -134,6 +138,14 @@ struct alignas(sizeof(T) * N) Vector {
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
+// Whether a pointer may be read N values at a time.
+template <class T>
+inline bool is_aligned(const T* pointer, int n = kVector<T>) {
+  return reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * n) == 0;
+}
+
+#if defined(__CUDACC__) || defined(FASTLRP_EMULATE)
+
 template <class T, int N>
 __device__ __forceinline__ Vector<T, N> load_vector(const T* from) {
   return *reinterpret_cast<const Vector<T, N>*>(from);
@@ -144,12 +156,6 @@ __device__ __forceinline__ void store_vector(T* to, const Vector<T, N>& value) {
   *reinterpret_cast<Vector<T, N>*>(to) = value;
 }
 
-// Whether a pointer may be read N values at a time.
-template <class T>
-inline bool is_aligned(const T* pointer, int n = kVector<T>) {
-  return reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * n) == 0;
-}
-
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
@@ -157,5 +163,7 @@ __device__ __forceinline__ T warp_sum(T x) {
   }
   return x;
 }
+
+#endif
 
 }  // namespace fastlrp::cuda

@@ -58,8 +58,8 @@ __device__ __forceinline__ void mma_16bit(float (&c)[4], const uint32_t (&a)[4],
 }
 
 // Four 8x8 matrices of 16-bit values from shared memory. Lane 8 i + j gives the address of row j of matrix i (16 bytes,
-// aligned). r[i] of a lane holds row `group`, columns 2 thread and + 1 of matrix i; transposed: rows 2 thread and + 1 of
-// column `group`.
+// aligned). r[i] of a lane holds row `group`, columns 2 thread and + 1 of matrix i; transposed: rows 2 thread and + 1
+// of column `group`.
 template <bool transposed>
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
 #ifdef FASTLRP_EMULATE

@@ -17,7 +17,7 @@ Index thread_index, block_index, block_size, grid_size;
 namespace {
 
 constexpr size_t kSlot = 64;
-constexpr size_t kRing = 64;  // results of a warp's last exchanges that lanes may still read
+constexpr size_t kRing = 64;             // results of a warp's last exchanges that lanes may still read
 constexpr unsigned char kPoison = 0xff;  // NaN in every floating-point format
 
 enum class State { ready, at_barrier, in_exchange, done };
@@ -211,8 +211,8 @@ void run(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>&
       grid.x > 0x7fffffffu) {
     throw std::runtime_error("emulated kernel: a GPU would refuse this launch (block of " + std::to_string(threads) +
                              " threads, " + std::to_string(shared_bytes) + " bytes of shared memory, grid " +
-                             std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
-                             std::to_string(grid.z) + ")");
+                             std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " + std::to_string(grid.z) +
+                             ")");
   }
   ++launched;
   while (block.threads.size() < threads) {
