@@ -72,8 +72,12 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, stream> > >(static_cast<P>(args)...);
-    error = cudaGetLastError();
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
   }
   if (error != cudaSuccess) {
     const char* name = "?";
