@@ -162,6 +162,7 @@ void bind_cuda(py::module_ m) {
 #if __has_include("edge/cuda/sparse_conv.h")
   bind_sparse_conv(m, &cuda::sparse_pack, &cuda::sparse_conv_relevance);
 #endif
+  m.attr("merges_products") = true;  // of sparse_conv_relevance
   m.def("reads_on_host", &cuda::reads_on_host);
 }
 #endif

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.dispatch import extension_error, select
+from fastlrp.dispatch import select, sparse_kernels
 from fastlrp.graph import Constant, Graph, Node, Value, is_nonnegative, leaves, substitute
 from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row
 from fastlrp.sparse.forms import Form, Sum
@@ -50,8 +50,9 @@ class Builder:
     @cached_property
     def has_sparse_kernels(self) -> bool:
         """Whether relevance can be kept for alive neurons only."""
-        kinds = self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64)
-        return kinds and self.backend in ("auto", "cpu") and extension_error() is None
+        compiled = self.device.type
+        kinds = compiled == "cuda" or self.dtype in (torch.float32, torch.float64)
+        return kinds and self.backend in ("auto", compiled) and sparse_kernels(self.device) is not None
 
     # Forward side
 

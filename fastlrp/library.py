@@ -26,6 +26,17 @@ SCHEMAS = {
     "conv_relevance": "(Tensor relevance, Tensor weight, Tensor? u, Tensor? v, Tensor? input,"
     " Tensor? weight_positive, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, bool transposed,"
     " int[] output_padding, int groups, bool signed, bool multiply, *, str backend='auto') -> Tensor",
+    "linear_one_hot_relevance": "(Tensor value, Tensor index, Tensor weight, Tensor? u, Tensor? v, Tensor? input,"
+    " bool signed, bool multiply, *, str backend='auto') -> Tensor",
+    "conv_unpooled_relevance": "(Tensor relevance, Tensor index, Tensor weight, Tensor? u, Tensor? v, Tensor? input,"
+    " Tensor? weight_positive, SymInt[] unpooled_size, int[] pool_kernel, int[] pool_stride, int[] pool_padding,"
+    " int[] pool_dilation, SymInt[] input_size, int[] stride, int[] padding, int[] dilation, int groups, bool signed,"
+    " bool multiply, *, str backend='auto') -> Tensor",
+    "input_relevance": "(Tensor relevance, Tensor[] weights, Tensor[] coefficients, Tensor?[] multipliers,"
+    " SymInt[] input_size, int[] stride, int[] padding, int[] dilation, int groups, bool reduce,"
+    " *, str backend='auto') -> Tensor",
+    "input_flat_relevance": "(Tensor relevance, Tensor u, int channels, int[] kernel_size, SymInt[] input_size,"
+    " int[] stride, int[] padding, int[] dilation, bool reduce, *, str backend='auto') -> Tensor",
     "pool_max_relevance": "(Tensor relevance, Tensor index, Tensor? scale, SymInt[] input_size,"
     " *, str backend='auto') -> Tensor",
     "pool_ties_relevance": f"(Tensor relevance, Tensor input, Tensor output, Tensor? scale, {_POOL_KERNEL},"
@@ -36,6 +47,8 @@ SCHEMAS = {
     " *, str backend='auto') -> Tensor",
     "elementwise_coefficients": "(Tensor z, Tensor? positive, Tensor? negative, Tensor? factor, str rule,"
     " float alpha, float epsilon, *, str backend='auto') -> Tensor[]",
+    "elementwise_pooled_coefficients": "(Tensor z, Tensor? positive, Tensor? negative, str rule, float alpha,"
+    f" float epsilon, {_POOL_KERNEL}, int[] dilation, bool ceil_mode, *, str backend='auto') -> Tensor[]",
 }
 
 
@@ -47,6 +60,24 @@ def _conv_shape(relevance: Tensor, weight: Tensor, *rest: Any) -> tuple[int, ...
     input_size, transposed, groups = rest[4], rest[8], rest[10]
     channels = weight.shape[0] if transposed else weight.shape[1] * groups
     return (*relevance.shape[:2], channels, *input_size)
+
+
+def _one_hot_shape(value: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*value.shape, weight.shape[1])
+
+
+def _unpooled_shape(relevance: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> tuple[int, ...]:
+    input_size, groups = rest[9], rest[13]
+    return (*relevance.shape[:2], weight.shape[1] * groups, *input_size)
+
+
+def _input_shape(relevance: Tensor, weights: list[Tensor], *rest: Any) -> tuple[int, ...]:
+    input_size, groups, reduce = rest[2], rest[6], rest[7]
+    return (*relevance.shape[:2], 1 if reduce else weights[0].shape[1] * groups, *input_size)
+
+
+def _input_flat_shape(relevance: Tensor, u: Tensor, channels: int, *rest: Any) -> tuple[int, ...]:
+    return (*relevance.shape[:2], 1 if rest[-1] else channels, *rest[1])
 
 
 def _pool_max_shape(relevance: Tensor, index: Tensor, scale: Tensor | None, input_size: list[int]) -> tuple[int, ...]:
@@ -63,7 +94,11 @@ def _pool_avg_shape(relevance: Tensor, scale: Tensor | None, input_size: list[in
 
 _SHAPES: dict[str, Callable[..., tuple[int, ...]]] = {
     "linear_relevance": _linear_shape,
+    "linear_one_hot_relevance": _one_hot_shape,
     "conv_relevance": _conv_shape,
+    "conv_unpooled_relevance": _unpooled_shape,
+    "input_relevance": _input_shape,
+    "input_flat_relevance": _input_flat_shape,
     "pool_max_relevance": _pool_max_shape,
     "pool_ties_relevance": _pool_ties_shape,
     "pool_avg_relevance": _pool_avg_shape,
@@ -102,6 +137,30 @@ def _coefficients_fake(z: Tensor, *arguments: Any, backend: str = "auto") -> lis
     return [z.new_empty(z.shape) for _ in range(1 if rule in ("epsilon", "zplus") else 2)]
 
 
+@torch.no_grad()
+def _pooled_coefficients(z: Tensor, *arguments: Any, backend: str = "auto") -> list[Tensor]:
+    call = dispatch.select("elementwise_pooled_coefficients", backend, z.device, z.dtype).call
+    return [_own(c, z, *arguments) for c in call(z, *arguments) if c is not None]
+
+
+def _pooled_coefficients_fake(z: Tensor, *arguments: Any, backend: str = "auto") -> list[Tensor]:
+    rule, (kernel, stride, padding, dilation, ceil_mode) = arguments[2], arguments[5:]
+    size = [
+        _windows_along(n, *axis, ceil_mode)
+        for n, axis in zip(z.shape[2:], zip(kernel, stride, padding, dilation, strict=True), strict=True)
+    ]
+    pooled = z.new_empty(*z.shape[:2], *size)
+    coefficients = [z.new_empty(z.shape) for _ in range(1 if rule in ("epsilon", "zplus") else 2)]
+    return [pooled, pooled.new_empty(pooled.shape, dtype=torch.int64), *coefficients]
+
+
+def _windows_along(n: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Windows of a pool along an axis, as PyTorch counts: with ``ceil_mode`` the last may hang over the end."""
+    reach = n + 2 * padding - dilation * (kernel - 1) - 1
+    windows = (reach + (stride - 1 if ceil_mode else 0)) // stride + 1
+    return windows - 1 if ceil_mode and (windows - 1) * stride >= n + padding else windows
+
+
 def _define(op: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     _LIBRARY.define(op + SCHEMAS[op])
     _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
@@ -112,3 +171,4 @@ def _define(op: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
 for _op in _SHAPES:
     _define_relevance(_op)
 _define("elementwise_coefficients", _coefficients, _coefficients_fake)
+_define("elementwise_pooled_coefficients", _pooled_coefficients, _pooled_coefficients_fake)

@@ -2,7 +2,7 @@
 
 from fastlrp.functional.conv import conv_relevance
 from fastlrp.functional.elementwise import elementwise_coefficients
-from fastlrp.functional.linear import linear_relevance
+from fastlrp.functional.linear import linear_one_hot_relevance, linear_relevance
 from fastlrp.functional.pool import (
     pool_adaptive_avg_relevance,
     pool_avg_relevance,
@@ -13,6 +13,7 @@ from fastlrp.functional.pool import (
 __all__ = [
     "conv_relevance",
     "elementwise_coefficients",
+    "linear_one_hot_relevance",
     "linear_relevance",
     "pool_adaptive_avg_relevance",
     "pool_avg_relevance",

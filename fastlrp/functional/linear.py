@@ -67,3 +67,60 @@ def linear_relevance(
         relevance, weight, u, v, input, weight_positive, signed, multiply, backend=backend
     )
     return result
+
+
+def linear_one_hot_relevance(
+    value: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    u: Tensor | None = None,
+    v: Tensor | None = None,
+    input: Tensor | None = None,
+    signed: bool = False,
+    multiply: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """:func:`linear_relevance` of one class per target, ``F[b, k, index[b, k]] = value[b, k]``: a row of W each.
+
+    Args:
+        value: relevance of each target's class, ``(B, K)``.
+        index: the classes, ``(B, K)`` int64, each in ``[0, O)`` (not checked on a CUDA device).
+        weight: ``W``, ``(O, I)``. u, v: coefficients ``(B, O)``; at least one is given. input: ``x``, ``(B, I)``.
+        signed, multiply: as for :func:`linear_relevance`.
+        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+
+    Returns:
+        ``(B, K, I)``.
+
+    Raises:
+        TypeError: for a dtype that is not floating-point (index: int64) or differs between arguments.
+        ValueError: for shapes or devices that do not fit, u and v both None, an input that is needed and None.
+        IndexError: for a class outside ``[0, O)``, on the CPU.
+        BackendError: if the backend cannot run here.
+
+    Source: DESIGN.md, section 3.5.
+    """
+    op = "linear_one_hot_relevance"
+    check_float(op, "value", value)
+    check_dim(op, "value", value, "(B, K)", 2, 2)
+    check_float(op, "weight", weight)
+    check_dim(op, "weight", weight, "(O, I)", 2, 2)
+    (B, K), (O, I) = value.shape, weight.shape
+    check_terms(op, u, v, input, signed, multiply)
+    if index is None:
+        raise TypeError(f"{op}: index must be a tensor, got None")
+    check_like(op, "index", index, "(B, K)", (B, K), value, torch.int64)
+    for name, given, layout, shape in (
+        ("weight", weight, "(O, I)", (O, I)),
+        ("u", u, "(B, O)", (B, O)),
+        ("v", v, "(B, O)", (B, O)),
+        ("input", input, "(B, I)", (B, I)),
+    ):
+        check_like(op, name, given, layout, shape, value, value.dtype)
+    if value.device.type == "cpu" and index.numel() and not (0 <= int(index.min()) and int(index.max()) < O):
+        raise IndexError(f"{op}: index must be in [0, {O}), got {int(index.min())} to {int(index.max())}")
+    result: Tensor = torch.ops.fastlrp.linear_one_hot_relevance(
+        value, index, weight, u, v, input, signed, multiply, backend=backend
+    )
+    return result

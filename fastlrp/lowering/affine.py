@@ -57,7 +57,7 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
     run = layer.transpose(b, weight, positive, split, multiply=False)
     one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
     if one_hot:
-        run = _rows_of(run, weight)
+        run = _rows_of(b, run, weight)
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
     gamma = rule.gamma if isinstance(rule, rules.Gamma) and len(products) == 2 else None
@@ -106,13 +106,14 @@ def _part_coefficient(
     return _coefficient_pair(b, layer, "zplus", share, stabilizer, [part, part, None, factor])[1]
 
 
-def _rows_of(run: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
+def _rows_of(b: Builder, run: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
     """A one-hot target selects a row of W instead of multiplying by all of them."""
+    rows = b.operation("linear_one_hot_relevance")
 
     def call(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
         if isinstance(flow, OneHot):
-            scaled = flow.value * u.gather(1, flow.index)
-            return weight[flow.index] * scaled.unsqueeze(2)
+            selected: Tensor = rows(flow.value, flow.index, weight, u, None, None, False, False)
+            return selected
         return run(flow, u, v, x)
 
     call.accepts_one_hot = True  # type: ignore[attr-defined]

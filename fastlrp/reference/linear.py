@@ -58,6 +58,29 @@ def linear_relevance(
     return c.to(relevance.dtype)
 
 
+def linear_one_hot_relevance(
+    value: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    input: Tensor | None,
+    signed: bool,
+    multiply: bool,
+) -> Tensor:
+    """:func:`linear_relevance` of relevance that stands in one class per target: ``F[b, k, index[b, k]] = value[b, k]``.
+
+    Args:
+        value, index: ``(B, K)``, relevance and (int64) class of each target.
+        weight: ``(O, I)``. u, v: ``(B, O)`` or None. input: ``(B, I)`` or None. signed, multiply: as there.
+
+    Returns:
+        ``(B, K, I)`` in the dtype of ``value``; computed in float64.
+    """
+    flow = value.new_zeros(*value.shape, weight.shape[0]).scatter(2, index.unsqueeze(2), value.unsqueeze(2))
+    return linear_relevance(flow, weight, u, v, input, None, signed, multiply)
+
+
 def check_coefficients(u: Tensor | None, v: Tensor | None, input: Tensor | None, signed: bool, multiply: bool) -> None:
     """What every affine operation asks of its optional arguments.
 

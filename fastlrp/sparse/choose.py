@@ -59,7 +59,8 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     """
     products = len(form.coefficients)
     # A layer whose outputs take one of two weights has two dense products, and one sparse one.
-    sparse_products = 1 if form.takes_one_of_two(form.sign is not None) else products
+    merged = form.merges_products or form.takes_one_of_two(form.sign is not None)
+    sparse_products = 1 if merged else products
     doubled = form.sign is not None or form.factors is not None
     work = form.work * products
     outs, ins = torch.Size(form.arriving).numel(), torch.Size(form.leaving).numel()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.dispatch import extension
+from fastlrp.dispatch import sparse_kernels
 
 Mask = tuple[Tensor, Tensor | None]
 """Values ``(B, C, *S)``; with an index of winners, the values that these have."""
+
+
+def kernels_for(tensor: Tensor) -> Any:
+    """The sparse kernels of the tensor's device."""
+    module = sparse_kernels(tensor.device)
+    assert module is not None, "forms are attached only where there are kernels"
+    return module
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +41,18 @@ class Pattern:
     def of(*masks: Tensor | Mask) -> Pattern:
         """Entries where any of the masks ``(B, C, *S)`` is not zero."""
         pairs = [mask if isinstance(mask, tuple) else (mask, None) for mask in masks]
-        offsets, channels = extension().sparse_pattern(pairs)
         values, index = pairs[0]
+        offsets, channels = kernels_for(values).sparse_pattern(pairs)
         shape = values.shape if index is None else index.shape
         return Pattern(offsets, channels, shape[0], tuple(shape[1:]))
 
     @staticmethod
-    def full(batch: int, sizes: tuple[int, ...]) -> Pattern:
+    def full(batch: int, sizes: tuple[int, ...], device: torch.device) -> Pattern:
         """All neurons."""
         positions = batch * torch.Size(sizes[1:]).numel()
-        offsets = (
-            torch.arange(0, (positions + 1) * sizes[0], sizes[0]) if sizes[0] else torch.zeros(positions + 1).long()
-        )
-        return Pattern(offsets, torch.arange(sizes[0], dtype=torch.int32).repeat(positions), batch, sizes)
+        offsets = torch.arange(positions + 1, device=device) * sizes[0]
+        channels = torch.arange(sizes[0], dtype=torch.int32, device=device).repeat(positions)
+        return Pattern(offsets, channels, batch, sizes)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -91,11 +98,11 @@ class Compact:
     @staticmethod
     def of(register: Tensor, pattern: Pattern) -> Compact:
         """The entries of a dense register."""
-        return Compact(extension().sparse_from_dense(register, pattern.tensors), pattern, register.shape[1])
+        return Compact(kernels_for(register).sparse_from_dense(register, pattern.tensors), pattern, register.shape[1])
 
     def dense(self) -> Tensor:
         """``(B, K, C, *S)``, zero outside the pattern."""
-        result: Tensor = extension().sparse_to_dense(
+        result: Tensor = kernels_for(self.values).sparse_to_dense(
             self.parts, self.pattern.batch, self.count, list(self.pattern.sizes)
         )
         return result

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.dispatch import extension
-from fastlrp.sparse.compact import Compact, Pattern
+from fastlrp.sparse.compact import Compact, Pattern, kernels_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,13 @@ class Affine:
     def takes_one_of_two(self, split: bool) -> bool:
         """Whether each output neuron takes one of two weights, so that two coefficients cost one product."""
         depthwise = self.groups > 1 and self.arriving[0] == self.groups == self.leaving[0]
-        return self.gamma is not None and len(self.coefficients) == 2 and not split and not depthwise
+        two = self.gamma is not None and len(self.coefficients) == 2
+        return two and not split and not depthwise and not self.merges_products
+
+    @property
+    def merges_products(self) -> bool:
+        """Whether the kernels take any number of products at the cost of one, as the CUDA kernels do."""
+        return getattr(kernels_for(self.weights[0]), "merges_products", False)
 
     def reads(self, state: Sequence[Any]) -> dict[int, Any]:
         """Its slots alone."""
@@ -72,11 +77,11 @@ class Affine:
             grouped = self._by_group(split)
             linear = len(self.leaving) == 1
             if self.takes_one_of_two(split):  # One behind the other in memory.
-                parts = [w[0, :, :, 0] if linear else extension().sparse_pack(w) for w in grouped]
+                parts = [w[0, :, :, 0] if linear else kernels_for(w).sparse_pack(w) for w in grouped]
                 self._packed[split] = list(torch.stack(parts))
                 return self._packed[split]
             self._packed[split] = [
-                w[0, :, :, 0].contiguous() if linear else extension().sparse_pack(w) for w in grouped
+                w[0, :, :, 0].contiguous() if linear else kernels_for(w).sparse_pack(w) for w in grouped
             ]
         return self._packed[split]
 
@@ -109,7 +114,8 @@ class Affine:
             return Pattern.of(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1))
         channels, *spatial = self.leaving
         batch = state[self.coefficients[0]].shape[0]
-        return Pattern.full(batch, (channels if self.factors is None else 2 * channels, *spatial))
+        channels = channels if self.factors is None else 2 * channels
+        return Pattern.full(batch, (channels, *spatial), self.weights[0].device)
 
     def run(
         self, register: Compact, state: Mapping[int, Any], leaving: Pattern, dense: bool, initial: Sequence[Any] = ()
@@ -123,7 +129,7 @@ class Affine:
         coefficients, other = [state[slot] for slot in self.coefficients], None
         if self.takes_one_of_two(split):
             coefficients, other = coefficients[:1], coefficients[1]
-        values = extension().sparse_conv_relevance(
+        values = kernels_for(register.values).sparse_conv_relevance(
             register.parts, batch, register.count, coefficients, self.packed(split),
             [self.arriving[0] // groups, twice * size[0] // groups], leaving.tensors, list(size[1:]),
             list(self.arriving[1:]), self.kernel, stride, padding, dilation, transposed, channels, factors,

@@ -16,9 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.descent import Emission, Steps
-from fastlrp.dispatch import extension
 from fastlrp.program import BLOCK, BackwardStep
-from fastlrp.sparse.compact import Compact, Mask, Pattern
+from fastlrp.sparse.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.sparse.forms import Affine, AvgPool, MaxPool, Sum
 
 Change = Callable[[Any], Compact]
@@ -271,14 +270,14 @@ class _Rewrite:
         def run(operand: Any) -> Compact:
             register = arrive(operand)
             if scale is not None or register.pattern is not pooled:
-                scaled = extension().sparse_sum(
+                scaled = kernels_for(register.values).sparse_sum(
                     [(*register.parts, scale)], pooled.tensors, pooled.batch, register.count
                 )
                 register = Compact(scaled, pooled, register.count)
             if alone:
                 moved = rows if register.rows is None else register.rows[rows]
                 return Compact(register.values, below, register.count, moved)
-            values = extension().sparse_gather_sum(register.parts, starts, rows, register.count)
+            values = kernels_for(register.values).sparse_gather_sum(register.parts, starts, rows, register.count)
             return Compact(values, below, register.count)
 
         return _step(run, step.ins, step.out, below, step)
@@ -290,12 +289,12 @@ class _Rewrite:
         leaving = list(form.leaving[1:])
         if isinstance(form, MaxPool):
             index, scale = self.state[form.index], None if form.scale is None else self.state[form.scale]
-            found = extension().sparse_winners(index, pooled.tensors, leaving, *form.geometry)
+            found = kernels_for(index).sparse_winners(index, pooled.tensors, leaving, *form.geometry)
         else:
             scale = form.scales(self.state)
             if scale is not None:
                 scale = scale.expand(pooled.batch, *form.arriving)
-            found = extension().sparse_windows(
+            found = kernels_for(pattern.offsets).sparse_windows(
                 pattern.tensors, pooled.tensors, pooled.batch, leaving, list(form.arriving[1:]), *form.geometry
             )
         offsets, channels, starts, rows = found
@@ -311,7 +310,8 @@ class _Rewrite:
             registers = [change(operand) for change, operand in zip(changes, operands, strict=True)]
             sources = [(*r.parts, s) for r, s in zip(registers, scales, strict=True)]
             count = registers[0].count
-            return Compact(extension().sparse_sum(sources, pattern.tensors, pattern.batch, count), pattern, count)
+            kernels = kernels_for(pattern.offsets)
+            return Compact(kernels.sparse_sum(sources, pattern.tensors, pattern.batch, count), pattern, count)
 
         return _step(run, step.ins, step.out, pattern, step)
 

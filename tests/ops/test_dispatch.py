@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,12 +27,12 @@ def test_automatic_choice(op):
     for dtype in (torch.float32, torch.float64):
         expected = "cpu" if op in dispatch.cpu_ops() else "torch"
         assert dispatch.select(op, "auto", CPU, dtype).backend == expected
-        assert dispatch.select(op, "auto", CUDA, dtype).backend == "torch"
     assert dispatch.select(op, "auto", CPU, torch.bfloat16).backend == "torch"
 
 
 def test_explicit_cpu_is_a_set_of_kernels_that_need_not_be_complete():
-    assert {op for op, stem in dispatch.STEMS.items() if stem in ("pool", "elementwise")} <= set(dispatch.cpu_ops())
+    assert {op for op, stem in dispatch.STEMS.items() if stem == "pool"} <= set(dispatch.cpu_ops())
+    assert "elementwise_coefficients" in dispatch.cpu_ops()
     for op in dispatch.OPS:
         selected = dispatch.select(op, "cpu", CPU, torch.float32)
         assert selected.backend == ("cpu" if op in dispatch.cpu_ops() else "torch")
@@ -64,14 +65,58 @@ def test_no_kernel_is_a_reason(monkeypatch):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="backend: expected 'auto' or one of 'reference', 'torch', 'cpu', got 'cuda'"):
-        dispatch.select("conv_relevance", "cuda", CPU, torch.float32)
+    with pytest.raises(ValueError, match="backend: expected 'auto' or one of 'reference', 'torch', 'cpu', 'triton', 'cuda', got 'metal'"):
+        dispatch.select("conv_relevance", "metal", CPU, torch.float32)
     with pytest.raises(ValueError, match=r"op: expected one of 'linear_relevance', .* got 'conv'"):
         dispatch.select("conv", "auto", CPU, torch.float32)
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """As if fastlrp._C had CUDA kernels for a pool, and Triton one for convolutions."""
+    kernels = SimpleNamespace(pool_max_relevance=lambda: "cuda", sparse_conv_relevance=None)
+    monkeypatch.setattr(dispatch, "_cuda_extension", lambda: kernels)
+    module = dispatch._module
+    triton = SimpleNamespace(conv_relevance=lambda: "triton", pool_max_relevance=lambda: "triton")
+    monkeypatch.setattr(dispatch, "_module", lambda name, op: triton if name == "triton" else module(name, op))
+    monkeypatch.setattr(dispatch, "_triton_missing", lambda: None)
+    dispatch._select.cache_clear()
+    yield kernels
+    dispatch._select.cache_clear()
+
+
+def test_on_a_gpu_the_first_kernel_is_taken(on_a_gpu):
+    def taken(op, backend, dtype):
+        return dispatch.select(op, backend, CUDA, dtype).backend
+
+    assert taken("pool_max_relevance", "auto", torch.float32) == "cuda"
+    assert taken("pool_max_relevance", "auto", torch.float64) == "cuda"
+    assert taken("pool_max_relevance", "triton", torch.bfloat16) == "triton"
+    assert taken("conv_relevance", "auto", torch.float16) == "triton"
+    assert taken("conv_relevance", "auto", torch.float64) == "torch"
+    assert taken("conv_relevance", "cuda", torch.float32) == "triton"
+    assert taken("conv_relevance", "cuda", torch.float64) == "torch"
+    assert taken("linear_relevance", "triton", torch.float32) == "torch"
+    assert dispatch.sparse_kernels(CUDA) is on_a_gpu
+    with pytest.raises(dispatch.BackendError, match="dtype is torch.float64, kernels are for float32, float16 and"):
+        dispatch.select("conv_relevance", "triton", CUDA, torch.float64)
+    with pytest.raises(dispatch.BackendError, match="tensors are on cpu"):
+        dispatch.select("pool_max_relevance", "cuda", CPU, torch.float32)
+
+
+def test_without_cuda_or_triton_the_reason_is_given(monkeypatch):
+    monkeypatch.setattr(dispatch, "_triton_missing", lambda: "Triton is not installed; pip install 'triton>=3.6'")
+    assert "pip install" in str(dispatch.reason("triton", "conv_relevance", CUDA, torch.float32))
+    if torch.version.cuda is None:
+        reason = dispatch.reason("cuda", "pool_max_relevance", CUDA, torch.float32)
+        assert str(reason).startswith("csrc/cuda is not built: this PyTorch")
+        assert dispatch.sparse_kernels(CUDA) is None
+    assert dispatch.sparse_kernels(torch.device("meta")) is None
+
+
 @pytest.mark.usefixtures("no_extension")
 def test_without_the_extension():
+    assert dispatch.sparse_kernels(CPU) is None
     assert dispatch.cpu_ops() == ()
     assert dispatch.select("pool_max_relevance", "auto", CPU, torch.float32).backend == "torch"
     for op in dispatch.OPS:

@@ -92,7 +92,7 @@ def test_pattern_of_expanded_and_negated_masks():
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_full_pattern(size):
-    expected, found = Pattern.of(torch.ones(size)), Pattern.full(size[0], size[1:])
+    expected, found = Pattern.of(torch.ones(size)), Pattern.full(size[0], size[1:], torch.device("cpu"))
     assert torch.equal(found.offsets, expected.offsets)
     assert torch.equal(found.channels, expected.channels)
     assert found.channels.dtype == torch.int32
