@@ -1,7 +1,8 @@
 """Builds ``fastlrp._C``: all of csrc but csrc/cuda always, that when PyTorch and nvcc allow it.
 
 Environment: ``FASTLRP_BUILD_CUDA`` = ``auto`` (default), ``0`` or ``1`` (fail, with the reason, where it cannot be
-built); ``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as for any PyTorch extension.
+built); ``TORCH_CUDA_ARCH_LIST`` (default: sm_80, sm_90a, and PTX for later GPUs) and ``MAX_JOBS`` as for any PyTorch
+extension.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parent
 # No -march=native: kernels carry several instruction sets and choose at run time. No fast-math: the two -fno- flags
 # change no result, they only allow a select instead of a branch.
 CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-fno-trapping-math", "-fno-math-errno", "-g0", "-Wall"]
+NVCC_FLAGS = ["-O3", "-lineinfo"]  # no fast-math here either; line numbers for profilers cost nothing
+ARCHITECTURES = "8.0+PTX;9.0a"
 # Apple's clang has no OpenMP; there the kernels run on one thread.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
@@ -69,18 +72,19 @@ def build_cuda() -> tuple[bool, str]:
 
 
 with_cuda, cuda_line = build_cuda()
+if with_cuda:
+    cuda_line += " for " + os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES).replace(";", " ")
 print(f"fastlrp: csrc/cuda is {cuda_line}", flush=True)
+# Not among define_macros, which nvcc gets too: it splits them at commas and blanks.
+told = {"FASTLRP_FLAGS": " ".join(CXX_FLAGS + OPENMP), "FASTLRP_CUDA": cuda_line}
+cxx = [*CXX_FLAGS, *OPENMP, *(f'-D{name}="{text}"' for name, text in told.items())]
 extension = (CUDAExtension if with_cuda else CppExtension)(
     "fastlrp._C",
     ["csrc/bindings.cpp", *sources("csrc/common/*.cpp"), *sources("csrc/edge/*.cpp"), *sources("csrc/cpu/*.cpp")]
-    + (sources("csrc/cuda/*.cu") if with_cuda else []),
-    depends=[*sources("csrc/**/*.h"), *sources("csrc/**/*.inc")],
-    define_macros=[
-        ("FASTLRP_FLAGS", '"' + " ".join(CXX_FLAGS + OPENMP) + '"'),
-        ("FASTLRP_CUDA", f'"{cuda_line}"'),
-        *([("FASTLRP_WITH_CUDA", "1")] if with_cuda else []),
-    ],
-    extra_compile_args={"cxx": CXX_FLAGS + OPENMP, "nvcc": ["-O3"]} if with_cuda else CXX_FLAGS + OPENMP,
+    + ([*sources("csrc/edge/cuda/*.cpp"), *sources("csrc/cuda/*.cu")] if with_cuda else []),
+    depends=[*sources("csrc/**/*.h"), *sources("csrc/**/*.cuh"), *sources("csrc/**/*.inc")],
+    define_macros=[("FASTLRP_WITH_CUDA", "1")] if with_cuda else [],
+    extra_compile_args={"cxx": cxx, "nvcc": NVCC_FLAGS} if with_cuda else cxx,
     extra_link_args=OPENMP,
 )
 

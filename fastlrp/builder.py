@@ -22,8 +22,9 @@ def multiply(register: Tensor, factor: Tensor) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """What 2-D convolutions read lies channels-last on the CPU: oneDNN is 1.1 to 5 times faster so."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and x.device.type == "cpu" else x
+    """What 2-D convolutions read lies channels-last: oneDNN is 1.1 to 5 times faster so, tensor cores want it too."""
+    wanted = x.dim() == 4 and x.device.type in ("cpu", "cuda")
+    return x.contiguous(memory_format=torch.channels_last) if wanted else x
 
 
 class Builder:
@@ -153,17 +154,27 @@ class Builder:
         numel: int,
         work: int | None = None,
         form: Form | None = None,
+        **others: Any,
     ) -> int:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
-        ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target.
+        ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
+        ``reduced``, ``unpool`` and ``unpooled`` of :class:`~fastlrp.program.BackwardStep`.
         """
         out = self.new_register()
         present = tuple(slot for slot in slots if slot is not None)
         if len(present) != len(slots):
-            run = _with_absent(run, len(registers), [slot is None for slot in slots])
-        self.backward.append(BackwardStep(run, tuple(registers), present, out, numel, work or numel, form))
+            absent = [slot is None for slot in slots]
+            run = _with_absent(run, len(registers), absent)
+            if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
+                others["unpooled"] = _with_absent(others["unpooled"], len(registers) + 2, absent)
+        step = BackwardStep(run, tuple(registers), present, out, numel, work or numel, form, **others)
+        self.backward.append(step)
         return out
+
+    def backend_of(self, name: str) -> str:
+        """Which backend :meth:`operation` would take."""
+        return select(name, self.backend, self.device, self.dtype).backend
 
     def relevance_register(self, flow: Flow, numel: int) -> int:
         """A register that holds R itself."""

@@ -7,10 +7,10 @@
   tests).
 - ``cuda``: CUDA C++ kernels, these and float64.
 
-The last three are sets that need not be complete: asking for one takes its kernel where there is one and another backend
-elsewhere, and :class:`Selected` says which was taken. ``"auto"`` takes the first that can: ``cpu``, ``torch`` on the CPU,
-``cuda``, ``triton``, ``torch`` on a CUDA device; an explicit choice that cannot run at all raises the reason. An error
-inside a kernel is an error: nothing is tried again elsewhere.
+The last three are sets that need not be complete: asking for one takes its kernel where there is one and another
+backend elsewhere, and :class:`Selected` says which was taken. ``"auto"`` takes the first that can: ``cpu``, ``torch``
+on the CPU, ``cuda``, ``triton``, ``torch`` on a CUDA device; an explicit choice that cannot run at all raises the
+reason. An error inside a kernel is an error: nothing is tried again elsewhere.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from fastlrp.composites import Composite, Layer
 from fastlrp.descent import Descent, Emission, Sink, Steps, peak_bytes
 from fastlrp.dispatch import extension, extension_error
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.fusion import fuse_unpooling
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
 from fastlrp.program import Flow, ForwardStep, Schedule, run_forward, schedule_backward, schedule_forward
@@ -126,7 +128,7 @@ class Plan:
         with torch.no_grad():
             self._lower(Builder(graph, backend, device, dtype, shared))
         self._inputs = [v.index for v in graph.inputs]
-        self._schedules: dict[tuple[Value, ...], Schedule] = {}
+        self._schedules: dict[tuple[Value | bool, ...], Schedule] = {}
         # Slots that the way down to the inputs reads.
         self.coefficients = self.slots_read(self.schedule(self.explained_inputs()))
         self._forwards: dict[Keep, Schedule] = {}
@@ -235,9 +237,12 @@ class Plan:
         """The float inputs that relevance reaches."""
         return tuple(v for v in self.graph.inputs if v in self.builder.flows)
 
-    def schedule(self, values: Sequence[Value]) -> Schedule:
-        """Backward steps that end in the relevance of ``values``, with an :class:`Emission` for each."""
-        key = tuple(values)
+    def schedule(self, values: Sequence[Value], reduce: bool = False) -> Schedule:
+        """Backward steps that end in the relevance of ``values``, with an :class:`Emission` for each.
+
+        ``reduce``: only its sum over channels is wanted, which some steps can make at once.
+        """
+        key: tuple[Value | bool, ...] = (*values, reduce)
         if key not in self._schedules:
             flows = {v: self.builder.flows[v] for v in values}
             by_register: dict[int, list[Emission]] = {}
@@ -252,6 +257,8 @@ class Plan:
                 # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
                 done = [r for r in step.ins if r in by_register and last_use[r] == i]
                 done += [step.out] if emissions and step.out not in last_use else []
+                if reduce and step.reduced is not None and step.out not in last_use:
+                    step = replace(step, run=step.reduced, form=None)
                 steps.append((step, frees if emissions else (*frees, *done)))
                 for n, emission in enumerate(emissions):
                     steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
@@ -334,13 +341,14 @@ class Plan:
         """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
         work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
         if not work or not self.chooser.may_be_sparse(count, work * count * batch):
-            return Specialized(steps, [], 0)
+            return Specialized(fuse_unpooling(steps), [], 0)
         itemsize = self.dtype.itemsize
 
         def choose(form: Affine, above: float, below: float) -> bool:
             return self.chooser.sparse(form, above, below, count, itemsize)
 
-        return specialize(steps, state, choose)
+        found = specialize(steps, state, choose)
+        return Specialized(fuse_unpooling(found.steps), found.paths, found.nbytes)
 
     def took(self, found: Specialized, below: bool = False) -> None:
         """Remember which paths the latest call took (or its part below a neck), for those who print the plan."""

@@ -60,7 +60,8 @@ class BackwardStep:
     """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel``, ``work`` (FLOPs): of one target.
 
     ``form``: the same in the terms of the sparse kernels, if it has one. ``least``: targets that it takes at once at
-    the cost of one.
+    the cost of one. ``reduced``: the same as ``run`` with the result's channels summed up, ``(B, K, 1, *S)``.
+    ``unpool`` of a max-pool and ``unpooled`` of the layer above it: what :mod:`fastlrp.fusion` makes one step of.
     """
 
     run: Callable[..., Tensor]
@@ -71,6 +72,9 @@ class BackwardStep:
     work: int
     form: Form | None = None
     least: int = 1
+    reduced: Callable[..., Tensor] | None = None
+    unpool: tuple[list[int], ...] | None = None
+    unpooled: Callable[..., Tensor] | None = None
 
 
 @dataclass(eq=False)

@@ -167,7 +167,7 @@ class ForwardRecord:
         if size is None:
             names = self._values(layers)
             self._check_budget(names, reduce)
-            size = self._budget(asked.count, names, reduce, *self._steps(names, asked.count)[1:])[1]
+            size = self._budget(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
         for start in range(0, asked.count, size):
@@ -190,7 +190,7 @@ class ForwardRecord:
         wanted = tuple(dict.fromkeys(names.values()))
         self._check_budget(names, reduce)
         with torch.no_grad():
-            state, schedule, found = self._steps(names, asked.count)
+            state, schedule, found = self._steps(names, asked.count, reduce)
             steps, block = self._budget(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}
             for result in results.values():
@@ -215,9 +215,11 @@ class ForwardRecord:
             return given
         return self._inputs.like(list(given.values()), [v in self.plan.builder.flows for v in self.plan.graph.inputs])
 
-    def _steps(self, names: dict[str, Value], count: int) -> tuple[list[Any], Schedule, Specialized]:
+    def _steps(
+        self, names: dict[str, Value], count: int, reduce: str | None
+    ) -> tuple[list[Any], Schedule, Specialized]:
         """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
-        schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())))
+        schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
         slots = self.plan.slots_read(schedule)
         state = self.plan.complete(self._open(), slots)
         return state, schedule, self._specialize(state, (id(schedule), 0), schedule.steps, count)

@@ -79,7 +79,7 @@ class Result:
 def _channel_sum(register: Tensor, factor: Tensor | None) -> Tensor:
     """``sum_c (register * factor)``, without a product of full size."""
     if factor is None:
-        return register.sum(2)
+        return register.squeeze(2) if register.shape[2] == 1 else register.sum(2)
     total = register[:, :, 0] * factor[:, 0].unsqueeze(1)
     for c in range(1, register.shape[2]):
         total.addcmul_(register[:, :, c], factor[:, c].unsqueeze(1))

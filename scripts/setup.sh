@@ -32,6 +32,9 @@ echo "$torch" >"$venv/torch"
 pip install -q "setuptools>=77" wheel ninja
 echo "fastlrp: building and installing"
 pip install -q --no-build-isolation -e ".[test,demo,dev]"
+# The Triton kernels are tested without a GPU; elsewhere PyTorch brings its own Triton.
+"$venv/bin/python" -c 'import triton' 2>/dev/null || pip install -q --no-deps "${TRITON:-triton==3.7.1}" ||
+  echo "fastlrp: Triton cannot be installed here; the tests of its kernels are skipped"
 # Oracles of the tests and rivals of the benchmarks, never imported by the package; torchvision is that of torch 2.13.
 pip install -q --no-deps zennit==0.5.1 captum==0.9.0 "${TORCHVISION:-torchvision==0.28.0}"
 touch "$venv/installed"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten.elementwise import combine
+from fastlrp.aten.pool import pool_max_relevance
 
 # Up to this many input channels both parts of a signed layer go through one product: oneDNN computes 16 at a time.
 _JOINT_CHANNELS = 8
@@ -120,3 +121,30 @@ def _cut_from_padded(
             result = torch.nn.functional.pad(result, [0, 0] * (n - 1 - axis) + [0, lacking])
         result = result.narrow(2 + axis, p, size)
     return result
+
+
+def conv_unpooled_relevance(
+    relevance: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    input: Tensor | None,
+    weight_positive: Tensor | None,
+    unpooled_size: list[int],
+    pool_kernel: list[int],
+    pool_stride: list[int],
+    pool_padding: list[int],
+    pool_dilation: list[int],
+    input_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    signed: bool,
+    multiply: bool,
+) -> Tensor:
+    """A max-pool's relevance and the convolution below it, one after the other; see the reference's namesake."""
+    unpooled = pool_max_relevance(relevance, index, None, unpooled_size)
+    geometry = (input_size, stride, padding, dilation, False, [0] * len(input_size), groups)
+    return conv_relevance(unpooled, weight, u, v, input, weight_positive, *geometry, signed, multiply)

@@ -118,8 +118,10 @@ def linear_one_hot_relevance(
         ("input", input, "(B, I)", (B, I)),
     ):
         check_like(op, name, given, layout, shape, value, value.dtype)
-    if value.device.type == "cpu" and index.numel() and not (0 <= int(index.min()) and int(index.max()) < O):
-        raise IndexError(f"{op}: index must be in [0, {O}), got {int(index.min())} to {int(index.max())}")
+    if value.device.type == "cpu" and index.numel():  # On a GPU, looking would wait for the device.
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= O:
+            raise IndexError(f"{op}: index must be in [0, {O}), got {low} to {high}")
     result: Tensor = torch.ops.fastlrp.linear_one_hot_relevance(
         value, index, weight, u, v, input, signed, multiply, backend=backend
     )

@@ -15,7 +15,14 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.builder import Builder
 from fastlrp.graph import Node
-from fastlrp.lowering.input_rules import lower_input_independent, lower_zbox
+from fastlrp.lowering.input_rules import (
+    Term,
+    is_fused_input,
+    lower_input_independent,
+    lower_zbox,
+    send_from_input,
+    split_terms,
+)
 from fastlrp.lowering.layer import AffineLayer, same_layout
 from fastlrp.program import Factor, Flow
 from fastlrp.stabilizer import Stabilizer
@@ -62,7 +69,16 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
     gamma = rule.gamma if isinstance(rule, rules.Gamma) and len(products) == 2 else None
     form = layer.form(b, products, sign, gamma=gamma)
-    register = b.step(run, [flow.register], [u, v, sign], x.numel, layer.work * len(products), form)
+    if is_fused_input(b, layer):
+        terms: list[Term] = [] if u is None else [(weight, u, x.index)]
+        if v is not None:
+            assert positive is not None
+            terms += split_terms(b, layer, weight, positive, v) if split else [(positive, v, x.index)]
+        send_from_input(b, layer, flow, terms, form)
+        return
+    unpooled = layer.unpooled(b, weight, positive, split)
+    slots = [u, v, sign]
+    register = b.step(run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled)
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -75,22 +91,35 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
     """
     x = layer.x
     signed = not b.is_nonnegative(x)
-    parts = []
+    parts: list[Any] = []
+    unpooled: list[Any] = []
+    terms: list[Term] = []
     for negative, share in ((False, rule.alpha), (True, -rule.beta)):
         if share:
             v = _part_coefficient(b, layer, rule, flow, share, negative)
             weight = layer.negated if negative else layer.weight
             positive = layer.negated_positive if negative else layer.positive
             parts.append((layer.transpose(b, weight, positive, signed, multiply=False), v, weight))
+            if is_fused_input(b, layer):
+                terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
+            unpooled.append(layer.unpooled(b, weight, positive, signed))
     sign_of = b.sign_slot(x) if signed else None
 
     def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
         results = [run(flow, None, v, x) for (run, *_), v in zip(parts, vs, strict=True)]
         return results[0] if len(results) == 1 else results[0].add_(results[1])
 
+    def total_unpooled(flow: Tensor, index: Tensor, pool: Any, x: Tensor | None, *vs: Tensor) -> Tensor:
+        results = [run(flow, index, pool, None, v, x) for run, v in zip(unpooled, vs, strict=True)]
+        return results[0] if len(results) == 1 else results[0].add_(results[1])
+
     form = layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)
+    if terms:
+        send_from_input(b, layer, flow, terms, form)
+        return
     slots = [sign_of, *(v for _, v, _ in parts)]
-    register = b.step(total, [flow.register], slots, x.numel, layer.work * len(parts), form)
+    both = None if None in unpooled else total_unpooled
+    register = b.step(total, [flow.register], slots, x.numel, layer.work * len(parts), form, unpooled=both)
     b.send(x, Flow(register, Factor(x)))
 
 

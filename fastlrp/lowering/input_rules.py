@@ -2,14 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.builder import Builder
-from fastlrp.lowering.layer import AffineLayer, same_layout
+from fastlrp.lowering.layer import FUSED, AffineLayer, same_layout
 from fastlrp.program import Flow
 from fastlrp.stabilizer import Stabilizer
+
+MOST_TERMS = 3
+
+FEW_CHANNELS = 8
+"""Up to this many the kernels for a network's input take: its pixels, not its features."""
+
+Term = tuple[Tensor, int, int | None]
+"""``m * W^T (u F)``: weight, slot of the coefficient u, slot of the multiplier m or None for 1."""
+
+
+def is_fused_input(b: Builder, layer: AffineLayer) -> bool:
+    """Whether one kernel makes the relevance of a network's input: a convolution of few channels that reads it."""
+    node, x = layer.node, layer.x
+    if node.kind != "conv" or x.producer is not None or not 3 <= len(x.shape) <= 5:
+        return False
+    plain = not layer.geometry[3] and layer.geometry[5] == 1 and x.sizes[0] <= FEW_CHANNELS
+    return plain and b.backend_of("input_relevance") in FUSED
+
+
+def split_terms(b: Builder, layer: AffineLayer, weight: Tensor, positive: Tensor, v: int) -> list[Term]:
+    """``x+ * W+^T (v F) + x- * W-^T (v F)``."""
+    x = layer.x
+    above = b.cache(lambda x: x.clamp(min=0), [x.index], x.numel, key=("above", x))
+    below = b.cache(lambda x: x.clamp(max=0), [x.index], x.numel, key=("below", x))
+    return [(positive, v, above), (weight - positive, v, below)]
+
+
+def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[Term], form: Any) -> None:
+    """Relevance of the network's input as a sum of terms, in one kernel; with its channels summed up where asked."""
+    x = layer.x
+    call = b.operation("input_relevance")
+    stride, padding, dilation, _, _, groups = layer.geometry
+    geometry = (list(x.sizes[1:]), stride, padding, dilation, groups)
+    slots = list(dict.fromkeys(slot for _, u, m in terms for slot in (u, m) if slot is not None))
+    # A kernel takes up to three terms; alpha-beta on an input of both signs has four.
+    chunks = [terms] if len(terms) <= MOST_TERMS else [terms[:2], terms[2:]]
+
+    def run(reduce: bool, flow: Tensor, *tensors: Tensor) -> Tensor:
+        of = dict(zip(slots, tensors, strict=True))
+        total: Tensor | None = None
+        for chunk in chunks:
+            weights, us, ms = zip(*chunk, strict=True)
+            multipliers = [None if m is None else of[m] for m in ms]
+            part = call(flow, list(weights), [of[u] for u in us], multipliers, *geometry, reduce)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    work, reduced = len(terms) * layer.work, partial(run, True)
+    register = b.step(partial(run, False), [flow.register], slots, x.numel, work, form, reduced=reduced)
+    b.send(x, Flow(register))
+
+
+def _send_flat(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
+    x = layer.x
+    call = b.operation("input_flat_relevance")
+    stride, padding, dilation, *_ = layer.geometry
+    kernel, size = list(layer.weight.shape[2:]), list(x.sizes[1:])
+
+    def run(reduce: bool, flow: Tensor, u: Tensor) -> Tensor:
+        result: Tensor = call(flow, u, x.sizes[0], kernel, size, stride, padding, dilation, reduce)
+        return result
+
+    reduced = partial(run, True)
+    b.send(x, Flow(b.step(partial(run, False), [flow.register], [u], x.numel, reduced=reduced)))
 
 
 def lower_zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> None:
@@ -30,13 +99,16 @@ def lower_zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> 
         return same_layout(layer, inverse * f[0] if f else inverse)
 
     u = b.cache(coefficient, [above, below] + ([] if factor is None else [factor]), layer.y.numel)
+    form = layer.form(b, [(positive, u, False), (negative, u, False)], factors=(above, below))
+    if is_fused_input(b, layer):
+        send_from_input(b, layer, flow, [(positive, u, above), (negative, u, below)], form)
+        return
     first = layer.transpose(b, positive, None, signed=False, multiply=True)
     second = layer.transpose(b, negative, None, signed=False, multiply=True)
 
     def run(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
         return first(flow, u, None, above).add_(second(flow, u, None, below))
 
-    form = layer.form(b, [(positive, u, False), (negative, u, False)], factors=(above, below))
     b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel, 2 * layer.work, form)))
 
 
@@ -63,6 +135,12 @@ def lower_input_independent(b: Builder, layer: AffineLayer, rule: rules.WSquare 
     scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
     u = b.cache(lambda t: same_layout(layer, scaled(t)), [y.index if factor is None else factor], y.numel)
     simple = flat and layer.node.kind == "conv" and layer.geometry[5] == 1
+    if is_fused_input(b, layer):
+        if flat:
+            _send_flat(b, layer, flow, u)
+        else:
+            send_from_input(b, layer, flow, [(weight, u, None)], layer.form(b, [(weight, u, False)]))
+        return
     if not simple:
         run = layer.transpose(b, weight, None, signed=False, multiply=False)
         form = layer.form(b, [(weight, u, False)])

@@ -14,6 +14,9 @@ from fastlrp.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.graph import Node
 from fastlrp.sparse.forms import Affine
 
+FUSED = ("triton", "cuda")
+"""Backends whose kernels do in one what others compose."""
+
 
 class AffineLayer:
     """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose."""
@@ -91,6 +94,29 @@ class AffineLayer:
         def run(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
             result: Tensor = call(flow, weight, u, v, given, weight_positive, *before, split, multiply)
+            return result
+
+        return run
+
+    def unpooled(
+        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool
+    ) -> Callable[..., Tensor] | None:
+        """``(pooled register, index, pool's geometry, u, v, input) -> c`` below a max-pool, if a kernel does both."""
+        fits = self.node.kind == "conv" and not self.geometry[3]
+        if not fits or b.backend_of("conv_unpooled_relevance") not in FUSED:
+            return None
+        call = b.operation("conv_unpooled_relevance")
+        stride, padding, dilation, _, _, groups = self.geometry
+        sizes = list(self.y.sizes[1:]), list(self.x.sizes[1:])
+
+        def run(
+            flow: Tensor, index: Tensor, pool: tuple[list[int], ...], u: Tensor | None, v: Tensor | None, x: Any
+        ) -> Tensor:
+            given, split = (None, False) if x is False else (x, signed)
+            result: Tensor = call(
+                flow, index, weight, u, v, given, weight_positive, sizes[0], *pool, sizes[1], stride, padding, dilation,
+                groups, split, False,
+            )  # fmt: skip
             return result
 
         return run

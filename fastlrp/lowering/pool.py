@@ -66,9 +66,19 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
         b.slot_bytes[index] = y.numel * 8
         register = b.step(
             lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel,
-            form=max_pool_form(b, node, index, scale),
+            form=max_pool_form(b, node, index, scale), unpool=_disjoint_windows(node),
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
+
+
+def _disjoint_windows(node: Node) -> tuple[list[int], ...] | None:
+    """Kernel, stride, padding and dilation of a max-pool whose windows don't overlap; None for others."""
+    a = node.attributes
+    if a["adaptive"]:
+        return None
+    kernel, stride, padding, dilation = (list(a[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
+    overlap = any(d * (k - 1) >= s for k, s, d in zip(kernel, stride, dilation, strict=True))
+    return None if overlap else (kernel, stride, padding, dilation)
 
 
 def max_pool_form(b: Builder, node: Node, index: int, scale: int | None) -> MaxPool | None:

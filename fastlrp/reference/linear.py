@@ -68,7 +68,7 @@ def linear_one_hot_relevance(
     signed: bool,
     multiply: bool,
 ) -> Tensor:
-    """:func:`linear_relevance` of relevance that stands in one class per target: ``F[b, k, index[b, k]] = value[b, k]``.
+    """:func:`linear_relevance` of one class per target: ``F[b, k, index[b, k]] = value[b, k]``, zero elsewhere.
 
     Args:
         value, index: ``(B, K)``, relevance and (int64) class of each target.

@@ -65,7 +65,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _included(path: Path, found: dict[Path, str]) -> None:
+def included(path: Path, found: dict[Path, str]) -> None:
     """A file and our own headers that it includes, with their texts."""
     if path in found:
         return
@@ -73,14 +73,14 @@ def _included(path: Path, found: dict[Path, str]) -> None:
     for name in re.findall(r'#include "([^"]+)"', found[path]):
         for folder in (path.parent, ROOT / "csrc", HERE):
             if (folder / name).exists():
-                _included((folder / name).resolve(), found)
+                included((folder / name).resolve(), found)
                 break
 
 
 def _object(source: Path, folder: Path, compiler: str) -> Path:
     """The object file of a source, compiled if there is none of this state."""
     texts: dict[Path, str] = {}
-    _included(source, texts)
+    included(source, texts)
     state = _digest("\0".join((*texts.values(), compiler, *flags(), torch.__version__)))
     out = folder / f"{source.parent.name}_{source.stem}_{state}.o"
     if not out.exists():

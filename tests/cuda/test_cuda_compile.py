@@ -1,0 +1,143 @@
+"""The CUDA sources compile with nvcc for sm_80 and sm_90a, without spills; the edge functions with PyTorch's headers.
+
+Neither needs a GPU. Skipped, with the reason, where there is no nvcc.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cuda.emulated import ROOT, included, toolkit
+
+ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90a": "arch=compute_90a,code=sm_90a"}
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+EDGES = sorted((ROOT / "csrc" / "edge" / "cuda").glob("*.cpp"))
+# A block has at most 227 KB of shared memory, of which 48 KB without asking for it.
+STATIC_SHARED = 48 * 1024
+
+
+def nvcc() -> str:
+    home = toolkit()
+    found = shutil.which("nvcc") or (str(home / "bin" / "nvcc") if home and (home / "bin" / "nvcc").exists() else None)
+    if found is None:
+        pytest.skip("there is no nvcc")
+    return found
+
+
+def compiled(source: Path) -> tuple[str, Path]:
+    """What ptxas said of every kernel, and the object file; compiled once for each state of the source."""
+    compiler = nvcc()
+    texts: dict[Path, str] = {}
+    included(source, texts)
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    state = hashlib.sha256("\0".join((*texts.values(), version)).encode()).hexdigest()[:16]
+    folder = ROOT / "build" / "nvcc"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{source.stem}_{state}.o"
+    log = out.with_suffix(".log")
+    if not log.exists():
+        codes = [flag for code in ARCHITECTURES.values() for flag in ("-gencode", code)]
+        command = [compiler, "-std=c++20", "-O3", *codes, "-Xptxas", "-v", f"-I{ROOT / 'csrc'}"]
+        part = folder / f"{out.stem}.{os.getpid()}.o"
+        made = subprocess.run([*command, "-c", str(source), "-o", str(part)], capture_output=True, text=True)
+        assert made.returncode == 0, f"{source.name} does not compile:\n{made.stderr[-4000:]}"
+        part.rename(out)
+        log.with_suffix(f".{os.getpid()}").write_text(made.stderr)
+        log.with_suffix(f".{os.getpid()}").rename(log)
+    return log.read_text(), out
+
+
+def figures(log: str) -> list[dict[str, str | int]]:
+    """One entry per kernel and architecture: name, registers, stack frame, spills, static shared memory."""
+    found: list[dict[str, str | int]] = []
+    for part in re.split(r"(?=ptxas info\s+: Compiling entry function)", log)[1:]:
+        head = re.match(r"ptxas info\s+: Compiling entry function '(\S+)' for '(\w+)'", part)
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        shared = re.search(r"(\d+) bytes smem", part)
+        assert head is not None, part
+        assert frame is not None, part
+        assert registers is not None, part
+        found.append(
+            {
+                "kernel": head[1],
+                "architecture": head[2],
+                "stack": int(frame[1]),
+                "spills": int(frame[2]) + int(frame[3]),
+                "registers": int(registers[1]),
+                "shared": 0 if shared is None else int(shared[1]),
+            }
+        )
+    return found
+
+
+def complaints(log: str) -> list[str]:
+    return [
+        f"{row['kernel']} for {row['architecture']}: {row}"
+        for row in figures(log)
+        if row["spills"] or int(row["registers"]) > 255 or int(row["shared"]) > STATIC_SHARED
+    ]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_kernels_compile_without_spills(source):
+    log, _ = compiled(source)
+    rows = figures(log)
+    assert {row["architecture"] for row in rows} == set(ARCHITECTURES) or not rows
+    assert complaints(log) == []
+
+
+def test_every_kernel_is_looked_at():
+    assert sum(len(figures(compiled(source)[0])) for source in SOURCES) > 50
+
+
+def test_a_kernel_that_spills_is_noticed(tmp_path):
+    """Sixteen sums of sixty-four values that a run-time index chooses from cannot stay in 32 registers."""
+    source = tmp_path / "greedy.cu"
+    source.write_text(
+        "__global__ void __launch_bounds__(1024, 2) greedy(const float* x, float* y) {\n"
+        "  float kept[96];\n"
+        "#pragma unroll\n"
+        "  for (int i = 0; i < 96; ++i) kept[i] = x[i * 1024 + threadIdx.x];\n"
+        "  __syncthreads();\n"
+        "#pragma unroll\n"
+        "  for (int i = 0; i < 96; ++i) y[(95 - i) * 1024 + threadIdx.x] = kept[i] * kept[(i * 7) % 96];\n"
+        "}\n"
+    )
+    command = [nvcc(), "-O3", "-arch=sm_80", "-Xptxas", "-v", "-c", str(source), "-o", str(tmp_path / "greedy.o")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert any("greedy" in line for line in complaints(made.stderr))
+
+
+def test_shared_memory_is_declared_in_one_place():
+    """The emulator poisons what ``shared_array`` and ``dynamic_shared`` give, and cannot see any other."""
+    for path in sorted((ROOT / "csrc").rglob("*.cu*")) + sorted((ROOT / "csrc").rglob("*.h")):
+        if path.name != "device.h":
+            assert "__shared__" not in re.sub(r"//.*", "", path.read_text()), path
+
+
+@pytest.mark.parametrize("source", [*EDGES, ROOT / "csrc" / "bindings.cpp"], ids=lambda path: path.name)
+def test_edges_compile_for_a_pytorch_with_cuda(source, tmp_path):
+    """Their syntax and types, with c10's CUDA headers; what its build generates is left empty."""
+    home, torch_home, compiler = toolkit(), Path(torch.__path__[0]), os.environ.get("CXX", "g++")
+    if home is None or shutil.which(compiler) is None or not (torch_home / "include" / "c10" / "cuda").exists():
+        pytest.skip("there are no headers of a CUDA toolkit, no g++ or no c10/cuda in this PyTorch")
+    generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+    generated.parent.mkdir(parents=True)
+    generated.touch()
+    folders = [tmp_path, ROOT / "csrc", home / "include", torch_home / "include"]
+    folders += [torch_home / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
+    command = [compiler, "-std=c++20", "-fsyntax-only", "-w", "-DFASTLRP_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
+    made = subprocess.run(
+        [*command, *(f"-I{folder}" for folder in folders), str(source)], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr[-4000:]
