@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.dispatch import select, sparse_kernels
+from fastlrp.dispatch import compiled_backend, select, sparse_kernels
 from fastlrp.graph import Constant, Graph, Node, Value, is_nonnegative, leaves, substitute
-from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row
+from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row, SweepPart
 from fastlrp.sparse.forms import Form, Sum
 from fastlrp.stabilizer import Stabilizer
 
@@ -51,7 +51,7 @@ class Builder:
     @cached_property
     def has_sparse_kernels(self) -> bool:
         """Whether relevance can be kept for alive neurons only."""
-        compiled = self.device.type
+        compiled = compiled_backend(self.device)
         kinds = compiled == "cuda" or self.dtype in (torch.float32, torch.float64)
         return kinds and self.backend in ("auto", compiled) and sparse_kernels(self.device) is not None
 
@@ -79,6 +79,7 @@ class Builder:
         outs: int = 1,
         itemsize: int | None = None,
         key: tuple[Any, ...] | None = None,
+        part: SweepPart | None = None,
     ) -> int:
         """A tensor computed once per sample from slots. Returns its slot, the first of ``outs`` consecutive ones.
 
@@ -91,7 +92,7 @@ class Builder:
             self.keyed[key] = first
         self.slots += outs
         slots = tuple(range(first, first + outs))
-        self.forward.append(ForwardStep(run, tuple(ins), slots, is_cache=True))
+        self.forward.append(ForwardStep(run, tuple(ins), slots, is_cache=True, part=part))
         for slot in slots:
             self.slot_bytes[slot] = numel * (itemsize or self.dtype.itemsize)
         if self._row is not None:
@@ -131,13 +132,15 @@ class Builder:
         run = lambda x: False if look and x.numel() and x.min().item() >= 0 else x  # noqa: E731
         return self.cache(run, [value.index], 0, key=("sign", value))
 
-    def add_forward(self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None) -> int:
+    def add_forward(
+        self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None, part: SweepPart | None = None
+    ) -> int:
         """The node's own forward step; ``call`` replaces its function where more than the output is wanted."""
         first = self.slots
         self.slots += extra_outs
         outs = (node.output.index, *range(first, first + extra_outs))
         ins = tuple(v.index for v in node.inputs)
-        self.forward.append(ForwardStep(call or bind_forward(node), ins, outs, is_cache=False))
+        self.forward.append(ForwardStep(call or bind_forward(node), ins, outs, is_cache=False, part=part))
         return first
 
     # Backward side

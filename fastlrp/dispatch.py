@@ -217,9 +217,14 @@ def _cuda_device() -> str:
     return "cuda"
 
 
+def compiled_backend(device: torch.device) -> str:
+    """The backend of C++ kernels for this device."""
+    return "cuda" if device.type == _cuda_device() else "cpu"
+
+
 def sparse_kernels(device: torch.device) -> ModuleType | None:
     """Kernels that hold relevance for alive neurons only, on this device; None if there are none."""
-    module = _cuda_extension() if device.type == _cuda_device() else _extension()
+    module = _cuda_extension() if compiled_backend(device) == "cuda" else _extension()
     usable = device.type in ("cpu", _cuda_device()) and not isinstance(module, str)
     return module if usable and hasattr(module, "sparse_conv_relevance") else None  # type: ignore[return-value]
 

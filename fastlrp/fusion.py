@@ -1,14 +1,20 @@
-"""Backward steps that one kernel does together: a max-pool and the convolution below it."""
+"""Steps that one kernel does together.
+
+Backward: a max-pool and the convolution below it. Forward: a ReLU, the max-pool after it and the coefficients of the
+layer before it, which all read that layer's output.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from fastlrp.descent import Emission, Steps
-from fastlrp.program import BackwardStep
+from fastlrp.program import BackwardStep, ForwardStep
 
 
 def fuse_unpooling(steps: Steps) -> Steps:
@@ -44,3 +50,79 @@ def _together(pool: BackwardStep, layer: BackwardStep) -> BackwardStep:
         return unpooled(flow, index, geometry, *slots)
 
     return BackwardStep(run, pool.ins, (*pool.slots, *layer.slots), layer.out, layer.numel, layer.work)
+
+
+def fuse_sweeps(steps: Sequence[ForwardStep], kept: frozenset[int], sweep: Callable[..., Any]) -> list[ForwardStep]:
+    """Where only a max-pool and a layer's coefficients read a ReLU, the three become one step.
+
+    ``sweep`` is the operation ``elementwise_pooled_coefficients``. The activation itself is then never written.
+    """
+    made = {slot: step for step in steps for slot in step.outs}
+    readers: dict[int, list[ForwardStep]] = {}
+    for step in steps:
+        for slot in step.ins:
+            readers.setdefault(slot, []).append(step)
+    fused = list(steps)
+    for relu in steps:
+        together = _swept(relu, readers, kept)
+        if together is not None:
+            pool, coefficients = together
+            _replace(fused, relu, pool, coefficients, _sweep(relu, pool, coefficients, sweep), made)
+    return fused
+
+
+def _swept(
+    relu: ForwardStep, readers: dict[int, list[ForwardStep]], kept: frozenset[int]
+) -> tuple[ForwardStep, ForwardStep] | None:
+    if relu.part is None or relu.part.kind != "relu" or relu.outs[0] in kept:
+        return None
+    found = {step.part.kind: step for step in readers.get(relu.outs[0], []) if step.part is not None}
+    if len(readers.get(relu.outs[0], [])) != 2 or set(found) != {"pool", "coefficients"}:
+        return None
+    part = found["coefficients"].part
+    assert part is not None
+    fits = part.slots[3] == relu.outs[0] and part.slots[0] in (None, relu.ins[0], part.slots[1])
+    return (found["pool"], found["coefficients"]) if fits else None
+
+
+def _sweep(relu: ForwardStep, pool: ForwardStep, coefficients: ForwardStep, sweep: Callable[..., Any]) -> ForwardStep:
+    assert pool.part is not None
+    assert coefficients.part is not None
+    geometry, rule, (_, positive, negative, _) = (
+        pool.part.arguments,
+        coefficients.part.arguments,
+        coefficients.part.slots,
+    )
+    has_positive = positive is not None
+
+    def run(z: Tensor, *parts: Tensor) -> Any:
+        given = iter(parts)
+        p = next(given) if has_positive else None
+        return sweep(z, p, next(given, None), *rule, *geometry)
+
+    ins = (relu.ins[0], *(slot for slot in (positive, negative) if slot is not None))
+    return ForwardStep(run, ins, (*pool.outs, *coefficients.outs), is_cache=False)
+
+
+def _replace(
+    steps: list[ForwardStep], relu: ForwardStep, pool: ForwardStep, coefficients: ForwardStep, whole: ForwardStep,
+    made: dict[int, ForwardStep],
+) -> None:  # fmt: skip
+    """Puts the whole where the pool was, and what it reads before it."""
+    early: list[ForwardStep] = []
+
+    def bring(slot: int) -> None:
+        step = made.get(slot)
+        if step is not None and step.is_cache and step in steps:
+            for before in step.ins:
+                bring(before)
+            if step in steps:
+                steps.remove(step)
+                early.append(replace(step, is_cache=False))
+
+    for slot in whole.ins:
+        bring(slot)
+    steps.remove(relu)
+    steps.remove(coefficients)
+    at = steps.index(pool)
+    steps[at : at + 1] = [*early, whole]

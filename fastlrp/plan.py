@@ -18,10 +18,11 @@ from fastlrp.composites import Composite, Layer
 from fastlrp.descent import Descent, Emission, Sink, Steps, peak_bytes
 from fastlrp.dispatch import extension, extension_error
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.fusion import fuse_unpooling
+from fastlrp.fusion import fuse_sweeps, fuse_unpooling
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
-from fastlrp.program import Flow, ForwardStep, Schedule, run_forward, schedule_backward, schedule_forward
+from fastlrp.lowering.layer import FUSED
+from fastlrp.program import Flow, ForwardStep, Schedule, SweepPart, run_forward, schedule_backward, schedule_forward
 from fastlrp.sparse.choose import Chooser
 from fastlrp.sparse.forms import Affine
 from fastlrp.sparse.specialize import Path, Specialized, specialize
@@ -140,9 +141,9 @@ class Plan:
         indices: dict[Node, int] = {}
         for node in self.graph.nodes:
             if node.kind == "max_pool":
-                indices[node] = b.add_forward(node, 1, pool.max_pool_forward(node))
+                indices[node] = b.add_forward(node, 1, pool.max_pool_forward(node), pool.sweep_part(node))
             else:
-                b.add_forward(node)
+                b.add_forward(node, part=SweepPart("relu") if node.operation == "relu" else None)
         b.own_slots = b.slots
         self.top = b.new_register()
         b.send(self.graph.output, Flow(self.top))
@@ -280,6 +281,8 @@ class Plan:
         if keep not in self._forwards:
             kept = self._kept(keep)
             steps = self._steps_to(kept, frozenset(self._inputs), lambda step: not step.is_cache)
+            if keep == "coefficients" and self.builder.backend_of("elementwise_pooled_coefficients") in FUSED:
+                steps = fuse_sweeps(steps, kept, self.builder.operation("elementwise_pooled_coefficients"))
             self._forwards[keep] = schedule_forward(steps, kept, self._inputs)
         state: list[Any] = [None] * self.builder.slots
         for slot, tensor in zip(self._inputs, inputs, strict=True):

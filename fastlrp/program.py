@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -45,14 +45,31 @@ class Flow:
     factor: Factor = Factor()
 
 
+@dataclass(frozen=True)
+class SweepPart:
+    """A step that one sweep over a layer's output can do with others.
+
+    Attributes:
+        kind: a ReLU, the max-pool after it, or the coefficients of the layer before it.
+        arguments: of the operation that a kernel does, as far as this step brings them: a pool's kernel size, stride,
+            padding, dilation and ceil_mode; rule, alpha and epsilon.
+        slots: of coefficients: z, P, N and the factor, None where the rule takes none.
+    """
+
+    kind: Literal["relu", "pool", "coefficients"]
+    arguments: tuple[Any, ...] = ()
+    slots: tuple[int | None, ...] = ()
+
+
 @dataclass(eq=False)
 class ForwardStep:
-    """``state[out…] = run(*state[in…])``."""
+    """``state[out…] = run(*state[in…])``. ``part``: of what :mod:`fastlrp.fusion` makes one step of."""
 
     run: Callable[..., Any]
     ins: tuple[int, ...]
     outs: tuple[int, ...]
     is_cache: bool
+    part: SweepPart | None = None
 
 
 @dataclass(eq=False)

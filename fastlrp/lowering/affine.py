@@ -24,7 +24,7 @@ from fastlrp.lowering.input_rules import (
     split_terms,
 )
 from fastlrp.lowering.layer import AffineLayer, same_layout
-from fastlrp.program import Factor, Flow
+from fastlrp.program import Factor, Flow, SweepPart
 from fastlrp.stabilizer import Stabilizer
 from fastlrp.targets import OneHot
 
@@ -239,7 +239,10 @@ def _coefficient_pair(
             u, v = _representable(u, tensors[0]), _representable(v, tensors[0])
         return same_layout(layer, u), same_layout(layer, v)
 
-    first = b.cache(call, present, layer.y.numel, outs=2)
+    part = None
+    if stabilizer.is_absolute and not narrow:
+        part = SweepPart("coefficients", (rule, alpha, stabilizer.epsilon), tuple(slots))
+    first = b.cache(call, present, layer.y.numel, outs=2, part=part)
     if rule in ("epsilon", "zplus"):
         b.slot_bytes[first + (rule == "epsilon")] = 0
     return first, first + 1

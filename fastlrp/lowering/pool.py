@@ -13,7 +13,7 @@ from fastlrp.builder import Builder, channels_last
 from fastlrp.composites import MaxPoolMode
 from fastlrp.graph import Node
 from fastlrp.lowering.pool_rules import POOL_RULES, Windows, lower_pool_rule, window_size
-from fastlrp.program import Factor, Flow
+from fastlrp.program import Factor, Flow, SweepPart
 from fastlrp.sparse.forms import AvgPool, MaxPool
 from fastlrp.stabilizer import Stabilizer
 
@@ -37,6 +37,15 @@ def max_pool_forward(node: Node) -> Any:
         return y, channels_last(index)
 
     return pooled
+
+
+def sweep_part(node: Node) -> SweepPart | None:
+    """The pool as a part of one sweep over the map that it reads."""
+    a = node.attributes
+    if a["adaptive"]:
+        return None
+    geometry = tuple(list(a[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
+    return SweepPart("pool", (*geometry, a["ceil_mode"]))
 
 
 def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoolMode, index: int) -> None:
