@@ -22,9 +22,10 @@ from fastlrp.fusion import fuse_sweeps, fuse_unpooling
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
 from fastlrp.lowering.layer import FUSED
-from fastlrp.program import Flow, ForwardStep, Schedule, SweepPart, run_forward, schedule_backward, schedule_forward
+from fastlrp.program import BLOCK, Flow, ForwardStep, Schedule, SweepPart, run_forward, schedule_backward, schedule_forward
 from fastlrp.sparse.choose import Chooser
 from fastlrp.sparse.forms import Affine
+from fastlrp.sparse.rates import rates_of
 from fastlrp.sparse.specialize import Path, Specialized, specialize
 from fastlrp.table import plan_table
 from fastlrp.targets import OneHot
@@ -40,6 +41,9 @@ _REGISTERED: dict[str, rules.Rule] = {}
 # system after every use and each page is mapped anew, which costs more than the arithmetic.
 CPU_REGISTER_BYTES = 24 << 20
 GPU_REGISTER_BYTES = 1 << 30
+
+GPU_SPARSE_BLOCK = 128
+"""Targets from which on the choice between dense and sparse stays the same: a whole tile of the sparse product."""
 
 
 @cache
@@ -124,6 +128,7 @@ class Plan:
             weakref.finalize(self, extension().sparse_release)
         self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
         self.block_bytes = GPU_REGISTER_BYTES if device.type == "cuda" else CPU_REGISTER_BYTES
+        self.sparse_block = BLOCK if device.type == "cpu" else GPU_SPARSE_BLOCK
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
@@ -345,10 +350,10 @@ class Plan:
         work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
         if not work or not self.chooser.may_be_sparse(count, work * count * batch):
             return Specialized(fuse_unpooling(steps), [], 0)
-        itemsize = self.dtype.itemsize
+        itemsize, rates = self.dtype.itemsize, rates_of(self.device)
 
         def choose(form: Affine, above: float, below: float) -> bool:
-            return self.chooser.sparse(form, above, below, count, itemsize)
+            return self.chooser.sparse(form, above, below, count, itemsize, rates)
 
         found = specialize(steps, state, choose)
         return Specialized(fuse_unpooling(found.steps), found.paths, found.nbytes)

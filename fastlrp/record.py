@@ -226,7 +226,7 @@ class ForwardRecord:
 
     def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
-        size = min(BLOCK, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
+        size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
         found = self._specialized.get((*key, size))
         if found is None:
             found = self.plan.specialize(steps, state, size, self.batch)

@@ -1,4 +1,4 @@
-"""Dense or sparse, layer by layer: a small model of what each costs, with measured rates."""
+"""Dense or sparse, layer by layer: a small model of what each costs, with the rates of the device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from fastlrp.program import LANES
 from fastlrp.sparse.forms import Affine
+from fastlrp.sparse.rates import Rates
 
 PathName = Literal["auto", "dense", "sparse"]
 PATHS = ("auto", "dense", "sparse")
@@ -25,38 +25,21 @@ LEAST_WORK = 1 << 26
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Of one core: floating-point operations per second, bytes per second, seconds per tap and position.
-
-    Measured on an AVX-512 Xeon at 2.3 to 3 GHz (float32, K = 32, ``python -m benchmarks.layers``); other machines are
-    faster or slower in about the same proportions.
-    """
-
-    dense: float = 150e9
-    sparse: float = 125e9
-    half_filled: float = 90e9
-    memory: float = 12e9
-    call: float = 15e-9
-
-
-RATES = Rates()
-
-
-@dataclass(frozen=True)
 class Cost:
-    """Seconds of one core for one target of one sample, by either path."""
+    """Seconds of one core (or GPU) for one target of one sample, by either path."""
 
     dense: float
     sparse: float
 
 
-def estimate(form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates = RATES) -> Cost:
+def estimate(form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None = None) -> Cost:
     """What one layer costs.
 
     Args:
         above, below: densities of the neurons that carry relevance on the layer's output and input.
-        count: targets.
+        count: targets. rates: of the device, a CPU's by default.
     """
+    rates = Rates() if rates is None else rates
     products = len(form.coefficients)
     # A layer whose outputs take one of two weights has two dense products, and one sparse one.
     merged = form.merges_products or form.takes_one_of_two(form.sign is not None)
@@ -68,8 +51,8 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     taps = torch.Size(form.kernel).numel()
     if form.kernel and form.groups == stride[-1] == dilation[-1] == 1 and not transposed and form.arriving[0] <= 128:
         taps //= form.kernel[-1]  # The kernel takes the taps along the last axis at once.
-    padded = -(-count // LANES) * LANES
-    rate = rates.sparse if padded > LANES else rates.half_filled
+    padded = -(-count // rates.lanes) * rates.lanes
+    rate = rates.sparse if padded > rates.lanes else rates.half_filled
     if itemsize == 8:
         rate /= 2
     dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4
@@ -114,12 +97,12 @@ class Chooser:
         enough = count >= LEAST_TARGETS and work >= LEAST_WORK
         return enough and not ("*" in self._wishes and set(wishes) == {"dense"})
 
-    def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int) -> bool:
-        """Whether this layer is computed for alive neurons only."""
+    def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> bool:
+        """Whether this layer is computed for alive neurons only. Without rates only if that is wished for."""
         wish = self.wish(form.path)
         if wish != "auto":
             return wish == "sparse"
-        if count < LEAST_TARGETS:
+        if count < LEAST_TARGETS or rates is None:
             return False
-        cost = estimate(form, above, below, count, itemsize)
+        cost = estimate(form, above, below, count, itemsize, rates)
         return cost.sparse < cost.dense

@@ -7,8 +7,11 @@ import itertools
 import pytest
 import torch
 
-from fastlrp.sparse.choose import LEAST_TARGETS, RATES, Chooser, estimate
+from fastlrp.sparse.choose import LEAST_TARGETS, Chooser, estimate
 from fastlrp.sparse.forms import Affine
+from fastlrp.sparse.rates import Rates
+
+RATES = Rates()
 
 DENSITIES = [0.0, 0.05, 0.1, 0.25, 0.3, 0.5, 0.75, 1.0]
 COUNTS = [8, 15, 16, 17, 32, 33, 64, 100, 1000]
@@ -86,7 +89,7 @@ def test_rates_are_numbers_of_a_machine():
 
 
 def chosen(form, above, below, count, itemsize=4, wish="auto"):
-    return Chooser(wish).sparse(form, above, below, count, itemsize)
+    return Chooser(wish).sparse(form, above, below, count, itemsize, RATES)
 
 
 @pytest.mark.parametrize("name", FORMS)
