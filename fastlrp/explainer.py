@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from fastlrp.record import ForwardRecord, LrpAware, Relevance
 from fastlrp.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial
 from fastlrp.watch import Watch
+
+if TYPE_CHECKING:
+    from fastlrp.replay import Replay
 
 _KEPT = 8
 
@@ -83,12 +86,13 @@ class Explainer:
         model: any ``nn.Module`` in evaluation mode; never modified.
         composite: a preset's name or a :class:`fastlrp.composites.Composite`.
         example_inputs: an input like those to come; captures at once instead of at the first call.
-        backend: ``"auto"``, ``"torch"``, ``"cpu"`` (C++ kernels where there are, PyTorch elsewhere), ``"reference"``.
+        backend: ``"auto"``, or one of :data:`fastlrp.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels where
+            there are, PyTorch elsewhere), ``"triton"``, ``"cuda"``, ``"reference"``.
         max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
         output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
-        paths: how layers with a weight are computed on a CPU: ``"auto"``, ``"dense"``, ``"sparse"`` (alive neurons
-            only), or a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)`` shows
-            what was taken.
+        paths: how layers with a weight are computed by compiled kernels: ``"auto"``, ``"dense"``, ``"sparse"`` (alive
+            neurons only), or a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)``
+            shows what was taken.
 
     Example::
 
@@ -124,6 +128,7 @@ class Explainer:
         self._prepared: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
         self._watch: Watch | None = None
         self._lock = threading.RLock()
+        self.refreshed = 0
         if example_inputs is not None:
             self._prepared_for(self._inputs(example_inputs))
 
@@ -168,6 +173,24 @@ class Explainer:
         """
         with self._lock:
             self._prepared.clear()
+            self.refreshed += 1
+
+    def replay(
+        self, example_inputs: Any, targets_count: int, initial: Initial = "output", reduce: str | None = None
+    ) -> Replay:
+        """The same explanation for inputs of one shape, as one CUDA graph; see :class:`fastlrp.replay.Replay`.
+
+        For small models or few targets, where a GPU waits for the next launch::
+
+            replay = explainer.replay(x, targets_count=10)
+            output, relevance = replay(x, range(10))
+
+        Raises:
+            RuntimeError: without a GPU. TypeError, ValueError: for arguments that do not fit.
+        """
+        from fastlrp.replay import Replay
+
+        return Replay(self, example_inputs, targets_count, initial, reduce)
 
     def verify(self, x: Any, targets: Any, **options: Any) -> Any:
         """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.verify`."""

@@ -22,7 +22,16 @@ from fastlrp.fusion import fuse_sweeps, fuse_unpooling
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, elementwise, jacobian, move, pool
 from fastlrp.lowering.layer import FUSED
-from fastlrp.program import BLOCK, Flow, ForwardStep, Schedule, SweepPart, run_forward, schedule_backward, schedule_forward
+from fastlrp.program import (
+    BLOCK,
+    Flow,
+    ForwardStep,
+    Schedule,
+    SweepPart,
+    run_forward,
+    schedule_backward,
+    schedule_forward,
+)
 from fastlrp.sparse.choose import Chooser
 from fastlrp.sparse.forms import Affine
 from fastlrp.sparse.rates import rates_of
