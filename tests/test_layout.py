@@ -13,7 +13,7 @@ from fastlrp import dispatch
 
 ROOT = Path(__file__).parent.parent
 STEMS = sorted(set(dispatch.STEMS.values()))
-BOTTOM = ("fastlrp.reference", "fastlrp.aten", "fastlrp.kernels", "fastlrp._C")
+BOTTOM = ("fastlrp.reference", "fastlrp.aten", "fastlrp._C")
 # From the top down; a module may import those further down. What is not named here stands anywhere above `functional`.
 ORDER = (
     ("fastlrp.__main__",),
@@ -29,8 +29,23 @@ ORDER = (
     ("fastlrp.functional",),
     ("fastlrp.library", "fastlrp.info"),
     ("fastlrp.dispatch",),
+    ("fastlrp.kernels",),  # Where a kernel does not fit they compose, as aten does.
     BOTTOM,
 )
+# What the files of operations share.
+SUPPORT = {
+    "__init__",
+    "compilation",
+    "configs",
+    "launch",
+    "device",
+    "tensor_core",
+    "tensors",
+    "maps",
+    "axes",
+    "scan",
+    "block_scan",
+}
 FUNCTIONAL = ORDER.index(("fastlrp.functional",))
 PEERS = {"zennit", "captum", "torchvision", "sklearn", "transformers"}
 # Who may import what an extra brings, and then in functions only.
@@ -128,11 +143,12 @@ def test_stems_are_the_same(package):
 
 
 def test_kernel_files_are_stems():
-    files = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "csrc" / "cpu").glob("*"), *(ROOT / "csrc" / "cuda").glob("*")]
-    edge = {path.stem for path in (ROOT / "csrc" / "edge").glob("*")} - {"tensors"}
-    stems = edge | {path.stem for path in files if path.stem != "__init__"}
-    # Shared sparsity stands beside the operations: it goes from layer to layer.
-    assert {stem for stem in stems if not stem.startswith("sparse")} <= set(STEMS)
+    folders = ("kernels", "csrc/cpu", "csrc/cuda", "csrc/edge", "csrc/edge/cuda")
+    names = {path.stem for folder in folders for path in (ROOT / folder).glob("*.*")} - SUPPORT
+    # A file that got long has neighbours, <stem>_<part>. Shared sparsity stands beside the operations: it goes from
+    # layer to layer.
+    stems = (*STEMS, "sparse")
+    assert {name for name in names if not any(name == stem or name.startswith(f"{stem}_") for stem in stems)} == set()
     assert {path.stem.removeprefix("test_ops_") for path in (ROOT / "tests" / "ops").glob("test_ops_*.py")} == set(
         STEMS
     )
@@ -149,7 +165,7 @@ def test_only_the_bindings_know_pybind11_and_only_the_edge_knows_pytorch():
     for path in (ROOT / "csrc").rglob("*.*"):
         if path.name != "bindings.cpp" and path.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh"):
             text = path.read_text()
-            names = ("pybind11", "torch") if path.parent.name == "edge" else ("pybind11", "torch", "ATen", "c10")
+            names = ("pybind11", "torch") if "edge" in path.parts else ("pybind11", "torch", "ATen", "c10")
             assert not any(f"#include <{name}" in text for name in names), path
 
 
