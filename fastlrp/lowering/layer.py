@@ -90,10 +90,14 @@ class AffineLayer:
         else:
             call = b.operation("conv_relevance")
             before = (list(self.x.sizes[1:]), *self.geometry)
+        weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
+        fused = self._is_fused(b)
 
         def run(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
-            result: Tensor = call(flow, weight, u, v, given, weight_positive, *before, split, multiply)
+            # A kernel that reads W for the first term takes W+ from it.
+            positive = None if fused and u is not None else part
+            result: Tensor = call(flow, weight, u, v, given, positive, *before, split, multiply)
             return result
 
         return run
@@ -108,18 +112,30 @@ class AffineLayer:
         call = b.operation("conv_unpooled_relevance")
         stride, padding, dilation, _, _, groups = self.geometry
         sizes = list(self.y.sizes[1:]), list(self.x.sizes[1:])
+        weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
 
         def run(
             flow: Tensor, index: Tensor, pool: tuple[list[int], ...], u: Tensor | None, v: Tensor | None, x: Any
         ) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
+            positive = None if u is not None else part
             result: Tensor = call(
-                flow, index, weight, u, v, given, weight_positive, sizes[0], *pool, sizes[1], stride, padding, dilation,
+                flow, index, weight, u, v, given, positive, sizes[0], *pool, sizes[1], stride, padding, dilation,
                 groups, split, False,
             )  # fmt: skip
             return result
 
         return run
+
+    def _is_fused(self, b: Builder) -> bool:
+        return b.backend_of("linear_relevance" if self.node.kind == "linear" else "conv_relevance") in FUSED
+
+    def _for_kernel(self, b: Builder, weight: Any) -> Any:
+        """A convolution's weight with its outputs innermost, as tensor cores want float32: a product sums over them."""
+        if weight is None or self.node.kind != "conv" or not self._is_fused(b):
+            return weight
+        outputs = 1 if self.geometry[3] else 0
+        return weight.movedim(outputs, -1).contiguous().movedim(-1, outputs)
 
     def form(
         self,
