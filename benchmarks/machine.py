@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import time
@@ -18,7 +19,12 @@ WRITTEN = ("benchmarks/results", "benchmarks/README.md", "README.md")
 
 @cache
 def commit() -> str:
-    """The commit that is measured; ``+`` if the tree has other changes; ``unknown`` outside a repository."""
+    """The commit that is measured; ``+`` if the tree has other changes; ``unknown`` outside a repository.
+
+    A copy without its repository can be told: ``FASTLRP_COMMIT``.
+    """
+    if os.environ.get("FASTLRP_COMMIT"):
+        return os.environ["FASTLRP_COMMIT"]
     root = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
@@ -49,7 +55,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def provenance(command: str) -> dict[str, Any]:
+def provenance(command: str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The part of a row that says what made it."""
     packages = ("zennit", "captum", "numpy", "torchvision")
     return {
@@ -57,13 +63,41 @@ def provenance(command: str) -> dict[str, Any]:
         "commit": commit(),
         "command": command,
         "machine": machine(),
-        "device": "cpu",
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+        **accelerator(torch.device(device)),
     }
+
+
+def accelerator(device: torch.device) -> dict[str, Any]:
+    """The device's name, and what stands between PyTorch and a GPU."""
+    if device.type != "cuda":
+        return {"device": device.type}
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "device": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "device_bytes": found.total_memory,
+        "driver": driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": version("triton"),
+    }
+
+
+@cache
+def driver() -> str | None:
+    """The GPU driver's version, or None if nobody says."""
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return lines[0] if lines else None
 
 
 def peak_flops(size: int = 2048, repeats: int = 5) -> float:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from benchmarks.clock import Clock, Stamp, growth, peak_in_all
 from benchmarks.density import Density
-from benchmarks.memory import growth
 from benchmarks.providers import Provider
 
 AGREES = 1e-4
 """Largest relative difference (2-norm of any target) of outputs that are timed."""
+
+TRIES = 3
+"""Calls at most for one time on a GPU."""
 
 COMPARED = 2
 """Targets per sample whose outputs are compared."""
@@ -28,7 +33,8 @@ class Entry:
     Attributes:
         error: largest difference from the first provider's output; None where there is none to compare.
         seconds: per target and sample, one entry per repeat; empty if it was not timed, then ``reason`` says why.
-        peak: growth of the resident set during one call, bytes.
+        peak: what one call holds at most beside what was held before it, bytes.
+        total: what the process holds of the device at most, everybody's weights included; None on a CPU.
         measured: targets per sample of each call.
     """
 
@@ -36,6 +42,7 @@ class Entry:
     error: float | None = None
     seconds: list[float] = field(default_factory=list)
     peak: int | None = None
+    total: int | None = None
     measured: int = 0
     reason: str | None = None
 
@@ -51,71 +58,126 @@ class Entry:
         return ordered[-1 - cut] / ordered[cut] if ordered else None
 
 
+@dataclass(frozen=True)
+class Gate:
+    """What outputs are compared with before they are timed, and how far from it they may be.
+
+    Attributes:
+        expected: ``(B, at least COMPARED, …)``, float64; None: the first provider's.
+        ours, others: largest difference of fastlrp and of everybody else. A wide gate lets no multiple of the right
+            result through, and not nothing at all: with ``expected`` given, a difference is relative to the smaller.
+    """
+
+    expected: Tensor | None = None
+    ours: float = AGREES
+    others: float = AGREES
+
+    def limit(self, provider: Provider) -> float:
+        return self.ours if provider.library == "fastlrp" else self.others
+
+
 def disagreement(ours: Tensor, theirs: Tensor) -> float:
     """Largest relative difference (2-norm) of any target."""
     ours, theirs = ours.flatten(2), theirs.flatten(2)
     return float(((ours - theirs).norm(dim=2) / theirs.norm(dim=2)).max())
 
 
-def measure(parts: list[Provider], x: Tensor, classes: Tensor, repeats: int) -> list[Entry]:
+def measure(parts: list[Provider], x: Tensor, classes: Tensor, repeats: int, gate: Gate | None = None) -> list[Entry]:
     """Seconds per target of each, taken in turns. The first call of each is not timed: it checks and sees the memory.
 
     Args:
-        parts: the first is what the others' outputs are compared with.
+        parts: the first is what the others' outputs are compared with, if the gate has nothing else.
         classes: ``(B, K)``.
 
     Raises:
         Exception: whatever a provider raises that is not optional.
     """
     found = [Entry(part) for part in parts]
-    expected: Tensor | None = None
+    given = gate is not None and gate.expected is not None
+    gate = gate or Gate()
     for entry in found:
-        asked = _asked(entry.provider, classes)
-        try:
-            answer, entry.peak = growth(partial(entry.provider.run, x, asked, _ignore))
-        except Exception as error:
-            if not entry.provider.optional:
-                raise
-            entry.reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            continue
-        entry.measured = asked.shape[1]
-        if entry.provider.comparable:
-            entry.error, expected = _check(entry, expected, answer, x, asked)
-        del answer
+        with _reasons(entry):
+            asked = _asked(entry.provider, classes)
+            answer, entry.peak = growth(x.device, partial(entry.provider.run, x, asked, _ignore))
+            entry.measured, entry.total = asked.shape[1], peak_in_all(x.device)
+            if entry.provider.comparable:
+                gate = _check(entry, gate, given, answer, x, asked)
+        answer = None
     for _ in range(repeats):
         for entry in found:
             if entry.reason is None:
-                entry.seconds.append(seconds(entry.provider, x, classes))
+                with _reasons(entry):
+                    entry.seconds.append(seconds(entry.provider, x, classes))
     return found
 
 
-def _check(
-    entry: Entry, expected: Tensor | None, answer: Tensor, x: Tensor, asked: Tensor
-) -> tuple[float | None, Tensor]:
-    """The difference from the first provider's first targets, and those."""
-    if answer.shape[1] != asked.shape[1]:  # A stream gives its last block alone.
-        again = entry.provider.run(x, asked[:, :COMPARED], _ignore)
-        assert again is not None
-        answer = again
+@contextmanager
+def _reasons(entry: Entry) -> Iterator[None]:
+    """An error of a provider that is optional becomes the reason why it is left out."""
+    try:
+        yield
+    except Exception as error:
+        if not entry.provider.optional:
+            raise
+        text = (str(error).strip().splitlines() or ["without a word"])[0]
+        entry.reason = f"{type(error).__name__}: {text[:200]}"
+        entry.seconds.clear()
+
+
+def _check(entry: Entry, gate: Gate, given: bool, answer: Any, x: Tensor, asked: Tensor) -> Gate:
+    """Write down the difference of the first targets; returns the gate for those who come after."""
+    whole = answer.shape[1] == asked.shape[1]
+    if not whole:  # A stream gives its last block alone.
+        answer = run(entry.provider, x, asked[:, :COMPARED])
     part = answer[:, :COMPARED].double().clone()
-    if expected is None:
-        return None, part
-    error = disagreement(expected[:, : part.shape[1]], part)
-    if not error <= AGREES:
-        entry.reason = f"its output differs by {error:.1e}"
-    return error, expected
+    if gate.expected is None:
+        return replace(gate, expected=part)
+    expected = gate.expected[:, : part.shape[1]].to(part.device)
+    entry.error = disagreement(expected, part)
+    if given:
+        other = disagreement(part, expected)
+        entry.error = other if math.isnan(other) else max(entry.error, other)
+    if not entry.error <= gate.limit(entry.provider):
+        entry.reason = f"its output differs by {entry.error:.1e}"
+    elif given and whole and asked.shape[1] >= 2 * COMPARED:
+        apart = disagreement(answer[:, -COMPARED:].double(), run(entry.provider, x, asked[:, -COMPARED:]).double())
+        if not apart <= gate.limit(entry.provider):
+            entry.reason = f"its last targets differ by {apart:.1e} from the same ones asked alone"
+    return gate
+
+
+def run(part: Provider, x: Tensor, classes: Tensor) -> Tensor:
+    """The provider's relevance."""
+    found = part.run(x, classes, _ignore)
+    assert found is not None, f"{part.name} gives nothing to compare"
+    return found
 
 
 def seconds(part: Provider, x: Tensor, classes: Tensor) -> float:
-    """One call, per target and sample. What happens once per call counts as for all K targets."""
+    """One call, per target and sample. What happens once per call counts as for all K targets.
+
+    On a GPU again, if the call had to ask for memory that the one before it, of somebody else, had given back.
+    """
+    clock = Clock(x.device)
+    for _ in range(TRIES):
+        before = clock.allocations()
+        found = _once(part, x, classes, clock)
+        if clock.allocations() == before:
+            break
+    return found
+
+
+def _once(part: Provider, x: Tensor, classes: Tensor, clock: Clock) -> float:
     asked = _asked(part, classes)
-    lap: list[float] = []
-    begin = time.perf_counter()
-    result = part.run(x, asked, lambda: lap.append(time.perf_counter()))
-    end = time.perf_counter()
+    lap: list[Stamp] = []
+    clock.settle()
+    begin = clock.stamp()
+    result = part.run(x, asked, lambda: lap.append(clock.stamp()))
+    end = clock.stamp()
+    whole = clock.between(begin, end)
     del result  # not before: freeing it is not its maker's work
-    fixed = lap[0] - begin if lap else 0.0
-    each = fixed / classes.shape[1] + (end - begin - fixed) / asked.shape[1]
+    fixed = clock.between(begin, lap[0]) if lap else 0.0
+    each = fixed / classes.shape[1] + (whole - fixed) / asked.shape[1]
     return each / len(classes)
 
 
@@ -181,6 +243,7 @@ def rows(case: Case, found: list[Entry], made: dict[str, Any]) -> list[dict[str,
             "error": entry.error,
             "reason": entry.reason,
             "peak_bytes": entry.peak,
+            "peak_bytes_in_all": entry.total,
             "samples": len(entry.seconds),
         }
         for name in ("zennit", "captum", "toolbox"):

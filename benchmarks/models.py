@@ -37,14 +37,33 @@ def small_network() -> nn.Module:
     )  # fmt: skip
 
 
-def build(name: str, seed: int = 0, size: int = 224, batch: int = 1) -> tuple[nn.Module, Tensor]:
+def lenet() -> nn.Module:
+    """LeNet-5 as it is usually written today: 28x28 digits, ten classes."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def build(
+    name: str, seed: int = 0, size: int = 224, batch: int = 1, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Tensor]:
     """A model in evaluation mode with random weights and batch-norm statistics, and ``batch`` inputs.
 
-    ``size`` is the side of the images; the small network's are 8x8 whatever it says.
+    The same numbers on every device. ``size`` is the side of the images; those of the small networks (``"small"``,
+    ``"lenet"``) are 8x8 and 28x28 whatever it says.
     """
+    model, x = _built(name, seed, size, batch)
+    return model.to(device), x.to(device)
+
+
+def _built(name: str, seed: int, size: int, batch: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(seed)
     if name == "small":
         return small_network().eval(), torch.rand(batch, 1, 8, 8)
+    if name == "lenet":
+        return lenet().eval(), torch.rand(batch, 1, 28, 28)
     model = getattr(torchvision_models(), name)(weights=None).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import toolbox
+from benchmarks.measure import seconds
 from benchmarks.models import torchvision_models
 from benchmarks.providers import HIGH, LOW, Mark, Provider, UnavailableError
 
@@ -19,11 +20,16 @@ EPSILON = 1e-6
 """The presets' stabilizer."""
 
 
-def zennit(model: nn.Module, name: str, family: str, limit: int) -> list[Provider]:
+def zennit(model: nn.Module, name: str, family: str, limit: int, batch: int | None = None) -> list[Provider]:
     """Zennit with its canonizers: the graph retained over targets, or the batch expanded by them.
 
     Its canonizers merge a batch norm and leave one behind that still divides by ``sqrt(1 + eps)``, 53 times in a
     ResNet-50. That is taken out for the comparison of outputs; it costs or saves no time.
+
+    Args:
+        limit: most targets per sample that are measured.
+        batch: targets at once of the expanded batch, whose graph is then retained over such blocks: the better of both
+            ways. None: all at once.
 
     Raises:
         UnavailableError: if it is not installed or has no such composite.
@@ -32,6 +38,7 @@ def zennit(model: nn.Module, name: str, family: str, limit: int) -> list[Provide
     model = copy.deepcopy(model)
 
     def retained(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        classes = classes.to(x.device)
         with rules.context(model) as modified, _exact_batch_norms(model):
             leaf = x.clone().requires_grad_()
             y = modified(leaf)
@@ -43,13 +50,78 @@ def zennit(model: nn.Module, name: str, family: str, limit: int) -> list[Provide
             return torch.stack(found, 1)
 
     def expanded(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        classes = classes.to(x.device)
+        count = classes.shape[1]
+        size = min(batch or count, count)
         with rules.context(model) as modified, _exact_batch_norms(model):
-            leaf = x.repeat_interleave(classes.shape[1], 0).requires_grad_()
+            leaf = x.repeat_interleave(size, 0).requires_grad_()
             y = modified(leaf)
-            (found,) = torch.autograd.grad(y, leaf, _initial(y, classes.reshape(-1, 1)))
-            return found.view(*classes.shape, *x.shape[1:])
+            if batch is not None:
+                mark()
+            found = []
+            for start in range(0, count, size):
+                # The last block is filled up with what comes before it.
+                begin = min(start, count - size)
+                chosen = classes[:, begin : begin + size].reshape(-1, 1)
+                (part,) = torch.autograd.grad(y, leaf, _initial(y, chosen), retain_graph=start + size < count)
+                part = part.view(len(x), size, *x.shape[1:])
+                found.append(part[:, start - begin :])
+            return torch.cat(found, 1) if len(found) > 1 else found[0]
 
-    return [Provider("zennit retained", retained, limit), Provider("zennit expanded", expanded, limit)]
+    # A block more than fits at once: the blocks after the first cost no forward pass.
+    most = limit if batch is None else max(limit, 2 * batch)
+    return [Provider("zennit retained", retained, limit), Provider("zennit expanded", expanded, most)]
+
+
+def best_batch(make: Callable[[int], Provider], x: Tensor, classes: Tensor) -> tuple[int, list[str]]:
+    """How many targets at once are fastest, found by doubling until memory or targets end.
+
+    Args:
+        make: the provider that takes so many at once. classes: ``(B, K)``.
+
+    Returns:
+        the number, and a line for each that was tried.
+
+    Raises:
+        RuntimeError: if not even one fits.
+    """
+    with _some_memory_left(x.device):
+        return _doubled(make, x, classes)
+
+
+@contextmanager
+def _some_memory_left(device: torch.device) -> Iterator[None]:
+    """A part of a GPU's memory is for those who are measured in the same process."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_per_process_memory_fraction(0.85, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def _doubled(make: Callable[[int], Provider], x: Tensor, classes: Tensor) -> tuple[int, list[str]]:
+    seen: dict[int, float] = {}
+    lines = []
+    size = 1
+    while size <= classes.shape[1]:
+        part = make(size)
+        try:
+            part.run(x, classes[:, :size], lambda: None)  # libraries choose their algorithms
+            seen[size] = seconds(part, x, classes)
+        except RuntimeError as error:  # PyTorch's own for memory, and what libraries make of it
+            if not seen:
+                raise
+            lines.append(f"{size} at once: {str(error).splitlines()[0][:120]}")
+            break
+        finally:
+            if x.device.type == "cuda":
+                torch.cuda.empty_cache()
+        lines.append(f"{size} at once: {seen[size]:.5f} s/target")
+        size *= 2
+    return min(seen, key=lambda key: seen[key]), lines
 
 
 def _initial(y: Tensor, classes: Tensor) -> Tensor:

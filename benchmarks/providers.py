@@ -5,9 +5,9 @@ Every provider has the same call. Where it has two ways, both are measured, and 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp.io
-from benchmarks.density import AFFINE
+from benchmarks import floors
 from fastlrp.composites import Composite
+from fastlrp.dispatch import BackendError
 
 LOW, HIGH = -3.0, 3.0
 """Bounds of the box rule, for all libraries."""
-
-BLOCK_BYTES = 24 << 20
-"""Largest map of a block of the floor's products, the size that fastlrp's blocks have on a CPU."""
 
 Mark = Callable[[], None]
 
@@ -72,6 +70,45 @@ def _explainer(model: nn.Module, x: Tensor, rules: str | Composite, backend: str
     return fastlrp.Explainer(model, rules, example_inputs=x, backend=name, paths=paths)
 
 
+def each(backends: Sequence[str], guard: bool, make: Callable[[str], Provider]) -> tuple[list[Provider], list[str]]:
+    """fastlrp per backend, and why some are missing.
+
+    Args:
+        guard: on a GPU not all backends need be there, and one that fails must not lose the others.
+    """
+    if not guard:
+        return [make(backend) for backend in backends], []
+    parts, left_out = [], []
+    for backend in backends:
+        try:
+            parts.append(guarded(f"fastlrp {backend}", partial(make, backend)))
+        except (BackendError, UnavailableError) as reason:
+            left_out.append(f"  {'fastlrp ' + backend:18} left out: {reason}")
+    return parts, left_out
+
+
+def guarded(name: str, make: Callable[[], Provider], *also: type[Exception]) -> Provider:
+    """What ``make`` makes; if it fails, one who fails with that error when it is to run.
+
+    Args:
+        also: errors that are failures too, although they say that the backend is not there at all.
+
+    Raises:
+        BackendError, UnavailableError: if it is not there, unless that is among ``also``.
+    """
+    try:
+        return make()
+    except Exception as error:
+        if isinstance(error, (BackendError, UnavailableError)) and not isinstance(error, also):
+            raise
+        failure = error
+
+    def fail(*asked: Any) -> Tensor:
+        raise failure
+
+    return Provider(name, fail, optional=True)
+
+
 def ours(model: nn.Module, x: Tensor, rules: str | Composite, backend: str) -> Provider:
     """fastlrp."""
     explainer = _explainer(model, x, rules, backend)
@@ -97,6 +134,29 @@ def streaming(model: nn.Module, x: Tensor, rules: str, backend: str, block: int)
     return Provider(f"fastlrp {backend}", run)
 
 
+def replayed(model: nn.Module, x: Tensor, classes: Tensor, rules: str, backend: str) -> Provider:
+    """fastlrp's work for these classes, recorded once as one CUDA graph that each call repeats.
+
+    Raises:
+        UnavailableError: where nothing can be recorded.
+    """
+    explainer: Any = _explainer(model, x, rules, backend)
+    try:
+        replay = explainer.replay(x, classes.shape[1])
+    except (AttributeError, RuntimeError) as error:
+        raise UnavailableError(str(error)) from error
+    host = classes.cpu()
+
+    def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        if classes.shape != host.shape:  # The check asks for a few of them alone.
+            alone: Tensor = explainer(x, classes)
+            return alone
+        found: Tensor = replay(x, host)[1]
+        return found
+
+    return Provider(f"fastlrp replayed {backend}", run)
+
+
 def thin(path: Path, epsilons: Sequence[float]) -> Provider:
     """A network of the LRP Toolbox as ``fastlrp.nn``: all classes, under one epsilon after the other."""
     net = fastlrp.io.read_model(path)
@@ -108,11 +168,14 @@ def thin(path: Path, epsilons: Sequence[float]) -> Provider:
     return Provider("fastlrp auto", run)
 
 
-def gradients(model: nn.Module, limit: int = 8) -> list[Provider]:
-    """One forward pass, then a backward pass per target, or one batched backward pass (``is_grads_batched``)."""
+def gradients(model: nn.Module, limit: int = 8, expanded: int | None = None) -> list[Provider]:
+    """One forward pass, then a backward pass per target, or one batched backward pass (``is_grads_batched``).
+
+    ``expanded``: a third way, for GPUs that one image does not fill: a batch of so many copies, a target each.
+    """
 
     def looped(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
-        leaf = x.detach().requires_grad_()
+        classes, leaf = classes.to(x.device), x.detach().requires_grad_()
         y = model(leaf)
         mark()
         chosen = y.gather(1, classes)
@@ -120,16 +183,22 @@ def gradients(model: nn.Module, limit: int = 8) -> list[Provider]:
         return torch.stack(found, 1)
 
     def batched(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
-        leaf = x.detach().requires_grad_()
+        classes, leaf = classes.to(x.device), x.detach().requires_grad_()
         y = model(leaf)
         mark()
         one_hot = torch.nn.functional.one_hot(classes.t(), y.shape[1]).to(y.dtype)  # (K, B, C)
         return torch.autograd.grad(y, leaf, one_hot, is_grads_batched=True)[0].transpose(0, 1)
 
-    return [
+    def copied(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        classes, leaf = classes.to(x.device), x.repeat_interleave(classes.shape[1], 0).requires_grad_()
+        chosen = model(leaf).gather(1, classes.reshape(-1, 1))
+        return torch.autograd.grad(chosen.sum(), leaf)[0].view(*classes.shape, *x.shape[1:])
+
+    ways = [
         Provider("gradient looped", looped, limit, comparable=False),
         Provider("gradient batched", batched, limit, comparable=False, optional=True),
     ]
+    return ways if expanded is None else [*ways, Provider("gradient expanded", copied, expanded, False, True)]
 
 
 def one_gradient(model: nn.Module) -> Provider:
@@ -142,91 +211,18 @@ def one_gradient(model: nn.Module) -> Provider:
     return Provider("one-gradient", run, limit=1, comparable=False)
 
 
-# The floor
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A layer's product with its transposed weight, on a block of ``rows`` maps that are there already."""
-
-    run: Callable[[], Any]
-    rows: int
-
-
 def floor(model: nn.Module, x: Tensor, limit: int = 32) -> Provider:
     """For every convolution and linear layer one dense product with the transposed weight, and nothing else.
 
-    The operands are random and there beforehand, channels-last; blocks are as large as fastlrp's; the call is the
-    faster of two that PyTorch has. Nothing is passed on from layer to layer, so there is nothing to compare.
+    See :mod:`benchmarks.floors`. Nothing is passed on from layer to layer, so there is nothing to compare.
     """
-    shapes: list[tuple[nn.Module, torch.Size, torch.Size]] = []
-    hooks = [
-        module.register_forward_hook(lambda m, i, y: shapes.append((m, i[0].shape[1:], y.shape[1:])))
-        for module in model.modules()
-        if isinstance(module, AFFINE)
-    ]
-    with torch.no_grad():
-        model(x[:1])
-    for hook in hooks:
-        hook.remove()
-    products: dict[int, list[_Product]] = {}
+    ready: dict[int, list[floors.Product]] = {}
 
     def run(x: Tensor, classes: Tensor, mark: Mark) -> None:
         maps = classes.numel()
-        if maps not in products:
-            products[maps] = [_product(*shape, maps) for shape in shapes]
-        with torch.no_grad():
-            for product in products[maps]:
-                for _ in range(-(-maps // product.rows)):
-                    product.run()
+        if maps not in ready:
+            ready[maps] = floors.products(model, x, maps)
+        for product in ready[maps]:
+            product.run()
 
     return Provider("floor", run, limit, comparable=False)
-
-
-def _product(module: nn.Module, size: torch.Size, out: torch.Size, maps: int) -> _Product:
-    largest = max(size.numel(), out.numel()) * 4
-    fits = max(1, min(maps, BLOCK_BYTES // largest))
-    rows = -(-maps // -(-maps // fits))  # equal blocks
-    parameter: Any = module.weight
-    weight = parameter.detach()
-    if isinstance(module, nn.Linear):
-        flow = torch.randn(rows, *out)
-        return _Product(lambda: flow @ weight, rows)
-    layer: Any = module
-    flow, given = _last(torch.randn(rows, *out)), _last(torch.empty(rows, *size))
-    weight = _last(weight)
-    n = len(layer.kernel_size)
-    fixed = (layer.stride, layer.padding, layer.dilation, layer.transposed)
-
-    def backward() -> Any:
-        return torch.ops.aten.convolution_backward(
-            flow, given, weight, None, *fixed, layer.output_padding, layer.groups, [True, False, False]
-        )
-
-    missing = [
-        s - ((o - 1) * t - 2 * p + d * (k - 1) + 1)
-        for s, o, t, p, d, k in zip(
-            size[1:], out[1:], layer.stride, layer.padding, layer.dilation, layer.kernel_size, strict=True
-        )
-    ]
-
-    def transposed() -> Any:
-        return torch.convolution(
-            flow, weight, None, layer.stride, layer.padding, layer.dilation, True, missing, layer.groups
-        )
-
-    if n != 2 or layer.transposed or not all(0 <= m < t for m, t in zip(missing, layer.stride, strict=True)):
-        return _Product(backward, rows)
-    return _Product(min((backward, transposed), key=_seconds), rows)
-
-
-def _last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    with torch.no_grad():
-        run()
-        begin = time.perf_counter()
-        run()
-    return time.perf_counter() - begin

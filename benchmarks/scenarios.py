@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import density, peers, providers, toolbox
-from benchmarks.measure import AGREES, Case, disagreement
+from benchmarks import density, gates, peers, precision, providers, toolbox
+from benchmarks.measure import AGREES, Case, Gate, disagreement
 from benchmarks.models import build, lenet5
+from benchmarks.precision import PRECISIONS
 from benchmarks.providers import Provider, UnavailableError
 from fastlrp import rules
 from fastlrp.composites import Composite, kind
@@ -29,6 +32,9 @@ class Options:
         models, composites, counts, repeats: see the command's help.
         others: who is measured beside fastlrp, of :data:`OTHERS`.
         peer_targets: most targets per sample that Zennit and Captum get.
+        device: what everybody computes on.
+        gpu: the ways of a GPU: backends that can, Zennit's best batch, wide gradients, outputs compared in float32.
+        precision: of :data:`benchmarks.precision.PRECISIONS`; the caller sets PyTorch's switches to it.
     """
 
     models: tuple[str, ...] | None = None
@@ -42,42 +48,59 @@ class Options:
     counts: tuple[int, ...] | None = None
     peer_targets: int = 4
     repeats: int | None = None
+    device: str = "cpu"
+    gpu: bool = False
+    precision: str = "float32"
 
 
 @dataclass
 class Round:
-    """One question. ``left_out``: why somebody does not take part, a line each."""
+    """One question. ``left_out``: why somebody does not take part, a line each. ``gate``: what outputs must be."""
 
     case: Case
     parts: list[Provider]
     x: Tensor
     repeats: int
     left_out: list[str] = field(default_factory=list)
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model with its input, and what the case says about both."""
+    """A model with its input, and what the case says about both; ``exact``: both in float32."""
 
     name: str
     model: nn.Module
     x: Tensor
     share: density.Density
     scores: Tensor
+    exact: tuple[nn.Module, Tensor]
 
     @property
     def size(self) -> int:
         return self.x.shape[-1]
 
 
+@lru_cache(maxsize=1)
+def _exact(
+    name: str, size: int, batch: int, device: str, asked: float | None
+) -> tuple[nn.Module, Tensor, density.Density, Tensor]:
+    """A model in float32 with its input, its densities and scores; the latest is kept for the next precision."""
+    model, x = build(name, size=size, batch=batch, device=device)
+    if asked is not None:
+        density.shift(model, x, asked)
+    with torch.no_grad():
+        scores = model(x).cpu()
+    return model, x, density.measure(model, x), scores
+
+
 def _loaded(options: Options, names: tuple[str, ...], batch: int) -> Iterator[_Loaded]:
     for name in options.models or names:
-        model, x = build(name, size=options.size, batch=batch)
-        if options.density is not None:
-            density.shift(model, x, options.density)
-        with torch.no_grad():
-            scores = model(x)
-        yield _Loaded(name, model, x, density.measure(model, x), scores)
+        with precision.using("float32"):
+            model, x, share, scores = _exact(name, options.size, batch, options.device, options.density)
+        dtype = PRECISIONS[options.precision].dtype
+        own = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        yield _Loaded(name, own, x.to(dtype), share, scores, (model, x))
 
 
 def spread_out(count: int, classes: int, batch: int = 1) -> Tensor:
@@ -91,16 +114,16 @@ def spread_out(count: int, classes: int, batch: int = 1) -> Tensor:
     return (torch.arange(count) * classes // count).expand(batch, count)
 
 
-def _beside(options: Options, loaded: _Loaded, rule: str) -> tuple[list[Provider], list[str]]:
+def _beside(options: Options, loaded: _Loaded, rule: str, classes: Tensor) -> tuple[list[Provider], list[str]]:
     """Everybody but fastlrp, and why some are missing."""
-    family = "resnet" if "resnet" in loaded.name else "vgg"
     makers: dict[str, Callable[[], list[Provider]]] = {
-        "gradient": lambda: providers.gradients(loaded.model),
-        "floor": lambda: [providers.floor(loaded.model, loaded.x)],
-        "zennit": lambda: peers.zennit(loaded.model, rule, family, options.peer_targets),
+        "gradient": lambda: _gradients(options, loaded),
+        "floor": lambda: [providers.floor(loaded.model, loaded.x, classes.shape[1] if options.gpu else 32)],
+        "zennit": lambda: _zennit(options, loaded, rule, classes, left_out),
         "captum": lambda: peers.captum(loaded.model, rule, options.peer_targets),
     }
-    parts, left_out = [], []
+    parts: list[Provider] = []
+    left_out: list[str] = []
     for name in options.others:
         try:
             parts += makers[name]()
@@ -109,23 +132,55 @@ def _beside(options: Options, loaded: _Loaded, rule: str) -> tuple[list[Provider
     return parts, left_out
 
 
+def _gradients(options: Options, loaded: _Loaded) -> list[Provider]:
+    """On a GPU the batched ways get enough targets to fill it."""
+    return providers.gradients(loaded.model, 32, 64) if options.gpu else providers.gradients(loaded.model)
+
+
+def _zennit(options: Options, loaded: _Loaded, rule: str, classes: Tensor, notes: list[str]) -> list[Provider]:
+    """Both of Zennit's ways. On a GPU the expanded batch has the size that is fastest."""
+    family, limit = "resnet" if "resnet" in loaded.name else "vgg", options.peer_targets
+    if not options.gpu:
+        return peers.zennit(loaded.model, rule, family, limit)
+
+    def expanded(size: int) -> Provider:
+        return peers.zennit(loaded.model, rule, family, limit, size)[1]
+
+    size, lines = peers.best_batch(expanded, loaded.x, classes)
+    notes += [f"  {'zennit expanded':18} {line}" for line in lines]
+    return peers.zennit(loaded.model, rule, family, limit, size)
+
+
+def _round(
+    case: Case, parts: list[Provider], loaded: _Loaded, options: Options, repeats: int, notes: list[str]
+) -> Round:
+    """Everybody computes in the precision asked for. On a GPU nobody's failure ends the others' measurement."""
+    parts = [replace(p, dtype=options.precision, optional=p.optional or options.gpu) for p in parts]
+    gate = None
+    if options.gpu or options.precision != "float32":
+        gate = gates.made(loaded.exact, (loaded.model, loaded.x), case.composite, case.classes, options.precision)
+    return Round(case, parts, loaded.x, options.repeats or repeats, notes, gate)
+
+
 def _case(scenario: str, loaded: _Loaded, rule: str, classes: Tensor, options: Options) -> Case:
     return Case(scenario, loaded.name, rule, classes, loaded.size, options.density, loaded.share)
 
 
 def _rounds(
     scenario: str, options: Options, names: tuple[str, ...], presets: tuple[str, ...], batch: int, repeats: int,
-    choose: Callable[[Tensor], Tensor], extra: Callable[[nn.Module], list[Provider]] = lambda model: [],
+    choose: Callable[[Tensor], Tensor],
+    extra: Callable[[_Loaded, str, Tensor], list[Provider]] = lambda loaded, rule, classes: [],
 ) -> Iterator[Round]:  # fmt: skip
     """Every model under every composite, everybody beside fastlrp. ``choose``: classes from the model's scores."""
     for loaded in _loaded(options, names, batch):
         classes = choose(loaded.scores)
         for rule in options.composites or presets:
-            own = [providers.ours(loaded.model, loaded.x, rule, backend) for backend in options.backends]
-            others, left_out = _beside(options, loaded, rule)
+            make = partial(providers.ours, loaded.model, loaded.x, rule)
+            own, missing = providers.each(options.backends, options.gpu, make)
+            others, left_out = _beside(options, loaded, rule, classes)
             case = _case(scenario, loaded, rule, classes, options)
-            parts = [*own, *extra(loaded.model), *others]
-            yield Round(case, parts, loaded.x, options.repeats or repeats, left_out)
+            parts = [*own, *extra(loaded, rule, classes), *others]
+            yield _round(case, parts, loaded, options, repeats, [*missing, *left_out])
 
 
 def targets(options: Options) -> Iterator[Round]:
@@ -152,32 +207,46 @@ def small(options: Options) -> Iterator[Round]:
     """The small network, ten classes of one digit; a gradient of one class beside them."""
     return _rounds(
         "small", options, ("small",), ("epsilon_plus",), 1, 300, lambda s: spread_out(s.shape[1], s.shape[1]),
-        lambda model: [providers.one_gradient(model)],
+        lambda loaded, rule, classes: [providers.one_gradient(loaded.model)],
     )  # fmt: skip
+
+
+def replay(options: Options) -> Iterator[Round]:
+    """LeNet-5, ten classes of one digit: the launches recorded once, beside the same calls made one by one (GPU)."""
+
+    def recorded(loaded: _Loaded, rule: str, classes: Tensor) -> list[Provider]:
+        make = partial(providers.replayed, loaded.model, loaded.x, classes, rule, "auto")
+        found = providers.guarded("fastlrp replayed auto", make, UnavailableError)
+        return [found, providers.one_gradient(loaded.model)]
+
+    return _rounds(
+        "replay", options, ("lenet",), ("epsilon_plus",), 1, 50, lambda s: spread_out(s.shape[1], s.shape[1]), recorded
+    )
 
 
 def stream(options: Options) -> Iterator[Round]:
     """Many targets in blocks that are forgotten one by one: time per target and memory must not grow with K."""
     for loaded in _loaded(options, ("vgg16",), 1):
         for rule in options.composites or ("epsilon_plus",):
-            parts = [providers.streaming(loaded.model, loaded.x, rule, b, 64) for b in options.backends]
-            parts += _beside(options, loaded, rule)[0] if "gradient" in options.others else []
-            parts = [part for part in parts if part.library in ("fastlrp", "gradient")]
+            make = partial(providers.streaming, loaded.model, loaded.x, rule, block=64)
+            parts, missing = providers.each(options.backends, options.gpu, make)
+            parts += _gradients(options, loaded) if "gradient" in options.others else []
             for count in options.counts or (1, 64, 1000):
-                classes = spread_out(count, loaded.scores.shape[1])
-                yield Round(_case("stream", loaded, rule, classes, options), parts, loaded.x, options.repeats or 1)
+                case = _case("stream", loaded, rule, spread_out(count, loaded.scores.shape[1]), options)
+                yield _round(case, parts, loaded, options, 1, missing)
 
 
 def basis(options: Options) -> Iterator[Round]:
     """More targets than some edge of the network is wide: a basis of that edge is propagated instead."""
     for loaded in _loaded(options, ("resnet18",), 1):
         for rule in options.composites or ("epsilon_plus",):
-            parts = [providers.ours(loaded.model, loaded.x, rule, backend) for backend in options.backends]
-            parts += providers.gradients(loaded.model) if "gradient" in options.others else []
+            make = partial(providers.ours, loaded.model, loaded.x, rule)
+            parts, missing = providers.each(options.backends, options.gpu, make)
+            parts += _gradients(options, loaded) if "gradient" in options.others else []
             parts += [providers.floor(loaded.model, loaded.x)] if "floor" in options.others else []
             for count in options.counts or (256, 1000):
-                classes = spread_out(count, loaded.scores.shape[1])
-                yield Round(_case("basis", loaded, rule, classes, options), parts, loaded.x, options.repeats or 1)
+                case = _case("basis", loaded, rule, spread_out(count, loaded.scores.shape[1]), options)
+                yield _round(case, parts, loaded, options, 1, missing)
 
 
 def toolbox_rules(variant: str) -> Composite:

@@ -5,12 +5,11 @@
 
 namespace fastlrp {
 
-// The windows of a pool along one spatial axis. Window o reads the inputs begin[o] + j * dilation, 0 <= j < taps[o];
-// input i stands in the windows first[i] + j * step, 0 <= j < count[i]. Padding is in neither.
+// The windows of a pool along one spatial axis (axis.h) as tables. Window o reads the inputs begin[o] + j * dilation,
+// 0 <= j < taps[o]; input i stands in the windows first[i] + j * step, 0 <= j < count[i]. Padding is in neither.
 struct Windows {
   int32_t inputs, outputs;
   int32_t dilation = 1, step = 1;
-  int32_t most_taps = 0, most_count = 0;
   std::vector<int32_t> begin, taps;   // per output
   std::vector<int32_t> first, count;  // per input
   std::vector<double> weight;         // per output: what an average gives to each entry; 1 for pool_windows

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cstring>
 
+#include "../common/axis.h"
 #include "../common/parallel.h"
+#include "../common/pattern.h"
 #include "sparse.h"
 #include "sparse_kernel.h"
 #include "sparse_window.h"
@@ -33,24 +35,17 @@ int64_t advance(const Pattern& pattern, int64_t position, int64_t from, int32_t 
   return from;
 }
 
-// Whether an input can be in two windows.
-bool overlaps(const Window& w) {
-  return w.taps[0] > w.stride[0] || w.taps[1] > w.stride[1] || w.taps[2] > w.stride[2] ||
-         w.dilation[0] * w.dilation[1] * w.dilation[2] > 1;
-}
-
 // Outputs that each input coordinate is joined with along an axis, ascending.
 struct Joined {
   std::vector<int32_t> outputs;
   std::vector<int64_t> begin{0};
 
   Joined(const Window& w, int axis) {
-    const Reach reach(w, axis);
+    const Axis line(w.in[axis], w.out[axis], w.taps[axis], w.stride[axis], w.padding[axis], w.dilation[axis]);
     for (int64_t i = 0; i < w.in[axis]; ++i) {
-      for (int64_t tap = w.taps[axis] - 1; tap >= 0; --tap) {
-        if (reach.tap(tap)[i] >= 0) {
-          outputs.push_back(reach.tap(tap)[i]);
-        }
+      const Span span = line.outputs_of(i);
+      for (int32_t j = 0; j < span.count; ++j) {
+        outputs.push_back(span.first + j * span.step);
       }
       begin.push_back(static_cast<int64_t>(outputs.size()));
     }

@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "../common/axis.h"
 #include "sparse.h"
 
 // What the sparse kernels share: which outputs a window joins with which inputs, and scratch memory.
@@ -43,17 +44,13 @@ struct Reach {
   int64_t inputs;
 
   Reach(const Window& w, int axis) : inputs(w.in[axis]) {
+    const int64_t outer = w.transposed ? w.out[axis] : w.in[axis], inner = w.transposed ? w.in[axis] : w.out[axis];
+    const Axis line(outer, inner, w.taps[axis], w.stride[axis], w.padding[axis], w.dilation[axis]);
     table.resize(static_cast<size_t>(w.taps[axis] * inputs));
+    int32_t* to = table.data();
     for (int64_t t = 0; t < w.taps[axis]; ++t) {
       for (int64_t i = 0; i < inputs; ++i) {
-        int64_t o;
-        if (w.transposed) {
-          o = i * w.stride[axis] - w.padding[axis] + t * w.dilation[axis];
-        } else {
-          o = i + w.padding[axis] - t * w.dilation[axis];
-          o = o >= 0 && o % w.stride[axis] == 0 ? o / w.stride[axis] : -1;
-        }
-        table[t * inputs + i] = o >= 0 && o < w.out[axis] ? static_cast<int32_t>(o) : -1;
+        *to++ = w.transposed ? line.input_at(i, t) : line.output_at(i, t);
       }
     }
   }

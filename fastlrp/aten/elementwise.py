@@ -6,6 +6,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+_MAX_POOLS: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
+    3: functional.max_pool1d_with_indices,
+    4: functional.max_pool2d_with_indices,
+    5: functional.max_pool3d_with_indices,
+}
+"""By the number of axes of (B, C, *S)."""
 
 
 def combine(
@@ -83,3 +91,24 @@ def elementwise_coefficients(
         share = gamma * inverse
         return torch.where(below, (1 + gamma) * inverse, inverse), torch.where(below, -share, share)
     raise ValueError(f"unknown rule {rule!r}: expected epsilon, zplus or gamma")
+
+
+def elementwise_pooled_coefficients(
+    z: Tensor,
+    positive: Tensor | None,
+    negative: Tensor | None,
+    rule: str,
+    alpha: float,
+    epsilon: float,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """See :func:`fastlrp.reference.elementwise.elementwise_pooled_coefficients`."""
+    a = z.clamp(min=0)
+    u, v = elementwise_coefficients(z, positive, negative, a, rule, alpha, epsilon)
+    images = a if len(a) else a.new_zeros(1, *a.shape[1:])  # max_pool1d takes no empty batch
+    pooled, index = _MAX_POOLS[z.dim()](images, kernel_size, stride, padding, dilation, ceil_mode)
+    return pooled[: len(a)], index[: len(a)], u, v

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastlrp.reference.linear import check_coefficients
+from fastlrp.reference.pool import pool_max_relevance
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -96,3 +97,56 @@ def conv_relevance(
     if multiply and x is not None:
         c = x * c
     return c.to(relevance.dtype)
+
+
+def conv_unpooled_relevance(
+    relevance: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    input: Tensor | None,
+    weight_positive: Tensor | None,
+    unpooled_size: list[int],
+    pool_kernel: list[int],
+    pool_stride: list[int],
+    pool_padding: list[int],
+    pool_dilation: list[int],
+    input_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    signed: bool,
+    multiply: bool,
+) -> Tensor:
+    """Relevance through a convolution and the max-pool after it: :func:`conv_relevance` of ``pool_max_relevance``.
+
+    What arrives at the convolution is what each window gives to its winner,
+    ``F[b, k, c, index[b, c, j]] += R[b, k, c, j]``.
+
+    Args:
+        relevance: ``R``, what flows into the pool from above, ``(B, K, Co, *P)``.
+        index: ``(B, Co, *P)`` int64, flat position of each window's winner in ``S'``; it lies inside the window.
+        weight: ``W``, ``(Co, Ci / groups, *k)``.
+        u, v: coefficients ``(B, Co, *S')`` or None; at least one is given.
+        input: ``x``, ``(B, Ci, *S)``; needed by ``signed`` (where ``v`` is given) and by ``multiply``.
+        weight_positive: ``max(W, 0)`` for backends that keep it.
+        unpooled_size: ``S'``, output size of the convolution and input size of the pool.
+        pool_kernel, pool_stride, pool_padding, pool_dilation: of the pool, one number per spatial axis; backends that
+            do not make the map of size ``S'`` find the windows of a position with them.
+        input_size: ``S``.
+        stride, padding, dilation, groups, signed, multiply: as in :func:`conv_relevance`.
+
+    Returns:
+        ``(B, K, Ci, *S)`` in the dtype of ``relevance``; computed in float64.
+
+    Raises:
+        ValueError: if ``u`` and ``v`` are both None, or ``input`` is needed and None.
+
+    Source: as of its two parts.
+    """
+    unpooled = pool_max_relevance(relevance.double(), index, None, unpooled_size)
+    geometry = (input_size, stride, padding, dilation, False, [0] * len(input_size), groups)
+    result = conv_relevance(unpooled, weight, u, v, input, weight_positive, *geometry, signed, multiply)
+    return result.to(relevance.dtype)

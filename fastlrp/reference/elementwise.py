@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def elementwise_coefficients(
@@ -76,3 +77,42 @@ def elementwise_coefficients(
     u = torch.where(total > 0, above, torch.where(total < 0, (1 + gamma) * below, zero))
     v = torch.where(total > 0, gamma * above, torch.where(total < 0, -gamma * below, zero))
     return finish(u), finish(v)
+
+
+def elementwise_pooled_coefficients(
+    z: Tensor,
+    positive: Tensor | None,
+    negative: Tensor | None,
+    rule: str,
+    alpha: float,
+    epsilon: float,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """``max_pool(a)`` and its winners with ``a = max(z, 0)``, and the rule's coefficients with the factor ``a``.
+
+    Args:
+        z: pre-activation ``W x + b`` of the layer whose ReLU is pooled, ``(B, C, *S)``.
+        positive, negative, rule, alpha, epsilon: as in :func:`elementwise_coefficients`.
+        kernel_size, stride, padding, dilation: one number per spatial axis.
+        ceil_mode: as in ``torch.nn.functional.max_pool2d``.
+
+    Returns:
+        The pooled activation ``(B, C, *S')``; the winners' flat positions in S ``(B, C, *S')``, int64, by PyTorch's
+        rule: the first of equals in each window, the last NaN before all; ``u`` and ``v``, shape of z or None.
+
+    Raises:
+        ValueError: if the rule is unknown, or a sum it needs is None.
+
+    Source: :func:`elementwise_coefficients` and PyTorch's max-pool.
+    """
+    a = z.clamp(min=0)
+    u, v = elementwise_coefficients(z, positive, negative, a, rule, alpha, epsilon)
+    pool = {3: functional.max_pool1d, 4: functional.max_pool2d, 5: functional.max_pool3d}[z.dim()]
+    # At least one image: max_pool1d takes no empty batch.
+    images = a.double() if len(a) else torch.zeros(1, *a.shape[1:], dtype=torch.float64, device=a.device)
+    pooled, index = pool(images, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    return pooled[: len(a)].to(z.dtype), index[: len(a)], u, v

@@ -6,4 +6,4 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.fixtures import poisoned, seeded  # noqa: E402, F401
+from tests.fixtures import poisoned, seeded  # noqa: F401

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fastlrp import dispatch, functional
+from fastlrp.functional.elementwise import elementwise_pooled_coefficients
 from fastlrp.reference import rules
 from fastlrp.reference.rules import Affine
 from tests.ops.cases import (
@@ -19,7 +21,7 @@ from tests.ops.cases import (
     with_gaps,
 )
 
-OP = "elementwise_coefficients"
+OP, POOLED = "elementwise_coefficients", "elementwise_pooled_coefficients"
 RULES = [
     ("epsilon", 1.0),
     ("zplus", 1.0),
@@ -143,7 +145,7 @@ def test_alpha_beta_of_sparse_inputs_in_float32(density, backend):
     assert error(one_call) >= 5e-4  # measured 1.3e-3 for the definition, 9e-3 to 1.6e-2 for the others
 
 
-Z = torch.ones(2, 3)
+Z, X = torch.ones(2, 3), torch.ones(2, 3, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -181,3 +183,98 @@ def test_kernel_edge_errors(change, error, message):
         values[place] = value
     with pytest.raises(error, match=message):
         bound(OP, "cpu", torch.float32)(*values)
+
+
+# Spatial sizes, kernel, stride, padding, dilation, ceil_mode.
+POOLS = [
+    ((6, 4), [2, 2], [2, 2], [0, 0], [1, 1], False),
+    ((7, 5), [2, 2], [2, 2], [0, 0], [1, 1], False),
+    ((7, 5), [2, 2], [2, 2], [0, 0], [1, 1], True),
+    ((7, 9), [3, 3], [2, 2], [1, 1], [1, 1], False),
+    ((8, 7), [3, 3], [1, 1], [1, 1], [1, 1], True),
+    ((9, 11), [3, 2], [2, 3], [1, 1], [2, 4], False),
+    ((5, 5), [2, 2], [3, 3], [0, 0], [1, 1], True),
+    ((13, 11), [2, 3], [5, 4], [1, 0], [1, 1], True),
+    ((1, 1), [1, 1], [1, 1], [0, 0], [1, 1], False),
+    ((1, 3), [2, 2], [1, 1], [1, 1], [2, 1], False),  # a window between the only entries
+    ((13,), [3], [2], [0], [1], False),
+    ((5, 4, 6), [2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], False),
+    ((5, 3, 7), [2, 3, 1], [1, 2, 3], [1, 1, 0], [1, 1, 1], True),
+]
+
+
+def pooled_arguments(channels, pool, dtype, batch=2):
+    z, positive, negative, _ = arguments((batch, channels, *pool[0]), dtype)
+    return z, positive, negative, pool[1:]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize(("rule", "alpha"), RULES)
+def test_pooled_equals_reference(rule, alpha, pool, backend, dtype):
+    # "cpu" has no kernel of its own and takes another backend's.
+    call = dispatch.select(POOLED, backend, torch.device("cpu"), dtype).call
+    for batch, channels in ((2, 3), (0, 2), (1, 16)):
+        z, positive, negative, geometry = pooled_arguments(channels, pool, dtype, batch)
+        for epsilon in (1e-6, 0.0):
+            expected = reference(POOLED)(z, positive, negative, rule, alpha, epsilon, *geometry)
+            for change in (same, with_gaps, channels_last(1)):
+                pooled, index, *made = call(change(z), change(positive), negative, rule, alpha, epsilon, *geometry)
+                assert torch.equal(pooled, expected[0])
+                assert torch.equal(index, expected[1])
+                assert_close(tuple(made), expected[2:], epsilon)
+
+
+def test_pooled_is_the_three_steps():
+    for pool in POOLS:
+        z, positive, negative, (kernel, stride, padding, dilation, ceil_mode) = pooled_arguments(3, pool, torch.float64)
+        a = z.relu()
+        expected = functional.elementwise_coefficients(z, positive, negative, a, "gamma", 0.25, backend="torch")
+        max_pool = {3: F.max_pool1d, 4: F.max_pool2d, 5: F.max_pool3d}[z.dim()]
+        pooled, index, *made = elementwise_pooled_coefficients(
+            z, positive, negative, "gamma", 0.25, 1e-6, kernel, stride, padding, dilation, ceil_mode
+        )
+        y, winners = max_pool(a, kernel, stride, padding, dilation, ceil_mode, True)
+        assert torch.equal(pooled, y)
+        assert torch.equal(index, winners)
+        assert_close(tuple(made), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_pooled_winners_of_ties_and_nan(backend):
+    nan = torch.nan
+    z = torch.tensor([[-1.0, 0.0, 3.0, 3.0], [-2.0, -0.5, 1.0, 3.0], [nan, 1.0, nan, 2.0], [2.0, nan, 9.0, nan]])
+    pooled, index, _, v = elementwise_pooled_coefficients(
+        z[None, None], z[None, None], rule="zplus", epsilon=0.0, backend=backend
+    )
+    assert v is not None
+    assert index.tolist() == [[[[0, 2], [13, 15]]]]
+    assert pooled[0, 0, 0].tolist() == [0, 3]
+    assert pooled[0, 0, 1].isnan().all()
+    assert v[0, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"rule": "z+"}, ValueError, "rule must be one of 'epsilon', 'zplus', 'gamma', got 'z+'"),
+        ({"rule": "zplus"}, ValueError, "positive must be given for rule 'zplus', got None"),
+        ({"epsilon": -1.0}, ValueError, "epsilon must be a number >= 0, got -1.0"),
+        ({"z": Z}, ValueError, r"z must have shape \(B, C, \*S\) with one to three spatial sizes S, got \(2, 3\)"),
+        ({"z": X.long()}, TypeError, "z must have a floating-point dtype, got torch.int64"),
+        ({"negative": X[:1]}, ValueError, r"negative must have shape that of z = \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
+        ({"kernel_size": [2]}, ValueError, r"kernel_size must have 2 entries, each at least 1, got \[2\]"),
+        ({"stride": 0}, ValueError, "stride must have 2 entries, each at least 1, got 0"),
+        ({"dilation": "2"}, TypeError, "dilation must be an integer or a list of 2, got '2'"),
+        ({"padding": 2}, ValueError, r"padding must be at most half of kernel_size, \[2, 2\], got \[2, 2\]"),
+        (
+            {"kernel_size": [2, 5]},
+            ValueError,
+            r"that hold a window, which spans \[2, 5\] with padding=\[0, 0\], got \[4",
+        ),
+    ],
+)
+def test_pooled_errors(change, error, message):
+    with pytest.raises(error, match=f"{POOLED}: .*{message.replace('z+', r'z[+]')}"):
+        elementwise_pooled_coefficients(**{"z": X, **change})

@@ -1,0 +1,31 @@
+"""What outputs must be in a round of less than float32, or of backends of which none need be right."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from benchmarks import measure, precision, providers
+from benchmarks.measure import AGREES, COMPARED, Gate, disagreement
+
+Model = tuple[nn.Module, Tensor]
+"""A model and its input."""
+
+
+def made(exact: Model, own: Model, rule: str, classes: Tensor, name: str) -> Gate:
+    """Outputs are compared with those of composed PyTorch operations in float32.
+
+    In less than float32 fastlrp may be twice as far from them as these same operations are in that precision; others
+    need only be nearer than nothing at all is. That their procedure is right is seen in float32.
+
+    Args:
+        exact, own: the model in float32, and in the precision that is measured.
+        rule: a composite's name. classes: ``(B, K)``. name: of the precision, which the caller has switched to.
+    """
+    classes = classes[:, :COMPARED]
+    with precision.using("float32"):
+        expected = measure.run(providers.ours(*exact, rule, "torch"), exact[1], classes).double()
+    if name == "float32":
+        return Gate(expected)
+    composed = measure.run(providers.ours(*own, rule, "torch"), own[1], classes)
+    off = disagreement(composed.double(), expected)
+    return Gate(expected, max(AGREES, 2 * off) if off < 0.5 else 1.0, 1.0)

@@ -1,0 +1,579 @@
+#include <algorithm>
+#include <limits>
+
+#include "../common/maps.h"
+#include "input_rules.h"
+
+// Few input channels leave a convolution's backward pass little to share: a thread holds outputs of the layer
+// ("sources") and computes for each a row of products, one for every tap, term and channel of the input ("columns"):
+//
+//   acc[source][tap, term, channel] = sum over o of (u F)[o, source] W_term[o, channel, tap]
+//
+// so that F is read once for all of them and every product that is made is needed, whatever the stride. Then each tap
+// adds its columns where it stands: two sources never meet at one place with the same tap, so a tap's sums need no
+// atomics, and barriers between taps keep their order. The block's part of the map lies in shared memory until all have
+// been added; it is multiplied, added over terms (and channels) and written once.
+
+namespace fastlrp::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+// Sources of a thread: each weight read from shared memory is used so many times.
+constexpr int kSources = 2;
+// Columns of a chunk, of 4-byte sums, in the wide and in the narrow kernel: the second takes 3x3 taps of 3 channels for
+// one term, the first for two. As many blocks must fit a multiprocessor: up to 255 and 168 registers.
+constexpr int kWide = 56, kNarrow = 28;
+constexpr int kWideBlocks = 2, kNarrowBlocks = 3;
+// Bytes of shared memory for weights, and for a block's part of the map.
+constexpr size_t kWeightBytes = 14 * 1024;
+constexpr size_t kMapBytes = 64 * 1024;
+
+struct Tile {
+  int32_t size[3], count[3];  // inputs of a block, and how many such parts each axis has
+  int64_t places, tiles;      // products of both
+  int threads;
+};
+
+// One column of a chunk: where its weights are, and where its sums go.
+template <class T>
+struct Column {
+  const T* weight;      // of output channel 0; null: there is no such column
+  int32_t summed;       // channels that go into it
+  int32_t slot;         // of the map
+  bool fresh;           // first of its tap
+  int64_t standing[3];  // of its tap: dilation * tap - padding
+};
+
+template <class T>
+struct Job {
+  InputRelevance<T> p;
+  Tile tile;
+  int64_t blocks;
+  int32_t slots;  // of the map
+  int32_t first_slot[kMostTerms];
+  int32_t columns_of[kMostTerms];  // of a tap, for each coefficient
+  int32_t taps, channels_at_once;
+};
+
+// What a term takes of the map: channels that nothing multiplies before they are added up are one.
+template <class T>
+FASTLRP_HOST_DEVICE int32_t slots_of(const InputRelevance<T>& p, int term) {
+  return p.reduce && p.multipliers[term] == nullptr ? 1 : static_cast<int32_t>(p.Ci);
+}
+
+// Place number n of a box with these sizes.
+struct Place {
+  int32_t at[3];
+  __device__ __forceinline__ Place(int32_t n, int32_t size_y, int32_t size_x) {
+    const int32_t row = n / size_x;
+    at[2] = n - row * size_x;
+    at[0] = row / size_y;
+    at[1] = row - at[0] * size_y;
+  }
+};
+
+// The outputs that stand on inputs of a block.
+struct Reach {
+  int32_t first[3], count[3], total;
+};
+
+__device__ __forceinline__ Reach reach_of(const Axis* axes, const int32_t* origin, const int32_t* size) {
+  Reach reach;
+  reach.total = 1;
+  for (int a = 0; a < 3; ++a) {
+    const Axis& axis = axes[a];
+    const int64_t from = int64_t{origin[a]} + axis.padding, behind = int64_t{axis.taps - 1} * axis.dilation;
+    const int64_t least = from - behind, most = from + size[a] - 1;
+    const int64_t first = least <= 0 ? 0 : (least + axis.stride - 1) / axis.stride;
+    const int64_t last = most / axis.stride < axis.outputs ? most / axis.stride : axis.outputs - 1;
+    reach.first[a] = static_cast<int32_t>(first < last ? first : last);
+    reach.count[a] = static_cast<int32_t>(first <= last ? last - first + 1 : 0);
+    reach.total *= reach.count[a];
+  }
+  return reach;
+}
+
+template <class T>
+__device__ __forceinline__ Column<T> column_of(const Job<T>& job, int coefficient, int32_t column, int32_t in_chunk) {
+  const InputRelevance<T>& p = job.p;
+  const int32_t each = job.columns_of[coefficient], tap = column / each;
+  Column<T> made{};
+  if (tap >= job.taps) {
+    return made;
+  }
+  int32_t channel = column - tap * each;
+  made.fresh = in_chunk == 0 || channel == 0;
+  int term = 0;
+  while (p.coefficient_of[term] != coefficient || channel >= slots_of(p, term)) {
+    channel -= p.coefficient_of[term] == coefficient ? slots_of(p, term) : 0;
+    ++term;
+  }
+  made.weight = p.weights[term] + int64_t{channel} * job.taps + tap;
+  made.summed = slots_of(p, term) == p.Ci ? 1 : static_cast<int32_t>(p.Ci);
+  made.slot = job.first_slot[term] + channel;
+  const Place place(tap, p.axes[1].taps, p.axes[2].taps);
+  for (int a = 0; a < 3; ++a) {
+    made.standing[a] = int64_t{place.at[a]} * p.axes[a].dilation - p.axes[a].padding;
+  }
+  return made;
+}
+
+// weights[o * N + c] for `count` output channels from `first` on.
+template <class T, int N>
+__device__ __forceinline__ void stage(const Job<T>& job, const Column<T>* columns, int64_t first, int32_t count,
+                                      Accumulate<T>* weights) {
+  const int64_t each = job.p.Ci * job.taps;
+  FASTLRP_ROLLED
+  for (int32_t i = threadIdx.x; i < count * N; i += blockDim.x) {
+    const int32_t o = i / N;
+    const Column<T>& column = columns[i - o * N];
+    Accumulate<T> sum = 0;
+    if (column.weight != nullptr) {
+      const T* weight = column.weight + (first + o) * each;
+      FASTLRP_ROLLED
+      for (int32_t channel = 0; channel < column.summed; ++channel) {
+        sum += to_float(weight[int64_t{channel} * job.taps]);
+      }
+    }
+    weights[i] = sum;
+  }
+}
+
+// Where a thread's sources are; null: there is none.
+template <class T>
+struct Source {
+  const T *relevance, *u;
+  int32_t at[3];
+};
+
+// What a thread reads at once: V channels of each of its sources.
+template <class T, int V>
+struct Reading {
+  Vector<T, V> relevance[kSources] = {}, u[kSources] = {};
+
+  __device__ __forceinline__ void read(const Source<T> (&sources)[kSources], int64_t at, int64_t u_at) {
+#pragma unroll
+    for (int n = 0; n < kSources; ++n) {
+      if (sources[n].relevance != nullptr) {
+        relevance[n] = load_vector<T, V>(sources[n].relevance + at);
+        u[n] = load_vector<T, V>(sources[n].u + u_at);
+      }
+    }
+  }
+};
+
+// acc[s][c] += sum over `count` output channels, V of them at once, of u F times weights. What comes next is read
+// before what is there is multiplied.
+template <class T, int N, int V>
+__device__ __forceinline__ void multiply(const InputRelevance<T>& p, const Source<T> (&sources)[kSources],
+                                         int64_t first, int32_t count, const Accumulate<T>* weights,
+                                         Accumulate<T> (&acc)[kSources][N]) {
+  using A = Accumulate<T>;
+  constexpr int W = 16 / sizeof(A);
+  const int64_t stride = V > 1 ? 1 : p.strides[2], u_stride = V > 1 ? 1 : p.coefficient_strides[1];
+  Reading<T, V> next;
+  next.read(sources, first * stride, first * u_stride);
+  FASTLRP_ROLLED
+  for (int32_t o = 0; o < count; o += V) {
+    A s[kSources][V];
+#pragma unroll
+    for (int n = 0; n < kSources; ++n) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        s[n][v] = to_float(next.relevance[n].at[v]) * to_float(next.u[n].at[v]);
+      }
+    }
+    if (o + V < count) {
+      next.read(sources, (first + o + V) * stride, (first + o + V) * u_stride);
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int c = 0; c < N; c += W) {
+        const auto weight = load_vector<A, W>(weights + (o + v) * N + c);
+#pragma unroll
+        for (int w = 0; w < W; ++w) {
+#pragma unroll
+          for (int n = 0; n < kSources; ++n) {
+            acc[n][c + w] += s[n][v] * weight.at[w];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Adds the columns where their taps stand. All threads of the block call it.
+template <class T, int N>
+__device__ __forceinline__ void scatter(const Job<T>& job, const Column<T>* columns, const int32_t* origin,
+                                        const Source<T> (&sources)[kSources], const Accumulate<T> (&acc)[kSources][N],
+                                        Accumulate<T>* map) {
+  const Axis* axes = job.p.axes;
+  const int32_t* size = job.tile.size;
+  int32_t places[kSources];
+#pragma unroll
+  for (int c = 0; c < N; ++c) {
+    const Column<T>& column = columns[c];
+    if (column.weight != nullptr) {
+      if (column.fresh) {
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < kSources; ++n) {
+          int32_t place = 0;
+          for (int a = 0; a < 3; ++a) {
+            const int64_t at = int64_t{sources[n].at[a]} * axes[a].stride + column.standing[a] - origin[a];
+            place = place < 0 || at < 0 || at >= size[a] ? -1 : place * size[a] + static_cast<int32_t>(at);
+          }
+          places[n] = sources[n].relevance == nullptr ? -1 : place;
+        }
+      }
+      Accumulate<T>* slot = map + column.slot * job.tile.places;
+#pragma unroll
+      for (int n = 0; n < kSources; ++n) {
+        if (places[n] >= 0) {
+          slot[places[n]] += acc[n][c];
+        }
+      }
+    }
+  }
+}
+
+// Multiplies, adds slots and writes a block's part of the map.
+template <class T>
+__device__ __forceinline__ void write(const Job<T>& job, int64_t b, int64_t k, const int32_t* origin,
+                                      const Accumulate<T>* map) {
+  using A = Accumulate<T>;
+  const InputRelevance<T>& p = job.p;
+  const int32_t channels = p.reduce ? 1 : static_cast<int32_t>(p.Ci);
+  const int64_t spatial = int64_t{p.axes[0].inputs} * p.axes[1].inputs * p.axes[2].inputs;
+  T* out = p.out + (b * p.K + k) * spatial * channels;
+  FASTLRP_ROLLED
+  for (int32_t i = threadIdx.x; i < job.tile.places * channels; i += blockDim.x) {
+    const int32_t number = i / channels, channel = i - number * channels;
+    const Place place(number, job.tile.size[1], job.tile.size[2]);
+    int64_t at[3];
+    bool inside = true;
+    for (int a = 0; a < 3; ++a) {
+      at[a] = int64_t{origin[a]} + place.at[a];
+      inside = inside && at[a] < p.axes[a].inputs;
+    }
+    if (!inside) {
+      continue;
+    }
+    const int64_t* strides = p.multiplier_strides;
+    const int64_t multiplier_at = b * strides[0] + at[0] * strides[2] + at[1] * strides[3] + at[2] * strides[4];
+    A sum = 0;
+    FASTLRP_ROLLED
+    for (int term = 0; term < p.terms; ++term) {
+      const T* multiplier = p.multipliers[term];
+      const int32_t begin = p.reduce ? 0 : channel, end = p.reduce ? slots_of(p, term) : channel + 1;
+      FASTLRP_ROLLED
+      for (int32_t c = begin; c < end; ++c) {
+        const A value = map[(job.first_slot[term] + c) * job.tile.places + number];
+        sum += multiplier == nullptr ? value : value * to_float(multiplier[multiplier_at + c * strides[1]]);
+      }
+    }
+    const int64_t position = (at[0] * p.axes[1].inputs + at[1]) * p.axes[2].inputs + at[2];
+    out[position * channels + channel] = from_float<T>(sum);
+  }
+}
+
+// One block for each part of the map of a sample and target. Targets run fastest: they share coefficients.
+template <class T, int N, int V>
+__global__ void __launch_bounds__(kThreads, (N > kNarrow * 4 / sizeof(Accumulate<T>) ? kWideBlocks : kNarrowBlocks))
+    relevance_kernel(const __grid_constant__ Job<T> job) {
+  using A = Accumulate<T>;
+  const InputRelevance<T>& p = job.p;
+  A* weights = dynamic_shared<A>();
+  A* map = weights + job.channels_at_once * N;
+  Column<T>* columns = shared_array<Column<T>, N, __LINE__>();
+  for (int64_t block = blockIdx.x; block < job.blocks; block += gridDim.x) {
+    const int64_t k = block % p.K, tile = block / p.K % job.tile.tiles, b = block / p.K / job.tile.tiles;
+    const Place corner(static_cast<int32_t>(tile), job.tile.count[1], job.tile.count[2]);
+    int32_t origin[3];
+    for (int a = 0; a < 3; ++a) {
+      origin[a] = corner.at[a] * job.tile.size[a];
+    }
+    const Reach reach = reach_of(p.axes, origin, job.tile.size);
+    __syncthreads();
+    for (int32_t i = threadIdx.x; i < job.slots * job.tile.places; i += blockDim.x) {
+      map[i] = 0;
+    }
+    FASTLRP_ROLLED
+    for (int32_t begin = 0; begin < reach.total; begin += kSources * blockDim.x) {
+      for (int coefficient = 0; coefficient < p.coefficient_count; ++coefficient) {
+        Source<T> sources[kSources];
+#pragma unroll
+        for (int n = 0; n < kSources; ++n) {
+          const int32_t number = begin + n * blockDim.x + threadIdx.x;
+          const Place place(number, reach.count[1], reach.count[2]);
+          int64_t at = b * p.strides[0] + k * p.strides[1], u_at = b * p.coefficient_strides[0];
+          for (int a = 0; a < 3; ++a) {
+            sources[n].at[a] = reach.first[a] + place.at[a];
+            at += sources[n].at[a] * p.strides[3 + a];
+            u_at += sources[n].at[a] * p.coefficient_strides[2 + a];
+          }
+          sources[n].relevance = number < reach.total ? p.relevance + at : nullptr;
+          sources[n].u = p.coefficients[coefficient] + u_at;
+        }
+        const int32_t all = job.taps * job.columns_of[coefficient];
+        FASTLRP_ROLLED
+        for (int32_t first = 0; first < all; first += N) {
+          A acc[kSources][N] = {};
+          __syncthreads();
+          if (threadIdx.x < N) {
+            columns[threadIdx.x] = column_of(job, coefficient, first + threadIdx.x, threadIdx.x);
+          }
+          for (int32_t i = threadIdx.x + blockDim.x; i < N; i += blockDim.x) {
+            columns[i] = column_of(job, coefficient, first + i, i);
+          }
+          FASTLRP_ROLLED
+          for (int64_t o = 0; o < p.Co; o += job.channels_at_once) {
+            const int32_t count =
+                static_cast<int32_t>(p.Co - o < job.channels_at_once ? p.Co - o : int64_t{job.channels_at_once});
+            __syncthreads();
+            stage<T, N>(job, columns, o, count, weights);
+            __syncthreads();
+            multiply<T, N, V>(p, sources, o, count, weights, acc);
+          }
+          scatter<T, N>(job, columns, origin, sources, acc, map);
+        }
+      }
+    }
+    __syncthreads();
+    write(job, b, k, origin, map);
+  }
+}
+
+// Inputs whose outputs are at most n along an axis.
+int64_t inputs_within(const Axis& axis, int64_t n) {
+  const int64_t inputs = axis.outputs <= n ? axis.inputs : n * axis.stride - int64_t{axis.taps - 1} * axis.dilation;
+  return std::min<int64_t>(inputs, axis.inputs);
+}
+
+int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
+
+// Parts of the map such that the blocks together hold as few groups of sources as can be: where parts overlap, their
+// sources are computed by each.
+Tile tile_of(const Axis* axes, int64_t most_places) {
+  constexpr int64_t kGroup = kThreads * kSources;
+  int64_t least[3];  // sources that one input needs
+  for (int a = 0; a < 3; ++a) {
+    least[a] = std::min<int64_t>(int64_t{axes[a].taps - 1} * axes[a].dilation / axes[a].stride + 1, axes[a].outputs);
+  }
+  const int64_t groups = parts(least[0] * least[1] * least[2], kGroup), budget = groups * kGroup;
+  Tile best{};
+  int64_t cost = std::numeric_limits<int64_t>::max();
+  for (int64_t z = least[0]; z <= axes[0].outputs && z * least[1] * least[2] <= budget; ++z) {
+    for (int64_t y = least[1]; y <= axes[1].outputs && z * y * least[2] <= budget; ++y) {
+      const int64_t x = std::min<int64_t>(budget / (z * y), axes[2].outputs);
+      int64_t room = most_places;
+      const int64_t n[3] = {z, y, x};
+      Tile tile{};
+      tile.tiles = 1;
+      for (int a = 0; a < 3; ++a) {
+        const int64_t most = std::max<int64_t>(1, std::min(inputs_within(axes[a], n[a]), room));
+        tile.count[a] = static_cast<int32_t>(parts(axes[a].inputs, most));
+        tile.size[a] = static_cast<int32_t>(parts(axes[a].inputs, tile.count[a]));
+        tile.tiles *= tile.count[a];
+        room /= tile.size[a];
+      }
+      if (tile.tiles < cost) {
+        cost = tile.tiles;
+        best = tile;
+      }
+    }
+  }
+  best.places = 1;
+  int64_t sources = 1;
+  for (int a = 0; a < 3; ++a) {
+    const Axis& axis = axes[a];
+    best.places *= best.size[a];
+    sources *=
+        std::min<int64_t>((best.size[a] - 1 + int64_t{axis.taps - 1} * axis.dilation) / axis.stride + 1, axis.outputs);
+  }
+  const int64_t warps = parts(std::min(sources, kGroup), kSources * kWarp);
+  best.threads = static_cast<int>(warps * kWarp);
+  return best;
+}
+
+template <class T, int N, int V>
+void launch_relevance(Job<T>& job, Stream stream) {
+  using A = Accumulate<T>;
+  constexpr int64_t most = kWeightBytes / (N * sizeof(A)) / 4 * 4;
+  job.channels_at_once = static_cast<int32_t>(std::min<int64_t>(most, parts(job.p.Co, 4) * 4));
+  const size_t bytes = (int64_t{job.channels_at_once} * N + job.slots * job.tile.places) * sizeof(A);
+  launch(relevance_kernel<T, N, V>, dim3(blocks_for(job.blocks, 1)), dim3(job.tile.threads), bytes, stream, job);
+}
+
+// The narrowest kernel that takes a tap's columns at once, or the widest.
+template <class T, int V>
+void launch_columns(Job<T>& job, Stream stream) {
+  constexpr int narrow = kNarrow * 4 / sizeof(Accumulate<T>), wide = kWide * 4 / sizeof(Accumulate<T>);
+  int32_t most = 0;
+  for (int coefficient = 0; coefficient < job.p.coefficient_count; ++coefficient) {
+    most = std::max(most, job.taps * job.columns_of[coefficient]);
+  }
+  most <= narrow ? launch_relevance<T, narrow, V>(job, stream) : launch_relevance<T, wide, V>(job, stream);
+}
+
+// Whether V channels can be read at once: of F and of n coefficients with these strides.
+template <class T>
+bool reads_vectors(const T* relevance, const int64_t (&strides)[6], const T* const* u, int n,
+                   const int64_t (&u_strides)[5], int64_t Co, int V) {
+  const auto whole = [V](int64_t number) { return number % V == 0; };
+  const int64_t *end = strides + 6, *u_end = u_strides + 5;
+  return strides[2] == 1 && u_strides[1] == 1 && whole(Co) && is_aligned(relevance, V) &&
+         std::all_of(u, u + n, [V](const T* pointer) { return is_aligned(pointer, V); }) &&
+         std::all_of(strides, strides + 2, whole) && std::all_of(strides + 3, end, whole) && whole(u_strides[0]) &&
+         std::all_of(u_strides + 2, u_end, whole);
+}
+
+// Flat
+
+constexpr int kFlatThreads = 256;
+
+template <class T>
+struct FlatJob {
+  InputFlat<T> p;
+  Divisor inputs_x, inputs_y, outputs_x, outputs_y;
+  int64_t inputs, outputs;
+  int lanes;  // that share an output
+};
+
+// summed[b, k, o] = sum over channels of u F. `lanes` neighbours share an output, each with V channels at once.
+template <class T, int V>
+__global__ void __launch_bounds__(kFlatThreads) flat_sum_kernel(const __grid_constant__ FlatJob<T> job) {
+  using A = Accumulate<T>;
+  const InputFlat<T>& p = job.p;
+  const int64_t rows = p.B * p.K * job.outputs, step = int64_t{gridDim.x} * kFlatThreads / job.lanes;
+  const int32_t lane = static_cast<int32_t>(threadIdx.x % job.lanes);
+  const int64_t thread = int64_t{blockIdx.x} * kFlatThreads + threadIdx.x;
+  const int64_t stride = V > 1 ? 1 : p.strides[2], u_stride = V > 1 ? 1 : p.u_strides[1];
+  FASTLRP_ROLLED
+  for (int64_t base = thread / kWarp * kWarp / job.lanes; base < rows; base += step) {
+    const int64_t row = base + threadIdx.x % kWarp / job.lanes;
+    A sum = 0;
+    if (row < rows) {
+      const int64_t map = row / job.outputs, b = map / p.K, k = map - b * p.K;
+      const uint32_t o = static_cast<uint32_t>(row - map * job.outputs), line = job.outputs_x.divide(o),
+                     z = job.outputs_y.divide(line);
+      const int64_t at[3] = {z, line - z * job.outputs_y.value, o - line * job.outputs_x.value};
+      const T* f = p.relevance + b * p.strides[0] + k * p.strides[1];
+      const T* u = p.u + b * p.u_strides[0];
+      for (int a = 0; a < 3; ++a) {
+        f += at[a] * p.strides[3 + a];
+        u += at[a] * p.u_strides[2 + a];
+      }
+#pragma unroll 4
+      for (int64_t c = int64_t{lane} * V; c < p.Co; c += job.lanes * V) {
+        const auto relevance = load_vector<T, V>(f + c * stride);
+        const auto coefficient = load_vector<T, V>(u + c * u_stride);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          sum += to_float(relevance.at[v]) * to_float(coefficient.at[v]);
+        }
+      }
+    }
+    for (int distance = job.lanes / 2; distance > 0; distance /= 2) {
+      sum += __shfl_xor_sync(kAllLanes, sum, distance);
+    }
+    if (row < rows && lane == 0) {
+      p.summed[row] = sum;
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kFlatThreads) flat_box_kernel(const __grid_constant__ FlatJob<T> job) {
+  using A = Accumulate<T>;
+  const InputFlat<T>& p = job.p;
+  T* values = shared_array<T, kFlatThreads, __LINE__>();
+  const int64_t all = p.B * p.K * job.inputs;
+  FASTLRP_ROLLED
+  for (int64_t begin = int64_t{blockIdx.x} * kFlatThreads; begin < all; begin += int64_t{gridDim.x} * kFlatThreads) {
+    const int64_t item = begin + threadIdx.x;
+    if (item < all) {
+      const int64_t map = item / job.inputs;
+      const uint32_t i = static_cast<uint32_t>(item - map * job.inputs), row = job.inputs_x.divide(i),
+                     z = job.inputs_y.divide(row);
+      const A* summed = p.summed + map * job.outputs;
+      A sum = 0;
+      over_places(p.axes[0].outputs_of(z), p.axes[1].outputs_of(row - z * job.inputs_y.value),
+                  p.axes[2].outputs_of(i - row * job.inputs_x.value), p.axes[1].outputs, p.axes[2].outputs,
+                  [&](uint32_t o, int32_t, int32_t, int32_t) { sum += summed[o]; });
+      values[threadIdx.x] = from_float<T>(sum * static_cast<A>(p.factor));
+    }
+    __syncthreads();
+    const int64_t count = all - begin < kFlatThreads ? all - begin : int64_t{kFlatThreads};
+    FASTLRP_ROLLED
+    for (int64_t n = threadIdx.x; n < count * p.channels; n += kFlatThreads) {
+      p.out[begin * p.channels + n] = values[n / p.channels];
+    }
+    __syncthreads();
+  }
+}
+
+template <class T, int V>
+void launch_flat_sum(FlatJob<T>& job, Stream stream) {
+  // Neighbours share an output where channels are neighbours in memory; else they read neighbouring outputs.
+  job.lanes = 1;
+  while (job.p.strides[2] == 1 && job.lanes < kWarp && int64_t{job.lanes} * V < job.p.Co) {
+    job.lanes *= 2;
+  }
+  const int64_t rows = job.p.B * job.p.K * job.outputs;
+  launch(flat_sum_kernel<T, V>, dim3(blocks_for(rows, kFlatThreads / job.lanes)), dim3(kFlatThreads), 0, stream, job);
+}
+
+int64_t product(const Axis* axes, int32_t Axis::* size) {
+  return int64_t{axes[0].*size} * (axes[1].*size) * (axes[2].*size);
+}
+
+}  // namespace
+
+template <class T>
+void input_relevance(const InputRelevance<T>& p, Stream stream) {
+  using A = Accumulate<T>;
+  Job<T> job{};
+  job.p = p;
+  job.taps = static_cast<int32_t>(product(p.axes, &Axis::taps));
+  for (int term = 0; term < p.terms; ++term) {
+    job.first_slot[term] = job.slots;
+    job.slots += slots_of(p, term);
+    job.columns_of[p.coefficient_of[term]] += slots_of(p, term);
+  }
+  job.tile = tile_of(p.axes, std::max<int64_t>(1, kMapBytes / (job.slots * sizeof(A))));
+  job.blocks = p.B * p.K * job.tile.tiles;
+  constexpr int V = sizeof(T) == 8 ? 2 : 4;
+  reads_vectors(p.relevance, p.strides, p.coefficients, p.coefficient_count, p.coefficient_strides, p.Co, V)
+      ? launch_columns<T, V>(job, stream)
+      : launch_columns<T, 1>(job, stream);
+}
+
+template <class T>
+void input_flat_relevance(const InputFlat<T>& p, Stream stream) {
+  FlatJob<T> job{p,
+                 Divisor(p.axes[2].inputs),
+                 Divisor(p.axes[1].inputs),
+                 Divisor(p.axes[2].outputs),
+                 Divisor(p.axes[1].outputs),
+                 product(p.axes, &Axis::inputs),
+                 product(p.axes, &Axis::outputs),
+                 1};
+  constexpr int V = kVector<T>;
+  const bool vectors = reads_vectors(p.relevance, p.strides, &p.u, 1, p.u_strides, p.Co, V);
+  vectors ? launch_flat_sum<T, V>(job, stream) : launch_flat_sum<T, 1>(job, stream);
+  const int64_t all = p.B * p.K * job.inputs;
+  launch(flat_box_kernel<T>, dim3(blocks_for(all, kFlatThreads)), dim3(kFlatThreads), 0, stream, job);
+}
+
+#define FASTLRP_INPUT_RULES(T)                                               \
+  template void input_relevance<T>(const InputRelevance<T>&, Stream stream); \
+  template void input_flat_relevance<T>(const InputFlat<T>&, Stream stream);
+FASTLRP_INPUT_RULES(float)
+FASTLRP_INPUT_RULES(double)
+FASTLRP_INPUT_RULES(__half)
+FASTLRP_INPUT_RULES(__nv_bfloat16)
+#undef FASTLRP_INPUT_RULES
+
+}  // namespace fastlrp::cuda

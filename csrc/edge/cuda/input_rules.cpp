@@ -1,0 +1,282 @@
+#include "input_rules.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "../../cuda/input_rules.h"
+#include "axes.h"
+
+namespace fastlrp::edge::cuda {
+namespace {
+
+namespace kernels = fastlrp::cuda;
+
+// More channels leave the kernel's threads too many sums, and more taps are a matrix product's work.
+constexpr int64_t kMostChannels = 8, kMostTaps = 128;
+
+// The arguments that both operations have, checked.
+struct Layer {
+  const char* op;
+  at::Tensor relevance;  // (B, K, Co, *outputs)
+  Sizes input_size, kernel, stride, padding, dilation;
+  int64_t B, K, Co;
+
+  Layer(const char* op_, const at::Tensor& relevance_, at::IntArrayRef kernel_, const Sizes& input_size_,
+        const Sizes& stride_, const Sizes& padding_, const Sizes& dilation_)
+      : op(op_),
+        input_size(input_size_),
+        kernel(kernel_.vec()),
+        stride(stride_),
+        padding(padding_),
+        dilation(dilation_) {
+    check_device(op, "relevance", relevance_);
+    check_floating(op, "relevance", relevance_);
+    TORCH_CHECK_VALUE(relevance_.dim() >= 4 && relevance_.dim() <= 6, op,
+                      ": relevance must have shape (B, K, C, *S') with one to three spatial axes, got ",
+                      relevance_.sizes());
+    relevance = relevance_.resolve_neg();
+    B = relevance.size(0), K = relevance.size(1), Co = relevance.size(2);
+    check("input_size", input_size, 0);
+    check("kernel_size", kernel, 1);
+    check("stride", stride, 1);
+    check("padding", padding, 0);
+    check("dilation", dilation, 1);
+    check("the size of relevance", output_size(), 0);
+    check_elements(op, "input_size", 1, input_size);
+    check_elements(op, "the size of relevance", 1, output_size());
+    check_elements(op, "kernel_size", 1, kernel);
+  }
+
+  at::IntArrayRef output_size() const { return relevance.sizes().slice(3); }
+
+  void check(const char* name, at::IntArrayRef values, int64_t least) const {
+    check_axes(op, name, values, output_size().size(), "relevance", least);
+  }
+
+  void fill(Axis (&axes)[3]) const {
+    const auto made = three_axes<Axis>(op, "relevance", relevance, input_size.size(), [&](size_t i) {
+      return Axis(input_size[i], output_size()[i], kernel[i], stride[i], padding[i], dilation[i]);
+    });
+    std::copy(made.begin(), made.end(), axes);
+  }
+
+  // (before…, *size)
+  Sizes with(Sizes before, at::IntArrayRef size) const {
+    before.insert(before.end(), size.begin(), size.end());
+    return before;
+  }
+
+  // A tensor that goes with the relevance, checked.
+  at::Tensor argument(const std::string& name, const at::Tensor& tensor, const Sizes& size) const {
+    check_same_device(op, name.c_str(), tensor, relevance);
+    check_dtype(op, name.c_str(), tensor, relevance.scalar_type());
+    check_sizes(op, name.c_str(), tensor, size);
+    return tensor.resolve_neg();
+  }
+
+  bool channels_last() const { return Co > 1 && relevance.stride(2) == 1; }
+
+  // A coefficient in the relevance's memory order: each target reads it again.
+  at::Tensor coefficient(const std::string& name, const at::Tensor& tensor) const {
+    const at::Tensor u = argument(name, tensor, with({B, Co}, output_size()));
+    const bool last = Co > 1 && u.stride(1) == 1;
+    return last == channels_last() ? u : ordered(u);
+  }
+
+  at::Tensor ordered(const at::Tensor& u) const { return channels_last() ? to_channels_last(u) : u.contiguous(); }
+
+  // (B, K, channels, *input_size), channels innermost in memory
+  at::Tensor empty_out(int64_t channels) const {
+    Sizes memory = with({B, K}, input_size);
+    memory.push_back(channels);
+    return at::empty(memory, relevance.options()).movedim(-1, 2);
+  }
+};
+
+// Of the leading axes and of three spatial ones; 0 for those that the tensor lacks.
+template <int N>
+void set_strides(int64_t (&strides)[N], const at::Tensor& tensor) {
+  constexpr int leading = N - 3;
+  const int axes = static_cast<int>(tensor.dim()) - leading;
+  for (int n = 0; n < N; ++n) {
+    const int axis = n < leading ? n : n - (3 - axes);
+    strides[n] = n < leading || axis >= leading ? tensor.stride(axis) : 0;
+  }
+}
+
+// The same values with the same strides.
+template <class Change>
+void make_alike(std::vector<at::Tensor>& tensors, const Change& change) {
+  const bool alike = std::all_of(tensors.begin(), tensors.end(),
+                                 [&](const at::Tensor& t) { return t.strides() == tensors[0].strides(); });
+  if (!alike) {
+    std::transform(tensors.begin(), tensors.end(), tensors.begin(), change);
+  }
+}
+
+// What an edge function for the kernel has looked at.
+struct Terms {
+  std::vector<at::Tensor> weights, coefficients;  // coefficients: of each term
+  std::vector<OptionalTensor> multipliers;
+  int64_t groups, channels;
+  bool reduce;
+};
+
+bool is_for_the_kernel(const Layer& layer, const Terms& terms) {
+  return terms.groups == 1 && terms.channels <= kMostChannels && limited_product(layer.kernel) <= kMostTaps;
+}
+
+at::Tensor composed(const Layer& layer, const Terms& terms) {
+  const at::NoGradGuard no_grad;
+  const Sizes inputs = layer.with({layer.B * layer.K, terms.channels}, layer.input_size);
+  at::Tensor total;
+  for (size_t j = 0; j < terms.weights.size(); ++j) {
+    const at::Tensor scaled = layer.relevance.mul(terms.coefficients[j].unsqueeze(1)).flatten(0, 1);
+    // Of the input only the sizes count.
+    at::Tensor part = std::get<0>(at::convolution_backward(
+        scaled, scaled.new_empty({1}).expand(inputs), terms.weights[j], std::nullopt, layer.stride, layer.padding,
+        layer.dilation, false, Sizes(layer.stride.size(), 0), terms.groups, {true, false, false}));
+    part = part.view(layer.with({layer.B, layer.K, terms.channels}, layer.input_size));
+    if (terms.multipliers[j].has_value()) {
+      part.mul_(terms.multipliers[j]->unsqueeze(1));
+    }
+    total = total.defined() ? total.add_(part) : part;
+  }
+  return terms.reduce ? total.sum(2, true) : total;
+}
+
+template <class T>
+kernels::InputRelevance<T> kernel_arguments(const Layer& layer, const Terms& terms,
+                                            const std::vector<at::Tensor>& coefficients,
+                                            const std::vector<int32_t>& coefficient_of,
+                                            const std::vector<at::Tensor>& multipliers, const at::Tensor& out) {
+  kernels::InputRelevance<T> p{};
+  p.relevance = data_of<T>(layer.relevance);
+  set_strides(p.strides, layer.relevance);
+  set_strides(p.coefficient_strides, coefficients[0]);
+  p.coefficient_count = static_cast<int32_t>(coefficients.size());
+  for (size_t n = 0; n < coefficients.size(); ++n) {
+    p.coefficients[n] = data_of<T>(coefficients[n]);
+  }
+  p.terms = static_cast<int32_t>(terms.weights.size());
+  auto multiplier = multipliers.begin();
+  for (size_t j = 0; j < terms.weights.size(); ++j) {
+    p.weights[j] = data_of<T>(terms.weights[j]);
+    p.coefficient_of[j] = coefficient_of[j];
+    if (terms.multipliers[j].has_value()) {
+      set_strides(p.multiplier_strides, *multiplier);
+      p.multipliers[j] = data_of<T>(*multiplier++);
+    }
+  }
+  p.out = data_of<T>(out);
+  p.B = layer.B, p.K = layer.K, p.Co = layer.Co, p.Ci = terms.channels;
+  layer.fill(p.axes);
+  p.reduce = terms.reduce;
+  return p;
+}
+
+}  // namespace
+
+at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Tensor>& weights,
+                           const std::vector<at::Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
+                           const std::vector<int64_t>& input_size, const std::vector<int64_t>& stride,
+                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+                           bool reduce) {
+  constexpr const char* op = "input_relevance";
+  const size_t count = weights.size();
+  TORCH_CHECK_VALUE(count >= 1 && count <= kernels::kMostTerms, op, ": weights must have one to ", kernels::kMostTerms,
+                    " entries, got ", count);
+  TORCH_CHECK_VALUE(coefficients.size() == count && multipliers.size() == count, op,
+                    ": coefficients and multipliers must have one entry for each of weights (", count, "), got ",
+                    coefficients.size(), " and ", multipliers.size());
+  TORCH_CHECK_VALUE(weights[0].dim() == relevance.dim() - 1, op,
+                    ": weights must have shape (Co, Ci / groups, *k) with one size in k for each spatial axis of "
+                    "relevance, got ",
+                    weights[0].sizes(), " and relevance ", relevance.sizes());
+  const Layer layer(op, relevance, weights[0].sizes().slice(2), input_size, stride, padding, dilation);
+  TORCH_CHECK_VALUE(groups >= 1 && layer.Co % groups == 0, op, ": groups must divide the channels of relevance (",
+                    layer.Co, "), got ", groups);
+  Terms terms{{}, {}, {}, groups, weights[0].size(1) * groups, reduce};
+  std::vector<at::Tensor> different, given;
+  std::vector<int32_t> coefficient_of;
+  for (size_t j = 0; j < count; ++j) {
+    const std::string number = "[" + std::to_string(j) + "]";
+    terms.weights.push_back(
+        layer.argument("weights" + number, weights[j], layer.with({layer.Co, weights[0].size(1)}, layer.kernel)));
+    const auto same = std::find_if(coefficients.begin(), coefficients.begin() + j,
+                                   [&](const at::Tensor& other) { return other.is_same(coefficients[j]); });
+    const size_t first = same - coefficients.begin();
+    if (first < j) {
+      coefficient_of.push_back(coefficient_of[first]);
+    } else {
+      coefficient_of.push_back(static_cast<int32_t>(different.size()));
+      different.push_back(layer.coefficient("coefficients" + number, coefficients[j]));
+    }
+    terms.coefficients.push_back(different[coefficient_of[j]]);
+    terms.multipliers.push_back(std::nullopt);
+    if (multipliers[j].has_value()) {
+      terms.multipliers[j] = layer.argument("multipliers" + number, *multipliers[j],
+                                            layer.with({layer.B, terms.channels}, layer.input_size));
+      given.push_back(*terms.multipliers[j]);
+    }
+  }
+  const at::Tensor out = layer.empty_out(reduce ? 1 : terms.channels);
+  if (out.numel() == 0 || layer.relevance.numel() == 0) {
+    return out.zero_();
+  }
+  return on_device(layer.relevance, [&](Stream stream) {
+    if (!is_for_the_kernel(layer, terms)) {
+      return composed(layer, terms);
+    }
+    make_alike(different, [&](const at::Tensor& u) { return layer.ordered(u); });
+    make_alike(given, [](const at::Tensor& m) { return m.contiguous(); });
+    for (at::Tensor& weight : terms.weights) {
+      weight = weight.contiguous();
+    }
+    with_type(layer.relevance.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      kernels::input_relevance(kernel_arguments<T>(layer, terms, different, coefficient_of, given, out), stream);
+    });
+    return out;
+  });
+}
+
+at::Tensor input_flat_relevance(const at::Tensor& relevance, const at::Tensor& u_, int64_t channels,
+                                const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& input_size,
+                                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                const std::vector<int64_t>& dilation, bool reduce) {
+  constexpr const char* op = "input_flat_relevance";
+  const Layer layer(op, relevance, kernel_size, input_size, stride, padding, dilation);
+  TORCH_CHECK_VALUE(channels >= 0, op, ": channels must not be negative, got ", channels);
+  const at::Tensor u = layer.coefficient("u", u_);
+  const at::Tensor out = layer.empty_out(reduce ? 1 : channels);
+  if (out.numel() == 0 || layer.relevance.numel() == 0) {
+    return out.zero_();
+  }
+  const at::ScalarType dtype = layer.relevance.scalar_type();
+  return on_device(layer.relevance, [&](Stream stream) {
+    const at::Tensor summed = at::empty(layer.with({layer.B, layer.K}, layer.output_size()),
+                                        layer.relevance.options().dtype(dtype == at::kDouble ? dtype : at::kFloat));
+    with_type(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      kernels::InputFlat<T> p{};
+      p.relevance = data_of<T>(layer.relevance);
+      set_strides(p.strides, layer.relevance);
+      p.u = data_of<T>(u);
+      set_strides(p.u_strides, u);
+      p.summed = data_of<kernels::Accumulate<T>>(summed);
+      p.out = data_of<T>(out);
+      p.B = layer.B, p.K = layer.K, p.Co = layer.Co, p.channels = out.size(2);
+      layer.fill(p.axes);
+      p.factor = reduce ? static_cast<double>(channels) : 1.0;
+      kernels::input_flat_relevance(p, stream);
+    });
+    return out;
+  });
+}
+
+}  // namespace fastlrp::edge::cuda

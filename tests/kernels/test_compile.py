@@ -1,0 +1,96 @@
+"""Every Triton kernel is compiled ahead of time for the GPUs that it is meant for, and the results are looked at.
+
+What a clean test run compiles is thinned out, see :func:`tests.kernels.compiling.chosen`; ``FASTLRP_COMPILE=all``
+compiles everything. Results are kept in ``build/triton`` under the hash that Triton makes of a kernel's source, the
+sources that it calls, types, constants, options and its own version.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: there is nothing to compile kernels with")
+
+ROOT = Path(__file__).parent.parent.parent
+EVERYTHING = os.environ.get("FASTLRP_COMPILE") == "all"
+
+
+def modules() -> list[str]:
+    """Kernel files that list what their launchers compile."""
+    trees = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "kernels").glob("*.py"))}
+    return [
+        name
+        for name, tree in trees.items()
+        if any(isinstance(node, ast.FunctionDef) and node.name == "compilations" for node in tree.body)
+    ]
+
+
+def compiled(module: str, target: int, everything: bool = EVERYTHING) -> tuple[list[dict[str, Any]], int]:
+    """What became of a module's kernels, and how many of its compilations were left out."""
+    *found, last = outside(module, str(target), *(["all"] if everything else []))
+    return found, last["left out"]
+
+
+def outside(*arguments: str) -> list[Any]:
+    """What the program of :mod:`tests.kernels.compiling` prints, in a process that does not interpret kernels."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton")
+    command = [sys.executable, "-m", "tests.kernels.compiling", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("module", modules())
+def test_compiles(module, target):
+    found, left_out = compiled(module, target)
+    faults = [f"{c['name']} ({c['dtype']}): {fault}" for c in found for fault in c["faults"]]
+    assert not faults, "\n".join(faults)
+    assert not (EVERYTHING and left_out)
+    if target == 90:
+        assert {c["dtype"] for c in found} == {"float32", "float16", "bfloat16"}
+    slow = max(found, key=lambda c: c["seconds"], default=None)
+    print(f"{len(found)} compiled, {left_out} left out; the slowest: {slow}")
+
+
+def test_every_kernel_is_among_them():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "kernels").glob("*.py")]
+    functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
+    launched = {f.name for f in functions if f.decorator_list and f.name.endswith("_kernel")}
+    assert {"conv", "elementwise", "input_rules", "linear", "pool"} <= set(modules())
+    assert set(outside(",".join(modules()), "kernels")[0]) == launched
+
+
+EXPECTED = {
+    "good": [],
+    "no tensor cores": ["tensor cores are not used", "the product is not TF32"],
+    "tensor cores nobody asked for": ["tensor cores are used"],
+    "no type": ["neither type nor value of PRECISION"],
+    "narrow stride": ["32-bit product with the stride x_r"],
+    "narrow product": ["32-bit offset", "is a product"],
+    "atomic": ["float atomic: "],
+    "spilling": ["bytes of stack: registers spill"],
+    "hungry": ["bytes of shared memory, a block may have"],
+    "broken": ["does not compile: "],
+}
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_what_is_wrong_is_found(target):
+    found, _ = compiled("tests.kernels.planted", target, everything=True)
+    assert {c["name"] for c in found} == EXPECTED.keys()
+    for c in found:
+        faults = "; ".join(c["faults"])
+        assert all(text in faults for text in EXPECTED[c["name"]]), (c["name"], faults)
+        assert bool(faults) == bool(EXPECTED[c["name"]]), (c["name"], faults)
+        if c["name"] == "narrow stride":  # Wide in the end, but too late: it is the product that overflows.
+            assert len(c["faults"]) == 1

@@ -1,0 +1,467 @@
+"""The tuner: what it tries, what it lets count, what it chooses and writes. Time is made up; products are real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlrp import dispatch, tune, tuning, workloads
+from fastlrp.kernels import configs
+from fastlrp.kernels.configs import Config, Measured, TableError
+from fastlrp.tuning import Tried, Tuner, candidates, in_turns
+from fastlrp.workloads import Workload
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+LINEAR = Workload("linear_relevance", 17, 9, terms="uv", batch=2, targets=3)
+CONV = Workload("conv_relevance", 4, 5, (5, 4), 3, padding=1, targets=2)
+A, B, C = Config(16, 16, 16), Config(32, 16, 16), Config(16, 32, 32)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTLRP_CACHE", str(tmp_path / "cache"))
+    configs.reload()
+    yield
+    configs.reload()
+
+
+class Clock:
+    """Times of configurations, by what is chosen while a run goes on."""
+
+    def __init__(self, seconds, default=1.0):
+        self.seconds, self.default, self.order = seconds, default, []
+
+    def __call__(self, run):
+        asked = []
+        original = configs.choosing
+
+        def spy(choice):
+            asked.append(choice)
+            return original(choice)
+
+        configs.choosing = spy
+        try:
+            run()
+        finally:
+            configs.choosing = original
+        found = {config for config in [*self.seconds, None] if config is not None and config == self._chosen(asked[-1])}
+        self.order.append(self._chosen(asked[-1]))
+        return self.seconds[found.pop()] if found else self.default
+
+    @staticmethod
+    def _chosen(choice):
+        shapes = ("few", "some", "many", "narrow", "medium", "wide", "medium_pointwise", "wide_pointwise", "*")
+        found = [choice(kernel, shape, "ieee") for kernel in tuning.KERNELS for shape in shapes]
+        return next(config for config in found if config is not None)
+
+
+def tuner(clock, spaces=(A, B, C), **options):
+    lines = []
+    made = Tuner(CPU, clock, 1 << 20, 1 << 30, lines.append, spaces=lambda *asked: list(spaces), **options)
+    made.lines = lines
+    return made
+
+
+# Choosing what to try
+
+
+@pytest.mark.parametrize("kind", configs.KINDS)
+@pytest.mark.parametrize("kernel", tuning.KERNELS)
+def test_candidates_fit_and_are_no_wider_than_the_result(kernel, kind):
+    for shared in (64 << 10, 99 << 10, 227 << 10):
+        for columns in (3, 17, 64, 512):
+            found = candidates(kernel, kind, shared, columns)
+            assert found
+            assert len(set(found)) == len(found)
+            fused = [c for c in found if c.route == "fused"]
+            assert all(tuning.shared_bytes(c, kind) <= shared for c in fused)
+            assert all(c.block_n <= max(16, 2 * columns) for c in fused)
+            assert [c.route for c in found].count("library") == (kernel not in tuning.WITHOUT_LIBRARY)
+            rows = [configs._row({**tuning.row(kernel, "*", kind, c, 1.0)}, "row") for c in found]
+            assert all(len(row) == 1 for row in rows)
+    few, many = (len(candidates(kernel, kind, 64 << 10, 512, quick)) for quick in (True, False))
+    assert few < many
+    assert len(candidates(kernel, kind, 227 << 10, 512)) > len(candidates(kernel, kind, 48 << 10, 512))
+
+
+def test_no_candidate_where_nothing_fits():
+    assert candidates("conv", "half", 100, 64) == []
+
+
+def test_targets_are_cut_to_what_is_taken_at_once():
+    large = Workload("conv_relevance", 64, 64, (224, 224), 3, padding=1, targets=256)
+    fitted = tuning.fitting(large, 4, 80 << 30)
+    assert fitted.targets == (1 << 30) // (64 * 224 * 224 * 4) == 83
+    assert tuning.fitting(replace(large, targets=16), 4, 80 << 30).targets == 16
+    assert tuning.fitting(large, 2, 80 << 30).targets == 167
+    assert tuning.fitting(large, 4, 600 << 20).targets == 8
+    assert tuning.fitting(large, 4, 1 << 20) is None
+
+
+# Measuring
+
+
+def test_slow_candidates_drop_out_after_two_rounds():
+    order = []
+
+    def timer(run):
+        order.append(run())
+        return {"a": 1.0, "b": 1.29, "c": 1.31}[order[-1]]
+
+    found = in_turns({A: lambda: "a", B: lambda: "b", C: lambda: "c"}, timer, 4)
+    assert "".join(order) == "abc" + "abc" + "ab" + "ab"
+    assert found == {A: 1.0, B: 1.29, C: 1.31}
+
+
+def test_the_median_counts():
+    times = iter([1.0, 9.0, 1.0, 2.0, 30.0, 2.0, 1.2, 2.5, 1.1, 2.2])
+    found = in_turns({A: lambda: None, B: lambda: None}, lambda run: next(times), 5)
+    assert found == {A: 1.1, B: 2.5}
+
+
+def test_the_best_is_best_over_all_shapes():
+    one, two = LINEAR, CONV
+    tried = Tried(times={one: {A: 1.0, B: 2.0, C: 1.1}, two: {A: 3.0, B: 1.0, C: 1.2}})
+    assert tried.best() == C  # 1.1 x 1.2 against 3 and 2.
+    assert tried.slowdown(A) == pytest.approx(3**0.5)
+    assert tried.seconds(C) == pytest.approx(2.3)
+    tried.times[two].pop(C)
+    assert tried.best() == B
+    tried.times[one] = {}
+    with pytest.raises(ValueError, match="no candidate computed every shape"):
+        tried.best()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.float16, "half")], ids=str
+)
+@pytest.mark.parametrize("workload", [LINEAR, CONV], ids=lambda w: w.op)
+def test_tunes_with_real_products(workload, dtype, kind):
+    clock = Clock({A: 3.0, B: 2.0, C: 2.5})
+    found = tuner(clock)
+    found.tune([workload, workload], list(tuning.KERNELS), dtype, kind)
+    ((kernel, shape, got),) = found.found
+    tried = found.found[kernel, shape, got]
+    assert tuning.KERNELS[kernel] == workload.op
+    assert got == kind
+    assert not tried.wrong
+    assert not tried.refused
+    assert set(tried.times) == {workload}
+    assert {A, B, C, tried.default} == set(tried.times[workload])
+    assert clock.order[:3] == [tried.default, *[c for c in (A, B, C) if c != tried.default]][:3]
+    if tried.default in (A, B, C):
+        assert tried.best() == B
+    else:
+        assert tried.best() == tried.default  # 1 s
+    rows = found.rows()
+    assert rows == [tuning.row(kernel, shape, kind, tried.best(), tried.seconds(tried.best()))]
+    assert configs.parse({"format": 1, "device": "other", "rows": rows}).rows == {(kernel, shape, kind): tried.best()}
+
+
+def test_both_routes_are_tried():
+    library = Config(16, 16, 16, route="library")
+    clock = Clock({A: 3.0, library: 0.5})
+    found = tuner(clock, (A, library))
+    found.tune([CONV], ["conv"], torch.float32, "ieee")
+    (tried,) = found.found.values()
+    assert tried.best() == library
+    assert found.rows()[0]["route"] == "library"
+
+
+def test_only_the_kernels_that_are_asked_for():
+    found = tuner(Clock({}))
+    found.tune([LINEAR, CONV], ["linear_signed"], torch.float32, "ieee")
+    assert not found.found
+    signed = replace(LINEAR, signed=True)
+    found.tune([signed], ["linear_signed"], torch.float32, "ieee")
+    assert {kernel for kernel, *_ in found.found} == {"linear_signed"}
+
+
+def test_a_wrong_output_does_not_count(monkeypatch, capsys):
+    select = dispatch.select
+
+    def wrong(op, backend, device, dtype):
+        selected = select(op, backend, device, dtype)
+        if backend != "triton":
+            return selected
+
+        def call(*arguments):
+            result = selected.call(*arguments)
+            config = configs.configuration("linear", "few", CPU, dtype)
+            return result * (1.001 if config == B else 1)
+
+        return replace(selected, call=call)
+
+    monkeypatch.setattr(dispatch, "select", wrong)
+    found = tuner(Clock({B: 0.1, A: 2.0, C: 3.0}))
+    found.tune([LINEAR], ["linear"], torch.float32, "ieee")
+    (tried,) = found.found.values()
+    assert set(tried.wrong) == {B}
+    assert "relative error 1.0e-03, allowed 1.0e-05" in tried.wrong[B]
+    assert tried.best() != B
+    text = tune.report(found.found)
+    assert f"WRONG  linear ieee {B}: linear_relevance 17->9 uv, B=2, K=3: relative error" in text
+
+
+def test_a_candidate_that_cannot_run_is_left_out_with_its_reason(monkeypatch):
+    select, settled = dispatch.select, []
+
+    def refusing(op, backend, device, dtype):
+        selected = select(op, backend, device, dtype)
+
+        def call(*arguments):
+            if backend == "triton" and configs.configuration("linear", "few", CPU, dtype) == C:
+                raise RuntimeError("first line\nout of resource: shared memory")
+            return selected.call(*arguments)
+
+        return replace(selected, call=call)
+
+    monkeypatch.setattr(dispatch, "select", refusing)
+    found = tuner(Clock({A: 2.0, C: 0.1}), settle=lambda: settled.append(1))
+    found.tune([LINEAR, replace(LINEAR, targets=2)], ["linear"], torch.float32, "ieee")
+    (tried,) = found.found.values()
+    assert tried.refused == {C: "out of resource: shared memory"}
+    assert settled == [1]  # Not tried again for the second shape.
+    assert C not in {c for times in tried.times.values() for c in times}
+
+
+def test_a_shape_that_does_not_fit_is_left_out():
+    found = tuner(Clock({}))
+    found.memory = 10
+    found.tune([LINEAR], ["linear"], torch.float32, "ieee")
+    assert not found.found
+    assert "left out, it needs more than 0 MiB" in found.lines[0]
+
+
+def test_precision_switches_are_put_back(monkeypatch):
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    seen = []
+
+    def timer(run):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return 1.0
+
+    for kind in ("tf32", "ieee"):
+        tuner(timer).tune([LINEAR], ["linear"], torch.float32, kind)
+    assert set(seen) == {(True, True), (False, False)}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_standard_shapes_call_every_operation(quick):
+    found = workloads.standard(quick)
+    assert {w.op for w in found} == set(workloads.OPS) == set(tuning.KERNELS.values())
+    assert {w.targets for w in found} == ({16, 128} if quick else {1, 16, 128, 256})
+    assert len(set(found)) == len(found)
+    text = "\n".join(map(str, found))
+    if not quick:
+        for layer in ("3->64 7x7/2 of 224x224", "512->512 3x3 of 14x14", "1024->2048 1x1/2 of 14x14", "25088->4096 u"):
+            assert layer in text
+
+
+@pytest.mark.parametrize("op", workloads.OPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_arguments_fit_their_operation(op, dtype):
+    layers = [w for w in workloads.standard(targets=[3]) if w.op == op]
+    for layer in layers[:1] + layers[-1:]:
+        scale = 1 if op == "linear_relevance" else 16
+        small = replace(layer, size=tuple(max(n // scale, 4) for n in layer.size), batch=2)
+        if op == "linear_relevance":
+            small = replace(small, inputs=40, outputs=30)
+        elif small.groups == 1:
+            small = replace(small, inputs=min(small.inputs, 8), outputs=12)
+        arguments = small.arguments(CPU, dtype)
+        result = dispatch.select(op, "torch", CPU, dtype).call(*arguments)
+        assert result.shape == (2, 3, small.inputs, *small.size)
+        assert result.dtype == dtype
+        assert torch.isfinite(result).all()
+        again = small.arguments(CPU, dtype)
+        assert all(torch.equal(a, b) for a, b in zip(arguments, again, strict=True) if isinstance(a, torch.Tensor))
+
+
+def test_maps_are_channels_last():
+    flow, weight, u, v, *_ = replace(CONV, terms="uv").arguments(CPU, torch.float32)
+    assert flow.shape == (1, 2, 5, 5, 4)
+    assert flow.stride(2) == 1
+    assert u.is_contiguous(memory_format=torch.channels_last)
+    assert v.is_contiguous(memory_format=torch.channels_last)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert 0.3 < float((v == 0).double().mean()) < 0.7
+
+
+def shapes(tmp_path, content):
+    path = tmp_path / "shapes.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_users_shapes(tmp_path):
+    entry = {"op": "conv_relevance", "inputs": 8, "outputs": 4, "size": [6, 7], "kernel": 3, "targets": 5}
+    found = workloads.read(shapes(tmp_path, [entry, {"op": "linear_relevance", "inputs": 3, "outputs": 2}]))
+    assert found == [
+        Workload("conv_relevance", 8, 4, (6, 7), 3, targets=5),
+        Workload("linear_relevance", 3, 2),
+    ]
+    assert found[0].output_size == (4, 5)
+
+
+GOOD = {"op": "conv_relevance", "inputs": 8, "outputs": 4, "size": [6, 7]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "cannot be read as JSON"),
+        ([], "expected a list of shapes, such as "),
+        ({}, "expected a list of shapes"),
+        ([3], "shape 0: expected an object with some of op, inputs"),
+        ([GOOD, {**GOOD, "dilation": 2}], "shape 1: unknown dilation; expected an object with some of"),
+        ([{"op": "conv_relevance"}], "shape 0: inputs, outputs must be given"),
+        ([{**GOOD, "inputs": "8"}], "'inputs' must be of type int, got '8'"),
+        ([{**GOOD, "signed": 1}], "'signed' must be of type bool, got 1"),
+        ([{**GOOD, "op": "pool"}], "'op' must be one of conv_relevance, .* got 'pool'"),
+        ([{**GOOD, "terms": "w"}], "'terms' must be one of u, v, uv, got 'w'"),
+        ([{**GOOD, "kernel": 0}], "numbers must be at least 1, 'padding' and 'pool' at least 0"),
+        ([{**GOOD, "size": [6]}], "'size' must be a height and a width, and left out for linear_relevance"),
+        ([{**GOOD, "size": [6, -1]}], "'size' must be a height and a width"),
+        ([{**GOOD, "op": "linear_relevance"}], "'size' must be a height and a width, and left out for linear"),
+        ([{**GOOD, "groups": 3}], "3 groups do not divide 8 and 4 channels"),
+        ([{**GOOD, "kernel": 9}], r"the output of size \(-2, -1\) is empty"),
+        ([{**GOOD, "op": "conv_unpooled_relevance"}], "'pool' is the window of the pool after conv_unpooled_relevance"),
+        ([{**GOOD, "op": "conv_unpooled_relevance", "pool": 7}], "is empty or smaller than the pool's window"),
+    ],
+)
+def test_shapes_that_do_not_fit(tmp_path, content, message):
+    path = shapes(tmp_path, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        workloads.read(path)
+    assert str(path) in str(caught.value)
+
+
+# Writing
+
+MEASURED = Measured("NVIDIA H100", "3.7.1", "2026-01-31")
+
+
+def test_rows_that_were_not_measured_again_stay(tmp_path):
+    path = tmp_path / "new" / "table.json"
+    first = [tuning.row("linear", "few", "half", A, 1e-4), tuning.row("linear", "many", "half", A, 2e-4)]
+    tune.write(path, "sm90", MEASURED, first)
+    tune.write(path, "sm90", MEASURED, [tuning.row("linear", "many", "half", B, 1e-4)])
+    found = configs.read(path)
+    assert found.measured == MEASURED
+    assert found.device == "sm90"
+    assert found.rows == {("linear", "few", "half"): A, ("linear", "many", "half"): B}
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["microseconds"] for row in rows] == [100.0, 100.0]
+    assert [p.name for p in path.parent.iterdir()] == ["table.json"]
+
+
+def test_what_cannot_be_written_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "table.json"
+    tune.write(path, "sm90", MEASURED, [tuning.row("linear", "few", "half", A, 1e-4)])
+    before = path.read_text()
+    with pytest.raises(TableError, match="'block_m' must be a power of two"):
+        tune.write(path, "sm90", MEASURED, [tuning.row("linear", "few", "half", Config(48, 16, 16), 1e-4)])
+    assert path.read_text() == before
+    path.write_text("{")
+    with pytest.raises(TableError, match=r"table.json: it cannot be read: .* delete the file"):
+        tune.write(path, "sm90", MEASURED, [])
+    assert path.read_text() == "{"
+
+
+def test_a_table_may_be_empty(tmp_path):
+    tune.write(tmp_path / "table.json", "other", MEASURED, [])
+    assert configs.read(tmp_path / "table.json").rows == {}
+
+
+# The command
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "fastlrp.tune", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so():
+    found = run("--quick")
+    assert found.returncode == 2
+    assert "there is no GPU to measure on (PyTorch" in found.stderr
+    assert "--dry-run needs none" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_dry_run_lists_shapes_and_candidates(tmp_path, capsys):
+    path = shapes(tmp_path, [GOOD])
+    assert tune.main(["--dry-run", "--shapes", str(path), "--dtype", "bfloat16", "--kernel", "conv"]) == 0
+    text = capsys.readouterr().out
+    assert "1 shapes:\n  conv_relevance 8->4 1x1 of 6x7 v, B=1, K=16" in text
+    assert "conv, half: " in text
+    assert "128x16x32w4s3" in text
+    assert "library." in text
+    assert "tf32" not in text
+    assert "x64x" not in text.split("conv, half")[1].split("library")[0]  # Eight channels need no wider tile.
+    assert tune.main(["--dry-run", "--quick", "--kernel", "linear_signed", "--shapes", str(path)]) == 0
+    assert "linear_signed: no shape calls linear_relevance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kernel", "pool"], "argument --kernel: invalid choice: 'pool'"),
+        (["--device", "gpu"], "Expected one of cpu, cuda"),
+        (["--device", "cpu"], "--device must be a CUDA device, got cpu"),
+        (["--shapes", "nowhere.json"], "nowhere.json: cannot be read as JSON"),
+        (["--dtype", "float64"], "argument --dtype: invalid choice: 'float64'"),
+    ],
+)
+def test_wrong_options(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_whole_run_writes_a_table(tmp_path, monkeypatch, capsys):
+    """All of the command but the GPU: the interpreter computes, a clock is made up."""
+    monkeypatch.setattr(tune, "no_gpu", lambda device: None)
+    monkeypatch.setattr(tune, "CudaTimer", lambda device: Clock({A: 3.0, B: 2.0, C: 0.7}))
+    made = []
+
+    def small(device, timer, shared, memory, say, quick, settle):
+        made.append(Tuner(CPU, timer, shared, memory, say, quick, lambda *asked: [A, B, C]))
+        return made[-1]
+
+    monkeypatch.setattr(tune, "Tuner", small)
+    properties = type("Properties", (), {"shared_memory_per_block_optin": 232448})
+    for name, value in {
+        "current_device": lambda: 0,
+        "get_device_name": lambda device: "NVIDIA H100",
+        "get_device_properties": lambda device: properties,
+        "mem_get_info": lambda device: (80 << 30, 80 << 30),
+        "get_device_capability": lambda index: (9, 0),
+        "device": lambda device: torch.no_grad(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    path = shapes(tmp_path, [{"op": "linear_relevance", "inputs": 17, "outputs": 9, "targets": 3}])
+    assert tune.main(["--shapes", str(path), "--dtype", "float16"]) == 0
+    import triton
+
+    text, own = capsys.readouterr().out, configs.own_path("NVIDIA H100", triton.__version__)
+    assert f"written: {own}" in text
+    assert f"linear               few              half  {C}" in text
+    assert "times as long" in text
+    found = configs.read(own)
+    assert found.rows == {("linear", "few", "half"): C}
+    assert found.measured is not None
+    assert (found.measured.device, found.measured.triton) == ("NVIDIA H100", triton.__version__)
