@@ -1,8 +1,5 @@
-#include <algorithm>
-#include <limits>
-
 #include "../common/maps.h"
-#include "input_rules.h"
+#include "input_rules_parts.h"
 
 // Few input channels leave a convolution's backward pass little to share: a thread holds outputs of the layer
 // ("sources") and computes for each a row of products, one for every tap, term and channel of the input ("columns"):
@@ -27,12 +24,6 @@ constexpr int kWideBlocks = 2, kNarrowBlocks = 3;
 // Bytes of shared memory for weights, and for a block's part of the map.
 constexpr size_t kWeightBytes = 14 * 1024;
 constexpr size_t kMapBytes = 64 * 1024;
-
-struct Tile {
-  int32_t size[3], count[3];  // inputs of a block, and how many such parts each axis has
-  int64_t places, tiles;      // products of both
-  int threads;
-};
 
 // One column of a chunk: where its weights are, and where its sums go.
 template <class T>
@@ -345,58 +336,6 @@ __global__ void __launch_bounds__(kThreads, (N > kNarrow * 4 / sizeof(Accumulate
   }
 }
 
-// Inputs whose outputs are at most n along an axis.
-int64_t inputs_within(const Axis& axis, int64_t n) {
-  const int64_t inputs = axis.outputs <= n ? axis.inputs : n * axis.stride - int64_t{axis.taps - 1} * axis.dilation;
-  return std::min<int64_t>(inputs, axis.inputs);
-}
-
-int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
-
-// Parts of the map such that the blocks together hold as few groups of sources as can be: where parts overlap, their
-// sources are computed by each.
-Tile tile_of(const Axis* axes, int64_t most_places) {
-  constexpr int64_t kGroup = kThreads * kSources;
-  int64_t least[3];  // sources that one input needs
-  for (int a = 0; a < 3; ++a) {
-    least[a] = std::min<int64_t>(int64_t{axes[a].taps - 1} * axes[a].dilation / axes[a].stride + 1, axes[a].outputs);
-  }
-  const int64_t groups = parts(least[0] * least[1] * least[2], kGroup), budget = groups * kGroup;
-  Tile best{};
-  int64_t cost = std::numeric_limits<int64_t>::max();
-  for (int64_t z = least[0]; z <= axes[0].outputs && z * least[1] * least[2] <= budget; ++z) {
-    for (int64_t y = least[1]; y <= axes[1].outputs && z * y * least[2] <= budget; ++y) {
-      const int64_t x = std::min<int64_t>(budget / (z * y), axes[2].outputs);
-      int64_t room = most_places;
-      const int64_t n[3] = {z, y, x};
-      Tile tile{};
-      tile.tiles = 1;
-      for (int a = 0; a < 3; ++a) {
-        const int64_t most = std::max<int64_t>(1, std::min(inputs_within(axes[a], n[a]), room));
-        tile.count[a] = static_cast<int32_t>(parts(axes[a].inputs, most));
-        tile.size[a] = static_cast<int32_t>(parts(axes[a].inputs, tile.count[a]));
-        tile.tiles *= tile.count[a];
-        room /= tile.size[a];
-      }
-      if (tile.tiles < cost) {
-        cost = tile.tiles;
-        best = tile;
-      }
-    }
-  }
-  best.places = 1;
-  int64_t sources = 1;
-  for (int a = 0; a < 3; ++a) {
-    const Axis& axis = axes[a];
-    best.places *= best.size[a];
-    sources *=
-        std::min<int64_t>((best.size[a] - 1 + int64_t{axis.taps - 1} * axis.dilation) / axis.stride + 1, axis.outputs);
-  }
-  const int64_t warps = parts(std::min(sources, kGroup), kSources * kWarp);
-  best.threads = static_cast<int>(warps * kWarp);
-  return best;
-}
-
 template <class T, int N, int V>
 void launch_relevance(Job<T>& job, Stream stream) {
   using A = Accumulate<T>;
@@ -417,118 +356,6 @@ void launch_columns(Job<T>& job, Stream stream) {
   most <= narrow ? launch_relevance<T, narrow, V>(job, stream) : launch_relevance<T, wide, V>(job, stream);
 }
 
-// Whether V channels can be read at once: of F and of n coefficients with these strides.
-template <class T>
-bool reads_vectors(const T* relevance, const int64_t (&strides)[6], const T* const* u, int n,
-                   const int64_t (&u_strides)[5], int64_t Co, int V) {
-  const auto whole = [V](int64_t number) { return number % V == 0; };
-  const int64_t *end = strides + 6, *u_end = u_strides + 5;
-  return strides[2] == 1 && u_strides[1] == 1 && whole(Co) && is_aligned(relevance, V) &&
-         std::all_of(u, u + n, [V](const T* pointer) { return is_aligned(pointer, V); }) &&
-         std::all_of(strides, strides + 2, whole) && std::all_of(strides + 3, end, whole) && whole(u_strides[0]) &&
-         std::all_of(u_strides + 2, u_end, whole);
-}
-
-// Flat
-
-constexpr int kFlatThreads = 256;
-
-template <class T>
-struct FlatJob {
-  InputFlat<T> p;
-  Divisor inputs_x, inputs_y, outputs_x, outputs_y;
-  int64_t inputs, outputs;
-  int lanes;  // that share an output
-};
-
-// summed[b, k, o] = sum over channels of u F. `lanes` neighbours share an output, each with V channels at once.
-template <class T, int V>
-__global__ void __launch_bounds__(kFlatThreads) flat_sum_kernel(const __grid_constant__ FlatJob<T> job) {
-  using A = Accumulate<T>;
-  const InputFlat<T>& p = job.p;
-  const int64_t rows = p.B * p.K * job.outputs, step = int64_t{gridDim.x} * kFlatThreads / job.lanes;
-  const int32_t lane = static_cast<int32_t>(threadIdx.x % job.lanes);
-  const int64_t thread = int64_t{blockIdx.x} * kFlatThreads + threadIdx.x;
-  const int64_t stride = V > 1 ? 1 : p.strides[2], u_stride = V > 1 ? 1 : p.u_strides[1];
-  FASTLRP_ROLLED
-  for (int64_t base = thread / kWarp * kWarp / job.lanes; base < rows; base += step) {
-    const int64_t row = base + threadIdx.x % kWarp / job.lanes;
-    A sum = 0;
-    if (row < rows) {
-      const int64_t map = row / job.outputs, b = map / p.K, k = map - b * p.K;
-      const uint32_t o = static_cast<uint32_t>(row - map * job.outputs), line = job.outputs_x.divide(o),
-                     z = job.outputs_y.divide(line);
-      const int64_t at[3] = {z, line - z * job.outputs_y.value, o - line * job.outputs_x.value};
-      const T* f = p.relevance + b * p.strides[0] + k * p.strides[1];
-      const T* u = p.u + b * p.u_strides[0];
-      for (int a = 0; a < 3; ++a) {
-        f += at[a] * p.strides[3 + a];
-        u += at[a] * p.u_strides[2 + a];
-      }
-#pragma unroll 4
-      for (int64_t c = int64_t{lane} * V; c < p.Co; c += job.lanes * V) {
-        const auto relevance = load_vector<T, V>(f + c * stride);
-        const auto coefficient = load_vector<T, V>(u + c * u_stride);
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          sum += to_float(relevance.at[v]) * to_float(coefficient.at[v]);
-        }
-      }
-    }
-    for (int distance = job.lanes / 2; distance > 0; distance /= 2) {
-      sum += __shfl_xor_sync(kAllLanes, sum, distance);
-    }
-    if (row < rows && lane == 0) {
-      p.summed[row] = sum;
-    }
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kFlatThreads) flat_box_kernel(const __grid_constant__ FlatJob<T> job) {
-  using A = Accumulate<T>;
-  const InputFlat<T>& p = job.p;
-  T* values = shared_array<T, kFlatThreads, __LINE__>();
-  const int64_t all = p.B * p.K * job.inputs;
-  FASTLRP_ROLLED
-  for (int64_t begin = int64_t{blockIdx.x} * kFlatThreads; begin < all; begin += int64_t{gridDim.x} * kFlatThreads) {
-    const int64_t item = begin + threadIdx.x;
-    if (item < all) {
-      const int64_t map = item / job.inputs;
-      const uint32_t i = static_cast<uint32_t>(item - map * job.inputs), row = job.inputs_x.divide(i),
-                     z = job.inputs_y.divide(row);
-      const A* summed = p.summed + map * job.outputs;
-      A sum = 0;
-      over_places(p.axes[0].outputs_of(z), p.axes[1].outputs_of(row - z * job.inputs_y.value),
-                  p.axes[2].outputs_of(i - row * job.inputs_x.value), p.axes[1].outputs, p.axes[2].outputs,
-                  [&](uint32_t o, int32_t, int32_t, int32_t) { sum += summed[o]; });
-      values[threadIdx.x] = from_float<T>(sum * static_cast<A>(p.factor));
-    }
-    __syncthreads();
-    const int64_t count = all - begin < kFlatThreads ? all - begin : int64_t{kFlatThreads};
-    FASTLRP_ROLLED
-    for (int64_t n = threadIdx.x; n < count * p.channels; n += kFlatThreads) {
-      p.out[begin * p.channels + n] = values[n / p.channels];
-    }
-    __syncthreads();
-  }
-}
-
-template <class T, int V>
-void launch_flat_sum(FlatJob<T>& job, Stream stream) {
-  // Neighbours share an output where channels are neighbours in memory; else they read neighbouring outputs.
-  job.lanes = 1;
-  while (job.p.strides[2] == 1 && job.lanes < kWarp && int64_t{job.lanes} * V < job.p.Co) {
-    job.lanes *= 2;
-  }
-  const int64_t rows = job.p.B * job.p.K * job.outputs;
-  launch(flat_sum_kernel<T, V>, dim3(blocks_for(rows, kFlatThreads / job.lanes)), dim3(kFlatThreads), 0, stream, job);
-}
-
-int64_t product(const Axis* axes, int32_t Axis::* size) {
-  return int64_t{axes[0].*size} * (axes[1].*size) * (axes[2].*size);
-}
-
 }  // namespace
 
 template <class T>
@@ -542,7 +369,7 @@ void input_relevance(const InputRelevance<T>& p, Stream stream) {
     job.slots += slots_of(p, term);
     job.columns_of[p.coefficient_of[term]] += slots_of(p, term);
   }
-  job.tile = tile_of(p.axes, std::max<int64_t>(1, kMapBytes / (job.slots * sizeof(A))));
+  job.tile = tile_of(p.axes, std::max<int64_t>(1, kMapBytes / (job.slots * sizeof(A))), kThreads * kSources, kSources);
   job.blocks = p.B * p.K * job.tile.tiles;
   constexpr int V = sizeof(T) == 8 ? 2 : 4;
   reads_vectors(p.relevance, p.strides, p.coefficients, p.coefficient_count, p.coefficient_strides, p.Co, V)
@@ -550,30 +377,11 @@ void input_relevance(const InputRelevance<T>& p, Stream stream) {
       : launch_columns<T, 1>(job, stream);
 }
 
-template <class T>
-void input_flat_relevance(const InputFlat<T>& p, Stream stream) {
-  FlatJob<T> job{p,
-                 Divisor(p.axes[2].inputs),
-                 Divisor(p.axes[1].inputs),
-                 Divisor(p.axes[2].outputs),
-                 Divisor(p.axes[1].outputs),
-                 product(p.axes, &Axis::inputs),
-                 product(p.axes, &Axis::outputs),
-                 1};
-  constexpr int V = kVector<T>;
-  const bool vectors = reads_vectors(p.relevance, p.strides, &p.u, 1, p.u_strides, p.Co, V);
-  vectors ? launch_flat_sum<T, V>(job, stream) : launch_flat_sum<T, 1>(job, stream);
-  const int64_t all = p.B * p.K * job.inputs;
-  launch(flat_box_kernel<T>, dim3(blocks_for(all, kFlatThreads)), dim3(kFlatThreads), 0, stream, job);
-}
-
-#define FASTLRP_INPUT_RULES(T)                                               \
-  template void input_relevance<T>(const InputRelevance<T>&, Stream stream); \
-  template void input_flat_relevance<T>(const InputFlat<T>&, Stream stream);
-FASTLRP_INPUT_RULES(float)
-FASTLRP_INPUT_RULES(double)
-FASTLRP_INPUT_RULES(__half)
-FASTLRP_INPUT_RULES(__nv_bfloat16)
-#undef FASTLRP_INPUT_RULES
+#define FASTLRP_INPUT_RELEVANCE(T) template void input_relevance<T>(const InputRelevance<T>&, Stream);
+FASTLRP_INPUT_RELEVANCE(float)
+FASTLRP_INPUT_RELEVANCE(double)
+FASTLRP_INPUT_RELEVANCE(__half)
+FASTLRP_INPUT_RELEVANCE(__nv_bfloat16)
+#undef FASTLRP_INPUT_RELEVANCE
 
 }  // namespace fastlrp::cuda

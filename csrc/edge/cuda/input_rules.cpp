@@ -225,7 +225,7 @@ at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Te
     }
   }
   const at::Tensor out = layer.empty_out(reduce ? 1 : terms.channels);
-  if (out.numel() == 0 || layer.relevance.numel() == 0) {
+  if (out.numel() == 0 || layer.relevance.numel() == 0 || terms.channels == 0) {
     return out.zero_();
   }
   return on_device(layer.relevance, [&](Stream stream) {
