@@ -18,6 +18,7 @@ from fastlrp.canonizers import canonize
 from fastlrp.capture import EXPORTING, Captured, capture
 from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
+from fastlrp.eager import eager
 from fastlrp.graph import Graph
 from fastlrp.plan import Plan
 from fastlrp.prepared import Prepared
@@ -132,6 +133,7 @@ class Explainer:
         if example_inputs is not None:
             self._prepared_for(self._inputs(example_inputs))
 
+    @eager
     def __call__(
         self,
         x: Any,
@@ -148,6 +150,7 @@ class Explainer:
         with self.forward(x) as record:
             return record.relevance_at_once(targets, initial, layers, reduce, out)
 
+    @eager
     def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:
         """One forward pass from which any number of targets can be explained.
 

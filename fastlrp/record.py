@@ -15,6 +15,7 @@ from fastlrp.basis import Neck, Reduce
 from fastlrp.basis import propagate as propagate_basis
 from fastlrp.composites import Composite
 from fastlrp.descent import Emission, Sink, Steps
+from fastlrp.eager import eager
 from fastlrp.graph import Value
 from fastlrp.plan import Keep
 from fastlrp.prepared import Prepared
@@ -58,6 +59,7 @@ class ForwardRecord:
         self.batch = self.scores.shape[0]
         self._specialized: dict[Any, Specialized] = {}
 
+    @eager
     def under(self, composite: str | Composite) -> ForwardRecord:
         """The same forward pass explained under other rules.
 
@@ -113,6 +115,7 @@ class ForwardRecord:
 
     # Asking
 
+    @eager
     def relevance(
         self,
         targets: Any,
