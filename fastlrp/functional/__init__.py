@@ -1,7 +1,8 @@
 """Layer operations without state: each validates its arguments, states its formula and calls ``torch.ops.fastlrp``."""
 
-from fastlrp.functional.conv import conv_relevance
-from fastlrp.functional.elementwise import elementwise_coefficients
+from fastlrp.functional.conv import conv_relevance, conv_unpooled_relevance
+from fastlrp.functional.elementwise import elementwise_coefficients, elementwise_pooled_coefficients
+from fastlrp.functional.input_rules import input_flat_relevance, input_relevance
 from fastlrp.functional.linear import linear_one_hot_relevance, linear_relevance
 from fastlrp.functional.pool import (
     pool_adaptive_avg_relevance,
@@ -12,7 +13,11 @@ from fastlrp.functional.pool import (
 
 __all__ = [
     "conv_relevance",
+    "conv_unpooled_relevance",
     "elementwise_coefficients",
+    "elementwise_pooled_coefficients",
+    "input_flat_relevance",
+    "input_relevance",
     "linear_one_hot_relevance",
     "linear_relevance",
     "pool_adaptive_avg_relevance",

@@ -18,6 +18,8 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
     r, x = torch.randn(2, 3, 4, 3, 3), torch.randn(2, 4, 6, 6)
     y, index = F.max_pool2d(x, 2, return_indices=True)
     weight, u = torch.randn(4, 2, 3, 3), torch.randn(2, 4, 3, 3)
+    w, w3, big, x3 = torch.randn(4, 4, 3, 3), torch.randn(4, 3, 3, 3), torch.randn(2, 4, 6, 6), torch.randn(2, 3, 6, 6)
+    pool, onto = ([2, 2], [2, 2], [0, 0], [1, 1]), ([6, 6], [1, 1], [1, 1], [1, 1])
     conv = ([6, 6], [2, 2], [1, 1], [1, 1], False, [0, 0], 2)
     flow = torch.randn(2, 3, 5)
     z, index_of = torch.randn(2, 5), torch.randint(0, 5, (2, 3))
@@ -29,6 +31,12 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
         ("conv_relevance", (r, weight, u, None, None, None, *conv, False, False)),
         ("conv_relevance", (r, weight, u, u, x, weight.clamp(min=0), *conv, True, True)),
         ("conv_relevance", (r, weight, u, None, None, None, [2, 2], *conv[1:4], True, [0, 0], 2, False, False)),
+        ("conv_unpooled_relevance", (r, index, w, big, None, None, None, [6, 6], *pool, *onto, 1, False, False)),
+        ("conv_unpooled_relevance", (r, index, w, big, big, x, w.clamp(min=0), [6, 6], *pool, *onto, 1, True, True)),
+        ("input_relevance", (r, [weight], [u], [None], [6, 6], *conv[1:4], 2, False)),
+        ("input_relevance", (r, [w3, w3], [u, u], [x3, None], [6, 6], *conv[1:4], 1, True)),
+        ("input_flat_relevance", (r, u, 3, [3, 3], [6, 6], *conv[1:4], False)),
+        ("input_flat_relevance", (r, u, 3, [3, 3], [6, 6], *conv[1:4], True)),
         ("pool_max_relevance", (r, index, None, [6, 6])),
         ("pool_max_relevance", (r, index, u, [6, 6])),
         ("pool_ties_relevance", (r, x, y, u, [2, 2], [2, 2], [0, 0], [1, 1])),
@@ -37,8 +45,14 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
         ("pool_adaptive_avg_relevance", (r, None, [6, 6])),
         ("pool_adaptive_avg_relevance", (r, None, [3, 3])),
         ("pool_adaptive_avg_relevance", (r[..., :1, :1], None, [3, 3])),
+        *[("elementwise_pooled_coefficients", (x, x, x, rule, 1.0, 1e-6, *pool, True))
+          for rule in ("epsilon", "zplus", "gamma")],
+        (
+            "elementwise_pooled_coefficients",
+            (x[..., :5], None, None, "epsilon", 1.0, 1e-6, [3, 2], [2, 2], [1, 0], [1, 2], True),
+        ),
         *[("elementwise_coefficients", (z, z, z, z, rule, 1.0, 1e-6)) for rule in ("epsilon", "zplus", "gamma")],
-    ]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("op", "arguments"), samples(), ids=lambda value: value if isinstance(value, str) else "")
