@@ -6,6 +6,7 @@ these tests there.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
@@ -16,3 +17,26 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_triton_*.py"]
 
 from tests.fixtures import poisoned, seeded  # noqa: F401
+
+
+def _products_of_bfloat16() -> None:
+    """The interpreter keeps bfloat16 as integers, and its product takes them for such: give it their values."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    create_dot = InterpreterBuilder.create_dot
+
+    def value(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16 or handle.data.dtype.kind == "f":
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def patched(self, a, b, *rest):
+        return create_dot(self, value(a), value(b), *rest)
+
+    InterpreterBuilder.create_dot = patched
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    _products_of_bfloat16()

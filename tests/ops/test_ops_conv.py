@@ -243,7 +243,7 @@ def test_unpooled_public_function():
             ValueError,
             r"spatial size \[2, 2\], which is what this pool makes",
         ),
-        ({"pool_kernel": 3}, ValueError, r"size \[1, 1\], which is what this pool makes of \[4, 4\], got \[2, 2\]"),
+        ({"pool_kernel": 4}, ValueError, r"size \[1, 1\], which is what this pool makes of \[4, 4\], got \[2, 2\]"),
         (
             {"pool_kernel": 3, "pool_stride": 2, "relevance": torch.zeros(2, 3, 6, 3, 3)},
             ValueError,
