@@ -134,7 +134,7 @@ def configurations(kernel: str, dtype: torch.dtype, precision: str | None = None
     tables = [table(key) for key in DEVICE_KEYS if key != "interpreter"]
     found = [c for t in tables for (name, _, kind), c in t.rows.items() if name == kernel and kind in kinds]
     if not found:
-        found = [Config(128, 64, 32, 8, 3)]  # TODO: until every kernel has its rows.
+        raise TableError(f"no table has a row for the kernel {kernel!r}")
     return {str(config): config for config in found}
 
 
@@ -155,8 +155,6 @@ def _chosen(kernel: str, shape_class: str, device_type: str, index: int | None, 
             found = candidate.rows.get((kernel, shape, kind))
             if found is not None:
                 return found
-    if True:  # TODO: until every kernel has its rows.
-        return Config(16, 16, 16) if device_type == "cpu" else Config(128, 64, 32, 8, 3)
     raise TableError(
         f"no configuration for the kernel {kernel!r}, shape class {shape_class!r}, kind {kind!r}: add a row to "
         f"{_TABLES / tables[0].device}.json"

@@ -11,30 +11,34 @@ here; others are brought into that order first. Three ways, of which the configu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.configs import Config, configuration
 from fastlrp.kernels.conv_call import Call, layer_of
-from fastlrp.kernels.conv_compilations import compilations
+from fastlrp.kernels.conv_compilations import compiled_samples
 from fastlrp.kernels.conv_launch import fills, fused_launch, is_depthwise, plain
 from fastlrp.kernels.conv_library import library_relevance
 from fastlrp.kernels.conv_maps import with_winners, without_pool
 from fastlrp.kernels.conv_product import merged_groups
 from fastlrp.kernels.launch import convolution_precision, empty_map
 
-__all__ = ["compilations", "compute", "conv_relevance", "conv_unpooled_relevance", "shape_class"]
-
+_ALIGNED = 8  # channels: others are not read 16 bytes at a time, nor past the registers
 _FEW = 1 << 19  # results that are 32 tiles of 128 x 128: fewer leave most of a GPU idle
 
 
-def shape_class(channels: int, results: int, pointwise: bool) -> str:
+def shape_class(reduction: int, channels: int, results: int, pointwise: bool) -> str:
     """What a configuration is chosen by.
 
     Args:
-        channels: input channels of a group. results: elements of the result. pointwise: whether there is one tap.
+        reduction, channels: output and input channels of a group, or of groups that are put side by side.
+        results: elements of the result. pointwise: whether there is one tap.
     """
+    if reduction % _ALIGNED:
+        return "odd"
     if results < _FEW:
         return "few"
     width = "narrow" if channels <= 16 else "medium" if channels <= 64 else "wide"
@@ -119,13 +123,18 @@ def configuration_of(call: Call, precision: str) -> Config:
     batch, targets = call.relevance.shape[:2]
     results = batch * targets * call.channels * math.prod(call.layer.input_size)
     pointwise = all(axis[0] == 1 for axis in call.layer.axes)
-    width = call.channels // call.layer.groups * merged_groups(call)
-    shape = shape_class(width, results, pointwise)
-    suffix = "_unpooled" if call.layer.pool is not None and call.layer.windows == 1 else ""
+    groups = call.layer.groups // merged_groups(call)
+    shape = shape_class(call.relevance.shape[2] // groups, call.channels // groups, results, pointwise)
     if is_depthwise(call):
-        return configuration("conv_depthwise", shape, device, dtype, precision)
+        return configuration("conv_depthwise", "any", device, dtype, precision)
+    suffix = "_unpooled" if call.layer.pool is not None and call.layer.windows == 1 else ""
     both = call.u is not None and call.v is not None
     config = configuration(f"conv{'_both' if both else ''}{suffix}", shape, device, dtype, precision)
     if call.signed and not fills(targets, config.block_m):
         config = configuration(f"conv_signed{suffix}", shape, device, dtype, precision)
     return config
+
+
+def compilations(dtype: torch.dtype) -> Iterator[Compilation]:
+    """Every kernel of convolutions in every configuration of the tables."""
+    yield from compiled_samples(dtype)

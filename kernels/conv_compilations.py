@@ -76,7 +76,6 @@ _GEOMETRIES = (
     Sample("transposed", "u", stride=2, transposed=True),
     Sample("few channels", "u", targets=1, channels=(3, 64), kernel=(7, 7), stride=2),
     Sample("merged groups", "u", channels=(128, 128), groups=32),
-    Sample("odd channels", "u", channels=(30, 21)),
 )
 _POOL = (2, 2, 0)
 
@@ -103,17 +102,18 @@ SAMPLES = {
 """By kernel as the tables name it; the samples together have all constants that a launcher can choose."""
 
 
-def compilations(dtype: torch.dtype) -> Iterator[Compilation]:
+def compiled_samples(dtype: torch.dtype) -> Iterator[Compilation]:
     """Every kernel of convolutions in every configuration, on samples of layers."""
     for kernel, samples in SAMPLES.items():
         for precision in ("tf32", "ieee") if dtype == torch.float32 else ("ieee",):
             tensor_cores = kernel != "conv_depthwise" and (precision == "tf32" or dtype != torch.float32)
+            kind = precision if dtype == torch.float32 else "half"
             found = configurations(kernel, dtype, precision)
             for sample in samples:
                 for name, config in found.items():
-                    if config.route == "fused":
+                    if config.route == "fused" and config.block_n <= max(16, sample.channels[0] // sample.groups):
                         launch = fused_launch(sample.call(dtype), config, precision)
-                        yield launch.compilation(f"{kernel}: {sample.name}, {precision}, {name}", tensor_cores)
+                        yield launch.compilation(f"{kernel}: {sample.name}, {kind}, {name}", tensor_cores)
     yield from _maps(dtype)
 
 

@@ -15,9 +15,9 @@ from fastlrp.kernels.configs import Config
 from fastlrp.kernels.conv_call import SIZES, Call
 from fastlrp.kernels.conv_geometry import (
     arriving,
-    negative_part,
     next_tap,
     over_targets,
+    part_of_sign,
     phases_of,
     place_of_tap,
     position_of_row,
@@ -133,8 +133,7 @@ def depthwise_kernel(
                 v + ((c_b * v_b + (c_start - back) * v_p)[:, None] + co[None, :]), mask=mask, other=0.0
             )
             if SIGNED:
-                chosen = tl.where(factor > 0, positive_part(filter)[None, :], negative_part(filter)[None, :])
-                chosen = tl.where(factor == 0, 0.0, chosen)
+                chosen = part_of_sign(filter[None, :], factor)
             else:
                 chosen = positive_part(filter)[None, :]
             combined += coefficient.to(tl.float32) * chosen

@@ -193,9 +193,19 @@ def scaled(flow, coefficient):
 
 @triton.jit
 def positive_part(w):
-    return tl.where(w < 0, 0.0, w).to(w.dtype)
+    wide = w.to(tl.float32)
+    return tl.where(wide < 0, 0.0, wide).to(w.dtype)
 
 
 @triton.jit
 def negative_part(w):
-    return tl.where(w > 0, 0.0, w).to(w.dtype)
+    wide = w.to(tl.float32)
+    return tl.where(wide > 0, 0.0, wide).to(w.dtype)
+
+
+@triton.jit
+def part_of_sign(w, x):
+    """W+ where ``x`` is above zero, W- where it is below, else 0."""
+    wide = w.to(tl.float32)
+    part = tl.where(x > 0, tl.where(wide < 0, 0.0, wide), tl.where(wide > 0, 0.0, wide))
+    return tl.where(x == 0, 0.0, part).to(w.dtype)

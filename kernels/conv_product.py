@@ -33,6 +33,7 @@ from fastlrp.kernels.conv_geometry import (
     negative_part,
     next_tap,
     over_targets,
+    part_of_sign,
     phases_of,
     place_of_tap,
     position_of_row,
@@ -40,10 +41,20 @@ from fastlrp.kernels.conv_geometry import (
     reached,
     scaled,
 )
-from fastlrp.kernels.launch import Launch, line_stride, taken
+from fastlrp.kernels.launch import Launch, interpreted, line_stride, taken
 
+INTERPRETED = tl.constexpr(interpreted())
 _MERGED = 16  # channels of groups that are put side by side
 _BAND = 8  # row tiles that go through all tiles of channels together
+
+
+@triton.jit
+def dot(a, b, total, PRECISION: tl.constexpr):
+    if INTERPRETED:  # its product takes bfloat16 for integers
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -141,7 +152,7 @@ def conv_kernel(
         w_tile = own + (o % CO)[:, None].to(tl.int64) * weight_co + (ci % CI)[None, :].to(tl.int64) * weight_ci
     if SIGNED and POSITIONS == 1:
         x_tile = (c_b * x_b + c_place * x_p + group * channels)[:, None] + ci[None, :]
-        sign = tl.load(x + x_tile, mask=(c_b < batch)[:, None] & (ci < channels)[None, :], other=0.0)
+        sign = tl.load(x + x_tile, mask=(c_b < batch)[:, None] & (ci < channels)[None, :], other=0.0).to(tl.float32)
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     above = total
@@ -168,7 +179,7 @@ def conv_kernel(
         if u is not None:
             coefficient = tl.load(u + (start - back * u_p) + u_tile, mask=c_mask, other=0.0)
             s = scaled(flow, over_targets(coefficient, POSITIONS, TARGETS, BLOCK_K))
-            total = tl.dot(s, matrix, total, input_precision=PRECISION)
+            total = dot(s, matrix, total, PRECISION)
         if v is not None:
             coefficient = tl.load(v + (start - back * v_p) + v_tile, mask=c_mask, other=0.0)
             s = scaled(flow, over_targets(coefficient, POSITIONS, TARGETS, BLOCK_K))
@@ -177,13 +188,12 @@ def conv_kernel(
                     matrix_part = positive_part(matrix)
                 else:
                     matrix_part = tl.load(positive + w_place + w_tile, mask=w_mask, other=0.0)
-                total = tl.dot(s, matrix_part, total, input_precision=PRECISION)
+                total = dot(s, matrix_part, total, PRECISION)
             elif POSITIONS == 1:
-                matrix_part = tl.where(sign > 0, positive_part(matrix), tl.where(sign < 0, negative_part(matrix), 0.0))
-                total = tl.dot(s, matrix_part.to(matrix.dtype), total, input_precision=PRECISION)
+                total = dot(s, part_of_sign(matrix, sign), total, PRECISION)
             else:
-                above = tl.dot(s, positive_part(matrix), above, input_precision=PRECISION)
-                below = tl.dot(s, negative_part(matrix), below, input_precision=PRECISION)
+                above = dot(s, positive_part(matrix), above, PRECISION)
+                below = dot(s, negative_part(matrix), below, PRECISION)
         tap_d, tap_h, tap_w, over = next_tap(tap_d, tap_h, tap_w, phase_d, phase_h, phase_w)
         start += over * BLOCK_K
 

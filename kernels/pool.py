@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from fastlrp.kernels.compilation import Compilation
-from fastlrp.kernels.launch import Launch, empty_map
+from fastlrp.kernels.launch import Launch, empty_map, line_stride
 from fastlrp.kernels.pool_windows import NOWHERE, average_kernel, shares_kernel, ties_kernel
 from fastlrp.kernels.pool_winners import max_kernel, span_kernel
 
@@ -97,21 +97,26 @@ def _three(numbers: Sequence[int], missing: int = 1) -> list[int]:
     return [missing] * (3 - len(numbers)) + list(numbers)
 
 
-def _strides(name: str, t: Tensor | None, before: str) -> dict[str, int]:
-    """Strides of a map by their names: axes ``before`` the spatial ones, then z, y, x; 0 along an axis of size 1."""
-    names = [f"{name}_{axis}" for axis in before + "zyx"]
-    if t is None:
-        return dict.fromkeys(names, 0)
-    strides = [0 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True)]
-    return dict(zip(names, strides[: len(before)] + _three(strides[len(before) :], 0), strict=True))
+def _lines(last: bool, axes: str, **maps: Tensor | None) -> dict[str, Any]:
+    """Maps, and their strides: of the axes before the channels, of the channels, of the positions as one axis ``p``.
 
-
-def _line(name: str, t: Tensor, before: str) -> dict[str, int]:
-    """The same of a result, whose positions lie in one line."""
-    strides = [0 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True)]
-    spatial = [stride for stride in strides[len(before) :] if stride]
-    line = min(spatial) if spatial else 0
-    return dict(zip((f"{name}_{axis}" for axis in before + "p"), [*strides[: len(before)], line], strict=True))
+    Maps whose positions do not lie in one line are copied.
+    """
+    values: dict[str, Any] = {}
+    for name, t in maps.items():
+        names = [f"{name}_{axis}" for axis in axes + "p"]
+        if t is None:
+            values |= {name: None, **dict.fromkeys(names, 0)}
+            continue
+        positions = range(len(axes), t.dim())
+        line = line_stride(t, positions)
+        if line is None:
+            channel = len(axes) - 1
+            t = t.movedim(channel, -1).contiguous().movedim(-1, channel) if last else t.contiguous()
+            line = line_stride(t, positions)
+        strides = [0 if t.shape[axis] == 1 else t.stride(axis) for axis in range(len(axes))]
+        values |= {name: t, **dict(zip(names, [*strides, line], strict=True))}
+    return values
 
 
 def _axes(**numbers: Sequence[int]) -> dict[str, int]:
@@ -143,9 +148,8 @@ def pool_max_relevance(relevance: Tensor, index: Tensor, scale: Tensor | None, i
 
 
 def _max(call: _Call, index: Tensor, scale: Tensor | None, spans: Tensor, result: Tensor) -> list[Launch]:
-    values = {"flow": call.flow, "index": index, "scale": scale, "spans": spans, "out": result}
-    values |= {"total": spans.shape[1], **_strides("flow", call.flow, "bkc"), **_strides("index", index, "bc")}
-    values |= {**_strides("scale", scale, "bc"), **_line("out", result, "bkc")}
+    values = {"spans": spans, "total": spans.shape[1], **_lines(call.last, "bkc", flow=call.flow, out=result)}
+    values |= _lines(call.last, "bc", index=index, scale=scale)
     return [
         call.launch(span_kernel, prod(index.shape[2:]), values, with_targets=False),
         call.launch(max_kernel, prod(call.input_size), values),
@@ -185,10 +189,8 @@ def _ties(
     share = output.new_empty(batch, 1, channels, *size, dtype=torch.float32)
     share = (empty_map(share, batch, 1, channels, size) if call.last else share)[:, 0]
     most = [d * (k - 1) // s + 1 for k, s, d in zip(kernel_size, stride, dilation, strict=True)]
-    values = {"flow": call.flow, "input": input, "output": output, "scale": scale, "share": share, "out": result}
-    values |= {**_strides("flow", call.flow, "bkc"), **_strides("input", input, "bc")}
-    values |= {**_strides("output", output, "bc"), **_strides("scale", scale, "bc")}
-    values |= {**_line("share", share, "bc"), **_line("out", result, "bkc")}
+    values = _lines(call.last, "bkc", flow=call.flow, out=result)
+    values |= _lines(call.last, "bc", input=input, output=output, scale=scale, share=share)
     values |= _axes(kernel=kernel_size, stride=stride, dilation=dilation, most=most, padding=_three(padding, 0))
     return [
         call.launch(shares_kernel, prod(size), values, with_targets=False),
@@ -238,8 +240,8 @@ def _averaged(relevance: Tensor, scale: Tensor | None, input_size: list[int], ge
 
 
 def _average(call: _Call, scale: Tensor | None, geometry: dict[str, Any], result: Tensor) -> Launch:
-    values = {"flow": call.flow, "scale": scale, "out": result, "ADAPTIVE": False, **geometry}
-    values |= {**_strides("flow", call.flow, "bkc"), **_strides("scale", scale, "bc"), **_line("out", result, "bkc")}
+    values = {"ADAPTIVE": False, **geometry, **_lines(call.last, "bkc", flow=call.flow, out=result)}
+    values |= _lines(call.last, "bc", scale=scale)
     return call.launch(average_kernel, prod(call.input_size), values)
 
 
@@ -250,7 +252,9 @@ def compilations(dtype: torch.dtype) -> Iterator[Compilation]:
         sizes = ([32, 32], [16, 16]) if last or inner == 64 else ([4, 4], [2, 2])
         call, tensors = _example(dtype, targets, inner if last else 32, last, *sizes)
         for label, launch in _examples(call, **tensors):
-            tile = "x".join(str(launch.arguments[n]) for n in ("BLOCK_K", "BLOCK_P", "BLOCK_C") if n in launch.arguments)
+            tile = "x".join(
+                str(launch.arguments[n]) for n in ("BLOCK_K", "BLOCK_P", "BLOCK_C") if n in launch.arguments
+            )
             name = f"pool-{label}-{tile}-{'last' if last else 'first'}"
             if name not in done:
                 done.add(name)

@@ -3,14 +3,15 @@
 A program has ``BLOCK_K`` targets of a tile of positions and channels of one sample, a tile of three axes: what has no
 target axis (winners, inputs, scales, the weights of an average) is read or made once for all of its targets. The
 innermost axis of the tile is the one that is innermost in memory: the channels where ``LAST``, else the positions.
-Missing spatial axes come first and have size 1. Offsets are 64-bit; one sample has less than 2^31 positions.
+The positions of a map are one axis, with one stride. Missing spatial axes come first and have size 1. Offsets are
+64-bit; one sample has less than 2^31 positions.
 
 Along an axis the windows that can hold position ``i`` are those from ``first`` to ``last``:
 ``o stride - padding + j dilation = i`` for a tap ``j``. For an adaptive pool they are those with
-``floor(o inputs / outputs) <= i < ceil((o + 1) inputs / outputs)``. The op of a max-pool does not know its windows, only
-each output's winner: :func:`span_kernel` finds, along each axis and for each coordinate, the first and the last output
-that has a winner there. With a pool's own winners those are no more than the windows that hold it, and any others are
-treated as they should be, if slowly.
+``floor(o inputs / outputs) <= i < ceil((o + 1) inputs / outputs)``. The op of a max-pool does not know its windows,
+only each output's winner: :func:`fastlrp.kernels.pool_winners.span_kernel` finds, along each axis and for each
+coordinate, the first and the last output that has a winner there. With a pool's own winners those are no more than the
+windows that hold it, and any others are treated as they should be, if slowly.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _tile(
     BLOCK_P: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """The program's sample, targets and channels, 64-bit, and its positions; programs with other targets are next."""
+    """The program's sample, 64-bit, and its targets, channels and positions; programs with other targets are next."""
     program = tl.program_id(0)
     blocks = tl.cdiv(targets, BLOCK_K)
     k = (program % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None, None]
@@ -51,12 +52,13 @@ def _tile(
     program = program // blocks
     blocks = tl.cdiv(positions, BLOCK_P)
     p = (program % blocks) * BLOCK_P + _along(tl.arange(0, BLOCK_P), not LAST)
-    return (program // blocks).to(tl.int64), k.to(tl.int64), c.to(tl.int64), p
+    return (program // blocks).to(tl.int64), k, c, p
 
 
 @triton.jit
-def _place(z, y, x, stride_z, stride_y, stride_x):
-    return z.to(tl.int64) * stride_z + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
+def _flat(z, y, x, size_y, size_x):
+    """Number of a position, 64-bit because strides multiply it."""
+    return ((z * size_y + y) * size_x + x).to(tl.int64)
 
 
 @triton.jit
@@ -94,8 +96,8 @@ def _extent(o, n, m, kernel, stride, padding, ADAPTIVE: tl.constexpr, COUNT_PADD
 
 @triton.jit(do_not_specialize=SIZES)
 def average_kernel(
-    flow,  # F, (B, K, C, m_z, m_y, m_x)
-    scale,  # (B, C, m_z, m_y, m_x) or None
+    flow,  # F, (B, K, C, m_z m_y m_x)
+    scale,  # (B, C, m_z m_y m_x) or None
     out,  # (B, K, C, n_z n_y n_x)
     targets,
     channels,
@@ -109,14 +111,10 @@ def average_kernel(
     flow_b,
     flow_k,
     flow_c,
-    flow_z,
-    flow_y,
-    flow_x,
+    flow_p,
     scale_b,
     scale_c,
-    scale_z,
-    scale_y,
-    scale_x,
+    scale_p,
     out_b,
     out_k,
     out_c,
@@ -154,7 +152,8 @@ def average_kernel(
         first_z, last_z = _windows(z, m_z, kernel_z, stride_z, padding_z, 1)
         first_y, last_y = _windows(y, m_y, kernel_y, stride_y, padding_y, 1)
         first_x, last_x = _windows(x, m_x, kernel_x, stride_x, padding_x, 1)
-    flow_start = flow + b * flow_b + k * flow_k + c * flow_c
+    flow_start = flow + b * flow_b + k.to(tl.int64) * flow_k + c.to(tl.int64) * flow_c
+    share = 1.0 / divisor
     total = tl.zeros((BLOCK_K, BLOCK_P if LAST else BLOCK_C, BLOCK_C if LAST else BLOCK_P), dtype=tl.float32)
     for step_z in range(0, most_z):
         o_z = first_z + step_z
@@ -166,23 +165,23 @@ def average_kernel(
                 o_x = first_x + step_x
                 count_x = _extent(o_x, n_x, m_x, kernel_x, stride_x, padding_x, ADAPTIVE, COUNT_PADDING)
                 window = (o_z <= last_z) & (o_y <= last_y) & (o_x <= last_x)
-                at = _place(o_z, o_y, o_x, flow_z, flow_y, flow_x)
-                f = tl.load(flow_start + at, mask=inside & window, other=0.0).to(tl.float32)
-                weight = 1.0 / (divisor if OVERRIDE else count_z * count_y * count_x)
+                o = _flat(o_z, o_y, o_x, m_y, m_x)
+                f = tl.load(flow_start + o * flow_p, mask=inside & window, other=0.0).to(tl.float32)
+                weight = share if OVERRIDE else 1.0 / (count_z * count_y * count_x)
                 if scale is not None:
-                    at = b * scale_b + c * scale_c + _place(o_z, o_y, o_x, scale_z, scale_y, scale_x)
+                    at = b * scale_b + c.to(tl.int64) * scale_c + o * scale_p
                     there = (c < channels) & (p < positions) & window
                     weight = tl.load(scale + at, mask=there, other=0.0).to(tl.float32) * weight
                 total += f * weight
-    place = b * out_b + k * out_k + c * out_c + p.to(tl.int64) * out_p
+    place = b * out_b + k.to(tl.int64) * out_k + c.to(tl.int64) * out_c + p.to(tl.int64) * out_p
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def ties_kernel(
-    flow,  # F, (B, K, C, m_z, m_y, m_x)
-    input,  # (B, C, n_z, n_y, n_x)
-    output,  # (B, C, m_z, m_y, m_x)
+    flow,  # F, (B, K, C, m_z m_y m_x)
+    input,  # (B, C, n_z n_y n_x)
+    output,  # (B, C, m_z m_y m_x)
     share,  # (B, C, m_z m_y m_x), float32
     out,  # (B, K, C, n_z n_y n_x)
     targets,
@@ -196,19 +195,13 @@ def ties_kernel(
     flow_b,
     flow_k,
     flow_c,
-    flow_z,
-    flow_y,
-    flow_x,
+    flow_p,
     input_b,
     input_c,
-    input_z,
-    input_y,
-    input_x,
+    input_p,
     output_b,
     output_c,
-    output_z,
-    output_y,
-    output_x,
+    output_p,
     share_b,
     share_c,
     share_p,
@@ -243,9 +236,9 @@ def ties_kernel(
     first_z, last_z = _windows(z, m_z, kernel_z, stride_z, padding_z, dilation_z)
     first_y, last_y = _windows(y, m_y, kernel_y, stride_y, padding_y, dilation_y)
     first_x, last_x = _windows(x, m_x, kernel_x, stride_x, padding_x, dilation_x)
-    place = b * input_b + c * input_c + _place(z, y, x, input_z, input_y, input_x)
+    place = b * input_b + c.to(tl.int64) * input_c + p.to(tl.int64) * input_p
     entry = tl.load(input + place, mask=there, other=0.0)
-    flow_start = flow + b * flow_b + k * flow_k + c * flow_c
+    flow_start = flow + b * flow_b + k.to(tl.int64) * flow_k + c.to(tl.int64) * flow_c
     total = tl.zeros((BLOCK_K, BLOCK_P if LAST else BLOCK_C, BLOCK_C if LAST else BLOCK_P), dtype=tl.float32)
     for step_z in range(0, most_z):
         o_z = first_z + step_z
@@ -256,23 +249,23 @@ def ties_kernel(
             for step_x in range(0, most_x):
                 o_x = first_x + step_x
                 held = held_z & held_y & _holds(o_x, last_x, x, stride_x, padding_x, dilation_x) & there
-                at = b * output_b + c * output_c + _place(o_z, o_y, o_x, output_z, output_y, output_x)
+                o = _flat(o_z, o_y, o_x, m_y, m_x)
+                at = b * output_b + c.to(tl.int64) * output_c + o * output_p
                 wins = held & (tl.load(output + at, mask=held, other=0.0) == entry)
-                at = b * share_b + c * share_c + ((o_z * m_y + o_y) * m_x + o_x).to(tl.int64) * share_p
+                at = b * share_b + c.to(tl.int64) * share_c + o * share_p
                 weight = tl.load(share + at, mask=held, other=0.0)
-                at = _place(o_z, o_y, o_x, flow_z, flow_y, flow_x)
                 # Not only where it wins: a mask that differs from channel to channel would make the load a narrow one.
-                f = tl.load(flow_start + at, mask=held & (k < targets), other=0.0).to(tl.float32)
+                f = tl.load(flow_start + o * flow_p, mask=held & (k < targets), other=0.0).to(tl.float32)
                 total += tl.where(wins, f * weight, 0.0)
-    place = b * out_b + k * out_k + c * out_c + p.to(tl.int64) * out_p
+    place = b * out_b + k.to(tl.int64) * out_k + c.to(tl.int64) * out_c + p.to(tl.int64) * out_p
     tl.store(out + place, total.to(out.dtype.element_ty), mask=there & (k < targets))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def shares_kernel(
-    input,  # (B, C, n_z, n_y, n_x)
-    output,  # (B, C, m_z, m_y, m_x)
-    scale,  # (B, C, m_z, m_y, m_x) or None
+    input,  # (B, C, n_z n_y n_x)
+    output,  # (B, C, m_z m_y m_x)
+    scale,  # (B, C, m_z m_y m_x) or None
     share,  # (B, C, m_z m_y m_x), float32
     channels,
     positions,
@@ -283,19 +276,13 @@ def shares_kernel(
     m_x,
     input_b,
     input_c,
-    input_z,
-    input_y,
-    input_x,
+    input_p,
     output_b,
     output_c,
-    output_z,
-    output_y,
-    output_x,
+    output_p,
     scale_b,
     scale_c,
-    scale_z,
-    scale_y,
-    scale_x,
+    scale_p,
     share_b,
     share_c,
     share_p,
@@ -319,11 +306,10 @@ def shares_kernel(
     b, _, c, p = _tile(1, channels, positions, 1, BLOCK_C, BLOCK_P, LAST)
     z, y, x = p // (m_y * m_x), p // m_x % m_y, p % m_x
     there = (c < channels) & (p < positions)
-    maximum = tl.load(
-        output + b * output_b + c * output_c + _place(z, y, x, output_z, output_y, output_x), mask=there, other=0.0
-    )
+    place = b * output_b + c.to(tl.int64) * output_c + p.to(tl.int64) * output_p
+    maximum = tl.load(output + place, mask=there, other=0.0)
     count = tl.zeros((1, BLOCK_P if LAST else BLOCK_C, BLOCK_C if LAST else BLOCK_P), dtype=tl.int32)
-    start = input + b * input_b + c * input_c
+    start = input + b * input_b + c.to(tl.int64) * input_c
     for tap_z in range(0, kernel_z):
         i_z = z * stride_z - padding_z + tap_z * dilation_z
         for tap_y in range(0, kernel_y):
@@ -331,11 +317,12 @@ def shares_kernel(
             for tap_x in range(0, kernel_x):
                 i_x = x * stride_x - padding_x + tap_x * dilation_x
                 inside = (i_z >= 0) & (i_z < n_z) & (i_y >= 0) & (i_y < n_y) & (i_x >= 0) & (i_x < n_x) & there
-                entry = tl.load(start + _place(i_z, i_y, i_x, input_z, input_y, input_x), mask=inside, other=0.0)
+                i = _flat(i_z, i_y, i_x, n_y, n_x)
+                entry = tl.load(start + i * input_p, mask=inside, other=0.0)
                 count += (inside & (entry == maximum)).to(tl.int32)
     whole = 1.0
     if scale is not None:
-        place = b * scale_b + c * scale_c + _place(z, y, x, scale_z, scale_y, scale_x)
+        place = b * scale_b + c.to(tl.int64) * scale_c + p.to(tl.int64) * scale_p
         whole = tl.load(scale + place, mask=there, other=0.0).to(tl.float32)
-    place = b * share_b + c * share_c + p.to(tl.int64) * share_p
+    place = b * share_b + c.to(tl.int64) * share_c + p.to(tl.int64) * share_p
     tl.store(share + place, whole / tl.maximum(count, 1), mask=there)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastlrp.kernels.pool_windows import SIZES, _along, _place, _tile
+from fastlrp.kernels.pool_windows import SIZES, _along, _flat, _tile
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _note(spans, total, i, o, known, CHANNELS: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def span_kernel(
-    index,  # (B, C, m_z, m_y, m_x), int64
+    index,  # (B, C, m_z m_y m_x), int64
     spans,  # (2, n_z + n_y + n_x), int64: minus the first output with a winner there, and the last one
     channels,
     positions,
@@ -39,9 +39,7 @@ def span_kernel(
     m_x,
     index_b,
     index_c,
-    index_z,
-    index_y,
-    index_x,
+    index_p,
     LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -50,8 +48,7 @@ def span_kernel(
     same in any order.
     """
     b, _, c, p = _tile(1, channels, positions, 1, BLOCK_C, BLOCK_P, LAST)
-    place = b * index_b + c * index_c
-    place += _place(p // (m_y * m_x), p // m_x % m_y, p % m_x, index_z, index_y, index_x)
+    place = b * index_b + c.to(tl.int64) * index_c + p.to(tl.int64) * index_p
     winner = tl.load(index + place, mask=(c < channels) & (p < positions), other=-1)
     CHANNELS: tl.constexpr = 1 if LAST else 0
     SHAPE: tl.constexpr = (BLOCK_P, BLOCK_C) if LAST else (BLOCK_C, BLOCK_P)
@@ -78,9 +75,9 @@ def _span(spans, total, i, n, LAST: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def max_kernel(
-    flow,  # F, (B, K, C, m_z, m_y, m_x)
-    index,  # (B, C, m_z, m_y, m_x), int64
-    scale,  # (B, C, m_z, m_y, m_x) or None
+    flow,  # F, (B, K, C, m_z m_y m_x)
+    index,  # (B, C, m_z m_y m_x), int64
+    scale,  # (B, C, m_z m_y m_x) or None
     spans,  # (2, n_z + n_y + n_x), int64
     out,  # (B, K, C, n_z n_y n_x)
     targets,
@@ -90,22 +87,18 @@ def max_kernel(
     n_z,
     n_y,
     n_x,
+    m_y,
+    m_x,
     flow_b,
     flow_k,
     flow_c,
-    flow_z,
-    flow_y,
-    flow_x,
+    flow_p,
     index_b,
     index_c,
-    index_z,
-    index_y,
-    index_x,
+    index_p,
     scale_b,
     scale_c,
-    scale_z,
-    scale_y,
-    scale_x,
+    scale_p,
     out_b,
     out_k,
     out_c,
@@ -122,7 +115,7 @@ def max_kernel(
     first_z, last_z, most_z = _span(spans, total, i // (n_y * n_x), n_z, LAST)
     first_y, last_y, most_y = _span(spans + n_z, total, i // n_x % n_y, n_y, LAST)
     first_x, last_x, most_x = _span(spans + n_z + n_y, total, i % n_x, n_x, LAST)
-    flow_start = flow + b * flow_b + k * flow_k + c * flow_c
+    flow_start = flow + b * flow_b + k.to(tl.int64) * flow_k + c.to(tl.int64) * flow_c
     result = tl.zeros((BLOCK_K, BLOCK_P if LAST else BLOCK_C, BLOCK_C if LAST else BLOCK_P), dtype=tl.float32)
     for step_z in range(0, most_z):
         o_z = first_z + step_z
@@ -131,14 +124,14 @@ def max_kernel(
             for step_x in range(0, most_x):
                 o_x = first_x + step_x
                 exists = there & (o_z <= last_z) & (o_y <= last_y) & (o_x <= last_x)
-                at = b * index_b + c * index_c + _place(o_z, o_y, o_x, index_z, index_y, index_x)
+                o = _flat(o_z, o_y, o_x, m_y, m_x)
+                at = b * index_b + c.to(tl.int64) * index_c + o * index_p
                 wins = exists & (tl.load(index + at, mask=exists, other=-1) == p)
-                at = _place(o_z, o_y, o_x, flow_z, flow_y, flow_x)
                 # Not only where it wins: a mask that differs from channel to channel would make the load a narrow one.
-                f = tl.load(flow_start + at, mask=exists & (k < targets), other=0.0).to(tl.float32)
+                f = tl.load(flow_start + o * flow_p, mask=exists & (k < targets), other=0.0).to(tl.float32)
                 if scale is not None:
-                    at = b * scale_b + c * scale_c + _place(o_z, o_y, o_x, scale_z, scale_y, scale_x)
+                    at = b * scale_b + c.to(tl.int64) * scale_c + o * scale_p
                     f *= tl.load(scale + at, mask=exists, other=0.0).to(tl.float32)
                 result += tl.where(wins, f, 0.0)
-    place = b * out_b + k * out_k + c * out_c + p.to(tl.int64) * out_p
+    place = b * out_b + k.to(tl.int64) * out_k + c.to(tl.int64) * out_c + p.to(tl.int64) * out_p
     tl.store(out + place, result.to(out.dtype.element_ty), mask=there & (k < targets))

@@ -312,10 +312,7 @@ __global__ void __launch_bounds__(kThreads, (N > kNarrow * 4 / sizeof(Accumulate
         for (int32_t first = 0; first < all; first += N) {
           A acc[kSources][N] = {};
           __syncthreads();
-          if (threadIdx.x < N) {
-            columns[threadIdx.x] = column_of(job, coefficient, first + threadIdx.x, threadIdx.x);
-          }
-          for (int32_t i = threadIdx.x + blockDim.x; i < N; i += blockDim.x) {
+          for (int32_t i = threadIdx.x; i < N; i += blockDim.x) {
             columns[i] = column_of(job, coefficient, first + i, i);
           }
           FASTLRP_ROLLED

@@ -64,7 +64,7 @@ KINDS = {
         Kind("tf32", torch.float32, True, 1e-6),
         Kind("float16", torch.float16, False, 4e-4),
         Kind("bfloat16", torch.bfloat16, False, 3e-3),
-        Kind("float64", torch.float64, False, 1e-15),
+        Kind("float64", torch.float64, False, 3e-15),
     )
 }
 

@@ -101,8 +101,12 @@ def test_strided_first_axes_and_alignment(op, dtype):
         last = [LAST[1](a) if isinstance(a, Tensor) else a for a in rest]
         one = r[:, :1].expand(-1, 4, -1, -1, -1)
         targets_first = r.transpose(0, 1).contiguous().transpose(0, 1)
-        off = torch.full((r.numel() + 1,), torch.nan, dtype=dtype)[1:].view(2, 3, 3, 4, C).movedim(-1, 2).copy_(r)
-        for flow in (r[:, ::2], r[:, 1:], r[:, :, :], one, targets_first, LAST[0](r)[:, ::2], LAST[0](one), off):
+        # Channels innermost, but not every target at a multiple of 16 bytes.
+        gaps = torch.full((2, 3, 12 * C + 1), torch.nan, dtype=dtype)
+        later, apart = (part.view(2, 3, 3, 4, C).movedim(-1, 2) for part in (gaps[..., 1:], gaps.clone()[..., :-1]))
+        off = torch.full((r.numel() + 1,), torch.nan, dtype=dtype)[1:].view(2, 3, 3, 4, C).movedim(-1, 2)
+        odd = [flow.copy_(r) for flow in (later, apart, off)]
+        for flow in (r[:, ::2], r[:, 1:], one, targets_first, LAST[0](r)[:, ::2], LAST[0](one), *odd):
             exact = reference(op)(*widened((flow, *rest)))
             for others in (rest, last):
                 got = getattr(emulated(), op)(flow, *others)
@@ -147,6 +151,15 @@ def test_nan_reaches_nothing_but_what_its_window_holds(op, last):
     got = call(*changed)
     assert got[hit].isnan().any()
     assert torch.equal(got[~hit], expected[~hit])
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_nan_reaches_only_the_winners_of_its_window(last):
+    x = torch.tensor([[3.0, 1.0], [3.0, 2.0]]).expand(1, 4, 2, 2).contiguous()
+    given = (torch.full((1, 2, 4, 1, 1), torch.nan), x, x.amax((2, 3), True), None, [2, 2], [2, 2], [0, 0], [1, 1])
+    got = emulated().pool_ties_relevance(*(relayouts(given, *LAST) if last else given))
+    assert got[..., 0].isnan().all()
+    assert not got[..., 1].any()
 
 
 @pytest.mark.parametrize("op", ALL)
@@ -222,10 +235,11 @@ def test_padding_never_ties(last):
     assert torch.equal(emulated().pool_ties_relevance(*given), torch.ones(1, 3, 2, 2, 2))
 
 
+@pytest.mark.parametrize("S", [(340, 340), (680, 680)])
 @pytest.mark.parametrize("op", ALL)
-def test_threads_take_several_groups_of_targets(op):
-    """Where the map alone gives enough threads, each of them goes on to the next targets."""
-    r, *rest = arguments(op, Pool((362, 364), kernel=5, stride=4, B=1, C=2, K=9), torch.float32)
+def test_threads_take_several_groups_of_targets(op, S):
+    """Where a map gives many threads, or enough of them, each goes on to the next targets."""
+    r, *rest = arguments(op, Pool(S, kernel=5, stride=4, B=1, C=1, K=9), torch.float32)
     exact = reference(op)(*widened((r, *rest)))
     assert error(getattr(emulated(), op)(r, *rest), exact) <= TOLERANCE[torch.float32]
 

@@ -28,7 +28,7 @@ TILES = {
     "two_tiles": (Layer(280, 3, (10, 10), 1, batch=1), 0.6),
     "three_tiles": (Layer(290, 3, (10, 10), 1, batch=1), 1.0),
     "runs_of_three": (Layer(36, 40, (3, 10), 3, padding=1, batch=1), 0.9),
-    "runs_that_overflow": (Layer(130, 9, (5, 17), 3, padding=1, batch=1), 0.08),
+    "runs_that_overflow": (Layer(130, 9, (2, 17), 3, padding=1, batch=1), 0.08),
     "runs_in_groups": (Layer(48, 32, (3, 9), 3, padding=1, groups=2, batch=1), 0.4),
     "many_taps": (Layer(3, 4, (9, 8), (12, 13), padding=6, batch=1), 0.5),
     "many_taps_dilated": (Layer(3, 4, (6, 7), (12, 13), padding=12, dilation=2, batch=1), 0.5),
@@ -73,20 +73,20 @@ def test_geometries_in_other_types(name, kind, threads):
 @pytest.mark.parametrize("name", TILES)
 def test_tiles(name, kind):
     layer, below = TILES[name]
-    for count, products in ((20, 2), (50, 1), (70, 2)):
+    for count, products in ((20, 2), (70, 1)) if len(name) % 2 else ((50, 1), (70, 2)):
         check(Case(layer, KINDS[kind], count, products, above=0.9, below=below))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["linear", "same", "depthwise"])
+@pytest.mark.parametrize("name", ["linear", "valid", "depthwise_volume"])
 def test_counts(name, kind):
     """Around the targets of a vector, a warp and a tile."""
-    for count in (1, 2, 7, 8, 16, 17, 31, 33, 64, 65, 128, 130):
+    for count in (1, 8, 17, 33, 64, 65, 130):
         check(Case(LAYERS[name], KINDS[kind], count))
 
 
 @pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"])
-@pytest.mark.parametrize("name", ["linear", "same", "stride", "groups", "groups_of_many", "transposed"])
+@pytest.mark.parametrize("name", ["linear", "same", "groups"])
 def test_densities(name, kind):
     for above, below in itertools.product((0.0, 0.05, 1.0), repeat=2):
         check(Case(LAYERS[name], KINDS[kind], 20, 2, above, below))

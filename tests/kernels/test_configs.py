@@ -6,7 +6,6 @@ import ast
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def gpu(monkeypatch):
     """A GPU that PyTorch tells about, with Triton 3.7.1."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: NAME)
-    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.7.1"))
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", "3.7.1")
 
 
 def row(**changes):
@@ -119,8 +118,21 @@ def test_device_keys(monkeypatch):
     assert configs.device_key("mps", None) == "other"
 
 
+@pytest.fixture
+def switches():
+    """PyTorch's switches for TF32, put back afterwards."""
+    backends = torch.backends
+    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
+
+    def switch(convolutions, products):
+        backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32 = convolutions, products
+
+    yield switch
+    switch(*before)
+
+
 @pytest.mark.usefixtures("gpu")
-def test_kinds_follow_pytorchs_switches(monkeypatch):
+def test_kinds_follow_pytorchs_switches(switches):
     kinds = []
 
     def listen(kernel, shape_class, kind):
@@ -132,16 +144,15 @@ def test_kinds_follow_pytorchs_switches(monkeypatch):
         return kinds[-1]
 
     with configs.choosing(listen):
-        for allowed, kind in ((True, "tf32"), (False, "ieee")):
-            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-            monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", not allowed)
-            other = "ieee" if allowed else "tf32"
+        for allowed, kind, other in ((True, "tf32", "ieee"), (False, "ieee", "tf32")):
+            switches(allowed, not allowed)
             assert ask("conv", torch.float32) == ask("input_relevance", torch.float32) == kind
             assert ask("linear", torch.float32) == ask("linear_signed", torch.float32) == other
             assert ask("conv", torch.float32, other) == other
             assert ask("linear", torch.bfloat16) == ask("conv", torch.float16, "ieee") == "half"
-    assert ask("conv", torch.float32) == kinds[-1]  # Asked no longer.
-    assert len(kinds) == 12
+    assert len(kinds) == 14
+    configs.configuration("conv", "medium", GPU, torch.float32)
+    assert len(kinds) == 14  # Asked no longer.
 
 
 def test_configurations_have_names_of_their_own():
