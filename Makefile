@@ -62,7 +62,7 @@ bench-ops: install
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 type: install
 	$(PY) -m mypy
@@ -70,7 +70,7 @@ type: install
 format: install
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu' | xargs $(VENV)/bin/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info fastlrp/*.so .pytest_cache .mypy_cache .ruff_cache

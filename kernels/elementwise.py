@@ -208,9 +208,7 @@ def compilation(
         signature[n] = "fp32" if n in floats else "i32" if dtype is None else POINTERS[dtype]
         if aligned and n not in floats and n not in unaligned and not parameter.do_not_specialize:
             divisible.append(n)
-    return Compilation(
-        name, kernel, signature, constants, tuple(divisible), num_warps, num_stages, tensor_cores
-    )
+    return Compilation(name, kernel, signature, constants, tuple(divisible), num_warps, num_stages, tensor_cores)
 
 
 def compilations(dtype: torch.dtype) -> Iterator[Compilation]:

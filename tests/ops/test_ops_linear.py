@@ -71,7 +71,7 @@ def test_input_is_not_needed_where_no_term_reads_it():
         ({"multiply": True}, ValueError, "input must be given for multiply=True"),
         ({"v": torch.zeros(2, 5), "signed": True}, ValueError, "input must be given for signed=True with v"),
         ({"input": torch.zeros(2, 6)}, ValueError, r"input must have shape \(B, \*L, I\) = \(2, 7\)"),
-        ({"backend": "fast"}, ValueError, "backend: expected 'auto' or one of 'reference', 'torch', 'cpu', 'triton', 'cuda', got 'fast'"),
+        ({"backend": "fast"}, ValueError, "backend: expected 'auto' or one of 'reference', .* 'cuda', got 'fast'"),
     ],
 )
 def test_errors(change, error, message):
