@@ -61,12 +61,10 @@ def pool_ties_relevance(
     return result
 
 
-def _window_matrix(starts: list[int], ends: list[int], size: int, like: Tensor) -> Tensor:
-    """(windows, size) with 1 where a window covers an entry."""
-    matrix = like.new_zeros(len(starts), size)
-    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        matrix[row, max(start, 0) : min(end, size)] = 1
-    return matrix
+def _window_matrix(starts: Tensor, ends: Tensor, size: int, like: Tensor) -> Tensor:
+    """(windows, size) with 1 where a window covers an entry. All on the device: no number comes from the host."""
+    entries = torch.arange(size, device=like.device)
+    return ((entries >= starts.unsqueeze(1)) & (entries < ends.unsqueeze(1))).to(like.dtype)
 
 
 def _spread(flow: Tensor, matrices: list[Tensor]) -> Tensor:
@@ -92,13 +90,12 @@ def pool_avg_relevance(
     flow = _scaled(relevance, scale)
     matrices, counts = [], []
     for n, out, k, s, p in zip(input_size, relevance.shape[3:], kernel_size, stride, padding, strict=True):
-        starts = [i * s - p for i in range(out)]
+        starts = torch.arange(out, device=flow.device) * s - p
         # A window may hang over the padded edge when ceil_mode is set; PyTorch then counts up to that edge only.
-        ends = [min(start + k, n + p) for start in starts]
+        ends = (starts + k).clamp(max=n + p)
         matrix = _window_matrix(starts, ends, n, flow)
         matrices.append(matrix)
-        covered = [end - start for start, end in zip(starts, ends, strict=True)]
-        counts.append(flow.new_tensor(covered) if count_include_pad else matrix.sum(1))
+        counts.append((ends - starts).to(flow.dtype) if count_include_pad else matrix.sum(1))
     if divisor_override is not None:
         return _spread(flow, matrices) / divisor_override
     return _spread(flow, [m / c.unsqueeze(1) for m, c in zip(matrices, counts, strict=True)])
@@ -113,8 +110,9 @@ def pool_adaptive_avg_relevance(relevance: Tensor, scale: Tensor | None, input_s
         return flow
     matrices = []
     for n, out in zip(input_size, relevance.shape[3:], strict=True):
-        starts = [i * n // out for i in range(out)]
-        ends = [-(-(i + 1) * n // out) for i in range(out)]
+        windows = torch.arange(out, device=flow.device)
+        starts = (windows * n).div(out, rounding_mode="floor")
+        ends = ((windows + 1) * n + out - 1).div(out, rounding_mode="floor")
         matrix = _window_matrix(starts, ends, n, flow)
         matrices.append(matrix / matrix.sum(1, keepdim=True))
     return _spread(flow, matrices)

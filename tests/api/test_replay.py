@@ -123,7 +123,7 @@ def _stabilized(stabilizer, mode):
         "epsilon_plus_flat", "wsquare", "gradient", "guided_backprop", "epsilon_alpha2_beta1",
         _stabilized(Stabilizer(1e-3, clip=True), "ties"), _stabilized(Stabilizer(0.1, relative="tensor"), "average"),
     ],
-    ids=str,
+    ids=lambda c: c if isinstance(c, str) else c.max_pool,
 )  # fmt: skip
 def test_layers_of_every_type(composite):
     torch.manual_seed(0)

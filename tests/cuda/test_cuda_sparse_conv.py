@@ -69,7 +69,7 @@ def test_geometries_in_other_types(name, kind, threads):
     check(Case(LAYERS[name], KINDS[kind], 21, products=2))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["float32", "tf32", "float16", "float64"])
 @pytest.mark.parametrize("name", TILES)
 def test_tiles(name, kind):
     layer, below = TILES[name]
@@ -114,10 +114,10 @@ def test_results_do_not_depend_on_the_order_of_threads(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["linear", "same", "depthwise"])
+@pytest.mark.parametrize("name", ["linear", "valid", "depthwise_volume"])
 def test_rows_in_any_order_and_some_of_their_lanes(name, kind, threads):
     """Rows elsewhere in a wider table that is NaN apart from them; not all begin at 16 bytes."""
-    for count in (1, 16, 33):
+    for count in (1, 33):
         case = Case(LAYERS[name], KINDS[kind], count)
         values, _, *entries = case.arriving
         plain = case.call()[:, :count]
@@ -131,7 +131,7 @@ def test_rows_in_any_order_and_some_of_their_lanes(name, kind, threads):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["linear", "same", "stride", "groups_of_many", "depthwise", "transposed"])
+@pytest.mark.parametrize("name", ["linear", "same", "groups_of_many", "depthwise_volume", "transposed"])
 def test_sums_that_begin_with_another_register(name, kind):
     """Its pattern is its own: what it lacks begins at zero, what it has beyond the result's is left out."""
     layer = LAYERS[name]
