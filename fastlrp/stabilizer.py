@@ -55,14 +55,15 @@ class Stabilizer:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Stabilized denominator, same shape as ``z`` (first axis: samples)."""
-        epsilon: Tensor | float = self.epsilon
+        epsilon: Tensor | float = float(self.epsilon)
         if self.relative is not None:
             axes = list(range(1 if self.relative == "sample" else 0, z.dim()))
             mean = z.square().mean(dim=axes, keepdim=True) if axes else z.square()
             epsilon = self.epsilon * mean.sqrt()
         sign = torch.where(z < 0, -1.0, 1.0).to(z.dtype)
         if self.clip:
-            return sign * torch.maximum(z.abs(), torch.as_tensor(epsilon, dtype=z.dtype, device=z.device))
+            size = z.abs()
+            return sign * (size.clamp(min=epsilon) if isinstance(epsilon, float) else torch.maximum(size, epsilon))
         return z + (epsilon * sign if self.signed else epsilon)
 
     def reciprocal(self, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -212,16 +213,7 @@ class Tuner:
             if config in tried.refused or config in tried.wrong:
                 continue
             asked: list[Key] = []
-
-            def run(config: Config = config, asked: list[Key] = asked) -> Tensor:
-                def choose(kernel: str, shape_class: str, kind: str) -> Config | None:
-                    asked.append((kernel, shape_class))
-                    return config if (kernel, shape_class) == key else None
-
-                with configs.choosing(choose):
-                    result: Tensor = call(*arguments)
-                return result
-
+            run = partial(_run, call, arguments, key, asked, config=config)
             try:
                 fault = check(run())
             except Exception as error:  # Whatever a compiler or a driver raises: the candidate is not for this device.
@@ -286,6 +278,19 @@ class Check:
         """What is wrong with a result; empty if nothing is."""
         error = self._error(result[:, self._targets])
         return "" if error <= self._allowed else f"relative error {error:.1e}, allowed {self._allowed:.1e}"
+
+
+def _run(call: Callable[..., Any], arguments: tuple[Any, ...], key: Key, asked: list[Key], config: Config) -> Tensor:
+    """The call with ``config`` in one place of the tables; ``asked`` gets the places that it looked at."""
+
+    def choose(kernel: str, shape_class: str, kind: str) -> Config | None:
+        asked.append((kernel, shape_class))
+        return config if (kernel, shape_class) == key else None
+
+    asked.clear()
+    with configs.choosing(choose):
+        result: Tensor = call(*arguments)
+    return result
 
 
 def _wide(argument: Any) -> Any:

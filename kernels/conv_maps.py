@@ -17,7 +17,7 @@ from fastlrp.kernels.conv_call import SIZES, Call, map_stride_names
 from fastlrp.kernels.conv_geometry import scaled, window_place, wrapped
 from fastlrp.kernels.launch import Launch, empty_map, taken
 
-_TILE = 4096  # elements of one program
+_TILE = 1024  # elements of one program, 8 of each thread
 _WIDTHS = (16, 64, 256)  # of a tile, in channels
 
 

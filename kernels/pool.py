@@ -23,25 +23,30 @@ from fastlrp.kernels.launch import Launch, empty_map, line_stride
 from fastlrp.kernels.pool_windows import NOWHERE, average_kernel, shares_kernel, ties_kernel
 from fastlrp.kernels.pool_winners import max_kernel, span_kernel
 
-_WARPS = 4
-
-
 @dataclass(frozen=True)
 class _Tile:
-    """Targets, and lengths along the innermost axis of memory and along the other one of positions and channels."""
+    """Targets, lengths along the innermost axis of memory and along the other one of positions and channels, warps."""
 
     targets: int
     inner: int
     outer: int
+    warps: int
 
 
+_WIDE = (_Tile(1, 16, 64, 8), _Tile(1, 64, 16, 8), _Tile(8, 16, 8, 4), _Tile(8, 64, 2, 4))
+_NARROW = (_Tile(1, 16, 16, 4), _Tile(1, 64, 4, 4), _Tile(8, 16, 2, 4), _Tile(8, 64, 1, 8))
+_INTERPRETED = (_Tile(1, 16, 16, 4), _Tile(4, 32, 16, 4))
 _TILES = {
-    ("cuda", True): tuple(_Tile(k, inner, 1024 // (k * inner)) for k, inner in product((1, 8), (16, 64))),
-    ("cuda", False): tuple(_Tile(k, inner, 512 // (k * inner)) for k, inner in product((1, 8), (16, 64))),
-    ("cpu", True): (_Tile(1, 16, 16), _Tile(4, 32, 16)),
-    ("cpu", False): (_Tile(1, 16, 16), _Tile(4, 32, 16)),
+    average_kernel: _WIDE,
+    ties_kernel: _WIDE,
+    span_kernel: _WIDE[:2],
+    max_kernel: (_Tile(1, 16, 128, 8), _Tile(1, 64, 32, 8), *_WIDE[2:]),
+    shares_kernel: (_Tile(1, 16, 64, 4), _Tile(1, 64, 16, 4)),
 }
-"""By device: the last of which neither the targets nor the inner axis is mostly empty, or the first."""
+"""Of channels-last maps, whose loads are 16 bytes wide; the largest of each kernel that spills no register. Positions-last
+maps have ``_NARROW`` tiles: their loads are gathers with an address for each element. Of a list the last tile counts of
+which neither the targets nor the inner axis is mostly empty, or the first.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,15 @@ class _Call:
             return empty_map(self.flow, *self.flow.shape[:3], self.input_size)
         return self.flow.new_empty(*self.flow.shape[:3], *self.input_size)
 
-    def tile(self, targets: int, positions: int) -> _Tile:
+    def tile(self, kernel: Any, targets: int, positions: int) -> _Tile:
         inner = self.flow.shape[2] if self.last else positions
-        tiles = _TILES["cpu" if self.flow.device.type == "cpu" else "cuda", self.last]
+        tiles = _TILES[kernel] if self.last else _NARROW
+        if self.flow.device.type == "cpu":
+            tiles = _INTERPRETED
         fitting = [t for t in tiles if t.targets <= 2 * targets and t.inner <= 2 * inner]
         return fitting[-1] if fitting else tiles[0]
 
-    def sizes(self, *names: str) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Sizes of input (``n``) and output (``m``) along each axis."""
         found = {}
         for name, sizes in (("n", self.input_size), ("m", self.flow.shape[3:])):
@@ -83,13 +90,13 @@ class _Call:
     def launch(self, kernel: Any, positions: int, values: dict[str, Any], with_targets: bool = True) -> Launch:
         """One program for each tile of ``positions`` and channels, of some targets or of what has none."""
         batch, targets, channels = self.flow.shape[:3]
-        tile = self.tile(targets if with_targets else 1, positions)
+        tile = self.tile(kernel, targets if with_targets else 0, positions)
         c, p = (tile.inner, tile.outer) if self.last else (tile.outer, tile.inner)
         blocks = triton.cdiv(targets, tile.targets) if with_targets else 1
         values = {**values, **self.sizes(), "channels": channels, "positions": positions}
         values |= {"targets": targets, "LAST": self.last, "BLOCK_K": tile.targets, "BLOCK_C": c, "BLOCK_P": p}
         grid = (batch * blocks * triton.cdiv(channels, c) * triton.cdiv(positions, p),)
-        return Launch(kernel, grid, {n: values[n] for n in kernel.arg_names}, _WARPS, 1)
+        return Launch(kernel, grid, {n: values[n] for n in kernel.arg_names}, tile.warps, 1)
 
 
 def _three(numbers: Sequence[int], missing: int = 1) -> list[int]:

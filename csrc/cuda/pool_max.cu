@@ -6,7 +6,13 @@ namespace {
 // Lists of winners are made for as many samples at once as stay in the L2 cache (40 MB on an A100, 50 MB on an H100).
 constexpr int64_t kListBytes = int64_t{16} << 20;
 
-// Winners. For each input the outputs that it won are a list: heads[e] for element e of a sample's input, next[] of an
+// Winners, for any number of targets. A scatter in the order of outputs would be one thread's work for each channel of
+// each target; lists of what each input won are made once for a sample, by as many threads as it has outputs, and
+// shared by all targets, for which the rest is a gather. With I inputs and O outputs a list costs some 12 I + 20 O
+// bytes, most of them in the L2 cache, and each target a T for each I and each O. K only says how many targets a thread
+// takes.
+//
+// For each input the outputs that it won are a list: heads[e] for element e of a sample's input, next[] of an
 // output, -1 at the end. An output p, an element of the sample's output, is named last - p there, so that atomicMax
 // puts the first one in front.
 struct Lists {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -137,12 +138,16 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     flat = source.flatten().round().long() - 1  # -1: a constant fill, nobody's.
     filled = flat < 0
     once = flat[~filled].unique().numel() == int((~filled).sum())
-    index = flat.clamp(min=0)
+    index, any_filled = flat.clamp(min=0), bool(filled.any())
+
+    @cache  # Moved to a device once: a copy from the host would wait for it.
+    def on(device: torch.device) -> tuple[Tensor, Tensor]:
+        return index.to(device), filled.to(device)
 
     def gather_back(f: Tensor) -> Tensor:
-        where, hidden = index.to(f.device), filled.to(f.device)
+        where, hidden = on(f.device)
         values = f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)
-        values = values.masked_fill(hidden, 0) if bool(filled.any()) else values
+        values = values.masked_fill(hidden, 0) if any_filled else values
         result = f.new_zeros(*f.shape[:2], x.numel)
         return result.index_add_(2, where, values).unflatten(2, x.sizes)
 

@@ -101,11 +101,11 @@ def test_strided_first_axes_and_alignment(op, dtype):
         last = [LAST[1](a) if isinstance(a, Tensor) else a for a in rest]
         one = r[:, :1].expand(-1, 4, -1, -1, -1)
         targets_first = r.transpose(0, 1).contiguous().transpose(0, 1)
-        # Channels innermost, but not every target at a multiple of 16 bytes.
-        gaps = torch.full((2, 3, 12 * C + 1), torch.nan, dtype=dtype)
-        later, apart = (part.view(2, 3, 3, 4, C).movedim(-1, 2) for part in (gaps[..., 1:], gaps.clone()[..., :-1]))
-        off = torch.full((r.numel() + 1,), torch.nan, dtype=dtype)[1:].view(2, 3, 3, 4, C).movedim(-1, 2)
-        odd = [flow.copy_(r) for flow in (later, apart, off)]
+        # Channels innermost, but not every sample or not every target begins at a multiple of 16 bytes.
+        n = 12 * C
+        memory = [torch.full(size, torch.nan, dtype=dtype) for size in ((2, 8, n + 1), (2, 3 * n + 1), (6 * n + 1,))]
+        parts = (memory[0][:, :3, :n], memory[1][:, :-1], memory[2][1:])
+        odd = [part.view(2, 3, 3, 4, C).movedim(-1, 2).copy_(r) for part in parts]
         for flow in (r[:, ::2], r[:, 1:], one, targets_first, LAST[0](r)[:, ::2], LAST[0](one), *odd):
             exact = reference(op)(*widened((flow, *rest)))
             for others in (rest, last):
