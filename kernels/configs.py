@@ -88,6 +88,7 @@ Choice = Callable[[str, str, str], Config | None]
 """``(kernel, shape class, kind)`` to a configuration, or None for that of the tables."""
 
 _choices: list[Choice] = []
+_listed: tuple[str, ...] = ("sm80", "sm90", "other")
 
 
 # Choosing
@@ -131,11 +132,22 @@ def configurations(kernel: str, dtype: torch.dtype, precision: str | None = None
         kinds: tuple[str, ...] = ("half",)
     else:
         kinds = ("tf32", "ieee") if precision is None else (precision,)
-    tables = [table(key) for key in DEVICE_KEYS if key != "interpreter"]
+    tables = [table(key) for key in _listed]
     found = [c for t in tables for (name, _, kind), c in t.rows.items() if name == kernel and kind in kinds]
     if not found:
         raise TableError(f"no table has a row for the kernel {kernel!r}")
     return {str(config): config for config in found}
+
+
+@contextmanager
+def of_devices(*keys: str) -> Iterator[None]:
+    """Inside, :func:`configurations` lists what the tables of these devices hold."""
+    global _listed
+    before, _listed = _listed, keys
+    try:
+        yield
+    finally:
+        _listed = before
 
 
 def _kind(kernel: str, dtype: torch.dtype, precision: str | None) -> str:

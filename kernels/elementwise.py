@@ -11,6 +11,7 @@ few as the tensors' strides allow.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -19,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlrp.kernels.compilation import POINTERS, Compilation
+from fastlrp.kernels.compilation import Compilation
+from fastlrp.kernels.launch import Launch
 
 _BLOCK = 1024
 _WARPS = 4
@@ -54,22 +56,22 @@ def coefficients_kernel(
     n1,
     n2,
     n3,
-    z0,
-    z1,
-    z2,
-    z3,
-    p0,
-    p1,
-    p2,
-    p3,
-    q0,
-    q1,
-    q2,
-    q3,
-    f0,
-    f1,
-    f2,
-    f3,
+    z_0,
+    z_1,
+    z_2,
+    z_3,
+    positive_0,
+    positive_1,
+    positive_2,
+    positive_3,
+    negative_0,
+    negative_1,
+    negative_2,
+    negative_3,
+    factor_0,
+    factor_1,
+    factor_2,
+    factor_3,
     alpha,
     epsilon,
     RULE: tl.constexpr,
@@ -77,17 +79,17 @@ def coefficients_kernel(
     WIDE: tl.constexpr,  # 2^31 elements and more
     BLOCK: tl.constexpr,
 ):
-    """``u`` and ``v`` of ``RULE``; ``z0`` to ``z3``, ``p``, ``q``, ``f``: strides of z, positive, negative, factor."""
+    """``u`` and ``v`` of ``RULE``; the last three of four axes have ``n1`` to ``n3`` elements."""
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = j < count
     p_place, q_place, f_place = j, j, j
     z_place = j
     if not FLAT:
         index = j if WIDE else j.to(tl.int32)
-        z_place = _place(index, n1, n2, n3, z0, z1, z2, z3)
-        p_place = _place(index, n1, n2, n3, p0, p1, p2, p3)
-        q_place = _place(index, n1, n2, n3, q0, q1, q2, q3)
-        f_place = _place(index, n1, n2, n3, f0, f1, f2, f3)
+        z_place = _place(index, n1, n2, n3, z_0, z_1, z_2, z_3)
+        p_place = _place(index, n1, n2, n3, positive_0, positive_1, positive_2, positive_3)
+        q_place = _place(index, n1, n2, n3, negative_0, negative_1, negative_2, negative_3)
+        f_place = _place(index, n1, n2, n3, factor_0, factor_1, factor_2, factor_3)
 
     if RULE != "zplus":
         total = tl.load(z + z_place, mask=inside, other=0.0).to(tl.float32)
@@ -125,36 +127,42 @@ def elementwise_coefficients(
     """The two coefficients of a rule; see :func:`fastlrp.reference.elementwise.elementwise_coefficients`."""
     u = None if rule == "zplus" else torch.empty_like(z)
     v = None if rule == "epsilon" else torch.empty_like(z)
-    result = u if u is not None else v
-    assert result is not None
     if z.numel() == 0:
         return u, v
-    given = [z, None if rule == "epsilon" else positive, negative if rule == "gamma" else None, factor]
-    sizes, strides = _axes(result, [t for t in given if t is not None])
-    if len(sizes) > _AXES:
-        given = [None if t is None else torch.empty_like(result).copy_(t) for t in given]
-        sizes, strides = _axes(result, [t for t in given if t is not None])
-    flat = len(sizes) == 1 and all(s == [1] for s in strides)
-    rest = iter(strides)
-    of_each = [[0] * len(sizes) if t is None else next(rest) for t in given]
-    fill = [0] * (_AXES - len(sizes))
     with torch.cuda.device_of(z):
-        coefficients_kernel[(triton.cdiv(z.numel(), _BLOCK),)](
-            *given,
-            u,
-            v,
-            z.numel(),
-            *([1] * len(fill) + sizes)[1:],
-            *(stride for s in of_each for stride in fill + s),
-            float(alpha),
-            float(epsilon),
-            RULE=rule,
-            FLAT=flat,
-            WIDE=z.numel() >= 2**31,
-            BLOCK=_BLOCK,
-            num_warps=_WARPS,
-        )
+        _launch(z, positive, negative, factor, u, v, rule, float(alpha), float(epsilon)).run()
     return u, v
+
+
+def _launch(
+    z: Tensor,
+    positive: Tensor | None,
+    negative: Tensor | None,
+    factor: Tensor | None,
+    u: Tensor | None,
+    v: Tensor | None,
+    rule: str,
+    alpha: float,
+    epsilon: float,
+) -> Launch:
+    result = v if u is None else u
+    assert result is not None
+    maps = {"z": z, "positive": None if rule == "epsilon" else positive}
+    maps |= {"negative": negative if rule == "gamma" else None, "factor": factor}
+    sizes, strides = _axes(result, [t for t in maps.values() if t is not None])
+    if len(sizes) > _AXES:
+        maps = {name: None if t is None else torch.empty_like(result).copy_(t) for name, t in maps.items()}
+        sizes, strides = _axes(result, [t for t in maps.values() if t is not None])
+    fill = _AXES - len(sizes)
+    rest = iter(strides)
+    values: dict[str, Any] = {**maps, "u": u, "v": v, "count": z.numel(), "alpha": alpha, "epsilon": epsilon}
+    values |= {f"n{axis}": size for axis, size in enumerate([1] * fill + sizes) if axis}
+    for name, t in maps.items():
+        of_map = [0] * _AXES if t is None else [0] * fill + next(rest)
+        values |= {f"{name}_{axis}": stride for axis, stride in enumerate(of_map)}
+    flat = len(sizes) == 1 and all(s == [1] for s in strides)
+    values |= {"RULE": rule, "FLAT": flat, "WIDE": z.numel() >= 2**31, "BLOCK": _BLOCK}
+    return Launch(coefficients_kernel, (triton.cdiv(z.numel(), _BLOCK),), values, _WARPS, 1)
 
 
 def _axes(result: Tensor, tensors: Sequence[Tensor]) -> tuple[list[int], list[list[int]]]:
@@ -176,61 +184,13 @@ def _axes(result: Tensor, tensors: Sequence[Tensor]) -> tuple[list[int], list[li
     return (sizes, strides) if sizes else ([1], [[1] for _ in tensors])
 
 
-def compilation(
-    name: str,
-    kernel: Any,
-    pointers: dict[str, torch.dtype | None],
-    constexprs: dict[str, Any],
-    *,
-    ones: Sequence[str] = (),
-    floats: Sequence[str] = (),
-    aligned: bool = True,
-    unaligned: Sequence[str] = (),
-    num_warps: int = 4,
-    num_stages: int = 3,
-    tensor_cores: bool = False,
-) -> Compilation:
-    """What Triton compiles for a launch: absent pointers and integers that are 1 become constants.
-
-    Args:
-        pointers: dtype of each pointer, None where it is absent. ones: integers that are 1.
-        floats: the numbers that are no integers. aligned: whether pointers and integers are multiples of 16.
-    """
-    absent = {n: None for n, dtype in pointers.items() if dtype is None}
-    constants = {**constexprs, **absent, **dict.fromkeys(ones, 1)}
-    signature = {}
-    divisible = []
-    for parameter in kernel.params:
-        n = parameter.name
-        if n in constants:
-            continue
-        dtype = pointers.get(n)
-        signature[n] = "fp32" if n in floats else "i32" if dtype is None else POINTERS[dtype]
-        if aligned and n not in floats and n not in unaligned and not parameter.do_not_specialize:
-            divisible.append(n)
-    return Compilation(name, kernel, signature, constants, tuple(divisible), num_warps, num_stages, tensor_cores)
-
-
 def compilations(dtype: torch.dtype) -> Iterator[Compilation]:
-    """Every kernel that the launchers may run."""
+    """Every kernel that the launcher may run."""
+    dense = torch.empty(2, 32, 64, dtype=dtype, device="meta")
     for rule, has_factor, flat in product(_RULES, (True, False), (True, False)):
-        pointers = {
-            "z": dtype,
-            "positive": None if rule == "epsilon" else dtype,
-            "negative": dtype if rule == "gamma" else None,
-            "factor": dtype if has_factor else None,
-            "u": None if rule == "zplus" else dtype,
-            "v": None if rule == "epsilon" else dtype,
-        }
-        constants = {"RULE": rule, "FLAT": flat, "WIDE": False, "BLOCK": _BLOCK}
-        ones = ("z3", "p3", "q3", "f3") if flat else ("z3",)
+        other = dense if flat else torch.empty(2, 64, 32, dtype=dtype, device="meta").mT
+        u, v = (None if rule == without else dense for without in ("zplus", "epsilon"))
+        launch = _launch(dense, other, other, other if has_factor else None, u, v, rule, 0.5, 0.5)
         name = f"{rule}{'-factor' if has_factor else ''}{'' if flat else '-strided'}"
-        yield compilation(
-            f"elementwise_coefficients-{name}",
-            coefficients_kernel,
-            pointers,
-            constants,
-            ones=ones,
-            floats=("alpha", "epsilon"),
-            num_warps=_WARPS,
-        )
+        found = launch.compilation(f"elementwise_coefficients-{name}", False)
+        yield replace(found, signature={**found.signature, "alpha": "fp32", "epsilon": "fp32"})

@@ -23,6 +23,7 @@ from fastlrp.kernels.launch import Launch, empty_map, line_stride
 from fastlrp.kernels.pool_windows import NOWHERE, average_kernel, shares_kernel, ties_kernel
 from fastlrp.kernels.pool_winners import max_kernel, span_kernel
 
+
 @dataclass(frozen=True)
 class _Tile:
     """Targets, lengths along the innermost axis of memory and along the other one of positions and channels, warps."""
@@ -43,9 +44,9 @@ _TILES = {
     max_kernel: (_Tile(1, 16, 128, 8), _Tile(1, 64, 32, 8), *_WIDE[2:]),
     shares_kernel: (_Tile(1, 16, 64, 4), _Tile(1, 64, 16, 4)),
 }
-"""Of channels-last maps, whose loads are 16 bytes wide; the largest of each kernel that spills no register. Positions-last
-maps have ``_NARROW`` tiles: their loads are gathers with an address for each element. Of a list the last tile counts of
-which neither the targets nor the inner axis is mostly empty, or the first.
+"""Of channels-last maps, whose loads are 16 bytes wide; the largest of each kernel that spill no register. Positions-
+last maps have ``_NARROW`` tiles: their loads are gathers, with an address for each element. Of a list the last tile
+counts of which neither the targets nor the inner axis is mostly empty, or the first.
 """
 
 
@@ -90,7 +91,7 @@ class _Call:
     def launch(self, kernel: Any, positions: int, values: dict[str, Any], with_targets: bool = True) -> Launch:
         """One program for each tile of ``positions`` and channels, of some targets or of what has none."""
         batch, targets, channels = self.flow.shape[:3]
-        tile = self.tile(kernel, targets if with_targets else 0, positions)
+        tile = self.tile(kernel, targets if with_targets else 1, positions)
         c, p = (tile.inner, tile.outer) if self.last else (tile.outer, tile.inner)
         blocks = triton.cdiv(targets, tile.targets) if with_targets else 1
         values = {**values, **self.sizes(), "channels": channels, "positions": positions}

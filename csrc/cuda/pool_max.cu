@@ -8,7 +8,7 @@ constexpr int64_t kListBytes = int64_t{16} << 20;
 
 // Winners, for any number of targets. A scatter in the order of outputs would be one thread's work for each channel of
 // each target; lists of what each input won are made once for a sample, by as many threads as it has outputs, and
-// shared by all targets, for which the rest is a gather. With I inputs and O outputs a list costs some 12 I + 20 O
+// shared by all targets, for which the rest is a gather. With I inputs and O outputs a list costs some 8 I + 20 O
 // bytes, most of them in the L2 cache, and each target a T for each I and each O. K only says how many targets a thread
 // takes.
 //

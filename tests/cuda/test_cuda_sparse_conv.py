@@ -73,7 +73,7 @@ def test_geometries_in_other_types(name, kind, threads):
 @pytest.mark.parametrize("name", TILES)
 def test_tiles(name, kind):
     layer, below = TILES[name]
-    for count, products in ((20, 2), (70, 1)) if len(name) % 2 else ((50, 1), (70, 2)):
+    for count, products in ((20, 2), (70, 1)) if len(name) % 2 else ((20, 1), (50, 1), (70, 2)):
         check(Case(layer, KINDS[kind], count, products, above=0.9, below=below))
 
 
