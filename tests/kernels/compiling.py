@@ -24,8 +24,8 @@ from fastlrp.kernels import configs
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHARED = {80: 99 << 10, 90: 227 << 10}
-"""Bytes of shared memory that one block may have, by compute capability. 8.0 has 163 KiB, but what is compiled for it is
-meant for 8.6 and 8.9, too: the tables for 8.0 and for other GPUs have the same rows."""
+"""Bytes of shared memory that one block may have, by compute capability. 8.0 has 163 KiB, but what is compiled for it
+is meant for 8.6 and 8.9, too: the tables for 8.0 and for other GPUs have the same rows."""
 
 REGISTERS = 255
 FILE = 65536  # registers of a multiprocessor
