@@ -191,7 +191,7 @@ def sum_parts_kernel(scratch, out, count, parts, BLOCK: tl.constexpr):
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for part in range(0, parts):
-        total += tl.load(scratch + part.to(tl.int64) * count + j, mask=j < count, other=0.0)
+        total += tl.load(scratch + tl.cast(part, tl.int64) * count + j, mask=j < count, other=0.0)
     tl.store(out + j, total.to(out.dtype.element_ty), mask=j < count)
 
 

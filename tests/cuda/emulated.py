@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        objects = [_object(source, folder, compiler) for source in sources()]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Other test processes wait for the lock meanwhile.
+            objects = list(pool.map(lambda source: _object(source, folder, compiler), sources()))
         library = folder / f"{NAME}_{_digest(' '.join(map(str, objects)))}.so"
         if not library.exists():
             home = Path(torch.__path__[0]) / "lib"

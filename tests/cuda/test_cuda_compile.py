@@ -5,6 +5,7 @@ Neither needs a GPU. Skipped, with the reason, where there is no nvcc.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -44,16 +45,21 @@ def compiled(source: Path) -> tuple[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{source.stem}_{state}.o"
     log = out.with_suffix(".log")
-    if not log.exists():
-        codes = [flag for code in ARCHITECTURES.values() for flag in ("-gencode", code)]
-        command = [compiler, "-std=c++20", "-O3", *codes, "-Xptxas", "-v", f"-I{ROOT / 'csrc'}"]
-        part = folder / f"{out.stem}.{os.getpid()}.o"
-        made = subprocess.run([*command, "-c", str(source), "-o", str(part)], capture_output=True, text=True)
-        assert made.returncode == 0, f"{source.name} does not compile:\n{made.stderr[-4000:]}"
-        part.rename(out)
-        log.with_suffix(f".{os.getpid()}").write_text(made.stderr)
-        log.with_suffix(f".{os.getpid()}").rename(log)
+    with (folder / f"{source.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not log.exists():
+            _compile(compiler, source, out, log)
     return log.read_text(), out
+
+
+def _compile(compiler: str, source: Path, out: Path, log: Path) -> None:
+    codes = [flag for code in ARCHITECTURES.values() for flag in ("-gencode", code)]
+    command = [compiler, "-std=c++20", "-O3", *codes, "-Xptxas", "-v", f"-I{ROOT / 'csrc'}"]
+    part = out.with_suffix(".part.o")
+    made = subprocess.run([*command, "-c", str(source), "-o", str(part)], capture_output=True, text=True)
+    assert made.returncode == 0, f"{source.name} does not compile:\n{made.stderr[-4000:]}"
+    part.rename(out)
+    log.write_text(made.stderr)
 
 
 def figures(log: str) -> list[dict[str, str | int]]:

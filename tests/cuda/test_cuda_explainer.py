@@ -17,6 +17,8 @@ def cuda(monkeypatch):
     module = emulated()
     monkeypatch.setattr(dispatch, "_cuda_extension", lambda: module)
     monkeypatch.setattr(dispatch, "_cuda_device", lambda: "cpu")
+    # Operations without a CUDA kernel go to PyTorch, not to Triton's interpreter.
+    monkeypatch.setattr(dispatch, "_triton_missing", lambda: "not in this test")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     dispatch._select.cache_clear()
     yield module
