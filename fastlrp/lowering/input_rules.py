@@ -47,7 +47,9 @@ def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[
     call = b.operation("input_relevance")
     stride, padding, dilation, _, _, groups = layer.geometry
     geometry = (list(x.sizes[1:]), stride, padding, dilation, groups)
-    slots = list(dict.fromkeys(slot for _, u, m in terms for slot in (u, m) if slot is not None))
+    # Also what the sparse form reads, which may take this step's place: a record keeps what its steps name.
+    read = [slot for _, u, m in terms for slot in (u, m) if slot is not None]
+    slots = list(dict.fromkeys([*read, *(() if form is None else form.slots)]))
     # A kernel takes up to three terms; alpha-beta on an input of both signs has four.
     chunks = [terms] if len(terms) <= MOST_TERMS else [terms[:2], terms[2:]]
 

@@ -68,8 +68,12 @@ class Affine:
 
     def reads(self, state: Sequence[Any]) -> dict[int, Any]:
         """Its slots alone."""
-        slots = (*self.coefficients, *(self.factors or ()), *(() if self.sign is None else (self.sign,)))
-        return {slot: state[slot] for slot in slots}
+        return {slot: state[slot] for slot in self.slots}
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """All that it reads."""
+        return (*self.coefficients, *(self.factors or ()), *(() if self.sign is None else (self.sign,)))
 
     def packed(self, split: bool) -> list[Tensor]:
         """Weights as the kernel reads them; input channels twice if they go by the sign of the input."""
