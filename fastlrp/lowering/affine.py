@@ -74,7 +74,8 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
         if v is not None:
             assert positive is not None
             terms += split_terms(b, layer, weight, positive, v) if split else [(positive, v, x.index)]
-        send_from_input(b, layer, flow, terms, form)
+        # Without the sparse form, which makes c and not relevance itself.
+        send_from_input(b, layer, flow, terms, None)
         return
     unpooled = layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
@@ -115,7 +116,7 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
 
     form = layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)
     if terms:
-        send_from_input(b, layer, flow, terms, form)
+        send_from_input(b, layer, flow, terms, None)
         return
     slots = [sign_of, *(v for _, v, _ in parts)]
     both = None if None in unpooled else total_unpooled
