@@ -22,7 +22,7 @@ import torch
 from fastlrp import tuning, workloads
 from fastlrp.files import whole
 from fastlrp.kernels import configs
-from fastlrp.kernels.configs import KINDS, Measured
+from fastlrp.kernels.configs import KINDS, Measured, TableError
 from fastlrp.tuning import KERNELS, Tried, Tuner
 from fastlrp.workloads import Workload
 
@@ -166,7 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if reason is not None:
         parser().error(reason)
-    return _measure(device, work, kernels, dtypes, options.quick, options.out)
+    try:
+        return _measure(device, work, kernels, dtypes, options.quick, options.out)
+    except TableError as error:
+        parser().error(str(error))
 
 
 def _properties(device: torch.device) -> Any:
@@ -186,6 +189,8 @@ def _measure(
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     name, today = torch.cuda.get_device_name(device), datetime.date.today().isoformat()
     path = out or configs.own_path(name, triton.__version__)
+    if path.exists():
+        configs.read(path)  # Said before anything is measured.
     shared = _properties(device).shared_memory_per_block_optin
     free = torch.cuda.mem_get_info(device)[0]
     tuner = Tuner(

@@ -315,4 +315,4 @@ def _is_power_of_two(value: Any) -> bool:
 def _broken(path: Path, what: str) -> str:
     if path.parent == _TABLES:
         return f"{path}: {what}; fastlrp is not installed as it should be: install it again"
-    return f"{path}: {what}; delete the file, or write it anew with 'python -m fastlrp.tune'"
+    return f"{path}: {what}; delete the file, and write it anew with 'python -m fastlrp.tune'"

@@ -233,7 +233,7 @@ def test_a_broken_table_is_an_error_that_says_what_to_do(content, message):
         with pytest.raises(TableError, match=message) as caught:
             configs.configuration("linear", "many", GPU, torch.float16)
         assert str(path) in str(caught.value)
-        assert "delete the file, or write it anew with 'python -m fastlrp.tune'" in str(caught.value)
+        assert "delete the file, and write it anew with 'python -m fastlrp.tune'" in str(caught.value)
     path.unlink()
     configs.configuration("linear", "many", GPU, torch.float16)
 
