@@ -57,9 +57,10 @@ class Affine:
 
     def takes_one_of_two(self, split: bool) -> bool:
         """Whether each output neuron takes one of two weights, so that two coefficients cost one product."""
-        depthwise = self.groups > 1 and self.arriving[0] == self.groups == self.leaving[0]
+        # Depthwise, or one channel in and out: the kernel for one weight per tap knows no choice between two of them.
+        single = self.arriving[0] == self.groups == self.leaving[0]
         two = self.gamma is not None and len(self.coefficients) == 2
-        return two and not split and not depthwise and not self.merges_products
+        return two and not split and not single and not self.merges_products
 
     @property
     def merges_products(self) -> bool:
