@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.dispatch import compiled_backend, select, sparse_kernels
-from fastlrp.graph import Constant, Graph, Node, Value, is_nonnegative, leaves, substitute
+from fastlrp.graph import Constant, Graph, Node, Value, leaves, substitute
 from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row, SweepPart
+from fastlrp.signs import nonnegative
 from fastlrp.sparse.forms import Form, Sum
 from fastlrp.stabilizer import Stabilizer
 
@@ -45,7 +46,7 @@ class Builder:
         self.slot_bytes: dict[int, int] = {}
         self._sent: dict[Value, list[Flow]] = {}
         self._factors: dict[Factor, int] = {}
-        self._signs: dict[Value, bool] = {}
+        self._nonnegative = nonnegative(graph)
         self._row: Row | None = None
 
     @cached_property
@@ -120,7 +121,8 @@ class Builder:
         return self.cache(lambda z, f: stabilizer.reciprocal(z).mul_(f), [z, factor], numel)
 
     def is_nonnegative(self, value: Value) -> bool:
-        return is_nonnegative(value, self._signs)
+        """True if the graph proves that no entry is below zero."""
+        return value in self._nonnegative
 
     def sign_slot(self, value: Value) -> int:
         """Slot of the value itself where it may be negative, or of False where this input's turns out not to be.

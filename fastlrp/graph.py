@@ -193,28 +193,3 @@ def leaves(tree: Any) -> Iterator[Any]:
             yield from leaves(item)
     else:
         yield tree
-
-
-_NONNEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus", "exp", "square", "abs"}
-_KEEPS_SIGN = {"max_pool", "avg_pool", "adaptive_avg_pool", "mean", "move", "cat", "identity"}
-
-
-def is_nonnegative(value: Value, memo: dict[Value, bool] | None = None) -> bool:
-    """True if the graph proves that no entry is below zero."""
-    memo = {} if memo is None else memo
-    if value not in memo:
-        memo[value] = False
-        node = value.producer
-        if node is not None and node.inputs:
-            operands_tensors = not any(isinstance(leaf, Constant) for leaf in leaves(node.args))
-            below = all(is_nonnegative(v, memo) for v in node.inputs)
-            if node.operation in _NONNEGATIVE:
-                memo[value] = True
-            elif node.operation in ("hardtanh", "clamp"):
-                low = node.attributes.get("low")
-                memo[value] = low is not None and low >= 0
-            elif node.kind in _KEEPS_SIGN:
-                memo[value] = below and operands_tensors and node.attributes.get("fill", 0) >= 0
-            elif node.kind in ("add", "mul") and operands_tensors and len(node.inputs) == len(node.args[:2]):
-                memo[value] = below and node.attributes.get("alpha", 1) > 0
-    return memo[value]

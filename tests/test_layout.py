@@ -24,6 +24,8 @@ ORDER = (
     ("fastlrp.verify",),
     ("fastlrp.plan",),
     ("fastlrp.canonizers", "fastlrp.composites", "fastlrp.capture"),
+    ("fastlrp.signs",),
+    ("fastlrp.geometry",),
     ("fastlrp.graph", "fastlrp.rules"),
     ("fastlrp.stabilizer", "fastlrp.errors"),
     ("fastlrp.functional",),
