@@ -4,15 +4,15 @@ With an input of one sign z+, gamma and alpha-beta need half of their products, 
 :data:`PROOFS` is therefore a list of the ATen operations that keep or make nonnegative values, each with the conditions
 on its arguments. An operation that is not in the list proves nothing.
 
-``-0.0`` and NaN count as not below zero: a proof says that ``(value < 0).any()`` is False. Where that would matter it is
-in the conditions: ``1 / -0.0`` is minus infinity.
+``-0.0`` and NaN count as not below zero: a proof says that ``(value < 0).any()`` is False. Where that would matter it
+is in the conditions: ``1 / -0.0`` is minus infinity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class Facts:
         return value if _number(value) else float("nan")
 
 
-def _number(item: Any) -> bool:
+def _number(item: Any) -> TypeGuard[float]:
     return isinstance(item, (int, float))  # bool is an int.
 
 

@@ -86,10 +86,6 @@ class Draw:
         return [self.random.randint(1, most) for _ in range(dims)]
 
 
-def unary(*shape: int) -> Callable[[Draw], Any]:
-    return lambda d: ("default", (d.value(shape or (2, 4, 4, 4)),))
-
-
 def on(shape: tuple[int, ...], *args: Any, overload: str = "default") -> Callable[[Draw], Any]:
     return lambda d: (overload, (d.value(shape), *args))
 
@@ -103,7 +99,8 @@ def pool(dims: int, *rest: Callable[[Draw], Any]) -> Callable[[Draw], Any]:
     def draw(d: Draw) -> Any:
         kernel = d.window(dims)
         padding = [d.random.randint(0, k) for k in kernel]
-        return "default", (d.value((1, 2, *[5] * dims)), kernel, d.window(dims, 2), padding, *(r(d) for r in rest))
+        x = d.value((1, 2, *d.window(dims, 5)))
+        return "default", (x, kernel, d.window(dims, 2), padding, *(r(d) for r in rest))
 
     return draw
 
@@ -118,6 +115,11 @@ def adaptive(dims: int) -> Callable[[Draw], Any]:
 
 def resized(dims: int, *rest: Any) -> Callable[[Draw], Any]:
     return lambda d: ("default", (d.value((1, 2, *[4] * dims)), d.window(dims, 9), *(r(d) for r in rest)))
+
+
+def any_pad(d: Draw) -> Any:
+    how = d.pick(("reflect",), ("circular", None), ("constant", d.number()))
+    return "default", (d.value(), [1, 0, 2, 1], *how)
 
 
 def padded(dims: int) -> Callable[[Draw], Any]:
@@ -154,8 +156,9 @@ def bounds(d: Draw) -> Any:
 
 
 def parts(d: Draw) -> Any:
-    rest = d.pick(d.value(), d.value(known=True), Constant("c", torch.randn(2, 4, 4, 4)), Constant("m", torch.ones(2, 4, 4, 4, dtype=torch.bool)))  # fmt: skip
-    return "default", ([d.value(), rest], 1)
+    mask = torch.ones(2, 4, 4, 4, dtype=torch.bool)
+    constants = Constant("c", torch.randn(2, 4, 4, 4)), Constant("m", mask)
+    return "default", ([d.value(), d.pick(d.value(), d.value(known=True), *constants)], 1)
 
 
 def powers(d: Draw) -> Any:
@@ -164,11 +167,13 @@ def powers(d: Draw) -> Any:
     return "Scalar", (d.number(), d.value())
 
 
-ROW, MAP, LINE = (2, 4), (2, 4, 4, 4), (1, 4, 5)
+ROW, MAP = (2, 4), (2, 4, 4, 4)
+UNARY = (
+    "relu relu6 sigmoid hardsigmoid exp square abs selu silu hardswish mish tanh clone detach alias lift_fresh "
+    "lift_fresh_copy contiguous squeeze mean sum mT adjoint"
+)
 DRAWS: dict[str, Callable[[Draw], Any]] = {
-    **{name: unary() for name in (
-        "relu relu6 sigmoid hardsigmoid exp square abs selu silu hardswish mish tanh clone detach alias lift_fresh "
-        "lift_fresh_copy contiguous squeeze mean sum mT adjoint").split()},
+    **dict.fromkeys(UNARY.split(), on(MAP)),
     "softmax": lambda d: ("int", (d.value(), d.pick(1, 2, 3))),
     "leaky_relu": numbers(1),
     "prelu": lambda d: ("default", (d.value(), Constant("weight", torch.randn(4)))),
@@ -203,12 +208,12 @@ DRAWS: dict[str, Callable[[Draw], Any]] = {
     **{f"{how}{n}d": resized(n) for n in (1, 2, 3) for how in ("upsample_nearest", "_upsample_nearest_exact")},
     **{f"adaptive_avg_pool{n}d": adaptive(n) for n in (1, 2, 3)},
     **{f"adaptive_max_pool{n}d": adaptive(n) for n in (1, 2, 3)},
-    **{f"max_pool{n}d": pool(n, lambda d, n=n: d.window(n, 3), flag) for n in (1, 2, 3)},
+    **{f"max_pool{n}d": pool(n, lambda d, n=n: d.window(n, 5), flag) for n in (1, 2, 3)},
     "avg_pool1d": pool(1, flag, flag),
     **{f"avg_pool{n}d": pool(n, flag, flag, lambda d: d.pick(None, 1, 3, -2)) for n in (2, 3)},
     **{f"{how}_pad{n}d": padded(n) for n in (1, 2, 3) for how in ("reflection", "replication")},
     "constant_pad_nd": lambda d: ("default", (d.value(), [1, 0, 2, 1], *d.pick((), (d.number(),)))),
-    "pad": lambda d: ("default", (d.value(), [1, 0, 2, 1], *d.pick(("reflect",), ("circular", None), ("constant", d.number())))),
+    "pad": any_pad,
     "view": on(ROW, [2, 2, 2]),
     "reshape": on(ROW, [2, 2, 2]),
     "view_as": lambda d: ("default", (d.value(ROW), d.value((2, 2, 2), known=False))),
