@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -44,8 +44,15 @@ class Descent:
 
     def run(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
-        state = self.state
-        for position in range(start, len(steps)):
+        parts = [_Part(start, registers, first, count)]
+        while parts:
+            # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
+            parts += reversed(self._advance(steps, parts.pop()))
+
+    def _advance(self, steps: Steps, part: _Part) -> list[_Part]:
+        """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
+        state, registers, first, count = self.state, part.registers, part.first, part.count
+        for position in range(part.position, len(steps)):
             step, frees = steps[position]
             if type(step) is Emission:
                 value = registers[step.register]
@@ -55,8 +62,7 @@ class Descent:
                 if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
                     fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
                     if fits < count:
-                        self._split(steps, position, registers, first, count, fits)
-                        return
+                        return _split(replace(part, position=position), fits)
                 ins, slots = step.ins, step.slots
                 if len(ins) == 1:
                     registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
@@ -64,13 +70,28 @@ class Descent:
                     registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
             for register in frees:
                 registers[register] = None
+        return []
 
-    def _split(self, steps: Steps, position: int, registers: list[Any], first: int, count: int, fits: int) -> None:
-        size = _even(count, fits)
-        for offset in range(0, count, size):
-            length = min(size, count - offset)
-            part = [None if r is None else r.narrow(1, offset, length) for r in registers]
-            self.run(steps, position, part, first + offset, length)
+
+@dataclass(eq=False)
+class _Part:
+    """Targets ``first`` to ``first + count - 1`` before the step at ``position``, and what their registers hold."""
+
+    position: int
+    registers: list[Any]
+    first: int
+    count: int
+
+
+def _split(part: _Part, fits: int) -> list[_Part]:
+    """The part in smaller blocks of targets, in order."""
+    size = _even(part.count, fits)
+    found = []
+    for offset in range(0, part.count, size):
+        length = min(size, part.count - offset)
+        registers = [None if r is None else r.narrow(1, offset, length) for r in part.registers]
+        found.append(_Part(part.position, registers, part.first + offset, length))
+    return found
 
 
 def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:
@@ -90,24 +111,19 @@ def peak_bytes(steps: Steps, sizes: dict[int, int], batch: int, count: int, item
 
     ``sizes``: entries per sample and target of the registers that exist at the start.
     """
-    return _peak(steps, 0, set(sizes), dict(sizes), batch, count, itemsize, block_bytes)
-
-
-def _peak(
-    steps: Steps, start: int, live: set[int], sizes: dict[int, int], batch: int, count: int, itemsize: int, limit: int
-) -> int:
-    unit = batch * itemsize * count
-    peak = 0
-    for position in range(start, len(steps)):
-        step, frees = steps[position]
-        held = sum(sizes[r] for r in live) * unit
+    live, sizes = set(sizes), dict(sizes)
+    peak = outside = 0  # Outside: what larger blocks hold while their smaller ones go down.
+    for step, frees in steps:
+        unit = batch * itemsize * count
+        held = outside + sum(sizes[r] for r in live) * unit
         if type(step) is Emission:
             peak = max(peak, held + sizes[step.register] * unit)
         else:
-            fits = fitting(step, batch, itemsize, limit)
+            fits = fitting(step, batch, itemsize, block_bytes)
             if fits < count:
-                block = _even(count, fits)
-                return max(peak, held + _peak(steps, position, set(live), sizes, batch, block, itemsize, limit))
+                count, outside = _even(count, fits), held
+                unit = batch * itemsize * count
+                held = outside + sum(sizes[r] for r in live) * unit
             live.add(step.out)
             if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
                 sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)

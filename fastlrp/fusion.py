@@ -110,18 +110,19 @@ def _replace(
 ) -> None:  # fmt: skip
     """Puts the whole where the pool was, and what it reads before it."""
     early: list[ForwardStep] = []
-
-    def bring(slot: int) -> None:
-        step = made.get(slot)
-        if step is not None and step.is_cache and step in steps:
-            for before in step.ins:
-                bring(before)
-            if step in steps:
-                steps.remove(step)
-                early.append(replace(step, is_cache=False))
-
-    for slot in whole.ins:
-        bring(slot)
+    wanted = list(reversed(whole.ins))
+    while wanted:
+        step = made.get(wanted[-1])
+        if step is None or not step.is_cache or step not in steps:
+            wanted.pop()
+            continue
+        before = [slot for slot in step.ins if slot in made and made[slot].is_cache and made[slot] in steps]
+        if before:  # What the step reads comes before it.
+            wanted += reversed(before)
+            continue
+        wanted.pop()
+        steps.remove(step)
+        early.append(replace(step, is_cache=False))
     steps.remove(relu)
     steps.remove(coefficients)
     at = steps.index(pool)

@@ -157,18 +157,19 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
 def _for_one_sample(tree: Any, x: Value) -> Any:
     """Arguments with symbolic sizes evaluated for a batch of one."""
     table: dict[Value, Any] = {}
-
-    def number(value: Value) -> Any:
-        node = value.producer
+    wanted = [leaf for leaf in leaves(tree) if isinstance(leaf, Value) and leaf is not x]
+    while wanted:
+        value, node = wanted[-1], wanted[-1].producer
         assert node is not None
         if node.operation == "sym_size":
             size = node.args[0].shape[node.args[1]]
-            return 1 if size is None else size
-        inner = {v: number(v) for v in node.inputs}
-        return node.call(*substitute(node.args, inner), **substitute(node.kwargs, inner))
-
-    for leaf in leaves(tree):
-        if isinstance(leaf, Value) and leaf is not x:
-            table[leaf] = number(leaf)
+            table[value] = 1 if size is None else size
+        missing = [v for v in node.inputs if v not in table] if value not in table else []
+        if missing:
+            wanted += missing
+            continue
+        if value not in table:
+            table[value] = node.call(*substitute(node.args, table), **substitute(node.kwargs, table))
+        wanted.pop()
     tree = substitute(tree, table)
     return torch.utils._pytree.tree_map(lambda leaf: leaf.tensor().cpu() if isinstance(leaf, Constant) else leaf, tree)

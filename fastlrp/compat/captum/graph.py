@@ -178,7 +178,7 @@ def outputs_of(graph: Graph, path: str) -> list[Value]:
 def inputs_of(graph: Graph, path: str) -> list[Value]:
     """The float tensors that a module reads from outside, in order."""
     nodes = [node for node in graph.nodes if node.operation != TIMES and _stands_in(node.path, path)]
-    found = [_before(value) for value in _outside(nodes) if value.is_differentiable]
+    found = [before(value) for value in _outside(nodes) if value.is_differentiable]
     return list(dict.fromkeys(found))
 
 
@@ -186,7 +186,8 @@ def _stands_in(path: str, module: str) -> bool:
     return path == module or path.startswith(f"{module}.")
 
 
-def _before(value: Value) -> Value:
+def before(value: Value) -> Value:
     """The tensor itself, not what stands between it and functional code."""
-    node = value.producer
-    return _before(node.inputs[0]) if node is not None and node.operation == TIMES else value
+    while value.producer is not None and value.producer.operation == TIMES:
+        value = value.producer.inputs[0]
+    return value

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.builder import Builder, bind_forward, multiply
-from fastlrp.compat.captum.graph import TIMES
+from fastlrp.compat.captum.graph import TIMES, before
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering.jacobian import vjp
@@ -92,14 +92,36 @@ class SecondPass:
 
     def _slot(self, b: Builder, value: Value, reader: int) -> int:
         """The slot of what a node of that place in the order reads in the second pass."""
-        node = value.producer
-        if node is not None and node.operation == TIMES:
-            return self._slot(b, node.inputs[0], reader)
-        if node is None or self._reset.get(value, reader) < reader:
+        value = before(value)
+        if not self._is_made_anew(value, reader):
             return value.index
-        if value not in self._made:
-            self._made[value] = self._make(b, value, node)
+        wanted = [value]
+        while wanted:
+            node = wanted[-1].producer
+            assert node is not None
+            missing = self._missing(wanted[-1], node)
+            if missing:
+                wanted += missing
+            else:
+                last = wanted.pop()
+                if last not in self._made:
+                    self._made[last] = self._make(b, last, node)
         return self._made[value]
+
+    def _is_made_anew(self, value: Value, reader: int) -> bool:
+        return value.producer is not None and self._reset.get(value, reader) >= reader
+
+    def _missing(self, value: Value, node: Node) -> list[Value]:
+        """What has to be made before the value can be."""
+        if value in self._made or value in self._ends or self._keeps(node):
+            return []
+        when = self._order[node]
+        inputs = [before(v) for v in node.inputs]
+        return [v for v in inputs if v not in self._made and self._is_made_anew(v, when)]
+
+    def _keeps(self, node: Node) -> bool:
+        """True for a layer whose second pass has the values of the first."""
+        return node.path in self._asked and self._asked[node.path].name in (*_RULED, "own")
 
     def _make(self, b: Builder, value: Value, node: Node) -> int:
         numel = value.numel if value.is_tensor and value.has_batch_first else 0
@@ -108,7 +130,7 @@ class SecondPass:
             module, asked = self._modules[path], self._asked[path]
             entries = [v.index for v in self._entries(node)]
             return b.cache(lambda *x: changed_forward(module, asked, *x), entries, numel)
-        if node.path in self._asked and self._asked[node.path].name in (*_RULED, "own"):
+        if self._keeps(node):
             return value.index
         slots = [self._slot(b, v, self._order[node]) for v in node.inputs]
         if slots == [v.index for v in node.inputs]:
@@ -118,11 +140,19 @@ class SecondPass:
     def _entries(self, node: Node) -> list[Value]:
         """What the call of a layer that ends in ``node`` reads from outside."""
         found: list[Value] = []
-        for value in node.inputs:
-            before = value.producer
-            inside = before is not None and before.path == node.path and value not in self._ends
-            found += self._entries(before) if inside and before is not None else [value]
-        return list(dict.fromkeys(found))
+        seen: set[Value] = set()
+        wanted = list(reversed(node.inputs))
+        while wanted:
+            value = wanted.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            source = value.producer
+            if source is not None and source.path == node.path and value not in self._ends:
+                wanted += reversed(source.inputs)
+            else:
+                found.append(value)
+        return found
 
 
 def _lower_elementwise(b: Builder, node: Node, flow: Flow, at: int) -> None:
