@@ -111,9 +111,7 @@ class _Probe:
             for double in (True, False):
                 try:
                     whole = {v: self._whole(v, entries) for v in node.inputs}
-                    parts = [
-                        {v: self._part(v, whole[v], i, n) for v in node.inputs} for n, i in enumerate(self.picked)
-                    ]
+                    parts = [{v: self._part(v, whole[v], i, n) for v in node.inputs} for n, i in enumerate(self.picked)]
                     call = _in_double if double else _as_declared
                     found = call(node, whole), [call(node, part) for part in parts]
                 except Exception as error:  # Any operation may refuse any input in any way.
@@ -284,4 +282,3 @@ def _as_declared(node: Node, table: dict[Value, Any]) -> Any:
     """In the model's own dtypes, for operations that insist on them."""
     own = {v: t.to(v.dtype) if isinstance(t, Tensor) and v.dtype is not None else t for v, t in table.items()}
     return _call(node, own, lambda t: t)
-
