@@ -180,10 +180,8 @@ def _permute(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
 def _transpose(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
     if node.operation in ("adjoint", "mT"):
         return frozenset({_rank(node) - 2, _rank(node) - 1})
-    pair = [a.get("dim0", a.get("axis0")), a.get("dim1", a.get("axis1"))]
-    if not all(isinstance(d, int) for d in pair) or len(node.inputs) != 1:
-        return None
-    return frozenset(d % _rank(node) for d in pair)
+    pair = [d for d in (a.get("dim0", a.get("axis0")), a.get("dim1", a.get("axis1"))) if isinstance(d, int)]
+    return frozenset(d % _rank(node) for d in pair) if len(pair) == 2 and len(node.inputs) == 1 else None
 
 
 def _unsqueeze(node: Node, a: dict[str, Any]) -> frozenset[int] | None:

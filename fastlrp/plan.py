@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.basis import Neck, find_neck
-from fastlrp.batch_axis import shape_in_words
 from fastlrp.builder import Builder
 from fastlrp.composites import Composite, Layer
 from fastlrp.descent import Descent, Emission, Sink, Steps, peak_bytes
@@ -190,8 +189,8 @@ class Plan:
         for value in (node.output, *node.inputs):
             if value.is_differentiable and not value.has_batch_first and node.kind != "move":
                 raise UnsupportedOperationError(
-                    f"{node}: shape {shape_in_words(value)} does not keep the batch as axis 0, so relevance of one "
-                    "sample cannot be told from that of the others"
+                    f"{node}: shape {value.shape} does not keep the batch (None) as axis 0, so relevance of one sample "
+                    "cannot be told from that of the others"
                 )
 
     def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:

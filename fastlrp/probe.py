@@ -140,7 +140,8 @@ class _Probe:
         """True if along ``axis`` each sample has what it has alone."""
         if not isinstance(together, Tensor) or together.dim() <= axis or together.shape[axis] != self.count:
             return False
-        tolerance = _TOLERANCE.get(value.dtype, 1e-4) if value in self.coarse else _TOLERANCE[torch.float64]
+        dtype = value.dtype if value in self.coarse and value.dtype in _TOLERANCE else torch.float64
+        tolerance = _TOLERANCE[dtype]
         size = 1 if self.fixed is None else self.fixed
         for i, part in zip(self.picked, alone, strict=True):
             if not isinstance(part, Tensor) or part.dim() != together.dim() or part.shape[axis] != size:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.batch_axis import shape_in_words
 from fastlrp.builder import Builder, bind_forward, channels_last, multiply
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Constant, Node, Value, leaves, substitute
@@ -30,8 +29,8 @@ def lower_move(b: Builder, node: Node, flow: Flow) -> None:
     x, y = sources[0], node.output
     if not (x.has_batch_first and y.has_batch_first):
         raise UnsupportedOperationError(
-            f"{node} mixes the batch axis with another one (from {shape_in_words(x)} to {shape_in_words(y)}): "
-            "relevance of one sample cannot be told from that of the others. Keep the batch as axis 0."
+            f"{node} mixes the batch axis with another one (from {x.shape} to {y.shape}, None is the batch): relevance "
+            "of one sample cannot be told from that of the others. Keep the batch as axis 0."
         )
     inverse, one_to_one = _inverse(node, x, y)
     fill = node.attributes.get("fill", 0)
@@ -145,7 +144,7 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     a padding) does not, and belongs to nobody. The numbers are float64, whatever the model's dtype: exact to 2**53.
     """
     numbers = torch.arange(1, x.numel + 1, dtype=torch.float64).view(1, *x.sizes)
-    args, kwargs = _for_one_sample(node, x)
+    args, kwargs = _for_one_sample((node.args, node.kwargs), x)
     try:
         source, negative = (
             node.call(*substitute(args, {x: t}), **substitute(kwargs, {x: t})) for t in (numbers, -numbers)
@@ -185,28 +184,21 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     return gather_back, once
 
 
-def _for_one_sample(node: Node, x: Value) -> Any:
+def _for_one_sample(tree: Any, x: Value) -> Any:
     """Arguments with symbolic sizes evaluated for a batch of one."""
-    tree = (node.args, node.kwargs)
     table: dict[Value, Any] = {}
 
     def number(value: Value) -> Any:
-        maker = value.producer
-        if maker is None:
-            raise UnsupportedOperationError(
-                f"{node}: which entries it takes depends on the input ('{value.name}'), and so differs between samples"
-            )
-        if maker.operation == "sym_size":
-            size = maker.args[0].shape[maker.args[1]]
+        node = value.producer
+        assert node is not None
+        if node.operation == "sym_size":
+            size = node.args[0].shape[node.args[1]]
             return 1 if size is None else size
-        inner = {v: number(v) for v in maker.inputs}
-        return maker.call(*_bare(substitute(maker.args, inner)), **_bare(substitute(maker.kwargs, inner)))
+        inner = {v: number(v) for v in node.inputs}
+        return node.call(*substitute(node.args, inner), **substitute(node.kwargs, inner))
 
     for leaf in leaves(tree):
         if isinstance(leaf, Value) and leaf is not x:
             table[leaf] = number(leaf)
-    return _bare(substitute(tree, table))
-
-
-def _bare(tree: Any) -> Any:
+    tree = substitute(tree, table)
     return torch.utils._pytree.tree_map(lambda leaf: leaf.tensor().cpu() if isinstance(leaf, Constant) else leaf, tree)
