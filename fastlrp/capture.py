@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fastlrp import outputs as structures
 from fastlrp.errors import CaptureError
 from fastlrp.graph import Graph, leaves
+from fastlrp.probe import refuse_mixed_samples
 from fastlrp.translate import Translator
 
 EXPORTING = threading.RLock()
@@ -63,7 +64,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
 
     Raises:
         CaptureError: if the model cannot be traced (data-dependent control flow), is in training mode with layers
-            that then behave differently, or changes tensors in place in a way that cannot be followed.
+            that then behave differently, or changes tensors in place in a way that cannot be followed;
+            an UnsupportedOperationError if an operation mixes the samples of a batch.
         ValueError: if ``output`` does not name one of the model's outputs.
     """
     training = model.training
@@ -76,6 +78,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
     program, fixed = _export(wrapper, args, kwargs, batch)
     graph = Translator(program, model, fixed, batch).translate()
     graph.output = graph.outputs[_choose(wrapper._note.structure, output)]
+    refuse_mixed_samples(graph, tensors, batch if fixed else None)
     return Captured(graph, wrapper._note.structure, batch if fixed else None)
 
 

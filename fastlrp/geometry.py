@@ -127,6 +127,9 @@ def _batch_norm(node: Node, bound: dict[str, Any]) -> None:
 
 def _pool(node: Node, bound: dict[str, Any]) -> None:
     n = _dims(node)
+    if len(node.inputs[0].shape) != n + 2:
+        node.kind = "unknown"  # PyTorch takes (C, *S) too, where the batch stands in the place of the channels.
+        return
     node.attributes["dims"] = n
     if node.operation.startswith("adaptive"):
         node.attributes["adaptive"] = True
@@ -146,6 +149,8 @@ def _pool(node: Node, bound: dict[str, Any]) -> None:
 
 def _adaptive(node: Node, bound: dict[str, Any]) -> None:
     node.attributes["dims"] = _dims(node)
+    if len(node.inputs[0].shape) != _dims(node) + 2:
+        node.kind = "unknown"
 
 
 def _add(node: Node, bound: dict[str, Any]) -> None:

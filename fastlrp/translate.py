@@ -85,6 +85,9 @@ class Translator:
         for axis, n in enumerate(meta.shape):
             if isinstance(n, torch.SymInt):
                 symbol = n.node.expr
+                if getattr(symbol, "is_Integer", False):  # How many entries a constant mask takes.
+                    sizes.append(int(symbol))
+                    continue
                 sizes.append(None if axis == 0 and getattr(symbol, "is_Symbol", False) else str(symbol))
             else:
                 sizes.append(None if axis == 0 and self.batch is not None and n == self.batch else int(n))
@@ -217,7 +220,11 @@ def _copies(name: str, source: torch.fx.Node) -> bool:
 
 
 def _part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
-    return lambda *args, **kwargs: call(*args, **kwargs)[index]
+    def part(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)[index]
+
+    part.whole = call  # type: ignore[attr-defined]
+    return part
 
 
 def _operation(target: Any) -> tuple[str, Callable[..., Any], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -32,7 +33,21 @@ def lower_move(b: Builder, node: Node, flow: Flow) -> None:
             "of one sample cannot be told from that of the others. Keep the batch as axis 0."
         )
     inverse, one_to_one = _inverse(node, x, y)
+    fill = node.attributes.get("fill", 0)
+    if isinstance(fill, float) and not math.isfinite(fill):
+        _emit_finite(b, y, flow)
     _send(b, x, y, flow, inverse, one_to_one)
+
+
+def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
+    """Who asks for the relevance of a value padded with infinity gets 0 at the padding, not infinity times nothing."""
+
+    def finite(f: Tensor, factor: Tensor) -> Tensor:
+        return multiply(f, factor).masked_fill_(~torch.isfinite(factor).unsqueeze(1), 0)
+
+    slot = b.slot_of(flow.factor)
+    if slot is not None:
+        b.flows[y] = Flow(b.step(finite, [flow.register], [slot], y.numel))
 
 
 def lower_cat(b: Builder, node: Node, flow: Flow) -> None:
@@ -123,31 +138,46 @@ def _window(source: Tensor, numbers: Tensor) -> Inverse | None:
 
 
 def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
-    """Any other copy: run the operation once on the entries' own numbers to learn where each came from."""
+    """Any other copy: run the operation on the entries' own numbers to learn where each came from.
+
+    And once more on the negative numbers. A copy changes its sign with them; what the operation fills in (the value of
+    a padding) does not, and belongs to nobody. The numbers are float64, whatever the model's dtype: exact to 2**53.
+    """
     numbers = torch.arange(1, x.numel + 1, dtype=torch.float64).view(1, *x.sizes)
     args, kwargs = _for_one_sample((node.args, node.kwargs), x)
     try:
-        source = node.call(*substitute(args, {x: numbers}), **substitute(kwargs, {x: numbers}))
+        source, negative = (
+            node.call(*substitute(args, {x: t}), **substitute(kwargs, {x: t})) for t in (numbers, -numbers)
+        )
     except Exception as error:
         raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from ({error})") from error
     if source.shape != (1, *y.sizes):
-        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from")
+        raise UnsupportedOperationError(
+            f"{node}: cannot tell where its entries come from, since it makes {tuple(source.shape[1:])} of one sample "
+            f"and {y.sizes} of each in a batch"
+        )
+    copied = (source == -negative) & (source != 0)
+    filled = (source == negative) | (source.isnan() & negative.isnan())
+    whole = (source == source.round()) & (source >= 1) & (source <= x.numel)
+    if not bool(torch.where(copied, whole, filled).all()):
+        raise UnsupportedOperationError(f"{node} computes with its entries, where a copy of each was expected")
+    source = torch.where(copied, source, 0)
     window = _window(source, numbers)
     if window is not None:
         return window, True
-    flat = source.flatten().round().long() - 1  # -1: a constant fill, nobody's.
-    filled = flat < 0
-    once = flat[~filled].unique().numel() == int((~filled).sum())
-    index, any_filled = flat.clamp(min=0), bool(filled.any())
+    flat = source.flatten().long() - 1
+    index = flat[flat >= 0]
+    once = index.unique().numel() == index.numel()
+    kept = None if index.numel() == flat.numel() else (flat >= 0).nonzero().squeeze(1)
 
     @cache  # Moved to a device once: a copy from the host would wait for it.
-    def on(device: torch.device) -> tuple[Tensor, Tensor]:
-        return index.to(device), filled.to(device)
+    def on(device: torch.device) -> tuple[Tensor, Tensor | None]:
+        return index.to(device), None if kept is None else kept.to(device)
 
     def gather_back(f: Tensor) -> Tensor:
-        where, hidden = on(f.device)
+        where, rows = on(f.device)
         values = f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)
-        values = values.masked_fill(hidden, 0) if any_filled else values
+        values = values if rows is None else values.index_select(2, rows)
         result = f.new_zeros(*f.shape[:2], x.numel)
         return result.index_add_(2, where, values).unflatten(2, x.sizes)
 

@@ -90,10 +90,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str,
     "sine": (lambda: Written(lambda m, x: m.a(torch.sin(x)), a=linear(10)), vector, "sin", MODEL),
     "fft": (lambda: Written(lambda m, x: m.a(torch.fft.fft(x).real), a=linear(10)), vector, "real", MODEL),
     "rfft": (lambda: Written(lambda m, x: m.a(torch.fft.rfft(x).abs()), a=linear(6)), vector, "fft_rfft", MODEL),
-    "weight_from_the_input": (
-        lambda: Written(lambda m, x: F.conv2d(x, m.a(x.mean((0, 2, 3))).view(-1, 3, 3, 3)), a=nn.Linear(3, 27)),
-        lambda: volume(2), "conv2d", MODEL,
-    ),
 }  # fmt: skip
 
 
@@ -111,6 +107,9 @@ def test_operations_without_a_rule(name: str) -> None:
 
 
 MIXES_THE_BATCH: dict[str, Callable[..., Tensor]] = {
+    "weight_from_the_batch": lambda m, x: m.last(
+        F.conv1d(x.unsqueeze(1), x.mean(0)[:3].view(1, 1, 3), None, 1, 1)[:, 0]
+    ),
     "mean_of_all": lambda m, x: m.last(x - x.mean()),
     "transposed": lambda m, x: m.last(x.t() @ x),
     "joined": lambda m, x: m.last(torch.cat([x, x.flip(0)], 0)),
