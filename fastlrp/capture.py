@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from fastlrp import outputs as structures
 from fastlrp.errors import CaptureError
 from fastlrp.graph import Graph, leaves
 from fastlrp.translate import Translator
+from fastlrp.wording import without_symbols
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    reason = re.sub(r"\bs\d+\b", "batch", str(error).strip().split("\n\n")[0][:800])
+    reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
     hint = ""
     if "data-dependent" in str(error).lower() or "guard on" in str(error).lower():
         hint = (

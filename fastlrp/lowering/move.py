@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp import advice
 from fastlrp.builder import Builder, bind_forward, channels_last, multiply
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Constant, Node, Value, leaves, substitute
+from fastlrp.lowering import copies
 from fastlrp.program import Factor, Flow
+from fastlrp.wording import shape_text, without_symbols
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
 _PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}
@@ -22,14 +25,17 @@ Inverse = Callable[[Tensor], Tensor]
 
 def lower_move(b: Builder, node: Node, flow: Flow) -> None:
     """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
-    sources = [v for v in node.inputs if v.is_differentiable]
+    sources = node.sources
+    if len(sources) == 1 and copies.reads_places(node):
+        copies.lower_places(b, node, flow)
+        return
     if len(sources) != 1 or node.args[0] is not sources[0]:
         raise UnsupportedOperationError(f"{node}: cannot tell which of its inputs the entries come from")
     x, y = sources[0], node.output
     if not (x.has_batch_first and y.has_batch_first):
         raise UnsupportedOperationError(
-            f"{node} mixes the batch axis with another one (from {x.shape} to {y.shape}, None is the batch): relevance "
-            "of one sample cannot be told from that of the others. Keep the batch as axis 0."
+            f"{node} mixes the batch axis with another one (from {shape_text(x.shape)} to {shape_text(y.shape)}): "
+            "relevance of one sample cannot be told from that of the others. " + advice.keep_the_batch(b.graph, node)
         )
     inverse, one_to_one = _inverse(node, x, y)
     _send(b, x, y, flow, inverse, one_to_one)
@@ -129,7 +135,8 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     try:
         source = node.call(*substitute(args, {x: numbers}), **substitute(kwargs, {x: numbers}))
     except Exception as error:
-        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from ({error})") from error
+        reason = without_symbols(str(error).split("\n")[0])
+        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from ({reason})") from error
     if source.shape != (1, *y.sizes):
         raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from")
     window = _window(source, numbers)
@@ -169,6 +176,6 @@ def _for_one_sample(tree: Any, x: Value) -> Any:
 
     for leaf in leaves(tree):
         if isinstance(leaf, Value) and leaf is not x:
-            table[leaf] = number(leaf)
+            table[leaf] = torch.empty(1, *leaf.sizes, dtype=leaf.dtype) if leaf.has_batch_first else number(leaf)
     tree = substitute(tree, table)
     return torch.utils._pytree.tree_map(lambda leaf: leaf.tensor().cpu() if isinstance(leaf, Constant) else leaf, tree)
