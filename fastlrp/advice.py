@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value, leaves
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
@@ -40,6 +41,16 @@ def no_rule(graph: Graph, node: Node) -> str:
         f"composite.with_entries((fastlrp.composites.operation('{name}'), rule)); or "
         f"fastlrp.register_rule('{name}', rule); the rule being {rule}."
     )
+
+
+def refuse_time_first(node: Node) -> None:
+    """Raise UnsupportedOperationError for a recurrent layer that runs along axis 0, which is the batch."""
+    flags = [a for a in node.args if isinstance(a, bool)]
+    if node.operation in _RECURRENT and "cell" not in node.operation and flags and not flags[-1]:
+        raise UnsupportedOperationError(
+            f"{node} is a recurrent layer that takes axis 0 for time, which is the batch for fastlrp: samples would be "
+            "mixed. Use batch_first=True"
+        )
 
 
 def keep_the_batch(graph: Graph, node: Node) -> str:

@@ -66,6 +66,12 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
             that then behave differently, or changes tensors in place in a way that cannot be followed.
         ValueError: if ``output`` does not name one of the model's outputs.
     """
+    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise CaptureError(
+            f"module '{scripted or '(the model itself)'}' is a TorchScript module (torch.jit), whose operations cannot "
+            "be seen: build the model from its Python source and load the weights with load_state_dict"
+        )
     training = model.training
     wrapper = _Wrapper(model)
     wrapper.training = training

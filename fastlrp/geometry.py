@@ -169,8 +169,8 @@ def _mul(node: Node, bound: dict[str, Any]) -> None:
 
 def _activation(node: Node, bound: dict[str, Any]) -> None:
     low = bound.get("min_val", bound.get("min"))
-    if isinstance(low, Constant):
-        low = None  # A bound per entry; what it is may change with the weights.
+    if isinstance(low, (Constant, Value)):
+        low = None  # A bound per entry; what it is may change.
     node.attributes.update(low=low, parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
     if any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input")):
         node.kind = "unknown"

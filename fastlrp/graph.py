@@ -66,7 +66,7 @@ class Value:
 class Constant:
     """A tensor that does not depend on the input: a parameter or buffer itself, or computed from some.
 
-    ``fault`` says why nothing that reads it can be explained (it is random, or complex).
+    ``fault`` says why nothing that reads it can be explained (it is random).
     """
 
     name: str
@@ -125,6 +125,7 @@ class Graph:
         output: the value that is explained.
         outputs: every tensor output of the model, to rebuild what it returned.
         modules: module path -> the value that the module returned last, for ``layers=``.
+        batch: the only batch size that it holds for; None if it holds for any.
     """
 
     nodes: list[Node]
@@ -133,6 +134,7 @@ class Graph:
     output: Value
     modules: dict[str, Value]
     values: int
+    batch: int | None = None
 
     def new_value(
         self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None

@@ -181,6 +181,7 @@ class Plan:
     def _check(self, node: Node) -> None:
         if node.kind in RULED_KINDS and self.rules.get(node) is None:
             raise UnsupportedOperationError(advice.no_rule(self.graph, node))
+        advice.refuse_time_first(node)
         for value in (node.output, *node.sources):
             if not value.has_batch_first and node.kind != "move":
                 raise UnsupportedOperationError(

@@ -56,7 +56,7 @@ class Translator:
         self.written_state: dict[str, torch.fx.Node] = {}
         self.inputs: list[Value] = []
         empty = Value(-1, "", (), None)
-        self.graph = Graph([], self.inputs, [], empty, {}, 0)
+        self.graph = Graph([], self.inputs, [], empty, {}, 0, self.batch)
 
     def translate(self) -> Graph:
         for spec in self.program.graph_signature.input_specs:
@@ -98,11 +98,11 @@ class Translator:
             owner, _, key = path.rpartition(".")
             module = self.model.get_submodule(owner)
             tensor = getattr(module, key)
-            self.env[name] = Constant(path, tensor, _complex(tensor.dtype, f"'{path}'"))
+            self.env[name] = Constant(path, tensor)
             self.state[name] = path
         elif spec.kind == InputKind.CONSTANT_TENSOR:
             tensor = self.program.constants[spec.target]
-            self.env[name] = Constant(spec.target, tensor, _complex(tensor.dtype, f"the constant '{spec.target}'"))
+            self.env[name] = Constant(spec.target, tensor)
         elif spec.kind == InputKind.USER_INPUT:
             meta = fx.meta.get("val")
             if isinstance(meta, Tensor):
@@ -207,7 +207,7 @@ class Translator:
                 return self._rewritten(c, found)
         meta = fx.meta.get("val")
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
-            return fold(fx.name, call, args, kwargs, meta, _fault(fx, name, c.path))
+            return fold(fx.name, call, args, kwargs, meta, _random(name, c.path))
         kind = KIND_OF.get(name, "unknown")
         first = args[0] if args else None
         if kind == "identity" and isinstance(first, Value):
@@ -244,7 +244,11 @@ class Translator:
         if not value.is_tensor:
             node.attributes["target"] = c.target
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
-        fault = _fault(fx, c.name, c.path) or next((k.fault for k in constants if k.fault), None)
+        fault = (
+            _random(c.name, c.path)
+            or _complex(fx, c.name, c.path)
+            or next((k.fault for k in constants if k.fault), None)
+        )
         if fault:
             node.attributes["fault"] = fault
         describe(node, c.target)
@@ -404,28 +408,26 @@ def _is_whole_copy(fx: torch.fx.Node, source: Value | Constant, shape: Callable[
     return source.dtype == meta.dtype and source.shape == shape(meta)
 
 
-def _complex(dtype: torch.dtype, what: str) -> str | None:
-    if not dtype.is_complex:
+def _random(name: str, path: str) -> str | None:
+    """Why nothing that reads this operation's result can be explained, if it draws random numbers."""
+    if name not in RANDOM:
         return None
     return (
-        f"{what} is complex ({dtype}): relevance is defined for real numbers. Write the model with real and imaginary "
-        "parts as two real tensors, or explain the part of it that is real"
+        f"operation '{name}' in module '{path or '(the model itself)'}' draws random numbers, so that the model's output "
+        "is another one each time: draw them outside and pass them as an input, or leave them out in evaluation mode"
     )
 
 
-def _fault(fx: torch.fx.Node, name: str, path: str) -> str | None:
-    """Why nothing that reads this operation's result can be explained."""
-    where = f"'{name}' in module '{path or '(the model itself)'}'"
-    if name in RANDOM:
-        return (
-            f"operation {where} draws random numbers, so that the model's output is another one each time: draw them "
-            "outside and pass them as an input, or remove them for evaluation"
-        )
-    metas = [n.meta.get("val") for n in (fx, *fx.all_input_nodes)]
-    for meta in metas:
+def _complex(fx: torch.fx.Node, name: str, path: str) -> str | None:
+    """Why an operation on activations cannot be explained, if one of its tensors is complex."""
+    for meta in (n.meta.get("val") for n in (fx, *fx.all_input_nodes)):
         for leaf in meta if isinstance(meta, (tuple, list)) else (meta,):
             if isinstance(leaf, Tensor) and leaf.dtype.is_complex:
-                return _complex(leaf.dtype, f"a tensor at operation {where}")
+                return (
+                    f"operation '{name}' in module '{path or '(the model itself)'}' has a complex tensor "
+                    f"({leaf.dtype}): relevance is defined for real numbers. Write the model with real and imaginary "
+                    "parts as real tensors, or explain a part of it that is real"
+                )
     return None
 
 

@@ -69,7 +69,7 @@ _SIZES_ONLY = (
 )
 
 UNREAD: dict[str, tuple[int, ...]] = {
-    **{name: (0,) for name in _SIZES_ONLY.split()},
+    **dict.fromkeys(_SIZES_ONLY.split(), (0,)),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as", "type_as", "to"), (1,)),
 }
 """Arguments of which an operation reads sizes or dtype only, by position."""

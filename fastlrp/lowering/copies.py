@@ -30,7 +30,7 @@ def lower_write(b: Builder, node: Node, flow: Flow) -> None:
         lower_places(b, node, flow)
         return
     for x in node.sources:
-        _send_static(b, node, x, flow)
+        send_static(b, node, x, flow)
 
 
 def unread(node: Node) -> tuple[Value, ...]:
@@ -57,7 +57,7 @@ def check_batch(node: Node) -> None:
 def lower_places(b: Builder, node: Node, flow: Flow) -> None:
     """Which entries are copied depends on the sample: the derivative is the copy's inverse."""
     check_batch(node)
-    _check_samples(node)
+    _check_samples(node, b.graph.batch)
     y, sources = node.output, node.sources
     forward = bind_forward(node)
     chained = flow.factor.value is y
@@ -73,7 +73,7 @@ def lower_places(b: Builder, node: Node, flow: Flow) -> None:
         b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
-def _check_samples(node: Node) -> None:
+def _check_samples(node: Node, batch: int | None) -> None:
     """Raise UnsupportedOperationError where an index that depends on the sample may reach into another sample."""
     operands = [v for v in node.inputs if v not in node.sources and v.is_tensor and v not in unread(node)]
     rank, name = len(node.output.shape), node.operation
@@ -91,7 +91,7 @@ def _check_samples(node: Node) -> None:
         dim = node.args[2] if name == "take_along_dim" and len(node.args) > 2 else dim
         ok = isinstance(dim, int) and dim % rank != 0 and all(v.has_batch_first for v in operands)
     elif name in ("index", "index_put", "_unsafe_index_put"):
-        ok = _picks_own_sample(node.args[1])
+        ok = _picks_own_sample(node.args[1], batch)
     else:
         ok = False
     if not ok:
@@ -101,7 +101,7 @@ def _check_samples(node: Node) -> None:
         )
 
 
-def _picks_own_sample(indices: Any) -> bool:
+def _picks_own_sample(indices: Any, batch: int | None) -> bool:
     """True for ``[arange(B), index, …]`` with the batch along axis 0 of all."""
     if not indices or indices[0] is None or any(i is None for i in indices[: _last(indices)]):
         return False
@@ -109,12 +109,12 @@ def _picks_own_sample(indices: Any) -> bool:
     if isinstance(first, Value) and first.depends:
         return False
     try:
-        rows = _at_batch(first, {})
+        rows = at_batch(first, {}, batch or _SAMPLES)
     except UnsupportedOperationError:
         return False
     if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.dtype not in (torch.int64, torch.int32):
         return False
-    if not torch.equal(rows, torch.arange(_SAMPLES).view(-1, *[1] * (rows.dim() - 1)).expand_as(rows).to(rows.dtype)):
+    if not torch.equal(rows, _rows(rows, batch or _SAMPLES)):
         return False
     others = [i for i in indices[1:] if i is not None]
     return all(
@@ -125,14 +125,20 @@ def _picks_own_sample(indices: Any) -> bool:
     )
 
 
+def _rows(like: Tensor, batch: int) -> Tensor:
+    """``arange(batch)`` along axis 0, of the shape that an index of its own sample has."""
+    numbers = torch.arange(batch, dtype=like.dtype).view(-1, *[1] * (like.dim() - 1))
+    return numbers.expand(batch, *like.shape[1:])
+
+
 def _last(indices: Any) -> int:
     return max(i for i, item in enumerate(indices) if item is not None) + 1
 
 
-def _send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
+def send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
     """The same entries for all samples: their numbers are learnt once."""
     y = node.output
-    places, index = _places(node, x)
+    places, index = _places(node, x, b.graph.batch or _SAMPLES)
     sizes = x.sizes
     whole = places.numel() == y.numel and bool((places == torch.arange(y.numel)).all())
     same = whole and places.numel() == x.numel and torch.equal(index, places)
@@ -153,7 +159,7 @@ def _send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
     b.send(x, Flow(b.step(back, [flow.register], [scale], x.numel), Factor(x) if chained else Factor()))
 
 
-def _places(node: Node, x: Value) -> tuple[Tensor, Tensor]:
+def _places(node: Node, x: Value, batch: int) -> tuple[Tensor, Tensor]:
     """Which entries of one sample's result come from ``x``, and from which entry each.
 
     The operation is run on the entries' own numbers, plus and minus: what does not change is not from ``x``.
@@ -162,21 +168,21 @@ def _places(node: Node, x: Value) -> tuple[Tensor, Tensor]:
     for sign in (1.0, -1.0):
         table: dict[Value, Any] = {}
         for v in node.sources:
-            shape = (_SAMPLES, *v.sizes)
-            numbers = torch.arange(1, _SAMPLES * v.numel + 1, dtype=torch.float64).view(shape)
+            shape = (batch, *v.sizes)
+            numbers = torch.arange(1, batch * v.numel + 1, dtype=torch.float64).view(shape)
             table[v] = numbers * sign if v is x else torch.zeros(shape, dtype=torch.float64)
         try:
-            args, kwargs = _at_batch((node.args, node.kwargs), table)
+            args, kwargs = at_batch((node.args, node.kwargs), table, batch)
             found.append(node.call(*args, **kwargs))
         except Exception as error:
             raise UnsupportedOperationError(
-                f"{node}: cannot tell where its entries come from, since it does not work for a batch of {_SAMPLES}: "
+                f"{node}: cannot tell where its entries come from, since it does not work for a batch of {batch}: "
                 "write it so that it holds for any batch size"
             ) from error
-    plus, minus = (t.double().reshape(_SAMPLES, -1) for t in found)
+    plus, minus = (t.double().reshape(batch, -1) for t in found)
     mine = plus != minus
     numbers = plus.nan_to_num(0).round().long() - 1
-    start = torch.arange(_SAMPLES).view(-1, 1) * x.numel
+    start = torch.arange(batch).view(-1, 1) * x.numel
     own = torch.where(mine, numbers - start, 0)
     if bool((mine != mine[:1]).any()) or bool((own != own[:1]).any()) or bool(((own < 0) | (own >= x.numel)).any()):
         raise UnsupportedOperationError(
@@ -187,8 +193,8 @@ def _places(node: Node, x: Value) -> tuple[Tensor, Tensor]:
     return places, own[0, places]
 
 
-def _at_batch(tree: Any, table: dict[Value, Any]) -> Any:
-    """The tree with values replaced: those in the table, and what depends on the batch size alone for three samples."""
+def at_batch(tree: Any, table: dict[Value, Any], batch: int) -> Any:
+    """The tree with values replaced: those in the table, and what depends on the batch size alone for this size."""
     known = dict(table)
     todo = [leaf for leaf in leaves(tree) if isinstance(leaf, Value) and leaf not in known]
     while todo:
@@ -198,9 +204,9 @@ def _at_batch(tree: Any, table: dict[Value, Any]) -> Any:
             todo.pop()
         elif node is not None and node.operation == "sym_size":
             size = node.args[0].shape[node.args[1]]
-            known[value] = _SAMPLES if size is None else size
+            known[value] = batch if size is None else size
         elif value.depends and value.has_batch_first:
-            known[value] = torch.zeros(_SAMPLES, *value.sizes, dtype=value.dtype or torch.float64)
+            known[value] = torch.zeros(batch, *value.sizes, dtype=value.dtype or torch.float64)
         elif node is None or value.depends:
             raise UnsupportedOperationError(f"'{value.name}' is computed from data")
         else:

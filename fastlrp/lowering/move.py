@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlrp import advice
 from fastlrp.builder import Builder, bind_forward, channels_last, multiply
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.graph import Constant, Node, Value, leaves, substitute
+from fastlrp.graph import Node, Value, substitute
 from fastlrp.lowering import copies
 from fastlrp.program import Factor, Flow
 from fastlrp.wording import shape_text, without_symbols
@@ -37,6 +37,9 @@ def lower_move(b: Builder, node: Node, flow: Flow) -> None:
             f"{node} mixes the batch axis with another one (from {shape_text(x.shape)} to {shape_text(y.shape)}): "
             "relevance of one sample cannot be told from that of the others. " + advice.keep_the_batch(b.graph, node)
         )
+    if b.graph.batch is not None and node.operation not in (_RESHAPES | _PERMUTES) and x.dtype == y.dtype:
+        copies.send_static(b, node, x, flow)  # It may hold for that batch size only.
+        return
     inverse, one_to_one = _inverse(node, x, y)
     _send(b, x, y, flow, inverse, one_to_one)
 
@@ -162,20 +165,5 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
 
 
 def _for_one_sample(tree: Any, x: Value) -> Any:
-    """Arguments with symbolic sizes evaluated for a batch of one."""
-    table: dict[Value, Any] = {}
-
-    def number(value: Value) -> Any:
-        node = value.producer
-        assert node is not None
-        if node.operation == "sym_size":
-            size = node.args[0].shape[node.args[1]]
-            return 1 if size is None else size
-        inner = {v: number(v) for v in node.inputs}
-        return node.call(*substitute(node.args, inner), **substitute(node.kwargs, inner))
-
-    for leaf in leaves(tree):
-        if isinstance(leaf, Value) and leaf is not x:
-            table[leaf] = torch.empty(1, *leaf.sizes, dtype=leaf.dtype) if leaf.has_batch_first else number(leaf)
-    tree = substitute(tree, table)
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.tensor().cpu() if isinstance(leaf, Constant) else leaf, tree)
+    """Arguments with everything that depends on the batch size alone evaluated for a batch of one."""
+    return copies.at_batch(tree, {x: x}, 1)
