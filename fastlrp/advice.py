@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value, leaves
+from fastlrp.wording import without_symbols
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
@@ -12,7 +13,8 @@ _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_p
 
 def is_attention(node: Node) -> bool:
     """True for a product of two activations."""
-    several = len(node.sources) > 1 or "attention" in node.operation
+    operands = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value) and leaf.is_differentiable]
+    several = len(operands) > 1 or "attention" in node.operation
     return node.operation in _PRODUCTS and node.kind in ("unknown", "linear_map") and several
 
 
@@ -55,6 +57,12 @@ def refuse_time_first(node: Node) -> None:
 
 def keep_the_batch(graph: Graph, node: Node) -> str:
     """What to do about an operation that moves the batch axis."""
+    sizes = [str(n) for v in (node.output, *node.sources) for n in v.shape]
+    if any("data" in without_symbols(n) for n in sizes):
+        return (
+            "A size is computed from data (by a boolean index, nonzero, or the like): choose entries with torch.where, "
+            "or by fixed integer indices."
+        )
     recurrent = next((n for n in graph.nodes if n.operation in _RECURRENT), None)
     if recurrent is not None and (node is recurrent or _inside(node, recurrent)):
         return (

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.errors import CaptureError
 from fastlrp.vocabulary import KIND_OF
 
 _OWN_MEMORY = {"clone", "_to_copy", "lift_fresh_copy"}
@@ -70,6 +71,8 @@ class Memory:
             return operands[0]
         if name in _OWN_MEMORY:
             return None
+        if name == "getitem":
+            operands = operands[0].all_input_nodes
         places = [n for n in operands if _place(n) is not None and _place(n) == _place(fx)]
         return places[0] if places else None
 
@@ -93,6 +96,11 @@ class Memory:
         while name in self.stale:
             path.append(name)
             self.stale.discard(name)
+            if name not in self.views:
+                raise CaptureError(
+                    f"'{name}' shares its memory with a tensor that is changed in place, in a way that cannot be "
+                    "followed, and is read later: write the model without this in-place operation"
+                )
             name = self.views[name].parent
         return path[::-1]
 
@@ -107,4 +115,7 @@ def _place(fx: torch.fx.Node) -> int | None:
     meta = fx.meta.get("val")
     if not isinstance(meta, Tensor) or meta.layout != torch.strided:
         return None
-    return int(meta.untyped_storage()._cdata)
+    try:
+        return int(meta.untyped_storage()._cdata)
+    except NotImplementedError:  # Inside torch.vmap.
+        return None

@@ -171,10 +171,11 @@ class Plan:
         for value in self.graph.inputs:
             if value.is_differentiable:
                 b.collect(value)
-        if self.graph.output.is_differentiable and not any(v in b.flows for v in self.graph.inputs):
+        output = self.graph.output
+        if (output.is_differentiable or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
             raise UnsupportedOperationError(
                 "no relevance reaches the model's input: the explained output depends on it through integers only, or "
-                "on no float input at all"
+                "on no float input's entries at all"
             )
         self.builder = b
 

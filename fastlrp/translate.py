@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.folding import fold
@@ -18,6 +19,7 @@ from fastlrp.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.memory import Memory, View, Write
 from fastlrp.rewrite import REWRITES, Step, Steps
 from fastlrp.vocabulary import ALIASES, KIND_OF, RANDOM, UNREAD
+from fastlrp.wording import without_symbols
 
 WRAPPED = "model"
 """Name under which capture's wrapper holds the user's model."""
@@ -145,6 +147,11 @@ class Translator:
             self._call_graph(fx, owner)
             return
         path, module_type = self._module_of(fx)
+        if "vmap" in str(fx.target):
+            raise CaptureError(
+                f"the model calls torch.vmap (in '{path or 'model'}'), through which relevance cannot be traced: write "
+                "the batched operation out, or explain a sub-module without it"
+            )
         name, call, in_place = _operation(fx.target)
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
@@ -208,7 +215,7 @@ class Translator:
         meta = fx.meta.get("val")
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
             return fold(fx.name, call, args, kwargs, meta, _random(name, c.path))
-        kind = KIND_OF.get(name, "unknown")
+        kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
         first = args[0] if args else None
         if kind == "identity" and isinstance(first, Value):
             if _same_dtype(fx, first):
@@ -244,11 +251,13 @@ class Translator:
         if not value.is_tensor:
             node.attributes["target"] = c.target
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
-        fault = (
-            _random(c.name, c.path)
-            or _complex(fx, c.name, c.path)
-            or next((k.fault for k in constants if k.fault), None)
+        faults = (
+            _random(c.name, c.path),
+            _complex(fx, c.name, c.path),
+            _number_from_data(fx, c.name, c.path),
+            *(constant.fault for constant in constants),
         )
+        fault = next(filter(None, faults), None)
         if fault:
             node.attributes["fault"] = fault
         describe(node, c.target)
@@ -340,14 +349,7 @@ class Translator:
         """A buffer that the forward pass changes makes the next output another one, unless nothing reads it."""
         for root, fx in self.written_state.items():
             for name, other in self.nodes.items():
-                if self.memory.root(name) != root or _mutates(other):
-                    continue
-                readers = [r for r in other.users if not _mutates(r) and self.memory.root(r.name) != root]
-                if readers:
-                    self._refuse_written(self.state[root], fx)
-            placeholder = fx.graph.find_nodes(op="placeholder", target=root) if root not in self.nodes else []
-            for hole in placeholder:
-                if [r for r in hole.users if not _mutates(r) and self.memory.root(r.name) != root]:
+                if self.memory.root(name) == root and any(self.memory.root(r.name) != root for r in other.users):
                     self._refuse_written(self.state[root], fx)
 
     def _refuse_written(self, path: str, fx: torch.fx.Node) -> None:
@@ -396,8 +398,9 @@ def part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
     return lambda *args, **kwargs: call(*args, **kwargs)[index]
 
 
-def _mutates(fx: torch.fx.Node) -> bool:
-    return isinstance(fx.target, torch._ops.OpOverload) and fx.target._schema.is_mutable
+def copied(target: Tensor, source: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """What ``target.copy_(source)`` leaves in the target."""
+    return source.expand(target.shape).to(target.dtype)
 
 
 def _is_whole_copy(fx: torch.fx.Node, source: Value | Constant, shape: Callable[[Tensor], Any]) -> bool:
@@ -413,8 +416,21 @@ def _random(name: str, path: str) -> str | None:
     if name not in RANDOM:
         return None
     return (
-        f"operation '{name}' in module '{path or '(the model itself)'}' draws random numbers, so that the model's output "
-        "is another one each time: draw them outside and pass them as an input, or leave them out in evaluation mode"
+        f"operation '{name}' in module '{path or '(the model itself)'}' draws random numbers, so that the "
+        "model's output is another one each time: draw them outside and pass them as an input, or leave them out in evaluation mode"
+    )
+
+
+def _number_from_data(fx: torch.fx.Node, name: str, path: str) -> str | None:
+    """Why a graph that reads this number cannot be explained, if it is computed from activations."""
+    meta = fx.meta.get("val")
+    if not isinstance(meta, (torch.SymInt, torch.SymFloat, torch.SymBool)) or without_symbols(str(meta)) == str(meta):
+        return None
+    if not free_unbacked_symbols(meta):
+        return None
+    return (
+        f"operation '{name}' in module '{path or '(the model itself)'}' makes a plain number out of data, for all "
+        "samples of a batch together: keep it a tensor with one entry per sample"
     )
 
 
@@ -441,7 +457,8 @@ def _operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
         packet = getattr(getattr(torch.ops, target.namespace), name[:-1], None)
         if packet is not None and target._overloadname in packet.overloads():
             name = name[:-1]
-            return ALIASES.get(name, name), getattr(packet, target._overloadname), True
+            call = copied if name == "copy" else getattr(packet, target._overloadname)
+            return ALIASES.get(name, name), call, True
     if target._schema.is_mutable:
         raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
     # Capture drops `contiguous` and `clone`, after which a view need not be one.

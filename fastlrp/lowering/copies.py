@@ -102,7 +102,9 @@ def _check_samples(node: Node, batch: int | None) -> None:
 
 
 def _picks_own_sample(indices: Any, batch: int | None) -> bool:
-    """True for ``[arange(B), index, …]`` with the batch along axis 0 of all."""
+    """True for ``[arange(B), index, …]`` with the batch along axis 0 of all, or one mask."""
+    if len(indices) == 1 and isinstance(indices[0], Value) and indices[0].dtype == torch.bool:
+        return indices[0].has_batch_first
     if not indices or indices[0] is None or any(i is None for i in indices[: _last(indices)]):
         return False
     first = indices[0]
@@ -205,15 +207,17 @@ def at_batch(tree: Any, table: dict[Value, Any], batch: int) -> Any:
         elif node is not None and node.operation == "sym_size":
             size = node.args[0].shape[node.args[1]]
             known[value] = batch if size is None else size
-        elif value.depends and value.has_batch_first:
-            known[value] = torch.zeros(batch, *value.sizes, dtype=value.dtype or torch.float64)
+        elif value.depends and value.is_tensor and all(n is None or isinstance(n, int) for n in value.shape):
+            # Only its size is read.
+            sizes = [batch if n is None else int(n) for n in value.shape]
+            known[value] = torch.zeros(sizes, dtype=value.dtype)
         elif node is None or value.depends:
             raise UnsupportedOperationError(f"'{value.name}' is computed from data")
         else:
             missing = [v for v in node.inputs if v not in known]
             todo += missing
             if not missing:
-                known[value] = _cpu(node.call(*_bare(substitute(node.args, known)),
+                known[value] = _plain(node, node.call(*_bare(substitute(node.args, known)),
                                               **_bare(substitute(node.kwargs, known))))  # fmt: skip
     return _bare(substitute(tree, known))
 
@@ -230,5 +234,8 @@ def _bare(tree: Any) -> Any:
     return torch.utils._pytree.tree_map(plain, tree)
 
 
-def _cpu(result: Any) -> Any:
+def _plain(node: Node, result: Any) -> Any:
+    """A result in float64, zero where memory would not be set."""
+    if isinstance(result, Tensor) and "empty" in node.operation:
+        result = torch.zeros_like(result)
     return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result

@@ -79,7 +79,7 @@ def transpose_at(b: Builder, node: Node, flow: Flow) -> None:
     inputs = list(node.sources)
     forward = bind_forward(node)
     factor = b.slot_of(flow.factor)
-    if len(inputs) != len(node.inputs):
+    if len(inputs) != len(node.inputs) or b.graph.batch is not None:
         _transpose_beside(b, node, flow, factor)
         return
     slots = [v.index for v in inputs]
@@ -115,7 +115,7 @@ def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> No
         scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
-    if len(node.inputs) != 1:
+    if len(node.inputs) != 1 or b.graph.batch is not None:
         _transpose_beside(b, node, flow, scale, left)
         return
     zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)

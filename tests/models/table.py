@@ -177,7 +177,9 @@ VECTORS: dict[str, Body] = {
     "scatter": lambda m, x: torch.zeros_like(x).scatter(1, x.argsort(1), x),
     "scatter_add": lambda m, x: torch.zeros_like(x).scatter_add(1, x.argsort(1), x),
     "index_add": lambda m, x: torch.zeros_like(x).index_add(1, torch.tensor([0, 1] * 4), x),
-    "index_put_accumulate": lambda m, x: x.index_put((None, torch.tensor([0, 0])), x[:, :2], accumulate=True),
+    "index_put_accumulate": lambda m, x: torch.ops.aten.index_put(
+        x, [None, torch.tensor([0, 0])], x[:, :2], True
+    ),
     "slice_scatter": lambda m, x: x.slice_scatter(x[:, :2] * 2, 1, 3, 5),
     "select_scatter": lambda m, x: x.select_scatter(x[:, 0] * 2, 1, 3),
     "tril": lambda m, x: x.view(-1, 2, 4).tril(),
@@ -318,7 +320,9 @@ IN_PLACE: dict[str, Body] = {
     "copy": lambda m, x: _changed(x, lambda y: y[:, 0].copy_(y[:, 1])),
     "copy_broadcast": lambda m, x: _changed(x, lambda y: y[:, :3].copy_(x[:, :1])),
     "copy_constant": lambda m, x: _changed(x, lambda y: y.copy_(m.p)),
-    "index_put": lambda m, x: _changed(x, lambda y: y.index_put_((None, torch.tensor([1, 4])), x[:, :2])),
+    "index_put": lambda m, x: _changed(
+        x, lambda y: torch.ops.aten.index_put_(y, [None, torch.tensor([1, 4])], x[:, :2])
+    ),
     "list_index": lambda m, x: _changed(x, lambda y: y.__setitem__((slice(None), [0, 3]), y[:, [1, 2]])),
     "mask_index": lambda m, x: _changed(x, lambda y: y.__setitem__(x < 0, 0.0)),
     "constant_mask_index": lambda m, x: _changed(x, lambda y: y.__setitem__((slice(None), m.mask), 1.0)),
