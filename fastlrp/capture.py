@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from fastlrp.errors import CaptureError
 from fastlrp.graph import Graph, leaves
 from fastlrp.probe import refuse_mixed_samples
 from fastlrp.translate import Translator
+from fastlrp.wording import without_symbols
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
@@ -68,6 +68,12 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
             an UnsupportedOperationError if an operation mixes the samples of a batch.
         ValueError: if ``output`` does not name one of the model's outputs.
     """
+    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise CaptureError(
+            f"module '{scripted or '(the model itself)'}' is a TorchScript module (torch.jit), whose operations cannot "
+            "be seen: build the model from its Python source and load the weights with load_state_dict"
+        )
     training = model.training
     wrapper = _Wrapper(model)
     wrapper.training = training
@@ -130,7 +136,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    reason = re.sub(r"\bs\d+\b", "batch", str(error).strip().split("\n\n")[0][:800])
+    reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
     hint = ""
     if "data-dependent" in str(error).lower() or "guard on" in str(error).lower():
         hint = (

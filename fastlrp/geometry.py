@@ -38,6 +38,7 @@ def describe(node: Node, target: Any) -> None:
         "activation": _activation,
         "linear_map": _linear_map,
         "move": lambda n, b: n.attributes.update(b, fill=b.get("value") or 0),
+        "write": _write,
     }.get(node.kind)
     if fill is not None:
         fill(node, bound)
@@ -114,7 +115,7 @@ def _linear(node: Node, bound: dict[str, Any]) -> None:
 
 
 def _linear_map(node: Node, bound: dict[str, Any]) -> None:
-    if sum(isinstance(leaf, Value) and leaf.is_differentiable for leaf in leaves((node.args, node.kwargs))) != 1:
+    if sum(isinstance(leaf, Value) and leaf.is_differentiable for leaf in leaves((node.args, node.kwargs))) > 1:
         node.kind = "unknown"  # A product of activations.
 
 
@@ -162,6 +163,9 @@ def _add(node: Node, bound: dict[str, Any]) -> None:
 def _mul(node: Node, bound: dict[str, Any]) -> None:
     operands = node.args[:1] if node.operation == "neg" else node.args[:2]
     node.attributes["operands"] = operands
+    if bound.get("rounding_mode") is not None:
+        node.kind = "unknown"  # A step function.
+        return
     if node.operation == "div" and isinstance(node.args[1], Value):
         node.attributes["divides"] = True
         if not isinstance(node.args[0], Value):
@@ -170,6 +174,13 @@ def _mul(node: Node, bound: dict[str, Any]) -> None:
 
 def _activation(node: Node, bound: dict[str, Any]) -> None:
     low = bound.get("min_val", bound.get("min"))
+    if isinstance(low, (Constant, Value)):
+        low = None  # A bound per entry; what it is may change.
     node.attributes.update(low=low, parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
     if any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input")):
         node.kind = "unknown"
+
+
+def _write(node: Node, bound: dict[str, Any]) -> None:
+    if bound.get("accumulate") or bound.get("reduce") is not None:
+        node.kind = "unknown"  # Adds or multiplies where it writes.

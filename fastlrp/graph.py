@@ -19,13 +19,17 @@ from fastlrp.vocabulary import RULED_KINDS
 
 @dataclass(eq=False, repr=False)
 class Value:
-    """An activation. ``shape`` has None where the batch size stands; a symbolic size other than that is a string."""
+    """An activation. ``shape`` has None where the batch size stands; a symbolic size other than that is a string.
+
+    ``depends`` is False where no entry depends on those of the input, only sizes do: ``zeros_like(x)``, a batch size.
+    """
 
     index: int
     name: str
     shape: tuple[int | str | None, ...]
     dtype: torch.dtype | None
     producer: Node | None = None
+    depends: bool = True
 
     def __repr__(self) -> str:
         return f"Value({self.index}, {self.name!r}, {self.shape})"
@@ -36,7 +40,7 @@ class Value:
 
     @property
     def is_differentiable(self) -> bool:
-        return self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
+        return self.depends and self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
 
     @cached_property
     def has_batch_first(self) -> bool:
@@ -60,10 +64,14 @@ class Value:
 
 @dataclass(eq=False)
 class Constant:
-    """A tensor that does not depend on the input: a parameter or buffer itself, or computed from some."""
+    """A tensor that does not depend on the input: a parameter or buffer itself, or computed from some.
+
+    ``fault`` says why nothing that reads it can be explained (it is random).
+    """
 
     name: str
     source: Tensor | Callable[[], Tensor]
+    fault: str | None = None
 
     def tensor(self) -> Tensor:
         """The current value: weights may have been trained since the capture."""
@@ -96,6 +104,12 @@ class Node:
     module_type: type | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """The float activations whose entries it reads, not only their sizes or dtype."""
+        ignored = self.attributes.get("unread", ())
+        return tuple(v for v in self.inputs if v.is_differentiable and v not in ignored)
+
     def __str__(self) -> str:
         return f"{self.operation} ({self.path or 'model'})"
 
@@ -111,6 +125,7 @@ class Graph:
         output: the value that is explained.
         outputs: every tensor output of the model, to rebuild what it returned.
         modules: module path -> the value that the module returned last, for ``layers=``.
+        batch: the only batch size that it holds for; None if it holds for any.
     """
 
     nodes: list[Node]
@@ -119,6 +134,7 @@ class Graph:
     output: Value
     modules: dict[str, Value]
     values: int
+    batch: int | None = None
 
     def new_value(
         self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastlrp import rules
+from fastlrp import advice, rules
 from fastlrp.basis import Neck, find_neck
 from fastlrp.builder import Builder
 from fastlrp.composites import Composite, Layer
@@ -20,7 +20,7 @@ from fastlrp.dispatch import extension, extension_error
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.fusion import fuse_sweeps, fuse_unpooling
 from fastlrp.graph import Graph, Node, Value
-from fastlrp.lowering import affine, elementwise, jacobian, move, pool
+from fastlrp.lowering import affine, copies, elementwise, jacobian, move, pool
 from fastlrp.lowering.layer import FUSED
 from fastlrp.program import (
     BLOCK,
@@ -39,6 +39,7 @@ from fastlrp.sparse.specialize import Path, Specialized, specialize
 from fastlrp.table import plan_table
 from fastlrp.targets import OneHot
 from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
+from fastlrp.wording import shape_text
 
 Keep = Literal["coefficients", "activations", "all"]
 """What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
@@ -163,34 +164,30 @@ class Plan:
         b.send(self.graph.output, Flow(self.top))
         for node in reversed(self.graph.nodes):
             flow = b.collect(node.output) if node.output.is_differentiable else None
-            if flow is None or not any(v.is_differentiable for v in node.inputs):
+            if flow is None or not node.sources:
                 continue
             self._check(node)
             self._lower_node(b, node, flow, indices)
         for value in self.graph.inputs:
             if value.is_differentiable:
                 b.collect(value)
-        if self.graph.output.is_differentiable and not any(v in b.flows for v in self.graph.inputs):
+        output = self.graph.output
+        if (output.is_differentiable or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
             raise UnsupportedOperationError(
                 "no relevance reaches the model's input: the explained output depends on it through integers only, or "
-                "on no float input at all"
+                "on no float input's entries at all"
             )
         self.builder = b
 
     def _check(self, node: Node) -> None:
         if node.kind in RULED_KINDS and self.rules.get(node) is None:
-            raise UnsupportedOperationError(
-                f"no rule for operation '{node.operation}' in module '{node.path or '(the model itself)'}'"
-                f"{_type_name(node)}. Ways out: add an entry for it to the composite, "
-                f"composite.with_entries((fastlrp.composites.operation('{node.operation}'), rule));"
-                f" or fastlrp.register_rule('{node.operation}', rule) with a fastlrp.rules.Custom rule, Pass() for an "
-                "element-wise operation, or Gradient()."
-            )
-        for value in (node.output, *node.inputs):
-            if value.is_differentiable and not value.has_batch_first and node.kind != "move":
+            raise UnsupportedOperationError(advice.no_rule(self.graph, node))
+        advice.refuse_time_first(node)
+        for value in (node.output, *node.sources):
+            if not value.has_batch_first and node.kind != "move":
                 raise UnsupportedOperationError(
-                    f"{node}: shape {value.shape} does not keep the batch (None) as axis 0, so relevance of one sample "
-                    "cannot be told from that of the others"
+                    f"{node}: shape {shape_text(value.shape)} does not keep the batch as axis 0, so relevance of one "
+                    f"sample cannot be told from that of the others. {advice.keep_the_batch(self.graph, node)}"
                 )
 
     def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
@@ -200,6 +197,8 @@ class Plan:
             move.lower_move(b, node, flow)
         elif node.kind == "cat":
             move.lower_cat(b, node, flow)
+        elif node.kind == "write":
+            copies.lower_write(b, node, flow)
         elif isinstance(rule, rules.Custom):
             jacobian.lower_custom(b, node, rule, flow)
         elif node.kind in AFFINE_KINDS:
@@ -235,7 +234,7 @@ class Plan:
 
     @staticmethod
     def _pass(b: Builder, node: Node, flow: Flow) -> None:
-        sources = [v for v in node.inputs if v.is_differentiable]
+        sources = node.sources
         if len(sources) != 1 or sources[0].shape != node.output.shape:
             raise UnsupportedOperationError(f"Pass needs one input of the output's shape, which {node} does not have")
         b.send(sources[0], flow)
@@ -404,7 +403,3 @@ class Plan:
 def _required(rule: rules.Rule | None) -> rules.Rule:
     assert rule is not None
     return rule
-
-
-def _type_name(node: Node) -> str:
-    return "" if node.module_type is None else f" ({node.module_type.__name__})"

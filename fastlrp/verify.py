@@ -253,7 +253,7 @@ class _Check:
     def _unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:
         """A user's rule has no reference: it is taken at its word, for both walks."""
         rule: Any = self.plan.rules[node]
-        inputs = [v for v in node.inputs if v.is_differentiable]
+        inputs = list(node.sources)
         values = tuple(self.walker.values[v] for v in inputs)
         forward = self.walker._alone(node, inputs[0]) if len(inputs) == 1 else node.call
         parts = rule.propagate(forward, values, self.walker.values[node.output], both)

@@ -57,14 +57,14 @@ class Walker:
     def through(self, node: Node, R: Tensor) -> Share | None:
         """Relevance ``(B, K, …)`` of the node's output to its inputs; None without a reference (a user's rule)."""
         rule = self.rules.get(node)
-        x = node.inputs[0]
+        x = (*node.sources, *node.inputs)[0]
         if isinstance(rule, rules.Custom):
             return None
         if isinstance(rule, rules.Deconvnet):
             return Share({x: structure.deconvnet(R)}, None)
         if isinstance(rule, rules.GuidedBackprop):
             return Share({x: structure.guided_backprop(self.values[x], R)}, None)
-        if isinstance(rule, rules.Gradient) or node.kind in ("move", "cat"):
+        if isinstance(rule, rules.Gradient) or node.kind in ("move", "cat", "write"):
             found = {v: structure.gradient(self._alone(node, v), self.values[v], R) for v in _float_inputs(node)}
             return Share(found, _nothing(R) if rule is None else None)
         if isinstance(rule, rules.Pass):
@@ -190,7 +190,7 @@ class Walker:
 
 
 def _float_inputs(node: Node) -> tuple[Value, ...]:
-    return tuple(v for v in node.inputs if v.is_differentiable)
+    return node.sources
 
 
 def _bound(bound: float | Tensor, x: Tensor) -> Tensor:

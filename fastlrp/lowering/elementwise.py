@@ -97,7 +97,7 @@ def lower_mul(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Products and quotients: signal takes all (Arras et al. 2017), or the gradient."""
     y = node.output
     if isinstance(rule, rules.Gradient):
-        if len([v for v in node.inputs if v.is_differentiable]) == 1 and node.inputs[0].shape == y.shape:
+        if len(node.inputs) == 1 and node.inputs[0].shape == y.shape:
             _slope(b, node, flow)
         else:
             transpose_at(b, node, flow)

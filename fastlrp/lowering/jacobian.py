@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.builder import Builder, bind_forward, multiply
-from fastlrp.graph import Node
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.graph import Node, Value
 from fastlrp.program import Factor, Flow
 from fastlrp.stabilizer import Stabilizer
 
@@ -40,11 +42,46 @@ def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: T
     )
 
 
+def vjp_each(forward: Callable[..., Tensor], inputs: tuple[Any, ...], position: int, cotangent: Tensor) -> Tensor:
+    """``(dy/dx)^T s`` for one input of an operation that also reads sizes, integers or masks, target by target.
+
+    Args:
+        forward: of the whole batch. inputs: tensors and numbers, as the model has them.
+        position: of the input that the derivative is for. cotangent: ``(B, K, *y.shape[1:])``.
+
+    Returns:
+        ``(B, K, *x.shape[1:])``.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        own = [_free(x) for x in inputs]
+        point = own[position].requires_grad_()
+        y = forward(*own)
+        if not y.requires_grad:
+            return torch.zeros_like(point).unsqueeze(1).repeat(1, cotangent.shape[1], *[1] * (point.dim() - 1))
+        parts = []
+        for k in range(cotangent.shape[1]):
+            (part,) = torch.autograd.grad(y, point, cotangent[:, k].clone(), retain_graph=True, allow_unused=True)
+            parts.append(torch.zeros_like(point) if part is None else part)
+    if not parts:
+        return point.detach().new_zeros(cotangent.shape[0], 0, *point.shape[1:])
+    return torch.stack(parts, 1)
+
+
+def _free(x: Any) -> Any:
+    """A tensor that autograd has not seen yet."""
+    if not isinstance(x, Tensor):
+        return x
+    return x.clone() if x.is_inference() else x.detach()
+
+
 def transpose_at(b: Builder, node: Node, flow: Flow) -> None:
     """The gradient of any operation at its inputs' values."""
-    inputs = [v for v in node.inputs if v.is_differentiable]
+    inputs = list(node.sources)
     forward = bind_forward(node)
     factor = b.slot_of(flow.factor)
+    if len(inputs) != len(node.inputs) or b.graph.batch is not None:
+        _transpose_beside(b, node, flow, factor)
+        return
     slots = [v.index for v in inputs]
     for position, x in enumerate(inputs):
 
@@ -54,9 +91,22 @@ def transpose_at(b: Builder, node: Node, flow: Flow) -> None:
         b.send(x, Flow(b.step(run, [flow.register], [factor, *slots], x.numel)))
 
 
+def _transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, left: Factor | None = None) -> None:
+    """The gradient of an operation that also reads sizes, integers or masks."""
+    forward = bind_forward(node)
+    slots = [v.index for v in node.inputs]
+    for x in node.sources:
+
+        def run(f: Tensor, s: Tensor | None, *values: Any, position: int = node.inputs.index(x)) -> Tensor:
+            return vjp_each(forward, values, position, f if s is None else multiply(f, s))
+
+        b.send(x, Flow(b.step(run, [flow.register], [factor, *slots], x.numel), left or Factor()))
+
+
 def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Mean, sum, interpolation, …: in proportion, ``c = J^T (F factor / st(y))``, or the gradient ``J^T``."""
-    x, y = node.inputs[0], node.output
+    x, y = node.sources[0], node.output
+    _refuse_left_product(node)
     forward = bind_forward(node)
     scale: int | None
     if isinstance(rule, rules.Gradient):
@@ -65,6 +115,9 @@ def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> No
         scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+    if len(node.inputs) != 1 or b.graph.batch is not None:
+        _transpose_beside(b, node, flow, scale, left)
+        return
     zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
 
     def run(f: Tensor, s: Tensor | None) -> Tensor:
@@ -73,9 +126,24 @@ def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> No
     b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), left))
 
 
+def _refuse_left_product(node: Node) -> None:
+    """``A @ x`` with ``x (B, F)`` sums over axis 0, which is the batch."""
+    second = node.args[1] if len(node.args) > 1 else None
+    if node.operation in ("matmul", "mm", "bmm") and isinstance(second, Value) and len(second.shape) < 3:
+        raise UnsupportedOperationError(
+            f"{node} multiplies from the left, which sums over axis 0: that is the batch, and relevance of one sample "
+            "cannot be told from that of the others. For a graph with its nodes along axis 0, give the model the input "
+            "(1, nodes, features)"
+        )
+
+
 def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None:
     """A user's own rule: gets R, returns R."""
-    inputs = [v for v in node.inputs if v.is_differentiable]
+    inputs = list(node.sources)
+    if len(inputs) != len(node.inputs):
+        raise UnsupportedOperationError(
+            f"{node} also reads sizes, integers or masks, which a Custom rule is not given: use Gradient() for it"
+        )
     forward = bind_forward(node)
     register = b.relevance_register(flow, node.output.numel)
     slots = [node.output.index, *(v.index for v in inputs)]

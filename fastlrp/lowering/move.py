@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp import advice
 from fastlrp.builder import Builder, bind_forward, channels_last, multiply
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.graph import Constant, Node, Value, leaves, substitute
+from fastlrp.graph import Node, Value, substitute
+from fastlrp.lowering import copies
 from fastlrp.program import Factor, Flow
+from fastlrp.wording import shape_text, without_symbols
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
 _PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}
@@ -23,15 +26,21 @@ Inverse = Callable[[Tensor], Tensor]
 
 def lower_move(b: Builder, node: Node, flow: Flow) -> None:
     """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
-    sources = [v for v in node.inputs if v.is_differentiable]
+    sources = node.sources
+    if len(sources) == 1 and copies.reads_places(node):
+        copies.lower_places(b, node, flow)
+        return
     if len(sources) != 1 or node.args[0] is not sources[0]:
         raise UnsupportedOperationError(f"{node}: cannot tell which of its inputs the entries come from")
     x, y = sources[0], node.output
     if not (x.has_batch_first and y.has_batch_first):
         raise UnsupportedOperationError(
-            f"{node} mixes the batch axis with another one (from {x.shape} to {y.shape}, None is the batch): relevance "
-            "of one sample cannot be told from that of the others. Keep the batch as axis 0."
+            f"{node} mixes the batch axis with another one (from {shape_text(x.shape)} to {shape_text(y.shape)}): "
+            "relevance of one sample cannot be told from that of the others. " + advice.keep_the_batch(b.graph, node)
         )
+    if b.graph.batch is not None and node.operation not in (_RESHAPES | _PERMUTES) and x.dtype == y.dtype:
+        copies.send_static(b, node, x, flow)  # It may hold for that batch size only.
+        return
     inverse, one_to_one = _inverse(node, x, y)
     fill = node.attributes.get("fill", 0)
     if isinstance(fill, float) and not math.isfinite(fill):
@@ -150,7 +159,8 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
             node.call(*substitute(args, {x: t}), **substitute(kwargs, {x: t})) for t in (numbers, -numbers)
         )
     except Exception as error:
-        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from ({error})") from error
+        reason = without_symbols(str(error).split("\n")[0])
+        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from ({reason})") from error
     if source.shape != (1, *y.sizes):
         raise UnsupportedOperationError(
             f"{node}: cannot tell where its entries come from, since it makes {tuple(source.shape[1:])} of one sample "
@@ -185,21 +195,5 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
 
 
 def _for_one_sample(tree: Any, x: Value) -> Any:
-    """Arguments with symbolic sizes evaluated for a batch of one."""
-    table: dict[Value, Any] = {}
-    wanted = [leaf for leaf in leaves(tree) if isinstance(leaf, Value) and leaf is not x]
-    while wanted:
-        value, node = wanted[-1], wanted[-1].producer
-        assert node is not None
-        if node.operation == "sym_size":
-            size = node.args[0].shape[node.args[1]]
-            table[value] = 1 if size is None else size
-        missing = [v for v in node.inputs if v not in table] if value not in table else []
-        if missing:
-            wanted += missing
-            continue
-        if value not in table:
-            table[value] = node.call(*substitute(node.args, table), **substitute(node.kwargs, table))
-        wanted.pop()
-    tree = substitute(tree, table)
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.tensor().cpu() if isinstance(leaf, Constant) else leaf, tree)
+    """Arguments with everything that depends on the batch size alone evaluated for a batch of one."""
+    return copies.at_batch(tree, {x: x}, 1)
