@@ -22,7 +22,7 @@ from benchmarks import density
 from benchmarks.machine import machine, peak_flops
 from benchmarks.models import build
 from benchmarks.providers import composite
-from fastlrp.descent import Emission
+from fastlrp.program import Emission
 from fastlrp.table import align
 
 

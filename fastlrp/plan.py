@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.basis import Neck, find_neck
+from fastlrp.bounded import Bounded
 from fastlrp.builder import Builder
 from fastlrp.composites import Composite, Layer
-from fastlrp.descent import Descent, Emission, Sink, Steps, peak_bytes
+from fastlrp.descent import Descent, peak_bytes
 from fastlrp.dispatch import extension, extension_error
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.fusion import fuse_sweeps, fuse_unpooling
@@ -24,9 +25,12 @@ from fastlrp.lowering import affine, elementwise, jacobian, move, pool
 from fastlrp.lowering.layer import FUSED
 from fastlrp.program import (
     BLOCK,
+    Emission,
     Flow,
     ForwardStep,
     Schedule,
+    Sink,
+    Steps,
     SweepPart,
     run_forward,
     schedule_backward,
@@ -43,6 +47,9 @@ from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
 Keep = Literal["coefficients", "activations", "all"]
 """What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
 can be computed; or both, and all from which the coefficients of other rules can be."""
+
+KEPT_SCHEDULES = 64
+"""Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
 
 _REGISTERED: dict[str, rules.Rule] = {}
 
@@ -143,11 +150,12 @@ class Plan:
         with torch.no_grad():
             self._lower(Builder(graph, backend, device, dtype, shared))
         self._inputs = [v.index for v in graph.inputs]
-        self._schedules: dict[tuple[Value | bool, ...], Schedule] = {}
+        self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
         # Slots that the way down to the inputs reads.
-        self.coefficients = self.slots_read(self.schedule(self.explained_inputs()))
-        self._forwards: dict[Keep, Schedule] = {}
-        self._completions: dict[tuple[frozenset[int], frozenset[int]], Schedule] = {}
+        self.coefficients = self.schedule(self.explained_inputs()).slots
+        self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
+        self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
+        self._necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
 
     # Lowering
 
@@ -257,52 +265,48 @@ class Plan:
 
         ``reduce``: only its sum over channels is wanted, which some steps can make at once.
         """
-        key: tuple[Value | bool, ...] = (*values, reduce)
-        if key not in self._schedules:
-            flows = {v: self.builder.flows[v] for v in values}
-            by_register: dict[int, list[Emission]] = {}
-            for value, flow in flows.items():
-                by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
-            plain = schedule_backward(self.builder.backward, frozenset(by_register))
-            last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
-            steps: list[tuple[Any, tuple[int, ...]]] = []
-            steps += [(e, ()) for e in by_register.get(self.top, [])]
-            for i, (step, frees) in enumerate(plain.steps):
-                emissions = by_register.get(step.out, [])
-                # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
-                done = [r for r in step.ins if r in by_register and last_use[r] == i]
-                done += [step.out] if emissions and step.out not in last_use else []
-                if reduce and step.reduced is not None and step.out not in last_use:
-                    step = replace(step, run=step.reduced, form=None)
-                steps.append((step, frees if emissions else (*frees, *done)))
-                for n, emission in enumerate(emissions):
-                    steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
-            self._schedules[key] = Schedule(steps, frozenset(by_register))
-        return self._schedules[key]
+        return self._schedules.get((*values, reduce), lambda: self._make_schedule(values, reduce))
 
-    @staticmethod
-    def slots_read(schedule: Schedule) -> frozenset[int]:
-        """Slots that a schedule's steps need."""
-        if "slots" not in schedule.memo:
-            schedule.memo["slots"] = frozenset(slot for step, _ in schedule.steps for slot in step.slots)
-        slots: frozenset[int] = schedule.memo["slots"]
-        return slots
+    def _make_schedule(self, values: Sequence[Value], reduce: bool) -> Schedule:
+        flows = {v: self.builder.flows[v] for v in values}
+        by_register: dict[int, list[Emission]] = {}
+        for value, flow in flows.items():
+            by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
+        plain = schedule_backward(self.builder.backward, frozenset(by_register))
+        last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
+        steps: Steps = [(e, ()) for e in by_register.get(self.top, [])]
+        for i, (step, frees) in enumerate(plain.steps):
+            emissions = by_register.get(step.out, [])
+            # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
+            done = [r for r in step.ins if r in by_register and last_use[r] == i]
+            done += [step.out] if emissions and step.out not in last_use else []
+            if reduce and step.reduced is not None and step.out not in last_use:
+                step = replace(step, run=step.reduced, form=None)
+            steps.append((step, frees if emissions else (*frees, *done)))
+            for n, emission in enumerate(emissions):
+                steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
+        return Schedule(steps, frozenset(by_register))
 
     # Running
 
     def forward(self, inputs: Sequence[Tensor], keep: Keep = "coefficients") -> list[Any]:
         """One forward pass. Returns the slots, of which those are filled that ``keep`` names, see :data:`Keep`."""
-        if keep not in self._forwards:
-            kept = self._kept(keep)
-            steps = self._steps_to(kept, frozenset(self._inputs), lambda step: not step.is_cache)
-            if keep == "coefficients" and self.builder.backend_of("elementwise_pooled_coefficients") in FUSED:
-                steps = fuse_sweeps(steps, kept, self.builder.operation("elementwise_pooled_coefficients"))
-            self._forwards[keep] = schedule_forward(steps, kept, self._inputs)
         state: list[Any] = [None] * self.builder.slots
         for slot, tensor in zip(self._inputs, inputs, strict=True):
             state[slot] = tensor
-        run_forward(self._forwards[keep], state)
+        run_forward(self.forward_schedule(keep), state)
         return state
+
+    def forward_schedule(self, keep: Keep = "coefficients") -> Schedule:
+        """The steps of one forward pass that leaves what ``keep`` names."""
+        return self._forwards.get(keep, lambda: self._make_forward(keep))
+
+    def _make_forward(self, keep: Keep) -> Schedule:
+        kept = self._kept(keep)
+        steps = self._steps_to(kept, frozenset(self._inputs), lambda step: not step.is_cache)
+        if keep == "coefficients" and self.builder.backend_of("elementwise_pooled_coefficients") in FUSED:
+            steps = fuse_sweeps(steps, kept, self.builder.operation("elementwise_pooled_coefficients"))
+        return schedule_forward(steps, kept, self._inputs)
 
     def _kept(self, keep: Keep) -> frozenset[int]:
         always = frozenset(v.index for v in self.graph.outputs) | frozenset(self._inputs)
@@ -332,13 +336,15 @@ class Plan:
         if all(state[slot] is not None for slot in wanted):
             return state
         have = frozenset(slot for slot, item in enumerate(state) if item is not None)
-        key = (wanted, have)
-        if key not in self._completions:
-            steps = self._steps_to(wanted, have)
-            self._completions[key] = schedule_forward(steps, wanted | have, sorted(have))
         full = list(state)
-        run_forward(self._completions[key], full)
+        run_forward(self.completion(wanted, have), full)
         return full
+
+    def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
+        """The forward steps that fill the slots ``wanted`` from the slots ``have``."""
+        return self._completions.get(
+            (wanted, have), lambda: schedule_forward(self._steps_to(wanted, have), wanted | have, sorted(have))
+        )
 
     def take_over(self, other: Plan, state: list[Any]) -> list[Any]:
         """The slots of this plan, filled with what the other plan of the same model has in ``state``."""
@@ -391,11 +397,12 @@ class Plan:
         """Where a basis is cheaper than ``count`` targets, if the rules are linear and there is such a place."""
         if not self.linear or count < 2:
             return None
-        if count not in schedule.memo:
+
+        def found() -> Neck | None:
             carried = {flow.register: value for value, flow in self.builder.flows.items() if value.has_batch_first}
-            schedule.memo[count] = find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
-        neck: Neck | None = schedule.memo[count]
-        return neck
+            return find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
+
+        return self._necks.get((schedule, count), found)
 
     def __str__(self) -> str:
         return plan_table(self)

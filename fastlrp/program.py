@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
@@ -95,6 +96,22 @@ class BackwardStep:
 
 
 @dataclass(eq=False)
+class Emission:
+    """A step that hands out the relevance of a value: ``register * state[slots…]``."""
+
+    value: Value
+    register: int
+    slots: tuple[int, ...]
+
+
+Steps = list[tuple[Any, tuple[int, ...]]]
+"""Backward steps and emissions in order, each with the registers that are not needed after it."""
+
+Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
+"""``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors."""
+
+
+@dataclass(eq=False)
 class Row:
     """One line of the plan: a layer and what happens to relevance there."""
 
@@ -109,9 +126,13 @@ class Row:
 class Schedule:
     """Steps in order, each with what may be forgotten after it."""
 
-    steps: list[tuple[Any, tuple[int, ...]]]
+    steps: Steps
     keep: frozenset[int]
-    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def slots(self) -> frozenset[int]:
+        """Slots that its backward steps and emissions read."""
+        return frozenset(slot for step, _ in self.steps for slot in step.slots)
 
 
 def schedule_forward(steps: Sequence[ForwardStep], keep: frozenset[int], inputs: Sequence[int]) -> Schedule:

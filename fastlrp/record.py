@@ -13,13 +13,13 @@ from fastlrp import composites
 from fastlrp import outputs as structures
 from fastlrp.basis import Neck, Reduce
 from fastlrp.basis import propagate as propagate_basis
+from fastlrp.bounded import Bounded
 from fastlrp.composites import Composite
-from fastlrp.descent import Emission, Sink, Steps
 from fastlrp.eager import eager
 from fastlrp.graph import Value
 from fastlrp.plan import Keep
 from fastlrp.prepared import Prepared
-from fastlrp.program import BLOCK, LANES, Schedule
+from fastlrp.program import BLOCK, LANES, Emission, Schedule, Sink, Steps
 from fastlrp.result import Result
 from fastlrp.sparse.choose import LEAST_TARGETS
 from fastlrp.sparse.specialize import Specialized
@@ -34,6 +34,9 @@ _KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "swee
 
 BASIS_BYTES = 64 << 20
 """Largest result of one block of basis vectors."""
+
+KEPT_SPECIALIZED = 64
+"""Ways down for the neurons alive in one forward pass that its record remembers."""
 
 Relevance = Any
 """A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
@@ -57,7 +60,7 @@ class ForwardRecord:
         self.output: Any = structures.rebuild(prepared.captured.structure, tensors)
         self.scores: Tensor = self._state[self.plan.graph.output.index]
         self.batch = self.scores.shape[0]
-        self._specialized: dict[Any, Specialized] = {}
+        self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
 
     @eager
     def under(self, composite: str | Composite) -> ForwardRecord:
@@ -74,7 +77,7 @@ class ForwardRecord:
         state = self._open()
         self._refuse_stale()
         other = copy.copy(self)
-        other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), {}
+        other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), Bounded(KEPT_SPECIALIZED)
         with torch.no_grad():
             other._state = other.plan.take_over(self.plan, state)
             if self.lrp_aware:
@@ -98,7 +101,7 @@ class ForwardRecord:
     def cached_bytes(self) -> int:
         """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
         seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
-        return sum(seen.values()) + sum(found.nbytes for found in self._specialized.values())
+        return sum(seen.values()) + sum(found.nbytes for found in self._specialized)
 
     def _open(self) -> list[Any]:
         if self._state is None:
@@ -223,18 +226,18 @@ class ForwardRecord:
     ) -> tuple[list[Any], Schedule, Specialized]:
         """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
         schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
-        slots = self.plan.slots_read(schedule)
+        slots = schedule.slots
         state = self.plan.complete(self._open(), slots)
-        return state, schedule, self._specialize(state, (id(schedule), 0), schedule.steps, count)
+        return state, schedule, self._specialize(state, (schedule, 0), schedule.steps, count)
 
-    def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
+    def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
         size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
-        found = self._specialized.get((*key, size))
-        if found is None:
+        if self.lrp_aware:
+            make = lambda: self.plan.specialize(steps, state, size, self.batch)  # noqa: E731
+            found = self._specialized.get((*key, size), make)
+        else:
             found = self.plan.specialize(steps, state, size, self.batch)
-            if self.lrp_aware:
-                self._specialized[*key, size] = found
         self.plan.took(found, below=key[1] > 0)
         return found
 
@@ -257,7 +260,7 @@ class ForwardRecord:
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
         block = block // BLOCK * BLOCK or block
         steps, at = schedule.steps, neck.position
-        lower = self._specialize(state, (id(schedule), at), steps[at:], max(2, neck.width)).steps
+        lower = self._specialize(state, (schedule, at), steps[at:], max(2, neck.width)).steps
         found = propagate_basis(
             plan.descent(state, sink, self.batch), steps[:at], lower, neck, factors, plan.registers_with(initial),
             initial.shape[1], below, block,

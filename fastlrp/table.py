@@ -36,7 +36,7 @@ def _path(plan: Plan, row: Row) -> str:
 
 def plan_table(plan: Plan) -> str:
     """Per layer, from the output down: path, operation, rule, what flows to its input, backend, cached bytes."""
-    read = plan.slots_read(plan.schedule(plan.explained_inputs()))
+    read = plan.coefficients
     rows, total, counted = [], 0, set()
     for row in plan.builder.rows:
         kept = [s for s in dict.fromkeys(row.slots) if s in read and s not in counted]

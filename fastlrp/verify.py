@@ -148,7 +148,7 @@ class _Check:
         self.flowing = [v for v in plan.builder.flows if v.has_batch_first]
         self.schedule = plan.schedule(self.flowing)
         activations = frozenset(v.index for node in plan.graph.nodes for v in (node.output, *node.inputs))
-        self.state = plan.complete(state, activations | plan.slots_read(self.schedule))
+        self.state = plan.complete(state, activations | self.schedule.slots)
         doubles = {
             v: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
             for node in plan.graph.nodes

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlrp.descent import Emission, Steps
-from fastlrp.program import BLOCK, BackwardStep
+from fastlrp.program import BLOCK, BackwardStep, Emission, Steps
 from fastlrp.sparse.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.sparse.forms import Affine, AvgPool, MaxPool, Sum
 
