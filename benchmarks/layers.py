@@ -22,6 +22,7 @@ from benchmarks import density
 from benchmarks.machine import machine, peak_flops
 from benchmarks.models import build
 from benchmarks.providers import composite
+from fastlrp import runner
 from fastlrp.program import Emission
 from fastlrp.table import align
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = time.perf_counter()
     record = explainer.forward(x)
     forward = time.perf_counter() - begin
-    plan, steps = record.plan, _timed_steps(record.plan)
+    plan, steps = record.plan, _timed_steps()
     begin = time.perf_counter()
     record.relevance(targets)
     total = time.perf_counter() - begin
@@ -81,24 +82,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _timed_steps(plan: Any) -> list[Any]:
-    """The steps that the plan runs from now on, in order, each timed; filled when they run."""
+def _timed_steps() -> list[Any]:
+    """The steps that are run from now on, in order, each timed; filled when they run."""
     steps: list[Any] = []
-    propagate = plan.propagate
+    propagate = runner.propagate
 
-    def run(state: Any, initial: Any, given: Any, sink: Any, first: int) -> None:
+    def run(plan: Any, state: Any, initial: Any, given: Any, sink: Any, first: int) -> None:
         for step, _ in given:
             if not isinstance(step, Emission) and step not in steps:
                 step.run = Timed(step.run)
                 steps.append(step)
-        propagate(state, initial, given, sink, first)
+        propagate(plan, state, initial, given, sink, first)
 
-    plan.propagate = run
+    runner.propagate = run
     return steps
 
 
 def _rows(plan: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
-    names = {flow.register: value.name for value, flow in plan.builder.flows.items()}
+    names = {flow.register: value.name for value, flow in plan.flows.items()}
     paths = {id(path.form): path for path in plan.paths.values()}
     rows: list[tuple[str, ...]] = []
     for position, step in enumerate(steps):

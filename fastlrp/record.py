@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from fastlrp import composites
+from fastlrp import composites, runner
 from fastlrp import outputs as structures
 from fastlrp.basis import Neck, Reduce
 from fastlrp.basis import propagate as propagate_basis
@@ -55,7 +55,7 @@ class ForwardRecord:
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
         self._prepared, self._versions = prepared, (prepared.watch.versions, _versions(inputs.tensors))
         with torch.no_grad():
-            self._state: list[Any] | None = self.plan.forward(inputs.tensors, _KEEP[lrp_aware])
+            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
         tensors = [self._state[v.index] for v in self.plan.graph.outputs]
         self.output: Any = structures.rebuild(prepared.captured.structure, tensors)
         self.scores: Tensor = self._state[self.plan.graph.output.index]
@@ -79,9 +79,9 @@ class ForwardRecord:
         other = copy.copy(self)
         other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), Bounded(KEPT_SPECIALIZED)
         with torch.no_grad():
-            other._state = other.plan.take_over(self.plan, state)
+            other._state = runner.take_over(other.plan, self.plan, state)
             if self.lrp_aware:
-                other._state = other.plan.complete(other._state, other.plan.coefficients)
+                other._state = runner.complete(other.plan, other._state, other.plan.coefficients)
         return other
 
     # Life
@@ -209,9 +209,9 @@ class ForwardRecord:
             for first in range(0, count, block):
                 length = min(block, count - first)
                 initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
-                neck = self.plan.neck(schedule, wanted, length) if self._max_memory is None else None
+                neck = runner.neck(self.plan, schedule, wanted, length) if self._max_memory is None else None
                 if neck is None:
-                    self.plan.propagate(state, initial, steps, sink, first)
+                    runner.propagate(self.plan, state, initial, steps, sink, first)
                 else:
                     self._by_basis(state, initial, schedule, neck, sink, by_value)
         given = {name: result.finish() for name, result in results.items()}
@@ -219,7 +219,7 @@ class ForwardRecord:
             inputs = {name: given.pop(name) for name in self._input_names()}
             given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
             return given
-        return self._inputs.like(list(given.values()), [v in self.plan.builder.flows for v in self.plan.graph.inputs])
+        return self._inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
 
     def _steps(
         self, names: dict[str, Value], count: int, reduce: str | None
@@ -227,17 +227,17 @@ class ForwardRecord:
         """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
         schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
         slots = schedule.slots
-        state = self.plan.complete(self._open(), slots)
+        state = runner.complete(self.plan, self._open(), slots)
         return state, schedule, self._specialize(state, (schedule, 0), schedule.steps, count)
 
     def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
         size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
         if self.lrp_aware:
-            make = lambda: self.plan.specialize(steps, state, size, self.batch)  # noqa: E731
+            make = lambda: runner.specialize(self.plan, steps, state, size, self.batch)  # noqa: E731
             found = self._specialized.get((*key, size), make)
         else:
-            found = self.plan.specialize(steps, state, size, self.batch)
+            found = runner.specialize(self.plan, steps, state, size, self.batch)
         self.plan.took(found, below=key[1] > 0)
         return found
 
@@ -254,16 +254,16 @@ class ForwardRecord:
         plan = self.plan
         emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
         below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
-        slots = plan.builder.flows[neck.value].factor.slots
-        state = plan.complete(state, frozenset(slots))
+        slots = plan.flows[neck.value].factor.slots
+        state = runner.complete(plan, state, frozenset(slots))
         factors = [state[s] for s in slots]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
         block = block // BLOCK * BLOCK or block
         steps, at = schedule.steps, neck.position
         lower = self._specialize(state, (schedule, at), steps[at:], max(2, neck.width)).steps
         found = propagate_basis(
-            plan.descent(state, sink, self.batch), steps[:at], lower, neck, factors, plan.registers_with(initial),
-            initial.shape[1], below, block,
+            runner.descent(plan, state, sink, self.batch), steps[:at], lower, neck, factors,
+            runner.registers_with(plan, initial), initial.shape[1], below, block,
         )  # fmt: skip
         for value, parts in found.items():
             for result, part in zip(by_value[value], parts, strict=True):
@@ -283,7 +283,7 @@ class ForwardRecord:
         inner = {path for path in modules if any(other.startswith(f"{path}.") for other in modules)}
         leaves = {path: value for path, value in modules.items() if path not in inner}
         place = {node.output: i for i, node in enumerate(self.plan.graph.nodes)}
-        reached = self.plan.builder.flows
+        reached = self.plan.flows
         named = {**leaves, **self.plan.graph.calls()}
         found = [(place[v], name) for name, v in named.items() if v in reached and v in place and v.has_batch_first]
         return [name for _, name in sorted(found)]
@@ -292,7 +292,7 @@ class ForwardRecord:
         """Name -> value of everything that is asked for."""
         names: dict[str, Value] = {}
         if layers is not None:
-            reached, modules = self.plan.builder.flows, self.plan.graph.modules
+            reached, modules = self.plan.flows, self.plan.graph.modules
             known = {p: v for p, v in modules.items() if v in reached}
             if isinstance(layers, str):
                 layers = list(known) if layers == "all" else [layers]
@@ -324,7 +324,7 @@ class ForwardRecord:
     def _need(self, steps: Steps, names: dict[str, Value], reduce: str | None, count: int) -> int:
         """Bytes of a block of targets and of its results."""
         each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
-        return self.plan.peak_bytes(steps, self.batch, count) + count * each
+        return runner.peak_bytes(self.plan, steps, self.batch, count) + count * each
 
     def _check_budget(self, names: dict[str, Value], reduce: str | None) -> None:
         """Refuse a budget that one target does not fit into, before anything is computed."""

@@ -66,5 +66,5 @@ def test_a_plan_remembers_the_latest_questions_only(monkeypatch):
         made.relevance([0] * count)
         with explainer.forward(x, lrp_aware=False) as other:
             other.relevance([0] * count, layers=[str(count - 1)])
-    caches = (made.plan._schedules, made.plan._completions, made.plan._necks, made._specialized)
+    caches = (made.plan._schedules, made.plan._completions, made.plan.necks, made._specialized)
     assert [len(cache) for cache in caches] == [3, 3, 3, 3]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import composites, plan
+from fastlrp import composites, plan, runner
 from fastlrp.lowering import input_rules, layer
 
 
@@ -67,7 +67,7 @@ def steps_of(explainer: fastlrp.Explainer, reduce: str | None = None):
     record.relevance([0, 1], reduce=reduce)
     values = record.plan.explained_inputs()
     schedule = record.plan.schedule(values, reduce == "channels")
-    return [step for step, _ in record.plan.specialize(schedule.steps, record._state, 2, 2).steps]
+    return [step for step, _ in runner.specialize(record.plan, schedule.steps, record._state, 2, 2).steps]
 
 
 @pytest.mark.usefixtures("fused")

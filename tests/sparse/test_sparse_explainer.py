@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import fastlrp
-from fastlrp import Explainer
-from fastlrp.plan import Plan
+from fastlrp import Explainer, runner
 from fastlrp.sparse.compact import Compact
 from tests.sparse.nets import CLASSES, assert_same, make, samples, sparse_layers, worst_error
 
@@ -230,14 +229,14 @@ def test_changed_weights_are_seen():
 def computed(monkeypatch):
     """Number of targets of every block, and whether any of its steps was sparse."""
     seen: list[tuple[int, bool]] = []
-    propagate = Plan.propagate
+    propagate = runner.propagate
 
     def spy(plan, state, initial, steps, *rest):
         names = [step.run.__qualname__ for step, _ in steps if hasattr(step, "run")]
         seen.append((initial.shape[1], any("specialize" in name or "_Rewrite" in name for name in names)))
         return propagate(plan, state, initial, steps, *rest)
 
-    monkeypatch.setattr(Plan, "propagate", spy)
+    monkeypatch.setattr(runner, "propagate", spy)
     return seen
 
 
