@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = time.perf_counter()
     record = explainer.forward(x)
     forward = time.perf_counter() - begin
-    plan, steps = record.plan, _timed_steps()
+    steps = _timed_steps()
     begin = time.perf_counter()
     record.relevance(targets)
     total = time.perf_counter() - begin
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peak / 1e9:.0f} GFLOP/s")
     header = ("step", "relevance of", "path", "above", "below", "ms/target", "dense-equivalent GFLOP/s", "of peak",
               "faults/target")  # fmt: skip
-    print(align(header, _rows(plan, steps, len(targets), peak), numbers=range(3, 9)))
+    print(align(header, _rows(record, steps, len(targets), peak), numbers=range(3, 9)))
     inside = sum(step.run.seconds for step in steps)
     work = sum(step.work for step in steps)
     print(
@@ -98,9 +98,9 @@ def _timed_steps() -> list[Any]:
     return steps
 
 
-def _rows(plan: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
-    names = {flow.register: value.name for value, flow in plan.flows.items()}
-    paths = {id(path.form): path for path in plan.paths.values()}
+def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
+    names = {flow.register: value.name for value, flow in record.plan.flows.items()}
+    paths = {id(path.form): path for path in record.paths.values()}
     rows: list[tuple[str, ...]] = []
     for position, step in enumerate(steps):
         each, rate = step.run.seconds / count, step.work * count / max(step.run.seconds, 1e-9)

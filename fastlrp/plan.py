@@ -34,7 +34,7 @@ from fastlrp.program import (
     schedule_forward,
 )
 from fastlrp.sparse.choose import Chooser
-from fastlrp.sparse.specialize import Path, Specialized
+from fastlrp.sparse.specialize import Path
 from fastlrp.table import plan_table
 from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
 
@@ -123,6 +123,7 @@ class Plan:
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
         coefficients: slots that the way down to the inputs reads. necks: those found so far, by schedule and targets.
+        latest_paths: for ``print`` alone: what the record that was asked last took, which has it as its own ``paths``.
 
     Raises:
         UnsupportedOperationError: if relevance would reach an operation without a rule.
@@ -138,7 +139,8 @@ class Plan:
         chooser: Chooser | None = None,
         shared: dict[Any, Any] | None = None,
     ) -> None:
-        self.chooser, self.paths = chooser or Chooser(), dict[str, Path]()
+        self.chooser = chooser or Chooser()
+        self.latest_paths: Mapping[str, Path] = {}
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
         if device.type == "cpu" and extension_error() is None:
@@ -329,13 +331,17 @@ class Plan:
 
         return self._completions.get((wanted, have), make)
 
-    def took(self, found: Specialized, below: bool = False) -> None:
-        """Remember which paths the latest call took (or its part below a neck), for those who print the plan."""
-        self.paths = {**(self.paths if below else {}), **{path.form.path: path for path in found.paths}}
+    def table(self, paths: Mapping[str, Path] | None = None) -> str:
+        """Per layer, from the output down: rule, what flows to its input, backend, path, cached bytes.
+
+        ``paths``: :attr:`fastlrp.record.ForwardRecord.paths` of the record whose latest call the column "path" shows;
+        None: of the latest call of all that were made under this plan, which is what ``print`` shows.
+        """
+        shown = self.latest_paths if paths is None else paths
+        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, shown)
 
     def __str__(self) -> str:
-        where = f"{self.dtype}, {self.device}"
-        return plan_table(self.program, self.composite.name, where, self.coefficients, self.paths)
+        return self.table()
 
 
 def _required(rule: rules.Rule | None) -> rules.Rule:

@@ -22,7 +22,7 @@ from fastlrp.prepared import Prepared
 from fastlrp.program import BLOCK, LANES, Emission, Schedule, Sink, Steps
 from fastlrp.result import Result
 from fastlrp.sparse.choose import LEAST_TARGETS
-from fastlrp.sparse.specialize import Specialized
+from fastlrp.sparse.specialize import Path, Specialized
 from fastlrp.targets import Initial, OneHot, Targets
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class ForwardRecord:
         output: what the model returned, equal to ``model(x)``.
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
             what other rules need, see :meth:`under`.
+        paths: how the latest call to this record computed each layer with a weight, by module path: dense or for alive
+            neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
     """
 
     def __init__(self, prepared: Prepared, inputs: Inputs, lrp_aware: LrpAware, max_memory: int | None) -> None:
@@ -60,6 +62,7 @@ class ForwardRecord:
         self.output: Any = structures.rebuild(prepared.captured.structure, tensors)
         self.scores: Tensor = self._state[self.plan.graph.output.index]
         self.batch = self.scores.shape[0]
+        self.paths: dict[str, Path] = {}
         self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
 
     @eager
@@ -78,6 +81,7 @@ class ForwardRecord:
         self._refuse_stale()
         other = copy.copy(self)
         other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), Bounded(KEPT_SPECIALIZED)
+        other.paths = {}
         with torch.no_grad():
             other._state = runner.take_over(other.plan, self.plan, state)
             if self.lrp_aware:
@@ -238,7 +242,9 @@ class ForwardRecord:
             found = self._specialized.get((*key, size), make)
         else:
             found = runner.specialize(self.plan, steps, state, size, self.batch)
-        self.plan.took(found, below=key[1] > 0)
+        below_a_neck = key[1] > 0
+        self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
+        self.plan.latest_paths = self.paths
         return found
 
     def _by_basis(

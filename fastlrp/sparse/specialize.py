@@ -46,6 +46,11 @@ class Specialized:
     paths: list[Path]
     nbytes: int
 
+    @property
+    def by_module(self) -> dict[str, Path]:
+        """The paths by the module that they are of."""
+        return {path.form.path: path for path in self.paths}
+
 
 def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialized:
     """The same steps for the neurons alive in ``state``.

@@ -48,7 +48,7 @@ def test_layers_by_name(paths, expected):
     found = made(samples("vgg"), TARGETS)
     assert_same(found, dense(), TIGHT)
     assert set(sparse_layers(made)) == expected
-    assert set(made.plan.paths) == ({"0", "2", "5", "9", "11"} if expected else set(made.plan.paths))
+    assert set(made.plan.latest_paths) == ({"0", "2", "5", "9", "11"} if expected else set(made.plan.latest_paths))
 
 
 def test_names_of_modules_inside_modules():
@@ -74,7 +74,7 @@ def test_explain_takes_paths():
 def test_other_backends_have_no_sparse_way(backend):
     made = explainer("auto", backend=backend)
     assert_same(made(samples("vgg"), TARGETS), dense(), 1e-10)
-    assert made.plan.paths == {}
+    assert made.plan.latest_paths == {}
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 40])
@@ -300,3 +300,26 @@ def test_registers_that_outgrow_their_limit_are_split(name, limit, monkeypatch):
         assert_same(found, dense(name, targets, layers="all"), TIGHT)
     if limit == 1 << 17 and name != "shared_sums":
         assert cut
+
+
+# What a call took
+
+
+def test_a_record_knows_its_own_paths_whoever_asks_in_between():
+    """Two records of one plan; printing the plan shows the one that was asked last."""
+    made = explainer()
+    with made.forward(samples("vgg")) as first, made.forward(samples("vgg").flip(3) - 0.5) as second:
+        assert first.paths == second.paths == {}
+        first.relevance(TARGETS)
+        mine = dict(first.paths)
+        table = first.plan.table(first.paths)
+        assert set(mine) == {"0", "2", "5", "9", "11"}
+        assert str(made.plan) == table
+        second.relevance(TARGETS)
+        assert first.paths == mine
+        assert first.plan is second.plan
+        assert first.plan.table(first.paths) == table
+        assert str(made.plan) == second.plan.table(second.paths) != table
+        assert first.under("epsilon_alpha2_beta1").paths == {}
+        assert first.paths == mine
+    assert "sparse " not in made.plan.table({})
