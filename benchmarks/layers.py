@@ -22,7 +22,8 @@ from benchmarks import density
 from benchmarks.machine import machine, peak_flops
 from benchmarks.models import build
 from benchmarks.providers import composite
-from fastlrp.descent import Emission
+from fastlrp import runner
+from fastlrp.program import Emission
 from fastlrp.table import align
 
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = time.perf_counter()
     record = explainer.forward(x)
     forward = time.perf_counter() - begin
-    plan, steps = record.plan, _timed_steps(record.plan)
+    steps = _timed_steps()
     begin = time.perf_counter()
     record.relevance(targets)
     total = time.perf_counter() - begin
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peak / 1e9:.0f} GFLOP/s")
     header = ("step", "relevance of", "path", "above", "below", "ms/target", "dense-equivalent GFLOP/s", "of peak",
               "faults/target")  # fmt: skip
-    print(align(header, _rows(plan, steps, len(targets), peak), numbers=range(3, 9)))
+    print(align(header, _rows(record, steps, len(targets), peak), numbers=range(3, 9)))
     inside = sum(step.run.seconds for step in steps)
     work = sum(step.work for step in steps)
     print(
@@ -81,25 +82,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _timed_steps(plan: Any) -> list[Any]:
-    """The steps that the plan runs from now on, in order, each timed; filled when they run."""
+def _timed_steps() -> list[Any]:
+    """The steps that are run from now on, in order, each timed; filled when they run."""
     steps: list[Any] = []
-    propagate = plan.propagate
+    propagate = runner.propagate
 
-    def run(state: Any, initial: Any, given: Any, sink: Any, first: int) -> None:
+    def run(plan: Any, state: Any, initial: Any, given: Any, sink: Any, first: int) -> None:
         for step, _ in given:
             if not isinstance(step, Emission) and step not in steps:
                 step.run = Timed(step.run)
                 steps.append(step)
-        propagate(state, initial, given, sink, first)
+        propagate(plan, state, initial, given, sink, first)
 
-    plan.propagate = run
+    runner.propagate = run
     return steps
 
 
-def _rows(plan: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
-    names = {flow.register: value.name for value, flow in plan.builder.flows.items()}
-    paths = {id(path.form): path for path in plan.paths.values()}
+def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
+    names = {flow.register: value.name for value, flow in record.plan.flows.items()}
+    paths = {id(path.form): path for path in record.paths.values()}
     rows: list[tuple[str, ...]] = []
     for position, step in enumerate(steps):
         each, rate = step.run.seconds / count, step.work * count / max(step.run.seconds, 1e-9)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.descent import Descent, Emission, Steps
+from fastlrp.descent import Descent
 from fastlrp.graph import Value
+from fastlrp.program import Emission, Steps
 
 Reduce = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 """``(register, factors) -> (B, k, …)``: relevance, or its sum over channels."""

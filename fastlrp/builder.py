@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from fastlrp.dispatch import compiled_backend, select, sparse_kernels
 from fastlrp.graph import Constant, Graph, Node, Value, leaves, substitute
-from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Row, SweepPart
+from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart
 from fastlrp.signs import nonnegative
 from fastlrp.sparse.forms import Form, Sum
 from fastlrp.stabilizer import Stabilizer
@@ -28,6 +30,17 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if wanted else x
 
 
+@dataclass(eq=False)
+class Draft:
+    """A :class:`~fastlrp.program.Row` while its layer is lowered."""
+
+    node: Node
+    rule: str
+    flows: str = ""
+    backend: str = ""
+    slots: list[int] = field(default_factory=list)
+
+
 class Builder:
     """State of one lowering: which steps exist, which flows have been sent to which value."""
 
@@ -37,9 +50,10 @@ class Builder:
         self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
         self.shared = {} if shared is None else shared
         self.keyed: dict[tuple[Any, ...], int] = {}
+        self.top = 0
         self.forward: list[ForwardStep] = []
         self.backward: list[BackwardStep] = []
-        self.rows: list[Row] = []
+        self.drafts: list[Draft] = []
         self.flows: dict[Value, Flow] = {}
         self.slots = self.own_slots = graph.values
         self.registers = 0
@@ -47,7 +61,7 @@ class Builder:
         self._sent: dict[Value, list[Flow]] = {}
         self._factors: dict[Factor, int] = {}
         self._nonnegative = nonnegative(graph)
-        self._row: Row | None = None
+        self._row: Draft | None = None
 
     @cached_property
     def has_sparse_kernels(self) -> bool:
@@ -55,6 +69,23 @@ class Builder:
         compiled = compiled_backend(self.device)
         kinds = compiled == "cuda" or self.dtype in (torch.float32, torch.float64)
         return kinds and self.backend in ("auto", compiled) and sparse_kernels(self.device) is not None
+
+    def build(self, sweep: Callable[..., Any] | None = None) -> Program:
+        """All that was collected, as it will stay. ``sweep``: see :class:`~fastlrp.program.Program`."""
+        return Program(
+            inputs=tuple(v.index for v in self.graph.inputs),
+            slots=self.slots,
+            own_slots=self.own_slots,
+            registers=self.registers,
+            top=self.top,
+            forward=tuple(self.forward),
+            backward=tuple(self.backward),
+            flows=MappingProxyType(dict(self.flows)),
+            rows=tuple(Row(d.node, d.rule, d.flows, d.backend, tuple(d.slots)) for d in self.drafts),
+            keyed=MappingProxyType(dict(self.keyed)),
+            slot_bytes=MappingProxyType(dict(self.slot_bytes)),
+            sweep=sweep,
+        )
 
     # Forward side
 
@@ -186,9 +217,10 @@ class Builder:
         slot = self.slot_of(flow.factor)
         return flow.register if slot is None else self.step(multiply, [flow.register], [slot], numel)
 
-    def begin(self, node: Node, rule: object) -> Row:
-        self._row = Row(node, str(rule), "", "")
-        self.rows.append(self._row)
+    def begin(self, node: Node, rule: object) -> Draft:
+        """What is added from here on belongs to this node under this rule."""
+        self._row = Draft(node, str(rule))
+        self.drafts.append(self._row)
         return self._row
 
     def send(self, value: Value, flow: Flow) -> None:

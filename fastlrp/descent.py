@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
-from fastlrp.graph import Value
-from fastlrp.program import BLOCK, LANES, BackwardStep
+from fastlrp.program import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 from fastlrp.targets import OneHot
-
-Steps = list[tuple[Any, tuple[int, ...]]]
-"""Backward steps and emissions in order, each with the registers that are not needed after it."""
-
-Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
-"""``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors."""
-
-
-@dataclass(eq=False)
-class Emission:
-    """A step that hands out the relevance of a value: ``register * state[slots…]``."""
-
-    value: Value
-    register: int
-    slots: tuple[int, ...]
 
 
 @dataclass(eq=False)

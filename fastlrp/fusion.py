@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlrp.descent import Emission, Steps
-from fastlrp.program import BackwardStep, ForwardStep
+from fastlrp.program import BackwardStep, Emission, ForwardStep, Steps
 
 
 def fuse_unpooling(steps: Steps) -> Steps:

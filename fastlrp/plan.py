@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from fastlrp import advice, rules
-from fastlrp.basis import Neck, find_neck
+from fastlrp.basis import Neck
+from fastlrp.bounded import Bounded
 from fastlrp.builder import Builder
 from fastlrp.composites import Composite, Layer
-from fastlrp.descent import Descent, Emission, Sink, Steps, peak_bytes
 from fastlrp.dispatch import extension, extension_error
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.fusion import fuse_sweeps, fuse_unpooling
+from fastlrp.fusion import fuse_sweeps
 from fastlrp.graph import Graph, Node, Value
 from fastlrp.lowering import affine, copies, elementwise, jacobian, move, pool
 from fastlrp.lowering.layer import FUSED
 from fastlrp.program import (
     BLOCK,
+    Emission,
     Flow,
-    ForwardStep,
+    Program,
+    Row,
     Schedule,
+    Steps,
     SweepPart,
-    run_forward,
     schedule_backward,
     schedule_forward,
 )
 from fastlrp.sparse.choose import Chooser
-from fastlrp.sparse.forms import Affine
-from fastlrp.sparse.rates import rates_of
-from fastlrp.sparse.specialize import Path, Specialized, specialize
+from fastlrp.sparse.specialize import Path
 from fastlrp.table import plan_table
-from fastlrp.targets import OneHot
 from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
 from fastlrp.wording import shape_text
 
 Keep = Literal["coefficients", "activations", "all"]
 """What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
 can be computed; or both, and all from which the coefficients of other rules can be."""
+
+KEPT_SCHEDULES = 64
+"""Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
 
 _REGISTERED: dict[str, rules.Rule] = {}
 
@@ -115,7 +116,15 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
 
 
 class Plan:
-    """An executable explanation of one captured model under one composite.
+    """How one captured model is explained under one composite: data that :mod:`fastlrp.runner` executes.
+
+    Attributes:
+        graph, composite, rules, device, dtype: what it was made from; rules by node.
+        program: all steps. linear: whether relevance depends linearly on what arrives.
+        chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
+            targets from which on the choice between dense and sparse stays the same.
+        coefficients: slots that the way down to the inputs reads. necks: those found so far, by schedule and targets.
+        latest_paths: for ``print`` alone: what the record that was asked last took, which has it as its own ``paths``.
 
     Raises:
         UnsupportedOperationError: if relevance would reach an operation without a rule.
@@ -131,7 +140,8 @@ class Plan:
         chooser: Chooser | None = None,
         shared: dict[Any, Any] | None = None,
     ) -> None:
-        self.chooser, self.paths = chooser or Chooser(), dict[str, Path]()
+        self.chooser = chooser or Chooser()
+        self.latest_paths: Mapping[str, Path] = {}
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
         if device.type == "cpu" and extension_error() is None:
@@ -142,17 +152,17 @@ class Plan:
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            self._lower(Builder(graph, backend, device, dtype, shared))
-        self._inputs = [v.index for v in graph.inputs]
-        self._schedules: dict[tuple[Value | bool, ...], Schedule] = {}
+            self.program = self._lower(Builder(graph, backend, device, dtype, shared))
+        self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
         # Slots that the way down to the inputs reads.
-        self.coefficients = self.slots_read(self.schedule(self.explained_inputs()))
-        self._forwards: dict[Keep, Schedule] = {}
-        self._completions: dict[tuple[frozenset[int], frozenset[int]], Schedule] = {}
+        self.coefficients = self.schedule(self.explained_inputs()).slots
+        self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
+        self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
+        self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
 
     # Lowering
 
-    def _lower(self, b: Builder) -> None:
+    def _lower(self, b: Builder) -> Program:
         indices: dict[Node, int] = {}
         for node in self.graph.nodes:
             if node.kind == "max_pool":
@@ -160,8 +170,8 @@ class Plan:
             else:
                 b.add_forward(node, part=SweepPart("relu") if node.operation == "relu" else None)
         b.own_slots = b.slots
-        self.top = b.new_register()
-        b.send(self.graph.output, Flow(self.top))
+        b.top = b.new_register()
+        b.send(self.graph.output, Flow(b.top))
         for node in reversed(self.graph.nodes):
             flow = b.collect(node.output) if node.output.is_differentiable else None
             if flow is None or not node.sources:
@@ -177,7 +187,8 @@ class Plan:
                 "no relevance reaches the model's input: the explained output depends on it through integers only, or "
                 "on no float input's entries at all"
             )
-        self.builder = b
+        fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
+        return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
 
     def _check(self, node: Node) -> None:
         if node.kind in RULED_KINDS and self.rules.get(node) is None:
@@ -218,9 +229,9 @@ class Plan:
             elementwise.lower_add(b, node, _required(rule), flow)
         elif node.kind == "max_pool":
             if not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare)):
-                b.rows[-1].rule = f"max: {self.composite.max_pool}"
+                b.drafts[-1].rule = f"max: {self.composite.max_pool}"
             pool.lower_max(b, node, _required(rule), flow, self.composite.max_pool, indices[node])
-            b.rows[-1].slots.append(indices[node])
+            b.drafts[-1].slots.append(indices[node])
         elif node.kind in ("avg_pool", "adaptive_avg_pool"):
             pool.lower_average(b, node, _required(rule), flow)
         elif node.kind == "linear_map":
@@ -241,163 +252,95 @@ class Plan:
 
     # Schedules
 
-    @cached_property
+    @property
+    def flows(self) -> Mapping[Value, Flow]:
+        """How the relevance of each value that gets some is read."""
+        return self.program.flows
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The layers from the output down, and what happens to relevance there."""
+        return self.program.rows
+
+    @property
     def takes_one_hot(self) -> bool:
         """True if the first step is a linear layer, which selects rows for one-hot targets."""
-        readers = [step for step in self.builder.backward if self.top in step.ins]
-        return all(getattr(step.run, "accepts_one_hot", False) for step in readers)
+        return self.program.takes_one_hot
 
     def explained_inputs(self) -> tuple[Value, ...]:
         """The float inputs that relevance reaches."""
-        return tuple(v for v in self.graph.inputs if v in self.builder.flows)
+        return tuple(v for v in self.graph.inputs if v in self.flows)
 
     def schedule(self, values: Sequence[Value], reduce: bool = False) -> Schedule:
         """Backward steps that end in the relevance of ``values``, with an :class:`Emission` for each.
 
         ``reduce``: only its sum over channels is wanted, which some steps can make at once.
         """
-        key: tuple[Value | bool, ...] = (*values, reduce)
-        if key not in self._schedules:
-            flows = {v: self.builder.flows[v] for v in values}
-            by_register: dict[int, list[Emission]] = {}
-            for value, flow in flows.items():
-                by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
-            plain = schedule_backward(self.builder.backward, frozenset(by_register))
-            last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
-            steps: list[tuple[Any, tuple[int, ...]]] = []
-            steps += [(e, ()) for e in by_register.get(self.top, [])]
-            for i, (step, frees) in enumerate(plain.steps):
-                emissions = by_register.get(step.out, [])
-                # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
-                done = [r for r in step.ins if r in by_register and last_use[r] == i]
-                done += [step.out] if emissions and step.out not in last_use else []
-                if reduce and step.reduced is not None and step.out not in last_use:
-                    step = replace(step, run=step.reduced, form=None)
-                steps.append((step, frees if emissions else (*frees, *done)))
-                for n, emission in enumerate(emissions):
-                    steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
-            self._schedules[key] = Schedule(steps, frozenset(by_register))
-        return self._schedules[key]
+        return self._schedules.get((*values, reduce), lambda: self._make_schedule(values, reduce))
 
-    @staticmethod
-    def slots_read(schedule: Schedule) -> frozenset[int]:
-        """Slots that a schedule's steps need."""
-        if "slots" not in schedule.memo:
-            schedule.memo["slots"] = frozenset(slot for step, _ in schedule.steps for slot in step.slots)
-        slots: frozenset[int] = schedule.memo["slots"]
-        return slots
+    def _make_schedule(self, values: Sequence[Value], reduce: bool) -> Schedule:
+        flows = {v: self.flows[v] for v in values}
+        by_register: dict[int, list[Emission]] = {}
+        for value, flow in flows.items():
+            by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
+        plain = schedule_backward(self.program.backward, frozenset(by_register))
+        last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
+        steps: Steps = [(e, ()) for e in by_register.get(self.program.top, [])]
+        for i, (step, frees) in enumerate(plain.steps):
+            emissions = by_register.get(step.out, [])
+            # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
+            done = [r for r in step.ins if r in by_register and last_use[r] == i]
+            done += [step.out] if emissions and step.out not in last_use else []
+            if reduce and step.reduced is not None and step.out not in last_use:
+                step = replace(step, run=step.reduced, form=None)
+            steps.append((step, frees if emissions else (*frees, *done)))
+            for n, emission in enumerate(emissions):
+                steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
+        return Schedule(steps, frozenset(by_register))
 
-    # Running
+    def forward_schedule(self, keep: Keep = "coefficients") -> Schedule:
+        """The steps of one forward pass that leaves what ``keep`` names."""
+        return self._forwards.get(keep, lambda: self._make_forward(keep))
 
-    def forward(self, inputs: Sequence[Tensor], keep: Keep = "coefficients") -> list[Any]:
-        """One forward pass. Returns the slots, of which those are filled that ``keep`` names, see :data:`Keep`."""
-        if keep not in self._forwards:
-            kept = self._kept(keep)
-            steps = self._steps_to(kept, frozenset(self._inputs), lambda step: not step.is_cache)
-            if keep == "coefficients" and self.builder.backend_of("elementwise_pooled_coefficients") in FUSED:
-                steps = fuse_sweeps(steps, kept, self.builder.operation("elementwise_pooled_coefficients"))
-            self._forwards[keep] = schedule_forward(steps, kept, self._inputs)
-        state: list[Any] = [None] * self.builder.slots
-        for slot, tensor in zip(self._inputs, inputs, strict=True):
-            state[slot] = tensor
-        run_forward(self._forwards[keep], state)
-        return state
+    def _make_forward(self, keep: Keep) -> Schedule:
+        program, kept = self.program, self._kept(keep)
+        steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
+        if keep == "coefficients" and program.sweep is not None:
+            steps = fuse_sweeps(steps, kept, program.sweep)
+        return schedule_forward(steps, kept, program.inputs)
 
     def _kept(self, keep: Keep) -> frozenset[int]:
-        always = frozenset(v.index for v in self.graph.outputs) | frozenset(self._inputs)
+        program = self.program
+        always = frozenset(v.index for v in self.graph.outputs) | frozenset(program.inputs)
         if keep == "coefficients":
             return always | self.coefficients
-        caches = {slot for step in self.builder.forward if step.is_cache for slot in step.outs}
-        steps = self._steps_to(self.coefficients, frozenset(self._inputs))
+        caches = {slot for step in program.forward if step.is_cache for slot in step.outs}
+        steps = program.steps_to(self.coefficients, frozenset(program.inputs))
         read = {slot for step in steps if step.is_cache for slot in step.ins}
         activations = always | frozenset((read | self.coefficients) - caches)
         if keep == "activations":
             return activations
-        return activations | self.coefficients | frozenset(self.builder.keyed.values())
+        return activations | self.coefficients | frozenset(program.keyed.values())
 
-    def _steps_to(
-        self, wanted: frozenset[int], have: frozenset[int], always: Callable[[ForwardStep], bool] = lambda step: False
-    ) -> list[ForwardStep]:
-        """Forward steps that lead from the slots ``have`` to ``wanted``."""
-        needed, steps = set(wanted - have), []
-        for step in reversed(self.builder.forward):
-            if always(step) or needed.intersection(step.outs):
-                steps.append(step)
-                needed.update(slot for slot in step.ins if slot not in have)
-        return steps[::-1]
+    def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
+        """The forward steps that fill the slots ``wanted`` from the slots ``have``."""
 
-    def complete(self, state: list[Any], wanted: frozenset[int]) -> list[Any]:
-        """``state`` with these slots filled, from those that are."""
-        if all(state[slot] is not None for slot in wanted):
-            return state
-        have = frozenset(slot for slot, item in enumerate(state) if item is not None)
-        key = (wanted, have)
-        if key not in self._completions:
-            steps = self._steps_to(wanted, have)
-            self._completions[key] = schedule_forward(steps, wanted | have, sorted(have))
-        full = list(state)
-        run_forward(self._completions[key], full)
-        return full
+        def make() -> Schedule:
+            return schedule_forward(self.program.steps_to(wanted, have), wanted | have, sorted(have))
 
-    def take_over(self, other: Plan, state: list[Any]) -> list[Any]:
-        """The slots of this plan, filled with what the other plan of the same model has in ``state``."""
-        taken: list[Any] = [None] * self.builder.slots
-        common = min(self.builder.own_slots, other.builder.own_slots)
-        taken[:common] = state[:common]
-        for key, slot in self.builder.keyed.items():
-            if key in other.builder.keyed:
-                taken[slot] = state[other.builder.keyed[key]]
-        return taken
+        return self._completions.get((wanted, have), make)
 
-    def descent(self, state: list[Any], sink: Sink, batch: int) -> Descent:
-        """What moves targets down from ``state``."""
-        return Descent(state, sink, batch, self.dtype.itemsize, self.block_bytes)
+    def table(self, paths: Mapping[str, Path] | None = None) -> str:
+        """Per layer, from the output down: rule, what flows to its input, backend, path, cached bytes.
 
-    def specialize(self, steps: Steps, state: list[Any], count: int, batch: int) -> Specialized:
-        """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
-        work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
-        if not work or not self.chooser.may_be_sparse(count, work * count * batch):
-            return Specialized(fuse_unpooling(steps), [], 0)
-        itemsize, rates = self.dtype.itemsize, rates_of(self.device)
-
-        def choose(form: Affine, above: float, below: float) -> bool:
-            return self.chooser.sparse(form, above, below, count, itemsize, rates)
-
-        found = specialize(steps, state, choose)
-        return Specialized(fuse_unpooling(found.steps), found.paths, found.nbytes)
-
-    def took(self, found: Specialized, below: bool = False) -> None:
-        """Remember which paths the latest call took (or its part below a neck), for those who print the plan."""
-        self.paths = {**(self.paths if below else {}), **{path.form.path: path for path in found.paths}}
-
-    def propagate(self, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
-        """Move a block of targets down; what the steps emit goes to ``sink``."""
-        registers = self.registers_with(initial)
-        self.descent(state, sink, initial.shape[0]).run(steps, 0, registers, first, initial.shape[1])
-
-    def registers_with(self, initial: Tensor | OneHot) -> list[Any]:
-        """All registers, empty but for the initial relevance."""
-        registers: list[Any] = [None] * self.builder.registers
-        registers[self.top] = initial
-        return registers
-
-    def peak_bytes(self, steps: Steps, batch: int, count: int) -> int:
-        """Bytes that ``count`` targets need at once while they move down, results not included."""
-        sizes = {self.top: self.graph.output.numel}
-        return peak_bytes(steps, sizes, batch, count, self.dtype.itemsize, self.block_bytes)
-
-    def neck(self, schedule: Schedule, values: Sequence[Value], count: int) -> Neck | None:
-        """Where a basis is cheaper than ``count`` targets, if the rules are linear and there is such a place."""
-        if not self.linear or count < 2:
-            return None
-        if count not in schedule.memo:
-            carried = {flow.register: value for value, flow in self.builder.flows.items() if value.has_batch_first}
-            schedule.memo[count] = find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
-        neck: Neck | None = schedule.memo[count]
-        return neck
+        ``paths``: :attr:`fastlrp.record.ForwardRecord.paths` of the record whose latest call the column "path" shows;
+        None: of the latest call of all that were made under this plan, which is what ``print`` shows.
+        """
+        shown = self.latest_paths if paths is None else paths
+        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, shown)
 
     def __str__(self) -> str:
-        return plan_table(self)
+        return self.table()
 
 
 def _required(rule: rules.Rule | None) -> rules.Rule:

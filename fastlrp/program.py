@@ -1,4 +1,4 @@
-"""What a plan executes: forward steps that fill slots, and backward steps that move a block of targets down.
+"""What a plan consists of: forward steps that fill slots, and backward steps that move a block of targets down.
 
 *Slots* hold tensors with a batch axis, ``(B, …)``: activations (slot = ``Value.index``) and caches. *Registers* hold
 what flows down, with a target axis, ``(B, K, …)``. A :class:`Flow` says how a register reads as relevance:
@@ -8,8 +8,9 @@ melt into the next layer's coefficients, which are computed once per sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
@@ -95,23 +96,93 @@ class BackwardStep:
 
 
 @dataclass(eq=False)
+class Emission:
+    """A step that hands out the relevance of a value: ``register * state[slots…]``."""
+
+    value: Value
+    register: int
+    slots: tuple[int, ...]
+
+
+Steps = list[tuple[Any, tuple[int, ...]]]
+"""Backward steps and emissions in order, each with the registers that are not needed after it."""
+
+Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
+"""``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors."""
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
-    """One line of the plan: a layer and what happens to relevance there."""
+    """One line of the plan: a layer and what happens to relevance there.
+
+    Attributes:
+        rule: as text. flows: what leaves, ``"c"``, ``"R"`` or ``"f*F"``. backend: of the kernels that do it.
+        slots: of coefficients made for it.
+    """
 
     node: Node
     rule: str
     flows: str
     backend: str
-    slots: list[int] = field(default_factory=list)
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """All steps of one model under one composite, made by :meth:`fastlrp.builder.Builder.build`; nothing in it changes.
+
+    Attributes:
+        inputs: slots of the model's inputs. slots: how many there are. own_slots: as many are the graph's values and
+            the winners of its pools, the same ones under every composite. registers: how many there are.
+        top: the register of the initial relevance.
+        forward: in an order in which each finds what it reads. backward: from the output down.
+        flows: how the relevance of each value that gets some is read. rows: of the plan's table.
+        keyed: slots that another plan of the model has under the same key. slot_bytes: of coefficients, per sample.
+        sweep: the operation that does a ReLU, the pool after it and coefficients at once, if the backend has one.
+    """
+
+    inputs: tuple[int, ...]
+    slots: int
+    own_slots: int
+    registers: int
+    top: int
+    forward: tuple[ForwardStep, ...]
+    backward: tuple[BackwardStep, ...]
+    flows: Mapping[Value, Flow]
+    rows: tuple[Row, ...]
+    keyed: Mapping[tuple[Any, ...], int]
+    slot_bytes: Mapping[int, int]
+    sweep: Callable[..., Any] | None = None
+
+    @cached_property
+    def takes_one_hot(self) -> bool:
+        """True if the first step is a linear layer, which selects rows for one-hot targets."""
+        readers = [step for step in self.backward if self.top in step.ins]
+        return all(getattr(step.run, "accepts_one_hot", False) for step in readers)
+
+    def steps_to(
+        self, wanted: frozenset[int], have: frozenset[int], always: Callable[[ForwardStep], bool] = lambda step: False
+    ) -> list[ForwardStep]:
+        """Forward steps that lead from the slots ``have`` to ``wanted``, and those for which ``always`` is true."""
+        needed, steps = set(wanted - have), []
+        for step in reversed(self.forward):
+            if always(step) or needed.intersection(step.outs):
+                steps.append(step)
+                needed.update(slot for slot in step.ins if slot not in have)
+        return steps[::-1]
 
 
 @dataclass(eq=False)
 class Schedule:
     """Steps in order, each with what may be forgotten after it."""
 
-    steps: list[tuple[Any, tuple[int, ...]]]
+    steps: Steps
     keep: frozenset[int]
-    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def slots(self) -> frozenset[int]:
+        """Slots that its backward steps and emissions read."""
+        return frozenset(slot for step, _ in self.steps for slot in step.slots)
 
 
 def schedule_forward(steps: Sequence[ForwardStep], keep: frozenset[int], inputs: Sequence[int]) -> Schedule:
@@ -157,21 +228,3 @@ def _with_frees(
         if slot not in keep:
             frees.setdefault(position, []).append(slot)
     return [(step, tuple(frees.get(position, ()))) for position, step in enumerate(steps)]
-
-
-def run_forward(schedule: Schedule, state: list[Any]) -> None:
-    """Execute forward steps on ``state``."""
-    for step, frees in schedule.steps:
-        ins = step.ins
-        if len(ins) == 1:
-            result = step.run(state[ins[0]])
-        else:
-            result = step.run(*[state[slot] for slot in ins])
-        outs = step.outs
-        if len(outs) == 1:
-            state[outs[0]] = result
-        else:
-            for slot, item in zip(outs, result, strict=True):
-                state[slot] = item
-        for slot in frees:
-            state[slot] = None

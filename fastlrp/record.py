@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from fastlrp import composites
+from fastlrp import composites, runner
 from fastlrp import outputs as structures
 from fastlrp.basis import Neck, Reduce
 from fastlrp.basis import propagate as propagate_basis
+from fastlrp.bounded import Bounded
 from fastlrp.composites import Composite
-from fastlrp.descent import Emission, Sink, Steps
 from fastlrp.eager import eager
 from fastlrp.graph import Value
 from fastlrp.plan import Keep
 from fastlrp.prepared import Prepared
-from fastlrp.program import BLOCK, LANES, Schedule
+from fastlrp.program import BLOCK, LANES, Emission, Schedule, Sink, Steps
 from fastlrp.result import Result
 from fastlrp.sparse.choose import LEAST_TARGETS
-from fastlrp.sparse.specialize import Specialized
+from fastlrp.sparse.specialize import Path, Specialized
 from fastlrp.targets import Initial, OneHot, Targets
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ _KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "swee
 BASIS_BYTES = 64 << 20
 """Largest result of one block of basis vectors."""
 
+KEPT_SPECIALIZED = 64
+"""Ways down for the neurons alive in one forward pass that its record remembers."""
+
 Relevance = Any
 """A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
 
@@ -46,18 +49,21 @@ class ForwardRecord:
         output: what the model returned, equal to ``model(x)``.
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
             what other rules need, see :meth:`under`.
+        paths: how the latest call to this record computed each layer with a weight, by module path: dense or for alive
+            neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
     """
 
     def __init__(self, prepared: Prepared, inputs: Inputs, lrp_aware: LrpAware, max_memory: int | None) -> None:
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
         self._prepared, self._versions = prepared, (prepared.watch.versions, _versions(inputs.tensors))
         with torch.no_grad():
-            self._state: list[Any] | None = self.plan.forward(inputs.tensors, _KEEP[lrp_aware])
+            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
         tensors = [self._state[v.index] for v in self.plan.graph.outputs]
         self.output: Any = structures.rebuild(prepared.captured.structure, tensors)
         self.scores: Tensor = self._state[self.plan.graph.output.index]
         self.batch, self.fixed_batch = self.scores.shape[0], prepared.captured.fixed_batch
-        self._specialized: dict[Any, Specialized] = {}
+        self.paths: dict[str, Path] = {}
+        self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
 
     @eager
     def under(self, composite: str | Composite) -> ForwardRecord:
@@ -74,11 +80,12 @@ class ForwardRecord:
         state = self._open()
         self._refuse_stale()
         other = copy.copy(self)
-        other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), {}
+        other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), Bounded(KEPT_SPECIALIZED)
+        other.paths = {}
         with torch.no_grad():
-            other._state = other.plan.take_over(self.plan, state)
+            other._state = runner.take_over(other.plan, self.plan, state)
             if self.lrp_aware:
-                other._state = other.plan.complete(other._state, other.plan.coefficients)
+                other._state = runner.complete(other.plan, other._state, other.plan.coefficients)
         return other
 
     # Life
@@ -98,7 +105,7 @@ class ForwardRecord:
     def cached_bytes(self) -> int:
         """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
         seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
-        return sum(seen.values()) + sum(found.nbytes for found in self._specialized.values())
+        return sum(seen.values()) + sum(found.nbytes for found in self._specialized)
 
     def _open(self) -> list[Any]:
         if self._state is None:
@@ -206,9 +213,9 @@ class ForwardRecord:
             for first in range(0, count, block):
                 length = min(block, count - first)
                 initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
-                neck = self.plan.neck(schedule, wanted, length) if self._max_memory is None else None
+                neck = runner.neck(self.plan, schedule, wanted, length) if self._max_memory is None else None
                 if neck is None:
-                    self.plan.propagate(state, initial, steps, sink, first)
+                    runner.propagate(self.plan, state, initial, steps, sink, first)
                 else:
                     self._by_basis(state, initial, schedule, neck, sink, by_value)
         given = {name: result.finish() for name, result in results.items()}
@@ -216,26 +223,28 @@ class ForwardRecord:
             inputs = {name: given.pop(name) for name in self._input_names()}
             given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
             return given
-        return self._inputs.like(list(given.values()), [v in self.plan.builder.flows for v in self.plan.graph.inputs])
+        return self._inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
 
     def _steps(
         self, names: dict[str, Value], count: int, reduce: str | None
     ) -> tuple[list[Any], Schedule, Specialized]:
         """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
         schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
-        slots = self.plan.slots_read(schedule)
-        state = self.plan.complete(self._open(), slots)
-        return state, schedule, self._specialize(state, (id(schedule), 0), schedule.steps, count)
+        slots = schedule.slots
+        state = runner.complete(self.plan, self._open(), slots)
+        return state, schedule, self._specialize(state, (schedule, 0), schedule.steps, count)
 
-    def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
+    def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
         size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
-        found = self._specialized.get((*key, size))
-        if found is None:
-            found = self.plan.specialize(steps, state, size, self.batch)
-            if self.lrp_aware:
-                self._specialized[*key, size] = found
-        self.plan.took(found, below=key[1] > 0)
+        if self.lrp_aware:
+            make = lambda: runner.specialize(self.plan, steps, state, size, self.batch)  # noqa: E731
+            found = self._specialized.get((*key, size), make)
+        else:
+            found = runner.specialize(self.plan, steps, state, size, self.batch)
+        below_a_neck = key[1] > 0
+        self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
+        self.plan.latest_paths = self.paths
         return found
 
     def _by_basis(
@@ -251,16 +260,16 @@ class ForwardRecord:
         plan = self.plan
         emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
         below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
-        slots = plan.builder.flows[neck.value].factor.slots
-        state = plan.complete(state, frozenset(slots))
+        slots = plan.flows[neck.value].factor.slots
+        state = runner.complete(plan, state, frozenset(slots))
         factors = [state[s] for s in slots]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
         block = block // BLOCK * BLOCK or block
         steps, at = schedule.steps, neck.position
-        lower = self._specialize(state, (id(schedule), at), steps[at:], max(2, neck.width)).steps
+        lower = self._specialize(state, (schedule, at), steps[at:], max(2, neck.width)).steps
         found = propagate_basis(
-            plan.descent(state, sink, self.batch), steps[:at], lower, neck, factors, plan.registers_with(initial),
-            initial.shape[1], below, block,
+            runner.descent(plan, state, sink, self.batch), steps[:at], lower, neck, factors,
+            runner.registers_with(plan, initial), initial.shape[1], below, block,
         )  # fmt: skip
         for value, parts in found.items():
             for result, part in zip(by_value[value], parts, strict=True):
@@ -280,7 +289,7 @@ class ForwardRecord:
         inner = {path for path in modules if any(other.startswith(f"{path}.") for other in modules)}
         leaves = {path: value for path, value in modules.items() if path not in inner}
         place = {node.output: i for i, node in enumerate(self.plan.graph.nodes)}
-        reached = self.plan.builder.flows
+        reached = self.plan.flows
         named = {**leaves, **self.plan.graph.calls()}
         found = [(place[v], name) for name, v in named.items() if v in reached and v in place and v.has_batch_first]
         return [name for _, name in sorted(found)]
@@ -289,7 +298,7 @@ class ForwardRecord:
         """Name -> value of everything that is asked for."""
         names: dict[str, Value] = {}
         if layers is not None:
-            reached, modules = self.plan.builder.flows, self.plan.graph.modules
+            reached, modules = self.plan.flows, self.plan.graph.modules
             known = {p: v for p, v in modules.items() if v in reached}
             if isinstance(layers, str):
                 layers = list(known) if layers == "all" else [layers]
@@ -321,7 +330,7 @@ class ForwardRecord:
     def _need(self, steps: Steps, names: dict[str, Value], reduce: str | None, count: int) -> int:
         """Bytes of a block of targets and of its results."""
         each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
-        return self.plan.peak_bytes(steps, self.batch, count) + count * each
+        return runner.peak_bytes(self.plan, steps, self.batch, count) + count * each
 
     def _check_budget(self, names: dict[str, Value], reduce: str | None) -> None:
         """Refuse a budget that one target does not fit into, before anything is computed."""

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fastlrp import outputs as structures
 from fastlrp.capture import EXPORTING
-from fastlrp.descent import Steps
 from fastlrp.fusion import fuse_unpooling
 from fastlrp.prepared import Prepared
+from fastlrp.program import Schedule, Steps
 from fastlrp.record import ForwardRecord, Relevance
 from fastlrp.sparse.specialize import Specialized
 from fastlrp.targets import Initial, Targets
@@ -279,7 +279,7 @@ class _Pass(ForwardRecord):
         # With a budget there is no basis, whose size depends on how many entries are alive.
         super().__init__(prepared, inputs, True, sys.maxsize if max_memory is None else max_memory)
 
-    def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
+    def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
         return Specialized(fuse_unpooling(steps), [], 0)
 
     def outputs(self) -> list[Tensor]:

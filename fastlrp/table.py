@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    from fastlrp.plan import Plan
-    from fastlrp.program import Row
+from fastlrp.program import Program
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -30,32 +27,30 @@ def size_text(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
-def _path(plan: Plan, row: Row) -> str:
-    return str(plan.paths.get(row.node.path, "-")) if row.node.kind in ("conv", "linear") else "-"
+def plan_table(program: Program, name: str, where: str, read: frozenset[int], paths: Mapping[str, object]) -> str:
+    """Per layer, from the output down: path, operation, rule, what flows to its input, backend, cached bytes.
 
-
-def plan_table(plan: Plan) -> str:
-    """Per layer, from the output down: path, operation, rule, what flows to its input, backend, cached bytes."""
-    read = plan.slots_read(plan.schedule(plan.explained_inputs()))
+    Args:
+        name: of the composite. where: dtype and device. read: slots that are kept. paths: how a call computed its
+            layers, by module path.
+    """
     rows, total, counted = [], 0, set()
-    for row in plan.builder.rows:
+    for row in program.rows:
         kept = [s for s in dict.fromkeys(row.slots) if s in read and s not in counted]
         counted.update(kept)
-        size = sum(plan.builder.slot_bytes.get(s, 0) for s in kept)
+        size = sum(program.slot_bytes.get(s, 0) for s in kept)
         total += size
+        path = str(paths.get(row.node.path, "-")) if row.node.kind in ("conv", "linear") else "-"
         rows.append(
             (
-                row.node.path or "(model)", row.node.operation, row.rule, row.flows, row.backend or "-",
-                _path(plan, row), size_text(size),
+                row.node.path or "(model)", row.node.operation, row.rule, row.flows, row.backend or "-", path,
+                size_text(size),
             )
         )  # fmt: skip
     header = ("layer", "operation", "rule", "flows", "backend", "path", "cached/sample")
-    title = (
-        f"{plan.composite.name}: {len(plan.builder.backward)} steps per block of targets, "
-        f"{size_text(total)} cached per sample, {plan.dtype}, {plan.device}"
-    )
     legend = (
         "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
         "path: of the latest call, with the shares of neurons above and below that carry relevance"
     )
+    title = f"{name}: {len(program.backward)} steps per block of targets, {size_text(total)} cached per sample, {where}"
     return f"{title}\n{align(header, rows, numbers=(6,))}\n{legend}"

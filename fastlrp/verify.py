@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastlrp import runner
 from fastlrp.graph import Node, Value
 from fastlrp.plan import Plan
 from fastlrp.program import BLOCK
@@ -181,10 +182,10 @@ class _Check:
 
     def __init__(self, plan: Plan, state: list[Any], batch: int) -> None:
         self.plan, self.batch = plan, batch
-        self.flowing = [v for v in plan.builder.flows if v.has_batch_first]
+        self.flowing = [v for v in plan.flows if v.has_batch_first]
         self.schedule = plan.schedule(self.flowing)
         activations = frozenset(v.index for node in plan.graph.nodes for v in (node.output, *node.inputs))
-        self.state = plan.complete(state, activations | plan.slots_read(self.schedule))
+        self.state = runner.complete(plan, state, activations | self.schedule.slots)
         doubles = {
             v: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
             for node in plan.graph.nodes
@@ -192,7 +193,7 @@ class _Check:
             for t in (self.state[v.index],)
         }
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
-        self.rows = [row for row in plan.builder.rows if row.node.output in plan.builder.flows]
+        self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}
         self.sums: dict[Node, list[float | None]] = {}
         self.end_to_end = self.score = self.relevance = 0.0
@@ -244,10 +245,10 @@ class _Check:
             found.setdefault(value, []).append(part)
 
         # What many targets would take, so that the kernels for many targets are what is checked.
-        steps = self.plan.specialize(
-            self.schedule.steps, self.state, max(BLOCK, initial.shape[1]), initial.shape[0]
+        steps = runner.specialize(
+            self.plan, self.schedule.steps, self.state, max(BLOCK, initial.shape[1]), initial.shape[0]
         ).steps
-        self.plan.propagate(self.state, initial, steps, sink, 0)
+        runner.propagate(self.plan, self.state, initial, steps, sink, 0)
         return {value: torch.cat(parts, 1) for value, parts in found.items()}
 
     def _unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlrp.descent import Emission, Steps
-from fastlrp.program import BLOCK, BackwardStep
+from fastlrp.program import BLOCK, BackwardStep, Emission, Steps
 from fastlrp.sparse.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.sparse.forms import Affine, AvgPool, MaxPool, Sum
 
@@ -46,6 +45,11 @@ class Specialized:
     steps: Steps
     paths: list[Path]
     nbytes: int
+
+    @property
+    def by_module(self) -> dict[str, Path]:
+        """The paths by the module that they are of."""
+        return {path.form.path: path for path in self.paths}
 
 
 def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialized:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlrp import Explainer
+from fastlrp import Explainer, runner
 from fastlrp.explainer import parse_bytes
-from fastlrp.plan import Plan
 from tests.api.models import make, relative_error, samples, shared
 
 # Measured: 3e-16; how many targets share a product changes the order in which it adds.
@@ -79,13 +78,13 @@ def test_budget_is_kept_and_changes_nothing(factor, monkeypatch):
     # Rows of the sparse path hold whole lanes of targets: its need is no multiple of that of one.
     explainer = Explainer(plain.model, max_memory=int(need * factor), paths="dense")
     largest = []
-    propagate = Plan.propagate
+    propagate = runner.propagate
 
     def spy(plan, state, initial, *rest):
         largest.append(initial.shape[1])
         return propagate(plan, state, initial, *rest)
 
-    monkeypatch.setattr(Plan, "propagate", spy)
+    monkeypatch.setattr(runner, "propagate", spy)
     found = explainer(x, TARGETS)
     assert sum(largest) == K
     # Need grows in proportion to the block, so a budget of n times the need of one target holds n, or a few more.
@@ -106,7 +105,7 @@ def test_too_small_a_budget_is_noticed_before_anything_is_computed(monkeypatch):
             raise AssertionError("computed something")
 
         for name in ("propagate", "complete", "forward"):
-            monkeypatch.setattr(Plan, name, fail)
+            monkeypatch.setattr(runner, name, fail)
         out = torch.full((2, 5, 3, 8, 8), 7.0)
         with pytest.raises(ValueError, match="max_memory=1024 bytes is too small for one target"):
             record.relevance("all", out=out)
@@ -146,7 +145,7 @@ def test_what_is_really_used(composite):
         schedule = record.plan.schedule(record.plan.explained_inputs())
         used = {k: peak_bytes_of(lambda k=k: record.relevance([0] * k)) for k in (1, 4, 16)}
         for k, size in used.items():
-            estimate = record.plan.peak_bytes(schedule.steps, 16, k) + k * x.numel() * x.itemsize
+            estimate = runner.peak_bytes(record.plan, schedule.steps, 16, k) + k * x.numel() * x.itemsize
             assert estimate / 3 <= size <= 3 * estimate
         assert used[16] <= 16 * used[1]
         assert (

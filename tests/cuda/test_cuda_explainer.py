@@ -109,6 +109,6 @@ def test_tensor_cores_round_to_tf32_only(cuda, monkeypatch):
 def test_one_sweep_instead_of_three_steps(cuda):
     net, x = small(), torch.randn(1, 3, 14, 14)
     plan = fastlrp.Explainer(net, "epsilon_plus", backend="cuda").forward(x).plan
-    steps = [step for step, _ in plan._forwards["coefficients"].steps]
+    steps = [step for step, _ in plan.forward_schedule().steps]
     assert not any(step.part is not None and step.part.kind == "pool" for step in steps)
     assert any(len(step.outs) == 4 for step in steps)

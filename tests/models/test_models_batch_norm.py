@@ -63,7 +63,7 @@ def test_before_a_convolution() -> None:
     assert oracle.relative_error(relevance, _input_times_gradient(model, x.double())) <= 1e-13
     explainer = fastlrp.Explainer(model)
     assert explainer.verify(x.double(), list(TARGETS)).ok
-    assert not any(row.node.kind == "batch_norm" for row in explainer.plan.builder.rows)
+    assert not any(row.node.kind == "batch_norm" for row in explainer.plan.rows)
 
 
 def test_before_a_linear_layer() -> None:

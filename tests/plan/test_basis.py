@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import basis, composites
-from fastlrp.plan import Plan
+from fastlrp import basis, composites, runner
 
 
 def net(classes: int = 96, width: int = 8) -> nn.Module:
@@ -22,7 +21,7 @@ def net(classes: int = 96, width: int = 8) -> nn.Module:
 
 
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Plan, "neck", lambda *args: None)
+    monkeypatch.setattr(runner, "neck", lambda *args: None)
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def neck_of(record: fastlrp.ForwardRecord, count: int) -> basis.Neck | None:
     values = record.plan.explained_inputs()
-    return record.plan.neck(record.plan.schedule(values), values, count)
+    return runner.neck(record.plan, record.plan.schedule(values), values, count)
 
 
 @pytest.mark.parametrize("options", [{}, {"reduce": "channels"}, {"layers": "all"}, {"layers": ["2", "7"]}])

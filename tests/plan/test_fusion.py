@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import composites, plan
+from fastlrp import composites, plan, runner
 from fastlrp.lowering import input_rules, layer
 
 
@@ -67,7 +67,7 @@ def steps_of(explainer: fastlrp.Explainer, reduce: str | None = None):
     record.relevance([0, 1], reduce=reduce)
     values = record.plan.explained_inputs()
     schedule = record.plan.schedule(values, reduce == "channels")
-    return [step for step, _ in record.plan.specialize(schedule.steps, record._state, 2, 2).steps]
+    return [step for step, _ in runner.specialize(record.plan, schedule.steps, record._state, 2, 2).steps]
 
 
 @pytest.mark.usefixtures("fused")
@@ -111,7 +111,7 @@ def test_the_channel_sum_of_the_input_is_made_by_its_kernel():
 def test_one_sweep_makes_pool_winner_and_coefficients():
     explainer = fastlrp.Explainer(vgg(), "epsilon_plus", backend="torch")
     record = explainer.forward(image())
-    steps = [step for step, _ in record.plan._forwards["coefficients"].steps]
+    steps = [step for step, _ in record.plan.forward_schedule().steps]
     assert sum(len(step.outs) == 4 for step in steps) == 2
     kinds = [step.part.kind for step in steps if step.part is not None]
     assert kinds.count("pool") == 0
@@ -134,7 +134,7 @@ def test_a_relu_that_others_read_too_is_not_swept():
     net = Both().double().eval()
     explainer = fastlrp.Explainer(net, "epsilon_plus", backend="torch")
     record = explainer.forward(image())
-    steps = [step for step, _ in record.plan._forwards["coefficients"].steps]
+    steps = [step for step, _ in record.plan.forward_schedule().steps]
     assert not any(len(step.outs) == 4 for step in steps)
     expected = fastlrp.Explainer(net, "epsilon_plus", backend="reference")(image(), [0, 1])
     assert (record.relevance([0, 1]) - expected).norm() <= 1e-12 * expected.norm()

@@ -185,4 +185,4 @@ def assert_same(found: Any, expected: Any, bound: float, context: object = "") -
 
 def sparse_layers(explainer: Explainer) -> list[str]:
     """Paths of the layers that were computed for alive neurons only, at the latest call."""
-    return [name for name, path in explainer.plan.paths.items() if path.sparse]
+    return [name for name, path in explainer.plan.latest_paths.items() if path.sparse]

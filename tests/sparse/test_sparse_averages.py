@@ -266,4 +266,4 @@ def test_max_pools_as_averages():
         composite = composites.epsilon_plus(max_pool=mode)
         sparse, dense = (Explainer(model, composite, paths=paths) for paths in ("sparse", "dense"))
         assert_same(sparse(x, list(range(12))), dense(x, list(range(12))), 1e-12)
-        assert any(isinstance(step.form, AvgPool) for step in sparse.plan.builder.backward)
+        assert any(isinstance(step.form, AvgPool) for step in sparse.plan.program.backward)

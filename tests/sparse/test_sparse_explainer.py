@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import fastlrp
-from fastlrp import Explainer
-from fastlrp.plan import Plan
+from fastlrp import Explainer, runner
 from fastlrp.sparse.compact import Compact
 from tests.sparse.nets import CLASSES, assert_same, make, samples, sparse_layers, worst_error
 
@@ -49,7 +48,7 @@ def test_layers_by_name(paths, expected):
     found = made(samples("vgg"), TARGETS)
     assert_same(found, dense(), TIGHT)
     assert set(sparse_layers(made)) == expected
-    assert set(made.plan.paths) == ({"0", "2", "5", "9", "11"} if expected else set(made.plan.paths))
+    assert set(made.plan.latest_paths) == ({"0", "2", "5", "9", "11"} if expected else set(made.plan.latest_paths))
 
 
 def test_names_of_modules_inside_modules():
@@ -75,7 +74,7 @@ def test_explain_takes_paths():
 def test_other_backends_have_no_sparse_way(backend):
     made = explainer("auto", backend=backend)
     assert_same(made(samples("vgg"), TARGETS), dense(), 1e-10)
-    assert made.plan.paths == {}
+    assert made.plan.latest_paths == {}
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 40])
@@ -152,7 +151,7 @@ def test_cached_bytes_counts_patterns():
         record.relevance(TARGETS)
         assert record.cached_bytes == once
         record.close()
-        assert record._specialized == {}
+        assert len(record._specialized) == 0
         for call in (
             lambda: record.relevance(TARGETS),
             lambda: next(record.stream(TARGETS)),
@@ -230,14 +229,14 @@ def test_changed_weights_are_seen():
 def computed(monkeypatch):
     """Number of targets of every block, and whether any of its steps was sparse."""
     seen: list[tuple[int, bool]] = []
-    propagate = Plan.propagate
+    propagate = runner.propagate
 
     def spy(plan, state, initial, steps, *rest):
         names = [step.run.__qualname__ for step, _ in steps if hasattr(step, "run")]
         seen.append((initial.shape[1], any("specialize" in name or "_Rewrite" in name for name in names)))
         return propagate(plan, state, initial, steps, *rest)
 
-    monkeypatch.setattr(Plan, "propagate", spy)
+    monkeypatch.setattr(runner, "propagate", spy)
     return seen
 
 
@@ -301,3 +300,26 @@ def test_registers_that_outgrow_their_limit_are_split(name, limit, monkeypatch):
         assert_same(found, dense(name, targets, layers="all"), TIGHT)
     if limit == 1 << 17 and name != "shared_sums":
         assert cut
+
+
+# What a call took
+
+
+def test_a_record_knows_its_own_paths_whoever_asks_in_between():
+    """Two records of one plan; printing the plan shows the one that was asked last."""
+    made = explainer()
+    with made.forward(samples("vgg")) as first, made.forward(samples("vgg").flip(3) - 0.5) as second:
+        assert first.paths == second.paths == {}
+        first.relevance(TARGETS)
+        mine = dict(first.paths)
+        table = first.plan.table(first.paths)
+        assert set(mine) == {"0", "2", "5", "9", "11"}
+        assert str(made.plan) == table
+        second.relevance(TARGETS)
+        assert first.paths == mine
+        assert first.plan is second.plan
+        assert first.plan.table(first.paths) == table
+        assert str(made.plan) == second.plan.table(second.paths) != table
+        assert first.under("epsilon_alpha2_beta1").paths == {}
+        assert first.paths == mine
+    assert "sparse " not in made.plan.table({})

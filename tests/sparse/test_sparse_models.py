@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastlrp import Explainer, basis, composites, rules
-from fastlrp.plan import Plan
+from fastlrp import Explainer, basis, composites, rules, runner
 from tests.api.models import MODELS
 from tests.api.models import make as make_api
 from tests.api.models import samples as api_samples
@@ -272,11 +271,11 @@ def test_basis_of_a_narrow_layer(monkeypatch, options):
     sparse, dense = both(model, "epsilon_plus")
     with sparse.forward(x) as ours:
         values = ours.plan.explained_inputs()
-        assert ours.plan.neck(ours.plan.schedule(values), values, 96) is not None
+        assert runner.neck(ours.plan, ours.plan.schedule(values), values, 96) is not None
         found = ours.relevance("all", **options)
         assert {"0", "3"} <= set(sparse_layers(sparse))
         assert_same(found, dense(x, "all", **options), TIGHT)
-        monkeypatch.setattr(Plan, "neck", lambda *args: None)
+        monkeypatch.setattr(runner, "neck", lambda *args: None)
         assert_same(ours.relevance("all", **options), found, TIGHT)
 
 

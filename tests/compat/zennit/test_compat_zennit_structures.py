@@ -263,7 +263,7 @@ def test_sum_module(terms: int, dim: int, operation: str, hook: str) -> None:
     attributor = ours.Gradient(model, composite)
     agree(model, composite, x, TARGET)
     attributor(x, TARGET)
-    operations = {row.node.path: row.node.operation for row in attributor.plan.builder.rows}
+    operations = {row.node.path: row.node.operation for row in attributor.plan.rows}
     assert operations["sum"] == ("sum" if hook == "own" else operation)
 
 
