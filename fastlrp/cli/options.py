@@ -38,6 +38,11 @@ def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 argument = click.argument("model")
 model = _group(
     _MODEL("--weights", metavar="FILE", help="Weights for MODEL: .pt, .pth (nothing in them is run) or .safetensors."),
+    _MODEL(
+        "--trust",
+        is_flag=True,
+        help="Load a .pt2 program in PyTorch's own way, which runs what the file says: only for files of known origin.",
+    ),
     _MODEL("--classes", type=click.IntRange(1), help="Number of classes of torchvision:NAME."),
     _MODEL("--seed", type=int, default=0, show_default=True, help="Of random weights."),
     _MODEL("--output", metavar="NAME", help="Which output to explain, if the model returns several."),
