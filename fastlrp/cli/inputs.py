@@ -10,6 +10,7 @@ from typing import Any
 
 from fastlrp.cli import arrays
 from fastlrp.cli.errors import Failure, one_line
+from fastlrp.cli.names import is_inside
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 ARRAYS = (".npy", ".npz", ".mat", ".txt")
@@ -120,9 +121,14 @@ def _of_line(line: str, source: Path, number: int) -> Item:
         error = f"line {number} of {source}: there is no file {name!r}"
     elif path.suffix.lower() not in (*IMAGES, *ARRAYS):
         error = f"line {number} of {source}: {name!r} is neither an image nor an array"
-    given = PurePosixPath(Path(name).as_posix())
-    inside = given if not given.is_absolute() and ".." not in given.parts else PurePosixPath(given.name)
-    return Item(path, str(inside), target=target, error=error)
+    inside = name_inside(Path(name).as_posix())
+    return Item(path, inside, target=target, error=error)
+
+
+def name_inside(path: str) -> str:
+    """A path as it stands in a list as the name of results: the file's own name if it leads out of the list's folder."""
+    given = PurePosixPath(path)
+    return str(given) if is_inside(str(given)) else given.name
 
 
 def _located(name: str, source: Path) -> Path:
