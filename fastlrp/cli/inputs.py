@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastlrp.cli import arrays
+from fastlrp.cli import arrays, texts
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.names import is_inside
 
@@ -96,10 +96,10 @@ def _of_folder(folder: Path, out: Path | None) -> list[Item]:
 def _of_list(path: Path) -> list[Item]:
     """Lines of ``path class`` or ``path``; ``#`` begins a comment. Paths are relative to the list, or else to here."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = texts.read(path).splitlines()
     except FileNotFoundError:
         raise Failure(f"--list: there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise Failure(f"--list: {path} is no text: {one_line(error)}") from error
     found = [
         _of_line(line.strip(), path, number)
@@ -126,7 +126,7 @@ def _of_line(line: str, source: Path, number: int) -> Item:
 
 
 def name_inside(path: str) -> str:
-    """A path as it stands in a list as the name of results: the file's own name if it leads out of the list's folder."""
+    """A path as it stands in a list as the name of results; its last part if it leads out of the list's folder."""
     given = PurePosixPath(path)
     return str(given) if is_inside(str(given)) else given.name
 
@@ -141,7 +141,7 @@ def _samples(item: Item, options: dict[str, Any]) -> Sequence[Item]:
     if item.error is not None or not item.is_array:
         return [item]
     try:
-        count = arrays.count(item.path, options["key"], options["sample_shape"])
+        count = arrays.count(item.path, options["key"], options["sample_shape"], arrays.limit(options))
     except (ValueError, TypeError, OSError) as error:
         return [replace(item, error=one_line(error))]
     if count is None:

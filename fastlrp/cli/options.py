@@ -80,6 +80,7 @@ rule = _group(
 inputs = _group(
     _INPUT("--list", metavar="FILE", help="Text with lines of PATH CLASS or PATH; # begins a comment."),
     _INPUT("--sample-shape", type=parse.SIZES, metavar="C,H,W", help="Of one sample of an array, such as 1,28,28."),
+    _INPUT("--max-input", metavar="SIZE", help="Bound on a file of input and on what it unpacks to, such as 8GB."),
     _INPUT("--key", metavar="NAME", help="Which array of .npz and .mat files that hold several."),
     _INPUT(
         "--preprocessing", type=click.Choice(["auto", "none"]), default="auto", show_default=True,

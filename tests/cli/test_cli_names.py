@@ -86,7 +86,7 @@ def test_absolute_names_are_refused_too(tmp_path):
 
 
 def test_links_that_lead_out_are_not_followed(tmp_path):
-    out, item = filled(tmp_path)
+    out, _ = filled(tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "x.png_2.png").write_text("keep me")
