@@ -6,18 +6,33 @@ import math
 import threading
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastlrp import io
-from fastlrp.cli.errors import InputFailure, one_line
+from fastlrp.cli.errors import Failure, InputFailure, one_line
+from fastlrp.explainer import parse_bytes
 
 _LOCK = threading.Lock()
 
 
-def count(path: Path, key: str | None, shape: tuple[int, ...] | None) -> int | None:
+def limit(options: dict[str, Any]) -> int | None:
+    """Bytes of the largest file and array that ``--max-input`` allows; None for those of :func:`fastlrp.io.read_array`.
+
+    Raises:
+        Failure: for a size that cannot be read.
+    """
+    asked = options.get("max_input")
+    try:
+        return None if asked is None else parse_bytes(asked)
+    except ValueError as error:
+        raise Failure(f"--max-input: {error}") from error
+
+
+def count(path: Path, key: str | None, shape: tuple[int, ...] | None, limit: int | None = None) -> int | None:
     """Number of samples in a file; None if the whole array is one sample.
 
     Without a shape, four axes are ``(N, C, H, W)``, two are ``(N, features)``, three are one ``(C, H, W)`` and one is
@@ -26,7 +41,7 @@ def count(path: Path, key: str | None, shape: tuple[int, ...] | None) -> int | N
     Raises:
         ValueError, TypeError, OSError: for a file that cannot be read, or a shape that does not fit.
     """
-    found = _read(path, key)
+    found = _read(path, key, limit)
     if shape is not None:
         size = math.prod(shape)
         if found.size % size or found.size == 0:
@@ -40,7 +55,9 @@ def count(path: Path, key: str | None, shape: tuple[int, ...] | None) -> int | N
     return found.shape[0] if found.ndim in (2, 4) else None
 
 
-def sample(path: Path, key: str | None, shape: tuple[int, ...] | None, number: int | None) -> Tensor:
+def sample(
+    path: Path, key: str | None, shape: tuple[int, ...] | None, number: int | None, limit: int | None = None
+) -> Tensor:
     """One sample, as float32 or float64.
 
     Raises:
@@ -48,7 +65,7 @@ def sample(path: Path, key: str | None, shape: tuple[int, ...] | None, number: i
     """
     try:
         with _LOCK:  # Several threads want samples of the same file: it is read once.
-            found = _read(path, key)
+            found = _read(path, key, limit)
     except (ValueError, TypeError, OSError) as error:
         raise InputFailure(one_line(error)) from error
     if shape is not None:
@@ -62,11 +79,12 @@ def sample(path: Path, key: str | None, shape: tuple[int, ...] | None, number: i
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _read(path: Path, key: str | None) -> np.ndarray:
+def _read(path: Path, key: str | None, limit: int | None) -> np.ndarray:
     status = path.stat()
-    return _kept(path, key if path.suffix.lower() in (".npz", ".mat") else None, status.st_size, status.st_mtime_ns)
+    named = key if path.suffix.lower() in (".npz", ".mat") else None
+    return _kept(path, named, limit, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
-def _kept(path: Path, key: str | None, size: int, changed: int) -> np.ndarray:
-    return io.read_array(path, key)
+def _kept(path: Path, key: str | None, limit: int | None, size: int, changed: int) -> np.ndarray:
+    return io.read_array(path, key, max_bytes=limit)

@@ -155,7 +155,10 @@ def huggingface(folder: Path) -> dict[str, Any]:
     try:
         import_module("transformers.utils.logging").disable_progress_bar()
         auto = import_module("transformers").AutoModelForImageClassification
-        model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        # Neither Python files of the folder nor what a pickle of weights may name are run.
+        model, report = auto.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, weights_only=True, output_loading_info=True
+        )
     except Exception as error:  # Everything from a missing file to an architecture that is no classifier.
         raise Failure(
             f"hf:{folder}: transformers cannot load an image classifier from it: {one_line(error)}"

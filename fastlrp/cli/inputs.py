@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastlrp.cli import arrays
+from fastlrp.cli import arrays, texts
 from fastlrp.cli.errors import Failure, one_line
+from fastlrp.cli.names import is_inside
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 ARRAYS = (".npy", ".npz", ".mat", ".txt")
@@ -95,10 +96,10 @@ def _of_folder(folder: Path, out: Path | None) -> list[Item]:
 def _of_list(path: Path) -> list[Item]:
     """Lines of ``path class`` or ``path``; ``#`` begins a comment. Paths are relative to the list, or else to here."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = texts.read(path).splitlines()
     except FileNotFoundError:
         raise Failure(f"--list: there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise Failure(f"--list: {path} is no text: {one_line(error)}") from error
     found = [
         _of_line(line.strip(), path, number)
@@ -120,9 +121,14 @@ def _of_line(line: str, source: Path, number: int) -> Item:
         error = f"line {number} of {source}: there is no file {name!r}"
     elif path.suffix.lower() not in (*IMAGES, *ARRAYS):
         error = f"line {number} of {source}: {name!r} is neither an image nor an array"
-    given = PurePosixPath(Path(name).as_posix())
-    inside = given if not given.is_absolute() and ".." not in given.parts else PurePosixPath(given.name)
-    return Item(path, str(inside), target=target, error=error)
+    inside = name_inside(Path(name).as_posix())
+    return Item(path, inside, target=target, error=error)
+
+
+def name_inside(path: str) -> str:
+    """A path as it stands in a list as the name of results; its last part if it leads out of the list's folder."""
+    given = PurePosixPath(path)
+    return str(given) if is_inside(str(given)) else given.name
 
 
 def _located(name: str, source: Path) -> Path:
@@ -135,7 +141,7 @@ def _samples(item: Item, options: dict[str, Any]) -> Sequence[Item]:
     if item.error is not None or not item.is_array:
         return [item]
     try:
-        count = arrays.count(item.path, options["key"], options["sample_shape"])
+        count = arrays.count(item.path, options["key"], options["sample_shape"], arrays.limit(options))
     except (ValueError, TypeError, OSError) as error:
         return [replace(item, error=one_line(error))]
     if count is None:

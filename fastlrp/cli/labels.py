@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fastlrp.cli import texts
 from fastlrp.cli.errors import Failure
 
 
@@ -16,10 +17,10 @@ def read(path: Path) -> dict[int, str]:
         Failure: for a file that is missing, empty, or neither.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = texts.read(path)
     except FileNotFoundError:
         raise Failure(f"--labels: there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise Failure(f"--labels: {path} is no UTF-8 text: {error}") from error
     if path.suffix.lower() == ".json":
         return _json(text, path)
@@ -37,7 +38,7 @@ def _json(text: str, path: Path) -> dict[int, str]:
         if isinstance(found, list):
             return {number: str(name) for number, name in enumerate(found)}
         return {int(number): str(name) for number, name in found.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise Failure(f'--labels: {path} is neither a JSON list of names nor {{"0": "name", …}}: {error}') from error
 
 

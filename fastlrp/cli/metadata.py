@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastlrp.cli import texts
 from fastlrp.cli.errors import Failure
 from fastlrp.cli.preprocess import FILTERS, Preprocessing
 
@@ -49,8 +50,12 @@ def of_huggingface(folder: Path) -> Preprocessing | None:
         return None
     way_out = "say what is right with --preprocessing none --resize … --crop … --mean … --std …"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        config = json.loads(texts.read(path))
+        if not isinstance(config, dict):
+            raise ValueError("it is no table of settings")
+    except (ValueError, OSError, RecursionError) as error:
         raise Failure(f"{path} cannot be read as JSON ({error}): mend it, or {way_out}") from None
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     stem = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastlrp.cli import hub, weights
+from fastlrp.cli import archive, hub, weights
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.preprocess import Preprocessing
 
@@ -94,7 +96,7 @@ def _find(spec: str) -> Callable[[dict[str, Any]], Loaded]:
     if kind in (".pt2", *_TOOLBOX):
         if not path_of.is_file():
             raise Failure(f"there is no model file {spec!r}")
-        return lambda options: _quietly(_program, path_of) if kind == ".pt2" else _toolbox(path_of)
+        return lambda options: _program(path_of, options.get("trust", False)) if kind == ".pt2" else _toolbox(path_of)
     raise Failure(f"unknown model {spec!r}: {_hint(path_of, kind)}")
 
 
@@ -111,7 +113,7 @@ def _hint(path: Path, kind: str) -> str:
 
 
 def _factory(path: Path, name: str, seed: int) -> Loaded:
-    """The model that a function of a Python file returns."""
+    """The model that a function of a Python file returns. The file is a program: it is run, whatever it does."""
     if not path.is_file():
         raise Failure(f"there is no file {str(path)!r}")
     spec = importlib.util.spec_from_file_location(f"fastlrp_model_{path.stem}", path)
@@ -146,17 +148,34 @@ def _functions(module: Any) -> list[str]:
     return [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__][:8]
 
 
-def _quietly(load: Callable[[Path], Loaded], path: Path) -> Loaded:
-    """Without PyTorch's warnings about its own calls."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return load(path)
-
-
-def _program(path: Path) -> Loaded:
-    """A saved ``torch.export`` program, with the module paths that it was exported with."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's warnings about its own calls, and its log, in which one message has a wrong format."""
+    logger = logging.getLogger("torch._export.serde.serialize")
+    before, logger.disabled = logger.disabled, True
     try:
-        program = torch.export.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _program(path: Path, trust: bool) -> Loaded:
+    """A saved ``torch.export`` program, with the module paths that it was exported with.
+
+    Unless the file is trusted, nothing in it is run: see :mod:`fastlrp.cli.archive`.
+    """
+    try:
+        with _quiet():
+            program = torch.export.load(path if trust else archive.repacked(path))
+            # Flat, a program has lost the paths that --layers and composites speak of.
+            model = torch.export.unflatten(program)
+    except archive.Refused as error:
+        raise Failure(
+            f"{path} is not loaded, because that could run code from the file: {error}. If you know who made the file "
+            "and trust them, say --trust"
+        ) from error
     except Exception as error:  # Damage shows as whatever torch.export meets first.
         raise Failure(
             f"{path} is no program of torch.export.save that PyTorch {torch.__version__} reads: {one_line(error)[:200]}"
@@ -172,8 +191,6 @@ def _program(path: Path) -> Loaded:
         f"the program was exported for batches of {fixed}: all run as such, which wastes work for fewer; export it "
         f"with dynamic_shapes to avoid that"
     ]  # fmt: skip
-    # Flat, a program has lost the paths that --layers and composites speak of.
-    model = torch.export.unflatten(program)
     return Loaded(model, f"{path} (exported program)", batch=fixed, shape=known, notes=notes)
 
 

@@ -38,6 +38,11 @@ def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 argument = click.argument("model")
 model = _group(
     _MODEL("--weights", metavar="FILE", help="Weights for MODEL: .pt, .pth (nothing in them is run) or .safetensors."),
+    _MODEL(
+        "--trust",
+        is_flag=True,
+        help="Load a .pt2 program in PyTorch's own way, which runs what the file says: only for files of known origin.",
+    ),
     _MODEL("--classes", type=click.IntRange(1), help="Number of classes of torchvision:NAME."),
     _MODEL("--seed", type=int, default=0, show_default=True, help="Of random weights."),
     _MODEL("--output", metavar="NAME", help="Which output to explain, if the model returns several."),
@@ -75,6 +80,7 @@ rule = _group(
 inputs = _group(
     _INPUT("--list", metavar="FILE", help="Text with lines of PATH CLASS or PATH; # begins a comment."),
     _INPUT("--sample-shape", type=parse.SIZES, metavar="C,H,W", help="Of one sample of an array, such as 1,28,28."),
+    _INPUT("--max-input", metavar="SIZE", help="Bound on a file of input and on what it unpacks to, such as 8GB."),
     _INPUT("--key", metavar="NAME", help="Which array of .npz and .mat files that hold several."),
     _INPUT(
         "--preprocessing", type=click.Choice(["auto", "none"]), default="auto", show_default=True,

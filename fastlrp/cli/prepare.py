@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastlrp.cli import inputs, labels, models, preprocess, rules, weights
+from fastlrp.cli.arrays import limit
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import Failure, InputFailure, one_line
 from fastlrp.cli.inputs import Item
@@ -106,7 +107,7 @@ def prepare(options: dict[str, Any], screen: Screen, out: Path | None = None, no
         raise Failure(one_line(error)) from error
     reader = Reader(
         preprocessing, models.DTYPES[options["dtype"]], torch.device(options["device"]), options["key"],
-        options["sample_shape"],
+        options["sample_shape"], limit(options),
     )  # fmt: skip
     rule = rules.described(options["composite"], given, options["profile"], initial)
     return Prepared(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastlrp.cli.errors import Failure, need
 from fastlrp.cli.parse import Size
-from fastlrp.viz.arrays import picture_of
+from fastlrp.viz.arrays import MAX_PIXELS, picture_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,6 +62,8 @@ class Preprocessing:
         if self.grey:
             image = image.convert("L")
         target = self._resized(image.height, image.width)
+        if target[0] * target[1] > MAX_PIXELS:  # A strip of one pixel by many thousands.
+            raise ValueError(f"resized it would be {target[1]} x {target[0]} pixels, more than {MAX_PIXELS}")
         if target != image.size:
             image = image.resize(target, FILTERS.index(self.interpolation))
         if self.crop is not None and self.crop != (image.height, image.width):

@@ -17,6 +17,9 @@ from fastlrp.cli import arrays
 from fastlrp.cli.errors import InputFailure, need, one_line
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.preprocess import Preprocessing
+from fastlrp.io.arrays import ARRAY_BYTES
+from fastlrp.io.errors import FormatError
+from fastlrp.io.files import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +44,8 @@ class Reader:
     """How items are read.
 
     Attributes:
-        dtype, device: of the tensors. key, shape: of arrays, see :mod:`fastlrp.cli.arrays`.
+        dtype, device: of the tensors. key, shape: of arrays, see :mod:`fastlrp.cli.arrays`. limit: bytes of the largest
+            file that is read.
     """
 
     preprocessing: Preprocessing
@@ -49,6 +53,7 @@ class Reader:
     device: torch.device
     key: str | None = None
     shape: tuple[int, ...] | None = None
+    limit: int | None = None
 
     def read(self, item: Item) -> Sample:
         """One item.
@@ -59,7 +64,7 @@ class Reader:
         if item.error is not None:
             raise InputFailure(item.error)
         if item.is_array:
-            x = arrays.sample(item.path, self.key, self.shape, item.sample)
+            x = arrays.sample(item.path, self.key, self.shape, item.sample, self.limit)
             return Sample(item, x.to(self.device, self.dtype), _picture(x))
         picture = self._open(item.path)
         return Sample(item, self.preprocessing.tensor(picture).to(self.device, self.dtype), picture)
@@ -67,9 +72,9 @@ class Reader:
     def _open(self, path: Path) -> Image:
         pil = need("PIL.Image", "pillow")
         try:
-            with pil.open(path) as image:
+            with opened(path, self.limit or ARRAY_BYTES) as (stream, _), pil.open(stream) as image:
                 return self.preprocessing.picture(image)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FormatError) as error:
             raise InputFailure(one_line(error)) from error
         except pil.UnidentifiedImageError as error:
             raise InputFailure(

@@ -6,7 +6,9 @@ files. A line that was cut off by a crash does not count.
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +18,7 @@ from typing import Any, BinaryIO
 
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.inputs import Item
+from fastlrp.cli.names import below, is_inside
 from fastlrp.files import whole
 
 fcntl: ModuleType | None
@@ -26,6 +29,7 @@ except ImportError:  # Windows has no locks of this kind.
 
 MANIFEST = "fastlrp-manifest.jsonl"
 _TEMPORARY = ".fastlrp-"
+_BEGIN = b'{"fastlrp_manifest": 1, "settings": '
 
 Record = dict[str, Any]
 
@@ -49,6 +53,8 @@ class Store:
         self._folders: set[Path] = set()
         try:
             out.mkdir(parents=True, exist_ok=True)
+            if (out / MANIFEST).is_symlink() or ((out / MANIFEST).exists() and not (out / MANIFEST).is_file()):
+                raise Failure(f"{out / MANIFEST} is a link or no regular file: move it away, or name another folder")
             self._log: BinaryIO = open(out / MANIFEST, "a+b")  # noqa: SIM115 - open for as long as the store is.
         except OSError as error:
             raise Failure(f"--out: cannot write to {str(out)!r}: {one_line(error)}") from error
@@ -88,10 +94,10 @@ class Store:
         try:
             self._log.seek(0)
             lines = self._log.read().splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):
-                self._log.truncate(sum(map(len, lines[:-1])))
-                lines.pop()
-            old = self._load(lines)
+            torn = bool(lines) and not lines[-1].endswith(b"\n")
+            old = self._load(lines[:-1] if torn else lines)
+            if torn:  # Only now is it known that the file is a manifest.
+                self._cut(lines)
             if old is not None and old != self._settings and self._records and not overwrite:
                 raise Failure(
                     f"--out: {str(self.out)!r} holds results of other settings "
@@ -104,10 +110,17 @@ class Store:
             if old != self._settings or overwrite:
                 self._log.truncate(0)
                 self._append({"fastlrp_manifest": 1, "settings": self._settings})
-            for path in self.out.rglob(f"{_TEMPORARY}*.tmp"):  # Of a run that was killed.
-                path.unlink(missing_ok=True)
+            for base, _, files in os.walk(self.out):  # Of a run that was killed. Links to folders are not followed.
+                for name in fnmatch.filter(files, f"{_TEMPORARY}*.tmp"):
+                    (Path(base) / name).unlink(missing_ok=True)
         except OSError as error:
             raise Failure(f"--out: cannot write to {str(self.out)!r}: {one_line(error)}") from error
+
+    def _cut(self, lines: list[bytes]) -> None:
+        """Take off a last line that was not written to its end."""
+        if len(lines) == 1 and not lines[0].startswith(_BEGIN[: len(lines[0])]):
+            raise Failure(f"{self.out / MANIFEST} is no manifest: move it away, or name another folder")
+        self._log.truncate(sum(map(len, lines[:-1])))
 
     def _load(self, lines: Sequence[bytes]) -> dict[str, Any] | None:
         """The settings, None in an empty file; and the records."""
@@ -117,6 +130,8 @@ class Store:
             head, *rest = map(json.loads, lines)
             if head["fastlrp_manifest"] != 1:
                 raise ValueError("it is of another version of fastlrp")
+            for record in rest:
+                _check(record)
             self._records = {record["key"]: record for record in rest}
             return dict(head["settings"])
         except (ValueError, KeyError, TypeError) as error:
@@ -172,11 +187,19 @@ class Store:
 
     def place(self, name: str) -> Path:
         """The path of a file to be; its folder is there."""
-        path = self.out / name
+        path = self._path(name)
         if path.parent not in self._folders:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
+        if path.is_symlink():  # Whatever it leads to is not ours.
+            path.unlink()
         return path
+
+    def _path(self, name: str) -> Path:
+        try:
+            return below(self.out, name)
+        except ValueError as error:
+            raise Failure(f"--out: {error}: name another folder") from None
 
     def finish(self, item: Item, stamp: list[int], record: Record) -> None:
         """All files of an item are written: from now on it is done."""
@@ -186,7 +209,21 @@ class Store:
 
     def _remove(self, record: Record) -> None:
         for name in record["files"]:
-            (self.out / name).unlink(missing_ok=True)
+            self._path(name).unlink(missing_ok=True)
+
+
+def _check(record: Any) -> None:
+    """A record names its own files in this folder and nothing else.
+
+    Raises:
+        ValueError, KeyError, TypeError: for any other record.
+    """
+    name, files = record["name"], record["files"]
+    if not isinstance(record["key"], str) or not isinstance(record["stamp"], list) or not isinstance(files, list):
+        raise TypeError("a line of it has fields of other types")
+    for file in (name, *files):
+        if not is_inside(file) or not file.startswith(name):
+            raise ValueError(f"it lists {file!r}, which is no name of a result here")
 
 
 def _stamp(path: Path) -> list[int]:

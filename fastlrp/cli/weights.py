@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Under which of these keys training scripts put the weights, beside the optimizer's state and others."""
 
 _SHOWN = 6
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether an archive of tensors unpacks to no more than it is: a few compressed megabytes could be gigabytes."""
+    if not zipfile.is_zipfile(path):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist()) <= path.stat().st_size
+    except (zipfile.BadZipFile, OSError):  # Told by torch.load.
+        return True
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -36,6 +48,8 @@ def read(path: Path) -> dict[str, Tensor]:
             raise Failure(f"--weights: {path} is no whole safetensors file: {' '.join(str(error).split())}") from error
     if kind not in (".pt", ".pth", ".bin"):
         raise Failure(f"--weights: {path.name!r} ends in {kind or 'nothing'}: expected .pt, .pth or .safetensors")
+    if not _is_stored(path):
+        raise Failure(f"--weights: {path} is a compressed archive, which torch.save does not write: save it again")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

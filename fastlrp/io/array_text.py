@@ -12,7 +12,7 @@ from fastlrp.io.lines import Lines, shortest
 _EXACT = 2**53
 
 
-def read(path: PathLike, max_bytes: int) -> np.ndarray:
+def read(path: PathLike, max_bytes: int | None) -> np.ndarray:
     """The matrix (rows, columns) as float64. What follows a ``#`` in a line, and empty lines, are left out."""
     lines = Lines(path, read_bytes(path, max_bytes))
     rows: list[np.ndarray] = []
@@ -23,6 +23,7 @@ def read(path: PathLike, max_bytes: int) -> np.ndarray:
             rows.append(lines.numbers(words, count, f"row {len(rows) + 1}, as long as the first", finite=False))
     if not rows:
         lines.fail("the file holds no number")
+    lines.check_last()
     return np.stack(rows)
 
 

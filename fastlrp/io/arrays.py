@@ -10,21 +10,22 @@ import numpy as np
 from torch import Tensor
 
 from fastlrp.io import array_text, matlab, numpy_files
-from fastlrp.io.files import PathLike, replacing
+from fastlrp.io.files import FILE_BYTES, PathLike, replacing
 
 FORMATS = ("npy", "npz", "txt", "mat")
-ARRAY_BYTES = 2**32
+ARRAY_BYTES = FILE_BYTES
 
 
 def read_array(
-    path: PathLike, key: str | None = None, *, format: str | None = None, max_bytes: int = ARRAY_BYTES
+    path: PathLike, key: str | None = None, *, format: str | None = None, max_bytes: int | None = None
 ) -> np.ndarray:
     """One array of numbers from a file.
 
     Args:
         path: the file. key: which array of an ``.npz`` or ``.mat`` file; may be left out where there is one.
         format: ``"npy"``, ``"npz"``, ``"txt"`` or ``"mat"`` where the suffix does not say it.
-        max_bytes: the largest file, and the largest array, that is read.
+        max_bytes: the largest file, and the largest array, that is read: 4 GiB by default, and of what unpacks to
+            more than 256 MiB a hundred times its packed size.
 
     Returns:
         The array in native byte order. From text always two axes and float64: one row for each line. Matlab has no

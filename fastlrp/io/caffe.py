@@ -41,6 +41,7 @@ def read_raw_heatmap(path: PathLike, dtype: torch.dtype = torch.float32, *, max_
             what = f"row {row} of {height} of channel {channel} of {channels}"
             rows.append(lines.numbers(lines.take(what).split(), width, what))
     lines.end("the last row")
+    lines.check_last()
     return torch.from_numpy(np.stack(rows).reshape(channels, height, width)).to(_floating(dtype))
 
 
@@ -87,6 +88,7 @@ def read_top_scores(path: PathLike, dtype: torch.dtype = torch.float32) -> TopSc
             lines.fail(f"class {classes[-1]} stands here for the second time")
     if not classes:
         lines.fail("the file holds no score")
+    lines.check_last()
     return TopScores(torch.tensor(classes), torch.tensor(scores, dtype=torch.float64).to(_floating(dtype)))
 
 

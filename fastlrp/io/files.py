@@ -15,21 +15,24 @@ from fastlrp.files import whole
 from fastlrp.io.errors import FormatError
 
 PathLike = str | os.PathLike[str]
+FILE_BYTES = 2**32
+UNPACKED_BYTES = 2**28
 
 
 @contextlib.contextmanager
-def opened(path: PathLike, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: PathLike, max_bytes: int | None) -> Iterator[tuple[BinaryIO, int]]:
     """The open file and its size.
 
     Raises:
-        FormatError: not a regular file, empty, or larger than ``max_bytes``. OSError: as :func:`open`.
+        FormatError: not a regular file, empty, or larger than ``max_bytes`` (4 GiB for None). OSError: as :func:`open`.
     """
-    with open(path, "rb") as stream:
+    with open(path, "rb", opener=_without_waiting) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise FormatError(path, "expected a regular file, found a device, socket or pipe")
         if status.st_size == 0:
             raise FormatError(path, "the file is empty")
+        max_bytes = FILE_BYTES if max_bytes is None else max_bytes
         if status.st_size > max_bytes:
             raise FormatError(
                 path, f"{status.st_size} bytes, more than max_bytes={max_bytes}: raise it if that is right"
@@ -37,7 +40,21 @@ def opened(path: PathLike, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
         yield stream, status.st_size
 
 
-def read_bytes(path: PathLike, max_bytes: int) -> bytes:
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe without a writer would not open before there is one."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def unpacked_limit(packed: int, max_bytes: int | None) -> int:
+    """The most bytes that may come out of ``packed`` compressed ones.
+
+    A file of a few megabytes can unpack to thousands of times its size. Unless ``max_bytes`` says how much is right,
+    that is bounded by its size.
+    """
+    return min(FILE_BYTES, max(UNPACKED_BYTES, 100 * packed)) if max_bytes is None else max_bytes
+
+
+def read_bytes(path: PathLike, max_bytes: int | None) -> bytes:
     """Content of a file of at most ``max_bytes``; errors as :func:`opened`."""
     with opened(path, max_bytes) as (stream, size):
         return stream.read(size)

@@ -55,6 +55,15 @@ class Lines:
             if line.strip():
                 self.fail(f"found {shown(line)} after {after}, expected the end of the file")
 
+    def check_last(self) -> None:
+        """The last line must be a whole one: all that write these files end it with a newline.
+
+        A file that was cut off inside its last number is noticed by that alone.
+        """
+        if self._lines[-1].strip():
+            self.number = len(self._lines)
+            self.fail("the last line does not end with a newline: the file may be cut off; add one if it is whole")
+
     def integers(self, words: list[str], names: str, least: int = 1) -> list[int]:
         """Words as integers of at least ``least``, one for each of the blank-separated ``names``."""
         wanted = names.split()

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastlrp.io.errors import FormatError
-from fastlrp.io.files import PathLike, read_bytes
+from fastlrp.io.files import FILE_BYTES, PathLike, read_bytes, unpacked_limit
 from fastlrp.io.numpy_files import choose
 
 _MATRIX, _COMPRESSED = 14, 15
@@ -43,7 +43,7 @@ class _Variable:
     numbers: int  # where the real part begins in content
 
 
-def read(path: PathLike, key: str | None, max_bytes: int) -> np.ndarray:
+def read(path: PathLike, key: str | None, max_bytes: int | None) -> np.ndarray:
     """One numeric array; at least two axes, as Matlab has it."""
     data = read_bytes(path, max_bytes)
     try:
@@ -54,7 +54,7 @@ def read(path: PathLike, key: str | None, max_bytes: int) -> np.ndarray:
         places = {head.name: place for place, head in enumerate(heads) if head.name}
         name = choose(path, key, list(places))
         head, body = heads[places[name]], bodies[places[name]]
-        return _numbers(head, _unpacked(body, _most(head, max_bytes)), order)
+        return _numbers(head, _unpacked(body, _most(head, _limit(body, max_bytes))), order)
     except FormatError:
         raise
     except (ValueError, struct.error, zlib.error) as error:
@@ -127,6 +127,12 @@ def _head(content: memoryview, order: str) -> _Variable:
         raise ValueError(f"a matrix has the sizes {shape}")
     _, name, position = _element(content, position, order)
     return _Variable(bytes(name).decode("ascii"), word & 0xFF, word >> 8 & 0xFF, shape, content, position)
+
+
+def _limit(body: _Body, max_bytes: int | None) -> int:
+    if body.compressed:
+        return unpacked_limit(len(body.data), max_bytes)
+    return FILE_BYTES if max_bytes is None else max_bytes
 
 
 def _most(head: _Variable, max_bytes: int) -> int:

@@ -47,6 +47,7 @@ def parse(path: PathLike, data: bytes) -> list[Entry]:
         entries.append(entry)
     if not entries:
         lines.fail(f"found no layer, expected one of {', '.join(KINDS)}")
+    lines.check_last()
     return entries
 
 

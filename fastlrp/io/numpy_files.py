@@ -9,16 +9,18 @@ from typing import IO, BinaryIO
 import numpy as np
 
 from fastlrp.io.errors import FormatError
-from fastlrp.io.files import PathLike, opened
+from fastlrp.io.files import PathLike, opened, unpacked_limit
+
+_MOST_AXES, _LONGEST_AXIS = 32, 2**40
 
 
-def read_npy(path: PathLike, max_bytes: int) -> np.ndarray:
+def read_npy(path: PathLike, max_bytes: int | None) -> np.ndarray:
     """The array of an ``.npy`` file."""
     with opened(path, max_bytes) as (stream, size):
         return _read(path, stream, size, "")
 
 
-def read_npz(path: PathLike, key: str | None, max_bytes: int) -> np.ndarray:
+def read_npz(path: PathLike, key: str | None, max_bytes: int | None) -> np.ndarray:
     """One array of an ``.npz`` file."""
     with opened(path, max_bytes) as (stream, _):
         try:
@@ -26,8 +28,10 @@ def read_npz(path: PathLike, key: str | None, max_bytes: int) -> np.ndarray:
                 members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
                 name = choose(path, key, list(members))
                 size = members[name].file_size
-                if size > max_bytes:
-                    raise FormatError(path, f"array {name!r} unpacks to {size} bytes, more than max_bytes={max_bytes}")
+                most = unpacked_limit(members[name].compress_size, max_bytes)
+                if size > most:
+                    reason = f"array {name!r} unpacks to {size} bytes, more than max_bytes={most}"
+                    raise FormatError(path, f"{reason}: raise it if that is right")
                 with archive.open(members[name]) as member:
                     return _read(path, member, size, f"array {name!r}: ")
         except (FormatError, MemoryError):
@@ -77,6 +81,8 @@ def _read(path: PathLike, stream: IO[bytes], size: int, label: str) -> np.ndarra
     if dtype.kind not in "biufc" or dtype.subdtype is not None:
         raise FormatError(path, f"{label}the array has the dtype {dtype}, expected numbers")
     expected, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if len(shape) > _MOST_AXES or max(shape, default=0) > _LONGEST_AXIS:
+        raise FormatError(path, f"{label}the shape {str(shape)[:80]} is none that an array can have: it is damaged")
     if min(shape, default=0) < 0 or expected != there:
         raise FormatError(
             path, f"{label}shape {shape} and dtype {dtype} make {expected} bytes, the file has {there}: it is damaged"

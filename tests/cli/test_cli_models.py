@@ -287,7 +287,8 @@ def test_a_folder_of_hugging_face(run, photos, tmp_path, folder, monkeypatch):
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: name == "transformers")
     done = run("explain", f"hf:{folder}", photos / "a.png", "-t", "1,2", "-f", "npy", "--json", "-o", tmp_path / "out")
     assert done.code == 0, done.err
-    assert asked == [(folder, {"local_files_only": True, "output_loading_info": True})]
+    safe = {"trust_remote_code": False, "weights_only": True}
+    assert asked == [(folder, {"local_files_only": True, "output_loading_info": True, **safe})]
     assert [target["name"] for target in done.lines[0]["targets"]] == ["bee", "2"]
     assert np.load(tmp_path / "out" / "a.png_relevance.npy").shape == (2, 3, 12, 14)
 
