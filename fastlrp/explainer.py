@@ -171,11 +171,14 @@ class Explainer:
     def refresh(self) -> None:
         """Forget what was captured: the next call captures again.
 
-        Changed weights, modules and modes are noticed without it. Two things leave no trace that PyTorch could
-        show: writing in place through ``.data`` (``p.data.mul_(2)``), and to parameters made in inference mode.
+        Changed weights, modules, modes, attributes and hooks are noticed without it. What it is for: single entries
+        of large tensors that were written without PyTorch's knowledge (through NumPy or ``.data``), which are noticed
+        at the latest after 32 calls, see :mod:`fastlrp.fingerprint`; and settings inside an object that a module
+        holds, such as a configuration.
         """
         with self._lock:
             self._prepared.clear()
+            self._watch = None
             self.refreshed += 1
 
     def replay(
@@ -249,26 +252,25 @@ class Explainer:
 
     def _prepared_for(self, inputs: Inputs) -> Prepared:
         with self._lock:
-            if self._watch is not None:
-                change = self._watch.change()
-                if change == "structure":
-                    with EXPORTING:  # Another thread's export of this model looks like one, until it ends.
-                        change = self._watch.change()
-                if change == "structure":
+            if self._watch is not None and self._watch.restructured():
+                with EXPORTING:  # Another thread's export of this model looks like a change, until it ends.
+                    restructured = self._watch.restructured()
+                if restructured:
                     self._prepared.clear()
-                elif change == "values":
-                    for prepared in self._prepared.values():
-                        prepared.renew()
+                    self._watch = None
             key = (*inputs.key(), torch.is_autocast_enabled())
             found = self._prepared.get(key) or self._prepared.get((*key, inputs.tensors[0].shape[0]))
             if found is None:
-                found = self._capture(inputs, key)
+                return self._capture(inputs, key)
+            values = found.watch.values()
+            if values != found.values:
+                found.renew(values)
             return found
 
     def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
         with EXPORTING:
-            watch = Watch(self.model)
-            captured = self._trace(inputs)
+            watch = self._watch or Watch(self.model)
+            captured = self._trace(inputs, watch)
         first = next(t for t in inputs.tensors if t.is_floating_point())
         how = (self.backend, first.device, first.dtype, self._chooser)
         found = self._preparation(captured, self.composite, *how, watch)
@@ -284,9 +286,9 @@ class Explainer:
 
     _preparation: type[Prepared] = Prepared
 
-    def _trace(self, inputs: Inputs) -> Captured:
+    def _trace(self, inputs: Inputs, watch: Watch) -> Captured:
         """The captured model in the form that the rules see."""
-        captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
+        captured = capture(self.model, inputs.args, inputs.kwargs, self._output, watch.code.written)
         self._canonize(captured.graph)
         return captured
 

@@ -22,6 +22,7 @@ class Prepared:
 
     Attributes:
         plan: of the explainer's own composite. captured: graph and structure. watch: notices changed weights.
+        values: what the watch said of the weights when the plan read them, see :meth:`fastlrp.watch.Watch.values`.
     """
 
     def __init__(
@@ -34,16 +35,17 @@ class Prepared:
         chooser: Chooser,
         watch: Watch,
     ) -> None:
-        self.captured, self.watch = captured, watch
+        self.captured, self.watch, self.values = captured, watch, 0
         self._composite, self._chooser, self._how = composite, chooser, (backend, device, dtype)
         self._lock = threading.Lock()
-        self.renew()
+        self.renew(watch.values())
 
-    def renew(self) -> None:
-        """Read the weights again: they have changed."""
+    def renew(self, values: int) -> None:
+        """Read the weights again: the watch has seen other ones."""
         self._shared: dict[Any, Any] = {}
         self._others: OrderedDict[Composite, Plan] = OrderedDict()
         self.plan = self._make(self._composite)
+        self.values = values  # Last: who reads both at the same time in another thread takes no old plan for new.
 
     def under(self, composite: Composite) -> Plan:
         """The plan of another composite; the latest few are remembered by the composite object."""

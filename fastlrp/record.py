@@ -49,8 +49,8 @@ class ForwardRecord:
     """
 
     def __init__(self, prepared: Prepared, inputs: Inputs, lrp_aware: LrpAware, max_memory: int | None) -> None:
+        self._prepared, self._versions = prepared, (prepared.values, _versions(inputs.tensors))
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
-        self._prepared, self._versions = prepared, (prepared.watch.versions, _versions(inputs.tensors))
         with torch.no_grad():
             self._state: list[Any] | None = self.plan.forward(inputs.tensors, _KEEP[lrp_aware])
         tensors = [self._state[v.index] for v in self.plan.graph.outputs]
@@ -107,8 +107,8 @@ class ForwardRecord:
 
     def _refuse_stale(self) -> None:
         """Caches belong to the weights and inputs of the forward pass, which share memory with the caller's."""
-        weights, inputs = self._versions
-        if self._prepared.watch.versions != weights:
+        values, inputs = self._versions
+        if self._prepared.watch.values() != values:
             raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
         if _versions(self._inputs.tensors) != inputs:
             raise RuntimeError("the input was changed in place since this record's forward pass: make a new record")
