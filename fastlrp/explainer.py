@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from fastlrp.capture import EXPORTING, Captured, capture
 from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
 from fastlrp.eager import eager
+from fastlrp.finite import all_finite
 from fastlrp.graph import Graph
 from fastlrp.plan import Plan
 from fastlrp.prepared import Prepared
@@ -147,7 +147,7 @@ class Explainer:
 
         See :meth:`fastlrp.record.ForwardRecord.relevance` for the arguments and errors.
         """
-        with self.forward(x) as record:
+        with self._forward(x, True, at_once=True) as record:
             return record.relevance_at_once(targets, initial, layers, reduce, out)
 
     @eager
@@ -163,10 +163,13 @@ class Explainer:
             ValueError: for NaN or infinity in the input. TypeError, ValueError: for a dtype or device that is not the
             model's.
         """
+        return self._forward(x, lrp_aware)
+
+    def _forward(self, x: Any, lrp_aware: LrpAware, at_once: bool = False) -> ForwardRecord:
         inputs = self._inputs(x)
         if lrp_aware not in (True, False, "sweep"):
             raise ValueError(f"lrp_aware must be True, False or 'sweep', got {lrp_aware!r}")
-        return ForwardRecord(self._prepared_for(inputs), inputs, lrp_aware, self.max_memory)
+        return ForwardRecord(self._prepared_for(inputs), inputs, lrp_aware, self.max_memory, at_once)
 
     def refresh(self) -> None:
         """Forget what was captured: the next call captures again.
@@ -309,8 +312,7 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
 
 
 def _check_finite(x: Tensor, label: str) -> None:
-    # The sum of a finite tensor is finite unless it overflows, which the second look excludes.
-    if x.numel() and not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{label} contains {bad} NaN or infinite entries: relevance would be NaN everywhere")
 

@@ -10,6 +10,7 @@ import torch
 
 from fastlrp.capture import Captured
 from fastlrp.composites import Composite
+from fastlrp.finite import check_numbers
 from fastlrp.plan import Plan
 from fastlrp.sparse.choose import Chooser
 from fastlrp.watch import Watch
@@ -44,7 +45,7 @@ class Prepared:
         """Read the weights again: the watch has seen other ones."""
         self._shared: dict[Any, Any] = {}
         self._others: OrderedDict[Composite, Plan] = OrderedDict()
-        self.plan = self._make(self._composite)
+        self.plan = self._checked(self._composite)
         self.values = values  # Last: who reads both at the same time in another thread takes no old plan for new.
 
     def under(self, composite: Composite) -> Plan:
@@ -53,11 +54,16 @@ class Prepared:
             return self.plan
         with self._lock:
             if composite not in self._others:
-                self._others[composite] = self._make(composite)
+                self._others[composite] = self._checked(composite)
             self._others.move_to_end(composite)
             while len(self._others) > _KEPT_OTHERS:
                 self._others.popitem(last=False)
             return self._others[composite]
+
+    def _checked(self, composite: Composite) -> Plan:
+        plan = self._make(composite)
+        check_numbers(plan.rules, plan.dtype)
+        return plan
 
     def _make(self, composite: Composite) -> Plan:
         return Plan(self.captured.graph, composite, *self._how, self._chooser, self._shared)

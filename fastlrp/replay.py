@@ -150,15 +150,15 @@ class Replay:
         """One ordinary pass: all that can be wrong is found here, and memory for the targets is made."""
         record = _Pass(self._prepared, self._static, self._explainer.max_memory)
         classes = [0] * self.targets_count
-        record.explain(Targets(classes, record.scores, self._initial), self._reduce)
+        record.explain(Targets(classes, record._scores, self._initial), self._reduce)
         self._index = torch.zeros(record.batch, self.targets_count, dtype=torch.int64, device=self._device)
         # Classes are checked against this on the host. It takes no memory.
-        self._shape = torch.zeros((), dtype=record.scores.dtype).expand(record.scores.shape)
+        self._shape = torch.zeros((), dtype=record._scores.dtype).expand(record._scores.shape)
 
     def _run(self) -> tuple[list[Tensor], Relevance]:
         """What is recorded: the model's outputs and the relevance, from the static input and the static classes."""
         record = _Pass(self._prepared, self._static, self._explainer.max_memory)
-        return record.outputs(), record.explain(_Checked(self._index, record.scores, self._initial), self._reduce)
+        return record.outputs(), record.explain(_Checked(self._index, record._scores, self._initial), self._reduce)
 
     def __call__(self, x: Any, targets: Any, copy: bool = True) -> tuple[Any, Relevance]:
         """The model's output and the relevance of K classes; waits for nothing on the device.
@@ -274,9 +274,11 @@ class Replay:
 class _Pass(ForwardRecord):
     """A forward pass and its explanation by the same work whatever the numbers are."""
 
+    _looks_for_nan = False
+
     def __init__(self, prepared: Prepared, inputs: Inputs, max_memory: int | None) -> None:
         # With a budget there is no basis, whose size depends on how many entries are alive.
-        super().__init__(prepared, inputs, True, sys.maxsize if max_memory is None else max_memory)
+        super().__init__(prepared, inputs, True, sys.maxsize if max_memory is None else max_memory, at_once=True)
 
     def _specialize(self, state: list[Any], key: tuple[int, int], steps: Steps, count: int) -> Specialized:
         return Specialized(fuse_unpooling(steps), [], 0)

@@ -136,10 +136,6 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
 def _same(now: Any, before: Any, lists: dict[int, list[Any]]) -> bool:
     if type(now) is not type(before):
         return False
@@ -190,7 +186,8 @@ class Watch:
             tables = (module._modules, module._parameters, module._buffers)
             self._sizes += [(table, len(table)) for table in tables]
             self._links += [(table, key, item) for table in tables for key, item in table.items()]
-            tensors += [item for table in (*tables[1:], vars(module)) for item in table.values() if _is_tensor(item)]
+            held = [item for table in (*tables[1:], vars(module)) for item in table.values()]
+            tensors += [item for item in held if isinstance(item, Tensor)]
         self.code = Code(modules)
         self._tensors, self._times = Fingerprint(tensors), 0
         self._lock = threading.Lock()
