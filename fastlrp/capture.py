@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class Captured:
 
 class _Note:
     structure: Any = None
+    after: Callable[[], None] | None = None
 
 
 class _Wrapper(nn.Module):
@@ -53,14 +54,23 @@ class _Wrapper(nn.Module):
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
         self._note.structure = structures.flatten(self.model(*args, **kwargs), found)
+        if self._note.after is not None:
+            self._note.after()
         return found
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None) -> Captured:
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: str | int | None,
+    after: Callable[[], None] | None = None,
+) -> Captured:
     """Trace ``model(*args, **kwargs)`` and translate it.
 
     Args:
         output: name or position of the output to explain; None if the model returns one tensor.
+        after: called when the model's forward pass has run, before torch.export puts the modules' attributes back.
 
     Raises:
         CaptureError: if the model cannot be traced (data-dependent control flow), is in training mode with layers
@@ -76,7 +86,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
         )
     training = model.training
     wrapper = _Wrapper(model)
-    wrapper.training = training
+    wrapper.training, wrapper._note.after = training, after
     tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors:
         raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")

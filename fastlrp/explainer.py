@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from fastlrp.capture import EXPORTING, Captured, capture
 from fastlrp.composites import Composite
 from fastlrp.dispatch import BACKENDS
 from fastlrp.eager import eager
+from fastlrp.finite import all_finite
 from fastlrp.graph import Graph
 from fastlrp.plan import Plan
 from fastlrp.prepared import Prepared
@@ -147,7 +147,7 @@ class Explainer:
 
         See :meth:`fastlrp.record.ForwardRecord.relevance` for the arguments and errors.
         """
-        with self.forward(x) as record:
+        with self._forward(x, True, at_once=True) as record:
             return record.relevance_at_once(targets, initial, layers, reduce, out)
 
     @eager
@@ -163,19 +163,25 @@ class Explainer:
             ValueError: for NaN or infinity in the input. TypeError, ValueError: for a dtype or device that is not the
             model's.
         """
+        return self._forward(x, lrp_aware)
+
+    def _forward(self, x: Any, lrp_aware: LrpAware, at_once: bool = False) -> ForwardRecord:
         inputs = self._inputs(x)
         if lrp_aware not in (True, False, "sweep"):
             raise ValueError(f"lrp_aware must be True, False or 'sweep', got {lrp_aware!r}")
-        return ForwardRecord(self._prepared_for(inputs), inputs, lrp_aware, self.max_memory)
+        return ForwardRecord(self._prepared_for(inputs), inputs, lrp_aware, self.max_memory, at_once)
 
     def refresh(self) -> None:
         """Forget what was captured: the next call captures again.
 
-        Changed weights, modules and modes are noticed without it. Two things leave no trace that PyTorch could
-        show: writing in place through ``.data`` (``p.data.mul_(2)``), and to parameters made in inference mode.
+        Changed weights, modules, modes, attributes and hooks are noticed without it. What it is for: single entries
+        of large tensors that were written without PyTorch's knowledge (through NumPy or ``.data``), which are noticed
+        at the latest after 32 calls, see :mod:`fastlrp.fingerprint`; and settings inside an object that a module
+        holds, such as a configuration.
         """
         with self._lock:
             self._prepared.clear()
+            self._watch = None
             self.refreshed += 1
 
     def replay(
@@ -249,26 +255,25 @@ class Explainer:
 
     def _prepared_for(self, inputs: Inputs) -> Prepared:
         with self._lock:
-            if self._watch is not None:
-                change = self._watch.change()
-                if change == "structure":
-                    with EXPORTING:  # Another thread's export of this model looks like one, until it ends.
-                        change = self._watch.change()
-                if change == "structure":
+            if self._watch is not None and self._watch.restructured():
+                with EXPORTING:  # Another thread's export of this model looks like a change, until it ends.
+                    restructured = self._watch.restructured()
+                if restructured:
                     self._prepared.clear()
-                elif change == "values":
-                    for prepared in self._prepared.values():
-                        prepared.renew()
+                    self._watch = None
             key = (*inputs.key(), torch.is_autocast_enabled())
             found = self._prepared.get(key) or self._prepared.get((*key, inputs.tensors[0].shape[0]))
             if found is None:
-                found = self._capture(inputs, key)
+                return self._capture(inputs, key)
+            values = found.watch.values()
+            if values != found.values:
+                found.renew(values)
             return found
 
     def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
         with EXPORTING:
-            watch = Watch(self.model)
-            captured = self._trace(inputs)
+            watch = self._watch or Watch(self.model)
+            captured = self._trace(inputs, watch)
         first = next(t for t in inputs.tensors if t.is_floating_point())
         how = (self.backend, first.device, first.dtype, self._chooser)
         found = self._preparation(captured, self.composite, *how, watch)
@@ -284,9 +289,9 @@ class Explainer:
 
     _preparation: type[Prepared] = Prepared
 
-    def _trace(self, inputs: Inputs) -> Captured:
+    def _trace(self, inputs: Inputs, watch: Watch) -> Captured:
         """The captured model in the form that the rules see."""
-        captured = capture(self.model, inputs.args, inputs.kwargs, self._output)
+        captured = capture(self.model, inputs.args, inputs.kwargs, self._output, watch.code.written)
         self._canonize(captured.graph)
         return captured
 
@@ -307,8 +312,7 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
 
 
 def _check_finite(x: Tensor, label: str) -> None:
-    # The sum of a finite tensor is finite unless it overflows, which the second look excludes.
-    if x.numel() and not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{label} contains {bad} NaN or infinite entries: relevance would be NaN everywhere")
 

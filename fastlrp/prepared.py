@@ -10,6 +10,7 @@ import torch
 
 from fastlrp.capture import Captured
 from fastlrp.composites import Composite
+from fastlrp.finite import check_numbers
 from fastlrp.plan import Plan
 from fastlrp.sparse.choose import Chooser
 from fastlrp.watch import Watch
@@ -22,6 +23,7 @@ class Prepared:
 
     Attributes:
         plan: of the explainer's own composite. captured: graph and structure. watch: notices changed weights.
+        values: what the watch said of the weights when the plan read them, see :meth:`fastlrp.watch.Watch.values`.
     """
 
     def __init__(
@@ -34,16 +36,17 @@ class Prepared:
         chooser: Chooser,
         watch: Watch,
     ) -> None:
-        self.captured, self.watch = captured, watch
+        self.captured, self.watch, self.values = captured, watch, 0
         self._composite, self._chooser, self._how = composite, chooser, (backend, device, dtype)
         self._lock = threading.Lock()
-        self.renew()
+        self.renew(watch.values())
 
-    def renew(self) -> None:
-        """Read the weights again: they have changed."""
+    def renew(self, values: int) -> None:
+        """Read the weights again: the watch has seen other ones."""
         self._shared: dict[Any, Any] = {}
         self._others: OrderedDict[Composite, Plan] = OrderedDict()
-        self.plan = self._make(self._composite)
+        self.plan = self._checked(self._composite)
+        self.values = values  # Last: who reads both at the same time in another thread takes no old plan for new.
 
     def under(self, composite: Composite) -> Plan:
         """The plan of another composite; the latest few are remembered by the composite object."""
@@ -51,11 +54,16 @@ class Prepared:
             return self.plan
         with self._lock:
             if composite not in self._others:
-                self._others[composite] = self._make(composite)
+                self._others[composite] = self._checked(composite)
             self._others.move_to_end(composite)
             while len(self._others) > _KEPT_OTHERS:
                 self._others.popitem(last=False)
             return self._others[composite]
+
+    def _checked(self, composite: Composite) -> Plan:
+        plan = self._make(composite)
+        check_numbers(plan.rules, plan.dtype)
+        return plan
 
     def _make(self, composite: Composite) -> Plan:
         return Plan(self.captured.graph, composite, *self._how, self._chooser, self._shared)

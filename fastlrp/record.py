@@ -15,8 +15,10 @@ from fastlrp.basis import Neck, Reduce
 from fastlrp.basis import propagate as propagate_basis
 from fastlrp.bounded import Bounded
 from fastlrp.composites import Composite
+from fastlrp.diagnose import not_finite
 from fastlrp.eager import eager
 from fastlrp.graph import Value
+from fastlrp.lent import Lent
 from fastlrp.plan import Keep
 from fastlrp.prepared import Prepared
 from fastlrp.program import BLOCK, LANES, Emission, Schedule, Sink, Steps
@@ -45,25 +47,53 @@ Relevance = Any
 class ForwardRecord:
     """One forward pass with what does not depend on the target. Made by :meth:`fastlrp.Explainer.forward`.
 
+    Args:
+        at_once: it is asked right away and then closed: nothing can change in between.
+
     Attributes:
-        output: what the model returned, equal to ``model(x)``.
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
             what other rules need, see :meth:`under`.
         paths: how the latest call to this record computed each layer with a weight, by module path: dense or for alive
             neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
     """
 
-    def __init__(self, prepared: Prepared, inputs: Inputs, lrp_aware: LrpAware, max_memory: int | None) -> None:
+    _looks_for_nan = True
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        inputs: Inputs,
+        lrp_aware: LrpAware,
+        max_memory: int | None,
+        at_once: bool = False,
+    ) -> None:
+        self._prepared, self._values_read = prepared, prepared.values
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
-        self._prepared, self._versions = prepared, (prepared.watch.versions, _versions(inputs.tensors))
         with torch.no_grad():
             self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
-        tensors = [self._state[v.index] for v in self.plan.graph.outputs]
-        self.output: Any = structures.rebuild(prepared.captured.structure, tensors)
-        self.scores: Tensor = self._state[self.plan.graph.output.index]
-        self.batch, self.fixed_batch = self.scores.shape[0], prepared.captured.fixed_batch
+        self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
+        self._scores: Tensor = self._state[self.plan.graph.output.index]
+        self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
+        self.batch, self.fixed_batch = self._scores.shape[0], prepared.captured.fixed_batch
         self.paths: dict[str, Path] = {}
         self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
+
+    @property
+    def output(self) -> Any:
+        """What the model returned, equal to ``model(x)``.
+
+        Up to 1 MB it is a copy, which may be changed. A larger one is the record's own memory: after a change in place
+        the record refuses to answer.
+        """
+        return structures.rebuild(self._prepared.captured.structure, self._handed_out())
+
+    @property
+    def scores(self) -> Tensor:
+        """The output that is explained, ``(B, C, …)``: :attr:`output` itself, or the one of several."""
+        return self._handed_out()[self.plan.graph.outputs.index(self.plan.graph.output)]
+
+    def _handed_out(self) -> list[Tensor]:
+        return self._outputs if self._lent is None else self._lent.outputs(closed=self._state is None)
 
     @eager
     def under(self, composite: str | Composite) -> ForwardRecord:
@@ -114,11 +144,10 @@ class ForwardRecord:
 
     def _refuse_stale(self) -> None:
         """Caches belong to the weights and inputs of the forward pass, which share memory with the caller's."""
-        weights, inputs = self._versions
-        if self._prepared.watch.versions != weights:
+        if self._prepared.watch.values() != self._values_read:
             raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
-        if _versions(self._inputs.tensors) != inputs:
-            raise RuntimeError("the input was changed in place since this record's forward pass: make a new record")
+        if self._lent is not None:
+            self._lent.refuse_changed()
 
     # Asking
 
@@ -155,8 +184,14 @@ class ForwardRecord:
 
     def relevance_at_once(self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any) -> Relevance:
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
-        asked = Targets(targets, self.scores, initial)
+        asked = self._asked(targets, initial)
         return self._relevance(asked, 0, asked.count, layers, reduce, out)
+
+    def _asked(self, targets: Any, initial: Initial) -> Targets:
+        asked = Targets(targets, self._scores, initial)
+        if initial == "one" and bool(self._scores.isnan().any()):
+            raise ValueError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
+        return asked
 
     def stream(
         self,
@@ -172,7 +207,7 @@ class ForwardRecord:
             ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
             sets the size of a block instead.
         """
-        asked = Targets(targets, self.scores, initial)
+        asked = self._asked(targets, initial)
         size = block
         if size is None:
             names = self._values(layers)
@@ -218,12 +253,23 @@ class ForwardRecord:
                     runner.propagate(self.plan, state, initial, steps, sink, first)
                 else:
                     self._by_basis(state, initial, schedule, neck, sink, by_value)
+            if self._looks_for_nan and not all(result.is_finite() for result in results.values()):
+                raise ValueError(self._why_not_finite(state, asked, start, count))
         given = {name: result.finish() for name, result in results.items()}
         if layers is not None:
             inputs = {name: given.pop(name) for name in self._input_names()}
             given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
             return given
         return self._inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
+
+    def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
+        """The reason, looked for a few targets at a time: all layers' relevance is held at once."""
+        for first in range(0, count, BLOCK):
+            initial = asked.block(start + first, min(BLOCK, count - first))
+            found = not_finite(self.plan, state, initial)
+            if found is not None:
+                return found
+        return "relevance is NaN or infinite: `explainer.verify(x, targets)` shows where"
 
     def _steps(
         self, names: dict[str, Value], count: int, reduce: str | None
@@ -359,10 +405,6 @@ class ForwardRecord:
             fits = self._need(steps, names, reduce, middle) <= self._max_memory
             low, high = (middle, high) if fits else (low, middle - 1)
         return steps, low
-
-
-def _versions(tensors: list[Tensor]) -> list[int]:
-    return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def _is_tensor(item: Any) -> bool:

@@ -25,7 +25,6 @@ from fastlrp.program import Schedule, Steps
 from fastlrp.record import ForwardRecord, Relevance
 from fastlrp.sparse.specialize import Specialized
 from fastlrp.targets import Initial, Targets
-from fastlrp.watch import Watch
 
 if TYPE_CHECKING:
     from fastlrp.explainer import Explainer, Inputs
@@ -94,7 +93,8 @@ class Replay:
     """Relevance of K class targets for inputs of one shape, repeated as one CUDA graph.
 
     Made by :meth:`fastlrp.Explainer.replay`. What depends on numbers is left out, so that every call does the same: no
-    basis of living entries, no look at the input for NaN.
+    basis of living entries, no look at the input for NaN. On a GPU weights that are written without PyTorch's knowledge
+    (fused optimisers, ``.data``) are not noticed either: looking at them would wait for the device. Make a new replay.
 
     Args:
         explainer: whose model, rules, backend and ``max_memory`` it takes.
@@ -123,20 +123,20 @@ class Replay:
             raise ValueError(f"targets_count must be a number of targets, at least 1, got {targets_count!r}")
         self.targets_count = targets_count
         self._explainer, self._initial, self._reduce = explainer, initial, reduce
-        self._lock, self._stale = threading.Lock(), ""
+        self._lock, self._stale, self._made = threading.Lock(), "", False
         with torch.inference_mode(False), torch.no_grad():
             example = explainer._inputs(example_inputs)
             self._device = next(t for t in example.tensors if t.is_floating_point()).device
             self._recording: Recording | None = self._recorder() if recording is None else recording
             self._refreshed, self._switches = explainer.refreshed, _switches(self._device)
-            with EXPORTING:
-                self._watch = Watch(explainer.model)
             self._prepared = explainer._prepared_for(example)
+            self._watch, self._values = self._prepared.watch, self._prepared.values  # The values before the plan.
             self._plan = self._prepared.plan  # Its constants must live as long as the graph that reads them.
             self._static = dataclasses.replace(example, tensors=[t.clone() for t in example.tensors])
             self._try()
             self._outputs, self._relevance = self._recording.record(self._run)
         self._refuse_stale()
+        self._made = True
 
     def _recorder(self) -> Recording:
         if self._device.type != "cuda":
@@ -150,15 +150,15 @@ class Replay:
         """One ordinary pass: all that can be wrong is found here, and memory for the targets is made."""
         record = _Pass(self._prepared, self._static, self._explainer.max_memory)
         classes = [0] * self.targets_count
-        record.explain(Targets(classes, record.scores, self._initial), self._reduce)
+        record.explain(Targets(classes, record._scores, self._initial), self._reduce)
         self._index = torch.zeros(record.batch, self.targets_count, dtype=torch.int64, device=self._device)
         # Classes are checked against this on the host. It takes no memory.
-        self._shape = torch.zeros((), dtype=record.scores.dtype).expand(record.scores.shape)
+        self._shape = torch.zeros((), dtype=record._scores.dtype).expand(record._scores.shape)
 
     def _run(self) -> tuple[list[Tensor], Relevance]:
         """What is recorded: the model's outputs and the relevance, from the static input and the static classes."""
         record = _Pass(self._prepared, self._static, self._explainer.max_memory)
-        return record.outputs(), record.explain(_Checked(self._index, record.scores, self._initial), self._reduce)
+        return record.outputs(), record.explain(_Checked(self._index, record._scores, self._initial), self._reduce)
 
     def __call__(self, x: Any, targets: Any, copy: bool = True) -> tuple[Any, Relevance]:
         """The model's output and the relevance of K classes; waits for nothing on the device.
@@ -261,23 +261,24 @@ class Replay:
                 )
 
     def _change(self) -> str:
-        change = self._watch.change()
-        if change == "structure":
-            with EXPORTING:  # Another thread's export of this model looks like one, until it ends.
-                change = self._watch.change()
-        if change is not None:
-            return (
-                "the model's " + {"values": "weights", "structure": "modules, parameters or modes"}[change] + " changed"
-            )
+        if self._watch.restructured():
+            with EXPORTING:  # Another thread's export of this model looks like a change, until it ends.
+                if self._watch.restructured():
+                    return "the model's modules, parameters, modes, attributes or hooks changed"
+        # The bits of weights on a GPU are read when it is made: a call waits for nothing on the device.
+        if self._watch.values(bits=self._device.type == "cpu" or not self._made) != self._values:
+            return "the model's weights changed"
         return "" if self._explainer.refreshed == self._refreshed else "explainer.refresh() was called"
 
 
 class _Pass(ForwardRecord):
     """A forward pass and its explanation by the same work whatever the numbers are."""
 
+    _looks_for_nan = False
+
     def __init__(self, prepared: Prepared, inputs: Inputs, max_memory: int | None) -> None:
         # With a budget there is no basis, whose size depends on how many entries are alive.
-        super().__init__(prepared, inputs, True, sys.maxsize if max_memory is None else max_memory)
+        super().__init__(prepared, inputs, True, sys.maxsize if max_memory is None else max_memory, at_once=True)
 
     def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
         return Specialized(fuse_unpooling(steps), [], 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastlrp.finite import all_finite, total
 from fastlrp.graph import Value
 
 
@@ -22,6 +24,7 @@ class Result:
         self.shape = (batch, count, *(value.sizes[1:] if self.channels else value.sizes))
         self.given = destination
         self.target: Tensor | None = None if destination is None else self._check(destination, name)
+        self._sums: list[Tensor] = []
 
     def _check(self, out: Any, name: str) -> Tensor:
         if isinstance(out, np.ndarray):
@@ -54,6 +57,7 @@ class Result:
             torch.mul(register, factors[0].unsqueeze(1), out=place)
         else:
             place.copy_(self.reduced(register, factors))
+        self._add_up(place)
 
     def reduced(self, register: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """Relevance, or its sum over channels, from a register and its factors."""
@@ -63,7 +67,21 @@ class Result:
 
     def put(self, first: int, relevance: Tensor) -> None:
         """A block of targets as :meth:`reduced` makes it."""
-        self._place(first, relevance).copy_(relevance)
+        place = self._place(first, relevance)
+        place.copy_(relevance)
+        self._add_up(place)
+
+    def _add_up(self, place: Tensor) -> None:
+        """Of memory that the caller gave the sum is taken block by block: it may be a file that is larger than RAM."""
+        if self.given is not None:
+            self._sums.append(total(place))
+
+    def is_finite(self) -> bool:
+        """Whether the result has no NaN and no infinity."""
+        assert self.target is not None
+        if self.given is None:
+            return all_finite(self.target)
+        return all(map(math.isfinite, map(float, self._sums))) or bool(torch.isfinite(self.target).all())
 
     def _place(self, first: int, like: Tensor) -> Tensor:
         if self.target is None:

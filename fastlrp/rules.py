@@ -11,6 +11,7 @@ A rule is data. :mod:`fastlrp.plan` turns it into coefficients that are computed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,8 @@ def _check_bounds(name: str, low: Any, high: Any) -> None:
         ordered = bool((torch.as_tensor(low) <= torch.as_tensor(high)).all())
     except RuntimeError as error:
         raise ValueError(f"{name}: low and high do not broadcast against each other: {error}") from error
+    if not all(bool(torch.isfinite(torch.as_tensor(bound)).all()) for bound in (low, high)):
+        raise ValueError(f"{name}: low and high must be finite, got low={low!r}, high={high!r}")
     if not ordered:
         raise ValueError(f"{name}: low must not exceed high, got low={low!r}, high={high!r}")
 
@@ -104,9 +107,9 @@ class AlphaBeta(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.alpha >= 0 and abs(self.alpha - self.beta - 1) <= 1e-6):
+        if not (0 <= self.alpha < math.inf and abs(self.alpha - self.beta - 1) <= 1e-6):
             raise ValueError(
-                f"AlphaBeta: needs alpha >= 0 and alpha - beta = 1 (so that relevance is conserved), "
+                f"AlphaBeta: needs a finite alpha >= 0 and alpha - beta = 1 (so that relevance is conserved), "
                 f"got alpha={self.alpha}, beta={self.beta}"
             )
 
@@ -127,8 +130,8 @@ class Gamma(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.gamma >= 0:
-            raise ValueError(f"Gamma: gamma must be >= 0, got {self.gamma}")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"Gamma: gamma must be >= 0 and finite, got {self.gamma}")
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,8 @@ class PlainGamma(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.gamma >= 0:
-            raise ValueError(f"PlainGamma: gamma must be >= 0, got {self.gamma}")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"PlainGamma: gamma must be >= 0 and finite, got {self.gamma}")
 
     def modify(self, w: Tensor) -> Tensor:
         return w + self.gamma * w.clamp(min=0)

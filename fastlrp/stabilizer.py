@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ class Stabilizer:
     Source: Bach et al. 2015, eq. 58 (absolute); Montavon et al. 2019, section 10.2 (relative).
 
     Raises:
-        ValueError: if ``epsilon`` is negative or ``relative`` is not one of the three.
+        ValueError: if ``epsilon`` is negative or not finite, or ``relative`` is not one of the three.
     """
 
     epsilon: float = 1e-6
@@ -34,8 +35,8 @@ class Stabilizer:
     clip: bool = False
 
     def __post_init__(self) -> None:
-        if not self.epsilon >= 0:
-            raise ValueError(f"Stabilizer: epsilon must be a number >= 0, got {self.epsilon!r}")
+        if not 0 <= self.epsilon < math.inf:
+            raise ValueError(f"Stabilizer: epsilon must be a finite number >= 0, got {self.epsilon!r}")
         if self.relative not in (None, "sample", "tensor"):
             raise ValueError(f"Stabilizer: relative must be None, 'sample' or 'tensor', got {self.relative!r}")
 

@@ -45,8 +45,10 @@ class Targets:
 
     Args:
         targets: an int; a sequence, range or 1-D integer tensor of K classes; a 2-D ``(B, K)`` integer tensor;
-            ``"all"``; ``"top5"``; or a float tensor ``(K, *output.shape[1:])`` or ``(B, K, *output.shape[1:])`` that
-            is the initial relevance itself. On outputs with more axes a class is an index of axis 1.
+            ``"all"``; ``"top5"``; or a float or bool tensor ``(K, *output.shape[1:])`` or
+            ``(B, K, *output.shape[1:])`` that is the initial relevance itself, which an integer tensor may be too
+            where it can't be classes, see :func:`is_relevance`. On outputs with more axes a class is an index of
+            axis 1.
         output: the model's output ``(B, C, …)``.
         initial: ``"output"`` (the target's own score), ``"one"``, or a callable from the output to initial relevance
             of the output's shape, of which the target picks its entries.
@@ -66,7 +68,7 @@ class Targets:
         self.classes = output.shape[1] if output.dim() > 1 else 1
         self.index: Tensor | None = None
         self.given: Tensor | None = None
-        if _is_float(targets):
+        if is_relevance(targets, tuple(output.shape)):
             self.given = self._given(targets, initial)
         else:
             self.index = self._classes(targets)
@@ -82,7 +84,9 @@ class Targets:
         shape = tuple(self.output.shape)
         relevance = targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device=self.output.device)
         if initial != "output":
-            raise ValueError("targets is a float tensor, which is the initial relevance itself: leave `initial` out")
+            raise ValueError(
+                f"targets is a {_kind(relevance)} tensor, which is the initial relevance itself: leave `initial` out"
+            )
         if relevance.dim() == len(shape) and tuple(relevance.shape[1:]) == shape[1:]:
             relevance = relevance.unsqueeze(0).expand(self.batch, *relevance.shape)
         elif relevance.dim() != len(shape) + 1 or (relevance.shape[0], *relevance.shape[2:]) != shape:
@@ -174,10 +178,51 @@ class Targets:
         return zero.scatter_(2, where, picked_values)
 
 
-def _is_float(targets: Any) -> bool:
-    if isinstance(targets, Tensor):
-        return targets.is_floating_point()
-    return hasattr(targets, "dtype") and getattr(targets.dtype, "kind", "") == "f"
+def is_relevance(targets: Any, shape: tuple[int, ...]) -> bool:
+    """Whether ``targets`` are initial relevance, not classes, for an output of this shape ``(B, C, …)``.
+
+    Tensors and arrays of floats or bools always are. Those of integers are where they can't be classes: with three or
+    more axes, or as zeros and ones of shape ``(K, C)`` with another K than B. Everything else is classes, lists of
+    integers always. Zeros and ones that could be either are refused.
+
+    Raises:
+        ValueError: for an integer tensor that may be one-hot relevance as well as classes; the message shows how to
+            write the one and the other.
+    """
+    if not hasattr(targets, "dtype"):
+        return False
+    tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        return True
+    if tensor.is_complex() or len(shape) < 2 or tensor.dim() == 0 or not tensor.numel():
+        return False
+    if tensor.dim() > 2:
+        return True
+    batch, classes = shape[:2]
+    if len(shape) > 2 or tensor.shape[-1] != classes or bool(((tensor != 0) & (tensor != 1)).any()):
+        return False
+    hot = (tensor == 1).sum(-1)
+    if tensor.dim() == 2 and tensor.shape[0] != batch:
+        return bool((hot > 0).all())
+    if tensor.dim() == 1:  # Two classes, [0, 1], are all classes: (C,) is no form of relevance.
+        if classes > 2 and int(hot) == 1:
+            raise ValueError(
+                f"targets is an integer tensor of {classes} zeros and a one: write targets.tolist() if these are "
+                f"{classes} classes, targets[None] * 1.0 if it is the initial relevance of one target"
+            )
+        return False
+    if classes > 2 or (classes == 2 and bool((hot == 1).all())):
+        raise ValueError(
+            f"targets is an integer tensor {tuple(tensor.shape)} of zeros and ones, the shape of the output, which may "
+            "be classes or one-hot relevance: write targets.tolist() if these are K classes of each sample, "
+            "targets.unsqueeze(1) if each sample has one initial relevance, targets.float() if these are K of them "
+            "for all samples"
+        )
+    return False
+
+
+def _kind(tensor: Tensor) -> str:
+    return "float" if tensor.is_floating_point() else "bool" if tensor.dtype == torch.bool else "integer"
 
 
 def _dims(sizes: tuple[int, ...]) -> str:

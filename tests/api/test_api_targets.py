@@ -249,7 +249,7 @@ OUT_OF_RANGE = r"target {} is out of range: the output \(2, 5\) has 5 classes, 0
         (1.0, TypeError, "targets given as classes must be integers, got torch.float32"),
         ([0.5], TypeError, "targets given as classes must be integers, got torch.float32"),
         (True, TypeError, "targets given as classes must be integers, got torch.bool"),
-        (torch.tensor([True, False]), TypeError, "must be integers, got torch.bool"),
+        (torch.tensor([True, False]), ValueError, "targets as initial relevance must be"),
         (1j, TypeError, "must be integers, got torch.complex64"),
         (None, TypeError, "targets must be an int, classes, 'all', 'top5' or initial relevance"),
         ([[1], [1, 2]], TypeError, "targets must be an int, classes, 'all', 'top5' or initial relevance"),

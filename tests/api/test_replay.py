@@ -308,14 +308,13 @@ def test_changed_modules_modes_and_parameters_are_refused():
         explainer, x = explainer_of("mlp"), samples("mlp")
         replay = replay_of(explainer, x, 1)
         change(explainer.model)
-        with pytest.raises(RuntimeError, match="the model's modules, parameters or modes changed since this replay"):
+        with pytest.raises(RuntimeError, match="parameters, modes, attributes or hooks changed since"):
             replay(x, 0)
 
 
 def test_refresh_is_heard():
     explainer, x = explainer_of("mlp"), samples("mlp")
     replay = replay_of(explainer, x, 1)
-    explainer.model[0].weight.data.mul_(2)  # Leaves no trace: the reason why there is refresh().
     explainer.refresh()
     with pytest.raises(RuntimeError, match=r"explainer.refresh\(\) was called since this replay was made"):
         replay(x, 0)

@@ -23,6 +23,7 @@ from fastlrp.graph import Node
 from fastlrp.plan import Plan
 from fastlrp.prepared import Prepared
 from fastlrp.program import Factor, Flow
+from fastlrp.watch import Watch, outline
 
 _KEPT_GRAPHS = 4
 
@@ -34,21 +35,22 @@ _LOCK = threading.Lock()
 
 
 class Structure:
-    """The modules, modes, parameters and buffers of a model, without keeping the model alive."""
+    """The modules, parameters and buffers of a model and what they run, without keeping the model alive."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [(path, weakref.ref(module), module.training) for path, module in _modules(model)]
+        self._code = outline(list(model.modules()))
         self._tensors = [None if t is None else weakref.ref(t) for t in _tensors(model)]
 
     def still_holds(self, model: nn.Module) -> bool:
-        """Whether the model still has the same modules, modes and tensors, whatever the tensors' values."""
+        """Whether the model still has the same modules, code and tensors, whatever the tensors' values."""
         modules, tensors = list(_modules(model)), _tensors(model)
         if len(modules) != len(self._modules) or len(tensors) != len(self._tensors):
             return False
         for (path, module), (old_path, old, training) in zip(modules, self._modules, strict=True):
             if path != old_path or old() is not module or module.training != training:
                 return False
-        return all(
+        return self._code == outline(list(model.modules())) and all(
             tensor is (None if old is None else old()) for tensor, old in zip(tensors, self._tensors, strict=True)
         )
 
@@ -91,7 +93,7 @@ class ByModules(Explainer):
 
     _preparation = _Prepared
 
-    def _trace(self, inputs: Inputs) -> Captured:
+    def _trace(self, inputs: Inputs, watch: Watch) -> Captured:
         key = (*inputs.key(), torch.is_autocast_enabled(), self._output)
         batch = inputs.tensors[0].shape[0]
         with _LOCK:
@@ -99,9 +101,9 @@ class ByModules(Explainer):
             structure, found = graphs.get(key) or graphs.get((*key, batch)) or (None, None)
         if structure is not None and found is not None and structure.still_holds(self.model):
             return found
-        structure = Structure(self.model)
-        found = capture(self.model, inputs.args, inputs.kwargs, self._output)
+        found = capture(self.model, inputs.args, inputs.kwargs, self._output, watch.code.written)
         canonize(found.graph, [path for path, _ in named_layers(self.model)])
+        structure = Structure(self.model)  # Now that it is known which attributes a forward pass writes.
         with _LOCK:
             graphs[key if found.fixed_batch is None else (*key, batch)] = (structure, found)
             while len(graphs) > _KEPT_GRAPHS:

@@ -103,6 +103,7 @@ def positions(output: Tensor, targets: Any) -> Tensor:
         targets = torch.as_tensor(targets)
     if isinstance(targets, Tensor):
         _integers(targets)
+        _refuse_one_hot(targets, output)
         if targets.dim() == 2 and len(targets) == len(output):
             targets = list(targets.unbind(1))
         elif targets.dim() != 1:
@@ -112,6 +113,19 @@ def positions(output: Tensor, targets: Any) -> Tensor:
     if not len(targets):
         raise ValueError("targets is empty: name at least one")
     return torch.stack([position(output, target) for target in targets], 1)
+
+
+def _refuse_one_hot(targets: Tensor, output: Tensor) -> None:
+    """Zeros and ones of the output's shape are hardly ever classes."""
+    if output.dim() != 2 or output.shape[1] < 2 or targets.shape != output.shape:
+        return
+    zeros, ones = (targets == 0).sum(1), (targets == 1).sum(1)
+    if targets.numel() and bool((ones == 1).all()) and bool((zeros + ones == targets.shape[1]).all()):
+        raise ValueError(
+            f"targets is a tensor {tuple(targets.shape)} of zeros and ones, the output's shape, and may be one-hot: "
+            "write targets.argmax(1, keepdim=True) for the class that is one, list(targets.unbind(1)) if these are "
+            "K classes of each sample"
+        )
 
 
 def _named(output: Tensor, name: str) -> Tensor:
