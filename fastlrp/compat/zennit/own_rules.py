@@ -78,11 +78,11 @@ class AsItIs(Custom):
             arriving = relevance.clone() if relevance.is_inference() else relevance.detach()
             if type(hook).backward is basic.backward and type(hook).forward is basic.forward:
                 below = point  # Which it only measures: the layer's own gradient need not be computed.
-                hook.forward(self.module, (point,), None)
+                recognise.call_forward(hook, self.module, point, None)
             else:
                 with torch.enable_grad():
                     y = forward(point.requires_grad_())
-                    hook.forward(self.module, (point,), y)
+                    recognise.call_forward(hook, self.module, point, y)
                     (below,) = torch.autograd.grad(y, point, arriving)
             hook.stored_tensors["grad_output"] = (arriving,)
             with torch.no_grad():

@@ -115,7 +115,7 @@ def _key(model: nn.Module, composite: Any, registered: bool) -> Any:
 def _make(model: nn.Module, composite: Any, registered: bool) -> tuple[Explainer, Seen]:
     with EXPORTING:  # While another thread exports this model its parameters are tensors without data.
         if registered:
-            found = Resolved(twin(model, share=False), zennit_hooks(model), True, [])
+            found = Resolved(twin(model, share=False), zennit_hooks(model), True)
             name = "Zennit's hooks"
         elif is_composite(composite):
             found, name = resolve.resolve(model, composite), f"Zennit's {type(composite).__name__}"

@@ -8,6 +8,7 @@ Zennit is never imported here. Whoever hands over one of its objects has importe
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,13 @@ _METHODS = ("pre_forward", "post_forward", "pre_backward", "forward", "backward"
 def core() -> Any:
     """Zennit's ``zennit.core`` if somebody has imported it, else None."""
     return sys.modules.get("zennit.core")
+
+
+def call_forward(hook: Any, module: Any, point: Any, output: Any) -> Any:
+    """A hook's ``forward`` as its ``register`` has it called: Zennit 1.0.0 hands over keyword arguments where taken."""
+    parameters = list(inspect.signature(hook.forward).parameters)
+    with_kwargs = hasattr(core().Hook, "_inject_grad_fn") and len(parameters) != 3 and parameters[2] != "output"
+    return hook.forward(module, (point,), *(({},) if with_kwargs else ()), output)
 
 
 def is_composite(item: Any) -> bool:
