@@ -91,7 +91,7 @@ class Registered:
 
 
 def rebind(model: nn.Module, replaced: Replaced) -> None:
-    """Let functions among the attributes of a copied model refer to the copy: ``copy.deepcopy`` leaves them as they are.
+    """Let functions among the attributes of a copied model refer to the copy, which ``copy.deepcopy`` does not.
 
     Args:
         replaced: the modules that were copied, to their copies.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_STATE = frozenset({"stored_tensors", "tensor_handles", "handles", "hook_refs", "active"})
+STATE = frozenset({"stored_tensors", "tensor_handles", "handles", "hook_refs", "active"})
 """What hooks and composites of Zennit keep of the calls they were in."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, types.CodeType)
@@ -55,8 +55,9 @@ class Same:
 def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any:
     """Nested tuples that are equal (``==``) where two objects were made by the same code from the same values.
 
-    Functions count by their code, by what they closed over and by the globals that they name, objects by their type and attributes, tensors by their
-    entries, modules by identity (through a weak reference: a fingerprint keeps no model alive).
+    Functions count by their code, by what they closed over and by the globals that they name, objects by their type
+    and attributes, tensors by their entries, modules by identity (through a weak reference: a fingerprint keeps no
+    model alive).
     """
     seen = {} if seen is None else seen
     if isinstance(item, (*_PLAIN, Same, ByValue)):
@@ -83,7 +84,7 @@ def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> An
     attributes = getattr(item, "__dict__", None)
     if attributes is None or isinstance(item, types.ModuleType):
         return Same(item)
-    kept = {key: value for key, value in attributes.items() if key not in _STATE}
+    kept = {key: value for key, value in attributes.items() if key not in STATE}
     return (type(item), fingerprint(kept, seen), fingerprint(_of_methods(type(item)), seen))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastlrp.compat.zennit.fingerprint import fingerprint
+from fastlrp.errors import UnsupportedOperationError
 from fastlrp.stabilizer import Stabilizer
 
 _PARTS = ("input_modifiers", "param_modifiers", "output_modifiers", "gradient_mapper", "reducer")
@@ -26,11 +27,20 @@ def core() -> Any:
     return sys.modules.get("zennit.core")
 
 
-def call_forward(hook: Any, module: Any, point: Any, output: Any) -> Any:
-    """A hook's ``forward`` as its ``register`` has it called: Zennit 1.0.0 hands over keyword arguments where taken."""
+def call_forward(hook: Any, module: Any, point: Any, output: Any) -> None:
+    """A hook's ``forward`` as its ``register`` has it called: Zennit 1.0.0 hands over keyword arguments where taken.
+
+    Raises:
+        UnsupportedOperationError: for one that returns another output.
+    """
     parameters = list(inspect.signature(hook.forward).parameters)
-    with_kwargs = hasattr(core().Hook, "_inject_grad_fn") and len(parameters) != 3 and parameters[2] != "output"
-    return hook.forward(module, (point,), *(({},) if with_kwargs else ()), output)
+    with_kwargs = hasattr(core().Hook, "_inject_grad_fn") and len(parameters) != 3 and parameters[2:3] != ["output"]
+    found = hook.forward(module, (point,), *(({},) if with_kwargs else ()), output)
+    if found is not None and found is not output:
+        raise UnsupportedOperationError(
+            f"forward of the hook {type(hook).__name__} returns {type(found).__name__}: under Zennit that replaces the "
+            "module's output, which a captured model cannot do. Let it return None, or change the model itself"
+        )
 
 
 def is_composite(item: Any) -> bool:
