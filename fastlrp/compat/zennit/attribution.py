@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -240,27 +241,81 @@ class _Explained(torch.autograd.Function):
     """The model's output, whose derivative is relevance."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, explainer: Explainer) -> Tensor:
+    def forward(ctx: Any, input: Tensor, explainer: Explainer, parameters: Tensor | None) -> Tensor:
         ctx.record = explainer.forward(input.detach())
         return ctx.record.scores.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         if torch.is_grad_enabled():
             raise NotImplementedError(f"create_graph=True: {_SECOND_ORDER}")
-        return answer(ctx.record, Question(lambda output: grad)), None
+        found = answer(ctx.record, Question(lambda output: grad)) if ctx.needs_input_grad[0] else None
+        return found, None, None
+
+
+class _Parameters(torch.autograd.Function):
+    """Stands between the output and the model's parameters, and is run where their gradients are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        warnings.warn(_NO_PARAMETERS, UserWarning, stacklevel=2)
+        return (None,) * ctx.count
+
+
+_NO_PARAMETERS = (
+    "under fastlrp's context a backward pass gives the input's relevance only: the parameters get no gradients, their "
+    ".grad stays as it was. Ask for the input alone, torch.autograd.grad(output, input, …), or call "
+    "model.requires_grad_(False); for parameters use zennit's composite.context(model)"
+)
 
 
 class _Modified(nn.Module):
-    """What :func:`context` hands out: called like the model, differentiated like Zennit's modified model."""
+    """What :func:`context` hands out: called like the model, differentiated like Zennit's modified model.
+
+    Everything else of it is the model's: attributes, parameters, modules.
+    """
 
     def __init__(self, attributor: Gradient) -> None:
         super().__init__()
-        self._attributor = attributor
+        self._attributor, self.training = attributor, attributor.model.training
 
     def forward(self, input: Tensor) -> Tensor:
-        found: Tensor = _Explained.apply(input, self._attributor._explainer(input))
+        trained = [p for p in self._attributor.model.parameters() if p.requires_grad]
+        asked = _Parameters.apply(*trained) if trained and torch.is_grad_enabled() else None
+        found: Tensor = _Explained.apply(input, self._attributor._explainer(input), asked)
         return found
+
+    def __getattr__(self, name: str) -> Any:
+        if "_attributor" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self._attributor.model, name)
+
+    def named_parameters(self, *arguments: Any, **options: Any) -> Any:
+        return self._attributor.model.named_parameters(*arguments, **options)
+
+    def named_buffers(self, *arguments: Any, **options: Any) -> Any:
+        return self._attributor.model.named_buffers(*arguments, **options)
+
+    def named_children(self) -> Any:
+        return self._attributor.model.named_children()
+
+    def named_modules(self, *arguments: Any, **options: Any) -> Any:
+        return self._attributor.model.named_modules(*arguments, **options)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        return self._attributor.model.state_dict(*arguments, **options)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        return self._attributor.model.load_state_dict(*arguments, **options)
+
+    def train(self, mode: bool = True) -> Any:
+        self.training = self._attributor.model.train(mode).training
+        return self
 
 
 @contextmanager
@@ -274,7 +329,7 @@ def context(model: nn.Module, composite: Any = None) -> Iterator[nn.Module]:
             relevance, = torch.autograd.grad(output, input, torch.eye(10)[[3]])
 
     One backward pass of its output is one question: for many targets at once ask :class:`Gradient`. It gives no
-    gradients of parameters, and none of a higher order.
+    gradients of parameters (a ``UserWarning`` says so where a backward pass would), and none of a higher order.
     """
     with Gradient(model, composite) as attributor:
         yield _Modified(attributor)

@@ -54,6 +54,13 @@ class HookExplainer(Explainer):
         self._resolved = resolved
         super().__init__(resolved.model, HookComposite(resolved.model, resolved.hooks, name))
 
+    @property
+    def recognised(self) -> list[str]:
+        """Paths of the modules whose hooks are rules of Zennit's."""
+        composite = self.composite
+        assert isinstance(composite, HookComposite)
+        return [path for path, hooked in composite.hooks.items() if hooked.recognised is not None]
+
     def _canonize(self, graph: Graph) -> None:
         composite = self.composite
         assert isinstance(composite, HookComposite)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import functools
 import types
 import weakref
@@ -10,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_STATE = frozenset({"stored_tensors", "tensor_handles", "handles", "hook_refs", "active"})
+STATE = frozenset({"stored_tensors", "tensor_handles", "handles", "hook_refs", "active"})
 """What hooks and composites of Zennit keep of the calls they were in."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, types.CodeType)
+
+
+_DATA = (*_PLAIN, nn.Module, Tensor, types.FunctionType, types.MethodType, functools.partial, tuple, list, dict,
+         types.SimpleNamespace, argparse.Namespace)  # fmt: skip
+"""Globals whose contents count."""
 
 
 class ByValue:
@@ -48,11 +55,12 @@ class Same:
 def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any:
     """Nested tuples that are equal (``==``) where two objects were made by the same code from the same values.
 
-    Functions count by their code and by what they closed over, objects by their type and attributes, tensors by their
-    entries, modules by identity (through a weak reference: a fingerprint keeps no model alive).
+    Functions count by their code, by what they closed over and by the globals that they name, objects by their type
+    and attributes, tensors by their entries, modules by identity (through a weak reference: a fingerprint keeps no
+    model alive).
     """
     seen = {} if seen is None else seen
-    if isinstance(item, _PLAIN):
+    if isinstance(item, (*_PLAIN, Same, ByValue)):
         return item
     if isinstance(item, nn.Module):
         return weakref.ref(item)
@@ -63,7 +71,8 @@ def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> An
     seen[id(item)] = len(seen), item  # Held on to: a temporary's id would come again.
     if isinstance(item, types.FunctionType):
         closed = [_content(cell) for cell in item.__closure__ or ()]
-        return ("function", item.__code__, *(fingerprint(part, seen) for part in (item.__defaults__, closed)))
+        parts = (item.__defaults__, item.__kwdefaults__, closed, _named(item))
+        return ("function", item.__code__, *(fingerprint(part, seen) for part in parts))
     if isinstance(item, types.MethodType):
         return ("method", fingerprint(item.__func__, seen), fingerprint(item.__self__, seen))
     if isinstance(item, functools.partial):
@@ -75,8 +84,47 @@ def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> An
     attributes = getattr(item, "__dict__", None)
     if attributes is None or isinstance(item, types.ModuleType):
         return Same(item)
-    kept = {key: value for key, value in attributes.items() if key not in _STATE}
-    return (type(item), fingerprint(kept, seen))
+    kept = {key: value for key, value in attributes.items() if key not in STATE}
+    return (type(item), fingerprint(kept, seen), fingerprint(_of_methods(type(item)), seen))
+
+
+_LIBRARIES = ("torch", "torchvision", "zennit", "fastlrp")
+
+
+def from_library(function: types.FunctionType) -> bool:
+    """Whether it is PyTorch's, Zennit's or fastlrp's own, whose globals are no part of anybody's script."""
+    return str(function.__globals__.get("__name__", "")).partition(".")[0] in _LIBRARIES
+
+
+def global_names(code: types.CodeType) -> set[str]:
+    """Names that code, and the functions defined in it, may look up among its globals."""
+    inner = (global_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _named(function: types.FunctionType) -> dict[str, Any]:
+    """The globals that a script's function names, but for modules to import and classes."""
+    if from_library(function):
+        return {}
+    scope = function.__globals__
+    names = sorted(global_names(function.__code__) & scope.keys())
+    found = {name: scope[name] for name in names if not isinstance(scope[name], (types.ModuleType, type))}
+    # What else a script has, a logger for example, may lead anywhere: it counts by identity.
+    return {name: item if _is_data(item) else Same(item) for name, item in found.items()}
+
+
+def _is_data(item: Any) -> bool:
+    return isinstance(item, _DATA) or (dataclasses.is_dataclass(item) and not isinstance(item, type))
+
+
+def _of_methods(kind: type) -> dict[str, Any]:
+    """The globals that the methods of a script's class name."""
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        for item in vars(base).values():
+            if isinstance(item, types.FunctionType):
+                found.update(_named(item))
+    return found
 
 
 def _content(cell: Any) -> Any:

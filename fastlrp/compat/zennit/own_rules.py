@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlrp.compat.zennit import recognise
+from fastlrp.compat.zennit import notices, recognise
 from fastlrp.lowering.jacobian import vjp
 from fastlrp.rules import Custom
 from fastlrp.stabilizer import Stabilizer
@@ -58,7 +58,8 @@ class AsItIs(Custom):
     """
 
     def __init__(self, template: Any, module: nn.Module, path: str) -> None:
-        self.template, self.path = template, path
+        notices.refuse_own_steps(template, path)
+        self.template, self.path, self._told = template, path, False
         self.module = copy.deepcopy(module)
 
     def __repr__(self) -> str:
@@ -73,20 +74,22 @@ class AsItIs(Custom):
 
     def _one(self, forward: Callable[..., Tensor], x: Tensor, relevance: Tensor) -> Tensor:
         hook, basic = self.template.copy(), recognise.core().BasicHook
+        own = dict(vars(hook))
         with torch.inference_mode(False):
             point = x.clone() if x.is_inference() else x.detach()
             arriving = relevance.clone() if relevance.is_inference() else relevance.detach()
             if type(hook).backward is basic.backward and type(hook).forward is basic.forward:
                 below = point  # Which it only measures: the layer's own gradient need not be computed.
-                hook.forward(self.module, (point,), None)
+                recognise.call_forward(hook, self.module, point, None)
             else:
                 with torch.enable_grad():
                     y = forward(point.requires_grad_())
-                    hook.forward(self.module, (point,), y)
+                    recognise.call_forward(hook, self.module, point, y)
                     (below,) = torch.autograd.grad(y, point, arriving)
             hook.stored_tensors["grad_output"] = (arriving,)
             with torch.no_grad():
                 result = hook.backward(self.module, (below,), (arriving,))
+        self._told = self._told or notices.kept_state(hook, own, self.path)
         found = result[0] if isinstance(result, tuple) and result else result
         found = below if found is None else found
         if not isinstance(found, Tensor) or found.shape != x.shape:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastlrp.builder import bind_forward
 from fastlrp.canonizers import fold_batch_norm, norm_scale_shift
+from fastlrp.compat.zennit import notices
 from fastlrp.compat.zennit.choose import Hooked, scaled
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Constant, Graph, Node, Value
@@ -54,12 +55,16 @@ class Modules:
                 self._nothing(hooked, bool(outputs))
                 continue
             done: set[Node] = set()
+            calls = 0
             for output in outputs:
                 region = self._region(hooked.path, output, set(outputs) - {output})
                 done.update(region)
+                calls += bool(region)
                 self._one(hooked, region, output)
             if any(node not in done for node in inside):
                 raise _refused(hooked, "it computes something besides what it returns")
+            name = None if hooked.recognised is None else hooked.recognised.name
+            notices.several_calls(hooked.template, hooked.path, name, calls)
 
     def _outputs(self, path: str) -> Iterator[Value]:
         """What each call of the module returned."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastlrp import composites
 from fastlrp.capture import EXPORTING
-from fastlrp.compat.zennit import resolve
+from fastlrp.compat.zennit import notices, resolve
 from fastlrp.compat.zennit.explainer import HookExplainer
 from fastlrp.compat.zennit.fingerprint import fingerprint
 from fastlrp.compat.zennit.recognise import is_composite, is_hook
@@ -113,13 +113,16 @@ def _key(model: nn.Module, composite: Any, registered: bool) -> Any:
 
 
 def _make(model: nn.Module, composite: Any, registered: bool) -> tuple[Explainer, Seen]:
+    notices.side_effects(model)
     with EXPORTING:  # While another thread exports this model its parameters are tensors without data.
         if registered:
-            found = Resolved(twin(model, share=False), zennit_hooks(model), True, [])
+            found = Resolved(twin(model, share=False), zennit_hooks(model), True)
             name = "Zennit's hooks"
         elif is_composite(composite):
             found, name = resolve.resolve(model, composite), f"Zennit's {type(composite).__name__}"
         else:
             explainer = Explainer(twin(model, share=True), "gradient" if composite is None else composite)
             return explainer, Seen(model, values=False)
-        return HookExplainer(found, name), Seen(model, values=found.private)
+        explainer = HookExplainer(found, name)
+        notices.held_modules(found.hooks, model, explainer.recognised)
+        return explainer, Seen(model, values=found.private)

@@ -8,12 +8,14 @@ Zennit is never imported here. Whoever hands over one of its objects has importe
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastlrp.compat.zennit.fingerprint import fingerprint
+from fastlrp.errors import UnsupportedOperationError
 from fastlrp.stabilizer import Stabilizer
 
 _PARTS = ("input_modifiers", "param_modifiers", "output_modifiers", "gradient_mapper", "reducer")
@@ -23,6 +25,22 @@ _METHODS = ("pre_forward", "post_forward", "pre_backward", "forward", "backward"
 def core() -> Any:
     """Zennit's ``zennit.core`` if somebody has imported it, else None."""
     return sys.modules.get("zennit.core")
+
+
+def call_forward(hook: Any, module: Any, point: Any, output: Any) -> None:
+    """A hook's ``forward`` as its ``register`` has it called: Zennit 1.0.0 hands over keyword arguments where taken.
+
+    Raises:
+        UnsupportedOperationError: for one that returns another output.
+    """
+    parameters = list(inspect.signature(hook.forward).parameters)
+    with_kwargs = hasattr(core().Hook, "_inject_grad_fn") and len(parameters) != 3 and parameters[2:3] != ["output"]
+    found = hook.forward(module, (point,), *(({},) if with_kwargs else ()), output)
+    if found is not None and found is not output:
+        raise UnsupportedOperationError(
+            f"forward of the hook {type(hook).__name__} returns {type(found).__name__}: under Zennit that replaces the "
+            "module's output, which a captured model cannot do. Let it return None, or change the model itself"
+        )
 
 
 def is_composite(item: Any) -> bool:

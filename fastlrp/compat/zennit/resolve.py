@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fastlrp.compat.zennit.effective import Registered
 from fastlrp.compat.zennit.recognise import is_hook
 from fastlrp.compat.zennit.twin import Seen, twin
 
@@ -19,13 +20,11 @@ class Resolved:
         model: the copy, canonized.
         hooks: module path to template.
         private: whether the copy has parameters of its own: then they never change.
-        canonizers: what was applied to the copy, kept alive with it.
     """
 
     model: nn.Module
     hooks: dict[str, Any]
     private: bool
-    canonizers: list[Any]
 
 
 def outline(model: nn.Module, composite: Any) -> dict[str, Any]:
@@ -52,55 +51,28 @@ def outline(model: nn.Module, composite: Any) -> dict[str, Any]:
 def resolve(model: nn.Module, composite: Any) -> Resolved:
     """The composite on the model.
 
-    With canonizers the hooks are looked up as Zennit does, on the model itself while its canonizers are applied to it;
-    they are undone at once. What is explained is a copy to which they are applied for good.
+    Canonizers are applied to the model itself, as Zennit does, so that they find modules by identity, too. What is
+    explained is a copy of the canonized model; then they are undone.
 
     Raises:
-        RuntimeError: for canonizers that make something else of a copy, or that do not undo what they do.
+        RuntimeError: for canonizers that do not undo what they do.
     """
     if not composite.canonizers:
-        return Resolved(twin(model, share=True), outline(model, composite), False, [])
-    before = Seen(model, values=True)
-    copied = twin(model, share=False)
+        return Resolved(twin(model, share=True), outline(model, composite), False)
+    before, registered = Seen(model, values=True), Registered(model)
     applied: list[Any] = []
     try:
-        _apply(composite, model, applied)
-        hooks, expected = outline(model, composite), _types(model)
+        for canonizer in composite.canonizers:
+            applied += canonizer.apply(model)
+        hooks, copied = outline(model, composite), twin(model, share=False)
     finally:
         for canonizer in applied:
             canonizer.remove()
+        registered.restore()
     if before.changed(model):
-        raise RuntimeError(_message("they do not undo all that they do"))
-    kept: list[Any] = []
-    _apply(composite, copied, kept)
-    if before.changed(model):
-        for canonizer in kept:
-            canonizer.remove()
-        raise RuntimeError(_message("they changed the model although they were applied to a copy of it"))
-    if _types(copied) != expected:
-        different = {path for path, _ in set(expected.items()) ^ set(_types(copied).items())}
+        names = ", ".join(type(canonizer).__name__ for canonizer in composite.canonizers)
         raise RuntimeError(
-            f"the composite's canonizers ({_names(composite)}) make something else of a copy of the model, at "
-            f"{', '.join(sorted(different)[:4])}: they must find modules by name or type, not by identity"
+            f"the model is not what it was after its canonizers ({names}) were applied and removed: they do not undo "
+            "all that they do. A canonizer needs a remove() that restores everything"
         )
-    return Resolved(copied, hooks, True, kept)
-
-
-def _apply(composite: Any, model: nn.Module, applied: list[Any]) -> None:
-    for canonizer in composite.canonizers:
-        applied += canonizer.apply(model)
-
-
-def _types(model: nn.Module) -> dict[str, type]:
-    return {path: type(module) for path, module in model.named_modules()}
-
-
-def _names(composite: Any) -> str:
-    return ", ".join(type(canonizer).__name__ for canonizer in composite.canonizers)
-
-
-def _message(reason: str) -> str:
-    return (
-        f"the model is not what it was after its canonizers were applied and removed: {reason}. A canonizer needs a "
-        "remove() that restores everything, and an apply(model) that touches nothing but that model"
-    )
+    return Resolved(copied, hooks, True)

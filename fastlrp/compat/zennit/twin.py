@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlrp.compat.zennit.effective import attributes, hidden, rebind, settle
 from fastlrp.compat.zennit.recognise import is_hook
 
 _BEFORE, _AFTER = ("_forward_pre_hooks",), ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -27,7 +28,11 @@ class Seen:
         self._modes = [(module, module.training) for module in modules[1:]]
         tables = [t for m in modules for t in (m._modules, m._parameters, m._buffers)]
         self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = [(table, dict(table)) for table in tables]
-        held = [item for table in tables for item in table.values() if isinstance(item, Tensor)]
+        self._own = [(module, attributes(module)) for module in modules[1:]]
+        self._root = attributes(model)
+        hiding = [item for module in modules for _, _, item in hidden(module)]
+        held = [item for table in tables for item in table.values()] + hiding
+        held = [item for item in held if isinstance(item, Tensor)]
         self._tensors = held if values else []
         self._versions = self._read()
 
@@ -44,6 +49,8 @@ class Seen:
             for key, item in items.items():
                 if table.get(key) is not item:
                     return True
+        if attributes(model) != self._root or any(attributes(module) != seen for module, seen in self._own):
+            return True
         return self._read() != self._versions
 
 
@@ -108,7 +115,8 @@ def twin(model: nn.Module, share: bool) -> nn.Module:
         TypeError: for a model that cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    originals = list(model.modules())
+    for module in originals:
         for name in (*_BEFORE, *_AFTER):
             table = getattr(module, name)
             if table:
@@ -121,7 +129,10 @@ def twin(model: nn.Module, share: bool) -> nn.Module:
     try:
         # Else a copy of a model that was made in inference mode would not be one.
         with torch.inference_mode(any(t.is_inference() for t in (*model.parameters(), *model.buffers()))):
-            return copy.deepcopy(model, memo)
+            found = copy.deepcopy(model, memo)
+            rebind(found, {id(module): memo[id(module)] for module in originals if id(module) in memo})
+            settle(found)
+            return found
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). The attributor works on a "

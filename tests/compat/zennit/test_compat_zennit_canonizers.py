@@ -1,17 +1,25 @@
-"""Canonizers of the user's own: applied as Zennit applies them, and refused where a copy of the model cannot be."""
+"""Canonizers of the user's own: applied as Zennit applies them, and undone whatever they leave behind."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tests.compat.zennit.both import agree, ours, same, seeded, state
+from tests.compat.zennit.both import agree, attribute, check, ours, same, seeded, state, theirs
 
 rules = pytest.importorskip("zennit.rules")
-from zennit.canonizers import Canonizer, SequentialMergeBatchNorm  # noqa: E402
+from zennit.canonizers import (  # noqa: E402
+    AttributeCanonizer,
+    Canonizer,
+    CompositeCanonizer,
+    NamedMergeBatchNorm,
+    SequentialMergeBatchNorm,
+)
 from zennit.composites import EpsilonPlus  # noqa: E402
 from zennit.core import Composite  # noqa: E402
 
@@ -60,21 +68,26 @@ class Holds(Canonizer):
         self.held.bias.data = self.before
 
 
+def unchanged(composite: Any, canonizer: Any, model: Any = None, x: Any = None) -> None:
+    """Zennit's numbers, and the model as it was."""
+    model, x = (_network(), _input()) if model is None else (model, x)
+    before = state(model)
+    found = ours.Gradient(model, composite(canonizers=[canonizer(model)]))(x, TARGET)
+    same(before, state(model))
+    check(found, attribute(theirs, model, composite(canonizers=[canonizer(model)]), x, TARGET))
+
+
 def test_canonizer_that_does_not_undo_is_refused() -> None:
     with pytest.raises(RuntimeError, match="do not undo all that they do"):
         ours.Gradient(_network(), EpsilonPlus(canonizers=[Forgets()]))(_input())
 
 
-def test_canonizer_that_holds_a_module_is_refused() -> None:
-    model = _network()
-    before = state(model)
-    with pytest.raises(RuntimeError, match="changed the model although they were applied to a copy of it"):
-        ours.Gradient(model, EpsilonPlus(canonizers=[Holds(model[4])]))(_input())
-    same(before, state(model))
+def test_canonizer_that_holds_a_module() -> None:
+    unchanged(EpsilonPlus, lambda model: Holds(model[4]))
 
 
 class Replaces(Canonizer):
-    """Works on modules that it was told of: finds none in a copy."""
+    """Works on modules that it was told of."""
 
     def __init__(self, special: nn.Module) -> None:
         self.special, self.undo = special, []
@@ -95,12 +108,104 @@ class Replaces(Canonizer):
         self.undo.clear()
 
 
-def test_canonizer_that_goes_by_identity_is_refused() -> None:
-    model = _network()
-    before = state(model)
-    with pytest.raises(RuntimeError, match="something else of a copy of the model, at 2: they must find modules by"):
-        ours.Gradient(model, EpsilonPlus(canonizers=[Replaces(model[2])]))(_input())
+def test_canonizer_that_goes_by_identity() -> None:
+    unchanged(EpsilonPlus, lambda model: Replaces(model[2]))
+
+
+def _closure(linear: Any) -> Any:
+    return lambda name, module: {"forward": lambda x: 2 * F.linear(x, linear.weight)} if module is linear else None
+
+
+def _of_the_module(linear: Any) -> Any:
+    def attributes(name: str, module: Any) -> Any:
+        return {"forward": lambda x, scale=2: scale * F.linear(x, module.weight)} if id(module) == id(linear) else None
+
+    return attributes
+
+
+def _bound(linear: Any) -> Any:
+    def twice(self: Any, x: Tensor) -> Tensor:
+        return 2 * F.linear(x, self.weight)
+
+    return lambda name, module: {"forward": twice.__get__(module)} if module is linear else None
+
+
+def _partial(linear: Any) -> Any:
+    def times(factor: float, layer: Any, x: Tensor) -> Tensor:
+        return factor * F.linear(x, layer.weight)
+
+    return lambda name, module: {"forward": functools.partial(times, 2, linear)} if module is linear else None
+
+
+def _global(linear: Any) -> Any:
+    globals()["_LINEAR"] = linear
+    return lambda name, module: {"forward": lambda x: 2 * F.linear(x, _LINEAR.weight)} if module is _LINEAR else None
+
+
+_LINEAR: Any = None
+
+
+@pytest.mark.parametrize("made", [_closure, _of_the_module, _bound, _partial, _global])
+def test_attributes_for_a_module_found_by_identity(made: Any) -> None:
+    """Once with merged batch norms, which the function must see in the copy of the model that it refers to."""
+    unchanged(EpsilonPlus, lambda model: AttributeCanonizer(made(model[4])))
+    both = lambda model: CompositeCanonizer([SequentialMergeBatchNorm(), AttributeCanonizer(made(model[0]))])  # noqa: E731
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6, 4))
+    unchanged(EpsilonPlus, both, seeded(*model), torch.randn(2, 8, dtype=torch.float64))
+
+
+def test_the_module_found_by_a_global_is_another_one() -> None:
+    """The same code, another value of the name: no explainer of the first may be taken for the second."""
+    model = seeded(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 4))
+    x = torch.randn(2, 5, dtype=torch.float64)
+    for layer in (model[0], model[2], model[4]):
+        unchanged(EpsilonPlus, lambda model, layer=layer: AttributeCanonizer(_global(layer)), model, x)
+
+
+def test_named_batch_norms_and_attributes_that_were_there() -> None:
+    class Scaled(nn.Linear):
+        scale = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * super().forward(x)
+
+    model = seeded(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), Scaled(6, 4))
+    model[3].scale = 3.0
+    x = torch.randn(2, 5, dtype=torch.float64)
+    named = NamedMergeBatchNorm([(["0"], "1")])
+    halved = AttributeCanonizer(lambda name, module: {"scale": 0.5} if isinstance(module, Scaled) else None)
+    before, output = state(model), model(x)
+    found = ours.Gradient(model, EpsilonPlus(canonizers=[named, halved]))(x, TARGET)
     same(before, state(model))
+    assert torch.equal(model(x), output)
+    check(found, attribute(theirs, model, EpsilonPlus(canonizers=[named, halved]), x, TARGET))
+
+
+def test_function_among_the_attributes_refers_to_the_copy() -> None:
+    """A copy of a module keeps its functions, and with them the layers that they call."""
+
+    class Indirect(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)
+            self.body = lambda x: self.norm(self.first(x)).relu()
+            self.steps = {"body": [self.body]}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.steps["body"][0](x))
+
+    model = seeded(Indirect())
+    x = torch.randn(2, 5, dtype=torch.float64)
+    unchanged(EpsilonPlus, lambda _: SequentialMergeBatchNorm(), model, x)
+
+
+def test_changed_attribute_of_a_module_is_noticed() -> None:
+    model = seeded(nn.Linear(5, 6), nn.LeakyReLU(0.1), nn.Linear(6, 4))
+    x = torch.randn(2, 5, dtype=torch.float64)
+    attributor = ours.Gradient(model, EpsilonPlus())
+    attributor(x, TARGET)
+    model[1].negative_slope = 0.7
+    check(attributor(x, TARGET), attribute(theirs, model, EpsilonPlus(), x, TARGET))
 
 
 def test_failing_canonizer_leaves_the_model_as_it_was() -> None:
