@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp import runner
 from fastlrp.finite import all_finite
 from fastlrp.graph import Node, Value
 from fastlrp.plan import Plan
@@ -24,7 +25,7 @@ def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | 
         state: slots of the forward pass. initial: what targets started with, ``(B, K, …)``.
     """
     read = frozenset(v.index for node in plan.graph.nodes for v in (node.output, *node.inputs))
-    state = plan.complete(state, read)
+    state = runner.complete(plan, state, read)
     output = plan.graph.output
     if not _finite(state[output.index]):
         found = next(
@@ -54,9 +55,9 @@ def _reaches(node: Node, plan: Plan) -> bool:
 
 
 def _first_on_the_way_down(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | None:
-    values = [v for v in plan.builder.flows if v.has_batch_first]
+    values = [v for v in plan.flows if v.has_batch_first]
     schedule = plan.schedule(values)
-    state = plan.complete(state, plan.slots_read(schedule))
+    state = runner.complete(plan, state, schedule.slots)
     bad: set[Value] = set()
 
     def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
@@ -65,10 +66,10 @@ def _first_on_the_way_down(plan: Plan, state: list[Any], initial: Tensor | OneHo
         if not all_finite(register):
             bad.add(value)
 
-    plan.propagate(state, initial, schedule.steps, sink, 0)
+    runner.propagate(plan, state, initial, schedule.steps, sink, 0)
     if plan.graph.output in bad:
         return "at the start"
-    for row in plan.builder.rows:  # From the output down.
+    for row in plan.rows:  # From the output down.
         if any(value in bad for value in row.node.inputs):
             return f"at {row.node}" + (f" under {row.rule}" if row.rule else "")
     return None
