@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fastlrp.named import note_down, profiling, record_function
 from fastlrp.program import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 from fastlrp.targets import OneHot
 
@@ -25,33 +26,57 @@ class Descent:
 
     def run(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
-        state = self.state
-        for position in range(start, len(steps)):
-            step, frees = steps[position]
-            if type(step) is Emission:
-                value = registers[step.register]
-                value = value.dense() if type(value) is OneHot else value
-                self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
-            else:
-                if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
-                    fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
-                    if fits < count:
-                        self._split(steps, position, registers, first, count, fits)
-                        return
-                ins, slots = step.ins, step.slots
-                if len(ins) == 1:
-                    registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+        if profiling():
+            steps = [(step if type(step) is Emission else _profiled(step), frees) for step, frees in steps]
+        self._run(steps, start, registers, first, count)
+
+    def _run(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
+        state, position = self.state, start
+        try:
+            for position in range(start, len(steps)):
+                step, frees = steps[position]
+                if type(step) is Emission:
+                    value = registers[step.register]
+                    value = value.dense() if type(value) is OneHot else value
+                    self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
                 else:
-                    registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
-            for register in frees:
-                registers[register] = None
+                    if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
+                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
+                        if fits < count:
+                            self._split(steps, position, registers, first, count, fits)
+                            return
+                    ins, slots = step.ins, step.slots
+                    if len(step.outs) > 1:
+                        self._run_for_several(step, registers)
+                    elif len(ins) == 1:
+                        registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+                    else:
+                        registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
+                for register in frees:
+                    registers[register] = None
+        except Exception as error:
+            note_down(error, steps[position][0].name)
+            raise
+
+    def _run_for_several(self, step: BackwardStep, registers: list[Any]) -> None:
+        results = step.run(*[registers[r] for r in step.ins], *[self.state[slot] for slot in step.slots])
+        for out, result in zip(step.outs, results, strict=True):
+            registers[out] = result
 
     def _split(self, steps: Steps, position: int, registers: list[Any], first: int, count: int, fits: int) -> None:
         size = _even(count, fits)
         for offset in range(0, count, size):
             length = min(size, count - offset)
             part = [None if r is None else r.narrow(1, offset, length) for r in registers]
-            self.run(steps, position, part, first + offset, length)
+            self._run(steps, position, part, first + offset, length)
+
+
+def _profiled(step: BackwardStep) -> BackwardStep:
+    def run(*operands: Any) -> Any:
+        with record_function(f"down: {step.name}"):
+            return step.run(*operands)
+
+    return replace(step, run=run)
 
 
 def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:
@@ -89,13 +114,14 @@ def _peak(
             if fits < count:
                 block = _even(count, fits)
                 return max(peak, held + _peak(steps, position, set(live), sizes, batch, block, itemsize, limit))
-            live.add(step.out)
+            live.update(step.outs)
             if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
                 sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)
                 peak = max(peak, held + sizes[step.out] * unit)
             else:
                 # A step makes its scaled operand, once more in another layout, and up to three parts of its result.
-                sizes[step.out] = step.numel
-                peak = max(peak, held + (3 * step.numel + 2 * max(sizes[r] for r in step.ins)) * unit)
+                sizes.update(zip(step.outs, step.numels, strict=True))
+                made = 2 * step.numel + sum(step.numels)
+                peak = max(peak, held + (made + 2 * max(sizes[r] for r in step.ins)) * unit)
         live.difference_update(frees)
     return peak

@@ -206,7 +206,8 @@ class Plan:
 
     def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
         rule = self.rules.get(node)
-        b.begin(node, rule if rule is not None else "")
+        wins = node.kind == "max_pool" and not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare))
+        b.begin(node, f"max: {self.composite.max_pool}" if wins else "" if rule is None else rule)
         if node.kind == "move":
             move.lower_move(b, node, flow)
         elif node.kind == "cat":
@@ -229,8 +230,6 @@ class Plan:
         elif node.kind == "add":
             elementwise.lower_add(b, node, _required(rule), flow)
         elif node.kind == "max_pool":
-            if not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare)):
-                b.drafts[-1].rule = f"max: {self.composite.max_pool}"
             pool.lower_max(b, node, _required(rule), flow, self.composite.max_pool, indices[node])
             b.drafts[-1].slots.append(indices[node])
         elif node.kind in ("avg_pool", "adaptive_avg_pool"):
@@ -288,10 +287,10 @@ class Plan:
         last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
         steps: Steps = [(e, ()) for e in by_register.get(self.program.top, [])]
         for i, (step, frees) in enumerate(plain.steps):
-            emissions = by_register.get(step.out, [])
+            emissions = [e for out in step.outs for e in by_register.get(out, [])]
             # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
             done = [r for r in step.ins if r in by_register and last_use[r] == i]
-            done += [step.out] if emissions and step.out not in last_use else []
+            done += [out for out in step.outs if out in by_register and out not in last_use]
             if reduce and step.reduced is not None and step.out not in last_use:
                 step = replace(step, run=step.reduced, form=None)
             steps.append((step, frees if emissions else (*frees, *done)))

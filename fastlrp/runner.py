@@ -7,6 +7,7 @@ A plan is data that many calls and threads share; nothing here changes it. What 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +17,9 @@ from fastlrp.basis import Neck, find_neck
 from fastlrp.descent import Descent
 from fastlrp.fusion import fuse_unpooling
 from fastlrp.graph import Value
+from fastlrp.named import note_forward, profiling, record_function
 from fastlrp.plan import Keep, Plan
-from fastlrp.program import Emission, Schedule, Sink, Steps
+from fastlrp.program import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.sparse import specialize as alive
 from fastlrp.sparse.forms import Affine
 from fastlrp.sparse.rates import rates_of
@@ -108,17 +110,33 @@ def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) ->
 
 def run_forward(schedule: Schedule, state: list[Any]) -> None:
     """Execute forward steps on ``state``."""
-    for step, frees in schedule.steps:
-        ins = step.ins
-        if len(ins) == 1:
-            result = step.run(state[ins[0]])
-        else:
-            result = step.run(*[state[slot] for slot in ins])
-        outs = step.outs
-        if len(outs) == 1:
-            state[outs[0]] = result
-        else:
-            for slot, item in zip(outs, result, strict=True):
-                state[slot] = item
-        for slot in frees:
-            state[slot] = None
+    steps = schedule.steps
+    if profiling():
+        steps = [(_profiled(step), frees) for step, frees in steps]
+    name = ""
+    try:
+        for step, frees in steps:
+            name, ins = step.name, step.ins
+            if len(ins) == 1:
+                result = step.run(state[ins[0]])
+            else:
+                result = step.run(*[state[slot] for slot in ins])
+            outs = step.outs
+            if len(outs) == 1:
+                state[outs[0]] = result
+            else:
+                for slot, item in zip(outs, result, strict=True):
+                    state[slot] = item
+            for slot in frees:
+                state[slot] = None
+    except Exception as error:
+        note_forward(error, name)
+        raise
+
+
+def _profiled(step: ForwardStep) -> ForwardStep:
+    def run(*tensors: Any) -> Any:
+        with record_function(f"forward: {step.name}"):
+            return step.run(*tensors)
+
+    return replace(step, run=run)

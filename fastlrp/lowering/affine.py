@@ -79,7 +79,10 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
         return
     unpooled = layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
-    register = b.step(run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled)
+    register = b.step(
+        run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
+        accepts_one_hot=one_hot,
+    )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -146,7 +149,6 @@ def _rows_of(b: Builder, run: Callable[..., Tensor], weight: Tensor) -> Callable
             return selected
         return run(flow, u, v, x)
 
-    call.accepts_one_hot = True  # type: ignore[attr-defined]
     return call
 
 

@@ -146,7 +146,9 @@ def through(forms, state, register):
     def never(*_):
         raise AssertionError("the dense way was taken")
 
-    steps = [(BackwardStep(never, (i,), (), i + 1, 0, 0, form), ()) for i, form in enumerate(forms)]
+    steps = [
+        (BackwardStep("a layer", None, never, (i,), (), (i + 1,), (0,), 0, form), ()) for i, form in enumerate(forms)
+    ]
     found = specialize(steps, state, lambda *_: True)
     registers = {0: register}
     for step, _ in found.steps:
