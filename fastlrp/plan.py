@@ -6,11 +6,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from fastlrp import rules
+from fastlrp import program_check, rules
 from fastlrp.basis import Neck
 from fastlrp.bounded import Bounded
 from fastlrp.builder import Builder
@@ -152,6 +152,8 @@ class Plan:
             _settle_allocator()
         with torch.no_grad():
             self.program = self._lower(Builder(graph, backend, device, dtype, shared))
+        if program_check.ENABLED:
+            program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
         # Slots that the way down to the inputs reads.
         self.coefficients = self.schedule(self.explained_inputs()).slots
@@ -296,7 +298,14 @@ class Plan:
             steps.append((step, frees if emissions else (*frees, *done)))
             for n, emission in enumerate(emissions):
                 steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
-        return Schedule(steps, frozenset(by_register))
+        made = Schedule(steps, frozenset(by_register))
+        if program_check.ENABLED:
+            self._check_schedule(made, values)
+        return made
+
+    def _check_schedule(self, schedule: Schedule, values: Sequence[Value]) -> None:
+        program_check.check_backward(self.program, schedule.steps, [self.program.top])
+        program_check.check_emissions(schedule.steps, tuple(dict.fromkeys(values)))
 
     def forward_schedule(self, keep: Keep = "coefficients") -> Schedule:
         """The steps of one forward pass that leaves what ``keep`` names."""
@@ -307,7 +316,10 @@ class Plan:
         steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
-        return schedule_forward(steps, kept, program.inputs)
+        made = schedule_forward(steps, kept, program.inputs)
+        if program_check.ENABLED:
+            program_check.check_forward(made, program.inputs, program.slots)
+        return made
 
     def _kept(self, keep: Keep) -> frozenset[int]:
         program = self.program
@@ -326,9 +338,27 @@ class Plan:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""
 
         def make() -> Schedule:
-            return schedule_forward(self.program.steps_to(wanted, have), wanted | have, sorted(have))
+            made = schedule_forward(self.program.steps_to(wanted, have), wanted | have, sorted(have))
+            if program_check.ENABLED:
+                program_check.check_forward(made, have, self.program.slots)
+            return made
 
         return self._completions.get((wanted, have), make)
+
+    def check(self) -> None:
+        """Check that all steps fit together, as they were lowered and in the order in which they run.
+
+        Raises:
+            ProgramError: see :mod:`fastlrp.program_check`.
+        """
+        program_check.check_program(self.program)
+        values = self.explained_inputs()
+        self._check_schedule(self.schedule(values), values)
+        flowing = tuple(v for v in self.flows if v.has_batch_first)
+        self._check_schedule(self.schedule(flowing), flowing)
+        for keep in get_args(Keep):
+            schedule = self.forward_schedule(keep)
+            program_check.check_forward(schedule, self.program.inputs, self.program.slots)
 
     def table(self, paths: Mapping[str, Path] | None = None) -> str:
         """Per layer, from the output down: rule, what flows to its input, backend, path, cached bytes.

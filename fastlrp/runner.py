@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp import descent as way_down
+from fastlrp import program_check
 from fastlrp.basis import Neck, find_neck
 from fastlrp.descent import Descent
 from fastlrp.fusion import fuse_unpooling
@@ -62,14 +63,23 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
     """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
     work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
     if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
-        return Specialized(fuse_unpooling(steps), [], 0)
+        return Specialized(_fused(plan, steps, state), [], 0)
     itemsize, rates = plan.dtype.itemsize, rates_of(plan.device)
 
     def choose(form: Affine, above: float, below: float) -> bool:
         return plan.chooser.sparse(form, above, below, count, itemsize, rates)
 
     found = alive.specialize(steps, state, choose)
-    return Specialized(fuse_unpooling(found.steps), found.paths, found.nbytes)
+    if program_check.ENABLED:
+        program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
+    return Specialized(_fused(plan, found.steps, state), found.paths, found.nbytes)
+
+
+def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
+    fused = fuse_unpooling(steps)
+    if program_check.ENABLED:
+        program_check.check_backward(plan.program, fused, program_check.given_registers(steps), state)
+    return fused
 
 
 def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
