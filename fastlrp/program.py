@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastlrp.graph import Node, Value
 from fastlrp.sparse.forms import Form
+from fastlrp.windows import PoolGeometry
 
 LANES = 16
 """Sparse steps compute targets in multiples of this many."""
@@ -119,7 +120,7 @@ class BackwardStep:
     form: Form | None = None
     least: int = 1
     reduced: Callable[..., Tensor] | None = None
-    unpool: tuple[list[int], ...] | None = None
+    unpool: PoolGeometry | None = None
     unpooled: Callable[..., Tensor] | None = None
     accepts_one_hot: bool = False
     out: int = field(init=False)

@@ -195,7 +195,7 @@ def _part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = Fals
     part = None
     if layer.bias is not None and not zero_bias:
         part = (-layer.bias if negative else layer.bias).clamp(min=0)
-    together = layer.node.kind == "conv" and layer.geometry[5] == 1 and not layer.geometry[3]
+    together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
 

@@ -296,13 +296,18 @@ class _Rewrite:
         leaving = list(form.leaving[1:])
         if isinstance(form, MaxPool):
             index, scale = self.state[form.index], None if form.scale is None else self.state[form.scale]
-            found = kernels_for(index).sparse_winners(index, pooled.tensors, leaving, *form.geometry)
+            found = kernels_for(index).sparse_winners(index, pooled.tensors, leaving, *form.geometry.arguments)
         else:
             scale = form.scales(self.state)
             if scale is not None:
                 scale = scale.expand(pooled.batch, *form.arriving)
             found = kernels_for(pattern.offsets).sparse_windows(
-                pattern.tensors, pooled.tensors, pooled.batch, leaving, list(form.arriving[1:]), *form.geometry
+                pattern.tensors,
+                pooled.tensors,
+                pooled.batch,
+                leaving,
+                list(form.arriving[1:]),
+                *form.geometry.windows,
             )
         offsets, channels, starts, rows = found
         if channels.numel() == pattern.entries:  # All that is wanted, as a rule.
