@@ -13,6 +13,7 @@ import argparse
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,9 +33,6 @@ class Timed:
 
     def __init__(self, run: Any) -> None:
         self.run, self.seconds, self.faults = run, 0.0, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.run, name)
 
     def __call__(self, *operands: Any, **options: Any) -> torch.Tensor:
         faults, begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
@@ -71,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     total = time.perf_counter() - begin
     print(f"{options.model}, {options.composite}, {options.size}x{options.size}, K = {len(targets)}, {machine()}")
     print(f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peak / 1e9:.0f} GFLOP/s")
-    header = ("step", "relevance of", "path", "above", "below", "ms/target", "dense-equivalent GFLOP/s", "of peak",
+    header = ("step", "layer", "path", "above", "below", "ms/target", "dense-equivalent GFLOP/s", "of peak",
               "faults/target")  # fmt: skip
     print(align(header, _rows(record, steps, len(targets), peak), numbers=range(3, 9)))
     inside = sum(step.run.seconds for step in steps)
@@ -87,19 +85,20 @@ def _timed_steps() -> list[Any]:
     steps: list[Any] = []
     propagate = runner.propagate
 
+    timed: dict[Any, Any] = {}
+
     def run(plan: Any, state: Any, initial: Any, given: Any, sink: Any, first: int) -> None:
         for step, _ in given:
-            if not isinstance(step, Emission) and step not in steps:
-                step.run = Timed(step.run)
-                steps.append(step)
-        propagate(plan, state, initial, given, sink, first)
+            if not isinstance(step, Emission) and step not in timed:
+                timed[step] = replace(step, run=Timed(step.run))
+                steps.append(timed[step])
+        propagate(plan, state, initial, [(timed.get(step, step), frees) for step, frees in given], sink, first)
 
     runner.propagate = run
     return steps
 
 
 def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
-    names = {flow.register: value.name for value, flow in record.plan.flows.items()}
     paths = {id(path.form): path for path in record.paths.values()}
     rows: list[tuple[str, ...]] = []
     for position, step in enumerate(steps):
@@ -109,7 +108,7 @@ def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[
         densities = ("", "") if path is None else (f"{path.above:.2f}", f"{path.below:.2f}")
         kind = "compact" if changes_form else "sparse" if step.least > 1 else "dense"
         numbers = (f"{each * 1e3:.2f}", f"{rate / 1e9:.0f}", f"{rate / peak:.2f}", f"{step.run.faults / count:.0f}")
-        rows.append((str(position), names.get(step.out, "sum"), kind, *densities, *numbers))
+        rows.append((str(position), step.name, kind, *densities, *numbers))
     return rows
 
 

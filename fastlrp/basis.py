@@ -57,7 +57,7 @@ def find_neck(steps: Steps, carried: dict[int, Value], count: int, result_numel:
     for position, (step, frees) in enumerate(steps):
         above += work[position]
         if type(step) is not Emission:
-            live.add(step.out)
+            live.update(step.outs)
         live.difference_update(frees)
         following = steps[position + 1][0] if position + 1 < len(steps) else None
         if len(live) != 1 or following is None or type(following) is Emission:

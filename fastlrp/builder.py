@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fastlrp.dispatch import compiled_backend, select, sparse_kernels
 from fastlrp.graph import Constant, Graph, Node, Value, leaves, substitute
-from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart
+from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
 from fastlrp.signs import nonnegative
 from fastlrp.sparse.forms import Form, Sum
 from fastlrp.stabilizer import Stabilizer
@@ -62,6 +62,7 @@ class Builder:
         self._factors: dict[Factor, int] = {}
         self._nonnegative = nonnegative(graph)
         self._row: Draft | None = None
+        self._name, self._node = "(model)", cast("Node | None", None)
 
     @cached_property
     def has_sparse_kernels(self) -> bool:
@@ -124,7 +125,7 @@ class Builder:
             self.keyed[key] = first
         self.slots += outs
         slots = tuple(range(first, first + outs))
-        self.forward.append(ForwardStep(run, tuple(ins), slots, is_cache=True, part=part))
+        self.forward.append(ForwardStep(self._name, self._node, run, tuple(ins), slots, is_cache=True, part=part))
         for slot in slots:
             self.slot_bytes[slot] = numel * (itemsize or self.dtype.itemsize)
         if self._row is not None:
@@ -173,7 +174,8 @@ class Builder:
         self.slots += extra_outs
         outs = (node.output.index, *range(first, first + extra_outs))
         ins = tuple(v.index for v in node.inputs)
-        self.forward.append(ForwardStep(call or bind_forward(node), ins, outs, is_cache=False, part=part))
+        run = call or bind_forward(node)
+        self.forward.append(ForwardStep(step_name(node), node, run, ins, outs, is_cache=False, part=part))
         return first
 
     # Backward side
@@ -195,18 +197,41 @@ class Builder:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
-        ``reduced``, ``unpool`` and ``unpooled`` of :class:`~fastlrp.program.BackwardStep`.
+        ``reduced``, ``unpool``, ``unpooled`` and ``accepts_one_hot`` of :class:`~fastlrp.program.BackwardStep`.
         """
-        out = self.new_register()
+        return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
+
+    def step_with_results(
+        self,
+        run: Callable[..., tuple[Tensor, ...]],
+        registers: Sequence[int],
+        slots: Sequence[int | None],
+        numels: Sequence[int],
+    ) -> tuple[int, ...]:
+        """One backward step whose ``run`` gives a tuple; ``numels``: entries of each. Returns their registers."""
+        if len(numels) == 1:
+            return self._append(lambda *operands: run(*operands)[0], registers, slots, tuple(numels), numels[0])
+        return self._append(run, registers, slots, tuple(numels), sum(numels))
+
+    def _append(
+        self,
+        run: Callable[..., Any],
+        registers: Sequence[int],
+        slots: Sequence[int | None],
+        numels: tuple[int, ...],
+        work: int,
+        **others: Any,
+    ) -> tuple[int, ...]:
+        outs = tuple(self.new_register() for _ in numels)
         present = tuple(slot for slot in slots if slot is not None)
         if len(present) != len(slots):
             absent = [slot is None for slot in slots]
             run = _with_absent(run, len(registers), absent)
             if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
                 others["unpooled"] = _with_absent(others["unpooled"], len(registers) + 2, absent)
-        step = BackwardStep(run, tuple(registers), present, out, numel, work or numel, form, **others)
-        self.backward.append(step)
-        return out
+        place = self._name, self._node
+        self.backward.append(BackwardStep(*place, run, tuple(registers), present, outs, numels, work, **others))
+        return outs
 
     def backend_of(self, name: str) -> str:
         """Which backend :meth:`operation` would take."""
@@ -219,6 +244,7 @@ class Builder:
 
     def begin(self, node: Node, rule: object) -> Draft:
         """What is added from here on belongs to this node under this rule."""
+        self._name, self._node = step_name(node, rule), node
         self._row = Draft(node, str(rule))
         self.drafts.append(self._row)
         return self._row
@@ -236,6 +262,7 @@ class Builder:
         if not sent:
             return None
         self._row = None
+        self._name, self._node = value_name(value, f"sum for {len(sent)} readers"), value.producer
         flow = sent[0] if len(sent) == 1 else self._sum(value, sent)
         self.flows[value] = flow
         return flow
@@ -269,7 +296,6 @@ def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool])
         rest = iter(operands[registers:])
         return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))
 
-    call.accepts_one_hot = getattr(run, "accepts_one_hot", False)  # type: ignore[attr-defined]
     return call
 
 

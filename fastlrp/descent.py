@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastlrp.named import note_down, profiling, record_function
 from fastlrp.program import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 from fastlrp.targets import OneHot
 
@@ -25,6 +26,8 @@ class Descent:
 
     def run(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
+        if profiling():
+            steps = [(step if type(step) is Emission else _profiled(step), frees) for step, frees in steps]
         parts = [_Part(start, registers, first, count)]
         while parts:
             # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
@@ -33,25 +36,37 @@ class Descent:
     def _advance(self, steps: Steps, part: _Part) -> list[_Part]:
         """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
         state, registers, first, count = self.state, part.registers, part.first, part.count
-        for position in range(part.position, len(steps)):
-            step, frees = steps[position]
-            if type(step) is Emission:
-                value = registers[step.register]
-                value = value.dense() if type(value) is OneHot else value
-                self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
-            else:
-                if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
-                    fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
-                    if fits < count:
-                        return _split(replace(part, position=position), fits)
-                ins, slots = step.ins, step.slots
-                if len(ins) == 1:
-                    registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+        position = part.position
+        try:
+            for position in range(part.position, len(steps)):
+                step, frees = steps[position]
+                if type(step) is Emission:
+                    value = registers[step.register]
+                    value = value.dense() if type(value) is OneHot else value
+                    self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
                 else:
-                    registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
-            for register in frees:
-                registers[register] = None
+                    if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
+                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
+                        if fits < count:
+                            return _split(replace(part, position=position), fits)
+                    ins, slots = step.ins, step.slots
+                    if len(step.outs) > 1:
+                        self._run_for_several(step, registers)
+                    elif len(ins) == 1:
+                        registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+                    else:
+                        registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
+                for register in frees:
+                    registers[register] = None
+        except Exception as error:
+            note_down(error, steps[position][0].name)
+            raise
         return []
+
+    def _run_for_several(self, step: BackwardStep, registers: list[Any]) -> None:
+        results = step.run(*[registers[r] for r in step.ins], *[self.state[slot] for slot in step.slots])
+        for out, result in zip(step.outs, results, strict=True):
+            registers[out] = result
 
 
 @dataclass(eq=False)
@@ -73,6 +88,14 @@ def _split(part: _Part, fits: int) -> list[_Part]:
         registers = [None if r is None else r.narrow(1, offset, length) for r in part.registers]
         found.append(_Part(part.position, registers, part.first + offset, length))
     return found
+
+
+def _profiled(step: BackwardStep) -> BackwardStep:
+    def run(*operands: Any) -> Any:
+        with record_function(f"down: {step.name}"):
+            return step.run(*operands)
+
+    return replace(step, run=run)
 
 
 def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:
@@ -105,13 +128,14 @@ def peak_bytes(steps: Steps, sizes: dict[int, int], batch: int, count: int, item
                 count, outside = _even(count, fits), held
                 unit = batch * itemsize * count
                 held = outside + sum(sizes[r] for r in live) * unit
-            live.add(step.out)
+            live.update(step.outs)
             if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
                 sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)
                 peak = max(peak, held + sizes[step.out] * unit)
             else:
                 # A step makes its scaled operand, once more in another layout, and up to three parts of its result.
-                sizes[step.out] = step.numel
-                peak = max(peak, held + (3 * step.numel + 2 * max(sizes[r] for r in step.ins)) * unit)
+                sizes.update(zip(step.outs, step.numels, strict=True))
+                made = 2 * step.numel + sum(step.numels)
+                peak = max(peak, held + (made + 2 * max(sizes[r] for r in step.ins)) * unit)
         live.difference_update(frees)
     return peak

@@ -48,7 +48,10 @@ def _together(pool: BackwardStep, layer: BackwardStep) -> BackwardStep:
     def run(flow: Tensor, index: Tensor, *slots: Any) -> Tensor:
         return unpooled(flow, index, geometry, *slots)
 
-    return BackwardStep(run, pool.ins, (*pool.slots, *layer.slots), layer.out, layer.numel, layer.work)
+    return BackwardStep(
+        f"{pool.name} + {layer.name}", layer.node, run, pool.ins, (*pool.slots, *layer.slots), layer.outs, layer.numels,
+        layer.work,
+    )  # fmt: skip
 
 
 def fuse_sweeps(steps: Sequence[ForwardStep], kept: frozenset[int], sweep: Callable[..., Any]) -> list[ForwardStep]:
@@ -100,7 +103,8 @@ def _sweep(relu: ForwardStep, pool: ForwardStep, coefficients: ForwardStep, swee
         return sweep(z, p, next(given, None), *rule, *geometry)
 
     ins = (relu.ins[0], *(slot for slot in (positive, negative) if slot is not None))
-    return ForwardStep(run, ins, (*pool.outs, *coefficients.outs), is_cache=False)
+    name = " + ".join(step.name for step in (relu, pool, coefficients))
+    return ForwardStep(name, pool.node, run, ins, (*pool.outs, *coefficients.outs), is_cache=False)
 
 
 def _replace(

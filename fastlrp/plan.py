@@ -6,11 +6,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from fastlrp import advice, rules
+from fastlrp import advice, program_check, rules
 from fastlrp.basis import Neck
 from fastlrp.bounded import Bounded
 from fastlrp.builder import Builder
@@ -153,6 +153,8 @@ class Plan:
             _settle_allocator()
         with torch.no_grad():
             self.program = self._lower(Builder(graph, backend, device, dtype, shared))
+        if program_check.ENABLED:
+            program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
         # Slots that the way down to the inputs reads.
         self.coefficients = self.schedule(self.explained_inputs()).slots
@@ -203,7 +205,8 @@ class Plan:
 
     def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
         rule = self.rules.get(node)
-        b.begin(node, rule if rule is not None else "")
+        wins = node.kind == "max_pool" and not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare))
+        b.begin(node, f"max: {self.composite.max_pool}" if wins else "" if rule is None else rule)
         if node.kind == "move":
             move.lower_move(b, node, flow)
         elif node.kind == "cat":
@@ -228,8 +231,6 @@ class Plan:
         elif node.kind == "add":
             elementwise.lower_add(b, node, _required(rule), flow)
         elif node.kind == "max_pool":
-            if not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare)):
-                b.drafts[-1].rule = f"max: {self.composite.max_pool}"
             pool.lower_max(b, node, _required(rule), flow, self.composite.max_pool, indices[node])
             b.drafts[-1].slots.append(indices[node])
         elif node.kind in ("avg_pool", "adaptive_avg_pool"):
@@ -287,16 +288,23 @@ class Plan:
         last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
         steps: Steps = [(e, ()) for e in by_register.get(self.program.top, [])]
         for i, (step, frees) in enumerate(plain.steps):
-            emissions = by_register.get(step.out, [])
+            emissions = [e for out in step.outs for e in by_register.get(out, [])]
             # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
             done = [r for r in step.ins if r in by_register and last_use[r] == i]
-            done += [step.out] if emissions and step.out not in last_use else []
+            done += [out for out in step.outs if out in by_register and out not in last_use]
             if reduce and step.reduced is not None and step.out not in last_use:
                 step = replace(step, run=step.reduced, form=None)
             steps.append((step, frees if emissions else (*frees, *done)))
             for n, emission in enumerate(emissions):
                 steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
-        return Schedule(steps, frozenset(by_register))
+        made = Schedule(steps, frozenset(by_register))
+        if program_check.ENABLED:
+            self._check_schedule(made, values)
+        return made
+
+    def _check_schedule(self, schedule: Schedule, values: Sequence[Value]) -> None:
+        program_check.check_backward(self.program, schedule.steps, [self.program.top])
+        program_check.check_emissions(schedule.steps, tuple(dict.fromkeys(values)))
 
     def forward_schedule(self, keep: Keep = "coefficients") -> Schedule:
         """The steps of one forward pass that leaves what ``keep`` names."""
@@ -307,7 +315,10 @@ class Plan:
         steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
-        return schedule_forward(steps, kept, program.inputs)
+        made = schedule_forward(steps, kept, program.inputs)
+        if program_check.ENABLED:
+            program_check.check_forward(made, program.inputs, program.slots)
+        return made
 
     def _kept(self, keep: Keep) -> frozenset[int]:
         program = self.program
@@ -326,9 +337,27 @@ class Plan:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""
 
         def make() -> Schedule:
-            return schedule_forward(self.program.steps_to(wanted, have), wanted | have, sorted(have))
+            made = schedule_forward(self.program.steps_to(wanted, have), wanted | have, sorted(have))
+            if program_check.ENABLED:
+                program_check.check_forward(made, have, self.program.slots)
+            return made
 
         return self._completions.get((wanted, have), make)
+
+    def check(self) -> None:
+        """Check that all steps fit together, as they were lowered and in the order in which they run.
+
+        Raises:
+            ProgramError: see :mod:`fastlrp.program_check`.
+        """
+        program_check.check_program(self.program)
+        values = self.explained_inputs()
+        self._check_schedule(self.schedule(values), values)
+        flowing = tuple(v for v in self.flows if v.has_batch_first)
+        self._check_schedule(self.schedule(flowing), flowing)
+        for keep in get_args(Keep):
+            schedule = self.forward_schedule(keep)
+            program_check.check_forward(schedule, self.program.inputs, self.program.slots)
 
     def table(self, paths: Mapping[str, Path] | None = None) -> str:
         """Per layer, from the output down: rule, what flows to its input, backend, path, cached bytes.

@@ -9,7 +9,7 @@ melt into the next layer's coefficients, which are computed once per sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastlrp.graph import Node, Value
 from fastlrp.sparse.forms import Form
+from fastlrp.windows import PoolGeometry
 
 LANES = 16
 """Sparse steps compute targets in multiples of this many."""
@@ -62,10 +63,30 @@ class SweepPart:
     slots: tuple[int | None, ...] = ()
 
 
-@dataclass(eq=False)
-class ForwardStep:
-    """``state[out…] = run(*state[in…])``. ``part``: of what :mod:`fastlrp.fusion` makes one step of."""
+def step_name(node: Node, rule: object = "") -> str:
+    """``"features.3 (conv2d, Epsilon)"``: the module's path, the operation, and the rule or words about it."""
+    word = rule if isinstance(rule, str) else type(rule).__name__
+    return f"{node.path or '(model)'} ({', '.join(filter(None, (node.operation, word)))})"
 
+
+def value_name(value: Value, words: str = "") -> str:
+    """The same of the node that made a value; of the model's inputs their own name."""
+    if value.producer is not None:
+        return step_name(value.producer, words)
+    return f"{value.name} ({', '.join(filter(None, ('input', words)))})"
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardStep:
+    """``state[out…] = run(*state[in…])``.
+
+    Attributes:
+        name: as :func:`step_name` makes it. node: that it stands for. part: of what :mod:`fastlrp.fusion` makes one
+            step of. is_cache: a coefficient, made for relevance alone.
+    """
+
+    name: str
+    node: Node | None
     run: Callable[..., Any]
     ins: tuple[int, ...]
     outs: tuple[int, ...]
@@ -73,26 +94,41 @@ class ForwardStep:
     part: SweepPart | None = None
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class BackwardStep:
-    """``registers[out] = run(*registers[in…], *state[slots…])``; ``numel``, ``work`` (FLOPs): of one target.
+    """``registers[out…] = run(*registers[in…], *state[slots…])``; with several outs ``run`` gives a tuple.
 
-    ``form``: the same in the terms of the sparse kernels, if it has one. ``least``: targets that it takes at once at
-    the cost of one. ``reduced``: the same as ``run`` with the result's channels summed up, ``(B, K, 1, *S)``.
-    ``unpool`` of a max-pool and ``unpooled`` of the layer above it: what :mod:`fastlrp.fusion` makes one step of.
+    Attributes:
+        name: as :func:`step_name` makes it. node: that it stands for.
+        numels: entries of each result, and work: floating-point operations, both of one sample and target.
+        form: the same in the terms of the sparse kernels, if it has one.
+        least: as many targets cost no more than one (sparse kernels take them in multiples of a vector).
+        reduced: the same as ``run`` with the result's channels summed up, ``(B, K, 1, *S)``.
+        unpool, unpooled: of a max-pool and of the layer above it, what :mod:`fastlrp.fusion` makes one step of.
+        accepts_one_hot: whether ``run`` takes :class:`~fastlrp.targets.OneHot` in the place of initial relevance.
+        out, numel: of the first, as a rule the only result, and of the largest.
     """
 
-    run: Callable[..., Tensor]
+    name: str
+    node: Node | None
+    run: Callable[..., Any]
     ins: tuple[int, ...]
     slots: tuple[int, ...]
-    out: int
-    numel: int
+    outs: tuple[int, ...]
+    numels: tuple[int, ...]
     work: int
     form: Form | None = None
     least: int = 1
     reduced: Callable[..., Tensor] | None = None
-    unpool: tuple[list[int], ...] | None = None
+    unpool: PoolGeometry | None = None
     unpooled: Callable[..., Tensor] | None = None
+    accepts_one_hot: bool = False
+    out: int = field(init=False)
+    numel: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", self.outs[0])
+        object.__setattr__(self, "numel", max(self.numels))
 
 
 @dataclass(eq=False)
@@ -102,6 +138,11 @@ class Emission:
     value: Value
     register: int
     slots: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """``"features.3 (conv2d, relevance)"``."""
+        return value_name(self.value, "relevance")
 
 
 Steps = list[tuple[Any, tuple[int, ...]]]
@@ -158,7 +199,7 @@ class Program:
     def takes_one_hot(self) -> bool:
         """True if the first step is a linear layer, which selects rows for one-hot targets."""
         readers = [step for step in self.backward if self.top in step.ins]
-        return all(getattr(step.run, "accepts_one_hot", False) for step in readers)
+        return all(step.accepts_one_hot for step in readers)
 
     def steps_to(
         self, wanted: frozenset[int], have: frozenset[int], always: Callable[[ForwardStep], bool] = lambda step: False
@@ -203,14 +244,14 @@ def schedule_forward(steps: Sequence[ForwardStep], keep: frozenset[int], inputs:
 
 
 def schedule_backward(steps: Sequence[BackwardStep], keep: frozenset[int]) -> Schedule:
-    """Drop steps that no kept register needs, and free registers after their last use."""
+    """Drop steps that no kept register needs, and free registers after their last use, at once if nobody reads them."""
     needed = set(keep)
     kept: list[BackwardStep] = []
     for step in reversed(steps):
-        if step.out in needed:
+        if needed.intersection(step.outs):
             kept.append(step)
             needed.update(step.ins)
-    return Schedule(_with_frees(kept[::-1], lambda s: s.ins, lambda s: (s.out,), keep), keep)
+    return Schedule(_with_frees(kept[::-1], lambda s: s.ins, lambda s: s.outs, keep), keep)
 
 
 def _with_frees(

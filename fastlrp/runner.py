@@ -7,17 +7,20 @@ A plan is data that many calls and threads share; nothing here changes it. What 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from fastlrp import descent as way_down
+from fastlrp import program_check
 from fastlrp.basis import Neck, find_neck
 from fastlrp.descent import Descent
 from fastlrp.fusion import fuse_unpooling
 from fastlrp.graph import Value
+from fastlrp.named import note_forward, profiling, record_function
 from fastlrp.plan import Keep, Plan
-from fastlrp.program import Emission, Schedule, Sink, Steps
+from fastlrp.program import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.sparse import specialize as alive
 from fastlrp.sparse.forms import Affine
 from fastlrp.sparse.rates import rates_of
@@ -60,14 +63,23 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
     """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
     work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
     if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
-        return Specialized(fuse_unpooling(steps), [], 0)
+        return Specialized(_fused(plan, steps, state), [], 0)
     itemsize, rates = plan.dtype.itemsize, rates_of(plan.device)
 
     def choose(form: Affine, above: float, below: float) -> bool:
         return plan.chooser.sparse(form, above, below, count, itemsize, rates)
 
     found = alive.specialize(steps, state, choose)
-    return Specialized(fuse_unpooling(found.steps), found.paths, found.nbytes)
+    if program_check.ENABLED:
+        program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
+    return Specialized(_fused(plan, found.steps, state), found.paths, found.nbytes)
+
+
+def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
+    fused = fuse_unpooling(steps)
+    if program_check.ENABLED:
+        program_check.check_backward(plan.program, fused, program_check.given_registers(steps), state)
+    return fused
 
 
 def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
@@ -108,17 +120,33 @@ def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) ->
 
 def run_forward(schedule: Schedule, state: list[Any]) -> None:
     """Execute forward steps on ``state``."""
-    for step, frees in schedule.steps:
-        ins = step.ins
-        if len(ins) == 1:
-            result = step.run(state[ins[0]])
-        else:
-            result = step.run(*[state[slot] for slot in ins])
-        outs = step.outs
-        if len(outs) == 1:
-            state[outs[0]] = result
-        else:
-            for slot, item in zip(outs, result, strict=True):
-                state[slot] = item
-        for slot in frees:
-            state[slot] = None
+    steps = schedule.steps
+    if profiling():
+        steps = [(_profiled(step), frees) for step, frees in steps]
+    name = ""
+    try:
+        for step, frees in steps:
+            name, ins = step.name, step.ins
+            if len(ins) == 1:
+                result = step.run(state[ins[0]])
+            else:
+                result = step.run(*[state[slot] for slot in ins])
+            outs = step.outs
+            if len(outs) == 1:
+                state[outs[0]] = result
+            else:
+                for slot, item in zip(outs, result, strict=True):
+                    state[slot] = item
+            for slot in frees:
+                state[slot] = None
+    except Exception as error:
+        note_forward(error, name)
+        raise
+
+
+def _profiled(step: ForwardStep) -> ForwardStep:
+    def run(*tensors: Any) -> Any:
+        with record_function(f"forward: {step.name}"):
+            return step.run(*tensors)
+
+    return replace(step, run=run)

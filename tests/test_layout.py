@@ -28,6 +28,7 @@ ORDER = (
     ("fastlrp.basis",),
     ("fastlrp.descent", "fastlrp.fusion"),
     ("fastlrp.sparse.specialize",),
+    ("fastlrp.program_check",),
     ("fastlrp.program",),
     ("fastlrp.canonizers", "fastlrp.composites", "fastlrp.capture"),
     ("fastlrp.signs",),

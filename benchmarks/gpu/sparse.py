@@ -27,6 +27,7 @@ from benchmarks.precision import PRECISIONS
 from fastlrp import dispatch
 from fastlrp.sparse.compact import Compact, Pattern
 from fastlrp.sparse.forms import Affine
+from fastlrp.windows import ConvGeometry
 
 FLOOR_OF_ERRORS = 1e-5
 
@@ -47,12 +48,12 @@ class Question:
         return PRECISIONS[self.precision].dtype
 
     @property
-    def geometry(self) -> tuple[Any, ...]:
-        """Stride, padding, dilation, transposed, output padding, groups; of a linear layer none of them."""
+    def geometry(self) -> ConvGeometry:
+        """Of the convolution; of a linear layer an empty one."""
         m = self.layer.module
         if isinstance(m, nn.Linear):
-            return ([], [], [], False, [], 1)
-        return (list(m.stride), list(m.padding), list(m.dilation), False, [0] * len(m.stride), m.groups)
+            return ConvGeometry()
+        return ConvGeometry(list(m.stride), list(m.padding), list(m.dilation), False, [0] * len(m.stride), m.groups)
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.layer.module.weight.shape))
@@ -86,16 +87,16 @@ class Case:
         """The same by the dense operation, zero where nobody is alive below."""
         change = Tensor.double if upcast else Tensor.clone
         relevance, weight, u = (change(t) for t in (self.relevance[:, :targets], self.weight, self.u))
-        geometry, linear = self.asked.geometry, not self.asked.geometry[0]
+        geometry, linear = self.asked.geometry, not self.asked.geometry.stride
         op = "linear_relevance" if linear else "conv_relevance"
         call = dispatch.select(op, backend, self.asked.device, relevance.dtype).call
-        shape = () if linear else (list(self.asked.layer.size[1:]), *geometry)
+        shape = () if linear else (list(self.asked.layer.size[1:]), *geometry.arguments)
         found: Tensor = call(relevance, weight, u, None, None, None, *shape, False, False)
         return found * self.below.to(found.dtype).unsqueeze(1)
 
     def sparse(self) -> tuple[Any, Compact, Pattern]:
         """The layer in the terms of the sparse kernels, the relevance that arrives, and who is alive below."""
-        linear, layer = not self.asked.geometry[0], self.asked.layer
+        linear, layer = not self.asked.geometry.stride, self.asked.layer
         weight = self.weight.unsqueeze(2) if linear else self.weight
         form = Affine(
             (weight,), (0,), (False,), None, None, self.asked.geometry, tuple(layer.out), tuple(layer.size),

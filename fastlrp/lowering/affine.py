@@ -79,7 +79,10 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
         return
     unpooled = layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
-    register = b.step(run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled)
+    register = b.step(
+        run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
+        accepts_one_hot=one_hot,
+    )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -146,7 +149,6 @@ def _rows_of(b: Builder, run: Callable[..., Tensor], weight: Tensor) -> Callable
             return selected
         return run(flow, u, v, x)
 
-    call.accepts_one_hot = True  # type: ignore[attr-defined]
     return call
 
 
@@ -193,7 +195,7 @@ def _part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = Fals
     part = None
     if layer.bias is not None and not zero_bias:
         part = (-layer.bias if negative else layer.bias).clamp(min=0)
-    together = layer.node.kind == "conv" and layer.geometry[5] == 1 and not layer.geometry[3]
+    together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
 

@@ -29,7 +29,7 @@ def is_fused_input(b: Builder, layer: AffineLayer) -> bool:
     node, x = layer.node, layer.x
     if node.kind != "conv" or x.producer is not None or not 3 <= len(x.shape) <= 5:
         return False
-    plain = not layer.geometry[3] and layer.geometry[5] == 1 and x.sizes[0] <= FEW_CHANNELS
+    plain = layer.geometry.is_plain and x.sizes[0] <= FEW_CHANNELS
     return plain and b.backend_of("input_relevance") in FUSED
 
 
@@ -45,7 +45,7 @@ def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[
     """Relevance of the network's input as a sum of terms, in one kernel; with its channels summed up where asked."""
     x = layer.x
     call = b.operation("input_relevance")
-    stride, padding, dilation, _, _, groups = layer.geometry
+    stride, padding, dilation, _, _, groups = layer.geometry.arguments
     geometry = (list(x.sizes[1:]), stride, padding, dilation, groups)
     # Also what the sparse form reads, which may take this step's place: a record keeps what its steps name.
     read = [slot for _, u, m in terms for slot in (u, m) if slot is not None]
@@ -72,7 +72,7 @@ def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[
 def _send_flat(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
     x = layer.x
     call = b.operation("input_flat_relevance")
-    stride, padding, dilation, *_ = layer.geometry
+    stride, padding, dilation, *_ = layer.geometry.arguments
     kernel, size = list(layer.weight.shape[2:]), list(x.sizes[1:])
 
     def run(reduce: bool, flow: Tensor, u: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def lower_input_independent(b: Builder, layer: AffineLayer, rule: rules.WSquare 
     factor = b.slot_of(flow.factor)
     scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
     u = b.cache(lambda t: same_layout(layer, scaled(t)), [y.index if factor is None else factor], y.numel)
-    simple = flat and layer.node.kind == "conv" and layer.geometry[5] == 1
+    simple = flat and layer.node.kind == "conv" and layer.geometry.groups == 1
     if is_fused_input(b, layer):
         if flat:
             _send_flat(b, layer, flow, u)

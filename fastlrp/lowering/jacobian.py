@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,18 +77,24 @@ def _free(x: Any) -> Any:
 def transpose_at(b: Builder, node: Node, flow: Flow) -> None:
     """The gradient of any operation at its inputs' values."""
     inputs = list(node.sources)
-    forward = bind_forward(node)
-    factor = b.slot_of(flow.factor)
     if len(inputs) != len(node.inputs) or b.graph.batch is not None:
-        _transpose_beside(b, node, flow, factor)
+        _transpose_beside(b, node, flow, b.slot_of(flow.factor))
         return
-    slots = [v.index for v in inputs]
-    for position, x in enumerate(inputs):
+    transpose_from(b, bind_forward(node), inputs, [v.index for v in inputs], flow)
 
-        def run(f: Tensor, s: Tensor | None, *values: Tensor, position: int = position) -> Tensor:
-            return vjp(forward, values, f if s is None else multiply(f, s))[position]
 
-        b.send(x, Flow(b.step(run, [flow.register], [factor, *slots], x.numel)))
+def transpose_from(
+    b: Builder, forward: Callable[..., Tensor], inputs: Sequence[Value], slots: Sequence[int], flow: Flow
+) -> None:
+    """The gradient of ``forward`` at what the slots hold, sent to all ``inputs`` by one step."""
+
+    def run(f: Tensor, s: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+        return vjp(forward, values, f if s is None else multiply(f, s))
+
+    read = [b.slot_of(flow.factor), *slots]
+    registers = b.step_with_results(run, [flow.register], read, [x.numel for x in inputs])
+    for x, register in zip(inputs, registers, strict=True):
+        b.send(x, Flow(register))
 
 
 def _transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, left: Factor | None = None) -> None:
@@ -147,24 +153,24 @@ def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None
     forward = bind_forward(node)
     register = b.relevance_register(flow, node.output.numel)
     slots = [node.output.index, *(v.index for v in inputs)]
-    for position, x in enumerate(inputs):
 
-        def run(r: Tensor, y: Tensor, *values: Tensor, position: int = position, x: object = x) -> Tensor:
-            parts = rule.propagate(forward, values, y, r)
-            if not isinstance(parts, tuple) or len(parts) != len(values):
-                raise TypeError(
-                    f"{type(rule).__name__}.propagate must return a tuple with one entry for each of the "
-                    f"{len(values)} inputs of {node}, got {type(parts).__name__}"
-                )
-            part = parts[position]
-            expected = (*r.shape[:2], *values[position].shape[1:])
-            if part is None:
-                return r.new_zeros(expected)
-            if tuple(part.shape) != expected:
+    def run(r: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        parts = rule.propagate(forward, values, y, r)
+        if not isinstance(parts, tuple) or len(parts) != len(values):
+            raise TypeError(
+                f"{type(rule).__name__}.propagate must return a tuple with one entry for each of the "
+                f"{len(values)} inputs of {node}, got {type(parts).__name__}"
+            )
+        checked = []
+        for position, (part, value) in enumerate(zip(parts, values, strict=True)):
+            expected = (*r.shape[:2], *value.shape[1:])
+            if part is not None and tuple(part.shape) != expected:
                 raise ValueError(
                     f"{type(rule).__name__}.propagate returned relevance of shape {tuple(part.shape)} for input "
                     f"{position} of {node}, expected {expected}"
                 )
-            return part
+            checked.append(r.new_zeros(expected) if part is None else part)
+        return tuple(checked)
 
-        b.send(x, Flow(b.step(run, [register], slots, x.numel)))
+    for x, out in zip(inputs, b.step_with_results(run, [register], slots, [x.numel for x in inputs]), strict=True):
+        b.send(x, Flow(out))

@@ -13,6 +13,7 @@ from fastlrp.builder import Builder, channels_last
 from fastlrp.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.graph import Node
 from fastlrp.sparse.forms import Affine
+from fastlrp.windows import ConvGeometry, PoolGeometry
 
 FUSED = ("triton", "cuda")
 """Backends whose kernels do in one what others compose."""
@@ -34,13 +35,8 @@ class AffineLayer:
             self.weight = channels_last(weight) if node.kind == "conv" else weight
             self.bias = merged if merged is not None else None  # type: ignore[assignment]
         if node.kind == "conv":
-            self.geometry = (
-                a["stride"],
-                a["padding"],
-                a["dilation"],
-                a["transposed"],
-                a["output_padding"],
-                a["groups"],
+            self.geometry = ConvGeometry(
+                a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"]
             )
 
     @staticmethod
@@ -69,13 +65,13 @@ class AffineLayer:
         """Floating-point operations of one product with the weight, per sample."""
         if self.node.kind == "batch_norm":
             return self.x.numel
-        outer = self.x if self.node.kind == "conv" and self.geometry[3] else self.y
+        outer = self.x if self.node.kind == "conv" and self.geometry.transposed else self.y
         return 2 * outer.numel * (self.weight.numel() // self.weight.shape[0])
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias``."""
         if self.node.kind == "conv":
-            return torch.convolution(x, weight, bias, *self.geometry)
+            return torch.convolution(x, weight, bias, *self.geometry.arguments)
         if self.node.kind == "linear":
             return torch.nn.functional.linear(x, weight, bias)
         return x * weight if bias is None else x * weight + bias
@@ -89,7 +85,7 @@ class AffineLayer:
             call = b.operation("linear_relevance")
         else:
             call = b.operation("conv_relevance")
-            before = (list(self.x.sizes[1:]), *self.geometry)
+            before = (list(self.x.sizes[1:]), *self.geometry.arguments)
         weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
         fused = self._is_fused(b)
 
@@ -106,22 +102,20 @@ class AffineLayer:
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool
     ) -> Callable[..., Tensor] | None:
         """``(pooled register, index, pool's geometry, u, v, input) -> c`` below a max-pool, if a kernel does both."""
-        fits = self.node.kind == "conv" and not self.geometry[3]
+        fits = self.node.kind == "conv" and not self.geometry.transposed
         if not fits or b.backend_of("conv_unpooled_relevance") not in FUSED:
             return None
         call = b.operation("conv_unpooled_relevance")
-        stride, padding, dilation, _, _, groups = self.geometry
+        stride, padding, dilation, _, _, groups = self.geometry.arguments
         sizes = list(self.y.sizes[1:]), list(self.x.sizes[1:])
         weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
 
-        def run(
-            flow: Tensor, index: Tensor, pool: tuple[list[int], ...], u: Tensor | None, v: Tensor | None, x: Any
-        ) -> Tensor:
+        def run(flow: Tensor, index: Tensor, pool: PoolGeometry, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
             positive = None if u is not None else part
             result: Tensor = call(
-                flow, index, weight, u, v, given, positive, sizes[0], *pool, sizes[1], stride, padding, dilation,
-                groups, split, False,
+                flow, index, weight, u, v, given, positive, sizes[0], *pool.arguments, sizes[1], stride, padding,
+                dilation, groups, split, False,
             )  # fmt: skip
             return result
 
@@ -134,7 +128,7 @@ class AffineLayer:
         """A convolution's weight with its outputs innermost, as tensor cores want float32: a product sums over them."""
         if weight is None or self.node.kind != "conv" or not self._is_fused(b):
             return weight
-        outputs = 1 if self.geometry[3] else 0
+        outputs = 1 if self.geometry.transposed else 0
         return weight.movedim(outputs, -1).contiguous().movedim(-1, outputs)
 
     def form(
@@ -151,11 +145,11 @@ class AffineLayer:
             return None
         if self.node.kind == "conv" and not 3 <= len(self.x.shape) <= 5:
             return None
-        geometry = self.geometry if self.node.kind == "conv" else ([], [], [], False, [], 1)
+        geometry = self.geometry if self.node.kind == "conv" else ConvGeometry()
         weights, slots, splits = zip(*products, strict=True)
         if self.node.kind == "linear":
             weights = tuple(w.unsqueeze(2) for w in weights)
-        if (sign is not None or factors is not None) and geometry[5] != 1:
+        if (sign is not None or factors is not None) and geometry.groups != 1:
             return None  # Twice the input channels belong to one group only.
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes

@@ -16,6 +16,7 @@ from fastlrp.lowering.pool_rules import POOL_RULES, Windows, lower_pool_rule, wi
 from fastlrp.program import Factor, Flow, SweepPart
 from fastlrp.sparse.forms import AvgPool, MaxPool
 from fastlrp.stabilizer import Stabilizer
+from fastlrp.windows import PoolGeometry
 
 _MAX_POOL: list[Any] = [None, F.max_pool1d, F.max_pool2d, F.max_pool3d]
 _ADAPTIVE_MAX: list[Any] = [None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d]
@@ -80,23 +81,22 @@ def lower_max(b: Builder, node: Node, rule: rules.Rule, flow: Flow, mode: MaxPoo
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
-def _disjoint_windows(node: Node) -> tuple[list[int], ...] | None:
-    """Kernel, stride, padding and dilation of a max-pool whose windows don't overlap; None for others."""
+def _max_windows(node: Node) -> PoolGeometry:
     a = node.attributes
-    if a["adaptive"]:
-        return None
-    kernel, stride, padding, dilation = (list(a[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
-    overlap = any(d * (k - 1) >= s for k, s, d in zip(kernel, stride, dilation, strict=True))
-    return None if overlap else (kernel, stride, padding, dilation)
+    return PoolGeometry(*(list(a[key]) for key in ("kernel_size", "stride", "padding", "dilation")))
+
+
+def _disjoint_windows(node: Node) -> PoolGeometry | None:
+    """Of a max-pool whose windows don't overlap; None for others."""
+    windows = None if node.attributes["adaptive"] else _max_windows(node)
+    return None if windows is None or windows.overlaps else windows
 
 
 def max_pool_form(b: Builder, node: Node, index: int, scale: int | None) -> MaxPool | None:
     """The pool in the terms of the sparse kernels, where they can take it."""
-    a, x = node.attributes, node.inputs[0]
-    if a["adaptive"] or not b.has_sparse_kernels:
+    if node.attributes["adaptive"] or not b.has_sparse_kernels:
         return None
-    geometry = tuple(list(a[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
-    return MaxPool(index, scale, x.sizes, geometry)  # type: ignore[arg-type]
+    return MaxPool(index, scale, node.inputs[0].sizes, _max_windows(node))
 
 
 def max_pool_stabilizer(rule: rules.Rule | None) -> Stabilizer:
@@ -121,13 +121,13 @@ def _average_form(b: Builder, node: Node, scale: int | None, divisor: int | None
     a, arriving, leaving = node.attributes, node.output.sizes, node.inputs[0].sizes
     if node.kind == "adaptive_avg_pool":
         kernel = [i // o if o and i % o == 0 else 0 for i, o in zip(leaving[1:], arriving[1:], strict=True)]
-        geometry, include_pad = (kernel, kernel, [0] * len(kernel)), True
+        geometry, include_pad = PoolGeometry(kernel, kernel, [0] * len(kernel)), True
     else:
-        geometry = tuple(list(a[key]) for key in ("kernel_size", "stride", "padding"))  # type: ignore[assignment]
+        geometry = PoolGeometry(*(list(a[key]) for key in ("kernel_size", "stride", "padding")))
         include_pad = a.get("count_include_pad", True)
-    if not all(geometry[0]) or len(geometry[0]) != len(leaving) - 1:
+    if not all(geometry.kernel_size) or len(geometry.kernel_size) != len(leaving) - 1:
         return None
-    if math.prod(-(-k // s) for k, s in zip(*geometry[:2], strict=True)) > MOST_WINDOWS:
+    if math.prod(-(-k // s) for k, s in zip(geometry.kernel_size, geometry.stride, strict=True)) > MOST_WINDOWS:
         return None
     shares = AvgPool.shares_of(arriving[1:], leaving[1:], geometry, include_pad, divisor, b.dtype)
     return AvgPool(scale, shares, arriving, leaving, geometry)

@@ -47,9 +47,10 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     doubled = form.sign is not None or form.factors is not None
     work = form.work * products
     outs, ins = torch.Size(form.arriving).numel(), torch.Size(form.leaving).numel()
-    stride, _, dilation, transposed = form.geometry[:4]
+    geometry = form.geometry
     taps = torch.Size(form.kernel).numel()
-    if form.kernel and form.groups == stride[-1] == dilation[-1] == 1 and not transposed and form.arriving[0] <= 128:
+    steps_by_one = form.kernel and geometry.is_plain and geometry.stride[-1] == geometry.dilation[-1] == 1
+    if steps_by_one and form.arriving[0] <= 128:
         taps //= form.kernel[-1]  # The kernel takes the taps along the last axis at once.
     padded = -(-count // rates.lanes) * rates.lanes
     rate = rates.sparse if padded > rates.lanes else rates.half_filled

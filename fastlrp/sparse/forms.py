@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.sparse.compact import Compact, Pattern, kernels_for
+from fastlrp.windows import ConvGeometry, PoolGeometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Affine:
         sign: slot of the input whose sign decides, or of False; None if no product splits.
         factors: slots that the two products' results are multiplied with before they are added (the box rule).
         gamma: of two coefficients of the gamma rule: ``W + gamma W+`` or ``W + gamma W-``, by an output's sign.
-        geometry: stride, padding, dilation, transposed, output_padding, groups.
+        geometry: of the convolution.
         arriving, leaving: sizes ``(C, *S)`` of the layer's output and input.
         path: of the module, for those who choose by name.
         work: floating-point operations of one product for one sample and target.
@@ -34,7 +35,7 @@ class Affine:
     splits: tuple[bool, ...]
     sign: int | None
     factors: tuple[int, int] | None
-    geometry: tuple[Any, ...]
+    geometry: ConvGeometry
     arriving: tuple[int, ...]
     leaving: tuple[int, ...]
     work: int
@@ -48,8 +49,7 @@ class Affine:
 
     @property
     def groups(self) -> int:
-        groups: int = self.geometry[5]
-        return groups
+        return self.geometry.groups
 
     def is_split(self, state: Mapping[int, Any] | Sequence[Any]) -> bool:
         """Whether this sample's input really has two signs."""
@@ -106,7 +106,7 @@ class Affine:
 
     def _canonical(self, weight: Tensor) -> Tensor:
         """``(groups, Co, Ci, taps)``."""
-        if self.geometry[3]:
+        if self.geometry.transposed:
             return weight.unflatten(0, (self.groups, -1)).flatten(3).transpose(1, 2)
         return weight.flatten(2).unflatten(0, (self.groups, -1))
 
@@ -129,7 +129,7 @@ class Affine:
         split, batch, size = self.is_split(state), register.pattern.batch, self.leaving
         channels = size[0] if dense else None
         factors = [state[slot] for slot in self.factors or ()]
-        stride, padding, dilation, transposed, _, groups = self.geometry
+        stride, padding, dilation, transposed, _, groups = self.geometry.arguments
         twice = 2 if split or factors else 1
         coefficients, other = [state[slot] for slot in self.coefficients], None
         if self.takes_one_of_two(split):
@@ -148,14 +148,13 @@ class MaxPool:
     """A max-pool: what arrives goes to the winners.
 
     Attributes:
-        index, scale: slots; scale may be None. leaving: sizes ``(C, *S)`` of its input.
-        geometry: kernel size, stride, padding, dilation.
+        index, scale: slots; scale may be None. leaving: sizes ``(C, *S)`` of its input. geometry: of its windows.
     """
 
     index: int
     scale: int | None
     leaving: tuple[int, ...]
-    geometry: tuple[list[int], list[int], list[int], list[int]]
+    geometry: PoolGeometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,26 +163,25 @@ class AvgPool:
 
     Attributes:
         scale: slot or None. shares: ``(*S',)``, what one entry of each window gets; None if all of it.
-        arriving, leaving: sizes ``(C, *S')`` and ``(C, *S)`` of its output and input.
-        geometry: kernel size, stride, padding.
+        arriving, leaving: sizes ``(C, *S')`` and ``(C, *S)`` of its output and input. geometry: of its windows.
     """
 
     scale: int | None
     shares: Tensor | None
     arriving: tuple[int, ...]
     leaving: tuple[int, ...]
-    geometry: tuple[list[int], list[int], list[int]]
+    geometry: PoolGeometry
 
     @staticmethod
     def shares_of(
-        arriving: Sequence[int], leaving: Sequence[int], geometry: Sequence[list[int]], include_pad: bool,
+        arriving: Sequence[int], leaving: Sequence[int], geometry: PoolGeometry, include_pad: bool,
         divisor: int | None, dtype: torch.dtype,
     ) -> Tensor | None:  # fmt: skip
         """One over the divisor of every window, as PyTorch's average pools have it; sizes without channels."""
         if divisor is not None:
             return None if divisor == 1 else torch.full(tuple(arriving), 1 / divisor, dtype=dtype)
         counts = torch.ones((), dtype=torch.float64)
-        for outputs, inputs, kernel, stride, padding in zip(arriving, leaving, *geometry, strict=True):
+        for outputs, inputs, kernel, stride, padding in zip(arriving, leaving, *geometry.windows, strict=True):
             start = torch.arange(outputs, dtype=torch.float64) * stride - padding
             stop = (start + kernel).clamp(max=inputs + padding)
             count = stop - start if include_pad else stop.clamp(max=inputs) - start.clamp(min=0)
@@ -200,8 +198,8 @@ class AvgPool:
     def reached(self, values: Tensor) -> Tensor:
         """``(B, C, *S)`` to ``(B, C, *S')``: not zero where any value in the window is not."""
         alive = (values != 0).to(values.dtype)
-        for axis, (outputs, kernel, stride, padding) in enumerate(zip(self.arriving[1:], *self.geometry, strict=True)):
-            axis += 2
+        sizes = zip(self.arriving[1:], *self.geometry.windows, strict=True)
+        for axis, (outputs, kernel, stride, padding) in enumerate(sizes, start=2):
             inputs, last = alive.shape[axis], (outputs - 1) * stride + kernel
             shape = list(alive.shape)
             padded = []

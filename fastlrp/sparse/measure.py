@@ -19,6 +19,7 @@ from fastlrp.dispatch import select, sparse_kernels
 from fastlrp.sparse.compact import Compact, Pattern
 from fastlrp.sparse.forms import Affine
 from fastlrp.sparse.rates import Rates, own_path, write
+from fastlrp.windows import ConvGeometry
 
 Timer = Callable[[Callable[[], object]], float]
 """Seconds of one run."""
@@ -50,12 +51,12 @@ class Sample:
         self.wanted = mask[1]
         flow = random(1, shape.targets, n, n, c).movedim(-1, 2)
         self.flow = flow
-        geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        geometry = ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
         work = 2 * 9 * c * c * n * n
         self.form = Affine((self.weight,), (0,), (False,), None, None, geometry, (c, n, n), (c, n, n), work, "sample")
         self.above, self.below = Pattern.of(self.u), Pattern.of(self.wanted)
         self.compact = Compact.of(flow, self.above)
-        self.geometry = ([n, n], *geometry, False, False)
+        self.geometry = ([n, n], *geometry.arguments, False, False)
 
     def dense(self) -> Tensor:
         call = select("conv_relevance", "auto", self.device, self.dtype).call

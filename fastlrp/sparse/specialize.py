@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastlrp.graph import Node
 from fastlrp.program import BLOCK, BackwardStep, Emission, Steps
 from fastlrp.sparse.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.sparse.forms import Affine, AvgPool, MaxPool, Sum
@@ -58,7 +59,7 @@ def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialize
     Args:
         steps: backward steps and emissions in order. state: all slots that they read. choose: which layers are sparse.
     """
-    wants = _Wants(state, choose, {step.out for step, _ in steps if type(step) is not Emission})
+    wants = _Wants(state, choose, {r for step, _ in steps if type(step) is not Emission for r in step.outs})
     for step, _ in reversed(steps):
         wants.add(step)
     return _Rewrite(state, wants).run(steps)
@@ -101,7 +102,7 @@ class _Wants:
         above = self.pattern(coefficients).density
         below = 1.0 if wanted is None else self.pattern(wanted).density
         # One-hot targets select rows of a weight, which nothing beats.
-        selects = getattr(step.run, "accepts_one_hot", False) and step.ins[0] not in self.produced
+        selects = step.accepts_one_hot and step.ins[0] not in self.produced
         sparse = not selects and self.choose(form, above, below)
         self.paths.append(Path(form, sparse, above, below))
         if sparse:
@@ -163,10 +164,10 @@ class _Rewrite:
 
     def run(self, steps: Steps) -> Specialized:
         written: Steps = []
-        produced = {step.out for step, _ in steps if type(step) is not Emission}
+        produced = {r for step, _ in steps if type(step) is not Emission for r in step.outs}
         given = dict.fromkeys(r for step, _ in steps if type(step) is not Emission for r in step.ins)
         for register in (r for r in given if r not in produced):
-            self._convert(register, written, ())
+            self._convert(register, written, (), "(model) (initial relevance)", None)
         joined = self._joined(steps)
         for position, (step, frees) in enumerate(steps):
             if position in joined:
@@ -179,7 +180,8 @@ class _Rewrite:
             else:
                 written.append((self._sparse(step), frees))
             if type(step) is not Emission:
-                self._convert(step.out, written, frees)
+                for register in step.outs:
+                    self._convert(register, written, frees, step.name, step.node)
         return Specialized(written, self.wants.paths[::-1], self.nbytes)
 
     def _joined(self, steps: Steps) -> set[int]:
@@ -197,12 +199,13 @@ class _Rewrite:
                 found.add(position)
         return found
 
-    def _convert(self, register: int, written: Steps, frees: tuple[int, ...]) -> None:
+    def _convert(self, register: int, written: Steps, frees: tuple[int, ...], name: str, node: Node | None) -> None:
         """Make a dense register compact if that is what its readers want."""
         pattern = self._pattern(register)
         if pattern is not None and register not in self.compact and register not in frees:
-            change = _step(lambda r: Compact.of(r, pattern), (register,), register, pattern)
-            written.append((change, ()))
+            numel, run = _rows(pattern), lambda r: Compact.of(r, pattern)
+            written.append((BackwardStep(f"{name}, made compact", node, run, (register,), (), (register,), (numel,), 0,
+                                         least=BLOCK), ()))  # fmt: skip
             self.compact.add(register)
 
     def _pattern(self, register: int) -> Pattern | None:
@@ -293,13 +296,18 @@ class _Rewrite:
         leaving = list(form.leaving[1:])
         if isinstance(form, MaxPool):
             index, scale = self.state[form.index], None if form.scale is None else self.state[form.scale]
-            found = kernels_for(index).sparse_winners(index, pooled.tensors, leaving, *form.geometry)
+            found = kernels_for(index).sparse_winners(index, pooled.tensors, leaving, *form.geometry.arguments)
         else:
             scale = form.scales(self.state)
             if scale is not None:
                 scale = scale.expand(pooled.batch, *form.arriving)
             found = kernels_for(pattern.offsets).sparse_windows(
-                pattern.tensors, pooled.tensors, pooled.batch, leaving, list(form.arriving[1:]), *form.geometry
+                pattern.tensors,
+                pooled.tensors,
+                pooled.batch,
+                leaving,
+                list(form.arriving[1:]),
+                *form.geometry.windows,
             )
         offsets, channels, starts, rows = found
         if channels.numel() == pattern.entries:  # All that is wanted, as a rule.
@@ -320,11 +328,13 @@ class _Rewrite:
         return _step(run, step.ins, step.out, pattern, step)
 
 
+def _rows(pattern: Pattern) -> int:
+    """Entries per sample, as many as the samples have on average."""
+    return -(-pattern.entries // max(1, pattern.batch))
+
+
 def _step(
-    run: Callable[..., Any], ins: tuple[int, ...], out: int, pattern: Pattern | None, old: BackwardStep | None = None
+    run: Callable[..., Any], ins: tuple[int, ...], out: int, pattern: Pattern | None, old: BackwardStep
 ) -> BackwardStep:
-    numel = old.numel if pattern is None and old is not None else 0
-    if pattern is not None:
-        numel = -(-pattern.entries // max(1, pattern.batch))
-    work, form = (0, None) if old is None else (old.work, old.form)
-    return BackwardStep(run, ins, (), out, numel, work, form, BLOCK)
+    numel = old.numel if pattern is None else _rows(pattern)
+    return BackwardStep(old.name, old.node, run, ins, (), (out,), (numel,), old.work, old.form, BLOCK)

@@ -15,6 +15,7 @@ from fastlrp.program import BackwardStep
 from fastlrp.sparse.compact import Compact
 from fastlrp.sparse.forms import Affine, AvgPool
 from fastlrp.sparse.specialize import specialize
+from fastlrp.windows import ConvGeometry, PoolGeometry
 from tests.sparse.cases import DTYPES, KERNELS, TOLERANCE, alive, pattern_of
 from tests.sparse.nets import assert_same
 
@@ -63,7 +64,7 @@ def defined(name, register, scale):
 def form_of(name, scale, dtype):
     size, kernel, stride, padding, _, include, divisor = POOLS[name]
     arriving = tuple(pool_of(name)(torch.zeros(1, *size)).shape[1:])
-    geometry = (list(kernel), list(stride), list(padding))
+    geometry = PoolGeometry(list(kernel), list(stride), list(padding))
     shares = AvgPool.shares_of(arriving[1:], size[1:], geometry, include, divisor, dtype)
     return AvgPool(scale, shares, arriving, size, geometry)
 
@@ -130,14 +131,14 @@ def identity(sizes, slot, dtype):
     """A layer that multiplies with what is in a slot."""
     channels, dims = sizes[0], len(sizes) - 1
     weight = torch.eye(channels, dtype=dtype).view(channels, channels, *[1] * dims)
-    geometry = ([1] * dims, [0] * dims, [1] * dims, False, [0] * dims, 1)
+    geometry = ConvGeometry([1] * dims, [0] * dims, [1] * dims, False, [0] * dims, 1)
     return Affine((weight,), (slot,), (False,), None, None, geometry, sizes, sizes, 1, "identity")
 
 
 def renaming(sizes):
     """A pool that does nothing but put the rows into another register."""
     ones = [1] * (len(sizes) - 1)
-    return AvgPool(None, None, sizes, sizes, (ones, ones, [0] * len(ones)))
+    return AvgPool(None, None, sizes, sizes, PoolGeometry(ones, ones, [0] * len(ones)))
 
 
 def through(forms, state, register):
@@ -146,7 +147,9 @@ def through(forms, state, register):
     def never(*_):
         raise AssertionError("the dense way was taken")
 
-    steps = [(BackwardStep(never, (i,), (), i + 1, 0, 0, form), ()) for i, form in enumerate(forms)]
+    steps = [
+        (BackwardStep("a layer", None, never, (i,), (), (i + 1,), (0,), 0, form), ()) for i, form in enumerate(forms)
+    ]
     found = specialize(steps, state, lambda *_: True)
     registers = {0: register}
     for step, _ in found.steps:

@@ -10,6 +10,7 @@ import torch
 from fastlrp.sparse.choose import LEAST_TARGETS, Chooser, estimate
 from fastlrp.sparse.forms import Affine
 from fastlrp.sparse.rates import Rates
+from fastlrp.windows import ConvGeometry
 
 RATES = Rates()
 
@@ -23,7 +24,7 @@ def layer(
     """A convolution as VGG-16 has them; nothing here runs, so its weights need no memory of their own."""
     weight = torch.empty(1).expand(outputs, inputs // groups, kernel, kernel)
     work = 2 * outputs * size * size * inputs // groups * kernel * kernel
-    geometry = ([1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], groups)
+    geometry = ConvGeometry([1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], groups)
     return Affine(
         (weight,) * products, tuple(range(products)), (False,) * products, 9 if signed else None,
         (7, 8) if box else None, geometry, (outputs, size, size), (inputs, size, size), work, path,
@@ -32,7 +33,7 @@ def layer(
 
 def linear(inputs=512, outputs=4096):
     weight = torch.empty(1).expand(outputs, inputs, 1)
-    return Affine((weight,), (0,), (False,), None, None, ([], [], [], False, [], 1), (outputs,), (inputs,),
+    return Affine((weight,), (0,), (False,), None, None, ConvGeometry(), (outputs,), (inputs,),
                   2 * inputs * outputs, "classifier")  # fmt: skip
 
 

@@ -12,16 +12,15 @@ tensor later sees them, and so does the derivative of code that read it before, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastlrp.builder import Builder, bind_forward, multiply
+from fastlrp.builder import Builder, bind_forward
 from fastlrp.compat.captum.graph import TIMES, before
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.graph import Graph, Node, Value
-from fastlrp.lowering.jacobian import vjp
+from fastlrp.lowering.jacobian import transpose_from
 from fastlrp.lowering.pool import max_pool_form, max_pool_forward
 from fastlrp.program import Factor, Flow
 
@@ -183,10 +182,4 @@ def _lower_max(b: Builder, node: Node, flow: Flow, at: int) -> None:
 def _lower_any(b: Builder, node: Node, flow: Flow, slots: list[int]) -> None:
     """By autograd, as :func:`fastlrp.lowering.jacobian.transpose_at` does."""
     pairs = [(v, slot) for v, slot in zip(node.inputs, slots, strict=True) if v.is_differentiable]
-    forward, factor = bind_forward(node), b.slot_of(flow.factor)
-    for position, (x, _) in enumerate(pairs):
-
-        def run(f: Tensor, s: Tensor | None, *values: Any, position: int = position) -> Tensor:
-            return vjp(forward, values, f if s is None else multiply(f, s))[position]
-
-        b.send(x, Flow(b.step(run, [flow.register], [factor, *(slot for _, slot in pairs)], x.numel)))
+    transpose_from(b, bind_forward(node), [v for v, _ in pairs], [slot for _, slot in pairs], flow)
