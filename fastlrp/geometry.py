@@ -37,7 +37,7 @@ def describe(node: Node, target: Any) -> None:
         "cat": lambda n, b: n.attributes.update(dim=b.get("dim", 0)),
         "activation": _activation,
         "linear_map": _linear_map,
-        "move": lambda n, b: n.attributes.update(b, fill=b.get("value") or 0),
+        "move": lambda n, b: n.attributes.update(b),
     }.get(node.kind)
     if fill is not None:
         fill(node, bound)
@@ -151,7 +151,7 @@ def _adaptive(node: Node, bound: dict[str, Any]) -> None:
 def _add(node: Node, bound: dict[str, Any]) -> None:
     alpha = bound.get("alpha", 1)
     first, second = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.operation]
-    node.attributes.update(alpha=min(first, second), terms=((node.args[0], first), (node.args[1], second)))
+    node.attributes.update(terms=((node.args[0], first), (node.args[1], second)))
 
 
 def _mul(node: Node, bound: dict[str, Any]) -> None:
@@ -164,7 +164,6 @@ def _mul(node: Node, bound: dict[str, Any]) -> None:
 
 
 def _activation(node: Node, bound: dict[str, Any]) -> None:
-    low = bound.get("min_val", bound.get("min"))
-    node.attributes.update(low=low, parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
+    node.attributes.update(parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
     if any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input")):
         node.kind = "unknown"
