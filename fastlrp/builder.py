@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastlrp.dispatch import compiled_backend, select, sparse_kernels
 from fastlrp.graph import Constant, Graph, Node, Value, leaves, substitute
+from fastlrp.narrow import representable, wide
 from fastlrp.program import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
 from fastlrp.signs import nonnegative
 from fastlrp.sparse.forms import Form, Sum
@@ -143,14 +144,41 @@ class Builder:
 
     def share(self, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:
         """Slot of ``factor / st(z)``: what a proportional rule multiplies the arriving register with."""
-        factor = self.slot_of(flow.factor)
-        if stabilizer.is_absolute and self.dtype != torch.float16:
+        factor, dtype = self.slot_of(flow.factor), self.dtype
+        ins = [z] if factor is None else [z, factor]
+        if stabilizer.is_absolute:
             op, epsilon = self.operation("elementwise_coefficients"), stabilizer.epsilon
             run = lambda z, f=None: op(z, None, None, f, "epsilon", 1, epsilon)[0]  # noqa: E731
-            return self.cache(run, [z] if factor is None else [z, factor], numel)
-        if factor is None:
-            return self.cache(stabilizer.reciprocal, [z], numel)
-        return self.cache(lambda z, f: stabilizer.reciprocal(z).mul_(f), [z, factor], numel)
+        else:
+
+            def run(z: Tensor, f: Tensor | None = None) -> Tensor:
+                inverse = stabilizer.reciprocal(wide(z))
+                return (inverse if f is None else inverse.mul_(f)).to(z.dtype)
+
+        if dtype == torch.float16:
+            return self.cache(lambda z, *f: representable(run(z, *f), z, dtype), ins, numel)
+        return self.cache(run, ins, numel)
+
+    def send_shares(
+        self, x: Value, z: int, numel: int, flow: Flow, stabilizer: Stabilizer, transpose: Callable[..., Tensor],
+        form_of: Callable[[int], Form | None] = lambda scale: None,
+    ) -> None:  # fmt: skip
+        """A proportional rule of a linear map of ``x``: ``c = transpose(F, factor / st(z))`` and the factor ``x``.
+
+        In float16 relevance itself over a small denominator is out of range, so that where it arrives without a factor
+        ``x c`` is formed in float32 and sent as relevance.
+        """
+        if self.dtype == torch.float16 and flow.factor == Factor():
+            scale = self.cache(lambda z: torch.where(z == 0, 0.0, stabilizer.reciprocal(z.float())), [z], numel)
+
+            def run(f: Tensor, s: Tensor, x: Tensor) -> Tensor:
+                return multiply(transpose(f.float(), s), x.float()).to(f.dtype)
+
+            self.send(x, Flow(self.step(run, [flow.register], [scale, x.index], x.numel)))
+            return
+        scale = self.share(flow, z, numel, stabilizer)
+        register = self.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))
+        self.send(x, Flow(register, Factor(x)))
 
     def is_nonnegative(self, value: Value) -> bool:
         """True if the graph proves that no entry is below zero."""

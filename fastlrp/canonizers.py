@@ -34,7 +34,7 @@ def split_same_padding(graph: Graph) -> None:
         amounts = [amount for e in reversed(extra) for amount in (0, e)]
         pad = torch.ops.aten.constant_pad_nd.default
         padded.producer = Node(
-            "move", "constant_pad_nd", pad, (x, amounts), {}, (x,), padded, node.path, node.module_type, {"fill": 0}
+            "move", "constant_pad_nd", pad, (x, amounts), {}, (x,), padded, node.path, node.module_type
         )
         graph.nodes.insert(graph.nodes.index(node), padded.producer)
         a = node.attributes

@@ -157,7 +157,7 @@ def _adaptive(node: Node, bound: dict[str, Any]) -> None:
 def _add(node: Node, bound: dict[str, Any]) -> None:
     alpha = bound.get("alpha", 1)
     first, second = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.operation]
-    node.attributes.update(alpha=min(first, second), terms=((node.args[0], first), (node.args[1], second)))
+    node.attributes.update(terms=((node.args[0], first), (node.args[1], second)))
 
 
 def _mul(node: Node, bound: dict[str, Any]) -> None:
@@ -173,10 +173,7 @@ def _mul(node: Node, bound: dict[str, Any]) -> None:
 
 
 def _activation(node: Node, bound: dict[str, Any]) -> None:
-    low = bound.get("min_val", bound.get("min"))
-    if isinstance(low, (Constant, Value)):
-        low = None  # A bound per entry; what it is may change.
-    node.attributes.update(low=low, parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
+    node.attributes.update(parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
     if any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input")):
         node.kind = "unknown"
 

@@ -70,6 +70,11 @@ def elementwise_coefficients(
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The two coefficients of a rule; see :func:`fastlrp.reference.elementwise.elementwise_coefficients`."""
+    if z.dtype in (torch.float16, torch.bfloat16):  # 1 / epsilon is infinite in float16: only the quotient need fit.
+        p, n, f = (None if t is None else t.float() for t in (positive, negative, factor))
+        found = elementwise_coefficients(z.float(), p, n, f, rule, alpha, epsilon)
+        u, v = (None if t is None else t.to(z.dtype) for t in found)
+        return u, v
 
     def scaled(value: Tensor) -> Tensor:
         # A zero factor silences the neuron even where 1/z overflows.

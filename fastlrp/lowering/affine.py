@@ -24,6 +24,7 @@ from fastlrp.lowering.input_rules import (
     split_terms,
 )
 from fastlrp.lowering.layer import AffineLayer, same_layout
+from fastlrp.narrow import in_float32, representable, wide
 from fastlrp.program import Factor, Flow, SweepPart
 from fastlrp.stabilizer import Stabilizer
 from fastlrp.targets import OneHot
@@ -46,6 +47,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         _two_coefficients(b, layer, rule, flow)
 
 
+def _goes_in_float32(b: Builder, layer: AffineLayer, flow: Flow) -> bool:
+    """True where coefficients may be out of float16's range: relevance arrives that is no multiple of the output."""
+    multiplies = layer.node.kind != "batch_norm" and not is_fused_input(b, layer)
+    return b.dtype == torch.float16 and flow.factor == Factor() and multiplies
+
+
 def _only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
     """True if relevance can only stand where the layer's output is above zero: it passed a ReLU in chained form."""
     value = flow.factor.value
@@ -61,14 +68,17 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
     positive = None
     if v is not None:
         positive = layer.positive if weight is layer.weight else weight.clamp(min=0)
-    run = layer.transpose(b, weight, positive, split, multiply=False)
+    exact = _goes_in_float32(b, layer, flow)
+    for_run = (wide(weight), wide(positive)) if exact else (weight, positive)
+    run = layer.transpose(b, for_run[0], for_run[1], split, multiply=False)
     one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
     if one_hot:
-        run = _rows_of(b, run, weight)
+        run = _rows_of(b, run, for_run[0])
+    run = in_float32(run, b.dtype) if exact else run
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
     gamma = rule.gamma if isinstance(rule, rules.Gamma) and len(products) == 2 else None
-    form = layer.form(b, products, sign, gamma=gamma)
+    form = None if exact else layer.form(b, products, sign, gamma=gamma)
     if is_fused_input(b, layer):
         terms: list[Term] = [] if u is None else [(weight, u, x.index)]
         if v is not None:
@@ -77,7 +87,7 @@ def _two_coefficients(b: Builder, layer: AffineLayer, rule: Any, flow: Flow) -> 
         # Without the sparse form, which makes c and not relevance itself.
         send_from_input(b, layer, flow, terms, None)
         return
-    unpooled = layer.unpooled(b, weight, positive, split)
+    unpooled = None if exact else layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
     register = b.step(
         run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
@@ -95,6 +105,7 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
     """
     x = layer.x
     signed = not b.is_nonnegative(x)
+    exact = _goes_in_float32(b, layer, flow)
     parts: list[Any] = []
     unpooled: list[Any] = []
     terms: list[Term] = []
@@ -103,10 +114,11 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
             v = _part_coefficient(b, layer, rule, flow, share, negative)
             weight = layer.negated if negative else layer.weight
             positive = layer.negated_positive if negative else layer.positive
-            parts.append((layer.transpose(b, weight, positive, signed, multiply=False), v, weight))
+            for_run = (wide(weight), wide(positive)) if exact else (weight, positive)
+            parts.append((layer.transpose(b, for_run[0], for_run[1], signed, multiply=False), v, weight))
             if is_fused_input(b, layer):
                 terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
-            unpooled.append(layer.unpooled(b, weight, positive, signed))
+            unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))
     sign_of = b.sign_slot(x) if signed else None
 
     def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
@@ -117,13 +129,14 @@ def _alpha_beta(b: Builder, layer: AffineLayer, rule: rules.AlphaBeta, flow: Flo
         results = [run(flow, index, pool, None, v, x) for run, v in zip(unpooled, vs, strict=True)]
         return results[0] if len(results) == 1 else results[0].add_(results[1])
 
-    form = layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)
+    form = None if exact else layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)
     if terms:
         send_from_input(b, layer, flow, terms, None)
         return
     slots = [sign_of, *(v for _, v, _ in parts)]
     both = None if None in unpooled else total_unpooled
-    register = b.step(total, [flow.register], slots, x.numel, layer.work * len(parts), form, unpooled=both)
+    run = in_float32(total, b.dtype) if exact else total
+    register = b.step(run, [flow.register], slots, x.numel, layer.work * len(parts), form, unpooled=both)
     b.send(x, Flow(register, Factor(x)))
 
 
@@ -228,18 +241,20 @@ def _coefficient_pair(
     else:
 
         def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
-            return _general_coefficients(z, p, n, f, rule, alpha, stabilizer)
+            found = _general_coefficients(wide(z), wide(p), wide(n), wide(f), rule, alpha, stabilizer)
+            return tuple(None if t is None else t.to(z.dtype) for t in found)
 
     present = [slot for slot in slots if slot is not None]
     missing = [slot is None for slot in slots]
-    narrow = b.dtype == torch.float16
+    exact = slots[3] is None and _goes_in_float32(b, layer, Flow(0))
+    narrow, dtype = b.dtype == torch.float16, torch.float32 if exact else b.dtype
 
     def call(*tensors: Tensor) -> Any:
         rest = iter(tensors)
         arguments: list[Any] = [None if absent else next(rest) for absent in missing]
-        u, v = run(*arguments)
+        u, v = run(*map(wide, arguments)) if exact else run(*arguments)
         if narrow:
-            u, v = _representable(u, tensors[0]), _representable(v, tensors[0])
+            u, v = representable(u, tensors[0], dtype), representable(v, tensors[0], dtype)
         return same_layout(layer, u), same_layout(layer, v)
 
     part = None
@@ -249,13 +264,6 @@ def _coefficient_pair(
     if rule in ("epsilon", "zplus"):
         b.slot_bytes[first + (rule == "epsilon")] = 0
     return first, first + 1
-
-
-def _representable(coefficient: Tensor | None, denominator: Tensor) -> Tensor | None:
-    """In float16 1/epsilon is infinite: nothing where nothing contributes, the largest number elsewhere."""
-    if coefficient is None:
-        return None
-    return torch.where(denominator == 0, 0.0, coefficient.nan_to_num()).to(coefficient.dtype)
 
 
 def _general_coefficients(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.builder import Builder
 from fastlrp.lowering.layer import FUSED, AffineLayer, same_layout
+from fastlrp.narrow import representable, wide
 from fastlrp.program import Flow
 from fastlrp.stabilizer import Stabilizer
 
@@ -97,8 +98,9 @@ def lower_zbox(b: Builder, layer: AffineLayer, rule: rules.ZBox, flow: Flow) -> 
 
     def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
         z = layer.apply(above, positive, None).add_(layer.apply(below, negative, None))
-        inverse = stabilizer.reciprocal(z)
-        return same_layout(layer, inverse * f[0] if f else inverse)
+        inverse = stabilizer.reciprocal(wide(z))
+        quotient = inverse * f[0] if f else inverse
+        return same_layout(layer, representable(quotient, z, z.dtype))
 
     u = b.cache(coefficient, [above, below] + ([] if factor is None else [factor]), layer.y.numel)
     form = layer.form(b, [(positive, u, False), (negative, u, False)], factors=(above, below))
@@ -128,11 +130,17 @@ def lower_input_independent(b: Builder, layer: AffineLayer, rule: rules.WSquare 
     """w2 and flat: denominators do not depend on the input, so they are constants of the plan."""
     x, y = layer.x, layer.y
     flat = isinstance(rule, rules.Flat)
-    weight = torch.ones_like(layer.weight) if flat else layer.weight.square()
+    exact = wide(layer.weight)
+    exact = torch.ones_like(exact) if flat else exact.square()
     keep_bias = isinstance(rule, rules.WSquare) and not rule.zero_bias and layer.bias is not None
-    bias = layer.bias.square() if keep_bias else None
-    ones = torch.ones((1, *x.sizes), dtype=weight.dtype, device=weight.device)
-    inverse = Stabilizer.ensure(rule.stabilizer).reciprocal(layer.apply(ones, weight, bias))
+    bias = wide(layer.bias).square() if keep_bias else None
+    ones = torch.ones((1, *x.sizes), dtype=exact.dtype, device=exact.device)
+    inverse = Stabilizer.ensure(rule.stabilizer).reciprocal(layer.apply(ones, exact, bias))
+    if exact.dtype != layer.weight.dtype and not flat and exact.numel():
+        # Squares of small weights vanish in 16 bits: what is divided out again is the largest of them.
+        largest = exact.max().clamp(min=torch.finfo(exact.dtype).tiny)
+        exact, inverse = exact / largest, inverse * largest
+    weight, inverse = exact.to(layer.weight.dtype), inverse.to(layer.weight.dtype)
     factor = b.slot_of(flow.factor)
     scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
     u = b.cache(lambda t: same_layout(layer, scaled(t)), [y.index if factor is None else factor], y.numel)

@@ -109,9 +109,8 @@ def _as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilize
     x, y = node.inputs[0], node.output
     windows = Windows(b, node, 1 if mode == "sum" else window_size(node))
     sums = b.cache(windows.sums, [x.index], y.numel, key=(mode, node))
-    scale = b.share(flow, sums, y.numel, stabilizer)
-    form = _average_form(b, node, scale, windows.divisor)
-    b.send(x, Flow(b.step(windows.transpose, [flow.register], [scale], x.numel, form=form), Factor(x)))
+    form_of = lambda scale: _average_form(b, node, scale, windows.divisor)  # noqa: E731
+    b.send_shares(x, sums, y.numel, flow, stabilizer, windows.transpose, form_of)
 
 
 def _average_form(b: Builder, node: Node, scale: int | None, divisor: int | None) -> AvgPool | None:
@@ -143,21 +142,19 @@ def lower_average(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if isinstance(rule, rules.Norm) and rule.of_sum and node.kind == "avg_pool" and a["divisor_override"] != 1:
         _as_average(b, node, flow, "sum", Stabilizer.ensure(rule.stabilizer))
         return
-    if isinstance(rule, rules.Gradient):
-        scale, left = b.slot_of(flow.factor), Factor()
-    elif isinstance(rule, (rules.Norm, rules.Epsilon)):
-        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
-    else:
+    if not isinstance(rule, (rules.Gradient, rules.Norm, rules.Epsilon)):
         raise TypeError(f"{rule} is not defined for {node}: use Norm, AlphaBeta, ZPlus, Flat, WSquare or Gradient")
     spatial = list(x.sizes[1:])
     if node.kind == "adaptive_avg_pool":
-        adaptive = b.operation("pool_adaptive_avg_relevance")
-        form = _average_form(b, node, scale, None)
-        register = b.step(lambda f, s: adaptive(f, s, spatial), [flow.register], [scale], x.numel, form=form)
+        adaptive, divisor = b.operation("pool_adaptive_avg_relevance"), None
+        transpose = lambda f, s: adaptive(f, s, spatial)  # noqa: E731
     else:
-        transpose = b.operation("pool_avg_relevance")
-        geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"])
-        last = (*geometry, a["divisor_override"])
-        form = _average_form(b, node, scale, a["divisor_override"])
-        register = b.step(lambda f, s: transpose(f, s, spatial, *last), [flow.register], [scale], x.numel, form=form)
-    b.send(x, Flow(register, left))
+        average, divisor = b.operation("pool_avg_relevance"), a["divisor_override"]
+        geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"], divisor)
+        transpose = lambda f, s: average(f, s, spatial, *geometry)  # noqa: E731
+    form_of = lambda scale: _average_form(b, node, scale, divisor)  # noqa: E731
+    if isinstance(rule, rules.Gradient):
+        scale = b.slot_of(flow.factor)
+        b.send(x, Flow(b.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))))
+    else:
+        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose, form_of)

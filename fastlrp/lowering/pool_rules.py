@@ -76,7 +76,13 @@ def _check_window(node: Node) -> None:
 
 
 def window_size(node: Node) -> int:
-    """Entries of a window, padding counted."""
+    """Entries of a window, padding counted.
+
+    Raises:
+        TypeError: for a max-pool whose windows no average pool has.
+    """
+    if node.kind == "max_pool":
+        _check_window(node)
     return math.prod(node.attributes["kernel_size"])
 
 

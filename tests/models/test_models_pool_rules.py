@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlrp import Explainer, rules
+from fastlrp import Explainer, composites, rules
 from fastlrp.composites import Composite, kind
 
 AVERAGE, MAX, ADAPTIVE = kind("avg_pool"), kind("max_pool"), kind("adaptive_avg_pool")
@@ -122,3 +122,10 @@ def test_a_bias_that_stays_as_it_is(rule, bias, expected):
     found = explainer(x, torch.ones(1, 1, 1, dtype=torch.float64))[0, 0]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
     assert explainer.verify(x, 0).ok
+
+
+@pytest.mark.parametrize("mode", ["average", "sum", "ties"])
+def test_an_adaptive_max_pool_has_no_average_pool_of_its_shape(mode) -> None:
+    model = nn.Sequential(nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(12, 4))
+    with pytest.raises(TypeError, match=r"adaptive.*use max_pool='winner'|tie-splitting is not defined"):
+        Explainer(model, composites.epsilon_plus(max_pool=mode), example_inputs=torch.randn(2, 3, 5, 5))
