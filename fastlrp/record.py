@@ -56,7 +56,7 @@ class ForwardRecord:
         tensors = [self._state[v.index] for v in self.plan.graph.outputs]
         self.output: Any = structures.rebuild(prepared.captured.structure, tensors)
         self.scores: Tensor = self._state[self.plan.graph.output.index]
-        self.batch, self.fixed_batch = self.scores.shape[0], prepared.captured.fixed_batch
+        self.batch = self.scores.shape[0]
         self._specialized: dict[Any, Specialized] = {}
 
     @eager

@@ -158,7 +158,7 @@ def verify(
 
 def _alone(explainer: Explainer, record: ForwardRecord, x: Any, asked: Targets) -> float | None:
     """Samples without the rest of the batch against their rows in it, for the first few targets."""
-    if record.batch < 2 or record.fixed_batch is not None:
+    if record.batch < 2 or record._prepared.captured.fixed_batch is not None:
         return None
     initial = asked.block(0, min(_TARGETS_ALONE, asked.count))
     assert isinstance(initial, Tensor)
