@@ -74,7 +74,7 @@ class ForwardRecord:
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
-        self.batch, self.fixed_batch = self._scores.shape[0], prepared.captured.fixed_batch
+        self.batch = self._scores.shape[0]
         self.paths: dict[str, Path] = {}
         self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fastlrp import runner
-from fastlrp.graph import Node, Value
+from fastlrp.graph import Node, Value, substitute
 from fastlrp.plan import Plan
 from fastlrp.program import BLOCK
 from fastlrp.table import align
 from fastlrp.targets import Initial, Targets
-from fastlrp.walk import Share, Walker
+from fastlrp.walk import Share, Walker, double
 
 if TYPE_CHECKING:
     from fastlrp.explainer import Explainer
@@ -158,7 +159,7 @@ def verify(
 
 def _alone(explainer: Explainer, record: ForwardRecord, x: Any, asked: Targets) -> float | None:
     """Samples without the rest of the batch against their rows in it, for the first few targets."""
-    if record.batch < 2 or record.fixed_batch is not None:
+    if record.batch < 2 or record._prepared.captured.fixed_batch is not None:
         return None
     initial = asked.block(0, min(_TARGETS_ALONE, asked.count))
     assert isinstance(initial, Tensor)
@@ -256,10 +257,21 @@ class _Check:
         rule: Any = self.plan.rules[node]
         inputs = list(node.sources)
         values = tuple(self.walker.values[v] for v in inputs)
-        forward = self.walker._alone(node, inputs[0]) if len(inputs) == 1 else node.call
+        forward = self.walker._alone(node, inputs[0]) if len(inputs) == 1 else self._of_inputs(node, inputs)
         parts = rule.propagate(forward, values, self.walker.values[node.output], both)
         zero = {v: both.new_zeros(*both.shape[:2], *v.sizes) for v in inputs}
         return Share({v: zero[v] if p is None else p for v, p in zip(inputs, parts, strict=True)}, None)
+
+    def _of_inputs(self, node: Node, inputs: list[Value]) -> Callable[..., Any]:
+        """The node's forward as a function of its float inputs, the others and the constants at their values."""
+        args, kwargs = double(node.args), double(node.kwargs)
+        fixed = {v: self.walker.values[v] for v in node.inputs}
+
+        def forward(*tensors: Tensor) -> Any:
+            table = {**fixed, **dict(zip(inputs, tensors, strict=True))}
+            return node.call(*substitute(args, table), **substitute(kwargs, table))
+
+        return forward
 
     def _enter(self, node: Node, arrived: Tensor, share: Share, count: int) -> None:
         sent = sum(float(r[:, :count].sum()) for r in share.relevance.values())

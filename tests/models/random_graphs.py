@@ -21,8 +21,9 @@ def _constant(rng: random.Random, *shape: int) -> Tensor:
 def _elementwise(rng: random.Random, h: Tensor, d: int) -> Step:
     return rng.choice([
         torch.relu, torch.sigmoid, torch.tanh, F.gelu, F.silu, F.leaky_relu, torch.abs, torch.square, torch.exp, F.elu,
-        F.softplus, F.hardtanh, torch.sin, torch.neg, lambda h: h.clamp(min=0.1), lambda h: torch.where(h > 0, h, 0.1 * h),
-        lambda h: h * 0.5 + 1, lambda h: 1 - h, lambda h: h * (h > 0), lambda h: h.masked_fill(h < -1, 0.0),
+        F.softplus, F.hardtanh, torch.sin, torch.neg, lambda h: h.clamp(min=0.1),
+        lambda h: torch.where(h > 0, h, 0.1 * h), lambda h: h * 0.5 + 1, lambda h: 1 - h,
+        lambda h: h * (h > 0), lambda h: h.masked_fill(h < -1, 0.0),
     ])  # fmt: skip
 
 
@@ -38,9 +39,11 @@ def _along(rng: random.Random, h: Tensor, d: int) -> Step:
         lambda h: h.cummax(d)[0], lambda h: F.softmin(h, d), lambda h: h.index_select(d, order),
         lambda h: h * F.one_hot(h.argmax(d), h.shape[d]).movedim(-1, d).to(h.dtype), lambda h: h.cumprod(d),
         lambda h: h.gather(d, torch.zeros_like(h, dtype=torch.long)), lambda h: h.gather(d, h.argsort(d)),
-        lambda h: torch.cat([h, h.flip(d)], d).narrow(d, 0, h.shape[d]), lambda h: h.repeat_interleave(2, d).narrow(d, 0, n),
+        lambda h: torch.cat([h, h.flip(d)], d).narrow(d, 0, h.shape[d]),
+        lambda h: h.repeat_interleave(2, d).narrow(d, 0, n),
         lambda h: h - h.sum(d, keepdim=True) / h.shape[d], lambda h: h.take_along_dim(h.argsort(d), d),
-        lambda h: h.unsqueeze(d).softmax(d).squeeze(d), lambda h: (h > h.mean(d, keepdim=True)) * h, lambda h: h / h.shape[d],
+        lambda h: h.unsqueeze(d).softmax(d).squeeze(d), lambda h: (h > h.mean(d, keepdim=True)) * h,
+        lambda h: h / h.shape[d],
         lambda h: torch.zeros_like(h).scatter(d, h.argsort(d), h), lambda h: h.diff(dim=d, prepend=h.narrow(d, 0, 1)),
         lambda h: h.movedim(d, -1).softmax(-1).movedim(-1, d), lambda h: h.transpose(0, d).relu().transpose(0, d),
         lambda h: h.index_add(d, torch.zeros(n, dtype=torch.long), h) if d % h.dim() else h.cumsum(d),
@@ -53,7 +56,8 @@ def _resize(rng: random.Random, h: Tensor, d: int) -> Step:
     axes = h.dim() - d % h.dim()
     return rng.choice([
         lambda h: F.pad(h, (0, 0) * (axes - 1) + (1, 1), value=value), lambda h: h.narrow(d, 0, max(1, n - 1)),
-        lambda h: h.select(d, 0), lambda h: h.unsqueeze(d), lambda h: h.mean(d), lambda h: h.sum(d), lambda h: h.amax(d),
+        lambda h: h.select(d, 0), lambda h: h.unsqueeze(d), lambda h: h.mean(d), lambda h: h.sum(d),
+        lambda h: h.amax(d),
         lambda h: h.repeat_interleave(2, d), lambda h: torch.cat([h, h * 2], d), lambda h: torch.stack([h, h + 1], d),
         lambda h: h.chunk(2, d)[0], lambda h: h.unbind(d)[-1], lambda h: h.unsqueeze(d).expand(*_expanded(h, d)),
         lambda h: h[(slice(None),) * (d % h.dim()) + ([0, 0],)], lambda h: h.unfold(d, 2, 1), lambda h: h.max(d)[0],
@@ -78,7 +82,8 @@ def _whole(rng: random.Random, h: Tensor, d: int) -> Step:
         lambda h: h.transpose(d, e), lambda h: h.flatten(d % h.dim()), lambda h: h.reshape(h.shape[0], -1),
         lambda h: h.flatten(0, 1) if h.dim() > 1 else h, lambda h: h.permute(*range(h.dim())[::-1]), lambda h: h.tril(),
         lambda h: h + h.new_zeros(h.shape[0], *[1] * (h.dim() - 1)), lambda h: h.reshape(-1, h.shape[-1]),
-        lambda h: h.transpose(0, -1).reshape(h.shape), lambda h: h.t() if h.dim() == 2 else h.mT, lambda h: h.flip(0, -1),
+        lambda h: h.transpose(0, -1).reshape(h.shape), lambda h: h.t() if h.dim() == 2 else h.mT,
+        lambda h: h.flip(0, -1),
         lambda h: h + h.flatten(1).sum(1).view(-1, *[1] * (h.dim() - 1)), lambda h: (h != h.max()) * h,
     ])  # fmt: skip
 
@@ -92,7 +97,10 @@ def _layers(rng: random.Random, h: Tensor, d: int) -> Step:
     ones, groups = torch.ones(channels, dtype=h.dtype), rng.choice([1, channels])
     last = tuple(h.shape[d:])
     convolution = {1: F.conv1d, 2: F.conv2d}.get(h.dim() - 2, F.conv1d)
-    pools = {1: (F.avg_pool1d, F.max_pool1d, F.adaptive_avg_pool1d), 2: (F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d)}
+    pools = {
+        1: (F.avg_pool1d, F.max_pool1d, F.adaptive_avg_pool1d),
+        2: (F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d),
+    }
     pool = rng.choice(pools.get(rng.choice([1, 2]), pools[1]))
     letters = "abcd"[: h.dim()]
     other = letters.replace(letters[d], "z")
@@ -103,11 +111,14 @@ def _layers(rng: random.Random, h: Tensor, d: int) -> Step:
         lambda h: F.linear(h.mT, _square(left)).mT, lambda h: h @ h.mT, lambda h: (h @ h.mT) @ h, lambda h: h + table,
         lambda h: torch.einsum(f"{letters},{letters}->{letters}", h, h), lambda h: torch.cdist(h, h),
         lambda h: torch.einsum(f"{letters},{other}->{other}", h, h), lambda h: F.interpolate(h, scale_factor=2),
-        lambda h: F.interpolate(h, scale_factor=2, mode="linear"), lambda h: torch.einsum(f"{letters}->{letters[::-1]}", h),
-        lambda h: F.prelu(h, ones), lambda h: h - h.unsqueeze(0).mean(1), lambda h: h + h.flip(d), lambda h: h * h.roll(1, d),
+        lambda h: F.interpolate(h, scale_factor=2, mode="linear"),
+        lambda h: torch.einsum(f"{letters}->{letters[::-1]}", h),
+        lambda h: F.prelu(h, ones), lambda h: h - h.unsqueeze(0).mean(1), lambda h: h + h.flip(d),
+        lambda h: h * h.roll(1, d),
         lambda h: F.pad(h, (1, 1), mode=rng.choice(["reflect", "replicate", "circular"])), lambda h: F.unfold(h, 2),
         lambda h: torch.einsum(f"{letters},{letters}->{letters[d]}", h, h), lambda h: h.sum(d, keepdim=True) * h,
-        lambda h: F.scaled_dot_product_attention(h, h, h), lambda h: torch.maximum(h, h.flip(d)), lambda h: h.expand_as(h),
+        lambda h: F.scaled_dot_product_attention(h, h, h), lambda h: torch.maximum(h, h.flip(d)),
+        lambda h: h.expand_as(h),
         lambda h: F.normalize(h, dim=-1), lambda h: F.pixel_unshuffle(h, 2), lambda h: F.bilinear(h, h, kernel_of(h)),
     ])  # fmt: skip
 
