@@ -417,7 +417,8 @@ def _random(name: str, path: str) -> str | None:
         return None
     return (
         f"operation '{name}' in module '{path or '(the model itself)'}' draws random numbers, so that the "
-        "model's output is another one each time: draw them outside and pass them as an input, or leave them out in evaluation mode"
+        "model's output is another one each time: draw them outside and pass them as an input, or leave them out in "
+        "evaluation mode"
     )
 
 
@@ -429,8 +430,9 @@ def _number_from_data(fx: torch.fx.Node, name: str, path: str) -> str | None:
     if not free_unbacked_symbols(meta):
         return None
     return (
-        f"operation '{name}' in module '{path or '(the model itself)'}' makes a plain number out of data, for all "
-        "samples of a batch together: keep it a tensor with one entry per sample"
+        f"operation '{name}' in module '{path or '(the model itself)'}' makes a plain number out of data (as item, "
+        "nonzero and boolean indices do), for all samples of a batch together: keep it a tensor with one entry per "
+        "sample, and choose entries with torch.where or fixed integer indices"
     )
 
 
