@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value, leaves
-from fastlrp.wording import without_symbols
+from fastlrp.wording import shape_text, without_symbols
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
@@ -29,8 +29,8 @@ def no_rule(graph: Graph, node: Node) -> str:
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
     if missing:
         return (
-            f"no rule for operation '{name}' in {where}{what}. None can be given either, because its tensors do not "
-            f"keep the batch as axis 0. {keep_the_batch(graph, node)}"
+            f"no rule for operation '{name}' in {where}{what}. None can be given either: a tensor of shape "
+            f"{shape_text(missing[0].shape)} does not keep the batch as axis 0. {keep_the_batch(graph, node)}"
         )
     if len(node.sources) == 1 and node.sources[0].shape == node.output.shape and not what:
         passes = "Pass() for an element-wise operation, "

@@ -398,6 +398,11 @@ def part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
     return lambda *args, **kwargs: call(*args, **kwargs)[index]
 
 
+def zeroed(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Zeros where ``call`` leaves memory as it is, which may be NaN."""
+    return lambda *args, **kwargs: call(*args, **kwargs).zero_()
+
+
 def copied(target: Tensor, source: Tensor, *rest: Any, **options: Any) -> Tensor:
     """What ``target.copy_(source)`` leaves in the target."""
     return source.expand(target.shape).to(target.dtype)
@@ -463,5 +468,7 @@ def _operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
             return ALIASES.get(name, name), call, True
     if target._schema.is_mutable:
         raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
+    if "empty" in name:
+        return name, zeroed(target), False
     # Capture drops `contiguous` and `clone`, after which a view need not be one.
     return name, _COPIES_IF_NEEDED.get(target, target), False
