@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.graph import Graph, Node, Value, leaves
-from fastlrp.wording import without_symbols
+from fastlrp.vocabulary import AFFINE_KINDS, KIND_OF
+from fastlrp.wording import shape_text, without_symbols
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
@@ -29,8 +30,8 @@ def no_rule(graph: Graph, node: Node) -> str:
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
     if missing:
         return (
-            f"no rule for operation '{name}' in {where}{what}. None can be given either, because its tensors do not "
-            f"keep the batch as axis 0. {keep_the_batch(graph, node)}"
+            f"no rule for operation '{name}' in {where}{what}. None can be given either: a tensor of shape "
+            f"{shape_text(missing[0].shape)} does not keep the batch as axis 0. {keep_the_batch(graph, node)}"
         )
     if len(node.sources) == 1 and node.sources[0].shape == node.output.shape and not what:
         passes = "Pass() for an element-wise operation, "
@@ -38,11 +39,12 @@ def no_rule(graph: Graph, node: Node) -> str:
         rule = f"{passes or 'a rule, '}or Gradient() (the derivative, which is no relevance)".replace("a rule, or ", "")
     else:
         rule = f"{custom}, {passes}or Gradient() (the derivative, which is no relevance)"
-    return (
-        f"no rule for operation '{name}' in {where}{what}. Ways out: add an entry for it to the composite, "
-        f"composite.with_entries((fastlrp.composites.operation('{name}'), rule)); or "
-        f"fastlrp.register_rule('{name}', rule); the rule being {rule}."
+    ways = (
+        f"add an entry for it to the composite, composite.with_entries((fastlrp.composites.operation('{name}'), rule))"
     )
+    if KIND_OF.get(name) in (None, *AFFINE_KINDS):  # For other names the composite decides alone.
+        ways += f"; or fastlrp.register_rule('{name}', rule)"
+    return f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}."
 
 
 def refuse_time_first(node: Node) -> None:

@@ -151,7 +151,7 @@ def _explain(error: Exception) -> str:
     if "data-dependent" in str(error).lower() or "guard on" in str(error).lower():
         hint = (
             " The forward pass branches on the values of a tensor (an `if` or a loop over data), so it is not one "
-            "graph. Replace the branch by torch.where or torch.cond, or explain the sub-module that has no branch."
+            "graph. Replace the branch by torch.where, or explain the sub-module that has no branch."
         )
     return (
         f"the model could not be captured: {type(error).__name__}: {reason}.{hint} "

@@ -38,6 +38,11 @@ class Write:
         self.view = view
 
     def __call__(self, base: Tensor, source: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        if torch.is_grad_enabled() and (base.requires_grad or source.requires_grad):
+            # Autograd refuses to write into one of several parts (chunk, split).
+            places = self.view(torch.arange(base.numel(), device=base.device).view(base.shape), *rest, **kwargs)
+            entries = source.expand(places.shape).to(base.dtype).reshape(-1)
+            return base.reshape(-1).index_put((places.reshape(-1),), entries).view(base.shape)
         result = base.clone(memory_format=torch.contiguous_format)
         self.view(result, *rest, **kwargs).copy_(source)
         return result

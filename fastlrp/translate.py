@@ -10,24 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from fastlrp.calls import operation, part
 from fastlrp.errors import CaptureError, UnsupportedOperationError
+from fastlrp.faults import complex_numbers, number_from_data, random_numbers
 from fastlrp.folding import fold
 from fastlrp.geometry import bind, describe
 from fastlrp.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.memory import Memory, View, Write
 from fastlrp.rewrite import REWRITES, Step, Steps
-from fastlrp.vocabulary import ALIASES, KIND_OF, RANDOM, UNREAD
-from fastlrp.wording import without_symbols
+from fastlrp.vocabulary import KIND_OF, UNREAD
 
 WRAPPED = "model"
 """Name under which capture's wrapper holds the user's model."""
-
-_COPIES_IF_NEEDED = {
-    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
-    torch.ops.aten.view_as.default: torch.ops.aten.reshape_as.default,
-}
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,7 @@ class Translator:
                 f"the model calls torch.vmap (in '{path or 'model'}'), through which relevance cannot be traced: write "
                 "the batched operation out, or explain a sub-module without it"
             )
-        name, call, in_place = _operation(fx.target)
+        name, call, in_place = operation(fx.target)
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
         self._refuse_training(name, args, kwargs, fx, path)
@@ -217,7 +212,7 @@ class Translator:
                 return self._rewritten(c, found)
         meta = fx.meta.get("val")
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
-            return fold(fx.name, call, args, kwargs, meta, _random(name, c.path))
+            return fold(fx.name, call, args, kwargs, meta, random_numbers(name, c.path))
         kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
         first = args[0] if args else None
         if kind == "identity" and isinstance(first, Value):
@@ -255,9 +250,9 @@ class Translator:
             node.attributes["target"] = c.target
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
         faults = (
-            _random(c.name, c.path),
-            _complex(fx, c.name, c.path),
-            _number_from_data(fx, c.name, c.path),
+            random_numbers(c.name, c.path),
+            complex_numbers(fx, c.name, c.path),
+            number_from_data(fx, c.name, c.path),
             *(constant.fault for constant in constants),
         )
         fault = next(filter(None, faults), None)
@@ -275,12 +270,12 @@ class Translator:
         if same:
             view = View(parent.name, name, None, (), {})
         elif name == "getitem":
-            whole = fx.args[0]
-            called, call, _ = _operation(whole.target)
+            whole: Any = fx.args[0]
+            called, call, _ = operation(whole.target)
             view = View(parent.name, called, part(call, fx.args[1]), self._resolve(whole.args[1:]),
                         self._resolve(whole.kwargs))  # fmt: skip
         else:
-            view = View(parent.name, name, _operation(fx.target)[1], self._resolve(fx.args[1:]),
+            view = View(parent.name, name, operation(fx.target)[1], self._resolve(fx.args[1:]),
                         self._resolve(fx.kwargs))  # fmt: skip
         self.memory.views[fx.name] = view
 
@@ -358,7 +353,7 @@ class Translator:
     def _refuse_written(self, path: str, fx: torch.fx.Node) -> None:
         raise CaptureError(
             f"the forward pass changes '{path}', a tensor of the model's own, in place "
-            f"({_operation(fx.target)[0]} in '{self._module_of(fx)[0] or 'model'}') and reads it, so that its output "
+            f"({operation(fx.target)[0]} in '{self._module_of(fx)[0] or 'model'}') and reads it, so that its output "
             "is another one each time: keep such state outside, or pass it as an input"
         )
 
@@ -396,78 +391,9 @@ def _same_dtype(fx: torch.fx.Node, value: Value) -> bool:
     return isinstance(fx.meta.get("val"), Tensor) and fx.meta["val"].dtype == value.dtype
 
 
-def part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
-    """One of several results of ``call``, which stays known as its ``whole``."""
-
-    def one(*args: Any, **kwargs: Any) -> Any:
-        return call(*args, **kwargs)[index]
-
-    one.whole = call  # type: ignore[attr-defined]
-    return one
-
-
-def copied(target: Tensor, source: Tensor, *rest: Any, **options: Any) -> Tensor:
-    """What ``target.copy_(source)`` leaves in the target."""
-    return source.expand(target.shape).to(target.dtype)
-
-
 def _is_whole_copy(fx: torch.fx.Node, source: Value | Constant, shape: Callable[[Tensor], Any]) -> bool:
     """True if ``copy_`` gives its source as it is: no other dtype, nothing broadcast."""
     meta = fx.meta.get("val")
     if not isinstance(source, Value) or not isinstance(meta, Tensor):
         return False
     return source.dtype == meta.dtype and source.shape == shape(meta)
-
-
-def _random(name: str, path: str) -> str | None:
-    """Why nothing that reads this operation's result can be explained, if it draws random numbers."""
-    if name not in RANDOM:
-        return None
-    return (
-        f"operation '{name}' in module '{path or '(the model itself)'}' draws random numbers, so that the "
-        "model's output is another one each time: draw them outside and pass them as an input, or leave them out in evaluation mode"
-    )
-
-
-def _number_from_data(fx: torch.fx.Node, name: str, path: str) -> str | None:
-    """Why a graph that reads this number cannot be explained, if it is computed from activations."""
-    meta = fx.meta.get("val")
-    if not isinstance(meta, (torch.SymInt, torch.SymFloat, torch.SymBool)) or without_symbols(str(meta)) == str(meta):
-        return None
-    if not free_unbacked_symbols(meta):
-        return None
-    return (
-        f"operation '{name}' in module '{path or '(the model itself)'}' makes a plain number out of data, for all "
-        "samples of a batch together: keep it a tensor with one entry per sample"
-    )
-
-
-def _complex(fx: torch.fx.Node, name: str, path: str) -> str | None:
-    """Why an operation on activations cannot be explained, if one of its tensors is complex."""
-    for meta in (n.meta.get("val") for n in (fx, *fx.all_input_nodes)):
-        for leaf in meta if isinstance(meta, (tuple, list)) else (meta,):
-            if isinstance(leaf, Tensor) and leaf.dtype.is_complex:
-                return (
-                    f"operation '{name}' in module '{path or '(the model itself)'}' has a complex tensor "
-                    f"({leaf.dtype}): relevance is defined for real numbers. Write the model with real and imaginary "
-                    "parts as real tensors, or explain a part of it that is real"
-                )
-    return None
-
-
-def _operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
-    """Plain name, functional form, and whether the original worked in place."""
-    if not isinstance(target, torch._ops.OpOverload):
-        return getattr(target, "__name__", str(target)), target, False
-    name = target._schema.name.split("::")[1]
-    name = ALIASES.get(name, name)
-    if target._schema.is_mutable and name.endswith("_"):
-        packet = getattr(getattr(torch.ops, target.namespace), name[:-1], None)
-        if packet is not None and target._overloadname in packet.overloads():
-            name = name[:-1]
-            call = copied if name == "copy" else getattr(packet, target._overloadname)
-            return ALIASES.get(name, name), call, True
-    if target._schema.is_mutable:
-        raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
-    # Capture drops `contiguous` and `clone`, after which a view need not be one.
-    return name, _COPIES_IF_NEEDED.get(target, target), False

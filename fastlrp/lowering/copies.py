@@ -217,7 +217,7 @@ def at_batch(tree: Any, table: dict[Value, Any], batch: int) -> Any:
             missing = [v for v in node.inputs if v not in known]
             todo += missing
             if not missing:
-                known[value] = _plain(node, node.call(*_bare(substitute(node.args, known)),
+                known[value] = _plain(node.call(*_bare(substitute(node.args, known)),
                                               **_bare(substitute(node.kwargs, known))))  # fmt: skip
     return _bare(substitute(tree, known))
 
@@ -234,8 +234,6 @@ def _bare(tree: Any) -> Any:
     return torch.utils._pytree.tree_map(plain, tree)
 
 
-def _plain(node: Node, result: Any) -> Any:
-    """A result in float64, zero where memory would not be set."""
-    if isinstance(result, Tensor) and "empty" in node.operation:
-        result = torch.zeros_like(result)
+def _plain(result: Any) -> Any:
+    """A result in float64."""
     return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result

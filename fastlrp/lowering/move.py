@@ -73,7 +73,10 @@ def lower_cat(b: Builder, node: Node, flow: Flow) -> None:
             start += 1
             inverse: Inverse = lambda f, i=index: f.select(dim + 1, i)  # type: ignore[misc]  # noqa: E731
         else:
-            size = part.shape[dim] if isinstance(part, Value) else part.tensor().shape[dim]
+            shape = part.shape if isinstance(part, Value) else part.tensor().shape
+            if len(shape) != len(y.shape):
+                continue  # PyTorch lets an empty list of numbers be joined with anything.
+            size = shape[dim]
             where = (start, size)
             start += size
             inverse = lambda f, w=where: f.narrow(dim + 1, *w)  # type: ignore[misc]  # noqa: E731

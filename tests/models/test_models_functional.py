@@ -264,9 +264,9 @@ def test_size_of_the_batch_as_a_number(size: Callable[[Tensor], int]) -> None:
         torch.testing.assert_close(explainer(part, [0, 2]), fastlrp.explain(flat, part, [0, 2]))
 
 
-IN_PLACE_ON_VIEWS = {
-    "view": lambda y: y.view(len(y), -1).add_(1),
-    "base": lambda y: (y.view(len(y), -1), y.add_(1))[0].sum(1),
+IN_PLACE_ON_VIEWS: dict[str, Callable[[Tensor], Any]] = {
+    "view": lambda y: y.view(y.shape[0], -1).add_(1),
+    "base": lambda y: (y.view(y.shape[0], -1), y.add_(1))[0].sum(1, keepdim=True),
     "slice": lambda y: y[:, :1].mul_(2),
     "set_to_constant": lambda y: y[:, 0].fill_(0),
     "set_to_another": lambda y: y[:, 0].copy_(y[:, 1]),
@@ -274,24 +274,90 @@ IN_PLACE_ON_VIEWS = {
 
 
 @pytest.mark.parametrize("name", list(IN_PLACE_ON_VIEWS))
-def test_in_place_on_a_view_that_is_read_elsewhere_is_refused(name: str) -> None:
+def test_in_place_on_a_view_that_is_read_elsewhere(name: str) -> None:
+    """Both read what was written: relevance by an oracle that takes the model as PyTorch runs it."""
     change = IN_PLACE_ON_VIEWS[name]
 
     def body(m: Any, x: Tensor) -> Tensor:
-        y = F.relu(m.a(x))
+        y = F.relu(m.a(x)) + m.c
         z = change(y)
-        return m.b(y.flatten(1)) + z.sum().mul(0)
+        return m.b(torch.cat([y.flatten(1), z.flatten(1)], 1))
 
-    model = Written(body, a=conv(3, 4), b=linear(224)).eval()
-    with pytest.raises(CaptureError, match=r"changes a view in place .* shares its memory.*without this in-place"):
-        fastlrp.explain(model, volume(2), [0])
+    model = Written(body, a=conv(3, 4), b=nn.LazyLinear(4), c=constant(4, 1, 1))
+    model, x = prepared(model, volume(2)), volume(2).double()
+    check_model(model, x, tolerance=1e-12)
+    point = x.clone().requires_grad_()
+    output = model(point)
+    expected = torch.stack([torch.autograd.grad(output[:, k].sum(), point, retain_graph=True)[0] for k in range(4)], 1)
+    torch.testing.assert_close(fastlrp.explain(model, x, "all", "gradient", initial="one"), expected)
 
 
-def test_in_place_on_a_view_of_a_constant_is_refused() -> None:
+def test_what_was_overwritten_gets_nothing() -> None:
+    """``y = (2a, 2b, 2c, 2d)`` with its middle overwritten by ``(3d, 3d)``: by hand, 2a + 4 * 3d + 2d."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = x * 2
+        y[:, 1:3] = x[:, 3:] * 3
+        return F.linear(y, m.w)
+
+    model = Written(body, w=nn.Parameter(torch.tensor([[1.0, 2.0, 2.0, 1.0]]))).eval()
+    x = torch.tensor([[1.0, 10.0, 100.0, 2.0], [2.0, 5.0, 7.0, -1.0]])
+    expected = torch.tensor([[[2.0, 0.0, 0.0, 28.0]], [[4.0, 0.0, 0.0, -14.0]]])
+    torch.testing.assert_close(fastlrp.explain(model, x, [0], "lrp0"), expected)
+
+
+def test_in_place_on_a_view_of_a_constant() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
         mask = torch.ones(7, 8)
         mask[:, 0] = 0
         return m.b((F.relu(m.a(x)) * mask).flatten(1))
 
-    with pytest.raises(CaptureError, match="changes a view in place"):
-        fastlrp.explain(Written(body, a=conv(3, 4), b=linear(224)).eval(), volume(2), [0])
+    def plain(m: Any, x: Tensor) -> Tensor:
+        return m.b((F.relu(m.a(x)) * (torch.arange(8) > 0)).flatten(1))
+
+    model = Written(body, a=conv(3, 4), b=linear(224)).eval()
+    same, x = Written(plain, a=model.a, b=model.b).eval(), volume(2)
+    torch.testing.assert_close(fastlrp.explain(model, x, [0]), fastlrp.explain(same, x, [0]))
+
+
+def test_folded_constants_follow_the_weights() -> None:
+    """What is computed from a parameter, with several results and in place, is computed anew once it was trained."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        low, high = m.p.clone().mul_(2).chunk(2)
+        return m.last(x * torch.cat([high, low]))
+
+    model = Written(body, p=constant(10), last=linear(10)).double().eval()
+    x = vector().double()
+    explainer = fastlrp.Explainer(model, "gradient")
+    explainer(x, [0])
+    with torch.no_grad():
+        model.p.add_(1)
+    expected = model.last.weight[0] * torch.cat(list(model.p.chunk(2))[::-1]) * 2
+    torch.testing.assert_close(explainer(x, [0], initial="one")[0, 0], expected.detach())
+
+
+def test_deep_and_shared_constants() -> None:
+    """Each operation on constants is done once: 2000 of them, each reading the one before twice."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        p = m.p
+        for _ in range(2000):
+            p = p * 0.5 + p * 0.5
+        return m.last(x * p)
+
+    model = Written(body, p=constant(10), last=linear(10)).eval()
+    plain = Written(lambda m, x: m.last(x * m.p), p=model.p, last=model.last).eval()
+    x = vector()
+    torch.testing.assert_close(fastlrp.explain(model, x, [0], "lrp0"), fastlrp.explain(plain, x, [0], "lrp0"))
+
+
+def test_a_buffer_that_is_changed_and_read_is_refused() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        m.state.add_(1)
+        return m.last(x * m.state)
+
+    model = Written(body, last=linear(10))
+    model.register_buffer("state", torch.zeros(10))
+    with pytest.raises(CaptureError, match=r"changes 'state', a tensor of the model's own, in place \(add in"):
+        fastlrp.explain(model.eval(), vector(), [0])

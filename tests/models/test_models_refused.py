@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import fastlrp
 from fastlrp import CaptureError, UnsupportedOperationError, composites, plan, register_rule, rules
+from fastlrp.wording import shape_text, without_symbols
 from tests.models.cases import Written, conv, linear, vector, volume
 from tests.models.checks import unmodified
 
@@ -42,7 +44,8 @@ def test_control_flow_that_depends_on_data(body: Callable[..., Tensor]) -> None:
     message = str(error.value)
     assert "could not be captured" in message
     assert "torch.export" in message
-    assert "torch.where or torch.cond" in message
+    assert "torch.where, or explain" in message
+    assert "torch.cond" not in message  # Which could not be traced either.
 
 
 def test_training_mode() -> None:
@@ -88,8 +91,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str,
     ),
     "glu": (lambda: nn.Sequential(nn.Linear(10, 8), nn.GLU()), vector, "glu", "1"),
     "sine": (lambda: Written(lambda m, x: m.a(torch.sin(x)), a=linear(10)), vector, "sin", MODEL),
-    "fft": (lambda: Written(lambda m, x: m.a(torch.fft.fft(x).real), a=linear(10)), vector, "real", MODEL),
-    "rfft": (lambda: Written(lambda m, x: m.a(torch.fft.rfft(x).abs()), a=linear(6)), vector, "fft_rfft", MODEL),
 }  # fmt: skip
 
 
@@ -104,6 +105,158 @@ def test_operations_without_a_rule(name: str) -> None:
     assert f"'{path}'" in message
     assert "with_entries" in message
     assert f"register_rule('{operation}', rule)" in message
+
+
+def _complex(function: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+    model = Written(lambda m, x: m.a(function(m, x)), a=nn.LazyLinear(4))
+    model.w = nn.Parameter(torch.randn(10, 10, dtype=torch.complex64))
+    return model
+
+
+COMPLEX: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
+    "fft": ("fft_fft", lambda m, x: torch.fft.fft(x).real),
+    "rfft": ("fft_rfft", lambda m, x: torch.fft.rfft(x).abs()),
+    "view_as_complex": ("view_as_complex", lambda m, x: torch.view_as_complex(x.view(-1, 5, 2)).abs()),
+    "parameter": ("matmul", lambda m, x: torch.view_as_real(x @ m.w.real.to(m.w.dtype)).flatten(1)),
+    "made_complex": ("to", lambda m, x: (x.to(torch.complex64) @ m.w).real),
+    "polar": ("polar", lambda m, x: torch.polar(x.abs(), x).imag),
+    "product": ("mul", lambda m, x: (x * m.w[0]).real),
+}
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
+@pytest.mark.parametrize("name", list(COMPLEX))
+def test_complex_numbers(name: str, composite: str) -> None:
+    operation, function = COMPLEX[name]
+    model, x = _complex(function), vector()
+    try:
+        model(x)
+    except RuntimeError:
+        pytest.skip("PyTorch itself does not mix these dtypes")
+    with pytest.raises(UnsupportedOperationError, match=rf"'{operation}'.*complex tensor.*real numbers"):
+        fastlrp.Explainer(model.eval(), composite, example_inputs=x)
+
+
+def test_complex_input() -> None:
+    model = Written(lambda m, x, z: m.a(x) + z.real.sum(1, keepdim=True), a=linear(10)).eval()
+    x, z = vector(), torch.randn(3, 10, dtype=torch.complex64)
+    with pytest.raises(UnsupportedOperationError, match=r"complex tensor \(torch.complex64\)"):
+        fastlrp.explain(model, (x, z), [0])
+    with pytest.raises(TypeError, match=r"x is torch\.complex64"):
+        fastlrp.explain(nn.Linear(10, 4, dtype=torch.complex64), z, [0])
+
+
+def test_advice_for_recurrent_layers() -> None:
+    """Each is named as not supported; where the derivative is proposed, it works; where it cannot, it is not."""
+    x = volume(1)
+    for layer in (nn.LSTM, nn.GRU, nn.RNN):
+        model = Written(lambda m, x: m.b(m.rnn(x)[0][:, -1]), rnn=layer(12, 5, batch_first=True), b=linear(5)).eval()
+        with pytest.raises(UnsupportedOperationError, match=r"recurrent layers \(\w+\) are not supported") as error:
+            fastlrp.explain(model, x, [0])
+        operation = re.search(r"register_rule\('(\w+)'", str(error.value))
+        assert operation is not None
+        assert "Gradient()" in str(error.value)
+        assert "Custom" not in str(error.value)  # It also reads its first state.
+        register_rule(operation[1], rules.Gradient())
+        explainer = fastlrp.Explainer(model, "lrp0")
+        assert explainer(x, [0]).shape == (2, 1, 3, 12)
+        assert explainer.verify(x, [0], tolerance=1e-3).ok
+    for time_first in (
+        Written(lambda m, x: m.b(m.rnn(x.transpose(0, 1))[0][-1]), rnn=nn.LSTM(12, 5), b=linear(5)),
+        Written(lambda m, x: m.b(m.rnn(x)[0][:, -1]), rnn=nn.GRU(12, 5), b=linear(5)),
+    ):
+        for composite in ("epsilon_plus", "gradient"):
+            with pytest.raises(
+                UnsupportedOperationError, match=r"recurrent layer.*(not supported|batch_first)"
+            ) as error:
+                fastlrp.explain(time_first.eval(), x, [0], composite)
+            assert composite == "epsilon_plus" or "register_rule" not in str(error.value)
+
+
+def test_advice_for_attention() -> None:
+    x = torch.randn(2, 6, 12)
+    layers: list[tuple[nn.Module, bool]] = [
+        (Written(lambda m, x: m.b(F.scaled_dot_product_attention(x, x, x)[:, 0]), b=linear(12)), True),
+        (Written(lambda m, x: m.b((x @ x.mT).softmax(-1)[:, 0]), b=linear(6)), True),
+        (Written(lambda m, x: m.b(torch.einsum("bsd,btd->bst", x, x)[:, 0]), b=linear(6)), True),
+        (Written(lambda m, x: m.b(m.a(x, x, x)[0][:, 0]), a=nn.MultiheadAttention(12, 2, batch_first=True),
+                 b=linear(12)), False),
+        (Written(lambda m, x: m.b(m.a(x)[:, 0]), a=nn.TransformerEncoderLayer(12, 2, 8), b=linear(12)), False),
+    ]  # fmt: skip
+    for model, possible in layers:
+        with pytest.raises(UnsupportedOperationError, match=r"product of two activations.* not supported") as error:
+            fastlrp.explain(model.eval(), x, [0])
+        message = str(error.value)
+        assert "changes a view" not in message
+        assert "Keep the batch" not in message
+        assert ("with_entries" in message) == possible
+        if possible:
+            assert "Pass()" not in message
+            operation = re.search(r"operation\('(\w+)'\), rule", message)
+            assert operation is not None
+            composite = composites.lrp0().with_entries((composites.operation(operation[1]), rules.Gradient()))
+            assert fastlrp.Explainer(model, composite).verify(x, [0]).ok
+            if "register_rule" in message:
+                register_rule(operation[1], rules.Gradient())
+                assert fastlrp.Explainer(model, "lrp0").verify(x, [0]).ok
+                plan._REGISTERED.clear()
+
+
+SAYS: dict[str, tuple[Callable[..., Any], str]] = {
+    "cond": (
+        lambda m, x: m.last(torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y + 1, (x,))),
+        r"calls cond.*torch\.where",
+    ),
+    "vmap": (lambda m, x: m.last(torch.vmap(lambda row: row * 2)(x)), r"calls torch\.vmap.*write the batched"),
+    "item": (lambda m, x: m.last(x * x.sum().item()), "'item'.*plain number out of data"),
+    "boolean_index": (lambda m, x: m.last(x[:, x[0] > 0][:, :1].expand(-1, 10)), "data"),
+    "random": (lambda m, x: m.last(x + torch.rand_like(x)), "'rand_like'.*random numbers"),
+    "index_from_another_sample": (lambda m, x: m.last(x[x.argmax(1) * 0]), r"index.*one sample into another.*gather"),
+    "nodes_along_axis_0": (lambda m, x: m.last(m.adjacency @ x), r"matmul.*sums over axis 0.*\(1, nodes, features\)"),
+    "first_sample": (lambda m, x: m.last(_written(x)), "select_scatter.*samples of a batch differently"),
+    "weight_from_the_input": (lambda m, x: F.linear(x, m.last(x.mean(0)).view(4, 1) * x[:1]), "batch"),
+    "two_symbols": (lambda m, x: m.last(x.view(-1)[None].expand(len(x), -1)[:, :10]), "batch"),
+}
+
+
+def _written(x: Tensor) -> Tensor:
+    y = x * 2
+    y[0] = 0
+    return y
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
+@pytest.mark.parametrize("name", list(SAYS))
+def test_messages_say_what_and_show_no_symbols(name: str, composite: str) -> None:
+    function, expected = SAYS[name]
+    model = Written(function, last=linear(10), adjacency=nn.Parameter(torch.rand(3, 3))).eval()
+    with pytest.raises((CaptureError, UnsupportedOperationError), match=expected) as error:
+        fastlrp.explain(model, vector(), [0], composite)
+    assert not re.search(r"\b(s\d+|z?uf?\d+)\b", str(error.value)), str(error.value)
+
+
+def test_symbols_are_replaced_in_any_expression() -> None:
+    assert without_symbols("Ne(s33*s77, 2*u0) and s0 or zuf3 in bus12") == (
+        "Ne(batch*batch, 2*<computed from data>) and batch or <computed from data> in bus12"
+    )
+    assert shape_text((None, 3, "4*s33", "u0")) == "(batch, 3, 4*batch, <computed from data>)"
+
+
+def test_torchscript_is_told() -> None:
+    inner = torch.jit.script(nn.Linear(10, 10))
+    with pytest.raises(CaptureError, match=r"module '0' is a TorchScript module"):
+        fastlrp.explain(nn.Sequential(inner, nn.Linear(10, 4)).eval(), vector(), [0])
+
+
+def test_own_entry_by_an_index_of_its_own_sample() -> None:
+    """``x[arange(B), lengths]``: the last step of each sequence."""
+    model = Written(lambda m, x, n: m.last(x[torch.arange(x.shape[0]), n - 1]), last=linear(12)).eval()
+    x, lengths = torch.randn(4, 6, 12), torch.tensor([1, 6, 3, 3])
+    relevance, _ = fastlrp.explain(model, (x, lengths), [0], "lrp0")
+    expected = torch.zeros(4, 1, 6, 12)
+    for sample, n in enumerate(lengths.tolist()):
+        expected[sample, 0, n - 1] = x[sample, n - 1] * model.last.weight[0].detach()
+    torch.testing.assert_close(relevance, expected)
 
 
 MIXES_THE_BATCH: dict[str, Callable[..., Tensor]] = {
