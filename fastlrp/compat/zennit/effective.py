@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastlrp.compat.zennit.fingerprint import Same, from_library, global_names
 
-Replaced = dict[int, nn.Module]
+Replaced = Mapping[int, nn.Module]
 """``id`` of a module -> the module to take in its place."""
 
 
@@ -51,11 +51,12 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 def settle(model: nn.Module) -> None:
     """Register what hides registered tensors, so that they are what the forward pass reads."""
+    table: dict[str, Any]
     for module in model.modules():
         for table, name, item in list(hidden(module)):
             if not isinstance(item, Tensor | None):
                 continue
-            if isinstance(item, Tensor) and table is module._parameters and not isinstance(item, nn.Parameter):
+            if isinstance(item, Tensor) and name in module._parameters and not isinstance(item, nn.Parameter):
                 with torch.inference_mode(item.is_inference()):
                     item = nn.Parameter(item.detach(), requires_grad=False)
             table[name] = item
@@ -66,7 +67,7 @@ class Registered:
     """A model's tensors and attributes, to put back what Zennit's own canonizers do not."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [
+        self._modules: list[tuple[nn.Module, dict[str, Any], list[tuple[dict[str, Any], dict[str, Any]]]]] = [
             (m, dict(vars(m)), [(table, dict(table)) for table in (m._parameters, m._buffers)]) for m in model.modules()
         ]
 
@@ -127,11 +128,11 @@ def rebound(item: Any, replaced: Replaced, depth: int = 0) -> Any:
             return item
         return functools.partial(parts[0], *parts[1], **parts[2])
     if type(item) in (tuple, list):
-        parts = [again(part) for part in item]
-        return item if all(a is b for a, b in zip(parts, item, strict=True)) else type(item)(parts)
+        found = [again(part) for part in item]
+        return item if all(a is b for a, b in zip(found, item, strict=True)) else type(item)(found)
     if type(item) is dict:
-        parts = {key: again(part) for key, part in item.items()}
-        return item if all(parts[key] is item[key] for key in item) else parts
+        entries = {key: again(part) for key, part in item.items()}
+        return item if all(entries[key] is item[key] for key in item) else entries
     return item
 
 
@@ -141,7 +142,7 @@ def _function(function: types.FunctionType, again: Any) -> Any:
     cells = function.__closure__ or ()
     closure = tuple(_cell(cell, again, function) for cell in cells)
     names = global_names(function.__code__)
-    changed = {n: found for n in names if (found := _module(function.__globals__.get(n), again)) is not None}
+    changed = {n: other for n in names if (other := _module(function.__globals__.get(n), again)) is not None}
     defaults = again(function.__defaults__)
     if not changed and defaults is function.__defaults__ and all(a is b for a, b in zip(closure, cells, strict=True)):
         return function
