@@ -97,17 +97,31 @@ def rebind(model: nn.Module, replaced: Replaced) -> None:
     Args:
         replaced: the modules that were copied, to their copies.
     """
+    methods: dict[type, dict[str, types.FunctionType]] = {}
     for module in model.modules():
         own = vars(module)
         for name, item in list(own.items()):
-            if name.startswith("_") and name.endswith(("_hooks", "_hooks_with_kwargs")):
-                continue
-            found = rebound(item, replaced)
-            if found is not item:
-                own[name] = found
+            if not name.endswith(("_hooks", "_hooks_with_kwargs")):
+                own[name] = rebound(item, replaced)
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
                 hooks[key] = rebound(hook, replaced)
+        kind = type(module)
+        if kind not in methods:
+            methods[kind] = _methods(kind, replaced)
+        own.update((name, types.MethodType(f, module)) for name, f in methods[kind].items() if name not in own)
+
+
+def _methods(kind: type, replaced: Replaced) -> dict[str, types.FunctionType]:
+    """The methods of a class that refer to modules themselves, past ``self``, with the other modules."""
+    found: dict[str, types.FunctionType] = {}
+    for base in reversed(kind.__mro__):
+        for name, item in vars(base).items():
+            other = rebound(item, replaced) if isinstance(item, types.FunctionType) else item
+            found.pop(name, None)
+            if other is not item:
+                found[name] = other
+    return found
 
 
 def rebound(item: Any, replaced: Replaced, depth: int = 0) -> Any:

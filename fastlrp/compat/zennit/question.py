@@ -89,8 +89,8 @@ def _checked(start: Any, output: Tensor, single: bool = False) -> Tensor:
             f"attr_output must have the output's shape {shape}{many}; got {tuple(start.shape)}. For one class per "
             "sample: torch.eye(classes)[[index]], or targets=index"
         )
-    if not start.is_floating_point():
-        raise TypeError(f"attr_output must be a float tensor as the output is, got {start.dtype}: use .to(output)")
+    if start.is_complex():
+        raise TypeError(f"attr_output must be real numbers as the output is, got {start.dtype}: use .real")
     if start.device != output.device:
         raise ValueError(f"attr_output is on {start.device}, the model's output is on {output.device}: use .to(output)")
     if not bool(torch.isfinite(start).all()):

@@ -199,6 +199,26 @@ def test_function_among_the_attributes_refers_to_the_copy() -> None:
     unchanged(EpsilonPlus, lambda _: SequentialMergeBatchNorm(), model, x)
 
 
+def test_method_that_refers_to_a_module_itself() -> None:
+    """Past ``self``: by a name of the script around its class."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4))
+
+        def body(self, x: Tensor) -> Tensor:
+            return parts[0](x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.body(x)
+
+    model = seeded(Outer())
+    parts = [model[0].inner]
+    x = torch.randn(2, 5, dtype=torch.float64)
+    unchanged(EpsilonPlus, lambda _: SequentialMergeBatchNorm(), model, x)
+
+
 def test_changed_attribute_of_a_module_is_noticed() -> None:
     model = seeded(nn.Linear(5, 6), nn.LeakyReLU(0.1), nn.Linear(6, 4))
     x = torch.randn(2, 5, dtype=torch.float64)
