@@ -1,11 +1,13 @@
 """Zennit's composites, with its canonizers, on torchvision's models: the relevance of the input must be the same.
 
 In the 2-norm, worst sample and target. Measured over three seeds of weights, batch-norm statistics and inputs: 2e-13 in
-float64; in float32 6.3e-5 (ResNet-50, EpsilonGammaBox), where Zennit is 7.1e-5 from float64 and fastlrp 7.8e-6.
+float64. In float32 Zennit is up to 2.3e-4 from its own float64 (ResNet-50, EpsilonGammaBox; more or less on other
+processors) and fastlrp 7.8e-6, so that float32 is compared with Zennit in float64, on the same weights.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -22,7 +24,7 @@ from tests.torchvision_models import random_model
 theirs = pytest.importorskip("zennit.composites", reason="zennit is not installed", exc_type=ImportError)
 canonizers = pytest.importorskip("zennit.torchvision", exc_type=ImportError)
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 TARGETS = [3, 640]
 LOW = torch.tensor([-3.0, -2.5, -4.0]).view(1, 3, 1, 1)
 HIGH = torch.tensor([3.0, 4.0, 2.5]).view(1, 3, 1, 1)
@@ -60,8 +62,10 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture(scope="module", params=list(CANONIZERS))
-def network(request: pytest.FixtureRequest, dtype: torch.dtype) -> tuple[str, nn.Module]:
-    return request.param, random_model(request.param, dtype=dtype)
+def network(request: pytest.FixtureRequest, dtype: torch.dtype) -> tuple[str, nn.Module, nn.Module]:
+    """Name, model, and the same weights in float64."""
+    model = random_model(request.param, dtype=dtype)
+    return request.param, model, copy.deepcopy(model).double()
 
 
 def _input(dtype: torch.dtype) -> torch.Tensor:
@@ -69,31 +73,35 @@ def _input(dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("composite", list(COMPOSITES))
-def test_composites_equal_zennit(network: tuple[str, nn.Module], dtype: torch.dtype, composite: str) -> None:
-    name, model = network
+def test_composites_equal_zennit(network: tuple[str, nn.Module, nn.Module], dtype: torch.dtype, composite: str) -> None:
+    name, model, double = network
     x = _input(dtype)
     ours, make = COMPOSITES[composite]
     canonizer = [CANONIZERS[name]()]
-    other = make(canonizer, dtype) if composite == "epsilon_gamma_box" else make(canonizers=canonizer)
-    expected = relevance(model, x, TARGETS, other)
-    assert relative_error(fastlrp.explain(model, x, TARGETS, ours()), expected) <= TOLERANCE[dtype]
+    other = make(canonizer, torch.float64) if composite == "epsilon_gamma_box" else make(canonizers=canonizer)
+    expected = relevance(double, x.double(), TARGETS, other)
+    found = fastlrp.explain(model, x, TARGETS, ours())
+    assert found.dtype == dtype
+    assert relative_error(found.double(), expected) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("composite", list(GRADIENTS))
-def test_gradient_family_equals_zennit(network: tuple[str, nn.Module], dtype: torch.dtype, composite: str) -> None:
+def test_gradient_family_equals_zennit(
+    network: tuple[str, nn.Module, nn.Module], dtype: torch.dtype, composite: str
+) -> None:
     """With ``initial="one"``: what flows is a gradient.
 
     In float32 on the merged model on both sides. Otherwise the two forward passes differ by rounding, and once in a
     while a pre-activation that is zero but for rounding passes a ReLU (or wins a max-pool) on one side only: in 2 of 12
     networks, at 64 x 64, one such neuron made a difference of 0.0015 to 0.0084. Rules of LRP give it no weight.
     """
-    name, model = network
+    name, model, _ = network
     x = _input(dtype)
     ours, make = GRADIENTS[composite]
     expected = relevance(model, x, TARGETS, make(canonizers=[CANONIZERS[name]()]), initial="one")
     with merged_batch_norm(model) if dtype == torch.float32 else nullcontext(model):
         result = fastlrp.explain(model, x, TARGETS, ours(), initial="one")
-    assert relative_error(result, expected) <= TOLERANCE[dtype]
+    assert relative_error(result, expected) <= {torch.float64: 1e-12, torch.float32: 1e-4}[dtype]
 
 
 def test_oracle_leaves_the_model_as_it_was() -> None:

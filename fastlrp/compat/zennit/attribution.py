@@ -61,6 +61,7 @@ class Gradient:
         self.create_graph, self.retain_graph = create_graph, retain_graph
         self.attr_output_fn = starting(attr_output, identity)
         self._entered: Prepared | None = None
+        self._latest: Explainer | None = None
 
     def __enter__(self) -> Gradient:
         """Looks up which rule goes where, as Zennit does here. The model stays as it is."""
@@ -125,17 +126,19 @@ class Gradient:
         if found is None or found.seen.changed(self.model):
             found = prepare(self.model, self.composite)
             self._entered = None if self._entered is None else found
+        self._latest = found.explainer
         return found.explainer
 
     def refresh(self) -> None:
         """Forget what was captured of the model: for weights that were written in place through ``.data``."""
         forget(self.model)
+        self._latest = None
         self._entered = None if self._entered is None else prepare(self.model, self.composite)
 
     @property
     def plan(self) -> Plan:
-        """Which rule each operation got, and what is computed how; ``print`` it. After the first call."""
-        return prepare(self.model, self.composite).explainer.plan
+        """Which rule each operation got at the latest call, and what is computed how; ``print`` it."""
+        return (self._latest or prepare(self.model, self.composite).explainer).plan
 
     @property
     def inactive(self) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastlrp.compat.zennit.fingerprint import Same, from_library, global_names
 
-Replaced = dict[int, nn.Module]
+Replaced = Mapping[int, nn.Module]
 """``id`` of a module -> the module to take in its place."""
 
 
@@ -51,11 +51,12 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 def settle(model: nn.Module) -> None:
     """Register what hides registered tensors, so that they are what the forward pass reads."""
+    table: dict[str, Any]
     for module in model.modules():
         for table, name, item in list(hidden(module)):
             if not isinstance(item, Tensor | None):
                 continue
-            if isinstance(item, Tensor) and table is module._parameters and not isinstance(item, nn.Parameter):
+            if isinstance(item, Tensor) and name in module._parameters and not isinstance(item, nn.Parameter):
                 with torch.inference_mode(item.is_inference()):
                     item = nn.Parameter(item.detach(), requires_grad=False)
             table[name] = item
@@ -66,7 +67,7 @@ class Registered:
     """A model's tensors and attributes, to put back what Zennit's own canonizers do not."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [
+        self._modules: list[tuple[nn.Module, dict[str, Any], list[tuple[dict[str, Any], dict[str, Any]]]]] = [
             (m, dict(vars(m)), [(table, dict(table)) for table in (m._parameters, m._buffers)]) for m in model.modules()
         ]
 
@@ -96,17 +97,31 @@ def rebind(model: nn.Module, replaced: Replaced) -> None:
     Args:
         replaced: the modules that were copied, to their copies.
     """
+    methods: dict[type, dict[str, types.FunctionType]] = {}
     for module in model.modules():
         own = vars(module)
         for name, item in list(own.items()):
-            if name.startswith("_") and name.endswith(("_hooks", "_hooks_with_kwargs")):
-                continue
-            found = rebound(item, replaced)
-            if found is not item:
-                own[name] = found
+            if not name.endswith(("_hooks", "_hooks_with_kwargs")):
+                own[name] = rebound(item, replaced)
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
                 hooks[key] = rebound(hook, replaced)
+        kind = type(module)
+        if kind not in methods:
+            methods[kind] = _methods(kind, replaced)
+        own.update((name, types.MethodType(f, module)) for name, f in methods[kind].items() if name not in own)
+
+
+def _methods(kind: type, replaced: Replaced) -> dict[str, types.FunctionType]:
+    """The methods of a class that refer to modules themselves, past ``self``, with the other modules."""
+    found: dict[str, types.FunctionType] = {}
+    for base in reversed(kind.__mro__):
+        for name, item in vars(base).items():
+            other = rebound(item, replaced) if isinstance(item, types.FunctionType) else item
+            found.pop(name, None)
+            if other is not item:
+                found[name] = other
+    return found
 
 
 def rebound(item: Any, replaced: Replaced, depth: int = 0) -> Any:
@@ -127,11 +142,11 @@ def rebound(item: Any, replaced: Replaced, depth: int = 0) -> Any:
             return item
         return functools.partial(parts[0], *parts[1], **parts[2])
     if type(item) in (tuple, list):
-        parts = [again(part) for part in item]
-        return item if all(a is b for a, b in zip(parts, item, strict=True)) else type(item)(parts)
+        found = [again(part) for part in item]
+        return item if all(a is b for a, b in zip(found, item, strict=True)) else type(item)(found)
     if type(item) is dict:
-        parts = {key: again(part) for key, part in item.items()}
-        return item if all(parts[key] is item[key] for key in item) else parts
+        entries = {key: again(part) for key, part in item.items()}
+        return item if all(entries[key] is item[key] for key in item) else entries
     return item
 
 
@@ -141,7 +156,7 @@ def _function(function: types.FunctionType, again: Any) -> Any:
     cells = function.__closure__ or ()
     closure = tuple(_cell(cell, again, function) for cell in cells)
     names = global_names(function.__code__)
-    changed = {n: found for n in names if (found := _module(function.__globals__.get(n), again)) is not None}
+    changed = {n: other for n in names if (other := _module(function.__globals__.get(n), again)) is not None}
     defaults = again(function.__defaults__)
     if not changed and defaults is function.__defaults__ and all(a is b for a, b in zip(closure, cells, strict=True)):
         return function

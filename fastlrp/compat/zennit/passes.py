@@ -179,6 +179,8 @@ class Modules:
     def merged_batch_norms(self) -> dict[str, float]:
         """Fold the batch norms that Zennit's canonizers have left behind: identities but for ``1 / sqrt(1 + eps)``.
 
+        Zennit 1.0.0 leaves them with an eps of 0.
+
         Exact with a stabilizer of the same factor, see :func:`fastlrp.compat.zennit.choose.scaled`.
 
         Returns:

@@ -90,7 +90,7 @@ def _checked(start: Any, output: Tensor, single: bool = False) -> Tensor:
             "sample: torch.eye(classes)[[index]], or targets=index"
         )
     if start.is_complex():
-        raise TypeError(f"attr_output must be a real tensor as the output is, got {start.dtype}")
+        raise TypeError(f"attr_output must be real numbers as the output is, got {start.dtype}: use .real")
     if start.device != output.device:
         raise ValueError(f"attr_output is on {start.device}, the model's output is on {output.device}: use .to(output)")
     if not bool(torch.isfinite(start).all()):

@@ -13,7 +13,12 @@ from tests.torchvision_models import import_models
 import_models()  # zennit imports torchvision
 
 theirs = pytest.importorskip("zennit.attribution", reason="zennit is not installed", exc_type=ImportError)
+from zennit.core import Hook  # noqa: E402
+
 from fastlrp.compat import zennit as ours  # noqa: E402
+
+ZENNIT_1 = hasattr(Hook, "_inject_grad_fn")
+"""Whether the Zennit that was imported is 1.0.0, or else 0.5.1."""
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Measured: 3e-15 and 4e-6."""

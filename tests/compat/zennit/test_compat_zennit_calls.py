@@ -170,6 +170,13 @@ def test_plan_shows_the_rules(model: nn.Module, composite: Any, x: Tensor) -> No
     assert "ZPlus(stabilizer=" in text
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.float32])
+def test_initial_relevance_of_other_kinds_of_numbers(model: nn.Module, composite: Any, x: Tensor, dtype: Any) -> None:
+    """As autograd takes them: ``F.one_hot`` gives integers."""
+    start = TARGET.to(dtype)
+    _close(Gradient(model, composite)(x, start)[1], theirs.Gradient(model, composite)(x, start)[1])
+
+
 def test_output_with_more_axes() -> None:
     """A segmentation: the initial relevance has the output's shape, whatever that is."""
     model = seeded(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 1))

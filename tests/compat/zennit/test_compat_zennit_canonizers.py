@@ -199,6 +199,26 @@ def test_function_among_the_attributes_refers_to_the_copy() -> None:
     unchanged(EpsilonPlus, lambda _: SequentialMergeBatchNorm(), model, x)
 
 
+def test_method_that_refers_to_a_module_itself() -> None:
+    """Past ``self``: by a name of the script around its class."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4))
+
+        def body(self, x: Tensor) -> Tensor:
+            return parts[0](x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.body(x)
+
+    model = seeded(Outer())
+    parts = [model[0].inner]
+    x = torch.randn(2, 5, dtype=torch.float64)
+    unchanged(EpsilonPlus, lambda _: SequentialMergeBatchNorm(), model, x)
+
+
 def test_changed_attribute_of_a_module_is_noticed() -> None:
     model = seeded(nn.Linear(5, 6), nn.LeakyReLU(0.1), nn.Linear(6, 4))
     x = torch.randn(2, 5, dtype=torch.float64)
@@ -247,3 +267,64 @@ def test_map_that_counts_on_what_the_canonizers_make() -> None:
 
     model, x, composite = _network(), _input(), Composite(module_map, [Marks()])
     assert agree(model, composite, x, TARGET)["4"] == ["Epsilon(epsilon=0.1, zero_bias=False)"]
+
+
+def _without_biases() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return seeded(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6, eps=0.1), nn.ReLU(), nn.Flatten(),
+                      nn.Linear(96, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 4))  # fmt: skip
+
+
+@pytest.mark.parametrize("canonized", [True, False])
+def test_model_that_zennit_has_touched(canonized: bool) -> None:
+    """Zennit 1.0.0 leaves attributes that hide parameters, biases that nothing computes with, other parameters."""
+    make = lambda: EpsilonPlus(canonizers=[SequentialMergeBatchNorm()] if canonized else [])  # noqa: E731
+    model, x = _without_biases(), _input()
+    expected = attribute(theirs, _without_biases(), make(), x, TARGET)
+    attribute(theirs, model, EpsilonPlus(canonizers=[SequentialMergeBatchNorm()]), x, TARGET)
+    attributor = ours.Gradient(model, make())
+    before = state(model)
+    check(attributor(x, TARGET), expected)
+    same(before, state(model))
+    check(attributor(x, TARGET), expected)
+    with torch.no_grad():
+        model[0].weight.mul_(-1)
+    check(attributor(x, TARGET), attribute(theirs, model, make(), x, TARGET))
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_model_with_weights_that_canonizers_have_merged(registered: bool) -> None:
+    """The merged weight of Zennit 1.0.0 is no parameter and has a graph."""
+    composite = EpsilonPlus(canonizers=[SequentialMergeBatchNorm()])
+    x = _input()
+    expected = attribute(theirs, _without_biases(), composite, x, TARGET)
+    model = _without_biases()
+    if registered:
+        composite.register(model)
+    else:
+        applied = SequentialMergeBatchNorm().apply(model)
+    before = state(model)
+    check(attribute(ours, model, None if registered else EpsilonPlus(), x, TARGET), expected)
+    same(before, state(model))
+    if registered:
+        composite.remove()
+    else:
+        for canonizer in applied:
+            canonizer.remove()
+    plain = EpsilonPlus()
+    check(attribute(ours, model, plain, x, TARGET), attribute(theirs, _without_biases(), plain, x, TARGET))
+
+
+def test_frozen_batch_norm_of_torchvision() -> None:
+    """Zennit 1.0.0 counts it as a batch norm, 0.5.1 does not."""
+    from torchvision.ops import FrozenBatchNorm2d
+
+    norm = FrozenBatchNorm2d(6, eps=0.2)
+    norm.running_mean.normal_(0, 0.2)
+    norm.running_var.uniform_(0.5, 1.5)
+    norm.weight.uniform_(0.5, 1.5)
+    norm.bias.normal_(0, 0.2)
+    model = seeded(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
+    for canonizers in ([], [SequentialMergeBatchNorm()]):
+        agree(model, EpsilonPlus(canonizers=canonizers), _input(), TARGET)
