@@ -17,9 +17,9 @@ _VERSION = re.compile(r"[\w.+-]{0,80}")
 _NODE_NAMES = {"name", "as_name"}
 _REFUSED_KEYS = {"as_custom_obj": "a custom object", "custom_obj": "a custom object", "opaque": "an opaque object"}
 
-_ATEN = re.compile(r"torch\.ops\.aten\.([a-z_]\w*)\.(\w+)")
+_OPERATOR = re.compile(r"torch\.ops\.(aten|torchvision)\.([a-z_]\w*)\.(\w+)")
 _OTHER_OPERATORS = re.compile(
-    r"torch\.ops\.torchvision\.\w+\.\w+|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
+    r"torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
     r"|torch\._?sym_[a-z0-9_]+|math\.[a-z][a-z0-9]*"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem|lshift|rshift)"
 )
@@ -118,13 +118,13 @@ def _match(pattern: re.Pattern[str], text: str, what: str) -> None:
 
 
 def _check_operator(text: str) -> None:
-    found = _ATEN.fullmatch(text)
+    found = _OPERATOR.fullmatch(text)
     if found is None:
         if not _OTHER_OPERATORS.fullmatch(text):
-            raise Refused(f"its graph calls {_shown(text)}, which is no operator of PyTorch's ATen")
+            raise Refused(f"its graph calls {_shown(text)}, which is none of PyTorch's operators on tensors")
         return
     try:
-        schema = getattr(getattr(torch.ops.aten, found[1]), found[2])._schema
+        schema = getattr(getattr(getattr(torch.ops, found[1]), found[2]), found[3])._schema
     except (AttributeError, RuntimeError):
         raise ValueError(f"PyTorch {torch.__version__} has no operator {text}") from None
     for argument in schema.arguments:
@@ -151,7 +151,8 @@ def _is_harmless(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):  # A tower of powers takes forever.
-        return isinstance(node.right, ast.Constant) and isinstance(node.right.value, int) and node.right.value <= 64
+        power = node.right.operand if isinstance(node.right, ast.UnaryOp) else node.right
+        return isinstance(power, ast.Constant) and isinstance(power.value, int) and power.value <= 64
     if isinstance(node, ast.Name):
         return node.id in _FUNCTIONS | _CONSTANTS or _SYMBOL.fullmatch(node.id) is not None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):

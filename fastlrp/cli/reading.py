@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
+"""Of images, by content. Pillow would go by content alone, and give PostScript to an interpreter of its own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """An item that was read.
@@ -72,7 +76,7 @@ class Reader:
     def _open(self, path: Path) -> Image:
         pil = need("PIL.Image", "pillow")
         try:
-            with opened(path, self.limit or ARRAY_BYTES) as (stream, _), pil.open(stream) as image:
+            with opened(path, self.limit or ARRAY_BYTES) as (stream, _), pil.open(stream, formats=FORMATS) as image:
                 return self.preprocessing.picture(image)
         except (FileNotFoundError, FormatError) as error:
             raise InputFailure(one_line(error)) from error

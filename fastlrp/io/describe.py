@@ -76,6 +76,16 @@ def _leaves(model: torch.nn.Sequential, prefix: str) -> Iterator[tuple[str, torc
         else:
             assert module is not None
             yield f"{prefix}{name}", module
+            if type(module) is nn.Linear and module.act != "linear":
+                yield f"{prefix}{name}", _activation(f"{prefix}{name}", module.act)
+
+
+def _activation(path: str, act: str) -> torch.nn.Module:
+    """The layer that a Linear brings along."""
+    known: dict[str, type[torch.nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+    if act not in known:
+        raise TypeError(f"module {path} has act={act!r}, which the Toolbox does not have: expected relu or tanh")
+    return known[act]()
 
 
 def _entry(name: str, module: torch.nn.Module) -> Entry:

@@ -3,16 +3,92 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlrp.nn.module import LRPModule
+from fastlrp.nn.options import ACTIVATIONS
+
+UNKNOWN = 0
+"""Number of inputs of a layer that a network is still to tell."""
 
 
 class Linear(LRPModule, nn.Linear):
-    """``y = x W^T + b``, ``Linear(m, n)`` with m inputs and n outputs; weight ``(n, m)``."""
+    """``y = x W^T + b``, ``Linear(m, n)`` with m inputs and n outputs; weight ``(n, m)``.
+
+    interprettensor's forms are taken as well: ``Linear(input_dim=m, output_dim=n, act="relu")``, and
+    ``Linear(n, act="relu")`` in a :class:`Sequential`, behind a layer that says how many inputs there are.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as of :class:`torch.nn.Linear`.
+        input_dim, output_dim: the same by interprettensor's names.
+        act: what follows the sum, ``"linear"`` (nothing), ``"relu"``, ``"tanh"`` or ``"elu"``; relevance passes.
+        batch_size: has no meaning here: any batch will do.
+
+    Raises:
+        ValueError, TypeError: for an unknown ``act``, or no number of outputs.
+    """
+
+    def __init__(
+        self,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_dim: int | None = None,
+        output_dim: int | None = None,
+        act: str = "linear",
+        batch_size: int | None = None,
+    ) -> None:
+        if act not in ACTIVATIONS:
+            raise ValueError(f"unknown act {act!r}: expected one of {', '.join(ACTIVATIONS)}")
+        features, outputs = _features(in_features, out_features, input_dim, output_dim)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of a weight without entries, which is made anew by build.
+            super().__init__(features, outputs, bias, device, dtype)
+        self.act = act
+
+    def build(self, features: int) -> None:
+        """Make the weight for this number of inputs."""
+        old = self.weight
+        self.in_features = features
+        self.weight = nn.Parameter(old.new_empty(self.out_features, features))
+        self.reset_parameters()
+
+    def forward(self, x: Tensor, lrp_aware: bool = False) -> Tensor:
+        if lrp_aware:
+            return super().forward(x, lrp_aware)
+        if self.in_features == UNKNOWN:
+            n = self.out_features
+            raise RuntimeError(
+                f"Linear({n}) does not know its number of inputs: Linear(m, {n}), or put it in a Sequential"
+            )
+        return ACTIVATIONS[self.act](F.linear(x, self.weight, self.bias))
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.act == "linear" else f", act={self.act!r}")
+
+
+def _features(
+    in_features: int | None, out_features: int | None, input_dim: int | None, output_dim: int | None
+) -> tuple[int, int]:
+    """Numbers of inputs and outputs. A single number without a name is that of the outputs."""
+    if in_features is not None and out_features is not None and input_dim is None and output_dim is None:
+        return in_features, out_features
+    outputs = output_dim if in_features is None else in_features
+    if outputs is None or out_features is not None or (in_features is not None and output_dim is not None):
+        raise TypeError(
+            "Linear takes the numbers of its inputs and outputs, Linear(m, n) or Linear(input_dim=m, output_dim=n), or "
+            "that of its outputs alone"
+        )
+    return UNKNOWN if input_dim is None else input_dim, outputs
 
 
 class Conv2d(LRPModule, nn.Conv2d):

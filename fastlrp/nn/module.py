@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -22,6 +23,7 @@ class _Aware:
 
     def __init__(self) -> None:
         self.x: Tensor | None = None
+        self.output: weakref.ref[Tensor] | None = None
         self.keep = False
         self.explainers: dict[str, Explainer] = {}
         self.records: dict[str, ForwardRecord] = {}
@@ -68,6 +70,7 @@ class LRPModule(nn.Module):
         aware.forget()
         aware.x, aware.keep = x.detach(), True
         record: Any = self._record("auto")
+        aware.output = weakref.ref(record.output)
         return record.output
 
     def set_lrp_parameters(self, lrp_var: str | None = None, param: float | None = None) -> None:

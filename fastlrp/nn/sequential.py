@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastlrp.nn.layers import Softmax
+from fastlrp.nn.layers import UNKNOWN, Linear, ReLU, Softmax, Tanh
 from fastlrp.nn.module import LRPModule
 from fastlrp.nn.training import fit
+
+
+class Layers:
+    """A network's layers, as a list and as PyTorch's method of the same name."""
+
+    def __init__(self, net: nn.Sequential) -> None:
+        self._net = net
+
+    def __call__(self) -> Iterator[nn.Module]:
+        return nn.Module.modules(self._net)
+
+    def __getitem__(self, place: Any) -> Any:
+        return list(self._net)[place]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._net)
+
+    def __len__(self) -> int:
+        return len(self._net)
+
+
+def complete(net: nn.Sequential) -> None:
+    """Give layers that were made by their number of outputs alone the number of inputs that the layer before says.
+
+    Raises:
+        ValueError: if no layer before it says that.
+    """
+    features = None
+    for name, module in net.named_children():
+        if isinstance(module, Linear) and module.in_features == UNKNOWN:
+            if features is None:
+                raise ValueError(
+                    f"layer {name!r}, Linear({module.out_features}), needs its number of inputs, which no layer before "
+                    f"it says: Linear(m, {module.out_features})"
+                )
+            module.build(features)
+        if isinstance(module, nn.Linear):
+            features = module.out_features
+        elif not isinstance(module, (ReLU, Tanh, Softmax)):
+            features = None
 
 
 class Sequential(LRPModule, nn.Sequential):
@@ -27,12 +69,29 @@ class Sequential(LRPModule, nn.Sequential):
         if len(modules) == 1 and isinstance(modules[0], (list, tuple)):
             modules = tuple(modules[0])
         super().__init__(*modules)
+        complete(self)
+
+    @property
+    def modules(self) -> Layers:  # type: ignore[override]
+        """The layers as a list, ``net.modules[::-1]``, as in the Toolbox; called, PyTorch's ``net.modules()``."""
+        return Layers(self)
 
     def forward(self, x: Tensor, lrp_aware: bool = False) -> Tensor:
         """See :meth:`fastlrp.nn.LRPModule.forward`. Without ``lrp_aware`` the input alone is remembered for ``lrp``."""
-        if not lrp_aware:
-            self._remember(x)
-        return super().forward(x, lrp_aware)
+        if lrp_aware:
+            return super().forward(x, lrp_aware)
+        self._remember(x)
+        output = super().forward(x)
+        if not torch.compiler.is_compiling():
+            self._aware().output = weakref.ref(output)
+        return output
+
+    def _input_of(self, x: Tensor) -> Tensor:
+        """The latest forward pass's input in the place of its output; any other tensor as it is."""
+        aware = self._aware()
+        if aware.x is not None and aware.output is not None and aware.output() is x:
+            return aware.x
+        return x
 
     def lrp_layerwise(
         self, layer: int | str | nn.Module, R: Tensor, lrp_var: str | None = None, param: float | None = None

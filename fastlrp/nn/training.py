@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Optimizer = torch.optim.Optimizer
-
-_LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss, "l1": F.l1_loss}
-_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
+from fastlrp.nn.options import ON_SCORES, Loss, Optimizer, loss_of, optimizer_of
 
 
 def fit(
     net: nn.Sequential,
-    x: Tensor,
-    y: Tensor,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
     loss: str | Loss = "cross_entropy",
     optimizer: str | Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer = "adam",
     lr: float | None = None,
     epochs: int = 10,
     batch_size: int = 32,
     progress: bool = True,
+    *,
+    opt_params: Sequence[Any] | None = None,
+    output: Tensor | None = None,
+    ground_truth: Tensor | None = None,
 ) -> list[float]:
     """Train on all of ``x`` and ``y``, in batches of a new random order in each epoch.
 
     Args:
-        x: ``(N, …)``.
+        x: ``(N, …)``; or, as interprettensor wants it, what ``net.forward(x)`` has just returned, for its input.
         y: ``(N,)`` classes, ``(N, C)`` one-hot or probabilities, or what ``loss`` takes.
         loss: ``"cross_entropy"`` (on scores; a softmax at the end is left out while training), ``"mse"``, ``"l1"``,
-            or a function of prediction and target.
-        optimizer: ``"adam"``, ``"sgd"``, ``"adamw"``, a function of the parameters, or an optimizer.
+            or a function of prediction and target. interprettensor's names: ``"softmax_crossentropy"``,
+            ``"sigmoid_crossentropy"``, ``"L1"``, and ``"MSE"``, which is the root of the mean square there.
+        optimizer: ``"adam"``, ``"sgd"`` (``"grad_descent"``), ``"adamw"``, ``"rmsprop"``, ``"adagrad"``,
+            ``"adadelta"``, a function of the parameters, or an optimizer.
         lr: learning rate of an optimizer given by name; its own default otherwise (0.001).
         epochs, batch_size: how often, and how many samples at a time.
         progress: show a progress bar, if tqdm is installed.
+        opt_params: interprettensor's way to say it: ``[lr]``, or ``[lr, parameters]`` to train some parameters only.
+        output, ground_truth: interprettensor's names for x and y.
 
     Returns:
         the mean loss of each epoch.
@@ -50,12 +49,15 @@ def fit(
     Raises:
         ValueError: for sizes that do not fit, or an unknown name. FloatingPointError: if the loss becomes NaN.
     """
+    x, y = _given("x", x, "output", output), _given("y", y, "ground_truth", ground_truth)
+    input_of = getattr(net, "_input_of", None)
+    x = x if input_of is None else input_of(x)
     if len(x) != len(y) or not len(x):
         raise ValueError(f"x and y must have the same number of samples, at least one; got {len(x)} and {len(y)}")
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
-    criterion, body = _loss(loss), _body(net, loss)
-    step = _optimizer(optimizer, net, lr)
+    criterion, body = loss_of(loss), _body(net, loss)
+    step = optimizer_of(optimizer, net, lr, opt_params)
     was_training = net.training
     net.train()
     try:
@@ -76,6 +78,16 @@ def fit(
         return history
     finally:
         net.train(was_training)
+
+
+def _given(name: str, value: Tensor | None, other: str, alias: Tensor | None) -> Tensor:
+    """The argument under one of its two names."""
+    if value is not None and alias is not None:
+        raise TypeError(f"fit got {name} and {other}, which are the same: give one of them")
+    found = alias if value is None else value
+    if not isinstance(found, Tensor):
+        raise TypeError(f"fit needs {name} (or {other}), a tensor, got {type(found).__name__}")
+    return found
 
 
 def _bar(epochs: int, progress: bool) -> Any:
@@ -106,26 +118,4 @@ class _Silent:
 def _body(net: nn.Sequential, loss: str | Loss) -> Callable[[Tensor], Tensor]:
     """The network that is trained: cross entropy takes scores, so a softmax at the end stays out."""
     ends_in_softmax = len(net) > 0 and isinstance(net[-1], nn.Softmax)
-    return net[:-1] if ends_in_softmax and loss == "cross_entropy" else net
-
-
-def _loss(loss: str | Loss) -> Loss:
-    if callable(loss):
-        return loss
-    if loss not in _LOSSES:
-        raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(_LOSSES)}, or a function")
-    return _LOSSES[loss]
-
-
-def _optimizer(
-    optimizer: str | Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer, net: nn.Module, lr: float | None
-) -> Optimizer:
-    if isinstance(optimizer, Optimizer):
-        return optimizer
-    if isinstance(optimizer, str):
-        if optimizer not in _OPTIMIZERS:
-            raise ValueError(
-                f"unknown optimizer {optimizer!r}: expected one of {', '.join(_OPTIMIZERS)}, or an optimizer"
-            )
-        return _OPTIMIZERS[optimizer](net.parameters(), **({} if lr is None else {"lr": lr}))
-    return optimizer(net.parameters())
+    return net[:-1] if ends_in_softmax and loss in ON_SCORES else net

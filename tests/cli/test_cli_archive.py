@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp.cli import archive
+from fastlrp.cli import archive, archive_graph
 
 MODEL, SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
@@ -168,7 +168,7 @@ ROUTES = {
     "a part of a symbol": (hidden_in_symbol, "the size of a tensor is the expression .Symbol", True),
     "the name of a node": (node_named, "the name of a node .relu;x=__import__", False),
     "the name of a parameter": (parameter_named, "the name 'linear.w", False),
-    "a function of Python": (calls("torch.os.system"), "calls 'torch.os.system', which is no operator", False),
+    "a function of Python": (calls("torch.os.system"), "calls 'torch.os.system', which is none of PyTorch", False),
     "an operator that calls": (calls("_operator.call"), "calls '_operator.call'", False),
     "an operator on files": (calls("torch.ops.aten.from_file.default"), r"takes text \(filename\)", False),
     "a module to import": (put_together("collections.defaultdict", DEFAULT), "put together as 'collections.def", False),
@@ -194,6 +194,65 @@ def test_a_program_that_would_run_code_is_refused(route, program, run, tmp_path)
     assert "--trust" in done.err
     with pytest.raises(archive.Refused, match=message):
         archive.repacked(path)
+
+
+SIZES = [
+    "Symbol('s77', positive=True, integer=True)",
+    "s77",
+    "3*s0 - 2",
+    "Max(1, s0//2 + u1)",
+    "FloorDiv(s0 + 3, 2)",
+    "s0**2",
+    "(s0**(-1))*4.5",
+    "Mul(Integer(4), Pow(Symbol('s0', integer=True), Integer(2)))",
+    "Eq(s0, 3)",
+    "~(s0 >= 2) & (u0 < oo)",
+    "Piecewise((1, s0 > 2), (0, True))",
+    "Float('1.5e-3', precision=53)",
+    "ModularIndexing(s0, 2, 4)",
+    "-int_oo",
+]
+CODE = [
+    "__import__('os')",
+    "s0.__class__",
+    "(lambda: 1)()",
+    "[1][0]",
+    "'a'",
+    "open('x')",
+    "exec('1')",
+    "Symbol('x; y')",
+    "s0 if s1 else 2",
+    "sympify('1')",
+    "lambdify(s0, s0)",
+    "S('1')",
+    "Symbol(s0).free_symbols",
+    "f'{s0}'",
+    "(s := 1)",
+    "9**9**9",
+    "x!",
+    "",
+    "(" * 500,
+    "1" * 5000,
+    "Float(open)",
+    "Integer(*s0)",
+    "Symbol('__import__')",
+    "yield",
+    "s0\n+1;1",
+    "Symbol(b'x')",
+    "Add(...)",
+    "1j",
+]
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_sizes(text):
+    archive_graph._check_expression(text)
+
+
+@pytest.mark.parametrize("text", CODE)
+def test_code_in_the_place_of_a_size(text):
+    with pytest.raises(archive.Refused, match="the size of a tensor is the expression"):
+        archive_graph._check_expression(text)
 
 
 def test_an_ordinary_program_is_loaded_with_its_numbers(program, run, tmp_path):

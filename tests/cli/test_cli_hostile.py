@@ -98,6 +98,39 @@ def test_images_that_declare_too_much(tmp_path):
         strip.read(Item(tmp_path / "strip.png", "strip.png"))
 
 
+def test_postscript_under_the_name_of_an_image_is_not_interpreted(tmp_path, monkeypatch):
+    """Pillow goes by content, and gives PostScript to Ghostscript, another program."""
+    from PIL import EpsImagePlugin, Image
+
+    ran = []
+
+    def mark(*arguments, **options):
+        ran.append(arguments)
+        return Image.new("RGB", (8, 8)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", mark)
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with Image.open(path) as image:
+        image.load()
+    assert ran, "Pillow by itself would"
+    ran.clear()
+    with pytest.raises(InputFailure, match="is no image that Pillow knows"):
+        READER.read(Item(path, "x.png"))
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "kind", ["png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm", "pbm", "pnm"]
+)
+def test_every_kind_of_image_is_read(kind, tmp_path):
+    from PIL import Image
+
+    mode = {"pgm": "L", "pbm": "1"}.get(kind, "RGB")
+    Image.new("RGB", (6, 5), (255, 0, 0)).convert(mode).save(tmp_path / f"x.{kind}")
+    assert READER.read(Item(tmp_path / f"x.{kind}", f"x.{kind}")).x.shape == (3, 5, 6)
+
+
 def test_an_image_cut_anywhere_is_refused_or_read(tmp_path):
     whole = png(3, 2, b"\0abc\0def")
     (tmp_path / "whole.png").write_bytes(whole)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlrp.compat.captum.graph import inputs_of, outputs_of
+from fastlrp.compat.captum.kinship import as_captum_calls_it
 from fastlrp.compat.captum.layers import named_layers
 from fastlrp.compat.captum.lrp import LRP, as_tuple, delta, one_or_many
 from fastlrp.record import ForwardRecord
@@ -24,13 +26,38 @@ class LayerLRP(LRP):
         TypeError, ValueError: if ``layer`` is not a module, or not one of this model.
     """
 
+    _captum_name = "LayerLRP"
+
     def __init__(self, model: nn.Module, layer: nn.Module | Sequence[nn.Module] | None, **options: Any) -> None:
         super().__init__(model, **options)
         self.layer = layer
-        self._paths = [path for path, _ in named_layers(model)]
-        if layer is not None:
-            self._paths = [_path_of(model, m) for m in (layer if isinstance(layer, (list, tuple)) else [layer])]
+        self.device_ids: list[int] | None = getattr(model, "device_ids", None)
 
+    @property
+    def layer(self) -> nn.Module | Sequence[nn.Module] | None:
+        """The layer or layers; Captum's tools for concepts put another one here."""
+        return self._layer
+
+    @layer.setter
+    def layer(self, layer: nn.Module | Sequence[nn.Module] | None) -> None:
+        self._paths = [path for path, _ in named_layers(self.model)]
+        if layer is not None:
+            self._paths = [_path_of(self.model, m) for m in (layer if isinstance(layer, (list, tuple)) else [layer])]
+        self._layer = layer
+
+    @staticmethod
+    def interpolate(
+        layer_attribution: Tensor, interpolate_dims: int | tuple[int, ...], interpolate_mode: str = "nearest"
+    ) -> Tensor:
+        """A layer's relevance ``(B, C, …)`` in another size, to lay it over the input; not LRP, and sums are not kept.
+
+        Args:
+            interpolate_dims: the new sizes of the axes behind the channels.
+            interpolate_mode: of :func:`torch.nn.functional.interpolate`.
+        """
+        return F.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
+
+    @as_captum_calls_it
     def attribute(  # type: ignore[override]
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastlrp.compat.captum.composite import ModuleRules
 from fastlrp.compat.captum.explainer import ByModules, forget_graphs
+from fastlrp.compat.captum.kinship import Kin, as_captum_calls_it, gradients
 from fastlrp.compat.captum.layers import assignment, check_rules, forget_rules, named_layers
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.compat.captum.targets import position, positions
@@ -23,7 +24,7 @@ Pick = Callable[[ForwardRecord, Tensor], list[list[Tensor]]]
 """What to read off a record: for each thing asked for a list of relevances ``(B, K, …)``."""
 
 
-class LRP:
+class LRP(Kin):
     """Layer-wise relevance propagation, called as ``captum.attr.LRP`` is.
 
     Every module without sub-modules is a layer. Its rule is its attribute ``rule``, or else the default of its type:
@@ -41,6 +42,8 @@ class LRP:
         TypeError: if a module's attribute ``rule`` is not a rule.
     """
 
+    _captum_name = "LRP"
+
     def __init__(
         self,
         model: nn.Module,
@@ -54,6 +57,7 @@ class LRP:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         check_rules(model)
         self.model, self.keep_rules = model, keep_rules
+        self.forward_func, self.gradient_func = model, gradients
         self._options: dict[str, Any] = {"output": output, "backend": backend, "max_memory": max_memory}
         self._explainers: OrderedDict[Any, ByModules] = OrderedDict()
 
@@ -61,6 +65,7 @@ class LRP:
     def multiplies_by_inputs(self) -> bool:
         return True
 
+    @as_captum_calls_it
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
