@@ -87,7 +87,7 @@ class ForwardRecord:
         return self._handed_out()[self.plan.graph.outputs.index(self.plan.graph.output)]
 
     def _handed_out(self) -> list[Tensor]:
-        return self._outputs if self._lent is None else self._lent.outputs(closed=self._state is None)
+        return self._outputs if self._lent is None else self._lent.outputs()
 
     @eager
     def under(self, composite: str | Composite) -> ForwardRecord:
@@ -104,6 +104,7 @@ class ForwardRecord:
         state = self._open()
         self._refuse_stale()
         other = copy.copy(self)
+        other._lent = None if self._lent is None else self._lent.share()
         other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), {}
         with torch.no_grad():
             other._state = other.plan.take_over(self.plan, state)
@@ -115,6 +116,8 @@ class ForwardRecord:
 
     def close(self) -> None:
         """Free the caches. A closed record keeps its output and answers nothing more."""
+        if self._state is not None and self._lent is not None:
+            self._lent.close()
         self._state = None
         self._specialized.clear()
 

@@ -248,7 +248,7 @@ def test_defaults() -> None:
         (54, {"auxiliaryvariable_maxlayerindexforflatdistinconv": 4}, ValueError, r"=4 counts all layers .* 4 is 2, 8"),
         (2, {"maxpoolingtoavgpoolinginbackwardpass": 2}, ValueError, r"must be 0 or 1, got 2"),
         (2, {"max_pool": "mean"}, ValueError, r"max_pool must be 'winner', 'ties', 'average' or 'sum'"),
-        (0, {"epsilon": -1.0}, ValueError, r"epsilon must be a number >= 0"),
+        (0, {"epsilon": -1.0}, ValueError, r"epsilon must be a finite number >= 0"),
     ],
 )
 def test_errors(code: Any, parameters: dict[str, Any], error: type[Exception], match: str) -> None:
