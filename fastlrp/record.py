@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fastlrp.descent import Emission, Sink, Steps
 from fastlrp.diagnose import not_finite
 from fastlrp.eager import eager
 from fastlrp.graph import Value
+from fastlrp.inputs import Inputs, Relevance
 from fastlrp.lent import Lent
 from fastlrp.plan import Keep
 from fastlrp.prepared import Prepared
@@ -27,18 +28,12 @@ from fastlrp.sparse.choose import LEAST_TARGETS
 from fastlrp.sparse.specialize import Specialized
 from fastlrp.targets import Initial, OneHot, Targets
 
-if TYPE_CHECKING:
-    from fastlrp.explainer import Inputs
-
 LrpAware = bool | Literal["sweep"]
 
 _KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "sweep": "all"}
 
 BASIS_BYTES = 64 << 20
 """Largest result of one block of basis vectors."""
-
-Relevance = Any
-"""A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
 
 
 class ForwardRecord:
@@ -101,8 +96,7 @@ class ForwardRecord:
         Raises:
             RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
         """
-        state = self._open()
-        self._refuse_stale()
+        state = self.state()
         other = copy.copy(self)
         other._lent = None if self._lent is None else self._lent.share()
         other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), {}
@@ -144,6 +138,16 @@ class ForwardRecord:
             raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
         if self._lent is not None:
             self._lent.refuse_changed()
+
+    def state(self) -> list[Any]:
+        """The slots of the forward pass, for those who check it.
+
+        Raises:
+            RuntimeError: if the record is closed, or weights, input or output have changed since.
+        """
+        state = self._open()
+        self._refuse_stale()
+        return state
 
     # Asking
 

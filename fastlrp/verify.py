@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from torch import Tensor
 from fastlrp.graph import Node, Value
 from fastlrp.plan import Plan
 from fastlrp.program import BLOCK
+from fastlrp.record import ForwardRecord
 from fastlrp.table import align
 from fastlrp.targets import Initial, Targets
 from fastlrp.walk import Share, Walker
-
-if TYPE_CHECKING:
-    from fastlrp.explainer import Explainer
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest relative error of one layer that passes, by dtype.
@@ -115,25 +113,24 @@ def _number(value: float | None, form: str = "{:+.4g}") -> str:
     return "-" if value is None else form.format(value)
 
 
-def verify(
-    explainer: Explainer, x: Any, targets: Any, initial: Initial = "output", tolerance: float | None = None
-) -> Report:
-    """Check an explainer's result on real input.
+def verify(record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None) -> Report:
+    """Check what a record answers, :meth:`fastlrp.Explainer.verify` on an input.
 
     Every layer's relevance is compared with the textbook computation (:mod:`fastlrp.reference`, float64) from the
     relevance that arrived there, so that an error shows where it is made; and the whole walk is repeated in the
     reference from the output on.
 
     Args:
-        x, targets, initial: as for :meth:`fastlrp.Explainer.__call__`.
+        targets, initial: as for :meth:`fastlrp.record.ForwardRecord.relevance`.
         tolerance: largest relative error of a layer; by default :data:`TOLERANCE` of the model's dtype.
 
     Returns:
         a :class:`Report`.
     """
-    with explainer.forward(x) as record, torch.no_grad():
-        plan, asked = record.plan, Targets(targets, record.scores, initial)
-        check = _Check(plan, record._open(), record.batch)
+    state = record.state()
+    plan, asked = record.plan, Targets(targets, record.scores, initial)
+    with torch.no_grad():
+        check = _Check(plan, state, record.batch)
         block = check.block(asked.count)
         for start in range(0, asked.count, block):
             check.add(asked.block(start, min(block, asked.count - start)))
