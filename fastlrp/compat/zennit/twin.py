@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.compat.zennit.recognise import is_hook
+from fastlrp.fingerprint import Fingerprint
 
 _BEFORE, _AFTER = ("_forward_pre_hooks",), ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -28,11 +29,7 @@ class Seen:
         tables = [t for m in modules for t in (m._modules, m._parameters, m._buffers)]
         self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = [(table, dict(table)) for table in tables]
         held = [item for table in tables for item in table.values() if isinstance(item, Tensor)]
-        self._tensors = held if values else []
-        self._versions = self._read()
-
-    def _read(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
+        self._numbers, self._other_numbers = Fingerprint(held if values else []), False
 
     def changed(self, model: nn.Module) -> bool:
         """Whether the model is no longer what it was."""
@@ -44,7 +41,8 @@ class Seen:
             for key, item in items.items():
                 if table.get(key) is not item:
                     return True
-        return self._read() != self._versions
+        self._other_numbers |= self._numbers.changed()
+        return self._other_numbers
 
 
 def zennit_hooks(model: nn.Module) -> dict[str, Any]:
