@@ -67,7 +67,7 @@ def test_model_and_input() -> None:
         (torch.ones(2, 5), ValueError, r"got \(2, 5\)\. For one class per sample: torch\.eye\(classes\)"),
         (torch.ones(3, 1, 4), ValueError, r"got \(3, 1, 4\)"),
         (torch.ones(0, 2, 4), ValueError, r"got \(0, 2, 4\)"),
-        (torch.ones(2, 4, dtype=torch.int64), TypeError, r"float tensor as the output is, got torch\.int64"),
+        (torch.ones(2, 4, dtype=torch.complex64), TypeError, r"real tensor as the output is, got torch\.complex64"),
         (lambda y: y.argmax(1), ValueError, r"got \(2,\)"),
         (lambda y: 1.0, TypeError, r"attr_output must give a tensor \(2, 4\), .* got float"),
         (lambda y: y / 0 * 0, ValueError, "attr_output contains NaN or infinity"),
