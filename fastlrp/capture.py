@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp import outputs as structures
+from fastlrp.bystanders import undisturbed
 from fastlrp.errors import CaptureError
 from fastlrp.graph import Graph, leaves
 from fastlrp.probe import refuse_mixed_samples
@@ -118,7 +119,14 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
-    with EXPORTING, _quiet(), torch.inference_mode(inference), warnings.catch_warnings(), torch.no_grad():
+    with (
+        EXPORTING,
+        undisturbed(wrapper),
+        _quiet(),
+        torch.inference_mode(inference),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")
         try:
             example = _two_samples((args, kwargs), batch)

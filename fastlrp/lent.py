@@ -24,26 +24,40 @@ class Lent:
 
     def __init__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: torch.device) -> None:
         self._bits, self._lock = device.type == "cpu", threading.Lock()
-        self._inputs, self._own = Fingerprint(inputs), list(outputs)
+        self._inputs: Fingerprint | None = Fingerprint(inputs)
+        self._own, self._users = list(outputs), 1
         self._handed: list[Tensor] | None = None
         self._watched: Fingerprint | None = None
         self._changed = ""
 
-    def outputs(self, closed: bool) -> list[Tensor]:
-        """The model's outputs: copies, unless they are large, or the record is closed and needs them no more."""
+    def share(self) -> Lent:
+        """For one more record of the same forward pass."""
+        with self._lock:
+            self._users += 1
+        return self
+
+    def outputs(self) -> list[Tensor]:
+        """The model's outputs: copies, unless they are large, or all records are closed and need them no more."""
         with self._lock:
             if self._handed is None:
                 large = sum(t.nbytes for t in self._own) > COPIED_BYTES
-                if large and not closed:
+                if large and self._users:
                     self._watched = Fingerprint(self._own)
-                self._handed = self._own if large or closed else [t.clone() for t in self._own]
+                self._handed = self._own if large or not self._users else [t.clone() for t in self._own]
                 self._own = []
             return self._handed
+
+    def close(self) -> None:
+        """A record that shares this is closed."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._inputs = self._watched = None
 
     def refuse_changed(self) -> None:
         """Raise RuntimeError if the caller has changed something in place."""
         with self._lock:
-            if self._inputs.changed(self._bits):
+            if self._inputs is not None and self._inputs.changed(self._bits):
                 self._changed = "the input was changed in place since this record's forward pass: make a new record"
             if self._watched is not None and self._watched.changed(self._bits):
                 self._changed = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fastlrp.composites import Composite
 from fastlrp.diagnose import not_finite
 from fastlrp.eager import eager
 from fastlrp.graph import Value
+from fastlrp.inputs import Inputs, Relevance
 from fastlrp.lent import Lent
 from fastlrp.plan import Keep
 from fastlrp.prepared import Prepared
@@ -26,9 +28,6 @@ from fastlrp.result import Result
 from fastlrp.sparse.choose import LEAST_TARGETS
 from fastlrp.sparse.specialize import Path, Specialized
 from fastlrp.targets import Initial, OneHot, Targets
-
-if TYPE_CHECKING:
-    from fastlrp.explainer import Inputs
 
 LrpAware = bool | Literal["sweep"]
 
@@ -39,9 +38,6 @@ BASIS_BYTES = 64 << 20
 
 KEPT_SPECIALIZED = 64
 """Ways down for the neurons alive in one forward pass that its record remembers."""
-
-Relevance = Any
-"""A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
 
 
 class ForwardRecord:
@@ -93,7 +89,7 @@ class ForwardRecord:
         return self._handed_out()[self.plan.graph.outputs.index(self.plan.graph.output)]
 
     def _handed_out(self) -> list[Tensor]:
-        return self._outputs if self._lent is None else self._lent.outputs(closed=self._state is None)
+        return self._outputs if self._lent is None else self._lent.outputs()
 
     @eager
     def under(self, composite: str | Composite) -> ForwardRecord:
@@ -107,9 +103,9 @@ class ForwardRecord:
         Raises:
             RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
         """
-        state = self._open()
-        self._refuse_stale()
+        state = self.state()
         other = copy.copy(self)
+        other._lent = None if self._lent is None else self._lent.share()
         other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), Bounded(KEPT_SPECIALIZED)
         other.paths = {}
         with torch.no_grad():
@@ -122,6 +118,8 @@ class ForwardRecord:
 
     def close(self) -> None:
         """Free the caches. A closed record keeps its output and answers nothing more."""
+        if self._state is not None and self._lent is not None:
+            self._lent.close()
         self._state = None
         self._specialized.clear()
 
@@ -148,6 +146,28 @@ class ForwardRecord:
             raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
         if self._lent is not None:
             self._lent.refuse_changed()
+
+    def state(self) -> list[Any]:
+        """The slots of the forward pass, for those who check it.
+
+        Raises:
+            RuntimeError: if the record is closed, or weights, input or output have changed since.
+        """
+        state = self._open()
+        self._refuse_stale()
+        return state
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the captured graph takes; None if it takes any."""
+        return self._prepared.captured.fixed_batch
+
+    def of_sample(self, position: int) -> ForwardRecord:
+        """The same plan on one sample of the batch alone."""
+        tensors = [t.narrow(0, position, 1) for t in self._inputs.tensors]
+        inputs = replace(self._inputs, tensors=tensors)
+        single = ForwardRecord(self._prepared, inputs, self.lrp_aware, self._max_memory)
+        return single if self.plan is self._prepared.plan else single.under(self.plan.composite)
 
     # Asking
 

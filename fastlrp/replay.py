@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,14 +20,13 @@ from torch import Tensor
 from fastlrp import outputs as structures
 from fastlrp.capture import EXPORTING
 from fastlrp.fusion import fuse_unpooling
+from fastlrp.inputs import Inputs, Relevance
+from fastlrp.plans import Plans
 from fastlrp.prepared import Prepared
 from fastlrp.program import Schedule, Steps
-from fastlrp.record import ForwardRecord, Relevance
+from fastlrp.record import ForwardRecord
 from fastlrp.sparse.specialize import Specialized
 from fastlrp.targets import Initial, Targets
-
-if TYPE_CHECKING:
-    from fastlrp.explainer import Explainer, Inputs
 
 T = TypeVar("T")
 
@@ -97,12 +96,12 @@ class Replay:
     (fused optimisers, ``.data``) are not noticed either: looking at them would wait for the device. Make a new replay.
 
     Args:
-        explainer: whose model, rules, backend and ``max_memory`` it takes.
+        plans: of the model under its rules.
         example_inputs: an input of the shape to come.
         targets_count: K.
         initial: ``"output"``, ``"one"`` or a callable from the output to initial relevance, of operations that do not
             wait for the device.
-        reduce: ``"channels"`` sums over the channel axis.
+        reduce: ``"channels"`` sums over the channel axis. max_memory: in bytes, see :class:`fastlrp.Explainer`.
         recording: what repeats the work; a CUDA graph if None.
 
     Raises:
@@ -112,24 +111,25 @@ class Replay:
 
     def __init__(
         self,
-        explainer: Explainer,
+        plans: Plans,
         example_inputs: Any,
         targets_count: int,
         initial: Initial = "output",
         reduce: str | None = None,
+        max_memory: int | None = None,
         recording: Recording | None = None,
     ) -> None:
         if type(targets_count) is not int or targets_count < 1:
             raise ValueError(f"targets_count must be a number of targets, at least 1, got {targets_count!r}")
         self.targets_count = targets_count
-        self._explainer, self._initial, self._reduce = explainer, initial, reduce
+        self._plans, self._initial, self._reduce, self._max_memory = plans, initial, reduce, max_memory
         self._lock, self._stale, self._made = threading.Lock(), "", False
         with torch.inference_mode(False), torch.no_grad():
-            example = explainer._inputs(example_inputs)
+            example = plans.inputs(example_inputs)
             self._device = next(t for t in example.tensors if t.is_floating_point()).device
             self._recording: Recording | None = self._recorder() if recording is None else recording
-            self._refreshed, self._switches = explainer.refreshed, _switches(self._device)
-            self._prepared = explainer._prepared_for(example)
+            self._refreshed, self._switches = plans.refreshed, _switches(self._device)
+            self._prepared = plans.of(example)
             self._watch, self._values = self._prepared.watch, self._prepared.values  # The values before the plan.
             self._plan = self._prepared.plan  # Its constants must live as long as the graph that reads them.
             self._static = dataclasses.replace(example, tensors=[t.clone() for t in example.tensors])
@@ -148,7 +148,7 @@ class Replay:
 
     def _try(self) -> None:
         """One ordinary pass: all that can be wrong is found here, and memory for the targets is made."""
-        record = _Pass(self._prepared, self._static, self._explainer.max_memory)
+        record = _Pass(self._prepared, self._static, self._max_memory)
         classes = [0] * self.targets_count
         record.explain(Targets(classes, record._scores, self._initial), self._reduce)
         self._index = torch.zeros(record.batch, self.targets_count, dtype=torch.int64, device=self._device)
@@ -157,7 +157,7 @@ class Replay:
 
     def _run(self) -> tuple[list[Tensor], Relevance]:
         """What is recorded: the model's outputs and the relevance, from the static input and the static classes."""
-        record = _Pass(self._prepared, self._static, self._explainer.max_memory)
+        record = _Pass(self._prepared, self._static, self._max_memory)
         return record.outputs(), record.explain(_Checked(self._index, record._scores, self._initial), self._reduce)
 
     def __call__(self, x: Any, targets: Any, copy: bool = True) -> tuple[Any, Relevance]:
@@ -268,7 +268,7 @@ class Replay:
         # The bits of weights on a GPU are read when it is made: a call waits for nothing on the device.
         if self._watch.values(bits=self._device.type == "cpu" or not self._made) != self._values:
             return "the model's weights changed"
-        return "" if self._explainer.refreshed == self._refreshed else "explainer.refresh() was called"
+        return "" if self._plans.refreshed == self._refreshed else "explainer.refresh() was called"
 
 
 class _Pass(ForwardRecord):
@@ -295,6 +295,9 @@ class _Pass(ForwardRecord):
 
 class _Checked(Targets):
     """Classes ``(B, K)`` and an ``initial`` that were checked before: looking at numbers would wait for the device."""
+
+    def _is_relevance(self, targets: Any) -> bool:
+        return False
 
     def _classes(self, targets: Tensor) -> Tensor:
         return targets

@@ -68,7 +68,7 @@ class Targets:
         self.classes = output.shape[1] if output.dim() > 1 else 1
         self.index: Tensor | None = None
         self.given: Tensor | None = None
-        if is_relevance(targets, tuple(output.shape)):
+        if self._is_relevance(targets):
             self.given = self._given(targets, initial)
         else:
             self.index = self._classes(targets)
@@ -79,6 +79,9 @@ class Targets:
         chosen = self.index if self.index is not None else self.given
         assert chosen is not None
         self.count = chosen.shape[1]
+
+    def _is_relevance(self, targets: Any) -> bool:
+        return is_relevance(targets, tuple(self.output.shape))
 
     def _given(self, targets: Any, initial: Initial) -> Tensor:
         shape = tuple(self.output.shape)
@@ -211,7 +214,7 @@ def is_relevance(targets: Any, shape: tuple[int, ...]) -> bool:
                 f"{classes} classes, targets[None] * 1.0 if it is the initial relevance of one target"
             )
         return False
-    if classes > 2 or (classes == 2 and bool((hot == 1).all())):
+    if bool((hot > 0).all()) and (classes > 2 or bool((hot == 1).all())) and classes > 1:
         raise ValueError(
             f"targets is an integer tensor {tuple(tensor.shape)} of zeros and ones, the shape of the output, which may "
             "be classes or one-hot relevance: write targets.tolist() if these are K classes of each sample, "

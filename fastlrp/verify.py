@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +14,10 @@ from fastlrp import runner
 from fastlrp.graph import Node, Value, substitute
 from fastlrp.plan import Plan
 from fastlrp.program import BLOCK
+from fastlrp.record import ForwardRecord
 from fastlrp.table import align
 from fastlrp.targets import Initial, Targets
 from fastlrp.walk import Share, Walker, double
-
-if TYPE_CHECKING:
-    from fastlrp.explainer import Explainer
-    from fastlrp.record import ForwardRecord
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest relative error of one layer that passes, by dtype.
@@ -129,45 +125,43 @@ def _number(value: float | None, form: str = "{:+.4g}") -> str:
     return "-" if value is None else form.format(value)
 
 
-def verify(
-    explainer: Explainer, x: Any, targets: Any, initial: Initial = "output", tolerance: float | None = None
-) -> Report:
-    """Check an explainer's result on real input.
+def verify(record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None) -> Report:
+    """Check what a record answers, :meth:`fastlrp.Explainer.verify` on an input.
 
     Every layer's relevance is compared with the textbook computation (:mod:`fastlrp.reference`, float64) from the
     relevance that arrived there, so that an error shows where it is made; the whole walk is repeated in the
     reference from the output on; and samples are explained once more without the rest of the batch.
 
     Args:
-        x, targets, initial: as for :meth:`fastlrp.Explainer.__call__`.
+        targets, initial: as for :meth:`fastlrp.record.ForwardRecord.relevance`.
         tolerance: largest relative error of a layer; by default :data:`TOLERANCE` of the model's dtype.
 
     Returns:
         a :class:`Report`.
     """
-    with explainer.forward(x) as record, torch.no_grad():
-        plan, asked = record.plan, Targets(targets, record.scores, initial)
-        check = _Check(plan, record._open(), record.batch)
+    state = record.state()
+    plan, asked = record.plan, Targets(targets, record.scores, initial)
+    with torch.no_grad():
+        check = _Check(plan, state, record.batch)
         block = check.block(asked.count)
         for start in range(0, asked.count, block):
             check.add(asked.block(start, min(block, asked.count - start)))
         usual = TOLERANCE.get(plan.dtype, 1e-4)
         report = check.report(usual if tolerance is None else tolerance)
         allowed = max(usual, report.tolerance, ALONE_16_BIT if plan.dtype.itemsize == 2 else 0.0)
-        return replace(report, alone=_alone(explainer, record, x, asked), alone_tolerance=allowed)
+        return replace(report, alone=_alone(record, asked), alone_tolerance=allowed)
 
 
-def _alone(explainer: Explainer, record: ForwardRecord, x: Any, asked: Targets) -> float | None:
+def _alone(record: ForwardRecord, asked: Targets) -> float | None:
     """Samples without the rest of the batch against their rows in it, for the first few targets."""
-    if record.batch < 2 or record._prepared.captured.fixed_batch is not None:
+    if record.batch < 2 or record.fixed_batch is not None:
         return None
     initial = asked.block(0, min(_TARGETS_ALONE, asked.count))
     assert isinstance(initial, Tensor)
     error = 0.0
     together = _tensors(record.relevance_at_once(initial, "output", None, None, None))
     for i in sorted({0, record.batch // 2, record.batch - 1}):
-        one = torch.utils._pytree.tree_map_only(Tensor, partial(Tensor.narrow, dim=0, start=i, length=1), x)
-        with explainer.forward(one) as single:
+        with record.of_sample(i) as single:
             alone = _tensors(single.relevance_at_once(initial[i : i + 1], "output", None, None, None))
         errors = [_relative(a, t[i : i + 1]) for a, t in zip(alone, together, strict=True)]
         error = math.nan if any(map(math.isnan, (error, *errors))) else max(error, *errors)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-import fastlrp.explainer
+import fastlrp.plans
 import fastlrp.prepared
 from fastlrp.capture import Captured
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
@@ -34,7 +34,7 @@ class Counts:
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     found = Counts()
-    capture, plan = fastlrp.explainer.capture, fastlrp.prepared.Plan
+    capture, plan = fastlrp.plans.capture, fastlrp.prepared.Plan
 
     def counting_capture(*args, **kwargs):
         found.captured += 1
@@ -44,7 +44,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
         found.prepared += 1
         return plan(*args, **kwargs)
 
-    monkeypatch.setattr(fastlrp.explainer, "capture", counting_capture)
+    monkeypatch.setattr(fastlrp.plans, "capture", counting_capture)
     monkeypatch.setattr(fastlrp.prepared, "Plan", counting_plan)
     return found
 
@@ -52,16 +52,16 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 @pytest.fixture
 def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One capture for each model and shape, whatever the composite: for tests of rules, not of captures."""
-    capture = fastlrp.explainer.capture
+    capture = fastlrp.plans.capture
 
-    def remembered(model, args, kwargs, output):
+    def remembered(model, args, kwargs, output, *rest):
         key = (id(model), args[0].shape[1:])
         if key not in _CAPTURED:
             # The model is kept too, so that its id is not given away.
-            _CAPTURED[key] = (model, capture(model, args, kwargs, output))
+            _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
         return _CAPTURED[key][1]
 
-    monkeypatch.setattr(fastlrp.explainer, "capture", remembered)
+    monkeypatch.setattr(fastlrp.plans, "capture", remembered)
 
 
 _CAPTURED: dict[tuple[int, torch.Size], tuple[torch.nn.Module, Captured]] = {}

@@ -77,7 +77,8 @@ def test_two_classes():
 
 
 @pytest.mark.parametrize("targets", [torch.tensor([[1, 0, 1, 1, 2], [0, 1, 0, 0, 1]]), torch.tensor([[4], [0]]),
-                                     torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1]), np.array([3, 3])])  # fmt: skip
+                                     torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1]), np.array([3, 3]),
+                                     torch.zeros(2, 5, dtype=torch.int64)])  # fmt: skip
 def test_classes_stay_classes(targets):
     x, explainer = samples("convnet"), shared("convnet")
     assert torch.equal(explainer(x, targets), explainer(x, torch.as_tensor(targets).tolist()))

@@ -255,7 +255,7 @@ OUT_OF_RANGE = r"target {} is out of range: the output \(2, 5\) has 5 classes, 0
         ([[1], [1, 2]], TypeError, "targets must be an int, classes, 'all', 'top5' or initial relevance"),
         ({1, 2}, TypeError, "targets must be an int, classes, 'all', 'top5' or initial relevance"),
         (torch.zeros(3, 2, dtype=torch.long), ValueError, r"must be \(B, K\) = \(2, K\), got \(3, 2\)"),
-        (torch.zeros(2, 2, 2, dtype=torch.long), ValueError, r"must be \(B, K\) = \(2, K\), got \(2, 2, 2\)"),
+        (torch.zeros(2, 2, 2, dtype=torch.long), ValueError, r"must be \(K, 5\) or \(2, K, 5\) .*, got \(2, 2, 2\)"),
         (torch.tensor(1.0), ValueError, r"must be \(K, 5\) or \(2, K, 5\) for an output \(2, 5\), got \(\)"),
         (torch.zeros(5), ValueError, r"must be \(K, 5\) or \(2, K, 5\) for an output \(2, 5\), got \(5,\)"),
         (torch.zeros(3, 4), ValueError, r"must be \(K, 5\) or \(2, K, 5\) for an output \(2, 5\), got \(3, 4\)"),

@@ -33,7 +33,7 @@ def explainer_of(name, composite="epsilon_plus", **options):
 
 
 def replay_of(explainer, x, count, *arguments, **options):
-    return Replay(explainer, x, count, *arguments, recording=Tape(), **options)
+    return Replay(explainer._plans, x, count, *arguments, max_memory=explainer.max_memory, recording=Tape(), **options)
 
 
 @pytest.mark.parametrize("name", ["convnet", "mlp", "reused", "residual", "segment", "score"])
@@ -189,7 +189,7 @@ def test_threads_get_their_own_answers():
     inputs = [samples("convnet", seed=s) for s in range(8)]
     expected = [explainer(x, [s % 5, 1]) for s, x in enumerate(inputs)]
     recording = Tape()
-    replay = Replay(explainer, inputs[0], 2, recording=recording)
+    replay = Replay(explainer._plans, inputs[0], 2, recording=recording)
     errors: list[float] = []
 
     def work(start: int) -> None:
@@ -241,7 +241,7 @@ def test_inputs_that_do_not_fit(change, error, message):
 )
 def test_targets_that_do_not_fit(targets, error, message):
     recording = Tape()
-    replay = Replay(explainer_of("mlp"), samples("mlp"), 2, recording=recording)
+    replay = Replay(explainer_of("mlp")._plans, samples("mlp"), 2, recording=recording)
     with pytest.raises(error, match=message):
         replay(samples("mlp"), targets)
     assert recording.turns == 0
@@ -261,7 +261,7 @@ def test_what_it_is_made_with_is_checked():
     with pytest.raises(ValueError, match="x contains 8 NaN or infinite entries"):
         replay_of(explainer, x / 0, 1)
     with pytest.raises(RuntimeError, match=r"a replay is a CUDA graph, and the model is on cpu: move model and input"):
-        Replay(explainer, x, 1)
+        Replay(explainer._plans, x, 1)
     with pytest.raises(RuntimeError, match="a replay is a CUDA graph"):
         explainer.replay(x, 1)
 

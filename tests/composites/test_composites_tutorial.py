@@ -277,7 +277,7 @@ def test_mlp_lists_say_how_many_layers_they_are_for() -> None:
     assert torch.equal(short, long)
     with pytest.raises(ValueError, match="gamma must be >= 0"):
         tutorial_mlp(gamma=[-0.1])
-    with pytest.raises(ValueError, match="epsilon must be a number >= 0"):
+    with pytest.raises(ValueError, match="epsilon must be a finite number >= 0"):
         tutorial_mlp(epsilon=[-0.1])
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp import Explainer
-from fastlrp import explainer as module_of_explainer
+from fastlrp import Explainer, plans
 from tests.models.oracle import relative_error
 
 
@@ -44,13 +43,13 @@ def unmodified(model: nn.Module) -> Iterator[None]:
 def captures() -> Iterator[list[Any]]:
     """A list that gets one entry for every capture."""
     made: list[Any] = []
-    original = module_of_explainer.capture
+    original = plans.capture
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         made.append(args)
         return original(*args, **kwargs)
 
-    with mock.patch.object(module_of_explainer, "capture", counting):
+    with mock.patch.object(plans, "capture", counting):
         yield made
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastlrp
-from fastlrp import CaptureError, UnsupportedOperationError, capture, composites, plan
+from fastlrp import CaptureError, UnsupportedOperationError, capture, composites, plan, probe, register_rule, rules
+from tests.models.cases import Written, linear
 from tests.models.oracle import relative_error
 from tests.models.random_graphs import RandomModel, random_model
 from tests.models.test_models_refused import Proportional

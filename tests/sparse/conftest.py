@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-import fastlrp.explainer
+import fastlrp.plans
 from fastlrp import dispatch
 from fastlrp.capture import Captured
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
@@ -33,17 +33,17 @@ def threads() -> Iterator[None]:
 @pytest.fixture
 def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One capture for each model and shape, whatever the composite and the paths."""
-    capture = fastlrp.explainer.capture
+    capture = fastlrp.plans.capture
 
-    def remembered(model: Any, args: Any, kwargs: Any, output: Any) -> Captured:
+    def remembered(model: Any, args: Any, kwargs: Any, output: Any, *rest: Any) -> Captured:
         shapes = [(key, t.shape[1:]) for key, t in [*enumerate(args), *kwargs.items()]]
         key = (id(model), repr(shapes), output)
         if key not in _CAPTURED:
             # The model is kept too, so that its id is not given away.
-            _CAPTURED[key] = (model, capture(model, args, kwargs, output))
+            _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
         return _CAPTURED[key][1]
 
-    monkeypatch.setattr(fastlrp.explainer, "capture", remembered)
+    monkeypatch.setattr(fastlrp.plans, "capture", remembered)
 
 
 _CAPTURED: dict[Any, tuple[torch.nn.Module, Captured]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from fastlrp.compat.captum.graph import canonize
 from fastlrp.compat.captum.layers import named_layers
 from fastlrp.compat.captum.second_pass import SecondPass
 from fastlrp.composites import Composite
-from fastlrp.explainer import Explainer, Inputs
+from fastlrp.explainer import Explainer
 from fastlrp.graph import Node
+from fastlrp.inputs import Inputs
 from fastlrp.plan import Plan
+from fastlrp.plans import Plans
 from fastlrp.prepared import Prepared
 from fastlrp.program import Factor, Flow
 from fastlrp.watch import Watch, outline
@@ -85,30 +88,32 @@ class _Prepared(Prepared):
         return ModulePlan(self.captured.graph, composite, *self._how, self._chooser, self._shared)
 
 
+def _trace(model: nn.Module, inputs: Inputs, output: str | int | None, watch: Watch) -> Captured:
+    """The graph with its modules apart, captured once for all explainers of the model."""
+    key = (*inputs.key(), torch.is_autocast_enabled(), output)
+    batch = inputs.tensors[0].shape[0]
+    with _LOCK:
+        graphs = _GRAPHS.setdefault(model, OrderedDict())
+        structure, found = graphs.get(key) or graphs.get((*key, batch)) or (None, None)
+    if structure is not None and found is not None and structure.still_holds(model):
+        return found
+    found = capture(model, inputs.args, inputs.kwargs, output, watch.code.written)
+    canonize(found.graph, [path for path, _ in named_layers(model)])
+    structure = Structure(model)  # Now that it is known which attributes a forward pass writes.
+    with _LOCK:
+        graphs[key if found.fixed_batch is None else (*key, batch)] = (structure, found)
+        while len(graphs) > _KEPT_GRAPHS:
+            graphs.popitem(last=False)
+    return found
+
+
 class ByModules(Explainer):
     """An :class:`~fastlrp.explainer.Explainer` whose graph keeps batch norms and modules apart.
 
     Graphs depend on no rule, so that all explainers of a model share them.
     """
 
-    _preparation = _Prepared
-
-    def _trace(self, inputs: Inputs, watch: Watch) -> Captured:
-        key = (*inputs.key(), torch.is_autocast_enabled(), self._output)
-        batch = inputs.tensors[0].shape[0]
-        with _LOCK:
-            graphs = _GRAPHS.setdefault(self.model, OrderedDict())
-            structure, found = graphs.get(key) or graphs.get((*key, batch)) or (None, None)
-        if structure is not None and found is not None and structure.still_holds(self.model):
-            return found
-        found = capture(self.model, inputs.args, inputs.kwargs, self._output, watch.code.written)
-        canonize(found.graph, [path for path, _ in named_layers(self.model)])
-        structure = Structure(self.model)  # Now that it is known which attributes a forward pass writes.
-        with _LOCK:
-            graphs[key if found.fixed_batch is None else (*key, batch)] = (structure, found)
-            while len(graphs) > _KEPT_GRAPHS:
-                graphs.popitem(last=False)
-        return found
+    _plans_of = partial(Plans, trace=_trace, canonize=lambda graph: None, prepared=_Prepared)
 
 
 def forget_graphs(model: nn.Module) -> None:

@@ -127,7 +127,7 @@ class LRP(Kin):
         return delta([part.unsqueeze(1) for part in parts], output.reshape(-1, 1))[:, 0]
 
     def refresh(self) -> None:
-        """Capture again at the next call: weights written in place through ``.data`` leave no trace to be noticed."""
+        """Capture again at the next call: single entries of large weights that were written may be noticed late."""
         self._explainers.clear()
         forget_graphs(self.model)
 

@@ -130,7 +130,7 @@ class Gradient:
         return found.explainer
 
     def refresh(self) -> None:
-        """Forget what was captured of the model: for weights that were written in place through ``.data``."""
+        """Forget what was captured of the model: for attributes of modules, and single entries of large weights."""
         forget(self.model)
         self._latest = None
         self._entered = None if self._entered is None else prepare(self.model, self.composite)

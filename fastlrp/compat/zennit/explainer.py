@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from fastlrp.compat.zennit.resolve import Resolved
 from fastlrp.composites import Composite, Layer
 from fastlrp.explainer import Explainer
 from fastlrp.graph import Graph
+from fastlrp.plans import Plans
 from fastlrp.rules import Rule
 
 
@@ -51,8 +53,19 @@ class HookExplainer(Explainer):
     """
 
     def __init__(self, resolved: Resolved, name: str) -> None:
-        self._resolved = resolved
-        super().__init__(resolved.model, HookComposite(resolved.model, resolved.hooks, name))
+        composite = HookComposite(resolved.model, resolved.hooks, name)
+
+        def canonize(graph: Graph) -> None:
+            modules = Modules(graph, resolved.model, composite.hooks)
+            split_same_padding(graph)
+            modules.settle()
+            modules.sums_of_stacks()
+            if resolved.private:
+                composite.factors.update(modules.merged_batch_norms())
+            graph.drop_dead()
+
+        self._plans_of = partial(Plans, canonize=canonize)
+        super().__init__(resolved.model, composite)
 
     @property
     def recognised(self) -> list[str]:
@@ -60,14 +73,3 @@ class HookExplainer(Explainer):
         composite = self.composite
         assert isinstance(composite, HookComposite)
         return [path for path, hooked in composite.hooks.items() if hooked.recognised is not None]
-
-    def _canonize(self, graph: Graph) -> None:
-        composite = self.composite
-        assert isinstance(composite, HookComposite)
-        modules = Modules(graph, self.model, composite.hooks)
-        split_same_padding(graph)
-        modules.settle()
-        modules.sums_of_stacks()
-        if self._resolved.private:
-            composite.factors.update(modules.merged_batch_norms())
-        graph.drop_dead()

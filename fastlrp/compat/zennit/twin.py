@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastlrp.compat.zennit.effective import attributes, hidden, rebind, settle
 from fastlrp.compat.zennit.recognise import is_hook
+from fastlrp.fingerprint import Fingerprint
 
 _BEFORE, _AFTER = ("_forward_pre_hooks",), ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -33,11 +34,7 @@ class Seen:
         hiding = [item for module in modules for _, _, item in hidden(module)]
         held = [item for table in tables for item in table.values()] + hiding
         held = [item for item in held if isinstance(item, Tensor)]
-        self._tensors = held if values else []
-        self._versions = self._read()
-
-    def _read(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
+        self._numbers, self._other_numbers = Fingerprint(held if values else []), False
 
     def changed(self, model: nn.Module) -> bool:
         """Whether the model is no longer what it was."""
@@ -51,7 +48,8 @@ class Seen:
                     return True
         if attributes(model) != self._root or any(attributes(module) != seen for module, seen in self._own):
             return True
-        return self._read() != self._versions
+        self._other_numbers |= self._numbers.changed()
+        return self._other_numbers
 
 
 def zennit_hooks(model: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""Other threads that run modules while one thread captures a model.
+
+torch.export replaces the parameters of the model that it traces by tensors without data, and ``nn.Module``'s calls and
+attributes by functions that write down what happens, for all threads. Without more a thread that serves predictions
+meanwhile would get such tensors, or disturb the trace, whichever model it runs. Here other threads' calls and look-ups
+pass by the tracer and find the model's own parameters.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx.experimental import proxy_tensor
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Let other threads run modules, this model's too, while the calling thread traces it.
+
+    What other threads read from a module by attribute (``self.weight``) is real; what they read from its tables
+    (``model.parameters()``, ``model.state_dict()``) is torch.export's until the end.
+    """
+    tracing = threading.get_ident()
+    found: dict[str, list[tuple[nn.Module, dict[str, Any], Tensor]]] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    found.setdefault(name, []).append((module, table, tensor))
+    look_up: Callable[[nn.Module, str], Any] = nn.Module.__getattr__
+    tracer: Any = proxy_tensor._ModuleStackTracer
+    call_module, traced_attribute = tracer.call_module, tracer.getattr
+
+    def attribute(module: nn.Module, name: str) -> Any:
+        if threading.get_ident() != tracing:
+            for owner, _, tensor in found.get(name, ()):
+                if owner is module:
+                    return tensor
+        return look_up(module, name)
+
+    def call(self: Any, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != tracing:
+            return forward(*args, **kwargs)
+        return call_module(self, module, forward, args, kwargs)
+
+    def of_tracer(self: Any, name: str, value: Any, cache: Any) -> Any:
+        if threading.get_ident() == tracing:
+            return traced_attribute(self, name, value, cache)
+        return next((t for _, table, t in found.get(name, ()) if table.get(name) is value), value)
+
+    nn.Module.__getattr__ = attribute  # type: ignore[method-assign]
+    tracer.call_module, tracer.getattr = call, of_tracer
+    try:
+        yield
+    finally:
+        nn.Module.__getattr__ = look_up  # type: ignore[method-assign]
+        tracer.call_module, tracer.getattr = call_module, traced_attribute
