@@ -290,7 +290,7 @@ class Plan:
         for i, (step, frees) in enumerate(plain.steps):
             emissions = [e for out in step.outs for e in by_register.get(out, [])]
             # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
-            done = [r for r in step.ins if r in by_register and last_use[r] == i]
+            done = [r for r in dict.fromkeys(step.ins) if r in by_register and last_use[r] == i]
             done += [out for out in step.outs if out in by_register and out not in last_use]
             if reduce and step.reduced is not None and step.out not in last_use:
                 step = replace(step, run=step.reduced, form=None)

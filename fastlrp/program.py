@@ -131,7 +131,7 @@ class BackwardStep:
         object.__setattr__(self, "numel", max(self.numels))
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Emission:
     """A step that hands out the relevance of a value: ``register * state[slots…]``."""
 

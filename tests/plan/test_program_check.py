@@ -209,3 +209,22 @@ def test_every_pass_is_checked_in_tests(monkeypatch):
     with explainer.forward(x, lrp_aware=False) as record:
         record.relevance([0])
     assert seen.count("check_forward") == 3, "activations only, then the coefficients"
+
+
+def test_a_register_that_a_sum_reads_twice_is_freed_once():
+    """Asked for in between, so that the schedule frees it and not the scheduler."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            y = self.fc(x)
+            return y + torch.relu(y)  # ReLU passes the register on that the sum gave to both.
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3)
+    explainer = fastlrp.Explainer(Twice().eval(), "epsilon_plus", example_inputs=x)
+    explainer.plan.check()
+    assert explainer(x, [0, 1], layers="all")["input"].shape == (2, 2, 3)
