@@ -24,6 +24,8 @@ ORDER = (
     ("fastlrp.verify",),
     ("fastlrp.plan",),
     ("fastlrp.canonizers", "fastlrp.composites", "fastlrp.capture"),
+    ("fastlrp.probe",),
+    ("fastlrp.batch_axis",),
     ("fastlrp.graph", "fastlrp.rules"),
     ("fastlrp.stabilizer", "fastlrp.errors"),
     ("fastlrp.functional",),
