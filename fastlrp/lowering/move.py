@@ -13,7 +13,7 @@ from torch import Tensor
 from fastlrp import advice
 from fastlrp.builder import Builder, bind_forward, channels_last, multiply
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.graph import Node, Value, substitute
+from fastlrp.graph import Node, Value, leaves, substitute
 from fastlrp.lowering import copies
 from fastlrp.program import Factor, Flow
 from fastlrp.wording import shape_text, without_symbols
@@ -199,4 +199,6 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
 
 def _for_one_sample(tree: Any, x: Value) -> Any:
     """Arguments with everything that depends on the batch size alone evaluated for a batch of one."""
-    return copies.at_batch(tree, {x: x}, 1)
+    others = [leaf for leaf in leaves(tree) if isinstance(leaf, Value) and leaf is not x]
+    found = copies.at_batch(others, {x: torch.zeros(1, *x.sizes, dtype=x.dtype)}, 1)
+    return copies.at_batch(substitute(tree, dict(zip(others, found, strict=True))), {x: x}, 1)
