@@ -166,7 +166,8 @@ class Translator:
 
     def _call_graph(self, fx: torch.fx.Node, owner: torch.fx.GraphModule) -> None:
         """A block under no_grad or autocast is followed as if its operations stood in its place."""
-        name = fx.target.name() if callable(getattr(fx.target, "name", None)) else str(fx.target)
+        target: Any = fx.target
+        name = str(target.name() if callable(getattr(target, "name", None)) else target)
         inner = next((a for a in fx.args if isinstance(a, torch.fx.Node) and a.op == "get_attr"), None)
         if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast") or inner is None:
             way = {
@@ -272,7 +273,7 @@ class Translator:
         elif name == "getitem":
             whole: Any = fx.args[0]
             called, call, _ = operation(whole.target)
-            view = View(parent.name, called, part(call, fx.args[1]), self._resolve(whole.args[1:]),
+            view = View(parent.name, called, part(call, int(str(fx.args[1]))), self._resolve(whole.args[1:]),
                         self._resolve(whole.kwargs))  # fmt: skip
         else:
             view = View(parent.name, name, operation(fx.target)[1], self._resolve(fx.args[1:]),
