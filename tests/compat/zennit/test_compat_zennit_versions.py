@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.compat.zennit.both import ZENNIT_1
 
 ROOT = Path(__file__).parents[3]
 FOLDER = Path(os.environ.get("FASTLRP_ZENNIT_1", Path(sys.prefix) / "zennit-1.0.0"))
@@ -41,9 +42,7 @@ sys.exit(pytest.main(sys.argv[1:]))
     not (FOLDER / "zennit").is_dir(),
     reason="Zennit 1.0.0 is not installed beside this one: run make install, or name its folder in FASTLRP_ZENNIT_1",
 )
-@pytest.mark.skipif(
-    importlib.metadata.version("zennit") == "1.0.0", reason="Zennit 1.0.0 is the one that all tests run with"
-)
+@pytest.mark.skipif(ZENNIT_1, reason="Zennit 1.0.0 is the one that all tests run with")
 def test_drop_in_with_zennit_1() -> None:
     """A part of the suite; all of it: ``PYTHONPATH=.venv/zennit-1.0.0:. pytest tests/compat/zennit``."""
     names = [name if "::" in name else f"{name}.py" for name in CHOSEN]
