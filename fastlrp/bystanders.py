@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx.experimental import proxy_tensor
 
 
 @contextmanager
@@ -24,6 +23,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     What other threads read from a module by attribute (``self.weight``) is real; what they read from its tables
     (``model.parameters()``, ``model.state_dict()``) is torch.export's until the end.
     """
+    from torch.fx.experimental import proxy_tensor  # Which torch.export imports too: not for those who never capture.
+
     tracing = threading.get_ident()
     found: dict[str, list[tuple[nn.Module, dict[str, Any], Tensor]]] = {}
     for module in model.modules():

@@ -21,6 +21,7 @@ from fastlrp.eager import eager
 from fastlrp.graph import Value
 from fastlrp.inputs import Inputs, Relevance
 from fastlrp.lent import Lent
+from fastlrp.names import input_values, layer_names, layer_values
 from fastlrp.plan import Keep
 from fastlrp.prepared import Prepared
 from fastlrp.program import BLOCK, LANES, Emission, Schedule, Sink, Steps
@@ -277,7 +278,7 @@ class ForwardRecord:
                 raise ValueError(self._why_not_finite(state, asked, start, count))
         given = {name: result.finish() for name, result in results.items()}
         if layers is not None:
-            inputs = {name: given.pop(name) for name in self._input_names()}
+            inputs = {name: given.pop(name) for name in input_values(self.plan, self._inputs)}
             given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
             return given
         return self._inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
@@ -341,45 +342,15 @@ class ForwardRecord:
             for result, part in zip(by_value[value], parts, strict=True):
                 result.put(0, part)
 
-    def _input_names(self) -> dict[str, Value]:
-        values = self.plan.explained_inputs()
-        if len(values) == 1:
-            return {"input": values[0]}
-        return {f"input.{self._inputs.names[self.plan.graph.inputs.index(v)]}": v for v in values}
-
     @property
     def layer_names(self) -> list[str]:
         """What ``layers=`` may name, in execution order: modules without children by path, functional calls as
         ``path.operation``."""
-        modules = self.plan.graph.modules
-        inner = {path for path in modules if any(other.startswith(f"{path}.") for other in modules)}
-        leaves = {path: value for path, value in modules.items() if path not in inner}
-        place = {node.output: i for i, node in enumerate(self.plan.graph.nodes)}
-        reached = self.plan.flows
-        named = {**leaves, **self.plan.graph.calls()}
-        found = [(place[v], name) for name, v in named.items() if v in reached and v in place and v.has_batch_first]
-        return [name for _, name in sorted(found)]
+        return layer_names(self.plan)
 
     def _values(self, layers: Any) -> dict[str, Value]:
         """Name -> value of everything that is asked for."""
-        names: dict[str, Value] = {}
-        if layers is not None:
-            reached, modules = self.plan.flows, self.plan.graph.modules
-            known = {p: v for p, v in modules.items() if v in reached}
-            if isinstance(layers, str):
-                layers = list(known) if layers == "all" else [layers]
-            elif not isinstance(layers, (list, tuple, set)) or not all(isinstance(p, str) for p in layers):
-                raise TypeError(f"layers must be a module path, a list of them or 'all', got {layers!r}")
-            if any(path not in known for path in layers):
-                known = {p: v for p, v in self.plan.graph.calls().items() if v in reached} | known
-            for path in layers:
-                if path in ("input", "output"):
-                    continue
-                if path not in known:
-                    raise KeyError(_unknown_layer(path, known, self.plan.graph.modules))
-                names[path] = known[path]
-            names["output"] = self.plan.graph.output
-        return {**names, **self._input_names()}
+        return {**layer_values(self.plan, layers), **input_values(self.plan, self._inputs)}
 
     def _destination(self, out: Any, name: str, names: dict[str, Value]) -> Any:
         if out is None:
@@ -433,13 +404,3 @@ def _is_tensor(item: Any) -> bool:
 
 def _reduced(numel: int, sizes: tuple[int, ...], reduce: str | None) -> int:
     return numel // sizes[0] if reduce and len(sizes) > 1 else numel
-
-
-def _unknown_layer(path: str, known: dict[str, Value], modules: dict[str, Value]) -> str:
-    import difflib
-
-    if path in modules:
-        return f"no relevance reaches the output of layer {path!r}: the explained output does not depend on it"
-    close = difflib.get_close_matches(path, list(known), 3)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
-    return f"unknown layer {path!r}{hint} Known: {', '.join(list(known)[:12])}{', …' if len(known) > 12 else ''}"

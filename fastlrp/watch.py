@@ -45,7 +45,7 @@ class Code:
             (owner, vars(owner)) for owner in (*modules, *_classes(modules))
         ]
         self._types = [(m, type(m)) for m in modules]
-        hooks = [vars(m)[name] for m in modules for name in _HOOKS]
+        hooks = [getattr(m, name) for m in modules for name in _HOOKS]
         hooks += [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
         self._hooks: list[tuple[dict[int, Any], tuple[Any, ...]]] = [(t, tuple(t.values())) for t in hooks]
         self._remember()

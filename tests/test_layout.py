@@ -25,7 +25,7 @@ ORDER = """
     explainer
     replay verify
     plans record
-    prepared diagnose tune
+    prepared diagnose names tune
     tuning walk
     plan
     lowering basis fusion sparse.specialize
