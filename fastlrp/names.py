@@ -24,7 +24,7 @@ def layer_names(plan: Plan) -> list[str]:
     inner = {path for path in modules if any(other.startswith(f"{path}.") for other in modules)}
     leaves = {path: value for path, value in modules.items() if path not in inner}
     place = {node.output: i for i, node in enumerate(plan.graph.nodes)}
-    reached = plan.builder.flows
+    reached = plan.flows
     named = {**leaves, **plan.graph.calls()}
     found = [(place[v], name) for name, v in named.items() if v in reached and v in place and v.has_batch_first]
     return [name for _, name in sorted(found)]
@@ -40,7 +40,7 @@ def layer_values(plan: Plan, layers: Any) -> dict[str, Value]:
     if layers is None:
         return {}
     names: dict[str, Value] = {}
-    reached, modules = plan.builder.flows, plan.graph.modules
+    reached, modules = plan.flows, plan.graph.modules
     known = {p: v for p, v in modules.items() if v in reached}
     if isinstance(layers, str):
         layers = list(known) if layers == "all" else [layers]
