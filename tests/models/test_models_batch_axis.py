@@ -125,7 +125,6 @@ MIXES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "pool": ("avg_pool1d .*mixes samples", lambda h: F.avg_pool1d(h.t().unsqueeze(0), 3, 1, 1)[0].t()),
     "elsewhere": ("softmax .*works along axis 1", lambda h: h.unsqueeze(0).softmax(1).squeeze(0)),
     "pairs": ("sub .*mixes samples", lambda h: (h.unsqueeze(0) - h.unsqueeze(1)).sum(1)),
-    "random": ("random", lambda h: h * torch.rand_like(h)),
 }
 
 
