@@ -20,8 +20,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def merged(model: nn.Module, composite: Any) -> Iterator[nn.Module]:
     """The model under the composite. Merged batch norms get eps 0.
 
-    The canonizer of Zennit 0.5.1 makes a merged batch norm the identity but for its eps, which divides by ``sqrt(1 + eps)`` once
-    more: the model would then compute something else (5e-6 per layer).
+    The canonizer of Zennit 0.5.1 makes a merged batch norm the identity but for its eps, which divides by
+    ``sqrt(1 + eps)`` once more: the model would then compute something else (5e-6 per layer).
     """
     with _restored(model), composite.context(model) as modified, _without_eps(modified):
         yield modified
