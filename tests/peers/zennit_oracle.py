@@ -20,10 +20,10 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def merged(model: nn.Module, composite: Any) -> Iterator[nn.Module]:
     """The model under the composite. Merged batch norms get eps 0.
 
-    Zennit's canonizer makes a merged batch norm the identity but for its eps, which divides by ``sqrt(1 + eps)`` once
-    more: the model would then compute something else (5e-6 per layer).
+    The canonizer of Zennit 0.5.1 makes a merged batch norm the identity but for its eps, which divides by
+    ``sqrt(1 + eps)`` once more: the model would then compute something else (5e-6 per layer).
     """
-    with composite.context(model) as modified, _without_eps(modified):
+    with _restored(model), composite.context(model) as modified, _without_eps(modified):
         yield modified
 
 
@@ -32,13 +32,28 @@ def merged_batch_norm(model: nn.Module) -> Iterator[nn.Module]:
     """The model with its batch norms merged by Zennit, and no hooks."""
     from zennit.canonizers import SequentialMergeBatchNorm
 
-    instances = SequentialMergeBatchNorm().apply(model)
+    with _restored(model):
+        instances = SequentialMergeBatchNorm().apply(model)
+        try:
+            with _without_eps(model):
+                yield model
+        finally:
+            for instance in instances:
+                instance.remove()
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Puts back the tensors of the model: Zennit 1.0.0 leaves merged weights registered, and hides them."""
+    before = [(m, table, dict(table)) for m in model.modules() for table in (m._parameters, m._buffers)]
     try:
-        with _without_eps(model):
-            yield model
+        yield
     finally:
-        for instance in instances:
-            instance.remove()
+        for module, table, items in before:
+            for name in items:
+                vars(module).pop(name, None)
+            table.clear()
+            table.update(items)
 
 
 @contextmanager
