@@ -71,6 +71,11 @@ def build_cuda() -> tuple[bool, str]:
     return False, f"not built: {reason}"
 
 
+def kernel_folders() -> list[str]:
+    """Packages of the stems in kernels/ that have several files."""
+    return [f"fastlrp.kernels.{path.parent.name}" for path in sorted(ROOT.glob("kernels/*/__init__.py"))]
+
+
 with_cuda, cuda_line = build_cuda()
 if with_cuda:
     cuda_line += " for " + os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES).replace(";", " ")
@@ -89,7 +94,7 @@ extension = (CUDAExtension if with_cuda else CppExtension)(
 )
 
 setup(
-    packages=[*find_namespace_packages(include=["fastlrp", "fastlrp.*"]), "fastlrp.kernels"],
+    packages=[*find_namespace_packages(include=["fastlrp", "fastlrp.*"]), "fastlrp.kernels", *kernel_folders()],
     package_dir={"fastlrp.kernels": "kernels"},
     package_data={"fastlrp": ["py.typed", "_C.pyi"], "fastlrp.report": ["templates/*"]},
     ext_modules=[extension],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import shapes
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

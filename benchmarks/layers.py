@@ -23,9 +23,9 @@ from benchmarks import density
 from benchmarks.machine import machine, peak_flops
 from benchmarks.models import build
 from benchmarks.providers import composite
-from fastlrp import runner
-from fastlrp.program import Emission
-from fastlrp.table import align
+from fastlrp.plan.steps import Emission
+from fastlrp.plan.table import align
+from fastlrp.run import runner
 
 
 class Timed:

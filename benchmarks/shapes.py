@@ -19,7 +19,8 @@ from torch import Tensor
 import fastlrp
 from benchmarks.models import build
 from benchmarks.providers import composite
-from fastlrp import dispatch, library
+from fastlrp import library
+from fastlrp.backends import dispatch
 from fastlrp.composites import Composite
 
 CPU = torch.device("cpu")

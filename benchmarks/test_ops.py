@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import shapes
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 TOLERANCE = 1e-5
 

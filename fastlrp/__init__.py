@@ -5,8 +5,8 @@ from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
 from fastlrp.layerwise import lrp
-from fastlrp.plan import register_rule
-from fastlrp.record import ForwardRecord
+from fastlrp.plan.plan import register_rule
+from fastlrp.run.record import ForwardRecord
 from fastlrp.stabilizer import Stabilizer
 
 __version__ = "0.1.0"

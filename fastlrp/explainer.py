@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 from fastlrp import composites
+from fastlrp.backends.dispatch import BACKENDS
 from fastlrp.composites import Composite
-from fastlrp.dispatch import BACKENDS
-from fastlrp.eager import eager
-from fastlrp.inputs import Relevance
-from fastlrp.plan import Plan
-from fastlrp.plans import Plans
-from fastlrp.record import ForwardRecord, LrpAware
-from fastlrp.replay import Replay
-from fastlrp.sparse.choose import Chooser, PathName
+from fastlrp.plan.plan import Plan
+from fastlrp.run.eager import eager
+from fastlrp.run.inputs import Relevance
+from fastlrp.run.plans import Plans
+from fastlrp.run.record import ForwardRecord, LrpAware
+from fastlrp.run.replay import Replay
+from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial
-from fastlrp.verify import Report, verify
+from fastlrp.verify.compare import Report, verify
 
 
 class Explainer:
@@ -29,7 +29,7 @@ class Explainer:
         model: any ``nn.Module`` in evaluation mode; never modified.
         composite: a preset's name or a :class:`fastlrp.composites.Composite`.
         example_inputs: an input like those to come; captures at once instead of at the first call.
-        backend: ``"auto"``, or one of :data:`fastlrp.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels where
+        backend: ``"auto"``, or one of :data:`fastlrp.backends.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels where
             there are, PyTorch elsewhere), ``"triton"``, ``"cuda"``, ``"reference"``.
         max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
         output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
@@ -86,7 +86,7 @@ class Explainer:
     ) -> Relevance:
         """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
 
-        See :meth:`fastlrp.record.ForwardRecord.relevance` for the arguments and errors.
+        See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self._forward(x, True, at_once=True) as record:
             return record.relevance_at_once(targets, initial, layers, reduce, out)
@@ -98,7 +98,7 @@ class Explainer:
         Args:
             x: a tensor ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
             lrp_aware: keep the coefficients of all layers (fast, more memory) or only the layers' inputs;
-                ``"sweep"`` keeps what other parameters need, too: see :meth:`fastlrp.record.ForwardRecord.under`.
+                ``"sweep"`` keeps what other parameters need, too: see :meth:`fastlrp.run.record.ForwardRecord.under`.
 
         Raises:
             ValueError: for NaN or infinity in the input. TypeError, ValueError: for a dtype or device that is not the
@@ -117,7 +117,7 @@ class Explainer:
 
         Changed weights, modules, modes, attributes and hooks are noticed without it. What it is for: single entries
         of large tensors that were written without PyTorch's knowledge (through NumPy or ``.data``), which are noticed
-        at the latest after 32 calls, see :mod:`fastlrp.fingerprint`; and settings inside an object that a module
+        at the latest after 32 calls, see :mod:`fastlrp.capture.fingerprint`; and settings inside an object that a module
         holds, such as a configuration.
         """
         self._plans.refresh()
@@ -125,7 +125,7 @@ class Explainer:
     def replay(
         self, example_inputs: Any, targets_count: int, initial: Initial = "output", reduce: str | None = None
     ) -> Replay:
-        """The same explanation for inputs of one shape, as one CUDA graph; see :class:`fastlrp.replay.Replay`.
+        """The same explanation for inputs of one shape, as one CUDA graph; see :class:`fastlrp.run.replay.Replay`.
 
         For small models or few targets, where a GPU waits for the next launch::
 
@@ -138,7 +138,7 @@ class Explainer:
         return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory)
 
     def verify(self, x: Any, targets: Any, **options: Any) -> Report:
-        """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.verify`."""
+        """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.compare.verify`."""
         with self.forward(x) as record:
             return verify(record, targets, **options)
 

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import torch
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 
 def report() -> str:

@@ -3,7 +3,7 @@
 Results are contiguous and never share memory with an argument, so that the fakes are exact. They are not
 differentiable: what they return never requires a gradient. ``elementwise_coefficients`` returns the coefficients that
 its rule has (``[u]``, ``[v]`` or ``[u, v]``), because an operator cannot return None. Code in a hurry calls
-:func:`fastlrp.dispatch.select` once and then the backend itself, without the dispatcher of PyTorch and without the copy
+:func:`fastlrp.backends.dispatch.select` once and then the backend itself, without the dispatcher of PyTorch and without the copy
 that contiguity may need.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 _LIBRARY = torch.library.Library("fastlrp", "DEF")  # the operations live as long as it does
 _POOL_KERNEL = "int[] kernel_size, int[] stride, int[] padding"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastlrp.kernels
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,7 +30,7 @@ def example(name: str) -> ModuleType:
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
     """Rules registered, threads and random numbers as they were."""
-    from fastlrp import plan
+    from fastlrp.plan import plan
 
     monkeypatch.setattr(plan, "_REGISTERED", dict(plan._REGISTERED))
     threads = torch.get_num_threads()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 ROOT = Path(__file__).parent.parent
 STEMS = sorted(set(dispatch.STEMS.values()))
@@ -96,7 +96,7 @@ def entry(module: str) -> str | None:
 
 def wrong_imports(module: str) -> Iterator[str]:
     here = entry(module)
-    if here is None or (here == "sparse" and module != "fastlrp.sparse"):
+    if here is None or (here == "sparse" and module != "fastlrp.run.sparse"):
         yield f"{module} has no place in ORDER"
         return
     for imported in imports(MODULES[module]):

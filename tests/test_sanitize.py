@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,7 +16,8 @@ from benchmarks import shapes
 from benchmarks.models import build
 from benchmarks.providers import HIGH, LOW
 from benchmarks.shapes import Call
-from fastlrp import composites, dispatch
+from fastlrp import composites
+from fastlrp.backends import dispatch
 from fastlrp.composites import Composite
 
 ONE_HOT = "linear_one_hot_relevance"

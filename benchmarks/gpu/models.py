@@ -24,7 +24,7 @@ from benchmarks.compare import heading
 from benchmarks.gpu.part import Part, begin, listed, numbers, parser
 from benchmarks.measure import Entry
 from benchmarks.scenarios import Options, Round
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 BACKENDS = ("auto", "triton", "cuda", "torch")
 

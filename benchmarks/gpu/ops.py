@@ -24,7 +24,7 @@ from benchmarks.gpu.roofline import Peaks
 from benchmarks.gpu.timing import Timer, Times, in_turns
 from benchmarks.precision import PRECISIONS
 from benchmarks.shapes import Call
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 COMPOSED = "torch"
 FLOOR_OF_ERRORS = 1e-5

@@ -24,10 +24,10 @@ from benchmarks.gpu import calls
 from benchmarks.gpu.part import Part, Row, begin, listed, parser
 from benchmarks.gpu.timing import Timer, in_turns
 from benchmarks.precision import PRECISIONS
-from fastlrp import dispatch
-from fastlrp.sparse.compact import Compact, Pattern
-from fastlrp.sparse.forms import Affine
-from fastlrp.windows import ConvGeometry
+from fastlrp.backends import dispatch
+from fastlrp.plan.forms import Affine
+from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.run.sparse.compact import Compact, Pattern
 
 FLOOR_OF_ERRORS = 1e-5
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastlrp import rules
+from fastlrp.kinds.vocabulary import AFFINE_KINDS, KINDS
 from fastlrp.rules import Rule
-from fastlrp.vocabulary import AFFINE_KINDS, KINDS
 
 MaxPoolMode = Literal["winner", "ties", "average", "sum"]
 
@@ -31,7 +31,7 @@ class Layer:
 
     Attributes:
         path: dotted module path. module_type: type of that module. operation: ``conv2d``, ``relu``, ….
-        kind: see :mod:`fastlrp.vocabulary`. index: position among convolutions and linear layers in execution order
+        kind: see :mod:`fastlrp.kinds.vocabulary`. index: position among convolutions and linear layers in execution order
             (from 0), None for other kinds. count: how many of those there are.
         kind_index: position among the layers of the same kind.
         like: module type that does what a functional call does.

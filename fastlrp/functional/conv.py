@@ -52,7 +52,7 @@ def conv_relevance(
         groups: number of groups.
         signed: whether the input may be negative.
         multiply: return ``x c`` (relevance) instead of ``c`` (relevance per unit of activation).
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, Ci, *S)``.
@@ -127,7 +127,7 @@ def conv_unpooled_relevance(
         stride, padding, dilation: of the convolution, numbers or one per spatial axis.
         groups: number of groups.
         signed, multiply: as in :func:`conv_relevance`.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, Ci, *S)``.

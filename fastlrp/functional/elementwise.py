@@ -53,7 +53,7 @@ def elementwise_coefficients(
         rule: one of the three names.
         alpha: share of the part for ``"zplus"``: 1 is z+; gamma for ``"gamma"``; ``"epsilon"`` does not use it.
         epsilon: absolute, in units of z, at least 0.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         u and v, each of the shape of z or None.
@@ -98,7 +98,7 @@ def elementwise_pooled_coefficients(
         positive, negative, rule, alpha, epsilon: as in :func:`elementwise_coefficients`.
         kernel_size, stride, padding, dilation: numbers, or one per spatial axis; stride None is kernel_size.
         ceil_mode: as in :func:`torch.nn.functional.max_pool2d`.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         The pooled activation ``(B, C, *S')``; the winners' flat positions in S ``(B, C, *S')``, int64, by PyTorch's

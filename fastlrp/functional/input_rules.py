@@ -43,7 +43,7 @@ def input_relevance(
         stride, padding, dilation: numbers, or one per spatial axis. Zero padding: pad first for the other modes.
         groups: number of groups.
         reduce: sum over the channels of the input.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, Ci, *S)``, with ``reduce`` ``(B, K, 1, *S)``.
@@ -120,7 +120,7 @@ def input_flat_relevance(
         kernel_size, stride, padding, dilation: numbers, or one per spatial axis.
         input_size: ``S``.
         reduce: sum over the channels of the input.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, Ci, *S)``, with ``reduce`` ``(B, K, 1, *S)``.

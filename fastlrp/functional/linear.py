@@ -36,7 +36,7 @@ def linear_relevance(
         weight_positive: ``max(W, 0)``, ``(O, I)``, if it is at hand.
         signed: whether the input may be negative.
         multiply: return ``x c`` (relevance) instead of ``c`` (relevance per unit of activation).
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, *L, I)``.
@@ -88,7 +88,7 @@ def linear_one_hot_relevance(
         index: the classes, ``(B, K)`` int64, each in ``[0, O)`` (not checked on a CUDA device).
         weight: ``W``, ``(O, I)``. u, v: coefficients ``(B, O)``; at least one is given. input: ``x``, ``(B, I)``.
         signed, multiply: as for :func:`linear_relevance`.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, I)``.

@@ -31,7 +31,7 @@ def pool_max_relevance(
         index: ``(B, C, *S')`` int64, flat position in ``S`` of each window's winner, as max_pool returns it.
         scale: ``(B, C, *S')`` or None.
         input_size: ``S``.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, C, *S)``.
@@ -75,7 +75,7 @@ def pool_ties_relevance(
         output: ``(B, C, *S')``, the maximum of each window (``ceil_mode`` shows in its size).
         scale: ``(B, C, *S')`` or None.
         kernel_size, stride, padding, dilation: numbers, or one per spatial axis; stride None is kernel_size.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, C, *S)``.
@@ -131,7 +131,7 @@ def pool_avg_relevance(
         input_size: ``S``.
         kernel_size, stride, padding: numbers, or one per spatial axis; stride None is kernel_size.
         ceil_mode, count_include_pad, divisor_override: as in :func:`torch.nn.functional.avg_pool2d`, in any dimension.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, C, *S)``.
@@ -169,7 +169,7 @@ def pool_adaptive_avg_relevance(
         relevance: ``F``, ``(B, K, C, *S')``.
         scale: ``(B, C, *S')`` or None.
         input_size: ``S``.
-        backend: ``"auto"`` or one of :data:`fastlrp.dispatch.BACKENDS`.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
         ``(B, K, C, *S)``.

@@ -13,7 +13,7 @@ from fastlrp.composites import Composite
 from fastlrp.explainer import Explainer
 from fastlrp.nn import variants
 from fastlrp.nn.variants import Variant
-from fastlrp.record import ForwardRecord, LrpAware
+from fastlrp.run.record import ForwardRecord, LrpAware
 
 _KEPT_COMPOSITES = 16
 

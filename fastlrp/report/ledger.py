@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fastlrp.targets import Targets
-from fastlrp.verify import _Check
+from fastlrp.verify.compare import _Check
 
 if TYPE_CHECKING:
-    from fastlrp.record import ForwardRecord
-    from fastlrp.verify import Report
+    from fastlrp.run.record import ForwardRecord
+    from fastlrp.verify.compare import Report
 
 Rows = list[dict[str, Any]]
 

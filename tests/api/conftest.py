@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-import fastlrp.plans
-import fastlrp.prepared
-from fastlrp.capture import Captured
+import fastlrp.run.plans
+import fastlrp.run.prepared
+from fastlrp.capture.export import Captured
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 
 
@@ -34,7 +34,7 @@ class Counts:
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     found = Counts()
-    capture, plan = fastlrp.plans.capture, fastlrp.prepared.Plan
+    capture, plan = fastlrp.run.plans.capture, fastlrp.run.prepared.Plan
 
     def counting_capture(*args, **kwargs):
         found.captured += 1
@@ -44,15 +44,15 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
         found.prepared += 1
         return plan(*args, **kwargs)
 
-    monkeypatch.setattr(fastlrp.plans, "capture", counting_capture)
-    monkeypatch.setattr(fastlrp.prepared, "Plan", counting_plan)
+    monkeypatch.setattr(fastlrp.run.plans, "capture", counting_capture)
+    monkeypatch.setattr(fastlrp.run.prepared, "Plan", counting_plan)
     return found
 
 
 @pytest.fixture
 def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One capture for each model and shape, whatever the composite: for tests of rules, not of captures."""
-    capture = fastlrp.plans.capture
+    capture = fastlrp.run.plans.capture
 
     def remembered(model, args, kwargs, output, *rest):
         key = (id(model), args[0].shape[1:])
@@ -61,7 +61,7 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
         return _CAPTURED[key][1]
 
-    monkeypatch.setattr(fastlrp.plans, "capture", remembered)
+    monkeypatch.setattr(fastlrp.run.plans, "capture", remembered)
 
 
 _CAPTURED: dict[tuple[int, torch.Size], tuple[torch.nn.Module, Captured]] = {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlrp import Explainer, runner
+from fastlrp import Explainer
 from fastlrp.explainer import parse_bytes
+from fastlrp.run import runner
 from tests.api.models import make, relative_error, samples, shared
 
 # Measured: 3e-16; how many targets share a product changes the order in which it adds.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastlrp
-from fastlrp import lent
+from fastlrp.run import lent
 from tests.api.models import make, samples
 
 

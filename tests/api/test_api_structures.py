@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastlrp import Explainer, outputs
+from fastlrp import Explainer
+from fastlrp.capture import structure as outputs
 from tests.api.models import relative_error, samples
 
 TIGHT = 1e-12

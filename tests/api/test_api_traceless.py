@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 import fastlrp.nn
-from fastlrp import Explainer, fingerprint
-from fastlrp.fingerprint import Fingerprint
+from fastlrp import Explainer
+from fastlrp.capture import fingerprint
+from fastlrp.capture.fingerprint import Fingerprint
 from tests.api.models import make, relative_error, samples
 
 # Measured: 0 to 3e-16.

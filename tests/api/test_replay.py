@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastlrp import Explainer, builder, composites, rules
-from fastlrp.replay import Replay
+from fastlrp import Explainer, composites, rules
+from fastlrp.plan import builder
+from fastlrp.run.replay import Replay
 from fastlrp.stabilizer import Stabilizer
 from tests.api.models import TwoInputs, make, relative_error, samples
 from tests.api.tape import Tape

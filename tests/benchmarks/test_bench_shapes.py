@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import shapes
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def test_every_layer_is_heard(calls):
     assert {(16, 1, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (64, 256), (10, 64)} == {tuple(s) for s in weights}
     assert {"pool_max_relevance", "elementwise_coefficients"} <= {call.op for call in calls}
     assert len({str(call) + call.op for call in calls}) == len(calls)
-    assert dispatch._callable.__module__ == "fastlrp.dispatch"
+    assert dispatch._callable.__module__ == "fastlrp.backends.dispatch"
 
 
 def test_repeated_with_any_number_of_targets(calls):

@@ -14,7 +14,7 @@ from benchmarks.gpu.part import FAILED, Part
 from benchmarks.gpu.roofline import Peaks
 from benchmarks.models import build
 from benchmarks.providers import Provider
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from benchmarks.gpu.timing import in_turns
 from benchmarks.models import build
 from benchmarks.providers import Provider
 from benchmarks.shapes import Call
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 from tests.torchvision_models import import_models
 
 import_models()

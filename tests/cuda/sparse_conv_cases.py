@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 from tests.cuda.emulated import emulated
 from tests.sparse.cases import Layer, alive, pattern_of
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp import dispatch
 from fastlrp.aten import pool
+from fastlrp.backends import dispatch
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import poisoned, seeded  # noqa: F401
 from tests.ops.cases import TOLERANCE, channels_last, layouts, mixed, reference, relayouts, same

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 from tests.ops.cases import channels_last, reversed_memory, same, with_gaps

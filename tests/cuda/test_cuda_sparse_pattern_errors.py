@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 from tests.cuda.emulated import emulated
 
 CPU = dispatch.extension()

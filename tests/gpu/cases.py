@@ -15,7 +15,7 @@ from torch.utils import _pytree as tree
 
 from benchmarks import precision
 from benchmarks.precision import PRECISIONS
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 from tests.ops import cases, test_registration
 
 T = TypeVar("T")

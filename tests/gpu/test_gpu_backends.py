@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlrp import dispatch, info
+from fastlrp import info
+from fastlrp.backends import dispatch
 from tests.gpu.cases import DEVICE, DTYPES, samples
 
 pytestmark = pytest.mark.gpu

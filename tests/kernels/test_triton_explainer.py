@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import composites, dispatch
+from fastlrp import composites
+from fastlrp.backends import dispatch
 
 pytest.importorskip("triton")
 

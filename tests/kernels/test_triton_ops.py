@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 from tests.ops.cases import assert_close, layouts, mixed, reference, terms
 from tests.ops.test_ops_elementwise import RULES
 from tests.ops.test_ops_elementwise import arguments as coefficient_arguments

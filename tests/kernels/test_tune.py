@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastlrp import dispatch, tune, tuning
+from fastlrp.backends import dispatch
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import Config, Measured, TableError
-from fastlrp.tuning import Tried, Tuner, candidates, in_turns
-from fastlrp.workloads import Workload
+from fastlrp.tune import command as tune
+from fastlrp.tune import tuner as tuning
+from fastlrp.tune.tuner import Tried, Tuner, candidates, in_turns
+from fastlrp.tune.workloads import Workload
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")

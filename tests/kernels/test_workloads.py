@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlrp import dispatch, tuning, workloads
-from fastlrp.workloads import Workload
+from fastlrp.backends import dispatch
+from fastlrp.tune import tuner as tuning
+from fastlrp.tune import workloads
+from fastlrp.tune.workloads import Workload
 
 CPU = torch.device("cpu")
 CONV = Workload("conv_relevance", 4, 5, (5, 4), 3, padding=1, targets=2)

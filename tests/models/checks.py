@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp import Explainer, plans
+from fastlrp import Explainer
+from fastlrp.run import plans
 from tests.models.oracle import relative_error
 
 

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp import CaptureError, UnsupportedOperationError, capture, composites, plan, probe, register_rule, rules
+from fastlrp import CaptureError, UnsupportedOperationError, composites, register_rule, rules
+from fastlrp.capture import export as capture
+from fastlrp.capture import probe
+from fastlrp.plan import plan
 from tests.models.cases import Written, linear
 from tests.models.oracle import relative_error
 from tests.models.random_graphs import RandomModel, random_model

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp import CaptureError, UnsupportedOperationError, composites, plan, register_rule, rules
-from fastlrp.wording import shape_text, without_symbols
+from fastlrp import CaptureError, UnsupportedOperationError, composites, register_rule, rules
+from fastlrp.capture.wording import shape_text, without_symbols
+from fastlrp.plan import plan
 from tests.models.cases import Written, conv, linear, vector, volume
 from tests.models.checks import unmodified
 

@@ -9,7 +9,7 @@ import pytest
 
 import fastlrp.explainer
 from fastlrp import Explainer, composites
-from fastlrp.capture import capture
+from fastlrp.capture.export import capture
 from tests.fixtures import one_thread  # noqa: F401
 from tests.models.random_chains import network
 

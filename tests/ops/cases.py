@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 DTYPES = (torch.float32, torch.float64)
 # Relative, in the 2-norm; the first is the promise of the library. Worst measured: 3e-7 and 5e-16.

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastlrp import dispatch, info
+from fastlrp import info
+from fastlrp.backends import dispatch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

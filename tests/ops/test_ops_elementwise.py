@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp import dispatch, functional
+from fastlrp import functional
+from fastlrp.backends import dispatch
 from fastlrp.functional.elementwise import elementwise_pooled_coefficients
 from fastlrp.reference import rules
 from fastlrp.reference.rules import Affine

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp import dispatch, functional
+from fastlrp import functional
+from fastlrp.backends import dispatch
 from tests.ops.cases import (
     DTYPES,
     assert_close,

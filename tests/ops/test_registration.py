@@ -9,7 +9,8 @@ import torch
 from torch.library import opcheck
 from torch.nn import functional as F
 
-from fastlrp import dispatch, functional, library
+from fastlrp import functional, library
+from fastlrp.backends import dispatch
 from tests.ops.cases import reference
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 from tests.ops.cases import bound, channels_last, relayouts
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import basis, composites, runner
+from fastlrp import composites
+from fastlrp.run import basis, runner
 
 
 def net(classes: int = 96, width: int = 8) -> nn.Module:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import plan, record
-from fastlrp.bounded import Bounded
+from fastlrp.plan import plan
+from fastlrp.plan.bounded import Bounded
+from fastlrp.run import record
 
 
 def test_the_value_not_asked_for_in_the_longest_time_is_forgotten():

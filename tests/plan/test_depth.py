@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp.explainer
-from fastlrp import Explainer, outputs
-from fastlrp.capture import Captured
-from fastlrp.descent import Descent, Emission, peak_bytes
-from fastlrp.fusion import fuse_sweeps
-from fastlrp.graph import Constant, Graph, Node, Value
-from fastlrp.lowering.move import _for_one_sample
-from fastlrp.program import BackwardStep, ForwardStep, SweepPart
+from fastlrp import Explainer
+from fastlrp.capture import structure as outputs
+from fastlrp.capture.export import Captured
+from fastlrp.capture.graph import Constant, Graph, Node, Value
+from fastlrp.kinds.lowering.move import _for_one_sample
+from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.steps import BackwardStep, ForwardStep, SweepPart
+from fastlrp.run.descent import Descent, Emission, peak_bytes
 from tests.fixtures import one_thread  # noqa: F401
 
 LAYERS = 2000

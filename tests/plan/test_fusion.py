@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import composites, plan, runner
-from fastlrp.lowering import input_rules, layer
+from fastlrp import composites
+from fastlrp.kinds.lowering import input_rules, layer
+from fastlrp.plan import plan
+from fastlrp.run import runner
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import program_check
-from fastlrp.program import Emission, Factor, Flow, Schedule
-from fastlrp.program_check import ProgramError, check_backward, check_emissions, check_forward, check_program
-from fastlrp.sparse.forms import Affine
+from fastlrp.plan import check as program_check
+from fastlrp.plan.check import ProgramError, check_backward, check_emissions, check_forward, check_program
+from fastlrp.plan.forms import Affine
+from fastlrp.plan.steps import Emission, Factor, Flow, Schedule
 
 
 class Net(nn.Module):

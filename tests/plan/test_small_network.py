@@ -6,7 +6,7 @@ import torch
 
 import fastlrp
 from benchmarks.models import small_network
-from fastlrp import program_check
+from fastlrp.plan import check as program_check
 
 AT_MOST = 3.0
 """Ten classes of one digit, forward pass included, beside one forward pass and one gradient. Measured: 2.3."""

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites, rules
-from fastlrp.lowering import jacobian
+from fastlrp.kinds.lowering import jacobian
 
 
 class Net(nn.Module):

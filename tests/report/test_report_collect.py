@@ -9,8 +9,8 @@ from torch import nn
 
 import fastlrp
 from fastlrp import report
-from fastlrp.record import ForwardRecord
 from fastlrp.report import Maps, collect, ledger_rows
+from fastlrp.run.record import ForwardRecord
 
 CLASSES = 7
 
@@ -113,7 +113,7 @@ def test_the_ledger_is_made_for_the_best_scores(explainer, x, monkeypatch):
 
 def test_a_ledger_in_blocks_is_the_same(explainer, x, monkeypatch):
     whole = collect(explainer, x, "all", ledger=6)
-    monkeypatch.setattr("fastlrp.verify._Check.block", lambda self, count: 4)
+    monkeypatch.setattr("fastlrp.verify.compare._Check.block", lambda self, count: 4)
     for a, b in zip(whole, collect(explainer, x, "all", ledger=6), strict=True):
         assert len(a.ledger) == len(b.ledger)
         for p, q in zip(a.ledger, b.ledger, strict=True):

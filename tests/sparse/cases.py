@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp import dispatch
+from fastlrp.backends import dispatch
 
 KERNELS = dispatch.extension()
 DTYPES = (torch.float32, torch.float64)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-import fastlrp.plans
-from fastlrp import dispatch
-from fastlrp.capture import Captured
+import fastlrp.run.plans
+from fastlrp.backends import dispatch
+from fastlrp.capture.export import Captured
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 
 KERNELS = dispatch.extension()
@@ -33,7 +33,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture
 def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One capture for each model and shape, whatever the composite and the paths."""
-    capture = fastlrp.plans.capture
+    capture = fastlrp.run.plans.capture
 
     def remembered(model: Any, args: Any, kwargs: Any, output: Any, *rest: Any) -> Captured:
         shapes = [(key, t.shape[1:]) for key, t in [*enumerate(args), *kwargs.items()]]
@@ -43,7 +43,7 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
         return _CAPTURED[key][1]
 
-    monkeypatch.setattr(fastlrp.plans, "capture", remembered)
+    monkeypatch.setattr(fastlrp.run.plans, "capture", remembered)
 
 
 _CAPTURED: dict[Any, tuple[torch.nn.Module, Captured]] = {}

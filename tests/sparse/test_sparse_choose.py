@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from fastlrp.sparse.choose import LEAST_TARGETS, Chooser, estimate
-from fastlrp.sparse.forms import Affine
-from fastlrp.sparse.rates import Rates
-from fastlrp.windows import ConvGeometry
+from fastlrp.plan.forms import Affine
+from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.run.sparse.choose import LEAST_TARGETS, Chooser, estimate
+from fastlrp.run.sparse.rates import Rates
 
 RATES = Rates()
 

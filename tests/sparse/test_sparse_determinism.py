@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastlrp import Explainer
-from fastlrp.sparse.compact import Compact, Pattern
+from fastlrp.run.sparse.compact import Compact, Pattern
 from tests.sparse.cases import DTYPES, KERNELS, Layer, Problem, alive, pattern_of, relevance, rows_of
 from tests.sparse.nets import COMPOSITES, NETS, assert_same, make, samples, sparse_layers
 

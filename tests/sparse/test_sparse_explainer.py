@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fastlrp
-from fastlrp import Explainer, runner
-from fastlrp.sparse.compact import Compact
+from fastlrp import Explainer
+from fastlrp.run import runner
+from fastlrp.run.sparse.compact import Compact
 from tests.sparse.nets import CLASSES, assert_same, make, samples, sparse_layers, worst_error
 
 TIGHT = 1e-13  # Measured: 6e-16.

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastlrp import Explainer, basis, composites, rules, runner
+from fastlrp import Explainer, composites, rules
+from fastlrp.run import basis, runner
 from tests.api.models import MODELS
 from tests.api.models import make as make_api
 from tests.api.models import samples as api_samples

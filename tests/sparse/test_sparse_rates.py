@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from fastlrp.sparse import measure as measuring
-from fastlrp.sparse import rates as files
-from fastlrp.sparse.measure import Sample, Shape, main, measure
-from fastlrp.sparse.rates import Rates, RatesError, own_path, rates_of, read, write
+from fastlrp.run.sparse import measure as measuring
+from fastlrp.run.sparse import rates as files
+from fastlrp.run.sparse.rates import Rates, RatesError, own_path, rates_of, read, write
+from fastlrp.tune.sparse import Sample, Shape, main, measure
 
 CPU = torch.device("cpu")
 SMALL = Shape(channels=16, size=6, targets=16)

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp import rules
-from fastlrp.builder import Builder
-from fastlrp.capture import Captured, capture
+from fastlrp.capture.export import Captured, capture
+from fastlrp.capture.graph import Node
+from fastlrp.capture.watch import Watch, outline
 from fastlrp.compat.captum.composite import ModuleRules, TimesInput
 from fastlrp.compat.captum.graph import canonize
 from fastlrp.compat.captum.layers import named_layers
 from fastlrp.compat.captum.second_pass import SecondPass
 from fastlrp.composites import Composite
 from fastlrp.explainer import Explainer
-from fastlrp.graph import Node
-from fastlrp.inputs import Inputs
-from fastlrp.plan import Plan
-from fastlrp.plans import Plans
-from fastlrp.prepared import Prepared
-from fastlrp.program import Factor, Flow
-from fastlrp.watch import Watch, outline
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.plan import Plan
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.run.inputs import Inputs
+from fastlrp.run.plans import Plans
+from fastlrp.run.prepared import Prepared
 
 _KEPT_GRAPHS = 4
 

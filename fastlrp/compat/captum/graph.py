@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlrp.canonizers import split_same_padding
+from fastlrp.capture.canonizers import split_same_padding
+from fastlrp.capture.graph import Constant, Graph, Node, Value, substitute
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.graph import Constant, Graph, Node, Value, substitute
 
 PART = "kept_part"
 TIMES = "times_input"

@@ -12,7 +12,7 @@ from fastlrp.compat.captum.graph import inputs_of, outputs_of
 from fastlrp.compat.captum.kinship import as_captum_calls_it
 from fastlrp.compat.captum.layers import named_layers
 from fastlrp.compat.captum.lrp import LRP, as_tuple, delta, one_or_many
-from fastlrp.record import ForwardRecord
+from fastlrp.run.record import ForwardRecord
 
 
 class LayerLRP(LRP):

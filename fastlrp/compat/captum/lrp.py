@@ -16,7 +16,7 @@ from fastlrp.compat.captum.kinship import Kin, as_captum_calls_it, gradients
 from fastlrp.compat.captum.layers import assignment, check_rules, forget_rules, named_layers
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.compat.captum.targets import position, positions
-from fastlrp.record import ForwardRecord
+from fastlrp.run.record import ForwardRecord
 
 _KEPT = 4
 

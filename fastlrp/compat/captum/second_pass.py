@@ -16,13 +16,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fastlrp.builder import Builder, bind_forward
+from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.compat.captum.graph import TIMES, before
 from fastlrp.compat.captum.rules import Asked
-from fastlrp.graph import Graph, Node, Value
-from fastlrp.lowering.jacobian import transpose_from
-from fastlrp.lowering.pool import max_pool_form, max_pool_forward
-from fastlrp.program import Factor, Flow
+from fastlrp.kinds.lowering.jacobian import transpose_from
+from fastlrp.kinds.lowering.pool import max_pool_form, max_pool_forward
+from fastlrp.plan.builder import Builder, bind_forward
+from fastlrp.plan.steps import Factor, Flow
 
 _WITH_VALUES = ("activation", "normalization", "mul", "max_pool", "unknown")
 """Kinds whose derivative depends on where it is taken."""
@@ -180,6 +180,6 @@ def _lower_max(b: Builder, node: Node, flow: Flow, at: int) -> None:
 
 
 def _lower_any(b: Builder, node: Node, flow: Flow, slots: list[int]) -> None:
-    """By autograd, as :func:`fastlrp.lowering.jacobian.transpose_at` does."""
+    """By autograd, as :func:`fastlrp.kinds.lowering.jacobian.transpose_at` does."""
     pairs = [(v, slot) for v, slot in zip(node.inputs, slots, strict=True) if v.is_differentiable]
     transpose_from(b, bind_forward(node), [v for v, _ in pairs], [slot for _, slot in pairs], flow)

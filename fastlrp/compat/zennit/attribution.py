@@ -15,7 +15,7 @@ from fastlrp.compat.zennit.prepare import Prepared, check_composite, forget, pre
 from fastlrp.compat.zennit.question import Question, Start, answer, identity, starting
 from fastlrp.compat.zennit.twin import refuse_hooks
 from fastlrp.explainer import Explainer
-from fastlrp.plan import Plan
+from fastlrp.plan.plan import Plan
 
 _SECOND_ORDER = (
     "fastlrp computes relevance without autograd, so there is no graph to differentiate again: use "

@@ -8,15 +8,15 @@ from typing import Any
 from torch import nn
 
 from fastlrp import rules
-from fastlrp.canonizers import split_same_padding
+from fastlrp.capture.canonizers import split_same_padding
+from fastlrp.capture.graph import Graph
 from fastlrp.compat.zennit.choose import Hooked, scaled
 from fastlrp.compat.zennit.passes import Modules
 from fastlrp.compat.zennit.resolve import Resolved
 from fastlrp.composites import Composite, Layer
 from fastlrp.explainer import Explainer
-from fastlrp.graph import Graph
-from fastlrp.plans import Plans
 from fastlrp.rules import Rule
+from fastlrp.run.plans import Plans
 
 
 class HookComposite(Composite):

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlrp.builder import bind_forward
-from fastlrp.canonizers import fold_batch_norm, norm_scale_shift
+from fastlrp.capture.canonizers import fold_batch_norm, norm_scale_shift
+from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.compat.zennit import notices
 from fastlrp.compat.zennit.choose import Hooked, scaled
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.graph import Constant, Graph, Node, Value
+from fastlrp.kinds.vocabulary import RULED_KINDS
+from fastlrp.plan.builder import bind_forward
 from fastlrp.rules import Norm
-from fastlrp.vocabulary import RULED_KINDS
 
 _CARRIES = ("move", "cat")
 _ONLY_PLAIN = ("Flat", "WSquare", "ZBox")

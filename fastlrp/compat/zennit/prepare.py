@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fastlrp import composites
-from fastlrp.capture import EXPORTING
+from fastlrp.capture.export import EXPORTING
 from fastlrp.compat.zennit import notices, resolve
 from fastlrp.compat.zennit.explainer import HookExplainer
 from fastlrp.compat.zennit.fingerprint import fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.record import ForwardRecord
+from fastlrp.run.record import ForwardRecord
 
 Start = Callable[[Tensor], Tensor]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlrp.capture.fingerprint import Fingerprint
 from fastlrp.compat.zennit.effective import attributes, hidden, rebind, settle
 from fastlrp.compat.zennit.recognise import is_hook
-from fastlrp.fingerprint import Fingerprint
 
 _BEFORE, _AFTER = ("_forward_pre_hooks",), ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 

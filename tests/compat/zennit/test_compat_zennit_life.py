@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastlrp.plans
+import fastlrp.run.plans
 from fastlrp import composites
 from fastlrp.compat.zennit import explainer as hooked
 from fastlrp.compat.zennit import prepare
@@ -41,13 +41,13 @@ def _seed() -> Any:
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with each capture of a model."""
     found: list[int] = []
-    real = fastlrp.plans.capture
+    real = fastlrp.run.plans.capture
 
     def counted(*arguments: Any) -> Any:
         found.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(fastlrp.plans, "capture", counted)
+    monkeypatch.setattr(fastlrp.run.plans, "capture", counted)
     return found
 
 

@@ -1,0 +1,1 @@
+"""From an unmodified model to a graph."""

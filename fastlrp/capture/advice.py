@@ -1,0 +1,100 @@
+"""What errors say about operations that cannot be explained: what is not supported, and ways out that work."""
+
+from __future__ import annotations
+
+from fastlrp.capture.graph import Graph, Node, Value, leaves
+from fastlrp.capture.wording import shape_text, without_symbols
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds.vocabulary import AFFINE_KINDS, KIND_OF
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+_PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
+             "_native_multi_head_attention", "_transformer_encoder_layer_fwd")  # fmt: skip
+
+
+def is_attention(node: Node) -> bool:
+    """True for a product of two activations."""
+    operands = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value) and leaf.is_differentiable]
+    several = len(operands) > 1 or "attention" in node.operation
+    return node.operation in _PRODUCTS and node.kind in ("unknown", "linear_map") and several
+
+
+def no_rule(graph: Graph, node: Node) -> str:
+    """The message for an operation without a rule."""
+    name, where = node.operation, f"module '{node.path or '(the model itself)'}'{_type_name(node)}"
+    what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
+    if name in _RECURRENT:
+        what = f": recurrent layers ({name}) are not supported, they have no relevance rule yet"
+    elif is_attention(node):
+        what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
+    missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
+    if missing:
+        return (
+            f"no rule for operation '{name}' in {where}{what}. None can be given either: a tensor of shape "
+            f"{shape_text(missing[0].shape)} does not keep the batch as axis 0. {keep_the_batch(graph, node)}"
+        )
+    if len(node.sources) == 1 and node.sources[0].shape == node.output.shape and not what:
+        passes = "Pass() for an element-wise operation, "
+    if len(node.sources) != len(node.inputs):
+        rule = f"{passes or 'a rule, '}or Gradient() (the derivative, which is no relevance)".replace("a rule, or ", "")
+    else:
+        rule = f"{custom}, {passes}or Gradient() (the derivative, which is no relevance)"
+    ways = (
+        f"add an entry for it to the composite, composite.with_entries((fastlrp.composites.operation('{name}'), rule))"
+    )
+    if KIND_OF.get(name) in (None, *AFFINE_KINDS):  # For other names the composite decides alone.
+        ways += f"; or fastlrp.register_rule('{name}', rule)"
+    return f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}."
+
+
+def refuse_time_first(node: Node) -> None:
+    """Raise UnsupportedOperationError for a recurrent layer that runs along axis 0, which is the batch."""
+    flags = [a for a in node.args if isinstance(a, bool)]
+    if node.operation in _RECURRENT and "cell" not in node.operation and flags and not flags[-1]:
+        raise UnsupportedOperationError(
+            f"{node} is a recurrent layer that takes axis 0 for time, which is the batch for fastlrp: samples would be "
+            "mixed. Use batch_first=True"
+        )
+
+
+def keep_the_batch(graph: Graph, node: Node) -> str:
+    """What to do about an operation that moves the batch axis."""
+    sizes = [str(n) for v in (node.output, *node.sources) for n in v.shape]
+    if any("data" in without_symbols(n) for n in sizes):
+        return (
+            "A size is computed from data (by a boolean index, nonzero, or the like): choose entries with torch.where, "
+            "or by fixed integer indices."
+        )
+    recurrent = next((n for n in graph.nodes if n.operation in _RECURRENT), None)
+    if recurrent is not None and (node is recurrent or _inside(node, recurrent)):
+        return (
+            f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}'), which is not "
+            "supported: it has no relevance rule yet."
+        )
+    found = next((n for n in graph.nodes if is_attention(n)), None)
+    if found is not None:
+        return (
+            f"The model has attention ({found.operation} in '{found.path or 'model'}'), a product of two activations, "
+            "which is not supported: it has no relevance rule yet."
+        )
+    return "Keep the batch as axis 0."
+
+
+def _inside(node: Node, other: Node) -> bool:
+    """True if ``node`` stands beside ``other``: they are linked by operations that only move entries."""
+    seen, todo = set(), [node.output, *node.sources]
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        producer = value.producer
+        if producer is other:
+            return True
+        if producer is not None and producer.kind == "move":
+            todo += producer.sources
+    return any(isinstance(leaf, Value) and leaf in seen for leaf in leaves(other.args))
+
+
+def _type_name(node: Node) -> str:
+    return "" if node.module_type is None else f" ({node.module_type.__name__})"

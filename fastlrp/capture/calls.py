@@ -1,0 +1,57 @@
+"""ATen overloads as functions without side effects: what an operation of the exported program computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.errors import CaptureError
+from fastlrp.kinds.vocabulary import ALIASES
+
+_COPIES_IF_NEEDED = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.view_as.default: torch.ops.aten.reshape_as.default,
+}
+
+
+def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
+    """Plain name, functional form, and whether the original worked in place."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return getattr(target, "__name__", str(target)), target, False
+    name = target._schema.name.split("::")[1]
+    name = ALIASES.get(name, name)
+    if target._schema.is_mutable and name.endswith("_"):
+        packet = getattr(getattr(torch.ops, target.namespace), name[:-1], None)
+        if packet is not None and target._overloadname in packet.overloads():
+            name = name[:-1]
+            call = copied if name == "copy" else getattr(packet, target._overloadname)
+            return ALIASES.get(name, name), call, True
+    if target._schema.is_mutable:
+        raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
+    if "empty" in name:
+        return name, zeroed(target), False
+    # Capture drops `contiguous` and `clone`, after which a view need not be one.
+    return name, _COPIES_IF_NEEDED.get(target, target), False
+
+
+def zeroed(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Zeros where ``call`` leaves memory as it is, which may be NaN."""
+    return lambda *args, **kwargs: call(*args, **kwargs).zero_()
+
+
+def copied(target: Tensor, source: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """What ``target.copy_(source)`` leaves in the target."""
+    return source.expand(target.shape).to(target.dtype)
+
+
+def part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
+    """One of several results of ``call``, which stays known as its ``whole``."""
+
+    def one(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)[index]
+
+    one.whole = call  # type: ignore[attr-defined]
+    return one

@@ -1,0 +1,180 @@
+"""From an unmodified ``nn.Module`` to a :class:`~fastlrp.capture.graph.Graph`, by ``torch.export``.
+
+The model is traced once with a dynamic batch size; nothing of it is modified. Constants keep pointing at the model's
+own parameters, so that trained weights are seen without another capture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp.capture import structure as structures
+from fastlrp.capture.bystanders import undisturbed
+from fastlrp.capture.graph import Graph, leaves
+from fastlrp.capture.probe import refuse_mixed_samples
+from fastlrp.capture.translate import Translator
+from fastlrp.capture.wording import without_symbols
+from fastlrp.errors import CaptureError
+
+EXPORTING = threading.RLock()
+"""torch.export patches global state while it traces: one capture at a time in the whole process."""
+
+
+@dataclass(eq=False)
+class Captured:
+    """A graph, what the model returns (with leaves numbered), and whether any batch size will do."""
+
+    graph: Graph
+    structure: Any
+    fixed_batch: int | None
+
+
+class _Note:
+    structure: Any = None
+    after: Callable[[], None] | None = None
+
+
+class _Wrapper(nn.Module):
+    """Calls the model and returns its tensors as a flat list, whatever it packs them in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        # Outside the module's own state, which torch.export puts back after tracing.
+        self._note = _Note()
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        found: list[Tensor] = []
+        self._note.structure = structures.flatten(self.model(*args, **kwargs), found)
+        if self._note.after is not None:
+            self._note.after()
+        return found
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: str | int | None,
+    after: Callable[[], None] | None = None,
+) -> Captured:
+    """Trace ``model(*args, **kwargs)`` and translate it.
+
+    Args:
+        output: name or position of the output to explain; None if the model returns one tensor.
+        after: called when the model's forward pass has run, before torch.export puts the modules' attributes back.
+
+    Raises:
+        CaptureError: if the model cannot be traced (data-dependent control flow), is in training mode with layers
+            that then behave differently, or changes tensors in place in a way that cannot be followed;
+            an UnsupportedOperationError if an operation mixes the samples of a batch.
+        ValueError: if ``output`` does not name one of the model's outputs.
+    """
+    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise CaptureError(
+            f"module '{scripted or '(the model itself)'}' is a TorchScript module (torch.jit), whose operations cannot "
+            "be seen: build the model from its Python source and load the weights with load_state_dict"
+        )
+    training = model.training
+    wrapper = _Wrapper(model)
+    wrapper.training, wrapper._note.after = training, after
+    tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")
+    batch = tensors[0].shape[0] if tensors[0].dim() else 0
+    program, fixed = _export(wrapper, args, kwargs, batch)
+    graph = Translator(program, model, fixed, batch).translate()
+    graph.output = graph.outputs[_choose(wrapper._note.structure, output)]
+    refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    return Captured(graph, wrapper._note.structure, batch if fixed else None)
+
+
+def _two_samples(tree: Any, batch: int) -> Any:
+    """The example with at least two samples: torch.export takes sizes 0 and 1 for constants."""
+
+    def grow(t: Tensor) -> Tensor:
+        if batch >= 2 or t.dim() == 0 or t.shape[0] != batch:
+            return t
+        return t.new_zeros(2, *t.shape[1:]) if batch == 0 else torch.cat([t, t])
+
+    return torch.utils._pytree.tree_map_only(Tensor, grow, tree)
+
+
+def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
+    symbol = torch.export.Dim("batch", min=1)
+
+    def dynamic(t: Any) -> Any:
+        return {0: symbol} if isinstance(t, Tensor) and t.dim() and t.shape[0] == batch else None
+
+    shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
+    # A model made in inference mode can only be traced in it, any other only outside.
+    inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
+    with (
+        EXPORTING,
+        undisturbed(wrapper),
+        _quiet(),
+        torch.inference_mode(inference),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            example = _two_samples((args, kwargs), batch)
+            return torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False), False
+        except Exception as first:
+            # Some models hold on to one batch size (view(1, -1)); those are captured again for each size.
+            try:
+                return torch.export.export(wrapper, (args, kwargs), strict=False), True
+            except Exception:
+                raise CaptureError(_explain(first)) from first
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A failing trace logs hundreds of lines before it raises what we report."""
+    loggers = [logging.getLogger(f"torch.{n}") for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _explain(error: Exception) -> str:
+    reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
+    hint = ""
+    if "data-dependent" in str(error).lower() or "guard on" in str(error).lower():
+        hint = (
+            " The forward pass branches on the values of a tensor (an `if` or a loop over data), so it is not one "
+            "graph. Replace the branch by torch.where, or explain the sub-module that has no branch."
+        )
+    return (
+        f"the model could not be captured: {type(error).__name__}: {reason}.{hint} "
+        "fastlrp uses torch.export; `torch.export.export(model, (x,))` shows the same error with its full trace."
+    )
+
+
+def _choose(structure: Any, output: str | int | None) -> int:
+    names = structures.leaf_names(structure)
+    if output is None:
+        if len(names) == 1:
+            return 0
+        raise ValueError(f"the model returns {len(names)} tensors ({', '.join(names)}): name one with output=")
+    if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < len(names):
+        return output
+    if output in names:
+        return names.index(str(output))
+    raise ValueError(f"output={output!r} is not one of the model's outputs: {', '.join(names) or 'a bare tensor'}")

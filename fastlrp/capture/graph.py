@@ -1,0 +1,211 @@
+"""The intermediate representation: a captured model as a list of nodes in execution order.
+
+A :class:`Value` is an activation (it depends on the model's input), a :class:`Constant` is a parameter, a buffer or
+something computed from them alone, and a :class:`Node` makes one value from others. Batch is always axis 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.kinds.vocabulary import RULED_KINDS
+
+
+@dataclass(eq=False, repr=False)
+class Value:
+    """An activation. ``shape`` has None where the batch size stands; a symbolic size other than that is a string.
+
+    ``depends`` is False where no entry depends on those of the input, only sizes do: ``zeros_like(x)``, a batch size.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: torch.dtype | None
+    producer: Node | None = None
+    depends: bool = True
+
+    def __repr__(self) -> str:
+        return f"Value({self.index}, {self.name!r}, {self.shape})"
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.dtype is not None
+
+    @property
+    def is_differentiable(self) -> bool:
+        return self.depends and self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
+
+    @cached_property
+    def has_batch_first(self) -> bool:
+        """True if axis 0 is the batch and all other sizes are plain numbers: relevance can be laid out as (B, K, …)."""
+        return bool(self.shape) and self.shape[0] is None and all(isinstance(n, int) for n in self.shape[1:])
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of one sample."""
+        assert self.has_batch_first, f"{self.name} has no plain per-sample shape: {self.shape}"
+        return tuple(n for n in self.shape[1:] if isinstance(n, int))
+
+    @cached_property
+    def numel(self) -> int:
+        """Elements of one sample."""
+        count = 1
+        for n in self.sizes:
+            count *= n
+        return count
+
+
+@dataclass(eq=False)
+class Constant:
+    """A tensor that does not depend on the input: a parameter or buffer itself, or computed from some.
+
+    ``fault`` says why nothing that reads it can be explained (it is random).
+    """
+
+    name: str
+    source: Tensor | Callable[[], Tensor]
+    fault: str | None = None
+
+    def tensor(self) -> Tensor:
+        """The current value: weights may have been trained since the capture."""
+        return self.source.detach() if isinstance(self.source, Tensor) else self.source()
+
+
+@dataclass(eq=False, repr=False)
+class Node:
+    """One operation.
+
+    Attributes:
+        kind: what it is to LRP (``conv``, ``linear``, ``activation``, ``add``, ``move``, …), see
+            :mod:`fastlrp.kinds.vocabulary`.
+        operation: name for people, ``conv2d``.
+        call: the forward function; takes ``args``, ``kwargs`` with values and constants replaced by tensors.
+        inputs: the activations among the arguments, in order.
+        path: dotted path of the innermost module that it stands in; ``""`` for the model itself.
+        module_type: type of that module.
+        attributes: geometry and constants, by kind.
+    """
+
+    kind: str
+    operation: str
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[Value, ...]
+    output: Value
+    path: str = ""
+    module_type: type | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """The float activations whose entries it reads, not only their sizes or dtype."""
+        ignored = self.attributes.get("unread", ())
+        return tuple(v for v in self.inputs if v.is_differentiable and v not in ignored)
+
+    def __str__(self) -> str:
+        return f"{self.operation} ({self.path or 'model'})"
+
+    __repr__ = __str__
+
+
+@dataclass(eq=False)
+class Graph:
+    """A captured model.
+
+    Attributes:
+        inputs: one value per tensor input, in the order of the flattened arguments.
+        output: the value that is explained.
+        outputs: every tensor output of the model, to rebuild what it returned.
+        modules: module path -> the value that the module returned last, for ``layers=``.
+        batch: the only batch size that it holds for; None if it holds for any.
+    """
+
+    nodes: list[Node]
+    inputs: list[Value]
+    outputs: list[Value]
+    output: Value
+    modules: dict[str, Value]
+    values: int
+    batch: int | None = None
+
+    def new_value(
+        self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None
+    ) -> Value:
+        value = Value(self.values, name, shape, dtype, producer)
+        self.values += 1
+        return value
+
+    def consumers(self) -> dict[Value, list[Node]]:
+        """Who reads each value, in execution order; the model's outputs are not consumers."""
+        table: dict[Value, list[Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                table.setdefault(value, []).append(node)
+        return table
+
+    def calls(self) -> dict[str, Value]:
+        """Functional calls by name, ``path.operation``, in execution order: what a module does besides its children."""
+        found: dict[str, Value] = {}
+        for node in self.nodes:
+            if node.kind in (*RULED_KINDS, "cat") and self.modules.get(node.path) is not node.output:
+                name = first = ".".join(filter(None, (node.path, node.operation)))
+                number = 0
+                while name in found or name in self.modules:
+                    number += 1
+                    name = f"{first}_{number}"
+                found[name] = node.output
+        return found
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Let everything that read ``old`` read ``new``."""
+        for node in self.nodes:
+            if old in node.inputs:
+                node.inputs = tuple(new if v is old else v for v in node.inputs)
+                node.args = substitute(node.args, {old: new})
+                node.kwargs = substitute(node.kwargs, {old: new})
+        self.outputs = [new if v is old else v for v in self.outputs]
+        self.output = new if self.output is old else self.output
+        self.modules = {path: new if v is old else v for path, v in self.modules.items()}
+
+    def drop_dead(self) -> None:
+        """Remove nodes whose output nobody reads."""
+        alive = set(self.outputs)
+        kept = []
+        for node in reversed(self.nodes):
+            if node.output in alive:
+                kept.append(node)
+                alive.update(node.inputs)
+        self.nodes = kept[::-1]
+        alive.update(self.inputs)
+        self.modules = {path: v for path, v in self.modules.items() if v in alive}
+
+
+def substitute(tree: Any, table: dict[Value, Any]) -> Any:
+    """``tree`` (nested tuples, lists, dicts) with values replaced by what ``table`` has for them."""
+    if isinstance(tree, Value):
+        return table.get(tree, tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(substitute(item, table) for item in tree)
+    if isinstance(tree, dict):
+        return {key: substitute(item, table) for key, item in tree.items()}
+    return tree
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Values, constants and plain leaves of nested tuples, lists and dicts, in order."""
+    if isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from leaves(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from leaves(item)
+    else:
+        yield tree

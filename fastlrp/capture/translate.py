@@ -1,0 +1,400 @@
+"""From an exported program to our graph, node by node: constants, in-place operations, module paths."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+
+from fastlrp.capture.arguments import bind, describe
+from fastlrp.capture.calls import operation, part
+from fastlrp.capture.faults import complex_numbers, number_from_data, random_numbers
+from fastlrp.capture.folding import fold
+from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.memory import Memory, View, Write
+from fastlrp.capture.rewrite import REWRITES, Step, Steps
+from fastlrp.errors import CaptureError, UnsupportedOperationError
+from fastlrp.kinds.vocabulary import KIND_OF, UNREAD
+
+WRAPPED = "model"
+"""Name under which capture's wrapper holds the user's model."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of the exported program with its arguments resolved."""
+
+    fx: torch.fx.Node
+    name: str
+    call: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    target: Any
+    path: str
+    module_type: type | None
+
+
+class Translator:
+    """Turns an exported program's nodes into ours, one by one."""
+
+    def __init__(self, program: torch.export.ExportedProgram, model: nn.Module, fixed: bool, batch: int) -> None:
+        self.program = program
+        self.model = model
+        self.batch = batch if fixed else None
+        self.env: dict[str, Any] = {}
+        self.nodes: dict[str, torch.fx.Node] = {}
+        self.memory = Memory()
+        self.state: dict[str, str] = {}
+        self.written_state: dict[str, torch.fx.Node] = {}
+        self.inputs: list[Value] = []
+        empty = Value(-1, "", (), None)
+        self.graph = Graph([], self.inputs, [], empty, {}, 0, self.batch)
+
+    def translate(self) -> Graph:
+        for spec in self.program.graph_signature.input_specs:
+            self._placeholder(spec)
+        returned = self._follow(self.program.graph, self.program.graph_module)
+        mutated = len(returned) - len(self.program.graph_signature.user_outputs)
+        self.graph.outputs = [self._as_value(v, i) for i, v in enumerate(returned[mutated:])]
+        self.graph.drop_dead()
+        self._refuse_faults()
+        self._refuse_state()
+        return self.graph
+
+    def _follow(self, graph: torch.fx.Graph, owner: torch.fx.GraphModule) -> list[Any]:
+        """Translate a graph's nodes in order; what it returns."""
+        returned: list[Any] = []
+        for fx in graph.nodes:
+            self.nodes[fx.name] = fx
+            if fx.op == "call_function":
+                self._call(fx, owner)
+                self._remember_modules(fx)
+            elif fx.op == "output":
+                found = self._resolve(fx.args[0])
+                returned = list(found) if isinstance(found, (tuple, list)) else [found]
+            elif fx.op not in ("placeholder", "get_attr"):
+                raise CaptureError(f"cannot follow {fx.op} {fx.name} in the captured model")
+        return returned
+
+    def _as_value(self, item: Any, position: int) -> Value:
+        if isinstance(item, Value):
+            return item
+        raise CaptureError(f"output {position} of the model does not depend on its input: there is nothing to explain")
+
+    def _placeholder(self, spec: Any) -> None:
+        name: str = spec.arg.name
+        fx = next(n for n in self.program.graph.nodes if n.name == name)
+        self.memory.add(fx)
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            path = spec.target.removeprefix(f"{WRAPPED}.")
+            owner, _, key = path.rpartition(".")
+            module = self.model.get_submodule(owner)
+            tensor = getattr(module, key)
+            self.env[name] = Constant(path, tensor)
+            self.state[name] = path
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            tensor = self.program.constants[spec.target]
+            self.env[name] = Constant(spec.target, tensor)
+        elif spec.kind == InputKind.USER_INPUT:
+            meta = fx.meta.get("val")
+            if isinstance(meta, Tensor):
+                value = self.graph.new_value(name, self._shape(meta), meta.dtype)
+                self.inputs.append(value)
+                self.env[name] = value
+            else:
+                self.env[name] = getattr(spec.arg, "value", None)
+        else:
+            raise CaptureError(f"the captured model takes an input of an unknown kind: {spec.kind}")
+
+    def _shape(self, meta: Tensor) -> tuple[int | str | None, ...]:
+        sizes: list[int | str | None] = []
+        for axis, n in enumerate(meta.shape):
+            if isinstance(n, torch.SymInt):
+                symbol = n.node.expr
+                if getattr(symbol, "is_Integer", False):  # How many entries a constant mask takes.
+                    sizes.append(int(symbol))
+                    continue
+                batch = axis == 0 and getattr(symbol, "is_Symbol", False) and str(symbol).startswith("s")
+                sizes.append(None if batch else str(symbol))
+            else:
+                sizes.append(None if axis == 0 and self.batch is not None and n == self.batch else int(n))
+        return tuple(sizes)
+
+    def _resolve(self, tree: Any) -> Any:
+        if isinstance(tree, torch.fx.Node):
+            for name in self.memory.to_renew(tree.name):
+                self._renew(name)
+            if tree.name not in self.env:
+                raise CaptureError(f"cannot follow '{tree}' ({tree.op}) in the captured model")
+            return self.env[tree.name]
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(self._resolve(item) for item in tree)
+        if isinstance(tree, dict):
+            return {key: self._resolve(item) for key, item in tree.items()}
+        return tree
+
+    # Operations
+
+    def _call(self, fx: torch.fx.Node, owner: torch.fx.GraphModule) -> None:
+        if isinstance(fx.target, torch._ops.HigherOrderOperator):
+            self._call_graph(fx, owner)
+            return
+        path, module_type = self._module_of(fx)
+        if "vmap" in str(fx.target):
+            raise CaptureError(
+                f"the model calls torch.vmap (in '{path or 'model'}'), through which relevance cannot be traced: write "
+                "the batched operation out, or explain a sub-module without it"
+            )
+        name, call, in_place = operation(fx.target)
+        args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
+        self.memory.add(fx)
+        self._refuse_training(name, args, kwargs, fx, path)
+        made = self._emit(Call(fx, name, call, args, kwargs, fx.target, path, module_type))
+        if in_place and isinstance(made, (Value, Constant)):
+            made = self._same_kind(made, fx)
+        self.env[fx.name] = made
+        parent = self.memory.parent(fx, name, in_place)
+        if parent is not None:
+            self._note_view(fx, parent, name, in_place)
+        if in_place:
+            self._write_back(fx, path, module_type)
+
+    def _call_graph(self, fx: torch.fx.Node, owner: torch.fx.GraphModule) -> None:
+        """A block under no_grad or autocast is followed as if its operations stood in its place."""
+        target: Any = fx.target
+        name = str(target.name() if callable(getattr(target, "name", None)) else target)
+        inner = next((a for a in fx.args if isinstance(a, torch.fx.Node) and a.op == "get_attr"), None)
+        if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast") or inner is None:
+            way = {
+                "cond": "write both branches out and choose with torch.where",
+                "vmap": "write the batched operation out",
+                "map": "write the loop out",
+            }.get(name.split("_impl")[0], "write the operation out with plain tensor operations")
+            raise CaptureError(
+                f"the model calls {name.removesuffix('_impl')} (in '{self._module_of(fx)[0] or 'model'}'), a function "
+                f"of functions, through which relevance cannot be traced: {way}, or explain a sub-module without it"
+            )
+        if name == "wrap_with_autocast" and fx.args[2]:
+            raise CaptureError(
+                f"'{self._module_of(fx)[0] or 'model'}' turns autocast on inside its forward pass, which cannot be "
+                "traced: convert the model to one dtype, or use torch.autocast around the explainer"
+            )
+        graph = getattr(owner, str(inner.target))
+        given = fx.args[fx.args.index(inner) + 1 :]
+        holes = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        for hole, operand in zip(holes, given, strict=True):
+            self.env[hole.name] = self._resolve(operand)
+            self.nodes[hole.name] = hole
+            self.memory.add(hole)
+            if isinstance(operand, torch.fx.Node) and hole.name != operand.name:
+                self.memory.views[hole.name] = View(operand.name, "", None, (), {})
+        self.env[fx.name] = tuple(self._follow(graph.graph, graph))
+
+    def _emit(self, c: Call) -> Any:
+        """The value, constant or number that an operation gives."""
+        fx, name, call, args, kwargs = c.fx, c.name, c.call, c.args, c.kwargs
+        if call is operator.getitem and isinstance(args[0], (tuple, list)):
+            return args[0][args[1]]
+        if name == "getitem" and isinstance(args[0], Value) and args[0].producer is not None:
+            # One part of a chunk, split or unbind: a move of its own, straight from the whole.
+            whole = args[0].producer
+            target = whole.attributes.get("target")
+            args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, args[1]), whole.operation
+            c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        if name in REWRITES and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
+            meta = fx.meta.get("val")
+            found = REWRITES[name](bind(c.target, args, kwargs), self._shape(meta)) if meta is not None else None
+            if found is not None:
+                return self._rewritten(c, found)
+        meta = fx.meta.get("val")
+        if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
+            return fold(fx.name, call, args, kwargs, meta, random_numbers(name, c.path))
+        kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
+        first = args[0] if args else None
+        if kind == "identity" and isinstance(first, Value):
+            if _same_dtype(fx, first):
+                return first
+            kind = "move"  # A conversion to another dtype.
+        if name == "copy" and isinstance(args[1], (Value, Constant)) and _is_whole_copy(fx, args[1], self._shape):
+            return args[1]
+        return self._make(c, kind)
+
+    def _rewritten(self, c: Call, steps: Steps) -> Any:
+        """The operations that one stands for, one after the other."""
+        results: list[Any] = []
+        for target, name, args, kwargs in steps:
+            args = tuple(results[a.position] if isinstance(a, Step) else a for a in args)
+            results.append(self._emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type)))
+        return results[-1]
+
+    def _make(self, c: Call, kind: str) -> Value:
+        fx, args, kwargs = c.fx, c.args, c.kwargs
+        meta = fx.meta.get("val")
+        if isinstance(meta, Tensor):
+            value = self.graph.new_value(fx.name, self._shape(meta), meta.dtype)
+        else:
+            value = self.graph.new_value(fx.name, (), None)
+            kind = kind if isinstance(meta, (tuple, list)) else "scalar"
+        inputs = tuple(dict.fromkeys(v for v in leaves((args, kwargs)) if isinstance(v, Value)))
+        node = Node(kind, c.name, c.call, args, kwargs, inputs, value, c.path, c.module_type)
+        unread = [args[i] for i in UNREAD.get(c.name, ()) if i < len(args) and isinstance(args[i], Value)]
+        others = list(leaves([a for i, a in enumerate(args) if i not in UNREAD.get(c.name, ())]))
+        read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
+        node.attributes.update(unread=tuple(v for v in unread if v not in read))
+        value.depends = any(v.depends for v in read)
+        if not value.is_tensor:
+            node.attributes["target"] = c.target
+        constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
+        faults = (
+            random_numbers(c.name, c.path),
+            complex_numbers(fx, c.name, c.path),
+            number_from_data(fx, c.name, c.path),
+            *(constant.fault for constant in constants),
+        )
+        fault = next(filter(None, faults), None)
+        if fault:
+            node.attributes["fault"] = fault
+        describe(node, c.target)
+        value.producer = node
+        self.graph.nodes.append(node)
+        return value
+
+    # Memory that several values share
+
+    def _note_view(self, fx: torch.fx.Node, parent: torch.fx.Node, name: str, in_place: bool) -> None:
+        same = in_place or self.env[fx.name] is self.env[parent.name]
+        if same:
+            view = View(parent.name, name, None, (), {})
+        elif name == "getitem":
+            whole: Any = fx.args[0]
+            called, call, _ = operation(whole.target)
+            view = View(parent.name, called, part(call, int(str(fx.args[1]))), self._resolve(whole.args[1:]),
+                        self._resolve(whole.kwargs))  # fmt: skip
+        else:
+            view = View(parent.name, name, operation(fx.target)[1], self._resolve(fx.args[1:]),
+                        self._resolve(fx.kwargs))  # fmt: skip
+        self.memory.views[fx.name] = view
+
+    def _renew(self, name: str) -> None:
+        """Take a view again from what its memory holds now."""
+        view, fx = self.memory.views[name], self.nodes[name]
+        base = self.env[view.parent]
+        if view.call is not None:
+            path, type_ = self._module_of(fx)
+            base = self._emit(Call(fx, view.name, view.call, (base, *view.rest), view.kwargs, None, path, type_))
+        self.env[name] = base
+
+    def _same_kind(self, made: Value | Constant, fx: torch.fx.Node) -> Value | Constant:
+        """What an in-place operation leaves has the dtype of what it wrote into."""
+        if isinstance(made, Value) and not _same_dtype(fx, made) and isinstance(fx.meta.get("val"), Tensor):
+            to = torch.ops.aten.to.dtype
+            dtype = fx.meta["val"].dtype
+            path, type_ = self._module_of(fx)
+            return self._make(Call(fx, "to", to, (made, dtype), {}, to, path, type_), "move")
+        return made
+
+    def _write_back(self, fx: torch.fx.Node, path: str, module_type: type | None) -> None:
+        """After an in-place operation, everything that its operand was a view of holds the new entries."""
+        new = self.env[fx.name]
+        for view in self.memory.written(fx):
+            if view.call is not None:
+                new = self._written(fx, view, new, path, module_type)
+            self.env[view.parent] = new
+        root = self.memory.root(fx.name)
+        if root in self.state:
+            self.written_state.setdefault(root, fx)
+
+    def _written(self, fx: torch.fx.Node, view: View, new: Any, path: str, module_type: type | None) -> Any:
+        base, base_fx = self.env[view.parent], self.nodes[view.parent]
+        if view.name == "slice" and isinstance(new, Value) and isinstance(base, Value) and new.shape == base.shape:
+            return new  # The whole axis was sliced.
+        assert view.call is not None
+        args = (base, new, *view.rest)
+        return self._emit(
+            Call(base_fx, f"{view.name}_scatter", Write(view.call), args, view.kwargs, None, path, module_type)
+        )
+
+    # Refusals
+
+    def _refuse_training(self, name: str, args: Any, kwargs: Any, fx: Any, path: str) -> None:
+        if "dropout" not in name and name not in ("batch_norm", "rrelu"):
+            return
+        bound = bind(fx.target, args, kwargs)
+        if name == "batch_norm" and bound.get("running_mean") is None:
+            raise CaptureError(
+                f"{name} at '{path}' has no running statistics and takes those of the batch, so that the output of one "
+                "sample depends on the others: use track_running_stats=True, or a group or instance norm"
+            )
+        active = ("dropout" in name and bound.get("train") and bound.get("p", 0) > 0) or (
+            name in ("batch_norm", "rrelu") and bound.get("training")
+        )
+        if active:
+            raise CaptureError(
+                f"{name} at '{path}' is in training mode, so the model's output is random or depends on the rest of "
+                "the batch: call model.eval() first"
+            )
+
+    def _refuse_faults(self) -> None:
+        for node in self.graph.nodes:
+            if "fault" in node.attributes:
+                raise UnsupportedOperationError(node.attributes["fault"])
+
+    def _refuse_state(self) -> None:
+        """A buffer that the forward pass changes makes the next output another one, unless nothing reads it."""
+        for root, fx in self.written_state.items():
+            for name, other in self.nodes.items():
+                if self.memory.root(name) == root and any(self.memory.root(r.name) != root for r in other.users):
+                    self._refuse_written(self.state[root], fx)
+
+    def _refuse_written(self, path: str, fx: torch.fx.Node) -> None:
+        raise CaptureError(
+            f"the forward pass changes '{path}', a tensor of the model's own, in place "
+            f"({operation(fx.target)[0]} in '{self._module_of(fx)[0] or 'model'}') and reads it, so that its output "
+            "is another one each time: keep such state outside, or pass it as an input"
+        )
+
+    # Modules
+
+    def _module_of(self, fx: torch.fx.Node) -> tuple[str, type | None]:
+        stack = _module_stack(fx)
+        if not stack:
+            return "", type(self.model)
+        path = _strip(list(stack.values())[-1][0])
+        return path, type(self.model.get_submodule(path))
+
+    def _remember_modules(self, fx: torch.fx.Node) -> None:
+        value = self.env.get(fx.name)
+        if not isinstance(value, Value) or not value.is_tensor:
+            return
+        for key, (path, _) in _module_stack(fx).items():
+            _, at, call = key.rpartition("@")
+            name = _strip(path)
+            if name:
+                self.graph.modules[f"{name}@{call}" if at and call.isdigit() else name] = value
+
+
+def _module_stack(fx: torch.fx.Node) -> dict[str, tuple[str, Any]]:
+    """The model's own modules that the node stands in, outermost first; nodes that torch.export adds name others."""
+    stack = fx.meta.get("nn_module_stack") or {}
+    return {key: entry for key, entry in stack.items() if entry[0].split("@")[0].split(".")[0] in ("", WRAPPED)}
+
+
+def _strip(path: str) -> str:
+    return path.split("@")[0].removeprefix(WRAPPED).removeprefix(".")
+
+
+def _same_dtype(fx: torch.fx.Node, value: Value) -> bool:
+    return isinstance(fx.meta.get("val"), Tensor) and fx.meta["val"].dtype == value.dtype
+
+
+def _is_whole_copy(fx: torch.fx.Node, source: Value | Constant, shape: Callable[[Tensor], Any]) -> bool:
+    """True if ``copy_`` gives its source as it is: no other dtype, nothing broadcast."""
+    meta = fx.meta.get("val")
+    if not isinstance(source, Value) or not isinstance(meta, Tensor):
+        return False
+    return source.dtype == meta.dtype and source.shape == shape(meta)

@@ -1,0 +1,212 @@
+"""Notices that a model has changed since it was captured: other code that runs, or other numbers in its tensors."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from fastlrp.capture.fingerprint import Fingerprint
+
+_PLAIN = (
+    int, float, complex, bool, str, bytes, types.NoneType, types.FunctionType, types.BuiltinFunctionType,
+    types.MethodType, staticmethod, classmethod, property, partial, type, torch.dtype, torch.device,
+)  # fmt: skip
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+_OURS = frozenset({"lrp_var", "lrp_param"})
+"""Attributes of the modules of :mod:`fastlrp.nn` that say how to explain, not what to compute."""
+
+_WRITTEN: MutableMapping[Any, set[str]] = weakref.WeakKeyDictionary()
+"""Attributes that a module's own forward pass writes (counters, the latest size): they don't say what it computes."""
+
+
+class Code:
+    """What a model's forward pass runs, apart from tensors: attributes, hooks and methods of its modules.
+
+    Attributes count where they hold numbers, text, functions, types, tuples and lists of those, or a tensor, and where
+    the forward pass does not write them itself, see :meth:`written`. What an attribute of another kind holds inside it,
+    for instance a configuration object, is not looked at.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._owners: list[tuple[Any, Mapping[str, Any]]] = [
+            (owner, vars(owner)) for owner in (*modules, *_classes(modules))
+        ]
+        self._types = [(m, type(m)) for m in modules]
+        hooks = [getattr(m, name) for m in modules for name in _HOOKS]
+        hooks += [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
+        self._hooks: list[tuple[dict[int, Any], tuple[Any, ...]]] = [(t, tuple(t.values())) for t in hooks]
+        self._remember()
+
+    def _remember(self) -> None:
+        self._known: list[dict[str, Any]] = []
+        self._read: list[tuple[Any, Callable[[Any], Any], Any]] = []
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        for owner, table in self._owners:
+            known = {key: value for key, value in table.items() if _counts(owner, key, value)}
+            self._known.append(known)
+            if known:
+                get = itemgetter(*known)
+                self._read.append((table, get, get(table)))
+            self._lists += [(value, copy.deepcopy(value)) for value in known.values() if type(value) is list]
+        self._sizes = [(table, len(table)) for _, table in self._owners]
+
+    def changed(self) -> bool:
+        """Whether the model now runs something else."""
+        for module, kind in self._types:
+            if type(module) is not kind:
+                return True
+        for hooks, before in self._hooks:
+            if len(hooks) != len(before) or (before and tuple(hooks.values()) != before):
+                return True
+        try:
+            for table, get, found in self._read:
+                if get(table) != found:
+                    return self._differs()
+        except Exception:  # An attribute was deleted, or is now an array, which has no truth value.
+            return self._differs()
+        for items, known in self._lists:
+            if items != known:
+                return self._differs()
+        for table, size in self._sizes:
+            if len(table) != size:
+                return self._differs()
+        return False
+
+    def _differs(self) -> bool:
+        """The same look, with what forward passes write left out; if that was all, what there is now is remembered."""
+        if any(True for _ in self._different()):
+            return True
+        self._remember()
+        return False
+
+    def _different(self) -> Iterator[tuple[Any, str]]:
+        """Owner and name of each attribute that is not what it was."""
+        lists = {id(items): known for items, known in self._lists}
+        for (owner, table), known in zip(self._owners, self._known, strict=True):
+            counting = [key for key, value in table.items() if _counts(owner, key, value)]
+            for key in dict.fromkeys([*known, *counting]):
+                if key in _written(owner):
+                    continue
+                if key not in known and isinstance(table[key], Tensor):
+                    continue  # Kept there for somebody else: forward can't have read it.
+                if key not in table or key not in known or not _same(table[key], known[key], lists):
+                    yield owner, key
+
+    def written(self) -> None:
+        """To be called when a forward pass is just over: what differs now is what it writes."""
+        found = list(self._different())
+        for owner, key in found:
+            _WRITTEN.setdefault(owner, set()).add(key)
+        if found:
+            self._remember()
+
+
+def _classes(modules: Sequence[nn.Module]) -> list[type]:
+    """The modules' classes and what they inherit from, below ``nn.Module``."""
+    found = (c for m in modules for c in type(m).__mro__ if issubclass(c, nn.Module) and c is not nn.Module)
+    return list(dict.fromkeys(found))
+
+
+def _written(owner: Any) -> AbstractSet[str]:
+    return _WRITTEN.get(owner, frozenset())
+
+
+def _counts(owner: Any, key: str, value: Any) -> bool:
+    return (_is_plain(value) or isinstance(value, Tensor)) and not (
+        key.startswith("__") or key in _OURS or key in _written(owner)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, _PLAIN)
+
+
+def _same(now: Any, before: Any, lists: dict[int, list[Any]]) -> bool:
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, Tensor):
+        return now is before
+    if now is before:
+        return id(now) not in lists or bool(now == lists[id(now)])
+    return bool(now == before)
+
+
+def outline(modules: Sequence[nn.Module]) -> list[Any]:
+    """What :class:`Code` remembers, as something to compare (``==``) that keeps no module alive."""
+    found: list[Any] = []
+    for owner in (*modules, *_classes(modules)):
+        table = vars(owner)
+        plain = [(k, _weakly(v)) for k, v in table.items() if _counts(owner, k, v)]
+        hooks = [*map(_weakly, (*table["_forward_hooks"].values(), *table["_forward_pre_hooks"].values()))] if (
+            isinstance(owner, nn.Module)
+        ) else []  # fmt: skip
+        found.append((weakref.ref(type(owner)), plain, hooks))
+    return found
+
+
+def _weakly(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_weakly(item) for item in value]
+    if isinstance(value, types.MethodType):
+        return (_weakly(value.__self__), _weakly(value.__func__))
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return value if isinstance(value, _PLAIN) else id(value)
+
+
+class Watch:
+    """Remembers a model's modules and what they run, its parameters and buffers, and the numbers in them.
+
+    Attributes:
+        home: a parameter that shows the model's dtype and device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._links: list[tuple[dict[str, Any], str, Any]] = []
+        self._sizes: list[tuple[dict[str, Any], int]] = []
+        tensors: list[Tensor] = []
+        modules = list(model.modules())
+        for module in modules:
+            tables = (module._modules, module._parameters, module._buffers)
+            self._sizes += [(table, len(table)) for table in tables]
+            self._links += [(table, key, item) for table in tables for key, item in table.items()]
+            held = [item for table in (*tables[1:], vars(module)) for item in table.values()]
+            tensors += [item for item in held if isinstance(item, Tensor)]
+        self.code = Code(modules)
+        self._tensors, self._times = Fingerprint(tensors), 0
+        self._lock = threading.Lock()
+        self.home: Tensor | None = next((p for p in model.parameters() if p.is_floating_point()), None)
+
+    def values(self, bits: bool = True) -> int:
+        """How often other numbers were seen in the tensors, after a look at them now; ``bits``: see
+        :meth:`fastlrp.capture.fingerprint.Fingerprint.changed`."""
+        with self._lock:
+            self._times += self._tensors.changed(bits)
+            return self._times
+
+    def restructured(self) -> bool:
+        """Whether the model has other modules, tensors, modes, attributes, hooks or methods now."""
+        # Plain loops: this runs before every explanation, and generators would cost a small network dearly.
+        for table, size in self._sizes:
+            if len(table) != size:
+                return True
+        for table, key, item in self._links:
+            if table.get(key) is not item:
+                return True
+        return self.code.changed()

@@ -1,0 +1,176 @@
+"""Transposed derivatives by autograd, for operations that have no kernel of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Node, Value
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.stabilizer import Stabilizer
+
+
+def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """``(dy/dx)^T s`` for a block of targets in one backward pass.
+
+    Args:
+        forward: acts on each sample alone.
+        inputs: each ``(B, …)``, or ``(1, …)`` to stand for any batch.
+        cotangent: ``(B, K, *y.shape[1:])``.
+
+    Returns:
+        for each input ``(B, K, *x.shape[1:])``.
+    """
+    batch, targets = cotangent.shape[:2]
+    # Inference mode records nothing, and its tensors cannot require grad: their copies made outside it can.
+    with torch.inference_mode(False), torch.enable_grad():
+        own = [x.clone() if x.is_inference() else x.detach() for x in inputs]
+        wide = [
+            x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_() for x in own
+        ]
+        y = forward(*wide)
+        grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), allow_unused=True)
+    return tuple(
+        (torch.zeros_like(x) if g is None else g).unflatten(0, (batch, targets))
+        for g, x in zip(grads, wide, strict=True)
+    )
+
+
+def vjp_each(forward: Callable[..., Tensor], inputs: tuple[Any, ...], position: int, cotangent: Tensor) -> Tensor:
+    """``(dy/dx)^T s`` for one input of an operation that also reads sizes, integers or masks, target by target.
+
+    Args:
+        forward: of the whole batch. inputs: tensors and numbers, as the model has them.
+        position: of the input that the derivative is for. cotangent: ``(B, K, *y.shape[1:])``.
+
+    Returns:
+        ``(B, K, *x.shape[1:])``.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        own = [_free(x) for x in inputs]
+        point = own[position].requires_grad_()
+        y = forward(*own)
+        if not y.requires_grad:
+            return torch.zeros_like(point).unsqueeze(1).repeat(1, cotangent.shape[1], *[1] * (point.dim() - 1))
+        parts = []
+        for k in range(cotangent.shape[1]):
+            (part,) = torch.autograd.grad(y, point, cotangent[:, k].clone(), retain_graph=True, allow_unused=True)
+            parts.append(torch.zeros_like(point) if part is None else part)
+    if not parts:
+        return point.detach().new_zeros(cotangent.shape[0], 0, *point.shape[1:])
+    return torch.stack(parts, 1)
+
+
+def _free(x: Any) -> Any:
+    """A tensor that autograd has not seen yet."""
+    if not isinstance(x, Tensor):
+        return x
+    return x.clone() if x.is_inference() else x.detach()
+
+
+def transpose_at(b: Builder, node: Node, flow: Flow) -> None:
+    """The gradient of any operation at its inputs' values."""
+    inputs = list(node.sources)
+    if len(inputs) != len(node.inputs) or b.graph.batch is not None:
+        _transpose_beside(b, node, flow, b.slot_of(flow.factor))
+        return
+    transpose_from(b, bind_forward(node), inputs, [v.index for v in inputs], flow)
+
+
+def transpose_from(
+    b: Builder, forward: Callable[..., Tensor], inputs: Sequence[Value], slots: Sequence[int], flow: Flow
+) -> None:
+    """The gradient of ``forward`` at what the slots hold, sent to all ``inputs`` by one step."""
+
+    def run(f: Tensor, s: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+        return vjp(forward, values, f if s is None else multiply(f, s))
+
+    read = [b.slot_of(flow.factor), *slots]
+    registers = b.step_with_results(run, [flow.register], read, [x.numel for x in inputs])
+    for x, register in zip(inputs, registers, strict=True):
+        b.send(x, Flow(register))
+
+
+def _transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, left: Factor | None = None) -> None:
+    """The gradient of an operation that also reads sizes, integers or masks."""
+    forward = bind_forward(node)
+    slots = [v.index for v in node.inputs]
+    for x in node.sources:
+
+        def run(f: Tensor, s: Tensor | None, *values: Any, position: int = node.inputs.index(x)) -> Tensor:
+            return vjp_each(forward, values, position, f if s is None else multiply(f, s))
+
+        b.send(x, Flow(b.step(run, [flow.register], [factor, *slots], x.numel), left or Factor()))
+
+
+def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Mean, sum, interpolation, …: in proportion, ``c = J^T (F factor / st(y))``, or the gradient ``J^T``."""
+    x, y = node.sources[0], node.output
+    _refuse_left_product(node)
+    forward = bind_forward(node)
+    scale: int | None
+    if isinstance(rule, rules.Gradient):
+        scale, left = b.slot_of(flow.factor), Factor()
+    elif isinstance(rule, (rules.Norm, rules.Epsilon)):
+        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
+    else:
+        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+    if len(node.inputs) != 1 or b.graph.batch is not None:
+        _transpose_beside(b, node, flow, scale, left)
+        return
+    zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
+
+    def run(f: Tensor, s: Tensor | None) -> Tensor:
+        return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]
+
+    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), left))
+
+
+def _refuse_left_product(node: Node) -> None:
+    """``A @ x`` with ``x (B, F)`` sums over axis 0, which is the batch."""
+    second = node.args[1] if len(node.args) > 1 else None
+    if node.operation in ("matmul", "mm", "bmm") and isinstance(second, Value) and len(second.shape) < 3:
+        raise UnsupportedOperationError(
+            f"{node} multiplies from the left, which sums over axis 0: that is the batch, and relevance of one sample "
+            "cannot be told from that of the others. For a graph with its nodes along axis 0, give the model the input "
+            "(1, nodes, features)"
+        )
+
+
+def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None:
+    """A user's own rule: gets R, returns R."""
+    inputs = list(node.sources)
+    if len(inputs) != len(node.inputs):
+        raise UnsupportedOperationError(
+            f"{node} also reads sizes, integers or masks, which a Custom rule is not given: use Gradient() for it"
+        )
+    forward = bind_forward(node)
+    register = b.relevance_register(flow, node.output.numel)
+    slots = [node.output.index, *(v.index for v in inputs)]
+
+    def run(r: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        parts = rule.propagate(forward, values, y, r)
+        if not isinstance(parts, tuple) or len(parts) != len(values):
+            raise TypeError(
+                f"{type(rule).__name__}.propagate must return a tuple with one entry for each of the "
+                f"{len(values)} inputs of {node}, got {type(parts).__name__}"
+            )
+        checked = []
+        for position, (part, value) in enumerate(zip(parts, values, strict=True)):
+            expected = (*r.shape[:2], *value.shape[1:])
+            if part is not None and tuple(part.shape) != expected:
+                raise ValueError(
+                    f"{type(rule).__name__}.propagate returned relevance of shape {tuple(part.shape)} for input "
+                    f"{position} of {node}, expected {expected}"
+                )
+            checked.append(r.new_zeros(expected) if part is None else part)
+        return tuple(checked)
+
+    for x, out in zip(inputs, b.step_with_results(run, [register], slots, [x.numel for x in inputs]), strict=True):
+        b.send(x, Flow(out))

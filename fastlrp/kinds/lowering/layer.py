@@ -1,0 +1,161 @@
+"""An affine node as its rules see it: merged parameters, forward, transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
+from fastlrp.capture.graph import Node
+from fastlrp.plan.builder import Builder, channels_last
+from fastlrp.plan.forms import Affine
+from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
+
+FUSED = ("triton", "cuda")
+"""Backends whose kernels do in one what others compose."""
+
+
+class AffineLayer:
+    """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.x, self.y = node.inputs[0], node.output
+        a = node.attributes
+        if node.kind == "batch_norm":
+            scale, shift = norm_scale_shift(node)
+            tail = (1,) * (len(self.x.shape) - 2)
+            self.weight, self.bias = scale.view(-1, *tail), shift.view(-1, *tail)
+        else:
+            weight, merged = merged_parameters(node)
+            self.weight = channels_last(weight) if node.kind == "conv" else weight
+            self.bias = merged if merged is not None else None  # type: ignore[assignment]
+        if node.kind == "conv":
+            self.geometry = ConvGeometry(
+                a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"]
+            )
+
+    @staticmethod
+    def of(b: Builder, node: Node) -> AffineLayer:
+        """The node's layer, made once for all plans of the model."""
+        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node))
+        return layer
+
+    @cached_property
+    def positive(self) -> Tensor:
+        """``W+``."""
+        return self.weight.clamp(min=0)
+
+    @cached_property
+    def negated(self) -> Tensor:
+        """``-W``, whose positive part gives the negative one."""
+        return -self.weight
+
+    @cached_property
+    def negated_positive(self) -> Tensor:
+        """``(-W)+``."""
+        return self.negated.clamp(min=0)
+
+    @property
+    def work(self) -> int:
+        """Floating-point operations of one product with the weight, per sample."""
+        if self.node.kind == "batch_norm":
+            return self.x.numel
+        outer = self.x if self.node.kind == "conv" and self.geometry.transposed else self.y
+        return 2 * outer.numel * (self.weight.numel() // self.weight.shape[0])
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``weight x + bias``."""
+        if self.node.kind == "conv":
+            return torch.convolution(x, weight, bias, *self.geometry.arguments)
+        if self.node.kind == "linear":
+            return torch.nn.functional.linear(x, weight, bias)
+        return x * weight if bias is None else x * weight + bias
+
+    def transpose(
+        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
+    ) -> Callable[..., Tensor]:
+        """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
+        before: tuple[Any, ...] = ()
+        if self.node.kind == "linear":
+            call = b.operation("linear_relevance")
+        else:
+            call = b.operation("conv_relevance")
+            before = (list(self.x.sizes[1:]), *self.geometry.arguments)
+        weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
+        fused = self._is_fused(b)
+
+        def run(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+            given, split = (None, False) if x is False else (x, signed)
+            # A kernel that reads W for the first term takes W+ from it.
+            positive = None if fused and u is not None else part
+            result: Tensor = call(flow, weight, u, v, given, positive, *before, split, multiply)
+            return result
+
+        return run
+
+    def unpooled(
+        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool
+    ) -> Callable[..., Tensor] | None:
+        """``(pooled register, index, pool's geometry, u, v, input) -> c`` below a max-pool, if a kernel does both."""
+        fits = self.node.kind == "conv" and not self.geometry.transposed
+        if not fits or b.backend_of("conv_unpooled_relevance") not in FUSED:
+            return None
+        call = b.operation("conv_unpooled_relevance")
+        stride, padding, dilation, _, _, groups = self.geometry.arguments
+        sizes = list(self.y.sizes[1:]), list(self.x.sizes[1:])
+        weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
+
+        def run(flow: Tensor, index: Tensor, pool: PoolGeometry, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+            given, split = (None, False) if x is False else (x, signed)
+            positive = None if u is not None else part
+            result: Tensor = call(
+                flow, index, weight, u, v, given, positive, sizes[0], *pool.arguments, sizes[1], stride, padding,
+                dilation, groups, split, False,
+            )  # fmt: skip
+            return result
+
+        return run
+
+    def _is_fused(self, b: Builder) -> bool:
+        return b.backend_of("linear_relevance" if self.node.kind == "linear" else "conv_relevance") in FUSED
+
+    def _for_kernel(self, b: Builder, weight: Any) -> Any:
+        """A convolution's weight with its outputs innermost, as tensor cores want float32: a product sums over them."""
+        if weight is None or self.node.kind != "conv" or not self._is_fused(b):
+            return weight
+        outputs = 1 if self.geometry.transposed else 0
+        return weight.movedim(outputs, -1).contiguous().movedim(-1, outputs)
+
+    def form(
+        self,
+        b: Builder,
+        products: Sequence[tuple[Tensor, int, bool]],
+        sign: int | None = None,
+        factors: tuple[int, int] | None = None,
+        gamma: float | None = None,
+    ) -> Affine | None:
+        """The same in the terms of the sparse kernels: ``(weight, coefficient's slot, splits by the input's sign)``."""
+        plain = self.node.kind == "conv" or (self.node.kind == "linear" and len(self.x.shape) == 2)
+        if not (plain and b.has_sparse_kernels):
+            return None
+        if self.node.kind == "conv" and not 3 <= len(self.x.shape) <= 5:
+            return None
+        geometry = self.geometry if self.node.kind == "conv" else ConvGeometry()
+        weights, slots, splits = zip(*products, strict=True)
+        if self.node.kind == "linear":
+            weights = tuple(w.unsqueeze(2) for w in weights)
+        if (sign is not None or factors is not None) and geometry.groups != 1:
+            return None  # Twice the input channels belong to one group only.
+        unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
+        sizes = self.y.sizes, self.x.sizes
+        return Affine(weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
+
+
+def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:
+    """Coefficients lie in memory as the relevance that they multiply does."""
+    return coefficient if coefficient is None or layer.node.kind != "conv" else channels_last(coefficient)

@@ -1,0 +1,204 @@
+"""Operations that only copy entries: relevance goes back to where each entry came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture import advice
+from fastlrp.capture.graph import Node, Value, leaves, substitute
+from fastlrp.capture.wording import shape_text, without_symbols
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds.lowering import copies
+from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
+from fastlrp.plan.steps import Factor, Flow
+
+_RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
+_PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}
+
+Inverse = Callable[[Tensor], Tensor]
+
+
+def lower_move(b: Builder, node: Node, flow: Flow) -> None:
+    """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
+    sources = node.sources
+    if len(sources) == 1 and copies.reads_places(node):
+        copies.lower_places(b, node, flow)
+        return
+    if len(sources) != 1 or node.args[0] is not sources[0]:
+        raise UnsupportedOperationError(f"{node}: cannot tell which of its inputs the entries come from")
+    x, y = sources[0], node.output
+    if not (x.has_batch_first and y.has_batch_first):
+        raise UnsupportedOperationError(
+            f"{node} mixes the batch axis with another one (from {shape_text(x.shape)} to {shape_text(y.shape)}): "
+            "relevance of one sample cannot be told from that of the others. " + advice.keep_the_batch(b.graph, node)
+        )
+    if b.graph.batch is not None and node.operation not in (_RESHAPES | _PERMUTES) and x.dtype == y.dtype:
+        copies.send_static(b, node, x, flow)  # It may hold for that batch size only.
+        return
+    inverse, one_to_one = _inverse(node, x, y)
+    fill = node.attributes.get("fill", 0)
+    if isinstance(fill, float) and not math.isfinite(fill):
+        _emit_finite(b, y, flow)
+    _send(b, x, y, flow, inverse, one_to_one)
+
+
+def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
+    """Who asks for the relevance of a value padded with infinity gets 0 at the padding, not infinity times nothing."""
+
+    def finite(f: Tensor, factor: Tensor) -> Tensor:
+        return multiply(f, factor).masked_fill_(~torch.isfinite(factor).unsqueeze(1), 0)
+
+    slot = b.slot_of(flow.factor)
+    if slot is not None:
+        b.flows[y] = Flow(b.step(finite, [flow.register], [slot], y.numel))
+
+
+def lower_cat(b: Builder, node: Node, flow: Flow) -> None:
+    """Concatenation and stacking: each part takes its own slice."""
+    y = node.output
+    parts = node.args[0]
+    dim = node.attributes["dim"] % len(y.shape)
+    if dim == 0:
+        raise UnsupportedOperationError(f"{node} joins along the batch axis: relevance of samples cannot be told apart")
+    start = 0
+    for part in parts:
+        if node.operation == "stack":
+            index = start
+            start += 1
+            inverse: Inverse = lambda f, i=index: f.select(dim + 1, i)  # type: ignore[misc]  # noqa: E731
+        else:
+            shape = part.shape if isinstance(part, Value) else part.tensor().shape
+            if len(shape) != len(y.shape):
+                continue  # PyTorch lets an empty list of numbers be joined with anything.
+            size = shape[dim]
+            where = (start, size)
+            start += size
+            inverse = lambda f, w=where: f.narrow(dim + 1, *w)  # type: ignore[misc]  # noqa: E731
+        if isinstance(part, Value) and part.is_differentiable:
+            _send(b, part, y, flow, inverse, one_to_one=True)
+
+
+def _send(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool) -> None:
+    chained = flow.factor.value is y
+    scale = flow.factor.scale if chained else b.slot_of(flow.factor)
+    left = Factor(x) if chained else Factor()
+    if scale is None or one_to_one:
+        register = b.step(inverse, [flow.register], [], x.numel)
+        if scale is not None:
+            moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
+            left = Factor(left.value, moved)
+    else:
+        register = b.step(lambda f, s: inverse(multiply(f, s)), [flow.register], [scale], x.numel)
+    b.send(x, Flow(register, left))
+
+
+def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
+    """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, and whether each entry of x was copied at most once."""
+    sizes = x.sizes
+    if x.dtype != y.dtype:
+        return (lambda f: f.to(x.dtype)), True
+    if node.operation in _RESHAPES:
+        if len(sizes) == 3:
+            # Below a flatten stand convolutions and pools, which want their maps channels-last.
+            return (lambda f: channels_last(f.reshape(-1, *sizes)).unflatten(0, f.shape[:2])), True
+        return (lambda f: f.reshape(*f.shape[:2], *sizes)), True
+    if node.operation in _PERMUTES:
+        axes = _axes(node, len(x.shape))
+        back = [axes.index(i) for i in range(len(axes))]
+        order = [0, 1, *(i + 1 for i in back[1:])]
+        return (lambda f: f.permute(order)), True
+    return _by_index(node, x, y)
+
+
+def _axes(node: Node, n: int) -> list[int]:
+    """The permutation that the operation applies, seen on a tensor whose sizes are the axes' numbers."""
+    probe = torch.empty([i + 1 for i in range(n)])
+    moved = bind_forward(node)(probe)
+    axes = [size - 1 for size in moved.shape]
+    if axes[0] != 0:
+        raise UnsupportedOperationError(f"{node} moves the batch axis: keep the batch as axis 0")
+    return axes
+
+
+def _window(source: Tensor, numbers: Tensor) -> Inverse | None:
+    """The inverse of taking everything, or a range of one axis (slice with step 1, narrow, chunk, split)."""
+    if source.dim() != numbers.dim():
+        return None
+    cut = [i for i, (have, all_) in enumerate(zip(source.shape, numbers.shape, strict=True)) if have != all_]
+    if not cut and torch.equal(source, numbers):
+        return lambda f: f
+    if len(cut) != 1 or source.numel() == 0 or source.shape[cut[0]] > numbers.shape[cut[0]]:
+        return None
+    dim, length, sizes = cut[0], source.shape[cut[0]], numbers.shape[1:]
+    first = source.flatten()[0]
+    start = int((numbers == first).nonzero()[0, dim]) if first > 0 else 0
+    if start + length > numbers.shape[dim] or not torch.equal(source, numbers.narrow(dim, start, length)):
+        return None
+
+    def embed(f: Tensor) -> Tensor:
+        result = f.new_zeros(*f.shape[:2], *sizes)
+        result.narrow(dim + 1, start, length).copy_(f)
+        return result
+
+    return embed
+
+
+def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
+    """Any other copy: run the operation on the entries' own numbers to learn where each came from.
+
+    And once more on the negative numbers. A copy changes its sign with them; what the operation fills in (the value of
+    a padding) does not, and belongs to nobody. The numbers are float64, whatever the model's dtype: exact to 2**53.
+    """
+    numbers = torch.arange(1, x.numel + 1, dtype=torch.float64).view(1, *x.sizes)
+    args, kwargs = _for_one_sample((node.args, node.kwargs), x)
+    try:
+        source, negative = (
+            node.call(*substitute(args, {x: t}), **substitute(kwargs, {x: t})) for t in (numbers, -numbers)
+        )
+    except Exception as error:
+        reason = without_symbols(str(error).split("\n")[0])
+        raise UnsupportedOperationError(f"{node}: cannot tell where its entries come from ({reason})") from error
+    if source.shape != (1, *y.sizes):
+        raise UnsupportedOperationError(
+            f"{node}: cannot tell where its entries come from, since it makes {tuple(source.shape[1:])} of one sample "
+            f"and {y.sizes} of each in a batch"
+        )
+    copied = (source == -negative) & (source != 0)
+    filled = (source == negative) | (source.isnan() & negative.isnan())
+    whole = (source == source.round()) & (source >= 1) & (source <= x.numel)
+    if not bool(torch.where(copied, whole, filled).all()):
+        raise UnsupportedOperationError(f"{node} computes with its entries, where a copy of each was expected")
+    source = torch.where(copied, source, 0)
+    window = _window(source, numbers)
+    if window is not None:
+        return window, True
+    flat = source.flatten().long() - 1
+    index = flat[flat >= 0]
+    once = index.unique().numel() == index.numel()
+    kept = None if index.numel() == flat.numel() else (flat >= 0).nonzero().squeeze(1)
+
+    @cache  # Moved to a device once: a copy from the host would wait for it.
+    def on(device: torch.device) -> tuple[Tensor, Tensor | None]:
+        return index.to(device), None if kept is None else kept.to(device)
+
+    def gather_back(f: Tensor) -> Tensor:
+        where, rows = on(f.device)
+        values = f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)
+        values = values if rows is None else values.index_select(2, rows)
+        result = f.new_zeros(*f.shape[:2], x.numel)
+        return result.index_add_(2, where, values).unflatten(2, x.sizes)
+
+    return gather_back, once
+
+
+def _for_one_sample(tree: Any, x: Value) -> Any:
+    """Arguments with everything that depends on the batch size alone evaluated for a batch of one."""
+    others = [leaf for leaf in leaves(tree) if isinstance(leaf, Value) and leaf is not x]
+    found = copies.at_batch(others, {x: torch.zeros(1, *x.sizes, dtype=x.dtype)}, 1)
+    return copies.at_batch(substitute(tree, dict(zip(others, found, strict=True))), {x: x}, 1)

@@ -1,0 +1,138 @@
+"""Rules for weights at a pool, which has a weight of one for every entry of a window: alpha-beta, z+, flat, w2."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Node
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.stabilizer import Stabilizer
+
+POOL_RULES = (rules.AlphaBeta, rules.ZPlus, rules.Flat, rules.WSquare)
+"""Rules for weights that are defined at pools."""
+
+_AVG_POOL: list[Any] = [None, None, F.avg_pool2d, F.avg_pool3d]
+
+
+class Windows:
+    """The windows of a pool: their sums (times ``1 / divisor``), and the transpose of that.
+
+    Adaptive pools, whose windows differ in size, have means in the place of sums.
+
+    Raises:
+        TypeError: for a pool whose windows no average pool has (dilated; adaptive max-pools; padded by more than half).
+    """
+
+    def __init__(self, b: Builder, node: Node, divisor: int = 1) -> None:
+        a, self.node = node.attributes, node
+        self.spatial = list(node.inputs[0].sizes[1:])
+        self.adaptive = node.kind == "adaptive_avg_pool"
+        if self.adaptive:
+            self._transpose = b.operation("pool_adaptive_avg_relevance")
+            return
+        if node.kind == "max_pool":
+            _check_window(node)
+        self.kernel, self.stride, self.padding = a["kernel_size"], a["stride"], a["padding"]
+        self.ceil, self.divisor = a["ceil_mode"], divisor
+        self._transpose = b.operation("pool_avg_relevance")
+
+    def sums(self, x: Tensor) -> Tensor:
+        """``(B, C, *S)`` to ``(B, C, *S')``."""
+        if self.adaptive:
+            means: Tensor = self.node.call(x, *self.node.args[1:], **self.node.kwargs)
+            return means
+        kernel, stride, padding = self.kernel, self.stride, self.padding
+        if len(kernel) == 1:  # avg_pool1d knows no divisor.
+            flat = F.avg_pool2d(
+                x.unsqueeze(2), (1, *kernel), (1, *stride), (0, *padding), self.ceil, divisor_override=self.divisor
+            )
+            return flat.squeeze(2)
+        sums: Tensor = _AVG_POOL[len(kernel)](x, kernel, stride, padding, self.ceil, True, self.divisor)
+        return sums
+
+    def transpose(self, flow: Tensor, scale: Tensor | None) -> Tensor:
+        """``(B, K, C, *S')``, times ``scale (B, C, *S')``, to ``(B, K, C, *S)``."""
+        if self.adaptive:
+            geometry: tuple[Any, ...] = (self.spatial,)
+        else:
+            geometry = (self.spatial, self.kernel, self.stride, self.padding, self.ceil, True, self.divisor)
+        down: Tensor = self._transpose(flow, scale, *geometry)
+        return down
+
+
+def _check_window(node: Node) -> None:
+    a = node.attributes
+    if a["adaptive"] or any(d != 1 for d in a["dilation"]):
+        raise TypeError(f"{node} is adaptive or dilated and has no average pool of its shape: use max_pool='winner'")
+    if any(p > k // 2 for p, k in zip(a["padding"], a["kernel_size"], strict=True)):
+        raise TypeError(f"{node} pads more than half its kernel: use max_pool='winner'")
+
+
+def window_size(node: Node) -> int:
+    """Entries of a window, padding counted.
+
+    Raises:
+        TypeError: for a max-pool whose windows no average pool has.
+    """
+    if node.kind == "max_pool":
+        _check_window(node)
+    return math.prod(node.attributes["kernel_size"])
+
+
+def lower_pool_rule(b: Builder, node: Node, rule: Any, flow: Flow) -> None:
+    """One of :data:`POOL_RULES` at an average or max-pool."""
+    if isinstance(rule, (rules.Flat, rules.WSquare)):
+        _equal_shares(b, node, rule, flow)
+    elif isinstance(rule, rules.ZPlus):
+        _alpha_beta(b, node, 1.0, 0.0, rule, flow)
+    else:
+        _alpha_beta(b, node, rule.alpha, rule.beta, rule, flow)
+
+
+def _equal_shares(b: Builder, node: Node, rule: rules.Flat | rules.WSquare, flow: Flow) -> None:
+    """``R_i = sum_j R_j / st(n_j)``, ``n_j`` the entries of window j that are no padding."""
+    x, y = node.inputs[0], node.output
+    windows = Windows(b, node)
+    counts = windows.sums(torch.ones((1, *x.sizes), dtype=b.dtype, device=b.device))
+    inverse = Stabilizer.ensure(rule.stabilizer).reciprocal(counts)
+    factor = b.slot_of(flow.factor)
+    if factor is None:
+        scale = b.cache(lambda y: inverse.expand_as(y), [y.index], y.numel)
+    else:
+        scale = b.cache(lambda f: f * inverse, [factor], y.numel)
+    b.send(x, Flow(b.step(windows.transpose, [flow.register], [scale], x.numel)))
+
+
+def _alpha_beta(b: Builder, node: Node, alpha: float, beta: float, rule: Any, flow: Flow) -> None:
+    """``c_i = alpha sum_j R_j / st(P_j)`` where ``x_i > 0``, ``-beta sum_j R_j / st(N_j)`` where ``x_i < 0``."""
+    x, y = node.inputs[0], node.output
+    windows, stabilizer = Windows(b, node), Stabilizer.ensure(rule.stabilizer)
+
+    def part(share: float, low: float | None, high: float | None) -> int | None:
+        if not share:
+            return None
+        run = lambda x: windows.sums(x.clamp(low, high))  # noqa: E731
+        total = b.cache(run, [x.index], y.numel, key=("part", node, low is None))
+        scale = b.share(flow, total, y.numel, stabilizer)
+        return scale if share == 1 else b.cache(lambda s: s * share, [scale], y.numel)
+
+    above = part(alpha, 0.0, None)
+    if b.is_nonnegative(x) and above is not None:
+        b.send(x, Flow(b.step(windows.transpose, [flow.register], [above], x.numel), Factor(x)))
+        return
+    below = part(-beta, None, 0.0)
+
+    def by_sign(f: Tensor, x: Tensor, above: Tensor | None, below: Tensor | None) -> Tensor:
+        sign = x.unsqueeze(1)
+        parts = [0.0 if s is None else windows.transpose(f, s) for s in (above, below)]
+        return torch.where(sign > 0, parts[0], torch.where(sign < 0, parts[1], 0.0)).to(f.dtype)
+
+    register = b.step(by_sign, [flow.register], [x.index, above, below], x.numel)
+    b.send(x, Flow(register, Factor(x)))

@@ -1,0 +1,1 @@
+"""Graph and rules to steps: what a plan consists of."""

@@ -1,0 +1,353 @@
+"""Collects forward and backward steps while a plan is lowered, and keeps the books on what flows where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fastlrp.backends.dispatch import compiled_backend, select, sparse_kernels
+from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves, substitute
+from fastlrp.capture.signs import nonnegative
+from fastlrp.plan.forms import Form, Sum
+from fastlrp.plan.narrow import representable, wide
+from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
+from fastlrp.stabilizer import Stabilizer
+
+
+def multiply(register: Tensor, factor: Tensor) -> Tensor:
+    """``(B, K, …) * (B, …)``."""
+    return register * factor.unsqueeze(1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """What 2-D convolutions read lies channels-last: oneDNN is 1.1 to 5 times faster so, tensor cores want it too."""
+    wanted = x.dim() == 4 and x.device.type in ("cpu", "cuda")
+    return x.contiguous(memory_format=torch.channels_last) if wanted else x
+
+
+@dataclass(eq=False)
+class Draft:
+    """A :class:`~fastlrp.plan.steps.Row` while its layer is lowered."""
+
+    node: Node
+    rule: str
+    flows: str = ""
+    backend: str = ""
+    slots: list[int] = field(default_factory=list)
+
+
+class Builder:
+    """State of one lowering: which steps exist, which flows have been sent to which value."""
+
+    def __init__(
+        self, graph: Graph, backend: str, device: torch.device, dtype: torch.dtype, shared: dict[Any, Any] | None = None
+    ) -> None:
+        self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
+        self.shared = {} if shared is None else shared
+        self.keyed: dict[tuple[Any, ...], int] = {}
+        self.top = 0
+        self.forward: list[ForwardStep] = []
+        self.backward: list[BackwardStep] = []
+        self.drafts: list[Draft] = []
+        self.flows: dict[Value, Flow] = {}
+        self.slots = self.own_slots = graph.values
+        self.registers = 0
+        self.slot_bytes: dict[int, int] = {}
+        self._sent: dict[Value, list[Flow]] = {}
+        self._factors: dict[Factor, int] = {}
+        self._nonnegative = nonnegative(graph)
+        self._row: Draft | None = None
+        self._name, self._node = "(model)", cast("Node | None", None)
+
+    @cached_property
+    def has_sparse_kernels(self) -> bool:
+        """Whether relevance can be kept for alive neurons only."""
+        compiled = compiled_backend(self.device)
+        kinds = compiled == "cuda" or self.dtype in (torch.float32, torch.float64)
+        return kinds and self.backend in ("auto", compiled) and sparse_kernels(self.device) is not None
+
+    def build(self, sweep: Callable[..., Any] | None = None) -> Program:
+        """All that was collected, as it will stay. ``sweep``: see :class:`~fastlrp.plan.steps.Program`."""
+        return Program(
+            inputs=tuple(v.index for v in self.graph.inputs),
+            slots=self.slots,
+            own_slots=self.own_slots,
+            registers=self.registers,
+            top=self.top,
+            forward=tuple(self.forward),
+            backward=tuple(self.backward),
+            flows=MappingProxyType(dict(self.flows)),
+            rows=tuple(Row(d.node, d.rule, d.flows, d.backend, tuple(d.slots)) for d in self.drafts),
+            keyed=MappingProxyType(dict(self.keyed)),
+            slot_bytes=MappingProxyType(dict(self.slot_bytes)),
+            sweep=sweep,
+        )
+
+    # Forward side
+
+    def operation(self, name: str) -> Callable[..., Any]:
+        """The backend's implementation of one of our operations; notes it in the current row."""
+        selected = select(name, self.backend, self.device, self.dtype)
+        if self._row is not None and selected.backend not in self._row.backend.split("+"):
+            self._row.backend = "+".join(filter(None, (self._row.backend, selected.backend)))
+        call: Callable[..., Any] = selected.call
+        return call
+
+    def constant(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, made once for all plans of the model: weights in other forms."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+    def cache(
+        self,
+        run: Callable[..., Any],
+        ins: Sequence[int],
+        numel: int,
+        outs: int = 1,
+        itemsize: int | None = None,
+        key: tuple[Any, ...] | None = None,
+        part: SweepPart | None = None,
+    ) -> int:
+        """A tensor computed once per sample from slots. Returns its slot, the first of ``outs`` consecutive ones.
+
+        ``key`` names what does not depend on a rule's numbers: another plan of the model takes it over by that name.
+        """
+        if key in self.keyed:
+            return self.keyed[key]
+        first = self.slots
+        if key is not None:
+            self.keyed[key] = first
+        self.slots += outs
+        slots = tuple(range(first, first + outs))
+        self.forward.append(ForwardStep(self._name, self._node, run, tuple(ins), slots, is_cache=True, part=part))
+        for slot in slots:
+            self.slot_bytes[slot] = numel * (itemsize or self.dtype.itemsize)
+        if self._row is not None:
+            self._row.slots.extend(slots)
+        return first
+
+    def slot_of(self, factor: Factor) -> int | None:
+        """The slot that holds a factor's value, made if it needs a product; None if the factor is 1."""
+        if factor.value is None or factor.scale is None:
+            return factor.scale if factor.value is None else factor.value.index
+        if factor not in self._factors:
+            ins = (factor.value.index, factor.scale)
+            self._factors[factor] = self.cache(torch.mul, ins, factor.value.numel)
+        return self._factors[factor]
+
+    def share(self, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:
+        """Slot of ``factor / st(z)``: what a proportional rule multiplies the arriving register with."""
+        factor, dtype = self.slot_of(flow.factor), self.dtype
+        ins = [z] if factor is None else [z, factor]
+        if stabilizer.is_absolute:
+            op, epsilon = self.operation("elementwise_coefficients"), stabilizer.epsilon
+            run = lambda z, f=None: op(z, None, None, f, "epsilon", 1, epsilon)[0]  # noqa: E731
+        else:
+
+            def run(z: Tensor, f: Tensor | None = None) -> Tensor:
+                inverse = stabilizer.reciprocal(wide(z))
+                return (inverse if f is None else inverse.mul_(f)).to(z.dtype)
+
+        if dtype == torch.float16:
+            return self.cache(lambda z, *f: representable(run(z, *f), z, dtype), ins, numel)
+        return self.cache(run, ins, numel)
+
+    def send_shares(
+        self, x: Value, z: int, numel: int, flow: Flow, stabilizer: Stabilizer, transpose: Callable[..., Tensor],
+        form_of: Callable[[int], Form | None] = lambda scale: None,
+    ) -> None:  # fmt: skip
+        """A proportional rule of a linear map of ``x``: ``c = transpose(F, factor / st(z))`` and the factor ``x``.
+
+        In float16 relevance itself over a small denominator is out of range, so that where it arrives without a factor
+        ``x c`` is formed in float32 and sent as relevance.
+        """
+        if self.dtype == torch.float16 and flow.factor == Factor():
+            scale = self.cache(lambda z: torch.where(z == 0, 0.0, stabilizer.reciprocal(z.float())), [z], numel)
+
+            def run(f: Tensor, s: Tensor, x: Tensor) -> Tensor:
+                return multiply(transpose(f.float(), s), x.float()).to(f.dtype)
+
+            self.send(x, Flow(self.step(run, [flow.register], [scale, x.index], x.numel)))
+            return
+        scale = self.share(flow, z, numel, stabilizer)
+        register = self.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))
+        self.send(x, Flow(register, Factor(x)))
+
+    def is_nonnegative(self, value: Value) -> bool:
+        """True if the graph proves that no entry is below zero."""
+        return value in self._nonnegative
+
+    def sign_slot(self, value: Value) -> int:
+        """Slot of the value itself where it may be negative, or of False where this input's turns out not to be.
+
+        Many models get images in [0, 1]: one look at the input saves half of a signed first layer. Not on a GPU,
+        where looking would wait for the device.
+        """
+        look = self.device.type == "cpu"
+        run = lambda x: False if look and x.numel() and x.min().item() >= 0 else x  # noqa: E731
+        return self.cache(run, [value.index], 0, key=("sign", value))
+
+    def add_forward(
+        self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None, part: SweepPart | None = None
+    ) -> int:
+        """The node's own forward step; ``call`` replaces its function where more than the output is wanted."""
+        first = self.slots
+        self.slots += extra_outs
+        outs = (node.output.index, *range(first, first + extra_outs))
+        ins = tuple(v.index for v in node.inputs)
+        run = call or bind_forward(node)
+        self.forward.append(ForwardStep(step_name(node), node, run, ins, outs, is_cache=False, part=part))
+        return first
+
+    # Backward side
+
+    def new_register(self) -> int:
+        self.registers += 1
+        return self.registers - 1
+
+    def step(
+        self,
+        run: Callable[..., Tensor],
+        registers: Sequence[int],
+        slots: Sequence[int | None],
+        numel: int,
+        work: int | None = None,
+        form: Form | None = None,
+        **others: Any,
+    ) -> int:
+        """One backward step; slots that are None are passed as None. Returns the register it fills.
+
+        ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
+        ``reduced``, ``unpool``, ``unpooled`` and ``accepts_one_hot`` of :class:`~fastlrp.plan.steps.BackwardStep`.
+        """
+        return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
+
+    def step_with_results(
+        self,
+        run: Callable[..., tuple[Tensor, ...]],
+        registers: Sequence[int],
+        slots: Sequence[int | None],
+        numels: Sequence[int],
+    ) -> tuple[int, ...]:
+        """One backward step whose ``run`` gives a tuple; ``numels``: entries of each. Returns their registers."""
+        if len(numels) == 1:
+            return self._append(lambda *operands: run(*operands)[0], registers, slots, tuple(numels), numels[0])
+        return self._append(run, registers, slots, tuple(numels), sum(numels))
+
+    def _append(
+        self,
+        run: Callable[..., Any],
+        registers: Sequence[int],
+        slots: Sequence[int | None],
+        numels: tuple[int, ...],
+        work: int,
+        **others: Any,
+    ) -> tuple[int, ...]:
+        outs = tuple(self.new_register() for _ in numels)
+        present = tuple(slot for slot in slots if slot is not None)
+        if len(present) != len(slots):
+            absent = [slot is None for slot in slots]
+            run = _with_absent(run, len(registers), absent)
+            if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
+                others["unpooled"] = _with_absent(others["unpooled"], len(registers) + 2, absent)
+        place = self._name, self._node
+        self.backward.append(BackwardStep(*place, run, tuple(registers), present, outs, numels, work, **others))
+        return outs
+
+    def backend_of(self, name: str) -> str:
+        """Which backend :meth:`operation` would take."""
+        return select(name, self.backend, self.device, self.dtype).backend
+
+    def relevance_register(self, flow: Flow, numel: int) -> int:
+        """A register that holds R itself."""
+        slot = self.slot_of(flow.factor)
+        return flow.register if slot is None else self.step(multiply, [flow.register], [slot], numel)
+
+    def begin(self, node: Node, rule: object) -> Draft:
+        """What is added from here on belongs to this node under this rule."""
+        self._name, self._node = step_name(node, rule), node
+        self._row = Draft(node, str(rule))
+        self.drafts.append(self._row)
+        return self._row
+
+    def send(self, value: Value, flow: Flow) -> None:
+        """One consumer's share of the relevance of ``value``."""
+        self._sent.setdefault(value, []).append(flow)
+        if self._row is not None and not self._row.flows:
+            factor = flow.factor
+            self._row.flows = "R" if factor == Factor() else "c" if factor.value is value else "f*F"
+
+    def collect(self, value: Value) -> Flow | None:
+        """The sum of all that was sent to ``value``; None if nothing was."""
+        sent = self._sent.pop(value, [])
+        if not sent:
+            return None
+        self._row = None
+        self._name, self._node = value_name(value, f"sum for {len(sent)} readers"), value.producer
+        flow = sent[0] if len(sent) == 1 else self._sum(value, sent)
+        self.flows[value] = flow
+        return flow
+
+    def _sum(self, value: Value, sent: list[Flow]) -> Flow:
+        chained = all(flow.factor.value is value for flow in sent)
+        slots = [flow.factor.scale if chained else self.slot_of(flow.factor) for flow in sent]
+        # A summand without a factor goes first, so that it is the one that is added to.
+        order = sorted(range(len(sent)), key=lambda i: slots[i] is not None)
+        registers = [sent[i].register for i in order]
+        scales = [slots[i] for i in order if slots[i] is not None]
+        plain = len(sent) - len(scales)
+
+        def total(*operands: Tensor) -> Tensor:
+            flows, factors = operands[: len(sent)], operands[len(sent) :]
+            result = flows[0] if plain else multiply(flows[0], factors[0])
+            for flow in flows[1:plain]:
+                result = result + flow
+            start = max(plain, 1)
+            for flow, factor in zip(flows[start:], factors[start - plain :], strict=True):
+                result = torch.addcmul(result, flow, factor.unsqueeze(1))
+            return result
+
+        form = Sum(tuple(slots[i] for i in order)) if self.has_sparse_kernels else None
+        register = self.step(total, registers, scales, value.numel, form=form)
+        return Flow(register, Factor(value) if chained else Factor())
+
+
+def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool]) -> Callable[..., Tensor]:
+    def call(*operands: Tensor) -> Tensor:
+        rest = iter(operands[registers:])
+        return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))
+
+    return call
+
+
+def bind_forward(node: Node) -> Callable[..., Any]:
+    """The node's function of its input values alone, with constants bound."""
+
+    def plain(tree: Any) -> Any:
+        if isinstance(tree, Constant):
+            return tree.tensor()
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(plain(item) for item in tree)
+        return {key: plain(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
+
+    args, kwargs, call = plain(node.args), plain(node.kwargs), node.call
+    inner = [leaf for leaf in leaves((args[1:], kwargs)) if isinstance(leaf, Value)]
+    if args and isinstance(args[0], Value) and not inner:
+        rest = args[1:]
+        if not rest and not kwargs:
+            return call
+        return lambda x: call(x, *rest, **kwargs)
+    inputs = node.inputs
+
+    def general(*tensors: Any) -> Any:
+        table = dict(zip(inputs, tensors, strict=True))
+        return call(*substitute(args, table), **substitute(kwargs, table))
+
+    return general

@@ -1,0 +1,379 @@
+"""Graph + rules -> an executable plan: what is cached, what flows per edge, which kernel moves it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, Literal, get_args
+
+import torch
+
+from fastlrp import rules
+from fastlrp.backends.dispatch import extension, extension_error
+from fastlrp.capture import advice
+from fastlrp.capture.graph import Graph, Node, Value
+from fastlrp.capture.wording import shape_text
+from fastlrp.composites import Composite, Layer
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds.lowering import affine, copies, elementwise, jacobian, move, pool
+from fastlrp.kinds.lowering.layer import FUSED
+from fastlrp.kinds.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
+from fastlrp.plan import check as program_check
+from fastlrp.plan.bounded import Bounded
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.steps import (
+    BLOCK,
+    Emission,
+    Flow,
+    Program,
+    Row,
+    Schedule,
+    Steps,
+    SweepPart,
+    schedule_backward,
+    schedule_forward,
+)
+from fastlrp.plan.table import plan_table
+from fastlrp.run.basis import Neck
+from fastlrp.run.sparse.choose import Chooser
+from fastlrp.run.sparse.specialize import Path
+
+Keep = Literal["coefficients", "activations", "all"]
+"""What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
+can be computed; or both, and all from which the coefficients of other rules can be."""
+
+KEPT_SCHEDULES = 64
+"""Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
+
+_REGISTERED: dict[str, rules.Rule] = {}
+
+# Largest register that a block of targets may fill on a CPU. Above 32 MiB the C library gives memory back to the
+# system after every use and each page is mapped anew, which costs more than the arithmetic.
+CPU_REGISTER_BYTES = 24 << 20
+GPU_REGISTER_BYTES = 1 << 30
+
+GPU_SPARSE_BLOCK = 128
+"""Targets from which on the choice between dense and sparse stays the same: a whole tile of the sparse product."""
+
+
+@cache
+def _settle_allocator() -> None:
+    """Let the C library keep buffers of this size instead of returning them to the system after each use.
+
+    glibc raises its limits for that (up to 32 MiB) when a large buffer is freed for the first time. Measured on VGG-16,
+    32 targets: 13,000 page faults per target in the widest layer before, 500 after.
+    """
+    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
+
+
+def register_rule(operation: str, rule: rules.Rule) -> None:
+    """Give an operation that fastlrp does not know a rule, for all explainers made from now on.
+
+    Args:
+        operation: ATen or custom operator name without overload, ``"amax"`` or ``"aten::amax"``.
+        rule: usually a :class:`fastlrp.rules.Custom`; ``Pass`` for element-wise operations; ``Gradient``.
+
+    Raises:
+        TypeError: if ``rule`` is not a rule.
+        ValueError: for an operation that fastlrp knows: composites decide about those.
+    """
+    if not isinstance(rule, rules.Rule):
+        raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
+    name = operation.split("::")[-1].removeprefix("aten.").split(".")[0]
+    kind = KIND_OF.get(name)
+    if kind is not None and kind not in AFFINE_KINDS:  # A product of two activations has the name of a layer.
+        raise ValueError(
+            f"fastlrp knows {name!r} (kind {kind!r}), so its rule comes from the composite: "
+            f"use composite.with_entries((fastlrp.composites.operation({name!r}), rule))"
+        )
+    _REGISTERED[name] = rule
+
+
+def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | None]:
+    """The rule of every node that needs one; None where neither composite nor registry has any."""
+    weighted = [node for node in graph.nodes if node.kind in ("conv", "linear")]
+    position = {node: i for i, node in enumerate(weighted)}
+    seen: dict[str, int] = {}
+    assigned: dict[Node, rules.Rule | None] = {}
+    layers: list[Layer] = []
+    for node in graph.nodes:
+        if node.kind not in RULED_KINDS:
+            continue
+        kind_index = seen.get(node.kind, 0)
+        seen[node.kind] = kind_index + 1
+        layer = Layer(
+            node.path, node.module_type, node.operation, node.kind, position.get(node), len(weighted), kind_index,
+            NAMED_LIKE.get(node.operation),
+        )  # fmt: skip
+        layers.append(layer)
+        rule = composite.rule_for(layer)
+        if rule is None and node.kind == "max_pool":
+            rule = rules.Norm()
+        assigned[node] = rule if rule is not None else _REGISTERED.get(node.operation)
+    composite.check_paths(layers)
+    return assigned
+
+
+class Plan:
+    """How one captured model is explained under one composite: data that :mod:`fastlrp.run.runner` executes.
+
+    Attributes:
+        graph, composite, rules, device, dtype: what it was made from; rules by node.
+        program: all steps. linear: whether relevance depends linearly on what arrives.
+        chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
+            targets from which on the choice between dense and sparse stays the same.
+        coefficients: slots that the way down to the inputs reads. necks: those found so far, by schedule and targets.
+        latest_paths: for ``print`` alone: what the record that was asked last took, which has it as its own ``paths``.
+
+    Raises:
+        UnsupportedOperationError: if relevance would reach an operation without a rule.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        composite: Composite,
+        backend: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        chooser: Chooser | None = None,
+        shared: dict[Any, Any] | None = None,
+    ) -> None:
+        self.chooser = chooser or Chooser()
+        self.latest_paths: Mapping[str, Path] = {}
+        self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
+        self.rules = assign_rules(graph, composite)
+        if device.type == "cpu" and extension_error() is None:
+            weakref.finalize(self, extension().sparse_release)
+        self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
+        self.block_bytes = GPU_REGISTER_BYTES if device.type == "cuda" else CPU_REGISTER_BYTES
+        self.sparse_block = BLOCK if device.type == "cpu" else GPU_SPARSE_BLOCK
+        if device.type == "cpu":
+            _settle_allocator()
+        with torch.no_grad():
+            self.program = self._lower(Builder(graph, backend, device, dtype, shared))
+        if program_check.ENABLED:
+            program_check.check_program(self.program)
+        self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
+        # Slots that the way down to the inputs reads.
+        self.coefficients = self.schedule(self.explained_inputs()).slots
+        self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
+        self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
+        self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
+
+    # Lowering
+
+    def _lower(self, b: Builder) -> Program:
+        indices: dict[Node, int] = {}
+        for node in self.graph.nodes:
+            if node.kind == "max_pool":
+                indices[node] = b.add_forward(node, 1, pool.max_pool_forward(node), pool.sweep_part(node))
+            else:
+                b.add_forward(node, part=SweepPart("relu") if node.operation == "relu" else None)
+        b.own_slots = b.slots
+        b.top = b.new_register()
+        b.send(self.graph.output, Flow(b.top))
+        for node in reversed(self.graph.nodes):
+            flow = b.collect(node.output) if node.output.is_differentiable else None
+            if flow is None or not node.sources:
+                continue
+            self._check(node)
+            self._lower_node(b, node, flow, indices)
+        for value in self.graph.inputs:
+            if value.is_differentiable:
+                b.collect(value)
+        output = self.graph.output
+        if (output.is_differentiable or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
+            raise UnsupportedOperationError(
+                "no relevance reaches the model's input: the explained output depends on it through integers only, or "
+                "on no float input's entries at all"
+            )
+        fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
+        return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
+
+    def _check(self, node: Node) -> None:
+        if node.kind in RULED_KINDS and self.rules.get(node) is None:
+            raise UnsupportedOperationError(advice.no_rule(self.graph, node))
+        advice.refuse_time_first(node)
+        for value in (node.output, *node.sources):
+            if not value.has_batch_first and node.kind != "move":
+                raise UnsupportedOperationError(
+                    f"{node}: shape {shape_text(value.shape)} does not keep the batch as axis 0, so relevance of one "
+                    f"sample cannot be told from that of the others. {advice.keep_the_batch(self.graph, node)}"
+                )
+
+    def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
+        rule = self.rules.get(node)
+        wins = node.kind == "max_pool" and not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare))
+        b.begin(node, f"max: {self.composite.max_pool}" if wins else "" if rule is None else rule)
+        if node.kind == "move":
+            move.lower_move(b, node, flow)
+        elif node.kind == "cat":
+            move.lower_cat(b, node, flow)
+        elif node.kind == "write":
+            copies.lower_write(b, node, flow)
+        elif isinstance(rule, rules.Custom):
+            jacobian.lower_custom(b, node, rule, flow)
+        elif node.kind in AFFINE_KINDS:
+            if isinstance(rule, rules.Pass):
+                self._pass(b, node, flow)
+            elif isinstance(rule, (*rules.AFFINE_RULES, rules.Gradient)):
+                affine.lower(b, node, rule, flow)
+            else:
+                raise TypeError(f"{rule} is not defined for {node}: use one of the rules for layers with a weight")
+        elif node.kind == "activation":
+            elementwise.lower_activation(b, node, _required(rule), flow)
+        elif node.kind == "normalization":
+            elementwise.lower_normalization(b, node, _required(rule), flow)
+        elif node.kind == "mul":
+            elementwise.lower_mul(b, node, _required(rule), flow)
+        elif node.kind == "add":
+            elementwise.lower_add(b, node, _required(rule), flow)
+        elif node.kind == "max_pool":
+            pool.lower_max(b, node, _required(rule), flow, self.composite.max_pool, indices[node])
+            b.drafts[-1].slots.append(indices[node])
+        elif node.kind in ("avg_pool", "adaptive_avg_pool"):
+            pool.lower_average(b, node, _required(rule), flow)
+        elif node.kind == "linear_map":
+            jacobian.lower_linear_map(b, node, _required(rule), flow)
+        elif isinstance(rule, rules.Pass):
+            self._pass(b, node, flow)
+        elif isinstance(rule, rules.Gradient):
+            jacobian.transpose_at(b, node, flow)
+        else:
+            raise UnsupportedOperationError(f"{rule} cannot be applied to {node}: use a Custom rule, Pass or Gradient")
+
+    @staticmethod
+    def _pass(b: Builder, node: Node, flow: Flow) -> None:
+        sources = node.sources
+        if len(sources) != 1 or sources[0].shape != node.output.shape:
+            raise UnsupportedOperationError(f"Pass needs one input of the output's shape, which {node} does not have")
+        b.send(sources[0], flow)
+
+    # Schedules
+
+    @property
+    def flows(self) -> Mapping[Value, Flow]:
+        """How the relevance of each value that gets some is read."""
+        return self.program.flows
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The layers from the output down, and what happens to relevance there."""
+        return self.program.rows
+
+    @property
+    def takes_one_hot(self) -> bool:
+        """True if the first step is a linear layer, which selects rows for one-hot targets."""
+        return self.program.takes_one_hot
+
+    def explained_inputs(self) -> tuple[Value, ...]:
+        """The float inputs that relevance reaches."""
+        return tuple(v for v in self.graph.inputs if v in self.flows)
+
+    def schedule(self, values: Sequence[Value], reduce: bool = False) -> Schedule:
+        """Backward steps that end in the relevance of ``values``, with an :class:`Emission` for each.
+
+        ``reduce``: only its sum over channels is wanted, which some steps can make at once.
+        """
+        return self._schedules.get((*values, reduce), lambda: self._make_schedule(values, reduce))
+
+    def _make_schedule(self, values: Sequence[Value], reduce: bool) -> Schedule:
+        flows = {v: self.flows[v] for v in values}
+        by_register: dict[int, list[Emission]] = {}
+        for value, flow in flows.items():
+            by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
+        plain = schedule_backward(self.program.backward, frozenset(by_register))
+        last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
+        steps: Steps = [(e, ()) for e in by_register.get(self.program.top, [])]
+        for i, (step, frees) in enumerate(plain.steps):
+            emissions = [e for out in step.outs for e in by_register.get(out, [])]
+            # An emitted register is kept by the scheduler; free it once emitted and read for the last time.
+            done = [r for r in dict.fromkeys(step.ins) if r in by_register and last_use[r] == i]
+            done += [out for out in step.outs if out in by_register and out not in last_use]
+            if reduce and step.reduced is not None and step.out not in last_use:
+                step = replace(step, run=step.reduced, form=None)
+            steps.append((step, frees if emissions else (*frees, *done)))
+            for n, emission in enumerate(emissions):
+                steps.append((emission, tuple(done) if n == len(emissions) - 1 else ()))
+        made = Schedule(steps, frozenset(by_register))
+        if program_check.ENABLED:
+            self._check_schedule(made, values)
+        return made
+
+    def _check_schedule(self, schedule: Schedule, values: Sequence[Value]) -> None:
+        program_check.check_backward(self.program, schedule.steps, [self.program.top])
+        program_check.check_emissions(schedule.steps, tuple(dict.fromkeys(values)))
+
+    def forward_schedule(self, keep: Keep = "coefficients") -> Schedule:
+        """The steps of one forward pass that leaves what ``keep`` names."""
+        return self._forwards.get(keep, lambda: self._make_forward(keep))
+
+    def _make_forward(self, keep: Keep) -> Schedule:
+        program, kept = self.program, self._kept(keep)
+        steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
+        if keep == "coefficients" and program.sweep is not None:
+            steps = fuse_sweeps(steps, kept, program.sweep)
+        made = schedule_forward(steps, kept, program.inputs)
+        if program_check.ENABLED:
+            program_check.check_forward(made, program.inputs, program.slots)
+        return made
+
+    def _kept(self, keep: Keep) -> frozenset[int]:
+        program = self.program
+        always = frozenset(v.index for v in self.graph.outputs) | frozenset(program.inputs)
+        if keep == "coefficients":
+            return always | self.coefficients
+        caches = {slot for step in program.forward if step.is_cache for slot in step.outs}
+        steps = program.steps_to(self.coefficients, frozenset(program.inputs))
+        read = {slot for step in steps if step.is_cache for slot in step.ins}
+        activations = always | frozenset((read | self.coefficients) - caches)
+        if keep == "activations":
+            return activations
+        return activations | self.coefficients | frozenset(program.keyed.values())
+
+    def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
+        """The forward steps that fill the slots ``wanted`` from the slots ``have``."""
+
+        def make() -> Schedule:
+            made = schedule_forward(self.program.steps_to(wanted, have), wanted | have, sorted(have))
+            if program_check.ENABLED:
+                program_check.check_forward(made, have, self.program.slots)
+            return made
+
+        return self._completions.get((wanted, have), make)
+
+    def check(self) -> None:
+        """Check that all steps fit together, as they were lowered and in the order in which they run.
+
+        Raises:
+            ProgramError: see :mod:`fastlrp.plan.check`.
+        """
+        program_check.check_program(self.program)
+        values = self.explained_inputs()
+        self._check_schedule(self.schedule(values), values)
+        flowing = tuple(v for v in self.flows if v.has_batch_first)
+        self._check_schedule(self.schedule(flowing), flowing)
+        for keep in get_args(Keep):
+            schedule = self.forward_schedule(keep)
+            program_check.check_forward(schedule, self.program.inputs, self.program.slots)
+
+    def table(self, paths: Mapping[str, Path] | None = None) -> str:
+        """Per layer, from the output down: rule, what flows to its input, backend, path, cached bytes.
+
+        ``paths``: :attr:`fastlrp.run.record.ForwardRecord.paths` of the record whose latest call the column "path" shows;
+        None: of the latest call of all that were made under this plan, which is what ``print`` shows.
+        """
+        shown = self.latest_paths if paths is None else paths
+        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, shown)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def _required(rule: rules.Rule | None) -> rules.Rule:
+    assert rule is not None
+    return rule

@@ -1,0 +1,271 @@
+"""What a plan consists of: forward steps that fill slots, and backward steps that move a block of targets down.
+
+*Slots* hold tensors with a batch axis, ``(B, …)``: activations (slot = ``Value.index``) and caches. *Registers* hold
+what flows down, with a target axis, ``(B, K, …)``. A :class:`Flow` says how a register reads as relevance:
+``R = value * scale * register``. Factors are kept apart so that an element-wise rule costs nothing per target: they
+melt into the next layer's coefficients, which are computed once per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fastlrp.capture.graph import Node, Value
+from fastlrp.plan.forms import Form
+from fastlrp.plan.geometry import PoolGeometry
+
+LANES = 16
+"""Sparse steps compute targets in multiples of this many."""
+
+BLOCK = 32
+"""Targets that a sparse step takes at once: two AVX-512 registers, and rows of two cache lines."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a register must be multiplied with to be relevance: an activation, a cached slot, both or neither."""
+
+    value: Value | None = None
+    scale: int | None = None
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The slots whose product it is."""
+        return tuple(s for s in (None if self.value is None else self.value.index, self.scale) if s is not None)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """``R = factor * register``. A ``value`` factor equal to the place itself is the chained form (``c``)."""
+
+    register: int
+    factor: Factor = Factor()
+
+
+@dataclass(frozen=True)
+class SweepPart:
+    """A step that one sweep over a layer's output can do with others.
+
+    Attributes:
+        kind: a ReLU, the max-pool after it, or the coefficients of the layer before it.
+        arguments: of the operation that a kernel does, as far as this step brings them: a pool's kernel size, stride,
+            padding, dilation and ceil_mode; rule, alpha and epsilon.
+        slots: of coefficients: z, P, N and the factor, None where the rule takes none.
+    """
+
+    kind: Literal["relu", "pool", "coefficients"]
+    arguments: tuple[Any, ...] = ()
+    slots: tuple[int | None, ...] = ()
+
+
+def step_name(node: Node, rule: object = "") -> str:
+    """``"features.3 (conv2d, Epsilon)"``: the module's path, the operation, and the rule or words about it."""
+    word = rule if isinstance(rule, str) else type(rule).__name__
+    return f"{node.path or '(model)'} ({', '.join(filter(None, (node.operation, word)))})"
+
+
+def value_name(value: Value, words: str = "") -> str:
+    """The same of the node that made a value; of the model's inputs their own name."""
+    if value.producer is not None:
+        return step_name(value.producer, words)
+    return f"{value.name} ({', '.join(filter(None, ('input', words)))})"
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardStep:
+    """``state[out…] = run(*state[in…])``.
+
+    Attributes:
+        name: as :func:`step_name` makes it. node: that it stands for. part: of what :mod:`fastlrp.plan.fusion` makes one
+            step of. is_cache: a coefficient, made for relevance alone.
+    """
+
+    name: str
+    node: Node | None
+    run: Callable[..., Any]
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    is_cache: bool
+    part: SweepPart | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardStep:
+    """``registers[out…] = run(*registers[in…], *state[slots…])``; with several outs ``run`` gives a tuple.
+
+    Attributes:
+        name: as :func:`step_name` makes it. node: that it stands for.
+        numels: entries of each result, and work: floating-point operations, both of one sample and target.
+        form: the same in the terms of the sparse kernels, if it has one.
+        least: as many targets cost no more than one (sparse kernels take them in multiples of a vector).
+        reduced: the same as ``run`` with the result's channels summed up, ``(B, K, 1, *S)``.
+        unpool, unpooled: of a max-pool and of the layer above it, what :mod:`fastlrp.plan.fusion` makes one step of.
+        accepts_one_hot: whether ``run`` takes :class:`~fastlrp.targets.OneHot` in the place of initial relevance.
+        out, numel: of the first, as a rule the only result, and of the largest.
+    """
+
+    name: str
+    node: Node | None
+    run: Callable[..., Any]
+    ins: tuple[int, ...]
+    slots: tuple[int, ...]
+    outs: tuple[int, ...]
+    numels: tuple[int, ...]
+    work: int
+    form: Form | None = None
+    least: int = 1
+    reduced: Callable[..., Tensor] | None = None
+    unpool: PoolGeometry | None = None
+    unpooled: Callable[..., Tensor] | None = None
+    accepts_one_hot: bool = False
+    out: int = field(init=False)
+    numel: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", self.outs[0])
+        object.__setattr__(self, "numel", max(self.numels))
+
+
+@dataclass(frozen=True, eq=False)
+class Emission:
+    """A step that hands out the relevance of a value: ``register * state[slots…]``."""
+
+    value: Value
+    register: int
+    slots: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """``"features.3 (conv2d, relevance)"``."""
+        return value_name(self.value, "relevance")
+
+
+Steps = list[tuple[Any, tuple[int, ...]]]
+"""Backward steps and emissions in order, each with the registers that are not needed after it."""
+
+Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
+"""``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the plan: a layer and what happens to relevance there.
+
+    Attributes:
+        rule: as text. flows: what leaves, ``"c"``, ``"R"`` or ``"f*F"``. backend: of the kernels that do it.
+        slots: of coefficients made for it.
+    """
+
+    node: Node
+    rule: str
+    flows: str
+    backend: str
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """All steps of one model under one composite, made by :meth:`fastlrp.plan.builder.Builder.build`; nothing in it changes.
+
+    Attributes:
+        inputs: slots of the model's inputs. slots: how many there are. own_slots: as many are the graph's values and
+            the winners of its pools, the same ones under every composite. registers: how many there are.
+        top: the register of the initial relevance.
+        forward: in an order in which each finds what it reads. backward: from the output down.
+        flows: how the relevance of each value that gets some is read. rows: of the plan's table.
+        keyed: slots that another plan of the model has under the same key. slot_bytes: of coefficients, per sample.
+        sweep: the operation that does a ReLU, the pool after it and coefficients at once, if the backend has one.
+    """
+
+    inputs: tuple[int, ...]
+    slots: int
+    own_slots: int
+    registers: int
+    top: int
+    forward: tuple[ForwardStep, ...]
+    backward: tuple[BackwardStep, ...]
+    flows: Mapping[Value, Flow]
+    rows: tuple[Row, ...]
+    keyed: Mapping[tuple[Any, ...], int]
+    slot_bytes: Mapping[int, int]
+    sweep: Callable[..., Any] | None = None
+
+    @cached_property
+    def takes_one_hot(self) -> bool:
+        """True if the first step is a linear layer, which selects rows for one-hot targets."""
+        readers = [step for step in self.backward if self.top in step.ins]
+        return all(step.accepts_one_hot for step in readers)
+
+    def steps_to(
+        self, wanted: frozenset[int], have: frozenset[int], always: Callable[[ForwardStep], bool] = lambda step: False
+    ) -> list[ForwardStep]:
+        """Forward steps that lead from the slots ``have`` to ``wanted``, and those for which ``always`` is true."""
+        needed, steps = set(wanted - have), []
+        for step in reversed(self.forward):
+            if always(step) or needed.intersection(step.outs):
+                steps.append(step)
+                needed.update(slot for slot in step.ins if slot not in have)
+        return steps[::-1]
+
+
+@dataclass(eq=False)
+class Schedule:
+    """Steps in order, each with what may be forgotten after it."""
+
+    steps: Steps
+    keep: frozenset[int]
+
+    @cached_property
+    def slots(self) -> frozenset[int]:
+        """Slots that its backward steps and emissions read."""
+        return frozenset(slot for step, _ in self.steps for slot in step.slots)
+
+
+def schedule_forward(steps: Sequence[ForwardStep], keep: frozenset[int], inputs: Sequence[int]) -> Schedule:
+    """Order forward steps so that each cache is made as soon as it can, and free slots after their last use."""
+    ready = dict.fromkeys(inputs, -1)
+    keyed: list[tuple[tuple[int, int, int], ForwardStep]] = []
+    clock = 0
+    for position, step in enumerate(s for s in steps if not s.is_cache):
+        clock = position
+        ready.update(dict.fromkeys(step.outs, position))
+        keyed.append(((position, 0, 0), step))
+    for order, step in enumerate(s for s in steps if s.is_cache):
+        at = max((ready[slot] for slot in step.ins), default=clock)
+        ready.update(dict.fromkeys(step.outs, at))
+        keyed.append(((at, 1, order), step))
+    ordered = [step for _, step in sorted(keyed, key=lambda item: item[0])]
+    return Schedule(_with_frees(ordered, lambda s: s.ins, lambda s: s.outs, keep), keep)
+
+
+def schedule_backward(steps: Sequence[BackwardStep], keep: frozenset[int]) -> Schedule:
+    """Drop steps that no kept register needs, and free registers after their last use, at once if nobody reads them."""
+    needed = set(keep)
+    kept: list[BackwardStep] = []
+    for step in reversed(steps):
+        if needed.intersection(step.outs):
+            kept.append(step)
+            needed.update(step.ins)
+    return Schedule(_with_frees(kept[::-1], lambda s: s.ins, lambda s: s.outs, keep), keep)
+
+
+def _with_frees(
+    steps: Sequence[Any],
+    ins: Callable[[Any], tuple[int, ...]],
+    outs: Callable[[Any], tuple[int, ...]],
+    keep: frozenset[int],
+) -> list[tuple[Any, tuple[int, ...]]]:
+    last: dict[int, int] = {}
+    for position, step in enumerate(steps):
+        for slot in (*ins(step), *outs(step)):
+            last[slot] = position
+    frees: dict[int, list[int]] = {}
+    for slot, position in last.items():
+        if slot not in keep:
+            frees.setdefault(position, []).append(slot)
+    return [(step, tuple(frees.get(position, ()))) for position, step in enumerate(steps)]

@@ -1,0 +1,56 @@
+"""Plain-text tables of a plan and of a verification report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fastlrp.plan.steps import Program
+
+
+def align(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Columns padded to their widest cell; those in ``numbers`` to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def size_text(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def plan_table(program: Program, name: str, where: str, read: frozenset[int], paths: Mapping[str, object]) -> str:
+    """Per layer, from the output down: path, operation, rule, what flows to its input, backend, cached bytes.
+
+    Args:
+        name: of the composite. where: dtype and device. read: slots that are kept. paths: how a call computed its
+            layers, by module path.
+    """
+    rows, total, counted = [], 0, set()
+    for row in program.rows:
+        kept = [s for s in dict.fromkeys(row.slots) if s in read and s not in counted]
+        counted.update(kept)
+        size = sum(program.slot_bytes.get(s, 0) for s in kept)
+        total += size
+        path = str(paths.get(row.node.path, "-")) if row.node.kind in ("conv", "linear") else "-"
+        rows.append(
+            (
+                row.node.path or "(model)", row.node.operation, row.rule, row.flows, row.backend or "-", path,
+                size_text(size),
+            )
+        )  # fmt: skip
+    header = ("layer", "operation", "rule", "flows", "backend", "path", "cached/sample")
+    legend = (
+        "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
+        "path: of the latest call, with the shares of neurons above and below that carry relevance"
+    )
+    title = f"{name}: {len(program.backward)} steps per block of targets, {size_text(total)} cached per sample, {where}"
+    return f"{title}\n{align(header, rows, numbers=(6,))}\n{legend}"

@@ -1,0 +1,1 @@
+"""Running a plan: forward passes, records, ways down."""

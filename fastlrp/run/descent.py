@@ -1,0 +1,141 @@
+"""Executes backward steps on a block of targets, in smaller blocks where maps get large, and foretells their memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastlrp.plan.named import note_down, profiling, record_function
+from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
+from fastlrp.targets import OneHot
+
+
+@dataclass(eq=False)
+class Descent:
+    """One way down: a state, where results go, and how large a register may get.
+
+    Attributes:
+        state: slots ``(B, …)``. batch: B. itemsize: bytes per entry. block_bytes: largest register.
+    """
+
+    state: list[Any]
+    sink: Sink
+    batch: int
+    itemsize: int
+    block_bytes: int
+
+    def run(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
+        """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
+        if profiling():
+            steps = [(step if type(step) is Emission else _profiled(step), frees) for step, frees in steps]
+        parts = [_Part(start, registers, first, count)]
+        while parts:
+            # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
+            parts += reversed(self._advance(steps, parts.pop()))
+
+    def _advance(self, steps: Steps, part: _Part) -> list[_Part]:
+        """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
+        state, registers, first, count = self.state, part.registers, part.first, part.count
+        position = part.position
+        try:
+            for position in range(part.position, len(steps)):
+                step, frees = steps[position]
+                if type(step) is Emission:
+                    value = registers[step.register]
+                    value = value.dense() if type(value) is OneHot else value
+                    self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
+                else:
+                    if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
+                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
+                        if fits < count:
+                            return _split(replace(part, position=position), fits)
+                    ins, slots = step.ins, step.slots
+                    if len(step.outs) > 1:
+                        self._run_for_several(step, registers)
+                    elif len(ins) == 1:
+                        registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+                    else:
+                        registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
+                for register in frees:
+                    registers[register] = None
+        except Exception as error:
+            note_down(error, steps[position][0].name)
+            raise
+        return []
+
+    def _run_for_several(self, step: BackwardStep, registers: list[Any]) -> None:
+        results = step.run(*[registers[r] for r in step.ins], *[self.state[slot] for slot in step.slots])
+        for out, result in zip(step.outs, results, strict=True):
+            registers[out] = result
+
+
+@dataclass(eq=False)
+class _Part:
+    """Targets ``first`` to ``first + count - 1`` before the step at ``position``, and what their registers hold."""
+
+    position: int
+    registers: list[Any]
+    first: int
+    count: int
+
+
+def _split(part: _Part, fits: int) -> list[_Part]:
+    """The part in smaller blocks of targets, in order."""
+    size = _even(part.count, fits)
+    found = []
+    for offset in range(0, part.count, size):
+        length = min(size, part.count - offset)
+        registers = [None if r is None else r.narrow(1, offset, length) for r in part.registers]
+        found.append(_Part(part.position, registers, part.first + offset, length))
+    return found
+
+
+def _profiled(step: BackwardStep) -> BackwardStep:
+    def run(*operands: Any) -> Any:
+        with record_function(f"down: {step.name}"):
+            return step.run(*operands)
+
+    return replace(step, run=run)
+
+
+def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:
+    """How many targets at once keep a step's register within ``block_bytes``, at least as many as it takes at once."""
+    fits = block_bytes // max(1, step.numel * max(1, batch) * itemsize)
+    return max(1, step.least, fits // BLOCK * BLOCK if fits >= BLOCK else fits)
+
+
+def _even(count: int, fits: int) -> int:
+    """Size of about equal blocks of at most ``fits``, whole :data:`fastlrp.plan.steps.BLOCK` where that is possible."""
+    size = -(-count // -(-count // fits))
+    return min(fits, -(-size // BLOCK) * BLOCK)
+
+
+def peak_bytes(steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int) -> int:
+    """Bytes that ``count`` targets need at once on their way down, results not included.
+
+    ``sizes``: entries per sample and target of the registers that exist at the start.
+    """
+    live, sizes = set(sizes), dict(sizes)
+    peak = outside = 0  # Outside: what larger blocks hold while their smaller ones go down.
+    for step, frees in steps:
+        unit = batch * itemsize * count
+        held = outside + sum(sizes[r] for r in live) * unit
+        if type(step) is Emission:
+            peak = max(peak, held + sizes[step.register] * unit)
+        else:
+            fits = fitting(step, batch, itemsize, block_bytes)
+            if fits < count:
+                count, outside = _even(count, fits), held
+                unit = batch * itemsize * count
+                held = outside + sum(sizes[r] for r in live) * unit
+            live.update(step.outs)
+            if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
+                sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)
+                peak = max(peak, held + sizes[step.out] * unit)
+            else:
+                # A step makes its scaled operand, once more in another layout, and up to three parts of its result.
+                sizes.update(zip(step.outs, step.numels, strict=True))
+                made = 2 * step.numel + sum(step.numels)
+                peak = max(peak, held + (made + 2 * max(sizes[r] for r in step.ins)) * unit)
+        live.difference_update(frees)
+    return peak

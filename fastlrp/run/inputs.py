@@ -1,0 +1,104 @@
+"""The model's input taken apart, checked, and put together again as relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.run.finite import all_finite
+
+Relevance = Any
+"""A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
+
+
+@dataclass(eq=False)
+class Inputs:
+    """The model's input taken apart: tensors in order, and how to give relevance back in the same structure."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+    names: list[str]
+    form: str
+
+    @staticmethod
+    def of(x: Any) -> Inputs:
+        """A tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        if isinstance(x, Tensor):
+            return Inputs((x,), {}, [x], ["0"], "tensor")
+        if isinstance(x, dict):
+            args, kwargs, form = (), dict(x), "dict"
+            items = [(str(k), v) for k, v in x.items()]
+        elif isinstance(x, (tuple, list)):
+            args, kwargs, form = tuple(x), {}, "tuple"
+            items = [(str(i), v) for i, v in enumerate(x)]
+        else:
+            raise TypeError(
+                f"x must be a tensor, a tuple of tensors or a dict of keyword inputs, got {type(x).__name__}"
+            )
+        found = [(k, v) for k, v in items if isinstance(v, Tensor)]
+        if not found:
+            raise ValueError("x has no tensor")
+        return Inputs(args, kwargs, [v for _, v in found], [k for k, _ in found], form)
+
+    def key(self) -> tuple[Any, ...]:
+        """What a captured plan depends on: everything but the batch size and the tensors' values."""
+        if self.form == "tensor":
+            x = self.tensors[0]
+            return (x.shape[1:], x.dtype, x.device)
+        items = [*enumerate(self.args), *self.kwargs.items()]
+        return tuple((k, v.shape[1:], v.dtype, v.device) if isinstance(v, Tensor) else (k, repr(v)) for k, v in items)
+
+    def like(self, relevance: list[Tensor], reached: Sequence[bool]) -> Relevance:
+        """Relevance in the structure of the input; None where an input has none (integers)."""
+        if self.form == "tensor":
+            return relevance[0]
+        rest = iter(relevance)
+        found = [next(rest) if has else None for has in reached]
+        return tuple(found) if self.form == "tuple" else dict(zip(self.names, found, strict=True))
+
+
+def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None]) -> Inputs:
+    """The input as the model takes it, detached.
+
+    Args:
+        home: a parameter that shows the model's dtype and device, if it has one; as remembered from a capture.
+        find_home: looks for it again: the remembered one may have been replaced.
+
+    Raises:
+        ValueError: for NaN or infinity, no or different batch axes, another device. TypeError: for another dtype than
+        the model's, or no float input.
+    """
+    inputs = Inputs.of(x)
+    inputs.tensors = [t.detach() for t in inputs.tensors]
+    batch, explainable = None, False
+    for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
+        label = "x" if inputs.form == "tensor" else f"input {name!r}"
+        if tensor.dim() == 0:
+            raise ValueError(f"{label} must have a batch axis, got a scalar")
+        batch = tensor.shape[0] if batch is None else batch
+        if tensor.shape[0] != batch:
+            raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}")
+        if home is not None and (tensor.device, tensor.dtype) != (home.device, home.dtype):
+            home = find_home()
+        if home is not None and tensor.device != home.device:
+            raise ValueError(f"{label} is on {tensor.device}, the model is on {home.device}: use x.to(…)")
+        if tensor.is_floating_point():
+            explainable = True
+            if home is not None and tensor.dtype != home.dtype:
+                raise TypeError(f"{label} is {tensor.dtype}, the model's parameters are {home.dtype}: convert one")
+            _check_finite(tensor, label)
+    if not explainable:
+        kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
+        raise TypeError(f"x is {kinds}: relevance is defined for float inputs, convert with x.float()")
+    return inputs
+
+
+def _check_finite(x: Tensor, label: str) -> None:
+    if not all_finite(x):
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"{label} contains {bad} NaN or infinite entries: relevance would be NaN everywhere")

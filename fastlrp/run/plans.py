@@ -1,0 +1,117 @@
+"""The plans of one model under one composite: captured when they are first needed, kept, renewed when it changes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp.capture.canonizers import canonize
+from fastlrp.capture.export import EXPORTING, Captured, capture
+from fastlrp.capture.graph import Graph
+from fastlrp.capture.watch import Watch
+from fastlrp.composites import Composite
+from fastlrp.plan.plan import Plan
+from fastlrp.run.inputs import Inputs, checked
+from fastlrp.run.prepared import Prepared
+from fastlrp.run.sparse.choose import Chooser
+
+_KEPT = 8
+
+Trace = Callable[[nn.Module, Inputs, str | int | None, Watch], Captured]
+"""From a model, an input and an output's name to the captured model; tells the watch what a forward pass writes."""
+
+
+def trace(model: nn.Module, inputs: Inputs, output: str | int | None, watch: Watch) -> Captured:
+    """The model as torch.export sees it."""
+    return capture(model, inputs.args, inputs.kwargs, output, watch.code.written)
+
+
+class Plans:
+    """Captured models with their plans, by the input's shape.
+
+    Args:
+        model, composite, backend, output: see :class:`fastlrp.Explainer`.
+        chooser: dense or sparse, layer by layer.
+        trace: captures the model. canonize: brings its graph into the form that the rules see. prepared: makes plans.
+
+    Attributes:
+        refreshed: how often :meth:`refresh` was called.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Composite,
+        backend: str,
+        output: str | int | None,
+        chooser: Chooser,
+        trace: Trace = trace,
+        canonize: Callable[[Graph], object] = canonize,
+        prepared: type[Prepared] = Prepared,
+    ) -> None:
+        self.model, self.composite, self.refreshed = model, composite, 0
+        self._backend, self._output, self._chooser = backend, output, chooser
+        self._trace, self._canonize, self._make = trace, canonize, prepared
+        self._kept: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
+        self._watch: Watch | None = None
+        self._lock = threading.RLock()
+
+    def inputs(self, x: Any) -> Inputs:
+        """``x`` taken apart, if the model takes it; see :func:`fastlrp.run.inputs.checked` for the errors."""
+        watch = self._watch
+        return checked(x, self._home() if watch is None else watch.home, self._home)
+
+    def _home(self) -> Tensor | None:
+        with EXPORTING:  # Which swaps the parameters for tensors without data while it traces.
+            return next((p for p in self.model.parameters() if p.is_floating_point()), None)
+
+    def of(self, inputs: Inputs) -> Prepared:
+        """The plan for inputs of this form, up to date with the model; captured now if it is the first of its form."""
+        with self._lock:
+            if self._watch is not None and self._watch.restructured():
+                with EXPORTING:  # Another thread's export of this model looks like a change, until it ends.
+                    restructured = self._watch.restructured()
+                if restructured:
+                    self._kept.clear()
+                    self._watch = None
+            key = (*inputs.key(), torch.is_autocast_enabled())
+            found = self._kept.get(key) or self._kept.get((*key, inputs.tensors[0].shape[0]))
+            if found is None:
+                return self._capture(inputs, key)
+            values = found.watch.values()
+            if values != found.values:
+                found.renew(values)
+            return found
+
+    def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
+        with EXPORTING:
+            watch = self._watch or Watch(self.model)
+            captured = self._trace(self.model, inputs, self._output, watch)
+            self._canonize(captured.graph)
+        first = next(t for t in inputs.tensors if t.is_floating_point())
+        how = (self._backend, first.device, first.dtype, self._chooser)
+        found = self._make(captured, self.composite, *how, watch)
+        if captured.fixed_batch is not None:
+            key = (*key, captured.fixed_batch)
+        self._kept[key] = found
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        self._watch = watch
+        return found
+
+    def refresh(self) -> None:
+        """Forget what was captured."""
+        with self._lock:
+            self._kept.clear()
+            self._watch = None
+            self.refreshed += 1
+
+    @property
+    def latest(self) -> Plan | None:
+        """The plan of the latest capture."""
+        return next(reversed(self._kept.values())).plan if self._kept else None

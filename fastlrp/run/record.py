@@ -1,0 +1,407 @@
+"""The result of one forward pass: asks for any number of targets are answered from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastlrp import composites
+from fastlrp.capture import structure as structures
+from fastlrp.capture.graph import Value
+from fastlrp.composites import Composite
+from fastlrp.plan.bounded import Bounded
+from fastlrp.plan.plan import Keep
+from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
+from fastlrp.run import runner
+from fastlrp.run.basis import Neck, Reduce
+from fastlrp.run.basis import propagate as propagate_basis
+from fastlrp.run.diagnose import not_finite
+from fastlrp.run.eager import eager
+from fastlrp.run.inputs import Inputs, Relevance
+from fastlrp.run.lent import Lent
+from fastlrp.run.names import input_values, layer_names, layer_values
+from fastlrp.run.prepared import Prepared
+from fastlrp.run.sink import Result
+from fastlrp.run.sparse.choose import LEAST_TARGETS
+from fastlrp.run.sparse.specialize import Path, Specialized
+from fastlrp.targets import Initial, OneHot, Targets
+
+LrpAware = bool | Literal["sweep"]
+
+_KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "sweep": "all"}
+
+BASIS_BYTES = 64 << 20
+"""Largest result of one block of basis vectors."""
+
+KEPT_SPECIALIZED = 64
+"""Ways down for the neurons alive in one forward pass that its record remembers."""
+
+
+class ForwardRecord:
+    """One forward pass with what does not depend on the target. Made by :meth:`fastlrp.Explainer.forward`.
+
+    Args:
+        at_once: it is asked right away and then closed: nothing can change in between.
+
+    Attributes:
+        lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
+            what other rules need, see :meth:`under`.
+        paths: how the latest call to this record computed each layer with a weight, by module path: dense or for alive
+            neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
+    """
+
+    _looks_for_nan = True
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        inputs: Inputs,
+        lrp_aware: LrpAware,
+        max_memory: int | None,
+        at_once: bool = False,
+    ) -> None:
+        self._prepared, self._values_read = prepared, prepared.values
+        self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
+        with torch.no_grad():
+            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
+        self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
+        self._scores: Tensor = self._state[self.plan.graph.output.index]
+        self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
+        self.batch = self._scores.shape[0]
+        self.paths: dict[str, Path] = {}
+        self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
+
+    @property
+    def output(self) -> Any:
+        """What the model returned, equal to ``model(x)``.
+
+        Up to 1 MB it is a copy, which may be changed. A larger one is the record's own memory: after a change in place
+        the record refuses to answer.
+        """
+        return structures.rebuild(self._prepared.captured.structure, self._handed_out())
+
+    @property
+    def scores(self) -> Tensor:
+        """The output that is explained, ``(B, C, …)``: :attr:`output` itself, or the one of several."""
+        return self._handed_out()[self.plan.graph.outputs.index(self.plan.graph.output)]
+
+    def _handed_out(self) -> list[Tensor]:
+        return self._outputs if self._lent is None else self._lent.outputs()
+
+    @eager
+    def under(self, composite: str | Composite) -> ForwardRecord:
+        """The same forward pass explained under other rules.
+
+        What does not depend on a rule's numbers is taken over: activations, and after a forward pass with
+        ``lrp_aware="sweep"`` the positive and negative parts of each layer too. A sweep over epsilon or alpha then
+        costs one element-wise pass per layer and parameter, not a forward pass. Give the same
+        :class:`~fastlrp.composites.Composite` object again, and its plan is used again.
+
+        Raises:
+            RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
+        """
+        state = self.state()
+        other = copy.copy(self)
+        other._lent = None if self._lent is None else self._lent.share()
+        other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), Bounded(KEPT_SPECIALIZED)
+        other.paths = {}
+        with torch.no_grad():
+            other._state = runner.take_over(other.plan, self.plan, state)
+            if self.lrp_aware:
+                other._state = runner.complete(other.plan, other._state, other.plan.coefficients)
+        return other
+
+    # Life
+
+    def close(self) -> None:
+        """Free the caches. A closed record keeps its output and answers nothing more."""
+        if self._state is not None and self._lent is not None:
+            self._lent.close()
+        self._state = None
+        self._specialized.clear()
+
+    def __enter__(self) -> ForwardRecord:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
+        seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
+        return sum(seen.values()) + sum(found.nbytes for found in self._specialized)
+
+    def _open(self) -> list[Any]:
+        if self._state is None:
+            raise RuntimeError("this record is closed: call explainer.forward(x) again")
+        return self._state
+
+    def _refuse_stale(self) -> None:
+        """Caches belong to the weights and inputs of the forward pass, which share memory with the caller's."""
+        if self._prepared.watch.values() != self._values_read:
+            raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
+        if self._lent is not None:
+            self._lent.refuse_changed()
+
+    def state(self) -> list[Any]:
+        """The slots of the forward pass, for those who check it.
+
+        Raises:
+            RuntimeError: if the record is closed, or weights, input or output have changed since.
+        """
+        state = self._open()
+        self._refuse_stale()
+        return state
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the captured graph takes; None if it takes any."""
+        return self._prepared.captured.fixed_batch
+
+    def of_sample(self, position: int) -> ForwardRecord:
+        """The same plan on one sample of the batch alone."""
+        tensors = [t.narrow(0, position, 1) for t in self._inputs.tensors]
+        inputs = replace(self._inputs, tensors=tensors)
+        single = ForwardRecord(self._prepared, inputs, self.lrp_aware, self._max_memory)
+        return single if self.plan is self._prepared.plan else single.under(self.plan.composite)
+
+    # Asking
+
+    @eager
+    def relevance(
+        self,
+        targets: Any,
+        initial: Initial = "output",
+        layers: str | Sequence[str] | None = None,
+        reduce: str | None = None,
+        out: Any = None,
+    ) -> Relevance:
+        """Relevance of the input for K targets.
+
+        Args:
+            targets: see :class:`fastlrp.targets.Targets`.
+            initial: ``"output"``, ``"one"`` or a callable from the output to initial relevance.
+            layers: module paths, or ``"all"``: also give the relevance of those modules' outputs. Functional calls are
+                named ``path.operation``, see :attr:`layer_names`.
+            reduce: ``"channels"`` sums over the channel axis: ``(B, K, H, W)``.
+            out: tensor, NumPy array or memmap of the result's shape to write into (with ``layers`` or several
+                inputs: a dict of them by name).
+
+        Returns:
+            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``layers`` a dict from module path to
+            the relevance of its output, plus ``"input"`` and ``"output"``.
+
+        Raises:
+            KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
+            ValueError: if ``max_memory`` is too small for one target.
+        """
+        self._refuse_stale()
+        return self.relevance_at_once(targets, initial, layers, reduce, out)
+
+    def relevance_at_once(self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any) -> Relevance:
+        """:meth:`relevance` right after the forward pass: nothing can have changed since."""
+        asked = self._asked(targets, initial)
+        return self._relevance(asked, 0, asked.count, layers, reduce, out)
+
+    def _asked(self, targets: Any, initial: Initial) -> Targets:
+        asked = Targets(targets, self._scores, initial)
+        if initial == "one" and bool(self._scores.isnan().any()):
+            raise ValueError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
+        return asked
+
+    def stream(
+        self,
+        targets: Any,
+        initial: Initial = "output",
+        layers: str | Sequence[str] | None = None,
+        reduce: str | None = None,
+        block: int | None = None,
+    ) -> Iterator[tuple[range, Relevance]]:
+        """Relevance in blocks of targets that fit into ``max_memory``.
+
+        Yields:
+            ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
+            sets the size of a block instead.
+        """
+        asked = self._asked(targets, initial)
+        size = block
+        if size is None:
+            names = self._values(layers)
+            self._check_budget(names, reduce)
+            size = self._budget(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"block must be at least 1, got {block!r}")
+        for start in range(0, asked.count, size):
+            length = min(size, asked.count - start)
+            self._refuse_stale()
+            yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
+
+    # Doing
+
+    def _relevance(
+        self, asked: Targets, start: int, count: int, layers: Any, reduce: str | None, out: Any
+    ) -> Relevance:
+        if reduce not in (None, "channels"):
+            raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
+        names = self._values(layers)
+        results = {
+            name: Result(name, value, self.batch, count, reduce, self._destination(out, name, names), len(names) == 1)
+            for name, value in names.items()
+        }
+        wanted = tuple(dict.fromkeys(names.values()))
+        self._check_budget(names, reduce)
+        with torch.no_grad():
+            state, schedule, found = self._steps(names, asked.count, reduce)
+            steps, block = self._budget(count, names, reduce, schedule, found)
+            by_value: dict[Value, list[Result]] = {}
+            for result in results.values():
+                by_value.setdefault(result.value, []).append(result)
+
+            def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+                for result in by_value[value]:
+                    result.write(first, register, factors)
+
+            for first in range(0, count, block):
+                length = min(block, count - first)
+                initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
+                neck = runner.neck(self.plan, schedule, wanted, length) if self._max_memory is None else None
+                if neck is None:
+                    runner.propagate(self.plan, state, initial, steps, sink, first)
+                else:
+                    self._by_basis(state, initial, schedule, neck, sink, by_value)
+            if self._looks_for_nan and not all(result.is_finite() for result in results.values()):
+                raise ValueError(self._why_not_finite(state, asked, start, count))
+        given = {name: result.finish() for name, result in results.items()}
+        if layers is not None:
+            inputs = {name: given.pop(name) for name in input_values(self.plan, self._inputs)}
+            given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+            return given
+        return self._inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
+
+    def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
+        """The reason, looked for a few targets at a time: all layers' relevance is held at once."""
+        for first in range(0, count, BLOCK):
+            initial = asked.block(start + first, min(BLOCK, count - first))
+            found = not_finite(self.plan, state, initial)
+            if found is not None:
+                return found
+        return "relevance is NaN or infinite: `explainer.verify(x, targets)` shows where"
+
+    def _steps(
+        self, names: dict[str, Value], count: int, reduce: str | None
+    ) -> tuple[list[Any], Schedule, Specialized]:
+        """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
+        schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
+        slots = schedule.slots
+        state = runner.complete(self.plan, self._open(), slots)
+        return state, schedule, self._specialize(state, (schedule, 0), schedule.steps, count)
+
+    def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
+        # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
+        size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
+        if self.lrp_aware:
+            make = lambda: runner.specialize(self.plan, steps, state, size, self.batch)  # noqa: E731
+            found = self._specialized.get((*key, size), make)
+        else:
+            found = runner.specialize(self.plan, steps, state, size, self.batch)
+        below_a_neck = key[1] > 0
+        self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
+        self.plan.latest_paths = self.paths
+        return found
+
+    def _by_basis(
+        self,
+        state: list[Any],
+        initial: Tensor | OneHot,
+        schedule: Schedule,
+        neck: Neck,
+        sink: Sink,
+        by_value: dict[Value, list[Result]],
+    ) -> None:
+        """All targets at once through a basis of a narrow edge."""
+        plan = self.plan
+        emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
+        below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
+        slots = plan.flows[neck.value].factor.slots
+        state = runner.complete(plan, state, frozenset(slots))
+        factors = [state[s] for s in slots]
+        block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
+        block = block // BLOCK * BLOCK or block
+        steps, at = schedule.steps, neck.position
+        lower = self._specialize(state, (schedule, at), steps[at:], max(2, neck.width)).steps
+        found = propagate_basis(
+            runner.descent(plan, state, sink, self.batch), steps[:at], lower, neck, factors,
+            runner.registers_with(plan, initial), initial.shape[1], below, block,
+        )  # fmt: skip
+        for value, parts in found.items():
+            for result, part in zip(by_value[value], parts, strict=True):
+                result.put(0, part)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """What ``layers=`` may name, in execution order: modules without children by path, functional calls as
+        ``path.operation``."""
+        return layer_names(self.plan)
+
+    def _values(self, layers: Any) -> dict[str, Value]:
+        """Name -> value of everything that is asked for."""
+        return {**layer_values(self.plan, layers), **input_values(self.plan, self._inputs)}
+
+    def _destination(self, out: Any, name: str, names: dict[str, Value]) -> Any:
+        if out is None:
+            return None
+        if len(names) == 1:
+            return out
+        if not isinstance(out, dict):
+            raise ValueError(f"out must be a dict by name when there are several results: {', '.join(names)}")
+        unknown = set(out) - set(names)
+        if unknown:
+            raise ValueError(f"out has entries for {sorted(unknown)}, the results are {', '.join(names)}")
+        return out.get(name)
+
+    def _need(self, steps: Steps, names: dict[str, Value], reduce: str | None, count: int) -> int:
+        """Bytes of a block of targets and of its results."""
+        each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
+        return runner.peak_bytes(self.plan, steps, self.batch, count) + count * each
+
+    def _check_budget(self, names: dict[str, Value], reduce: str | None) -> None:
+        """Refuse a budget that one target does not fit into, before anything is computed."""
+        if self._max_memory is None:
+            return
+        steps = self.plan.schedule(tuple(dict.fromkeys(names.values()))).steps
+        need = self._need(steps, names, reduce, 1)
+        if need > self._max_memory:
+            raise ValueError(
+                f"max_memory={self._max_memory} bytes is too small for one target: a batch of {self.batch} needs "
+                f"{need} bytes. Raise max_memory or explain fewer samples at once"
+            )
+
+    def _budget(
+        self, count: int, names: dict[str, Value], reduce: str | None, schedule: Schedule, found: Specialized
+    ) -> tuple[Steps, int]:
+        """Steps, and targets per block so that propagation and one block of results stay within ``max_memory``."""
+        if self._max_memory is None:
+            return found.steps, count
+        steps = found.steps
+        if self._need(steps, names, reduce, min(LANES, count)) > self._max_memory:
+            steps = schedule.steps  # Sparse rows hold whole lanes, which is too much here.
+        low, high = 1, count
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self._need(steps, names, reduce, middle) <= self._max_memory
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return steps, low
+
+
+def _is_tensor(item: Any) -> bool:
+    return isinstance(item, Tensor)
+
+
+def _reduced(numel: int, sizes: tuple[int, ...], reduce: str | None) -> int:
+    return numel // sizes[0] if reduce and len(sizes) > 1 else numel

@@ -1,0 +1,152 @@
+"""Executes a plan: forward passes that fill its slots, and blocks of targets that move down its registers.
+
+A plan is data that many calls and threads share; nothing here changes it. What belongs to one call is its argument: the
+``state``, which holds the slots of one forward pass, and the sink that takes results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.capture.graph import Value
+from fastlrp.plan import check as program_check
+from fastlrp.plan.forms import Affine
+from fastlrp.plan.fusion import fuse_unpooling
+from fastlrp.plan.named import note_forward, profiling, record_function
+from fastlrp.plan.plan import Keep, Plan
+from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
+from fastlrp.run import descent as way_down
+from fastlrp.run.basis import Neck, find_neck
+from fastlrp.run.descent import Descent
+from fastlrp.run.sparse import specialize as alive
+from fastlrp.run.sparse.rates import rates_of
+from fastlrp.run.sparse.specialize import Specialized
+from fastlrp.targets import OneHot
+
+
+def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients") -> list[Any]:
+    """One forward pass. Returns the slots, of which those are filled that ``keep`` names."""
+    state: list[Any] = [None] * plan.program.slots
+    for slot, tensor in zip(plan.program.inputs, inputs, strict=True):
+        state[slot] = tensor
+    run_forward(plan.forward_schedule(keep), state)
+    return state
+
+
+def complete(plan: Plan, state: list[Any], wanted: frozenset[int]) -> list[Any]:
+    """``state`` with these slots filled, from those that are."""
+    if all(state[slot] is not None for slot in wanted):
+        return state
+    have = frozenset(slot for slot, item in enumerate(state) if item is not None)
+    full = list(state)
+    run_forward(plan.completion(wanted, have), full)
+    return full
+
+
+def take_over(plan: Plan, other: Plan, state: list[Any]) -> list[Any]:
+    """The slots of this plan, filled with what the other plan of the same model has in ``state``."""
+    ours, theirs = plan.program, other.program
+    taken: list[Any] = [None] * ours.slots
+    common = min(ours.own_slots, theirs.own_slots)
+    taken[:common] = state[:common]
+    for key, slot in ours.keyed.items():
+        if key in theirs.keyed:
+            taken[slot] = state[theirs.keyed[key]]
+    return taken
+
+
+def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: int) -> Specialized:
+    """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
+    work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
+    if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
+        return Specialized(_fused(plan, steps, state), [], 0)
+    itemsize, rates = plan.dtype.itemsize, rates_of(plan.device)
+
+    def choose(form: Affine, above: float, below: float) -> bool:
+        return plan.chooser.sparse(form, above, below, count, itemsize, rates)
+
+    found = alive.specialize(steps, state, choose)
+    if program_check.ENABLED:
+        program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
+    return Specialized(_fused(plan, found.steps, state), found.paths, found.nbytes)
+
+
+def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
+    fused = fuse_unpooling(steps)
+    if program_check.ENABLED:
+        program_check.check_backward(plan.program, fused, program_check.given_registers(steps), state)
+    return fused
+
+
+def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
+    """What moves targets down from ``state``."""
+    return Descent(state, sink, batch, plan.dtype.itemsize, plan.block_bytes)
+
+
+def propagate(plan: Plan, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
+    """Move a block of targets down; what the steps emit goes to ``sink``."""
+    registers = registers_with(plan, initial)
+    descent(plan, state, sink, initial.shape[0]).run(steps, 0, registers, first, initial.shape[1])
+
+
+def registers_with(plan: Plan, initial: Tensor | OneHot) -> list[Any]:
+    """All registers, empty but for the initial relevance."""
+    registers: list[Any] = [None] * plan.program.registers
+    registers[plan.program.top] = initial
+    return registers
+
+
+def peak_bytes(plan: Plan, steps: Steps, batch: int, count: int) -> int:
+    """Bytes that ``count`` targets need at once while they move down, results not included."""
+    sizes = {plan.program.top: plan.graph.output.numel}
+    return way_down.peak_bytes(steps, sizes, batch, count, plan.dtype.itemsize, plan.block_bytes)
+
+
+def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) -> Neck | None:
+    """Where a basis is cheaper than ``count`` targets, if the rules are linear and there is such a place."""
+    if not plan.linear or count < 2:
+        return None
+
+    def find() -> Neck | None:
+        carried = {flow.register: value for value, flow in plan.flows.items() if value.has_batch_first}
+        return find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
+
+    return plan.necks.get((schedule, count), find)
+
+
+def run_forward(schedule: Schedule, state: list[Any]) -> None:
+    """Execute forward steps on ``state``."""
+    steps = schedule.steps
+    if profiling():
+        steps = [(_profiled(step), frees) for step, frees in steps]
+    name = ""
+    try:
+        for step, frees in steps:
+            name, ins = step.name, step.ins
+            if len(ins) == 1:
+                result = step.run(state[ins[0]])
+            else:
+                result = step.run(*[state[slot] for slot in ins])
+            outs = step.outs
+            if len(outs) == 1:
+                state[outs[0]] = result
+            else:
+                for slot, item in zip(outs, result, strict=True):
+                    state[slot] = item
+            for slot in frees:
+                state[slot] = None
+    except Exception as error:
+        note_forward(error, name)
+        raise
+
+
+def _profiled(step: ForwardStep) -> ForwardStep:
+    def run(*tensors: Any) -> Any:
+        with record_function(f"forward: {step.name}"):
+            return step.run(*tensors)
+
+    return replace(step, run=run)

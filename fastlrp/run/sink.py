@@ -1,0 +1,104 @@
+"""Where the blocks of one value's relevance are put together: a tensor of ours, or what the caller gave."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Value
+from fastlrp.run.finite import all_finite, total
+
+
+class Result:
+    """Where the blocks of one value's relevance are put together."""
+
+    def __init__(
+        self, name: str, value: Value, batch: int, count: int, reduce: str | None, destination: Any, alone: bool
+    ) -> None:
+        self.value, self.count, self.alone = value, count, alone
+        self.channels = reduce == "channels" and len(value.sizes) > 1
+        self.shape = (batch, count, *(value.sizes[1:] if self.channels else value.sizes))
+        self.given = destination
+        self.target: Tensor | None = None if destination is None else self._check(destination, name)
+        self._sums: list[Tensor] = []
+
+    def _check(self, out: Any, name: str) -> Tensor:
+        if isinstance(out, np.ndarray):
+            if not out.flags.writeable:
+                raise ValueError(f"out for {name!r} is a read-only array: open the memmap with mode 'r+' or 'w+'")
+            if not np.issubdtype(out.dtype, np.floating):
+                raise TypeError(f"out for {name!r} must be of a floating-point dtype, got {out.dtype}")
+            shape = out.shape
+        elif isinstance(out, Tensor):
+            if not out.is_floating_point():
+                raise TypeError(f"out for {name!r} must be of a floating-point dtype, got {out.dtype}")
+            shape = tuple(out.shape)
+        else:
+            raise TypeError(f"out for {name!r} must be a tensor or a NumPy array, got {type(out).__name__}")
+        if tuple(shape) != self.shape:
+            raise ValueError(f"out for {name!r} must have the shape {self.shape}, got {tuple(shape)}")
+        return out.detach() if isinstance(out, Tensor) else torch.from_numpy(out)
+
+    def write(self, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+        """A block of targets from ``first`` on: relevance is the product of register and factors."""
+        length = register.shape[1]
+        if self.target is None and self.alone and length == self.count and not self.channels and not factors:
+            # The whole answer in one block: nothing to put together. A copy if the register is only a view, which
+            # tensors made in inference mode do not tell.
+            dense, may_be_view = register.contiguous(), register._is_view() or register.is_inference()
+            self.target = dense.clone() if dense.data_ptr() == register.data_ptr() and may_be_view else dense
+            return
+        place = self._place(first, register)
+        if len(factors) == 1 and not self.channels and (place.dtype, place.device) == (register.dtype, register.device):
+            torch.mul(register, factors[0].unsqueeze(1), out=place)
+        else:
+            place.copy_(self.reduced(register, factors))
+        self._add_up(place)
+
+    def reduced(self, register: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        """Relevance, or its sum over channels, from a register and its factors."""
+        for factor in factors[:-1] if self.channels else factors:
+            register = register * factor.unsqueeze(1)
+        return _channel_sum(register, factors[-1] if factors else None) if self.channels else register
+
+    def put(self, first: int, relevance: Tensor) -> None:
+        """A block of targets as :meth:`reduced` makes it."""
+        place = self._place(first, relevance)
+        place.copy_(relevance)
+        self._add_up(place)
+
+    def _add_up(self, place: Tensor) -> None:
+        """Of memory that the caller gave the sum is taken block by block: it may be a file that is larger than RAM."""
+        if self.given is not None:
+            self._sums.append(total(place))
+
+    def is_finite(self) -> bool:
+        """Whether the result has no NaN and no infinity."""
+        assert self.target is not None
+        if self.given is None:
+            return all_finite(self.target)
+        return all(map(math.isfinite, map(float, self._sums))) or bool(torch.isfinite(self.target).all())
+
+    def _place(self, first: int, like: Tensor) -> Tensor:
+        if self.target is None:
+            self.target = like.new_empty(self.shape)
+        return self.target.narrow(1, first, like.shape[1])
+
+    def finish(self) -> Any:
+        if self.target is None:
+            raise AssertionError("no relevance was written")
+        return self.given if self.given is not None else self.target
+
+
+def _channel_sum(register: Tensor, factor: Tensor | None) -> Tensor:
+    """``sum_c (register * factor)``, without a product of full size."""
+    if factor is None:
+        return register.squeeze(2) if register.shape[2] == 1 else register.sum(2)
+    total = register[:, :, 0] * factor[:, 0].unsqueeze(1)
+    for c in range(1, register.shape[2]):
+        total.addcmul_(register[:, :, c], factor[:, c].unsqueeze(1))
+    return total

@@ -1,0 +1,109 @@
+"""Dense or sparse, layer by layer: a small model of what each costs, with the rates of the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+
+from fastlrp.plan.forms import Affine
+from fastlrp.run.sparse.rates import Rates
+
+PathName = Literal["auto", "dense", "sparse"]
+PATHS = ("auto", "dense", "sparse")
+
+LEAST_TARGETS = 8
+"""Below it most lanes of the sparse kernels would be empty."""
+
+
+LEAST_WORK = 1 << 26
+"""Below so many operations in all, looking for dead neurons costs more than it saves (a small network's digit)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one core (or GPU) for one target of one sample, by either path."""
+
+    dense: float
+    sparse: float
+
+
+def estimate(form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None = None) -> Cost:
+    """What one layer costs.
+
+    Args:
+        above, below: densities of the neurons that carry relevance on the layer's output and input.
+        count: targets. rates: of the device, a CPU's by default.
+    """
+    rates = Rates() if rates is None else rates
+    products = len(form.coefficients)
+    # A layer whose outputs take one of two weights has two dense products, and one sparse one.
+    merged = form.merges_products or form.takes_one_of_two(form.sign is not None)
+    sparse_products = 1 if merged else products
+    doubled = form.sign is not None or form.factors is not None
+    work = form.work * products
+    outs, ins = torch.Size(form.arriving).numel(), torch.Size(form.leaving).numel()
+    geometry = form.geometry
+    taps = torch.Size(form.kernel).numel()
+    steps_by_one = form.kernel and geometry.is_plain and geometry.stride[-1] == geometry.dilation[-1] == 1
+    if steps_by_one and form.arriving[0] <= 128:
+        taps //= form.kernel[-1]  # The kernel takes the taps along the last axis at once.
+    padded = -(-count // rates.lanes) * rates.lanes
+    rate = rates.sparse if padded > rates.lanes else rates.half_filled
+    if itemsize == 8:
+        rate /= 2
+    dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4
+    dense += itemsize * (3 * products * outs + 2 * products * ins) / rates.memory
+    alive = above * (1.0 if doubled else below)
+    sparse = form.work * sparse_products * alive * (2 if form.factors is not None else 1) / rate
+    # Tiles overlap: what they read is packed up to 1.7 times.
+    sparse += itemsize * (outs * above * (1 + sparse_products) + 2 * ins * below) / rates.memory
+    positions = ins // max(1, form.leaving[0])
+    blocks = -(-form.arriving[0] // (128 * form.groups)) * -(-form.leaving[0] // (64 * form.groups)) * form.groups
+    sparse += positions * taps * blocks * sparse_products * rates.call / padded
+    return Cost(dense, sparse * padded / max(1, count))
+
+
+class Chooser:
+    """Which layers go the sparse way.
+
+    Args:
+        wish: ``"auto"``, ``"dense"``, ``"sparse"``, or a dict from a module path (``*`` and ``?`` match) to one of
+            them.
+    """
+
+    def __init__(self, wish: PathName | Mapping[str, PathName] = "auto") -> None:
+        wishes: dict[Any, Any] = dict(wish) if isinstance(wish, Mapping) else {"*": wish}
+        for pattern, name in wishes.items():
+            if not isinstance(pattern, str) or name not in PATHS:
+                raise ValueError(
+                    f"paths must be 'auto', 'dense' or 'sparse', or a dict from module path to one of them, got "
+                    f"{name!r} for {pattern!r}"
+                )
+        self._wishes = wishes
+
+    def wish(self, module_path: str) -> PathName:
+        """What is wished for a layer; the first entry that matches decides."""
+        return next((name for pattern, name in self._wishes.items() if fnmatchcase(module_path, pattern)), "auto")
+
+    def may_be_sparse(self, count: int, work: float = math.inf) -> bool:
+        """Whether any layer could go the sparse way with this many targets and floating-point operations in all."""
+        wishes = self._wishes.values()
+        if "sparse" in wishes:
+            return True
+        enough = count >= LEAST_TARGETS and work >= LEAST_WORK
+        return enough and not ("*" in self._wishes and set(wishes) == {"dense"})
+
+    def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> bool:
+        """Whether this layer is computed for alive neurons only. Without rates only if that is wished for."""
+        wish = self.wish(form.path)
+        if wish != "auto":
+            return wish == "sparse"
+        if count < LEAST_TARGETS or rates is None:
+            return False
+        cost = estimate(form, above, below, count, itemsize, rates)
+        return cost.sparse < cost.dense

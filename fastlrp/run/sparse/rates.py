@@ -1,0 +1,95 @@
+"""How fast a device computes densely and for alive neurons only.
+
+A CPU has rates of its own, measured on one machine. A GPU has none before somebody measures them on it
+(``python -m fastlrp.tune.sparse``): until then nothing is chosen automatically there, only what ``paths=`` asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastlrp.files import whole
+from fastlrp.kernels.configs import cache_folder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one core or one GPU: floating-point operations per second, bytes per second, seconds per tap and position.
+
+    ``lanes``: targets that the sparse kernels take at the cost of one. ``half_filled``: operations per second where
+    one vector of lanes is all there is. The defaults were measured on an AVX-512 Xeon at 2.3 to 3 GHz (float32,
+    K = 32, ``python -m benchmarks.layers``); other CPUs are faster or slower in about the same proportions.
+    """
+
+    dense: float = 150e9
+    sparse: float = 125e9
+    half_filled: float = 90e9
+    memory: float = 12e9
+    call: float = 15e-9
+    lanes: int = 16
+
+
+class RatesError(ValueError):
+    """A file of rates that cannot be used; the message names it and what to do."""
+
+
+def rates_of(device: torch.device) -> Rates | None:
+    """A CPU's own, what was measured on this GPU, or None.
+
+    Raises:
+        RatesError: for a file that is broken.
+    """
+    return _rates_of(device.type, device.index)
+
+
+@lru_cache(maxsize=16)
+def _rates_of(device_type: str, index: int | None) -> Rates | None:
+    if device_type == "cpu":
+        return Rates()
+    if device_type != "cuda" or not torch.cuda.is_available():
+        return None
+    path = own_path(torch.cuda.get_device_name(index))
+    return read(path) if path.exists() else None
+
+
+def own_path(device_name: str) -> Path:
+    """Where the rates measured on a GPU lie."""
+    return cache_folder() / "rates" / (re.sub(r"[^A-Za-z0-9.]+", "-", device_name).strip("-") + ".json")
+
+
+def read(path: Path) -> Rates:
+    """Rates from their file.
+
+    Raises:
+        RatesError: for anything that is not one.
+    """
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != FORMAT:
+            raise ValueError(f"its format is {data['format']}, expected {FORMAT}")
+        rates = Rates(**data["rates"])
+        if not all(isinstance(value, (int, float)) and value > 0 for value in asdict(rates).values()):
+            raise ValueError("every rate must be a number above zero")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RatesError(
+            f"{path} holds no rates that can be used ({error!r}): delete it, or measure again with "
+            "python -m fastlrp.tune.sparse"
+        ) from error
+    return rates
+
+
+def write(path: Path, rates: Rates, measured: dict[str, Any]) -> None:
+    """Rates with what they were measured on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as stream:
+        stream.write(json.dumps({"format": FORMAT, "measured": measured, "rates": asdict(rates)}, indent=1).encode())
+    _rates_of.cache_clear()

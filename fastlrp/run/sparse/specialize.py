@@ -1,0 +1,340 @@
+"""Turns the steps of a schedule into sparse ones for one forward pass, where that pays.
+
+From the last step up it is settled what each register must hold: everything, or only the entries of a pattern, because
+all who read it multiply the others by zero. From the first step down the steps are written anew: sparse where they are
+chosen, with a change of form where a dense register meets a sparse reader.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.capture.graph import Node
+from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
+from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
+from fastlrp.run.sparse.compact import Compact, Mask, Pattern, kernels_for
+
+Change = Callable[[Any], Compact]
+
+Choose = Callable[[Affine, float, float], bool]
+"""``(layer, density of its output, density wanted of its input) -> sparse``."""
+
+
+@dataclass(eq=False)
+class Path:
+    """How one layer is computed: densities of the neurons that carry relevance above and below it."""
+
+    form: Affine
+    sparse: bool
+    above: float
+    below: float
+
+    def __str__(self) -> str:
+        return f"{'sparse' if self.sparse else 'dense'} {self.above:.2f} x {self.below:.2f}"
+
+
+@dataclass(eq=False)
+class Specialized:
+    """Steps for one forward pass. ``paths``: what was chosen; ``nbytes``: of the patterns."""
+
+    steps: Steps
+    paths: list[Path]
+    nbytes: int
+
+    @property
+    def by_module(self) -> dict[str, Path]:
+        """The paths by the module that they are of."""
+        return {path.form.path: path for path in self.paths}
+
+
+def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialized:
+    """The same steps for the neurons alive in ``state``.
+
+    Args:
+        steps: backward steps and emissions in order. state: all slots that they read. choose: which layers are sparse.
+    """
+    wants = _Wants(state, choose, {r for step, _ in steps if type(step) is not Emission for r in step.outs})
+    for step, _ in reversed(steps):
+        wants.add(step)
+    return _Rewrite(state, wants).run(steps)
+
+
+class _Wants:
+    """What the readers of each register need of it: masks whose union is enough, or everything (None)."""
+
+    def __init__(self, state: Sequence[Any], choose: Choose, produced: set[int]) -> None:
+        self.state, self.choose, self.produced = state, choose, produced
+        self.masks: dict[int, list[Mask] | None] = {}
+        self.readers: Counter[int] = Counter()
+        self.sparse: set[int] = set()
+        self.paths: list[Path] = []
+        self.above_pools: dict[int, list[Mask]] = {}
+        self._patterns: dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]] = {}
+
+    def add(self, step: Any) -> None:
+        if type(step) is Emission:
+            self.readers[step.register] += 1
+            self._everything([step.register])
+            return
+        self.readers.update(step.ins)
+        form, wanted = step.form, self.masks.get(step.out)
+        if isinstance(form, Affine):
+            self._affine(step, form, wanted)
+        elif isinstance(form, (MaxPool, AvgPool)) and wanted is not None:
+            self.above_pools[id(step)] = self._above_pool(form, wanted)
+            self._some(step.ins[0], self.above_pools[id(step)])
+            self.sparse.add(id(step))
+        elif isinstance(form, Sum) and wanted is not None:
+            for register in step.ins:
+                self._some(register, wanted)
+            self.sparse.add(id(step))
+        else:
+            self._everything(step.ins)
+
+    def _affine(self, step: BackwardStep, form: Affine, wanted: list[Mask] | None) -> None:
+        coefficients: list[Mask] = [(self.state[slot], None) for slot in form.coefficients]
+        above = self.pattern(coefficients).density
+        below = 1.0 if wanted is None else self.pattern(wanted).density
+        # One-hot targets select rows of a weight, which nothing beats.
+        selects = step.accepts_one_hot and step.ins[0] not in self.produced
+        sparse = not selects and self.choose(form, above, below)
+        self.paths.append(Path(form, sparse, above, below))
+        if sparse:
+            self.sparse.add(id(step))
+            self._some(step.ins[0], coefficients)
+        else:
+            self._everything(step.ins)
+
+    def _above_pool(self, form: MaxPool | AvgPool, wanted: list[Mask]) -> list[Mask]:
+        """What a pool needs of its output, if that is wanted of its input."""
+        if isinstance(form, MaxPool):
+            return [_at_winners(mask, self.state[form.index]) for mask in wanted]
+        if form.scale is not None:
+            return [(self.state[form.scale], None)]
+        return [(form.reached(_picked(mask)), None) for mask in wanted]
+
+    def _everything(self, registers: Sequence[int]) -> None:
+        self.masks.update(dict.fromkeys(registers, None))
+
+    def _some(self, register: int, masks: list[Mask]) -> None:
+        known = self.masks.setdefault(register, [])
+        if known is not None:
+            known += [mask for mask in masks if _key(mask) not in map(_key, known)]
+
+    def pattern(self, masks: list[Mask]) -> Pattern:
+        """Entries where any of the masks is not zero."""
+        key = tuple(sorted(_key(mask) for mask in masks))
+        if key not in self._patterns:
+            # The masks are kept with their pattern: they are remembered by identity.
+            self._patterns[key] = Pattern.of(*masks), list(masks)
+        return self._patterns[key][0]
+
+    def of(self, register: int) -> Pattern | None:
+        masks = self.masks.get(register)
+        return None if masks is None else self.pattern(masks)
+
+
+def _key(mask: Mask) -> tuple[int, int]:
+    return id(mask[0]), id(mask[1])
+
+
+def _at_winners(mask: Mask, index: Tensor) -> Mask:
+    return mask[0] if mask[1] is None else _picked(mask), index
+
+
+def _picked(mask: Mask) -> Tensor:
+    values, index = mask
+    return values if index is None else values.flatten(2).gather(2, index.flatten(2)).view(index.shape)
+
+
+class _Rewrite:
+    """Writes the steps anew, from the first down."""
+
+    def __init__(self, state: Sequence[Any], wants: _Wants) -> None:
+        self.state, self.wants = state, wants
+        self.compact: set[int] = set()
+        self.nbytes = 0
+        self._seen: set[int] = set()
+
+    def run(self, steps: Steps) -> Specialized:
+        written: Steps = []
+        produced = {r for step, _ in steps if type(step) is not Emission for r in step.outs}
+        given = dict.fromkeys(r for step, _ in steps if type(step) is not Emission for r in step.ins)
+        for register in (r for r in given if r not in produced):
+            self._convert(register, written, (), "(model) (initial relevance)", None)
+        joined = self._joined(steps)
+        for position, (step, frees) in enumerate(steps):
+            if position in joined:
+                continue  # The sum that follows does both.
+            if type(step) is Emission or id(step) not in self.wants.sparse:
+                written.append((step, frees))
+            elif position - 1 in joined:
+                affine, early = steps[position - 1]
+                written.append((self._affine_onto(affine, step), (*early, *(r for r in frees if r != affine.out))))
+            else:
+                written.append((self._sparse(step), frees))
+            if type(step) is not Emission:
+                for register in step.outs:
+                    self._convert(register, written, frees, step.name, step.node)
+        return Specialized(written, self.wants.paths[::-1], self.nbytes)
+
+    def _joined(self, steps: Steps) -> set[int]:
+        """Positions of layers whose result only goes into the sum that follows at once: the sum is where they begin."""
+        found = set()
+        for position, ((layer, _), (total, _)) in enumerate(pairwise(steps)):
+            if type(layer) is Emission or type(total) is Emission or not isinstance(total.form, Sum):
+                continue
+            form, sparse = layer.form, self.wants.sparse
+            fits = isinstance(form, Affine) and form.factors is None and not form.is_split(self.state)
+            if not fits or id(layer) not in sparse or id(total) not in sparse or len(total.ins) != 2:
+                continue
+            alone = total.ins.count(layer.out) == 1 and self.wants.readers[layer.out] == 1
+            if alone and total.form.scales[total.ins.index(layer.out)] is None:
+                found.add(position)
+        return found
+
+    def _convert(self, register: int, written: Steps, frees: tuple[int, ...], name: str, node: Node | None) -> None:
+        """Make a dense register compact if that is what its readers want."""
+        pattern = self._pattern(register)
+        if pattern is not None and register not in self.compact and register not in frees:
+            numel, run = _rows(pattern), lambda r: Compact.of(r, pattern)
+            written.append((BackwardStep(f"{name}, made compact", node, run, (register,), (), (register,), (numel,), 0,
+                                         least=BLOCK), ()))  # fmt: skip
+            self.compact.add(register)
+
+    def _pattern(self, register: int) -> Pattern | None:
+        pattern = self.wants.of(register)
+        if pattern is not None and id(pattern) not in self._seen:
+            self._seen.add(id(pattern))
+            self.nbytes += pattern.nbytes
+        return pattern
+
+    def _sparse(self, step: BackwardStep) -> BackwardStep:
+        form, pattern = step.form, self._pattern(step.out)
+        if isinstance(form, Affine):
+            return self._affine(step, form, pattern)
+        assert pattern is not None
+        self.compact.add(step.out)
+        if isinstance(form, (MaxPool, AvgPool)):
+            return self._pool(step, form, pattern)
+        assert isinstance(form, Sum)
+        return self._sum(step, form, pattern)
+
+    def _affine(self, step: BackwardStep, form: Affine, pattern: Pattern | None) -> BackwardStep:
+        state = form.reads(self.state)
+        dense = pattern is None or form.factors is not None or form.is_split(self.state)
+        if dense:
+            pattern, leaving = None, form.everywhere(self.state)
+            self.nbytes += leaving.nbytes
+        else:
+            assert pattern is not None
+            leaving = pattern
+            self.compact.add(step.out)
+        arrive = self._arriving(step.ins[0], form)
+        return _step(
+            lambda register: form.run(arrive(register), state, leaving, dense), step.ins, step.out, pattern, step
+        )
+
+    def _arriving(self, register: int, form: Affine) -> Change:
+        return self._compacted(register, lambda: self.wants.pattern([(self.state[s], None) for s in form.coefficients]))
+
+    def _compacted(self, register: int, pattern_of: Callable[[], Pattern]) -> Change:
+        """What makes an operand compact: nothing if it is, a copy if somebody else wants all of it."""
+        if register in self.compact:
+            return lambda r: r
+        pattern = pattern_of()
+        return lambda r: Compact.of(r, pattern)
+
+    def _affine_onto(self, layer: BackwardStep, total: BackwardStep) -> BackwardStep:
+        form, pattern = layer.form, self._pattern(total.out)
+        assert isinstance(form, Affine)
+        assert isinstance(total.form, Sum)
+        state, other = form.reads(self.state), 1 - total.ins.index(layer.out)
+        slot = total.form.scales[other]
+        scale = None if slot is None else self.state[slot]
+        assert pattern is not None
+        arrive, begin = self._arriving(layer.ins[0], form), self._compacted(total.ins[other], lambda: pattern)
+        self.compact.add(total.out)
+
+        def run(register: Any, other: Any) -> Any:
+            return form.run(arrive(register), state, pattern, False, [(*begin(other).parts, scale)])
+
+        return _step(run, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
+
+    def _pool(self, step: BackwardStep, form: MaxPool | AvgPool, pattern: Pattern) -> BackwardStep:
+        pooled = self.wants.pattern(self.wants.above_pools[id(step)])
+        arrive = self._compacted(step.ins[0], lambda: pooled)
+        below, starts, rows, scale = self._gathered(form, pattern, pooled)
+        self.nbytes += below.nbytes + starts.nbytes + rows.nbytes
+        alone = below.entries == rows.numel()
+
+        def run(operand: Any) -> Compact:
+            register = arrive(operand)
+            if scale is not None or register.pattern is not pooled:
+                scaled = kernels_for(register.values).sparse_sum(
+                    [(*register.parts, scale)], pooled.tensors, pooled.batch, register.count
+                )
+                register = Compact(scaled, pooled, register.count)
+            if alone:
+                moved = rows if register.rows is None else register.rows[rows]
+                return Compact(register.values, below, register.count, moved)
+            values = kernels_for(register.values).sparse_gather_sum(register.parts, starts, rows, register.count)
+            return Compact(values, below, register.count)
+
+        return _step(run, step.ins, step.out, below, step)
+
+    def _gathered(
+        self, form: MaxPool | AvgPool, pattern: Pattern, pooled: Pattern
+    ) -> tuple[Pattern, Tensor, Tensor, Tensor | None]:
+        """The entries of a pool's input that get something, where each finds it, and what that is multiplied with."""
+        leaving = list(form.leaving[1:])
+        if isinstance(form, MaxPool):
+            index, scale = self.state[form.index], None if form.scale is None else self.state[form.scale]
+            found = kernels_for(index).sparse_winners(index, pooled.tensors, leaving, *form.geometry.arguments)
+        else:
+            scale = form.scales(self.state)
+            if scale is not None:
+                scale = scale.expand(pooled.batch, *form.arriving)
+            found = kernels_for(pattern.offsets).sparse_windows(
+                pattern.tensors,
+                pooled.tensors,
+                pooled.batch,
+                leaving,
+                list(form.arriving[1:]),
+                *form.geometry.windows,
+            )
+        offsets, channels, starts, rows = found
+        if channels.numel() == pattern.entries:  # All that is wanted, as a rule.
+            return pattern, starts, rows, scale
+        return Pattern(offsets, channels, pooled.batch, form.leaving), starts, rows, scale
+
+    def _sum(self, step: BackwardStep, form: Sum, pattern: Pattern) -> BackwardStep:
+        scales = [None if slot is None else self.state[slot] for slot in form.scales]
+        changes = [self._compacted(register, lambda: pattern) for register in step.ins]
+
+        def run(*operands: Any) -> Compact:
+            registers = [change(operand) for change, operand in zip(changes, operands, strict=True)]
+            sources = [(*r.parts, s) for r, s in zip(registers, scales, strict=True)]
+            count = registers[0].count
+            kernels = kernels_for(pattern.offsets)
+            return Compact(kernels.sparse_sum(sources, pattern.tensors, pattern.batch, count), pattern, count)
+
+        return _step(run, step.ins, step.out, pattern, step)
+
+
+def _rows(pattern: Pattern) -> int:
+    """Entries per sample, as many as the samples have on average."""
+    return -(-pattern.entries // max(1, pattern.batch))
+
+
+def _step(
+    run: Callable[..., Any], ins: tuple[int, ...], out: int, pattern: Pattern | None, old: BackwardStep
+) -> BackwardStep:
+    numel = old.numel if pattern is None else _rows(pattern)
+    return BackwardStep(old.name, old.node, run, ins, (), (out,), (numel,), old.work, old.form, BLOCK)

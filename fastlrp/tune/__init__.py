@@ -1,0 +1,1 @@
+"""Measuring tile sizes for the Triton kernels: ``python -m fastlrp.tune``."""

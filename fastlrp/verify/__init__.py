@@ -1,0 +1,1 @@
+"""The same relevance by the textbook, and the comparison with it."""
