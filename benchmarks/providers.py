@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import fastlrp.io
 from benchmarks import floors
-from fastlrp.backends.dispatch import BackendError
 from fastlrp.composites import Composite
+from fastlrp.errors import BackendError
 
 LOW, HIGH = -3.0, 3.0
 """Bounds of the box rule, for all libraries."""

@@ -9,3 +9,7 @@ class CaptureError(RuntimeError):
 
 class UnsupportedOperationError(CaptureError):
     """An operation has no rule. The message names it, its module path and the ways out."""
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run the operation here; the message is the reason."""

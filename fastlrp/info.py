@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension, extension_error
 
 
 def report() -> str:
@@ -19,9 +20,9 @@ def report() -> str:
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     rows += [("torch", f"{torch.__version__} ({cuda}, {torch.get_num_threads()} threads)")]
     rows += [(name, package_version(name)) for name in ("numpy", "triton")]
-    error = dispatch.extension_error()
+    error = extension_error()
     if error is None:
-        rows += [(f"_C {key}", value) for key, value in dispatch.extension().build_info().items()]
+        rows += [(f"_C {key}", value) for key, value in extension().build_info().items()]
     else:
         rows += [("_C", f"does not load: {error}")]
     width = max(len(name) for name, _ in rows)

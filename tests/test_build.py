@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastlrp.kernels
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,7 +73,7 @@ def test_the_source_distribution_is_complete(tree):
 
 
 def test_the_extension_is_the_default_build():
-    info = dispatch.extension().build_info()
+    info = extension().build_info()
     assert "-march=native" not in info["flags"]
     assert "fast-math" not in info["flags"]
     assert info["instruction sets"].startswith("portable")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +36,7 @@ def test_kernels_under_the_sanitizers(compiler, tmp_path):
     passed = [
         line.split(":")[0] for line in built.stdout.splitlines() if line.endswith("tests passed, on 1 and on 3 threads")
     ]
-    assert passed == dispatch.extension().available_isas()
+    assert passed == extension().available_isas()
 
 
 def test_every_native_test_is_picked_up():

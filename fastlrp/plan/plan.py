@@ -11,14 +11,14 @@ from typing import Any, Literal, get_args
 import torch
 
 from fastlrp import rules
-from fastlrp.backends.dispatch import extension, extension_error
+from fastlrp.backends.dispatch import FUSED
+from fastlrp.backends.extension import extension, extension_error
 from fastlrp.capture import advice
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.wording import shape_text
 from fastlrp.composites import Composite, Layer
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds.lowering import affine, copies, elementwise, jacobian, move, pool
-from fastlrp.kinds.lowering.layer import FUSED
 from fastlrp.kinds.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded

@@ -9,7 +9,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import CaptureError, Explainer
-from fastlrp.backends.dispatch import BackendError
+from fastlrp.errors import BackendError
 from tests.api.models import TwoInputs, make, relative_error, samples, shared
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 from tests.cuda.emulated import emulated
 from tests.sparse.cases import Layer, alive, pattern_of
 
-CPU = dispatch.extension()
+CPU = extension()
 
 
 @dataclass(frozen=True)

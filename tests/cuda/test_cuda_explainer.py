@@ -8,7 +8,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.backends import dispatch
+from fastlrp.backends import cuda, dispatch
 from tests.cuda.emulated import ORDERS, emulated, order
 
 
@@ -16,8 +16,8 @@ from tests.cuda.emulated import ORDERS, emulated, order
 def cuda(monkeypatch):
     """The CPU taken for the device that CUDA kernels run on."""
     module = emulated()
-    monkeypatch.setattr(dispatch, "_cuda_extension", lambda: module)
-    monkeypatch.setattr(dispatch, "_cuda_device", lambda: "cpu")
+    monkeypatch.setattr(cuda, "kernels", lambda: module)
+    monkeypatch.setattr(cuda, "device_type", lambda: "cpu")
     # Operations without a CUDA kernel go to PyTorch, not to Triton's interpreter.
     monkeypatch.setattr(dispatch, "_triton_missing", lambda: "not in this test")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

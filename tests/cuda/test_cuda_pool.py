@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastlrp.aten import pool
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import poisoned, seeded  # noqa: F401
 from tests.ops.cases import TOLERANCE, channels_last, layouts, mixed, reference, relayouts, same
@@ -176,7 +176,7 @@ def test_launches_do_not_depend_on_the_targets(op):
 @pytest.mark.parametrize("last", [False, True])
 def test_max_adds_in_the_order_of_outputs_whatever_the_index(last, name):
     """Lists of any length, in float32 bit for bit those of the CPU's kernel, which walks over the outputs."""
-    cpu = dispatch.extension().pool_max_relevance
+    cpu = extension().pool_max_relevance
     for inputs, outputs in ((1, 40), (3, 37), (24, 33), (50, 7)):
         index = torch.randint(0, inputs, (2, 5, outputs))
         index[0, 0] = 0

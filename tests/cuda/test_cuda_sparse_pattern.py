@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 from tests.ops.cases import channels_last, reversed_memory, same, with_gaps
 
-CPU = dispatch.extension()
+CPU = extension()
 WIDE = {torch.float32: torch.float32, torch.float64: torch.float64, torch.float16: torch.float32,
         torch.bfloat16: torch.float32}  # fmt: skip
 DTYPES = tuple(WIDE)

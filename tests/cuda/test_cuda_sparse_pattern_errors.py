@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 from tests.cuda.emulated import emulated
 
-CPU = dispatch.extension()
+CPU = extension()
 PATTERN = CPU.sparse_pattern([(torch.eye(3).repeat(2, 1, 10)[:, :, :20].view(2, 3, 4, 5), None)])
 ROWS = (torch.zeros(40, 16), None, *PATTERN)
 INDEX = torch.zeros(2, 3, 4, 5, dtype=torch.long)

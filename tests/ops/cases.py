@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends import dispatch
+from fastlrp.backends.cpu import cpu_ops
 
 DTYPES = (torch.float32, torch.float64)
 # Relative, in the 2-norm; the first is the promise of the library. Worst measured: 3e-7 and 5e-16.
@@ -19,7 +20,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
 
 def backends(op: str) -> list[str]:
     """Those that have a function of their own for the operation."""
-    return ["torch", "cpu"] if op in dispatch.cpu_ops() else ["torch"]
+    return ["torch", "cpu"] if op in cpu_ops() else ["torch"]
 
 
 def bound(op: str, backend: str, dtype: torch.dtype) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastlrp import info
-from fastlrp.backends import dispatch
+from fastlrp.backends import cpu, cuda, dispatch, extension
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -17,7 +17,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture
 def no_extension(monkeypatch):
     """As if the extension had not been built."""
-    monkeypatch.setattr(dispatch, "_extension", lambda: "no such file")
+    monkeypatch.setattr(extension, "loaded", lambda: "no such file")
     dispatch._select.cache_clear()
     yield
     dispatch._select.cache_clear()
@@ -26,17 +26,17 @@ def no_extension(monkeypatch):
 @pytest.mark.parametrize("op", dispatch.OPS)
 def test_automatic_choice(op):
     for dtype in (torch.float32, torch.float64):
-        expected = "cpu" if op in dispatch.cpu_ops() else "torch"
+        expected = "cpu" if op in cpu.cpu_ops() else "torch"
         assert dispatch.select(op, "auto", CPU, dtype).backend == expected
     assert dispatch.select(op, "auto", CPU, torch.bfloat16).backend == "torch"
 
 
 def test_explicit_cpu_is_a_set_of_kernels_that_need_not_be_complete():
-    assert {op for op, stem in dispatch.STEMS.items() if stem == "pool"} <= set(dispatch.cpu_ops())
-    assert "elementwise_coefficients" in dispatch.cpu_ops()
+    assert {op for op, stem in dispatch.STEMS.items() if stem == "pool"} <= set(cpu.cpu_ops())
+    assert "elementwise_coefficients" in cpu.cpu_ops()
     for op in dispatch.OPS:
         selected = dispatch.select(op, "cpu", CPU, torch.float32)
-        assert selected.backend == ("cpu" if op in dispatch.cpu_ops() else "torch")
+        assert selected.backend == ("cpu" if op in cpu.cpu_ops() else "torch")
         assert selected.op == op
 
 
@@ -61,7 +61,7 @@ def test_an_explicit_choice_that_cannot_run_raises_the_reason(op, backend, devic
 
 
 def test_no_kernel_is_a_reason(monkeypatch):
-    monkeypatch.setattr(dispatch, "cpu_ops", lambda: ("pool_max_relevance",))
+    monkeypatch.setattr(cpu, "cpu_ops", lambda: ("pool_max_relevance",))
     assert dispatch.reason("cpu", "pool_avg_relevance", CPU, torch.float32) == "it has no kernel for this operation"
 
 
@@ -77,11 +77,10 @@ def test_unknown_names():
 def on_a_gpu(monkeypatch):
     """As if fastlrp._C had CUDA kernels for a pool, and Triton one for convolutions."""
     kernels = SimpleNamespace(pool_max_relevance=lambda: "cuda", sparse_conv_relevance=None)
-    monkeypatch.setattr(dispatch, "_cuda_extension", lambda: kernels)
-    module = dispatch._module
+    monkeypatch.setattr(cuda, "kernels", lambda: kernels)
     triton = SimpleNamespace(conv_relevance=lambda: "triton", pool_max_relevance=lambda: "triton")
-    monkeypatch.setattr(dispatch, "_module", lambda name, op: triton if name == "triton" else module(name, op))
-    monkeypatch.setattr(dispatch, "_triton_missing", lambda: None)
+    monkeypatch.setattr(dispatch.BACKEND["triton"], "load", lambda op: triton)
+    monkeypatch.setattr("fastlrp.backends.triton._missing", lambda: None)
     dispatch._select.cache_clear()
     yield kernels
     dispatch._select.cache_clear()
@@ -107,7 +106,9 @@ def test_on_a_gpu_the_first_kernel_is_taken(on_a_gpu):
 
 
 def test_without_cuda_or_triton_the_reason_is_given(monkeypatch):
-    monkeypatch.setattr(dispatch, "_triton_missing", lambda: "Triton is not installed; pip install 'triton>=3.6'")
+    monkeypatch.setattr(
+        "fastlrp.backends.triton._missing", lambda: "Triton is not installed; pip install 'triton>=3.6'"
+    )
     assert "pip install" in str(dispatch.reason("triton", "conv_relevance", CUDA, torch.float32))
     if torch.version.cuda is None:
         reason = dispatch.reason("cuda", "pool_max_relevance", CUDA, torch.float32)
@@ -119,7 +120,7 @@ def test_without_cuda_or_triton_the_reason_is_given(monkeypatch):
 @pytest.mark.usefixtures("no_extension")
 def test_without_the_extension():
     assert dispatch.sparse_kernels(CPU) is None
-    assert dispatch.cpu_ops() == ()
+    assert cpu.cpu_ops() == ()
     assert dispatch.select("pool_max_relevance", "auto", CPU, torch.float32).backend == "torch"
     for op in dispatch.OPS:
         with pytest.raises(

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from fastlrp import functional
 from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 from fastlrp.functional.elementwise import elementwise_pooled_coefficients
 from fastlrp.reference import rules
 from fastlrp.reference.rules import Affine
@@ -54,10 +55,10 @@ def test_equals_reference(rule, alpha, size, backend, dtype):
                     assert_close(call(change(z), *rest, rule, alpha, epsilon), expected, epsilon)
 
 
-@pytest.mark.parametrize("isa", dispatch.extension().available_isas())
+@pytest.mark.parametrize("isa", extension().available_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set(isa, dtype):
-    extension = dispatch.extension()
+    extension = extension()
     before = extension.isa()
     z, positive, negative, factor = arguments((3, 1009), dtype)
     try:
@@ -73,7 +74,7 @@ def test_every_instruction_set(isa, dtype):
 
 def test_unknown_instruction_set_is_an_error():
     with pytest.raises(ValueError, match=r"isa: expected 'auto' or one that this machine has \('portable'.*got 'mmx'"):
-        dispatch.extension().set_isa("mmx")
+        extension().set_isa("mmx")
 
 
 @pytest.mark.parametrize("backend", backends(OP))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fastlrp import functional
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 from tests.ops.cases import (
     DTYPES,
     assert_close,
@@ -144,9 +144,9 @@ def test_blocks_of_targets_change_no_bit(op, p, last):
         assert torch.equal(torch.cat([call(block, *rest) for block in r.split(size, 1)], 1), whole)
 
 
-@pytest.fixture(params=dispatch.extension().available_isas())
+@pytest.fixture(params=extension().available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    extension = dispatch.extension()
+    extension = extension()
     before = extension.isa()
     extension.set_isa(request.param)
     yield request.param

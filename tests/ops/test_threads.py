@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp.backends import dispatch
+from fastlrp.backends.cpu import cpu_ops
 from tests.ops.cases import bound, channels_last, relayouts
 
 
@@ -57,7 +57,7 @@ def threads() -> Iterator[None]:
 
 
 def test_every_kernel_is_here():
-    assert {op for op, _ in work()} == set(dispatch.cpu_ops())
+    assert {op for op, _ in work()} == set(cpu_ops())
 
 
 @pytest.mark.usefixtures("threads")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 
-KERNELS = dispatch.extension()
+KERNELS = extension()
 DTYPES = (torch.float32, torch.float64)
 # Relative, in the 2-norm. Worst measured: 2.1e-7 and 6e-16.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import fastlrp.run.plans
-from fastlrp.backends import dispatch
+from fastlrp.backends.extension import extension
 from fastlrp.capture.export import Captured
 from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
 
-KERNELS = dispatch.extension()
+KERNELS = extension()
 
 
 @pytest.fixture(params=KERNELS.available_isas())

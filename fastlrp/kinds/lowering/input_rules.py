@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.kinds.lowering.layer import FUSED, AffineLayer, same_layout
+from fastlrp.backends.dispatch import FUSED
+from fastlrp.kinds.lowering.layer import AffineLayer, same_layout
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.steps import Flow

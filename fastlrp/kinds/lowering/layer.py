@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
 from fastlrp.plan.builder import Builder, channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
-
-FUSED = ("triton", "cuda")
-"""Backends whose kernels do in one what others compose."""
 
 
 class AffineLayer:
