@@ -1,26 +1,56 @@
 """fastlrp: layer-wise relevance propagation for unmodified PyTorch models, many targets at once."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fastlrp import composites, rules
 from fastlrp.composites import Composite
-from fastlrp.errors import CaptureError, UnsupportedOperationError
+from fastlrp.errors import BackendError, CaptureError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
 from fastlrp.layerwise import lrp
 from fastlrp.plan.plan import register_rule
 from fastlrp.run.record import ForwardRecord
 from fastlrp.stabilizer import Stabilizer
 
+if TYPE_CHECKING:
+    from fastlrp import compat, functional, info, io, nn, report, tune, viz
+
 __version__ = "0.1.0"
 
+_LOADED_ON_USE = ("compat", "functional", "info", "io", "nn", "report", "tune", "viz")
+"""Packages that ``import fastlrp`` does not load, and ``fastlrp.io`` does."""
+
 __all__ = [
+    "BackendError",
     "CaptureError",
     "Composite",
     "Explainer",
     "ForwardRecord",
     "Stabilizer",
     "UnsupportedOperationError",
+    "compat",
     "composites",
     "explain",
+    "functional",
+    "info",
+    "io",
     "lrp",
+    "nn",
     "register_rule",
+    "report",
     "rules",
+    "tune",
+    "viz",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_ON_USE:
+        return importlib.import_module(f"fastlrp.{name}")
+    raise AttributeError(f"module 'fastlrp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
