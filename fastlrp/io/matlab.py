@@ -2,7 +2,8 @@
 
 Source: MathWorks, "MAT-File Format", level 5. A file is a header of 128 bytes and a list of elements; an element is a
 tag (type, number of bytes) and its data, and one that holds a matrix is itself a list of elements: flags, sizes, name,
-real part, imaginary part. An element may be compressed.
+real part, imaginary part. An element may be compressed. (SciPy in a child process would be safe too, at the price of a
+dependency and of half a second for each file.)
 """
 
 from __future__ import annotations

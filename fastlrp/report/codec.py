@@ -1,6 +1,7 @@
 """From a map to text for the page, and back: coarsen, quantise, predict, deflate, base64.
 
-The page undoes it in ``templates/codec.js``; :func:`unpack` is the same in Python.
+The page undoes it in ``templates/codec.js``; :func:`unpack` is the same in Python. The prediction is our own because
+deflate alone makes smooth maps, such as those of trained networks, 1.3 to 1.9 times as large (noise: 1.00 to 1.06).
 """
 
 from __future__ import annotations
