@@ -103,7 +103,7 @@ def span(start: int, stop: int | None = None) -> Predicate:
 
 
 def _predicate(matcher: Matcher, rule: Rule) -> Predicate:
-    for_weights = isinstance(rule, rules.AFFINE_RULES)
+    for_weights = isinstance(rule, rules.WeightRule)
     if isinstance(matcher, type):
         matcher = (matcher,)
     if isinstance(matcher, tuple) and all(isinstance(t, type) for t in matcher):

@@ -18,12 +18,14 @@ from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.wording import shape_text
 from fastlrp.composites import Composite, Layer
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds.lowering import affine, copies, elementwise, jacobian, move, pool
+from fastlrp.kinds.lowering import copies, elementwise, jacobian, move, pool
 from fastlrp.kinds.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
+from fastlrp.plan.coefficients import send_gradient
 from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import (
     BLOCK,
     Emission,
@@ -220,8 +222,11 @@ class Plan:
         elif node.kind in AFFINE_KINDS:
             if isinstance(rule, rules.Pass):
                 self._pass(b, node, flow)
-            elif isinstance(rule, (*rules.AFFINE_RULES, rules.Gradient)):
-                affine.lower(b, node, rule, flow)
+            elif isinstance(rule, rules.Gradient):
+                send_gradient(b, AffineLayer.of(b, node), flow)
+            elif isinstance(rule, rules.WeightRule):
+                lower = rule.lower_batch_norm if node.kind == "batch_norm" else rule.lower
+                lower(b, AffineLayer.of(b, node), flow)
             else:
                 raise TypeError(f"{rule} is not defined for {node}: use one of the rules for layers with a weight")
         elif node.kind == "activation":

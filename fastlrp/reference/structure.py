@@ -1,7 +1,7 @@
 """Rules for layers without weights: linear maps, sums, max-pools, activations; and the gradient family.
 
-Same conventions as :mod:`fastlrp.reference.rules`: ``x (B, ...)``, ``R (B, K, ...)``, computed in the dtype given, and
-a :class:`~fastlrp.reference.rules.Ledger` of what does not arrive.
+Same conventions as :mod:`fastlrp.reference.redistribution`: ``x (B, ...)``, ``R (B, K, ...)``, computed in the dtype given, and
+a :class:`~fastlrp.reference.redistribution.Ledger` of what does not arrive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastlrp.reference.pool import pool_max_relevance, pool_ties_relevance, windows
-from fastlrp.reference.rules import Ledger, Stabilize, divide, vjp
+from fastlrp.reference.redistribution import Ledger, Stabilize, divide, vjp
 
 MaxPoolMode = Literal["winner", "ties", "average", "sum"]
 

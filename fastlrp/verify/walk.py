@@ -20,10 +20,9 @@ from fastlrp.composites import MaxPoolMode
 from fastlrp.kinds.lowering.elementwise import signal_and_gates
 from fastlrp.kinds.lowering.pool import max_pool_stabilizer
 from fastlrp.kinds.lowering.pool_rules import POOL_RULES
-from fastlrp.reference import rules as textbook
 from fastlrp.reference import structure
 from fastlrp.reference.pool import windows
-from fastlrp.reference.rules import Affine, Ledger
+from fastlrp.reference.redistribution import Affine, Ledger, vjp
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -130,23 +129,8 @@ class Walker:
         return Affine(lambda x, w, b: torch.convolution(x, w, b, *geometry), weight, bias)
 
     def _affine(self, node: Node, rule: Any, R: Tensor) -> tuple[Tensor, Ledger]:
-        layer, x, st = self._layer(node), self.values[node.inputs[0]], Stabilizer.ensure(rule.stabilizer)
-        if isinstance(rule, rules.Epsilon):
-            return textbook.epsilon(layer, x, R, st, rule.zero_bias)
-        if isinstance(rule, rules.ZPlus):
-            return textbook.zplus(layer, x, R, st, rule.zero_bias)
-        if isinstance(rule, rules.AlphaBeta):
-            return textbook.alpha_beta(layer, x, R, st, rule.alpha, rule.beta, rule.zero_bias)
-        if isinstance(rule, rules.Gamma):
-            return textbook.gamma(layer, x, R, st, rule.gamma, rule.zero_bias)
-        if isinstance(rule, (rules.ModifiedWeights, rules.PlainGamma)):
-            return textbook.modified_weights(layer, x, R, st, rule.modify, rule.zero_bias, rule.modify_bias)
-        if isinstance(rule, rules.WSquare):
-            return textbook.wsquare(layer, x, R, st, rule.zero_bias)
-        if isinstance(rule, rules.Flat):
-            return textbook.flat(layer, x, R, st)
-        assert isinstance(rule, rules.ZBox)
-        return textbook.zbox(layer, x, R, st, _bound(rule.low, x), _bound(rule.high, x))
+        relevance, ledger = rule.textbook(self._layer(node), self.values[node.inputs[0]], R)
+        return relevance, ledger
 
     def _pass(self, node: Node, R: Tensor) -> Share:
         if node.kind != "mul":
@@ -156,7 +140,7 @@ class Walker:
         shares = {}
         for v in signals:
             # Summing R over the axes along which the operand was broadcast is the transpose of the broadcast.
-            shares[v] = textbook.vjp(broadcast, self.values[v], R / len(signals))
+            shares[v] = vjp(broadcast, self.values[v], R / len(signals))
         return Share(shares, _nothing(R))
 
     def _add(self, node: Node, rule: Any, R: Tensor) -> Share:
@@ -191,10 +175,6 @@ class Walker:
 
 def _float_inputs(node: Node) -> tuple[Value, ...]:
     return node.sources
-
-
-def _bound(bound: float | Tensor, x: Tensor) -> Tensor:
-    return torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand(1, *x.shape[1:])
 
 
 def _nothing(R: Tensor) -> Ledger:

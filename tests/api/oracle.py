@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlrp import Stabilizer, rules
-from fastlrp.reference import rules as textbook
 from fastlrp.reference import structure
-from fastlrp.reference.rules import Affine
+from fastlrp.reference.redistribution import Affine
+from tests.reference import textbook
 
 
 def affine(layer: nn.Module) -> Affine:

@@ -8,7 +8,8 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.backends import cuda, dispatch
+from fastlrp.backends import cuda as backend
+from fastlrp.backends import dispatch, triton
 from tests.cuda.emulated import ORDERS, emulated, order
 
 
@@ -16,10 +17,10 @@ from tests.cuda.emulated import ORDERS, emulated, order
 def cuda(monkeypatch):
     """The CPU taken for the device that CUDA kernels run on."""
     module = emulated()
-    monkeypatch.setattr(cuda, "kernels", lambda: module)
-    monkeypatch.setattr(cuda, "device_type", lambda: "cpu")
+    monkeypatch.setattr(backend, "kernels", lambda: module)
+    monkeypatch.setattr(backend, "device_type", lambda: "cpu")
     # Operations without a CUDA kernel go to PyTorch, not to Triton's interpreter.
-    monkeypatch.setattr(dispatch, "_triton_missing", lambda: "not in this test")
+    monkeypatch.setattr(triton, "_missing", lambda: "not in this test")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     dispatch._select.cache_clear()
     yield module

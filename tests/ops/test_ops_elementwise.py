@@ -8,8 +8,7 @@ from fastlrp import functional
 from fastlrp.backends import dispatch
 from fastlrp.backends.extension import extension
 from fastlrp.functional.elementwise import elementwise_pooled_coefficients
-from fastlrp.reference import rules
-from fastlrp.reference.rules import Affine
+from fastlrp.reference.redistribution import Affine
 from tests.ops.cases import (
     DTYPES,
     assert_close,
@@ -22,6 +21,7 @@ from tests.ops.cases import (
     same,
     with_gaps,
 )
+from tests.reference import textbook as rules
 
 OP, POOLED = "elementwise_coefficients", "elementwise_pooled_coefficients"
 RULES = [
@@ -58,18 +58,18 @@ def test_equals_reference(rule, alpha, size, backend, dtype):
 @pytest.mark.parametrize("isa", extension().available_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set(isa, dtype):
-    extension = extension()
-    before = extension.isa()
+    compiled = extension()
+    before = compiled.isa()
     z, positive, negative, factor = arguments((3, 1009), dtype)
     try:
-        extension.set_isa(isa)
-        assert extension.isa() == isa
+        compiled.set_isa(isa)
+        assert compiled.isa() == isa
         for rule, alpha in RULES:
             for f in (factor, None):
                 expected = reference(OP)(z, positive, negative, f, rule, alpha, 1e-6)
                 assert_close(bound(OP, "cpu", dtype)(z, positive, negative, f, rule, alpha, 1e-6), expected)
     finally:
-        extension.set_isa(before)
+        compiled.set_isa(before)
 
 
 def test_unknown_instruction_set_is_an_error():

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastlrp.functional import input_rules as functional
-from fastlrp.reference import rules
 from tests.ops.cases import (
     DTYPES,
     assert_close,
@@ -24,6 +23,7 @@ from tests.ops.cases import (
     same,
     with_gaps,
 )
+from tests.reference import textbook as rules
 
 OP, FLAT = "input_relevance", "input_flat_relevance"
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

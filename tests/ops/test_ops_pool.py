@@ -146,11 +146,11 @@ def test_blocks_of_targets_change_no_bit(op, p, last):
 
 @pytest.fixture(params=extension().available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    extension = extension()
-    before = extension.isa()
-    extension.set_isa(request.param)
+    compiled = extension()
+    before = compiled.isa()
+    compiled.set_isa(request.param)
     yield request.param
-    extension.set_isa(before)
+    compiled.set_isa(before)
 
 
 @pytest.mark.usefixtures("isa")

@@ -8,15 +8,14 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.kinds.lowering import input_rules, layer
-from fastlrp.plan import plan
+from fastlrp.plan import input_terms, layer, plan
 from fastlrp.run import runner
 
 
 @pytest.fixture
 def fused(monkeypatch):
     """The torch backend taken for one that fuses."""
-    for module in (layer, input_rules, plan):
+    for module in (layer, input_terms, plan):
         monkeypatch.setattr(module, "FUSED", ("torch",))
 
 
@@ -37,7 +36,7 @@ def explainers(net: nn.Module, composite, monkeypatch) -> tuple[fastlrp.Explaine
     """One that fuses and one that does not; each has captured the model."""
     together = fastlrp.Explainer(net, composite, backend="torch", example_inputs=image())
     with monkeypatch.context() as m:
-        for module in (layer, input_rules, plan):
+        for module in (layer, input_terms, plan):
             m.setattr(module, "FUSED", ())
         apart = fastlrp.Explainer(net, composite, backend="torch", example_inputs=image())
         apart(image(), 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastlrp.reference.rules import Affine
+from fastlrp.reference.redistribution import Affine
 
 
 def stabilizer(epsilon: float) -> Callable[[Tensor], Tensor]:

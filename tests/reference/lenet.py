@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.reference import rules
-from fastlrp.reference.rules import Affine
+from fastlrp.reference.redistribution import Affine
+from tests.reference import textbook as rules
 from tests.reference.cases import stabilizer
 
 Propagate = Callable[[Affine, Tensor, Tensor], Tensor]

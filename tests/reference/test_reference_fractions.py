@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.reference import rules, structure
-from fastlrp.reference.rules import Affine
+from fastlrp.reference import structure
+from fastlrp.reference.redistribution import Affine
+from tests.reference import textbook as rules
 from tests.reference.cases import stabilizer
 
 LRP0 = stabilizer(0.0)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.reference import rules, structure
-from fastlrp.reference.rules import Affine
+from fastlrp.reference import structure
+from fastlrp.reference.redistribution import Affine
 from tests import goldens
+from tests.reference import textbook as rules
 from tests.reference.cases import relative_error, stabilizer
 
 pytestmark = goldens.needs_goldens

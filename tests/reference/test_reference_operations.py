@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastlrp.reference import rules
 from fastlrp.reference.conv import conv_relevance
 from fastlrp.reference.elementwise import elementwise_coefficients
 from fastlrp.reference.linear import linear_relevance
-from fastlrp.reference.rules import Affine
+from fastlrp.reference.redistribution import Affine
+from tests.reference import textbook as rules
 from tests.reference.cases import Case, every_layer, make_case, relative_error, stabilizer
 
 EPSILON = 1e-6

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlrp.reference import rules, structure
-from fastlrp.reference.rules import Affine
+from fastlrp.reference import structure
+from fastlrp.reference.redistribution import Affine
+from tests.reference import textbook as rules
 from tests.reference.cases import Case, every_layer, import_zennit_rules, make_case, relative_error, stabilizer
 
 zennit = import_zennit_rules()

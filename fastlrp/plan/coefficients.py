@@ -1,0 +1,258 @@
+"""The two-coefficient form of rules for layers with a weight: convolution, linear, batch norm.
+
+``R_in = x * W^T(uR) + x+ * W+^T(vR) + x- * W-^T(vR)``; the relevance that arrives is ``factor * register``, so the
+cached coefficients are ``u * factor`` and ``v * factor``, and what leaves is ``c = R_in / x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
+from fastlrp.plan.layer import AffineLayer, same_layout
+from fastlrp.plan.narrow import in_float32, representable, wide
+from fastlrp.plan.steps import Factor, Flow, SweepPart
+from fastlrp.stabilizer import Stabilizer
+from fastlrp.targets import OneHot
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What a rule multiplies the arriving register with.
+
+    Attributes:
+        u, v: slots of the coefficients times the arriving factor, ``(B, *out)`` each; None where the rule has none.
+        weight: ``W``, or what the rule makes of it.
+        splits: whether ``v`` goes with ``W+`` where the input is positive and with ``W-`` where it is negative.
+        gamma: of the generalised gamma rule, whose two products one sparse kernel does together; None for others.
+    """
+
+    u: int | None
+    v: int | None
+    weight: Tensor
+    splits: bool
+    gamma: float | None = None
+
+
+def goes_in_float32(b: Builder, layer: AffineLayer, flow: Flow) -> bool:
+    """True where coefficients may be out of float16's range: relevance arrives that is no multiple of the output."""
+    multiplies = layer.node.kind != "batch_norm" and not is_fused_input(b, layer)
+    return b.dtype == torch.float16 and flow.factor == Factor() and multiplies
+
+
+def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coefficients, signed: bool) -> None:
+    """One or two products with the weight, for a block of targets at once. ``signed``: the input may be negative."""
+    x = layer.x
+    u, v, weight = found.u, found.v, found.weight
+    split = found.splits and signed
+    positive = None
+    if v is not None:
+        positive = layer.positive if weight is layer.weight else weight.clamp(min=0)
+    exact = goes_in_float32(b, layer, flow)
+    for_run = (wide(weight), wide(positive)) if exact else (weight, positive)
+    run = layer.transpose(b, for_run[0], for_run[1], split, multiply=False)
+    one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
+    if one_hot:
+        run = _rows_of(b, run, for_run[0])
+    run = in_float32(run, b.dtype) if exact else run
+    sign = b.sign_slot(x) if split else None
+    products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
+    form = None if exact else layer.form(b, products, sign, gamma=found.gamma if len(products) == 2 else None)
+    if is_fused_input(b, layer):
+        terms: list[Term] = [] if u is None else [(weight, u, x.index)]
+        if v is not None:
+            assert positive is not None
+            terms += split_terms(b, layer, weight, positive, v) if split else [(positive, v, x.index)]
+        # Without the sparse form, which makes c and not relevance itself.
+        send_from_input(b, layer, flow, terms, None)
+        return
+    unpooled = None if exact else layer.unpooled(b, weight, positive, split)
+    slots = [u, v, sign]
+    register = b.step(
+        run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
+        accepts_one_hot=one_hot,
+    )  # fmt: skip
+    b.send(x, Flow(register, Factor(x)))
+
+
+def _rows_of(b: Builder, run: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
+    """A one-hot target selects a row of W instead of multiplying by all of them."""
+    rows = b.operation("linear_one_hot_relevance")
+
+    def call(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
+        if isinstance(flow, OneHot):
+            selected: Tensor = rows(flow.value, flow.index, weight, u, None, None, False, False)
+            return selected
+        return run(flow, u, v, x)
+
+    return call
+
+
+def only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
+    """True if relevance can only stand where the layer's output is above zero: it passed a ReLU in chained form."""
+    value = flow.factor.value
+    producer = None if value is None else value.producer
+    return producer is not None and producer.operation == "relu" and producer.inputs[0] is layer.y
+
+
+def output_slot(b: Builder, layer: AffineLayer, zero_bias: bool) -> int:
+    """Slot of the layer's output, without its bias where the rule leaves that out."""
+    if not zero_bias or layer.bias is None:
+        return layer.y.index
+    run = lambda x: layer.apply(x, layer.weight, None)  # noqa: E731
+    return b.cache(run, [layer.x.index], layer.y.numel, key=("no bias", layer.node))
+
+
+def of_changed_weights(
+    b: Builder,
+    layer: AffineLayer,
+    flow: Flow,
+    stabilizer: float | Stabilizer,
+    modify: Callable[[Tensor], Tensor],
+    zero_bias: bool,
+    modify_bias: bool = True,
+) -> Coefficients:
+    """Those of epsilon for the weight ``modify(W)``: its own denominators, one product."""
+    bias = None if zero_bias else layer.bias
+    weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
+    z = b.cache(lambda x: layer.apply(x, weight, shift), [layer.x.index], layer.y.numel)
+    u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
+    return Coefficients(u, None, weight, splits=False)
+
+
+def part_coefficient(
+    b: Builder, layer: AffineLayer, flow: Flow, st: Stabilizer, zero_bias: bool, share: float, negative: bool = False
+) -> int:
+    """Slot of ``share * factor / st(P + b+)``; negative: the same of ``-W`` and ``-b``."""
+    factor, slot = b.slot_of(flow.factor), part(b, layer, zero_bias, negative)
+    return pair(b, layer, "zplus", share, st.mirrored() if negative else st, [slot, slot, None, factor])[1]
+
+
+def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False) -> int:
+    """Slot of ``P + b+``; negative: of ``-(N + b-)``, which is the same for ``-W`` and ``-b``."""
+    signed = not b.is_nonnegative(layer.x)
+    weight = layer.negated if negative else layer.weight
+    positive = layer.negated_positive if negative else layer.positive
+    shift = None
+    if layer.bias is not None and not zero_bias:
+        shift = (-layer.bias if negative else layer.bias).clamp(min=0)
+    together = layer.node.kind == "conv" and layer.geometry.is_plain
+    below = weight.clamp(max=0) if signed else None
+    both = torch.cat([positive, below], 1) if below is not None and together else None
+
+    def run(x: Tensor, sign: Any = False) -> Tensor:
+        if sign is False:
+            return layer.apply(x, positive, shift)
+        assert below is not None
+        if both is not None:
+            return layer.apply(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, shift)
+        return layer.apply(x.clamp(min=0), positive, shift).add_(layer.apply(x.clamp(max=0), below, None))
+
+    ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
+    return b.cache(run, ins, layer.y.numel, key=("part", layer.node, negative, shift is None))
+
+
+def pair(
+    b: Builder,
+    layer: AffineLayer,
+    rule: str,
+    alpha: float,
+    stabilizer: Stabilizer,
+    slots: list[int | None],
+) -> tuple[int, int]:
+    """Two slots, u and v, from ``(z, positive, negative, factor)``; one of them may hold None."""
+    if stabilizer.is_absolute:
+        op, epsilon = b.operation("elementwise_coefficients"), stabilizer.epsilon
+
+        def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
+            return op(z, p, n, f, rule, alpha, epsilon)
+    else:
+
+        def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
+            found = _general_coefficients(wide(z), wide(p), wide(n), wide(f), rule, alpha, stabilizer)
+            return tuple(None if t is None else t.to(z.dtype) for t in found)
+
+    present = [slot for slot in slots if slot is not None]
+    missing = [slot is None for slot in slots]
+    exact = slots[3] is None and goes_in_float32(b, layer, Flow(0))
+    narrow, dtype = b.dtype == torch.float16, torch.float32 if exact else b.dtype
+
+    def call(*tensors: Tensor) -> Any:
+        rest = iter(tensors)
+        arguments: list[Any] = [None if absent else next(rest) for absent in missing]
+        u, v = run(*map(wide, arguments)) if exact else run(*arguments)
+        if narrow:
+            u, v = representable(u, tensors[0], dtype), representable(v, tensors[0], dtype)
+        return same_layout(layer, u), same_layout(layer, v)
+
+    swept = None
+    if stabilizer.is_absolute and not narrow:
+        swept = SweepPart("coefficients", (rule, alpha, stabilizer.epsilon), tuple(slots))
+    first = b.cache(call, present, layer.y.numel, outs=2, part=swept)
+    if rule in ("epsilon", "zplus"):
+        b.slot_bytes[first + (rule == "epsilon")] = 0
+    return first, first + 1
+
+
+def _general_coefficients(
+    z: Tensor, p: Any, n: Any, f: Tensor | None, rule: str, alpha: float, st: Stabilizer
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same coefficients for any stabilizer."""
+
+    def scaled(value: Tensor) -> Tensor:
+        return value if f is None else torch.where(f == 0, 0.0, value * f)
+
+    if rule == "epsilon":
+        return scaled(st.reciprocal(z)), None
+    if rule == "zplus":
+        return None, scaled(alpha * st.reciprocal(p))
+    above, below = scaled(st.reciprocal(z + alpha * p)), scaled(st.reciprocal(z + alpha * n))
+    u = torch.where(z > 0, above, torch.where(z < 0, (1 + alpha) * below, 0.0))
+    v = torch.where(z > 0, alpha * above, torch.where(z < 0, -alpha * below, 0.0))
+    return u, v
+
+
+def scale_batch_norm(b: Builder, layer: AffineLayer, flow: Flow, found: Coefficients) -> None:
+    """A batch norm that stands alone: each output has one input, so the whole rule is a cached factor."""
+    u, v, weight = found.u, found.v, found.weight
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+
+    def total(x: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor:
+        result = 0.0 if u is None else u * weight
+        if v is not None:
+            result = result + v * torch.where(x > 0, positive, torch.where(x < 0, negative, 0.0))
+        assert isinstance(result, Tensor)
+        return result
+
+    present = [slot for slot in (u, v) if slot is not None]
+
+    def call(x: Tensor, *rest: Tensor) -> Tensor:
+        tensors = iter(rest)
+        return total(x, None if u is None else next(tensors), None if v is None else next(tensors))
+
+    scale = b.cache(call, [layer.x.index, *present], layer.x.numel)
+    b.send(layer.x, Flow(flow.register, Factor(layer.x, scale)))
+
+
+def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
+    """The layer's own gradient, ``W^T`` alone."""
+    x, y = layer.x, layer.y
+    factor = b.slot_of(flow.factor)
+    if layer.node.kind == "batch_norm":
+        scale = layer.weight
+        if factor is None:
+            slot = b.cache(lambda y: scale.expand(y.shape), [y.index], x.numel)
+        else:
+            slot = b.cache(lambda f: f * scale, [factor], x.numel)
+        b.send(x, Flow(flow.register, Factor(None, slot)))
+        return
+    ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
+    run = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
+    form = layer.form(b, [(layer.weight, ones, False)])
+    b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel, layer.work, form)))

@@ -1,0 +1,112 @@
+"""The rules at the input: zB, w2 and flat. They emit relevance itself, not relevance per unit of activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.backends.dispatch import FUSED
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.layer import AffineLayer, same_layout
+from fastlrp.plan.steps import Flow
+from fastlrp.stabilizer import Stabilizer
+
+MOST_TERMS = 3
+
+FEW_CHANNELS = 8
+"""Up to this many the kernels for a network's input take: its pixels, not its features."""
+
+Term = tuple[Tensor, int, int | None]
+"""``m * W^T (u F)``: weight, slot of the coefficient u, slot of the multiplier m or None for 1."""
+
+
+def is_fused_input(b: Builder, layer: AffineLayer) -> bool:
+    """Whether one kernel makes the relevance of a network's input: a convolution of few channels that reads it."""
+    node, x = layer.node, layer.x
+    if node.kind != "conv" or x.producer is not None or not 3 <= len(x.shape) <= 5:
+        return False
+    plain = layer.geometry.is_plain and x.sizes[0] <= FEW_CHANNELS
+    return plain and b.backend_of("input_relevance") in FUSED
+
+
+def split_terms(b: Builder, layer: AffineLayer, weight: Tensor, positive: Tensor, v: int) -> list[Term]:
+    """``x+ * W+^T (v F) + x- * W-^T (v F)``."""
+    x = layer.x
+    above = b.cache(lambda x: x.clamp(min=0), [x.index], x.numel, key=("above", x))
+    below = b.cache(lambda x: x.clamp(max=0), [x.index], x.numel, key=("below", x))
+    return [(positive, v, above), (weight - positive, v, below)]
+
+
+def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[Term], form: Any) -> None:
+    """Relevance of the network's input as a sum of terms, in one kernel; with its channels summed up where asked."""
+    x = layer.x
+    call = b.operation("input_relevance")
+    stride, padding, dilation, _, _, groups = layer.geometry.arguments
+    geometry = (list(x.sizes[1:]), stride, padding, dilation, groups)
+    # Also what the sparse form reads, which may take this step's place: a record keeps what its steps name.
+    read = [slot for _, u, m in terms for slot in (u, m) if slot is not None]
+    slots = list(dict.fromkeys([*read, *(() if form is None else form.slots)]))
+    # A kernel takes up to three terms; alpha-beta on an input of both signs has four.
+    chunks = [terms] if len(terms) <= MOST_TERMS else [terms[:2], terms[2:]]
+
+    def run(reduce: bool, flow: Tensor, *tensors: Tensor) -> Tensor:
+        of = dict(zip(slots, tensors, strict=True))
+        total: Tensor | None = None
+        for chunk in chunks:
+            weights, us, ms = zip(*chunk, strict=True)
+            multipliers = [None if m is None else of[m] for m in ms]
+            part = call(flow, list(weights), [of[u] for u in us], multipliers, *geometry, reduce)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    work, reduced = len(terms) * layer.work, partial(run, True)
+    register = b.step(partial(run, False), [flow.register], slots, x.numel, work, form, reduced=reduced)
+    b.send(x, Flow(register))
+
+
+def send_flat(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
+    """Relevance of the network's input under the flat rule, in one kernel."""
+    x = layer.x
+    call = b.operation("input_flat_relevance")
+    stride, padding, dilation, *_ = layer.geometry.arguments
+    kernel, size = list(layer.weight.shape[2:]), list(x.sizes[1:])
+
+    def run(reduce: bool, flow: Tensor, u: Tensor) -> Tensor:
+        result: Tensor = call(flow, u, x.sizes[0], kernel, size, stride, padding, dilation, reduce)
+        return result
+
+    reduced = partial(run, True)
+    b.send(x, Flow(b.step(partial(run, False), [flow.register], [u], x.numel, reduced=reduced)))
+
+
+def constant_shares(
+    b: Builder,
+    layer: AffineLayer,
+    flow: Flow,
+    stabilizer: Stabilizer,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | float = 1.0,
+) -> int:
+    """Slot of ``factor / st(sum_i w_ij + b_j)``: denominators that do not depend on the input are constants of a plan.
+
+    Weight and bias in float32 or wider, :func:`~fastlrp.plan.narrow.wide`.
+    """
+    ones = torch.ones((1, *layer.x.sizes), dtype=weight.dtype, device=weight.device)
+    inverse = (scale * stabilizer.reciprocal(layer.apply(ones, weight, bias))).to(layer.weight.dtype)
+    factor = b.slot_of(flow.factor)
+    scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
+    read = layer.y.index if factor is None else factor
+    return b.cache(lambda t: same_layout(layer, scaled(t)), [read], layer.y.numel)
+
+
+def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int) -> None:
+    """``R_in = W^T(u F)``, not times the input."""
+    transposed = layer.transpose(b, weight, None, signed=False, multiply=False)
+    form = layer.form(b, [(weight, u, False)])
+    b.send(layer.x, Flow(b.step(transposed, [flow.register], [u, None, None], layer.x.numel, layer.work, form)))

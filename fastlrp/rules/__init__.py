@@ -1,0 +1,37 @@
+"""The rules of LRP: one small frozen dataclass each, in a file of its own, with its formula and its source."""
+
+from fastlrp.rules.alpha_beta import AlphaBeta
+from fastlrp.rules.carry import Pass
+from fastlrp.rules.custom import Custom
+from fastlrp.rules.epsilon import Epsilon
+from fastlrp.rules.flat import Flat
+from fastlrp.rules.gamma import Gamma
+from fastlrp.rules.gradient import Deconvnet, Gradient, GuidedBackprop
+from fastlrp.rules.modified_weights import ModifiedWeights
+from fastlrp.rules.norm import Norm
+from fastlrp.rules.plain_gamma import PlainGamma
+from fastlrp.rules.rule import Rule, TwoCoefficientRule, WeightRule
+from fastlrp.rules.wsquare import WSquare
+from fastlrp.rules.zbox import ZBox
+from fastlrp.rules.zplus import ZPlus
+
+__all__ = [
+    "AlphaBeta",
+    "Custom",
+    "Deconvnet",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Gradient",
+    "GuidedBackprop",
+    "ModifiedWeights",
+    "Norm",
+    "Pass",
+    "PlainGamma",
+    "Rule",
+    "TwoCoefficientRule",
+    "WSquare",
+    "WeightRule",
+    "ZBox",
+    "ZPlus",
+]

@@ -1,0 +1,129 @@
+"""LRP-alpha-beta."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.coefficients import goes_in_float32, part_coefficient
+from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
+from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.narrow import in_float32, wide
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference.redistribution import (
+    Affine,
+    Ledger,
+    Stabilize,
+    bias_of,
+    negative_part,
+    negative_products,
+    positive_part,
+    positive_products,
+    redistribute,
+)
+from fastlrp.rules.rule import WeightRule
+from fastlrp.stabilizer import Stabilizer
+
+
+@dataclass(frozen=True)
+class AlphaBeta(WeightRule):
+    """LRP-alpha-beta: ``R_i = sum_j (alpha (x_i w_ij)+ / st(P_j + b_j+) - beta (x_i w_ij)- / st(N_j + b_j-)) R_j``.
+
+    Args:
+        alpha, beta: ``alpha >= 0``, ``alpha - beta = 1``. With ``alpha < 1`` both parts add up (``alpha = 0``: the
+            negative part alone).
+
+    Source: Bach et al. 2015, eq. 60.
+
+    Raises:
+        ValueError: if ``alpha - beta`` is not 1 or ``alpha`` is negative.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    stabilizer: float | Stabilizer = 1e-6
+    zero_bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.alpha < math.inf and abs(self.alpha - self.beta - 1) <= 1e-6):
+            raise ValueError(
+                f"AlphaBeta: needs a finite alpha >= 0 and alpha - beta = 1 (so that relevance is conserved), "
+                f"got alpha={self.alpha}, beta={self.beta}"
+            )
+
+    def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
+        return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), self.alpha, self.beta, self.zero_bias)
+
+    def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
+        """``alpha`` times the rule of the positive parts minus ``beta`` times that of the negative ones.
+
+        Not as ``u W + v W+`` with ``u = -beta B``, ``v = alpha A + beta B``: where a neuron's negative part is nearly
+        empty B is up to 1/epsilon, and A would be read off the difference of two numbers a million times its size.
+        Products with W+ and W- cost the same and lose nothing. The negative part is the positive part of ``-W``.
+        """
+        x, st = layer.x, Stabilizer.ensure(self.stabilizer)
+        signed = not b.is_nonnegative(x)
+        exact = goes_in_float32(b, layer, flow)
+        parts: list[Any] = []
+        unpooled: list[Any] = []
+        terms: list[Term] = []
+        for negative, share in ((False, self.alpha), (True, -self.beta)):
+            if share:
+                v = part_coefficient(b, layer, flow, st, self.zero_bias, share, negative)
+                weight = layer.negated if negative else layer.weight
+                positive = layer.negated_positive if negative else layer.positive
+                for_run = (wide(weight), wide(positive)) if exact else (weight, positive)
+                parts.append((layer.transpose(b, for_run[0], for_run[1], signed, multiply=False), v, weight))
+                if is_fused_input(b, layer):
+                    terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
+                unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))
+        sign_of = b.sign_slot(x) if signed else None
+
+        def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
+            results = [run(flow, None, v, x) for (run, *_), v in zip(parts, vs, strict=True)]
+            return results[0] if len(results) == 1 else results[0].add_(results[1])
+
+        def total_unpooled(flow: Tensor, index: Tensor, pool: Any, x: Tensor | None, *vs: Tensor) -> Tensor:
+            results = [run(flow, index, pool, None, v, x) for run, v in zip(unpooled, vs, strict=True)]
+            return results[0] if len(results) == 1 else results[0].add_(results[1])
+
+        form = None if exact else layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)
+        if terms:
+            send_from_input(b, layer, flow, terms, None)
+            return
+        slots = [sign_of, *(v for _, v, _ in parts)]
+        both = None if None in unpooled else total_unpooled
+        product = in_float32(total, b.dtype) if exact else total
+        register = b.step(product, [flow.register], slots, x.numel, layer.work * len(parts), form, unpooled=both)
+        b.send(x, Flow(register, Factor(x)))
+
+
+def textbook(
+    layer: Affine,
+    x: Tensor,
+    R: Tensor,
+    st: Stabilize,
+    alpha: float,
+    beta: float,
+    zero_bias: bool = False,
+) -> tuple[Tensor, Ledger]:
+    """LRP-alpha-beta: ``R_i = sum_j (alpha (x_i w_ij)+ / st(P_j + b_j+) - beta (x_i w_ij)- / st(N_j + b_j-)) R_j``.
+
+    The ledger is that of the positive part times alpha minus that of the negative part times beta; all of it adds up to
+    ``(alpha - beta) R.sum()``.
+
+    Source: Bach et al. 2015, eq. 60.
+    """
+    above, gains = redistribute(positive_products(layer, x), bias_of(layer, x, positive_part, zero_bias), R, st)
+    below, losses = redistribute(negative_products(layer, x), bias_of(layer, x, negative_part, zero_bias), R, st)
+    ledger = Ledger(
+        bias=alpha * gains.bias - beta * losses.bias,
+        stabilizer=alpha * gains.stabilizer - beta * losses.stabilizer,
+        dead=alpha * gains.dead - beta * losses.dead,
+    )
+    return alpha * above - beta * below, ledger

@@ -1,0 +1,36 @@
+"""A rule written out by the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fastlrp.rules.rule import Rule
+
+
+class Custom(Rule):
+    """A rule written out: subclass it and define :meth:`propagate`.
+
+    For operations that fastlrp does not know, give an instance to :func:`fastlrp.register_rule`. Set
+    ``linear_in_relevance = True`` if what it returns is linear in ``relevance``: then plans with it may propagate a
+    basis of a narrow layer instead of each target.
+    """
+
+    linear_in_relevance = False
+
+    def propagate(
+        self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Relevance of the inputs from that of the output.
+
+        Args:
+            forward: the operation as a function of its activation inputs (weights are bound in).
+            inputs: activations, each ``(B, ...)``.
+            output: ``forward(*inputs)``, ``(B, ...)``.
+            relevance: ``(B, K, *output.shape[1:])``.
+
+        Returns:
+            for each input its relevance ``(B, K, *input.shape[1:])``, or None for none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define propagate(forward, inputs, output, relevance)")

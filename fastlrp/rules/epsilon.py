@@ -1,0 +1,51 @@
+"""LRP-epsilon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.coefficients import Coefficients, output_slot, pair
+from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.steps import Flow
+from fastlrp.reference.redistribution import Affine, Ledger, Stabilize
+from fastlrp.rules import modified_weights
+from fastlrp.rules.rule import TwoCoefficientRule
+from fastlrp.stabilizer import Stabilizer
+
+
+@dataclass(frozen=True)
+class Epsilon(TwoCoefficientRule):
+    """LRP-epsilon: ``R_i = sum_j x_i w_ij / st(z_j) R_j``; with ``epsilon=0`` it is LRP-0.
+
+    Args:
+        epsilon: number (absolute) or :class:`Stabilizer`.
+        zero_bias: leave the bias out of the denominator.
+
+    Source: Bach et al. 2015, eq. 58.
+    """
+
+    epsilon: float | Stabilizer = 1e-6
+    zero_bias: bool = False
+
+    @property
+    def stabilizer(self) -> float | Stabilizer:
+        return self.epsilon
+
+    def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
+        return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), self.zero_bias)
+
+    def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
+        slots = [output_slot(b, layer, self.zero_bias), None, None, b.slot_of(flow.factor)]
+        u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(self.stabilizer), slots)
+        return Coefficients(u, None, layer.weight, splits=False)
+
+
+def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize, zero_bias: bool = False) -> tuple[Tensor, Ledger]:
+    """LRP-epsilon: ``R_i = sum_j x_i w_ij / st(z_j) R_j``, ``z = W x + b``. With epsilon 0 it is LRP-0.
+
+    Source: Bach et al. 2015, eq. 58.
+    """
+    return modified_weights.textbook(layer, x, R, st, lambda w: w, zero_bias)

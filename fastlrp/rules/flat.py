@@ -1,0 +1,62 @@
+"""LRP-flat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.input_terms import constant_shares, is_fused_input, send_flat, send_product
+from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.narrow import wide
+from fastlrp.plan.steps import Flow
+from fastlrp.reference.redistribution import Affine, Ledger, Stabilize, part_of, redistribute
+from fastlrp.rules.rule import WeightRule
+from fastlrp.stabilizer import Stabilizer
+
+
+@dataclass(frozen=True)
+class Flat(WeightRule):
+    """LRP-flat: each output's relevance in equal shares to all inputs it sees, ``R_i = sum_j 1 / st(sum_i 1) R_j``.
+
+    Source: Lapuschkin et al. 2019.
+    """
+
+    stabilizer: float | Stabilizer = 1e-6
+
+    def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
+        return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer))
+
+    def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
+        weight = torch.ones_like(layer.weight)
+        u = constant_shares(b, layer, flow, Stabilizer.ensure(self.stabilizer), wide(weight), None)
+        if is_fused_input(b, layer):
+            send_flat(b, layer, flow, u)
+        elif layer.node.kind == "conv" and layer.geometry.groups == 1:
+            _send_box_filter(b, layer, flow, weight, u)
+        else:
+            send_product(b, layer, flow, weight, u)
+
+
+def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize) -> tuple[Tensor, Ledger]:
+    """LRP-flat: ``R_i = sum_j 1 / st(sum_i 1) R_j`` over the inputs that output ``j`` sees (not padding); no bias.
+
+    Source: Lapuschkin et al. 2019.
+    """
+    part = part_of(layer, torch.ones_like(layer.weight), torch.ones_like(x))
+    return redistribute([part], None, R, st)
+
+
+def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int) -> None:
+    """All input channels get the same: the sum over output channels comes first, then one box filter."""
+    x = layer.x
+    narrow = layer.transpose(b, weight[:1, :1], None, signed=False, multiply=False)
+
+    def box_filter(flow: Tensor, u: Tensor) -> Tensor:
+        summed = (flow * u.unsqueeze(1)).sum(2, keepdim=True)
+        unit = summed.new_ones(1).expand(summed.shape[0], *summed.shape[2:])
+        return narrow(summed, unit, None, None).expand(-1, -1, x.sizes[0], *x.sizes[1:])
+
+    b.send(x, Flow(b.step(box_filter, [flow.register], [u], x.numel)))

@@ -1,0 +1,110 @@
+"""Generalised LRP-gamma."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.coefficients import (
+    Coefficients,
+    of_changed_weights,
+    only_positive_outputs,
+    output_slot,
+    pair,
+    part,
+)
+from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.steps import Flow
+from fastlrp.reference.redistribution import (
+    Affine,
+    Ledger,
+    Stabilize,
+    bias_of,
+    negative_part,
+    negative_products,
+    part_of,
+    positive_part,
+    positive_products,
+    redistribute,
+    times,
+    total,
+)
+from fastlrp.rules.plain_gamma import PlainGamma
+from fastlrp.rules.rule import TwoCoefficientRule
+from fastlrp.stabilizer import Stabilizer
+
+
+@dataclass(frozen=True)
+class Gamma(TwoCoefficientRule):
+    """Generalised LRP-gamma, for inputs of both signs.
+
+    ``R_i = sum_j (x_i w_ij + gamma (x_i w_ij)+) / st(z_j + gamma (P_j + b_j+)) R_j`` where ``z_j > 0``,
+    the same with ``-``, ``N`` and ``b-`` where ``z_j < 0``, nothing where ``z_j = 0``.
+
+    Source: Andeol et al. 2021; Montavon et al. 2019, section 10.2.3, for ``x >= 0``.
+    """
+
+    gamma: float = 0.25
+    stabilizer: float | Stabilizer = 1e-6
+    zero_bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"Gamma: gamma must be >= 0 and finite, got {self.gamma}")
+
+    def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
+        return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), self.gamma, self.zero_bias)
+
+    def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
+        same_sign = not self.zero_bias or layer.bias is None  # Without its bias a neuron above zero may be below it.
+        if not signed and same_sign and only_positive_outputs(layer, flow):
+            # After a ReLU v/u is the same for every neuron that carries relevance: one product with W + gamma W+.
+            modify = PlainGamma(self.gamma).modify
+            return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias)
+        factor, z = b.slot_of(flow.factor), output_slot(b, layer, self.zero_bias)
+        positive = part(b, layer, self.zero_bias)
+        opposite = part(b, layer, self.zero_bias, negative=True)
+        negative = b.cache(torch.neg, [opposite], layer.y.numel)
+        st = Stabilizer.ensure(self.stabilizer)
+        u, v = pair(b, layer, "gamma", self.gamma, st, [z, positive, negative, factor])
+        return Coefficients(u, v, layer.weight, splits=True, gamma=self.gamma)
+
+
+def textbook(
+    layer: Affine, x: Tensor, R: Tensor, st: Stabilize, gamma: float, zero_bias: bool = False
+) -> tuple[Tensor, Ledger]:
+    """LRP-gamma, generalised to inputs and outputs of both signs.
+
+    ``R_i = sum_j (x_i w_ij + gamma (x_i w_ij)+) / st(z_j + gamma (P_j + b_j+)) R_j`` over the neurons with ``z_j > 0``,
+    the same with ``-``, ``N`` and ``b-`` over those with ``z_j < 0``. Neurons with ``z_j = 0`` are dead. With
+    ``zero_bias`` the layer has no bias at all, so the sign of ``z_j`` is that of ``W x`` too.
+
+    Source: Andeol et al. 2021; Montavon et al. 2019, section 10.2.3, for ``x >= 0``.
+    """
+    bias = None if zero_bias else layer.bias
+    z = layer.apply(x, layer.weight, bias).unsqueeze(1)
+    plain = part_of(layer, layer.weight, x)
+
+    def more(clamp: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda w: w + gamma * clamp(w)
+
+    up = [times(part, gamma) for part in positive_products(layer, x)]
+    down = [times(part, gamma) for part in negative_products(layer, x)]
+    above, gains = redistribute(
+        [plain, *up], bias_of(layer, x, more(positive_part), zero_bias), torch.where(z > 0, R, 0.0), st
+    )
+    below, losses = redistribute(
+        [plain, *down], bias_of(layer, x, more(negative_part), zero_bias), torch.where(z < 0, R, 0.0), st
+    )
+    ledger = Ledger(
+        bias=gains.bias + losses.bias,
+        stabilizer=gains.stabilizer + losses.stabilizer,
+        dead=gains.dead + losses.dead + total(torch.where(z == 0, R, 0.0)),
+    )
+    return above + below, ledger

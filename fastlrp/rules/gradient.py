@@ -1,0 +1,26 @@
+"""The gradient, and the two clipped gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastlrp.rules.rule import Rule
+
+
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """The layer's own gradient: what flows is ``dy/dx``, not relevance."""
+
+
+@dataclass(frozen=True)
+class Deconvnet(Rule):
+    """At a ReLU: what flows is clipped, ``R_in = max(R, 0)``. Source: Zeiler and Fergus 2014."""
+
+    linear_in_relevance = False
+
+
+@dataclass(frozen=True)
+class GuidedBackprop(Rule):
+    """At a ReLU: gradient and clipping, ``R_in = 1[x > 0] max(R, 0)``. Source: Springenberg et al. 2015."""
+
+    linear_in_relevance = False

@@ -1,0 +1,75 @@
+"""What all rules have in common, and what the rules for layers with a weight have.
+
+Notation: ``x`` layer input, ``z = Wx + b`` pre-activation, ``R`` relevance of the output, ``st`` the
+:class:`~fastlrp.stabilizer.Stabilizer`; ``w+ = max(w, 0)``, ``w- = min(w, 0)``, and for any sign of ``x``
+
+    P = sum_i (x_i w_i)+,   N = sum_i (x_i w_i)-      (no bias; z = P + N + b)
+
+A rule is data: a small frozen dataclass in a file of its own, with its formula and its source. The file states the rule
+twice, independently: ``textbook`` in plain z, s, c, R steps (float64, the definition), and ``lower`` as steps whose
+coefficients are computed once per sample. :meth:`fastlrp.Explainer.verify` compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.coefficients import Coefficients, scale_batch_norm, send_two_coefficients
+from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.steps import Flow
+from fastlrp.reference.redistribution import Affine, Ledger
+from fastlrp.stabilizer import Stabilizer
+
+
+class Rule:
+    """Base of all rules. To write your own, see :class:`ModifiedWeights` and :class:`Custom`."""
+
+    linear_in_relevance = True
+    """False where propagation clips relevance (deconvnet, guided backprop): such plans cannot propagate a basis."""
+
+    def __post_init__(self) -> None:
+        """Called by every rule's constructor: a stabilizer that is none is noticed there, not at the first capture."""
+        if hasattr(self, "stabilizer"):
+            Stabilizer.ensure(self.stabilizer)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+class WeightRule(Rule):
+    """A rule for layers with a weight, and for pools, whose windows have a weight of one."""
+
+    stabilizer: Any
+
+    def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
+        """Relevance of the input ``x (B, ...)`` from that of the output ``R (B, K, ...)``, and what does not arrive."""
+        raise NotImplementedError
+
+    def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
+        """Append the steps that send ``flow`` from the layer's output to its input."""
+        raise NotImplementedError
+
+    def lower_batch_norm(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
+        """The same at a batch norm that stands alone."""
+        raise TypeError(f"{self} is not defined for {layer.node}: use Pass, Epsilon, ZPlus or Gamma")
+
+
+class TwoCoefficientRule(WeightRule):
+    """A rule of the form ``R_in = x * W^T(uR) + x+ * W+^T(vR) + x- * W-^T(vR)``; see :mod:`fastlrp.plan.coefficients`."""
+
+    def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
+        """``u`` and ``v`` times the arriving factor, and the weight that they go with.
+
+        ``signed``: the input may be negative.
+        """
+        raise NotImplementedError
+
+    def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
+        signed = not b.is_nonnegative(layer.x)
+        send_two_coefficients(b, layer, flow, self.coefficients(b, layer, flow, signed), signed)
+
+    def lower_batch_norm(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
+        scale_batch_norm(b, layer, flow, self.coefficients(b, layer, flow, signed=True))

@@ -1,0 +1,136 @@
+"""LRP-zB: inputs within bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.input_terms import is_fused_input, send_from_input
+from fastlrp.plan.layer import AffineLayer, same_layout
+from fastlrp.plan.narrow import representable, wide
+from fastlrp.plan.steps import Flow
+from fastlrp.reference.redistribution import (
+    Affine,
+    Ledger,
+    Stabilize,
+    negative_part,
+    part_of,
+    positive_part,
+    redistribute,
+)
+from fastlrp.rules.rule import WeightRule
+from fastlrp.stabilizer import Stabilizer
+
+
+@dataclass(frozen=True, eq=False)
+class ZBox(WeightRule):
+    """LRP-zB for inputs in a box: ``R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) / st(z_j - l W+ - h W-) R_j``.
+
+    Args:
+        low, high: lowest and highest possible input, number or tensor that broadcasts to ``(B, C, H, W)``
+            (``(1, 3, 1, 1)`` for bounds per channel), in the units of the model's own (normalised) input.
+
+    Source: Montavon et al. 2017, eq. 13.
+    """
+
+    low: float | Tensor
+    high: float | Tensor
+    stabilizer: float | Stabilizer = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bounds("ZBox", self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"ZBox({_extent(self.low)}, {_extent(self.high)}, {self.stabilizer})"
+
+    def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
+        low, high = (_expanded(bound, x) for bound in (self.low, self.high))
+        return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), low, high)
+
+    def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
+        """``R = (x-l) * W+^T s + (x-h) * W-^T s``, with ``z = W+ (x-l) + W- (x-h)``: two products, not three."""
+        x = layer.x
+        weight = layer.weight
+        low = torch.as_tensor(self.low, dtype=weight.dtype, device=weight.device)
+        high = torch.as_tensor(self.high, dtype=weight.dtype, device=weight.device)
+        positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+        stabilizer = Stabilizer.ensure(self.stabilizer)
+        factor = b.slot_of(flow.factor)
+        above = b.cache(lambda x: _minus(x, low), [x.index], x.numel)
+        below = b.cache(lambda x: _minus(x, high), [x.index], x.numel)
+
+        def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
+            z = layer.apply(above, positive, None).add_(layer.apply(below, negative, None))
+            inverse = stabilizer.reciprocal(wide(z))
+            quotient = inverse * f[0] if f else inverse
+            return same_layout(layer, representable(quotient, z, z.dtype))
+
+        u = b.cache(coefficient, [above, below] + ([] if factor is None else [factor]), layer.y.numel)
+        form = layer.form(b, [(positive, u, False), (negative, u, False)], factors=(above, below))
+        if is_fused_input(b, layer):
+            send_from_input(b, layer, flow, [(positive, u, above), (negative, u, below)], form)
+            return
+        first = layer.transpose(b, positive, None, signed=False, multiply=True)
+        second = layer.transpose(b, negative, None, signed=False, multiply=True)
+
+        def run(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
+            return first(flow, u, None, above).add_(second(flow, u, None, below))
+
+        b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel, 2 * layer.work, form)))
+
+
+def textbook(
+    layer: Affine, x: Tensor, R: Tensor, st: Stabilize, low: float | Tensor, high: float | Tensor
+) -> tuple[Tensor, Ledger]:
+    """LRP-zB: ``R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) / st(z_j) R_j``, ``z = W x - W+ l - W- h``.
+
+    The biases ``b - b+ - b-`` cancel. ``low`` and ``high`` are numbers or tensors that broadcast to ``x``.
+
+    Source: Montavon et al. 2017, eq. 13.
+    """
+    lowest = torch.as_tensor(low, dtype=x.dtype, device=x.device).expand_as(x)
+    highest = torch.as_tensor(high, dtype=x.dtype, device=x.device).expand_as(x)
+    parts = [
+        part_of(layer, layer.weight, x),
+        part_of(layer, -positive_part(layer.weight), lowest),
+        part_of(layer, -negative_part(layer.weight), highest),
+    ]
+    return redistribute(parts, None, R, st)
+
+
+def _check_bounds(name: str, low: Any, high: Any) -> None:
+    try:
+        ordered = bool((torch.as_tensor(low) <= torch.as_tensor(high)).all())
+    except RuntimeError as error:
+        raise ValueError(f"{name}: low and high do not broadcast against each other: {error}") from error
+    if not all(bool(torch.isfinite(torch.as_tensor(bound)).all()) for bound in (low, high)):
+        raise ValueError(f"{name}: low and high must be finite, got low={low!r}, high={high!r}")
+    if not ordered:
+        raise ValueError(f"{name}: low must not exceed high, got low={low!r}, high={high!r}")
+
+
+def _extent(bound: Any) -> str:
+    """A bound in one line: a number, or the range of a tensor's entries."""
+    if not isinstance(bound, Tensor):
+        return f"{bound:g}"
+    low, high = float(bound.min()), float(bound.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _minus(x: Tensor, bound: Tensor) -> Tensor:
+    try:
+        return x - bound.expand(x.shape[1:] if bound.dim() < x.dim() else (1, *x.shape[1:]))
+    except RuntimeError as error:
+        raise ValueError(
+            f"ZBox: bounds of shape {tuple(bound.shape)} do not broadcast to the layer's input {tuple(x.shape)}: "
+            "pass numbers or tensors of shape (1, C, 1, 1)"
+        ) from error
+
+
+def _expanded(bound: float | Tensor, x: Tensor) -> Tensor:
+    return torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand(1, *x.shape[1:])
