@@ -158,8 +158,8 @@ def test_norm_is_epsilon(name: str) -> None:
     case = make_case(name)
     relevance, ledger = RULES["norm"](case, stabilizer(1e-3), case.R)
     expected, other = rules.epsilon(case.layer, case.x, case.R, stabilizer(1e-3))
-    assert relative_error(relevance, expected) < 5e-14  # 1.4e-14 measured: the order of sums differs between CPUs
-    torch.testing.assert_close(ledger.bias, other.bias, rtol=1e-12, atol=1e-13)
+    assert relative_error(relevance, expected) < 1e-13  # 1.5e-14 measured: the order of sums differs between CPUs
+    torch.testing.assert_close(ledger.bias, other.bias, rtol=1e-11, atol=1e-12)
 
 
 def test_vjp_is_linear_and_equals_the_jacobian() -> None:
