@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastlrp.capture.graph import Graph, Node, Value, leaves
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds.vocabulary import AFFINE_KINDS, KIND_OF
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
@@ -19,7 +18,7 @@ def is_attention(node: Node) -> bool:
     return node.operation in _PRODUCTS and node.kind in ("unknown", "linear_map") and several
 
 
-def no_rule(graph: Graph, node: Node) -> str:
+def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     """The message for an operation without a rule."""
     name, where = node.operation, f"module '{node.path or '(the model itself)'}'{_type_name(node)}"
     what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
@@ -42,7 +41,7 @@ def no_rule(graph: Graph, node: Node) -> str:
     ways = (
         f"add an entry for it to the composite, composite.with_entries((fastlrp.composites.operation('{name}'), rule))"
     )
-    if KIND_OF.get(name) in (None, *AFFINE_KINDS):  # For other names the composite decides alone.
+    if registrable:
         ways += f"; or fastlrp.register_rule('{name}', rule)"
     return f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}."
 

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.kinds.vocabulary import RULED_KINDS
-
 
 @dataclass(eq=False, repr=False)
 class Value:
@@ -84,7 +82,7 @@ class Node:
 
     Attributes:
         kind: what it is to LRP (``conv``, ``linear``, ``activation``, ``add``, ``move``, …), see
-            :mod:`fastlrp.kinds.vocabulary`.
+            :mod:`fastlrp.kinds.registry`.
         operation: name for people, ``conv2d``.
         call: the forward function; takes ``args``, ``kwargs`` with values and constants replaced by tensors.
         inputs: the activations among the arguments, in order.
@@ -150,19 +148,6 @@ class Graph:
             for value in dict.fromkeys(node.inputs):
                 table.setdefault(value, []).append(node)
         return table
-
-    def calls(self) -> dict[str, Value]:
-        """Functional calls by name, ``path.operation``, in execution order: what a module does besides its children."""
-        found: dict[str, Value] = {}
-        for node in self.nodes:
-            if node.kind in (*RULED_KINDS, "cat") and self.modules.get(node.path) is not node.output:
-                name = first = ".".join(filter(None, (node.path, node.operation)))
-                number = 0
-                while name in found or name in self.modules:
-                    number += 1
-                    name = f"{first}_{number}"
-                found[name] = node.output
-        return found
 
     def replace(self, old: Value, new: Value) -> None:
         """Let everything that read ``old`` read ``new``."""

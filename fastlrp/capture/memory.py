@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.errors import CaptureError
-from fastlrp.kinds.vocabulary import KIND_OF
+from fastlrp.kinds.registry import KIND_OF
 
 _OWN_MEMORY = {"clone", "_to_copy", "lift_fresh_copy"}
 

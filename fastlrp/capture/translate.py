@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from fastlrp.capture.arguments import bind, describe
+from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
 from fastlrp.capture.faults import complex_numbers, number_from_data, random_numbers
 from fastlrp.capture.folding import fold
@@ -19,7 +19,8 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Memory, View, Write
 from fastlrp.capture.rewrite import REWRITES, Step, Steps
 from fastlrp.errors import CaptureError, UnsupportedOperationError
-from fastlrp.kinds.vocabulary import KIND_OF, UNREAD
+from fastlrp.kinds.registry import KIND, KIND_OF
+from fastlrp.kinds.vocabulary import UNREAD
 
 WRAPPED = "model"
 """Name under which capture's wrapper holds the user's model."""
@@ -259,7 +260,7 @@ class Translator:
         fault = next(filter(None, faults), None)
         if fault:
             node.attributes["fault"] = fault
-        describe(node, c.target)
+        node.kind = KIND[kind].read(node, bind(c.target, args, kwargs)) or kind
         value.producer = node
         self.graph.nodes.append(node)
         return value

@@ -16,13 +16,11 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from fastlrp import rules
-from fastlrp.kinds.vocabulary import AFFINE_KINDS, KINDS
+from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
+from fastlrp.reference.structure import MaxPoolMode
 from fastlrp.rules import Rule
-
-MaxPoolMode = Literal["winner", "ties", "average", "sum"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Layer:
 
     Attributes:
         path: dotted module path. module_type: type of that module. operation: ``conv2d``, ``relu``, ….
-        kind: see :mod:`fastlrp.kinds.vocabulary`. index: position among convolutions and linear layers in execution order
+        kind: see :mod:`fastlrp.kinds.registry`. index: position among convolutions and linear layers in execution order
             (from 0), None for other kinds. count: how many of those there are.
         kind_index: position among the layers of the same kind.
         like: module type that does what a functional call does.
@@ -111,7 +109,7 @@ def _predicate(matcher: Matcher, rule: Rule) -> Predicate:
     if isinstance(matcher, str):
         # A path names a part of the model: a rule for weights means the layers with weights in it.
         return lambda layer: (
-            fnmatch.fnmatchcase(layer.path, matcher) and (not for_weights or layer.kind in AFFINE_KINDS)
+            fnmatch.fnmatchcase(layer.path, matcher) and (not for_weights or layer.kind in WEIGHTED_KINDS)
         )
     if callable(matcher):
         return matcher

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastlrp import rules
 from fastlrp.composites.composite import Composite, Matcher, MaxPoolMode, first, kind
+from fastlrp.kinds.registry import KIND
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
 
@@ -17,10 +18,8 @@ Number = float | Stabilizer
 def everything_else(stabilizer: Number, sums: Rule | None = None) -> tuple[tuple[Matcher, Rule], ...]:
     """What all LRP presets do with layers that have no weight."""
     proportional = sums or rules.Norm(stabilizer)
-    return (
-        (kind("activation", "normalization", "mul", "batch_norm"), rules.Pass()),
-        (kind("add", "avg_pool", "adaptive_avg_pool", "max_pool", "linear_map"), proportional),
-    )
+    given = [(known.name, known.preset(proportional)) for known in KIND.values() if known.preset is not None]
+    return tuple((kind(name), rule) for name, rule in given)
 
 
 _GRADIENT_ELSEWHERE: tuple[tuple[Matcher, Rule], ...] = ((lambda layer: True, rules.Gradient()),)

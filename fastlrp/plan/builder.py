@@ -17,6 +17,7 @@ from fastlrp.capture.signs import nonnegative
 from fastlrp.plan.forms import Form, Sum
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
+from fastlrp.reference.structure import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -46,8 +47,17 @@ class Builder:
     """State of one lowering: which steps exist, which flows have been sent to which value."""
 
     def __init__(
-        self, graph: Graph, backend: str, device: torch.device, dtype: torch.dtype, shared: dict[Any, Any] | None = None
+        self,
+        graph: Graph,
+        backend: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        shared: dict[Any, Any] | None = None,
+        max_pool: MaxPoolMode = "winner",
     ) -> None:
+        self.max_pool = max_pool
+        self.beside: dict[Node, int] = {}
+        """Slots of what a node's forward step makes beside its output: the winners of a max-pool."""
         self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
         self.shared = {} if shared is None else shared
         self.keyed: dict[tuple[Any, ...], int] = {}

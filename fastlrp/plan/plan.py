@@ -18,14 +18,12 @@ from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.wording import shape_text
 from fastlrp.composites import Composite, Layer
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds.lowering import copies, elementwise, jacobian, move, pool
-from fastlrp.kinds.vocabulary import AFFINE_KINDS, KIND_OF, NAMED_LIKE, RULED_KINDS
+from fastlrp.kinds.jacobian import lower_custom
+from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import send_gradient
 from fastlrp.plan.fusion import fuse_sweeps
-from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import (
     BLOCK,
     Emission,
@@ -34,7 +32,6 @@ from fastlrp.plan.steps import (
     Row,
     Schedule,
     Steps,
-    SweepPart,
     schedule_backward,
     schedule_forward,
 )
@@ -85,13 +82,17 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
     name = operation.split("::")[-1].removeprefix("aten.").split(".")[0]
-    kind = KIND_OF.get(name)
-    if kind is not None and kind not in AFFINE_KINDS:  # A product of two activations has the name of a layer.
+    if not _registrable(name):
         raise ValueError(
-            f"fastlrp knows {name!r} (kind {kind!r}), so its rule comes from the composite: "
+            f"fastlrp knows {name!r} (kind {KIND_OF[name]!r}), so its rule comes from the composite: "
             f"use composite.with_entries((fastlrp.composites.operation({name!r}), rule))"
         )
     _REGISTERED[name] = rule
+
+
+def _registrable(operation: str) -> bool:
+    """True for names that fastlrp does not know, and for those of layers, which products of activations have too."""
+    return KIND_OF.get(operation) in (None, *WEIGHTED_KINDS)
 
 
 def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | None]:
@@ -112,9 +113,7 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
         )  # fmt: skip
         layers.append(layer)
         rule = composite.rule_for(layer)
-        if rule is None and node.kind == "max_pool":
-            rule = rules.Norm()
-        assigned[node] = rule if rule is not None else _REGISTERED.get(node.operation)
+        assigned[node] = rule or KIND[node.kind].fallback or _REGISTERED.get(node.operation)
     composite.check_paths(layers)
     return assigned
 
@@ -156,7 +155,7 @@ class Plan:
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            self.program = self._lower(Builder(graph, backend, device, dtype, shared))
+            self.program = self._lower(Builder(graph, backend, device, dtype, shared, composite.max_pool))
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
@@ -169,12 +168,8 @@ class Plan:
     # Lowering
 
     def _lower(self, b: Builder) -> Program:
-        indices: dict[Node, int] = {}
         for node in self.graph.nodes:
-            if node.kind == "max_pool":
-                indices[node] = b.add_forward(node, 1, pool.max_pool_forward(node), pool.sweep_part(node))
-            else:
-                b.add_forward(node, part=SweepPart("relu") if node.operation == "relu" else None)
+            KIND[node.kind].forward(b, node)
         b.own_slots = b.slots
         b.top = b.new_register()
         b.send(self.graph.output, Flow(b.top))
@@ -183,7 +178,7 @@ class Plan:
             if flow is None or not node.sources:
                 continue
             self._check(node)
-            self._lower_node(b, node, flow, indices)
+            self._lower_node(b, node, flow)
         for value in self.graph.inputs:
             if value.is_differentiable:
                 b.collect(value)
@@ -198,65 +193,38 @@ class Plan:
 
     def _check(self, node: Node) -> None:
         if node.kind in RULED_KINDS and self.rules.get(node) is None:
-            raise UnsupportedOperationError(advice.no_rule(self.graph, node))
+            raise UnsupportedOperationError(advice.no_rule(self.graph, node, _registrable(node.operation)))
         advice.refuse_time_first(node)
         for value in (node.output, *node.sources):
-            if not value.has_batch_first and node.kind != "move":
+            if not value.has_batch_first and KIND[node.kind].keeps_batch:
                 raise UnsupportedOperationError(
                     f"{node}: shape {shape_text(value.shape)} does not keep the batch as axis 0, so relevance of one "
                     f"sample cannot be told from that of the others. {advice.keep_the_batch(self.graph, node)}"
                 )
 
-    def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
+    def _lower_node(self, b: Builder, node: Node, flow: Flow) -> None:
         rule = self.rules.get(node)
-        wins = node.kind == "max_pool" and not isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare))
-        b.begin(node, f"max: {self.composite.max_pool}" if wins else "" if rule is None else rule)
-        if node.kind == "move":
-            move.lower_move(b, node, flow)
-        elif node.kind == "cat":
-            move.lower_cat(b, node, flow)
-        elif node.kind == "write":
-            copies.lower_write(b, node, flow)
-        elif isinstance(rule, rules.Custom):
-            jacobian.lower_custom(b, node, rule, flow)
-        elif node.kind in AFFINE_KINDS:
-            if isinstance(rule, rules.Pass):
-                self._pass(b, node, flow)
-            elif isinstance(rule, rules.Gradient):
-                send_gradient(b, AffineLayer.of(b, node), flow)
-            elif isinstance(rule, rules.WeightRule):
-                lower = rule.lower_batch_norm if node.kind == "batch_norm" else rule.lower
-                lower(b, AffineLayer.of(b, node), flow)
-            else:
-                raise TypeError(f"{rule} is not defined for {node}: use one of the rules for layers with a weight")
-        elif node.kind == "activation":
-            elementwise.lower_activation(b, node, _required(rule), flow)
-        elif node.kind == "normalization":
-            elementwise.lower_normalization(b, node, _required(rule), flow)
-        elif node.kind == "mul":
-            elementwise.lower_mul(b, node, _required(rule), flow)
-        elif node.kind == "add":
-            elementwise.lower_add(b, node, _required(rule), flow)
-        elif node.kind == "max_pool":
-            pool.lower_max(b, node, _required(rule), flow, self.composite.max_pool, indices[node])
-            b.drafts[-1].slots.append(indices[node])
-        elif node.kind in ("avg_pool", "adaptive_avg_pool"):
-            pool.lower_average(b, node, _required(rule), flow)
-        elif node.kind == "linear_map":
-            jacobian.lower_linear_map(b, node, _required(rule), flow)
-        elif isinstance(rule, rules.Pass):
-            self._pass(b, node, flow)
-        elif isinstance(rule, rules.Gradient):
-            jacobian.transpose_at(b, node, flow)
+        kind = KIND[node.kind]
+        b.begin(node, kind.title(b, rule))
+        if isinstance(rule, rules.Custom):
+            lower_custom(b, node, rule, flow)
         else:
-            raise UnsupportedOperationError(f"{rule} cannot be applied to {node}: use a Custom rule, Pass or Gradient")
+            kind.lower(b, node, rule, flow)
 
-    @staticmethod
-    def _pass(b: Builder, node: Node, flow: Flow) -> None:
-        sources = node.sources
-        if len(sources) != 1 or sources[0].shape != node.output.shape:
-            raise UnsupportedOperationError(f"Pass needs one input of the output's shape, which {node} does not have")
-        b.send(sources[0], flow)
+    # Names
+
+    def calls(self) -> dict[str, Value]:
+        """Functional calls by name, ``path.operation``, in execution order: what a module does besides its children."""
+        found: dict[str, Value] = {}
+        for node in self.graph.nodes:
+            if node.kind in (*RULED_KINDS, "cat") and self.graph.modules.get(node.path) is not node.output:
+                name = first = ".".join(filter(None, (node.path, node.operation)))
+                number = 0
+                while name in found or name in self.graph.modules:
+                    number += 1
+                    name = f"{first}_{number}"
+                found[name] = node.output
+        return found
 
     # Schedules
 
@@ -377,8 +345,3 @@ class Plan:
 
     def __str__(self) -> str:
         return self.table()
-
-
-def _required(rule: rules.Rule | None) -> rules.Rule:
-    assert rule is not None
-    return rule

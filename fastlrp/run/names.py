@@ -25,7 +25,7 @@ def layer_names(plan: Plan) -> list[str]:
     leaves = {path: value for path, value in modules.items() if path not in inner}
     place = {node.output: i for i, node in enumerate(plan.graph.nodes)}
     reached = plan.flows
-    named = {**leaves, **plan.graph.calls()}
+    named = {**leaves, **plan.calls()}
     found = [(place[v], name) for name, v in named.items() if v in reached and v in place and v.has_batch_first]
     return [name for _, name in sorted(found)]
 
@@ -47,7 +47,7 @@ def layer_values(plan: Plan, layers: Any) -> dict[str, Value]:
     elif not isinstance(layers, (list, tuple, set)) or not all(isinstance(p, str) for p in layers):
         raise TypeError(f"layers must be a module path, a list of them or 'all', got {layers!r}")
     if any(path not in known for path in layers):
-        known = {p: v for p, v in plan.graph.calls().items() if v in reached} | known
+        known = {p: v for p, v in plan.calls().items() if v in reached} | known
     for path in layers:
         if path in ("input", "output"):
             continue

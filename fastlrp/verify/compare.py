@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value, substitute
+from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK
 from fastlrp.plan.table import align
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Initial, Targets
-from fastlrp.verify.walk import Share, Walker, double
+from fastlrp.verify.walk import Walker
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest relative error of one layer that passes, by dtype.
@@ -254,7 +255,7 @@ class _Check:
         rule: Any = self.plan.rules[node]
         inputs = list(node.sources)
         values = tuple(self.walker.values[v] for v in inputs)
-        forward = self.walker._alone(node, inputs[0]) if len(inputs) == 1 else self._of_inputs(node, inputs)
+        forward = self.walker.alone(node, inputs[0]) if len(inputs) == 1 else self._of_inputs(node, inputs)
         parts = rule.propagate(forward, values, self.walker.values[node.output], both)
         zero = {v: both.new_zeros(*both.shape[:2], *v.sizes) for v in inputs}
         return Share({v: zero[v] if p is None else p for v, p in zip(inputs, parts, strict=True)}, None)

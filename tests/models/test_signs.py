@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Node, Value, substitute
 from fastlrp.capture.signs import PROOFS, proves
-from fastlrp.kinds.vocabulary import KIND_OF
+from fastlrp.kinds.registry import KIND_OF
 
 aten = torch.ops.aten
 ENTRIES = (0.0, -0.0, 5e-324, 1e-40, 1e-8, 0.1, 0.5, 0.999, 1.0, 2.5, 6.0, 30.0, 1e4, 3e38, float("inf"), float("nan"))

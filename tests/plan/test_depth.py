@@ -14,7 +14,7 @@ from fastlrp import Explainer
 from fastlrp.capture import structure as outputs
 from fastlrp.capture.export import Captured
 from fastlrp.capture.graph import Constant, Graph, Node, Value
-from fastlrp.kinds.lowering.move import _for_one_sample
+from fastlrp.kinds.move import _for_one_sample
 from fastlrp.plan.fusion import fuse_sweeps
 from fastlrp.plan.steps import BackwardStep, ForwardStep, SweepPart
 from fastlrp.run.descent import Descent, Emission, peak_bytes

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites, rules
-from fastlrp.kinds.lowering import jacobian
+from fastlrp.kinds import jacobian
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from fastlrp.compat.captum.graph import PART, TIMES, layers_behind
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.compat.captum.second_pass import changed_forward, changes
 from fastlrp.composites import Composite, Layer
-from fastlrp.kinds.lowering.jacobian import vjp
+from fastlrp.kinds.jacobian import vjp
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
 

@@ -71,7 +71,7 @@ class ModulePlan(Plan):
 
     _second: SecondPass | None = None
 
-    def _lower_node(self, b: Builder, node: Node, flow: Flow, indices: dict[Node, int]) -> None:
+    def _lower_node(self, b: Builder, node: Node, flow: Flow) -> None:
         rule = self.rules.get(node)
         if self._second is None:
             assert isinstance(self.composite, ModuleRules)
@@ -80,7 +80,7 @@ class ModulePlan(Plan):
             b.begin(node, rule)
             b.send(node.inputs[0], Flow(flow.register, Factor(node.inputs[0], b.slot_of(flow.factor))))
         elif not (isinstance(rule, rules.Gradient) and self._second.lower(b, node, flow)):
-            super()._lower_node(b, node, flow, indices)
+            super()._lower_node(b, node, flow)
 
 
 class _Prepared(Prepared):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.compat.captum.graph import TIMES, before
 from fastlrp.compat.captum.rules import Asked
-from fastlrp.kinds.lowering.jacobian import transpose_from
-from fastlrp.kinds.lowering.pool import max_pool_form, max_pool_forward
+from fastlrp.kinds.jacobian import transpose_from
+from fastlrp.kinds.max_pool import max_pool_form, max_pool_forward
 from fastlrp.plan.builder import Builder, bind_forward
 from fastlrp.plan.steps import Factor, Flow
 
@@ -180,6 +180,6 @@ def _lower_max(b: Builder, node: Node, flow: Flow, at: int) -> None:
 
 
 def _lower_any(b: Builder, node: Node, flow: Flow, slots: list[int]) -> None:
-    """By autograd, as :func:`fastlrp.kinds.lowering.jacobian.transpose_at` does."""
+    """By autograd, as :func:`fastlrp.kinds.jacobian.transpose_at` does."""
     pairs = [(v, slot) for v, slot in zip(node.inputs, slots, strict=True) if v.is_differentiable]
     transpose_from(b, bind_forward(node), [v for v, _ in pairs], [slot for _, slot in pairs], flow)

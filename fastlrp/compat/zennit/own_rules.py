@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.compat.zennit import notices, recognise
-from fastlrp.kinds.lowering.jacobian import vjp
+from fastlrp.kinds.jacobian import vjp
 from fastlrp.rules import Custom
 from fastlrp.stabilizer import Stabilizer
 

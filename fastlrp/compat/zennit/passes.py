@@ -17,7 +17,7 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.compat.zennit import notices
 from fastlrp.compat.zennit.choose import Hooked, scaled
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds.vocabulary import RULED_KINDS
+from fastlrp.kinds.registry import RULED_KINDS
 from fastlrp.plan.builder import bind_forward
 from fastlrp.rules import Norm
 

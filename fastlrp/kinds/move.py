@@ -14,7 +14,9 @@ from fastlrp.capture import advice
 from fastlrp.capture.graph import Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds.lowering import copies
+from fastlrp.kinds import write
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
 from fastlrp.plan.steps import Factor, Flow
 
@@ -24,11 +26,11 @@ _PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"
 Inverse = Callable[[Tensor], Tensor]
 
 
-def lower_move(b: Builder, node: Node, flow: Flow) -> None:
+def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
     sources = node.sources
-    if len(sources) == 1 and copies.reads_places(node):
-        copies.lower_places(b, node, flow)
+    if len(sources) == 1 and write.reads_places(node):
+        write.lower_places(b, node, flow)
         return
     if len(sources) != 1 or node.args[0] is not sources[0]:
         raise UnsupportedOperationError(f"{node}: cannot tell which of its inputs the entries come from")
@@ -39,13 +41,13 @@ def lower_move(b: Builder, node: Node, flow: Flow) -> None:
             "relevance of one sample cannot be told from that of the others. " + advice.keep_the_batch(b.graph, node)
         )
     if b.graph.batch is not None and node.operation not in (_RESHAPES | _PERMUTES) and x.dtype == y.dtype:
-        copies.send_static(b, node, x, flow)  # It may hold for that batch size only.
+        write.send_static(b, node, x, flow)  # It may hold for that batch size only.
         return
     inverse, one_to_one = _inverse(node, x, y)
     fill = node.attributes.get("fill", 0)
     if isinstance(fill, float) and not math.isfinite(fill):
         _emit_finite(b, y, flow)
-    _send(b, x, y, flow, inverse, one_to_one)
+    send_inverse(b, x, y, flow, inverse, one_to_one)
 
 
 def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
@@ -59,32 +61,8 @@ def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
         b.flows[y] = Flow(b.step(finite, [flow.register], [slot], y.numel))
 
 
-def lower_cat(b: Builder, node: Node, flow: Flow) -> None:
-    """Concatenation and stacking: each part takes its own slice."""
-    y = node.output
-    parts = node.args[0]
-    dim = node.attributes["dim"] % len(y.shape)
-    if dim == 0:
-        raise UnsupportedOperationError(f"{node} joins along the batch axis: relevance of samples cannot be told apart")
-    start = 0
-    for part in parts:
-        if node.operation == "stack":
-            index = start
-            start += 1
-            inverse: Inverse = lambda f, i=index: f.select(dim + 1, i)  # type: ignore[misc]  # noqa: E731
-        else:
-            shape = part.shape if isinstance(part, Value) else part.tensor().shape
-            if len(shape) != len(y.shape):
-                continue  # PyTorch lets an empty list of numbers be joined with anything.
-            size = shape[dim]
-            where = (start, size)
-            start += size
-            inverse = lambda f, w=where: f.narrow(dim + 1, *w)  # type: ignore[misc]  # noqa: E731
-        if isinstance(part, Value) and part.is_differentiable:
-            _send(b, part, y, flow, inverse, one_to_one=True)
-
-
-def _send(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool) -> None:
+def send_inverse(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool) -> None:
+    """Send ``x`` what ``inverse`` brings back of the relevance of ``y``; factors are moved along where that is exact."""
     chained = flow.factor.value is y
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     left = Factor(x) if chained else Factor()
@@ -200,5 +178,32 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
 def _for_one_sample(tree: Any, x: Value) -> Any:
     """Arguments with everything that depends on the batch size alone evaluated for a batch of one."""
     others = [leaf for leaf in leaves(tree) if isinstance(leaf, Value) and leaf is not x]
-    found = copies.at_batch(others, {x: torch.zeros(1, *x.sizes, dtype=x.dtype)}, 1)
-    return copies.at_batch(substitute(tree, dict(zip(others, found, strict=True))), {x: x}, 1)
+    found = write.at_batch(others, {x: torch.zeros(1, *x.sizes, dtype=x.dtype)}, 1)
+    return write.at_batch(substitute(tree, dict(zip(others, found, strict=True))), {x: x}, 1)
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """All arguments by name, and the number that a padding fills in."""
+    node.attributes.update(bound, fill=bound.get("value") or 0)
+    return None
+
+
+KIND = Kind(
+    name="move",
+    operations=(
+        "view reshape flatten unflatten permute transpose t squeeze unsqueeze select slice narrow chunk split "
+        "split_with_sizes unbind getitem expand expand_as repeat pad constant_pad_nd reflection_pad1d "
+        "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d roll flip "
+        "pixel_shuffle pixel_unshuffle channel_shuffle upsample_nearest1d upsample_nearest2d "
+        "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+        "im2col index_select index movedim swapaxes adjoint mT view_as reshape_as tile repeat_interleave "
+        "moveaxis swapdims tril triu diagonal unfold rot90 fliplr flipud gather take_along_dim circular_pad "
+        "unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit narrow_copy "
+        "native_channel_shuffle atleast_2d atleast_3d matrix_H mH H numpy_T _unsafe_view unfold_copy"
+    ),
+    lower=lower,
+    textbook=carry_back,
+    read=read,
+    needs_rule=False,
+    keeps_batch=False,
+)

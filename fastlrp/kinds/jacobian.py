@@ -13,7 +13,6 @@ from fastlrp.capture.graph import Node, Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow
-from fastlrp.stabilizer import Stabilizer
 
 
 def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:
@@ -78,7 +77,7 @@ def transpose_at(b: Builder, node: Node, flow: Flow) -> None:
     """The gradient of any operation at its inputs' values."""
     inputs = list(node.sources)
     if len(inputs) != len(node.inputs) or b.graph.batch is not None:
-        _transpose_beside(b, node, flow, b.slot_of(flow.factor))
+        transpose_beside(b, node, flow, b.slot_of(flow.factor))
         return
     transpose_from(b, bind_forward(node), inputs, [v.index for v in inputs], flow)
 
@@ -97,7 +96,7 @@ def transpose_from(
         b.send(x, Flow(register))
 
 
-def _transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, left: Factor | None = None) -> None:
+def transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, left: Factor | None = None) -> None:
     """The gradient of an operation that also reads sizes, integers or masks."""
     forward = bind_forward(node)
     slots = [v.index for v in node.inputs]
@@ -107,40 +106,6 @@ def _transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, le
             return vjp_each(forward, values, position, f if s is None else multiply(f, s))
 
         b.send(x, Flow(b.step(run, [flow.register], [factor, *slots], x.numel), left or Factor()))
-
-
-def lower_linear_map(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """Mean, sum, interpolation, …: in proportion, ``c = J^T (F factor / st(y))``, or the gradient ``J^T``."""
-    x, y = node.sources[0], node.output
-    _refuse_left_product(node)
-    forward = bind_forward(node)
-    scale: int | None
-    if isinstance(rule, rules.Gradient):
-        scale, left = b.slot_of(flow.factor), Factor()
-    elif isinstance(rule, (rules.Norm, rules.Epsilon)):
-        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
-    else:
-        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
-    if len(node.inputs) != 1 or b.graph.batch is not None:
-        _transpose_beside(b, node, flow, scale, left)
-        return
-    zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
-
-    def run(f: Tensor, s: Tensor | None) -> Tensor:
-        return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]
-
-    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), left))
-
-
-def _refuse_left_product(node: Node) -> None:
-    """``A @ x`` with ``x (B, F)`` sums over axis 0, which is the batch."""
-    second = node.args[1] if len(node.args) > 1 else None
-    if node.operation in ("matmul", "mm", "bmm") and isinstance(second, Value) and len(second.shape) < 3:
-        raise UnsupportedOperationError(
-            f"{node} multiplies from the left, which sums over axis 0: that is the batch, and relevance of one sample "
-            "cannot be told from that of the others. For a graph with its nodes along axis 0, give the model the input "
-            "(1, nodes, features)"
-        )
 
 
 def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None:

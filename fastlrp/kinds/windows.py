@@ -1,8 +1,9 @@
-"""Rules for weights at a pool, which has a weight of one for every entry of a window: alpha-beta, z+, flat, w2."""
+"""The windows of a pool, and rules for weights there: it has a weight of one for every entry of a window."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.capture.arguments import dims, listed
 from fastlrp.capture.graph import Node
+from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference.pool import windows
+from fastlrp.reference.redistribution import Affine
 from fastlrp.stabilizer import Stabilizer
 
 POOL_RULES = (rules.AlphaBeta, rules.ZPlus, rules.Flat, rules.WSquare)
@@ -99,40 +104,88 @@ def lower_pool_rule(b: Builder, node: Node, rule: Any, flow: Flow) -> None:
 def _equal_shares(b: Builder, node: Node, rule: rules.Flat | rules.WSquare, flow: Flow) -> None:
     """``R_i = sum_j R_j / st(n_j)``, ``n_j`` the entries of window j that are no padding."""
     x, y = node.inputs[0], node.output
-    windows = Windows(b, node)
-    counts = windows.sums(torch.ones((1, *x.sizes), dtype=b.dtype, device=b.device))
+    pool = Windows(b, node)
+    counts = pool.sums(torch.ones((1, *x.sizes), dtype=b.dtype, device=b.device))
     inverse = Stabilizer.ensure(rule.stabilizer).reciprocal(counts)
     factor = b.slot_of(flow.factor)
     if factor is None:
         scale = b.cache(lambda y: inverse.expand_as(y), [y.index], y.numel)
     else:
         scale = b.cache(lambda f: f * inverse, [factor], y.numel)
-    b.send(x, Flow(b.step(windows.transpose, [flow.register], [scale], x.numel)))
+    b.send(x, Flow(b.step(pool.transpose, [flow.register], [scale], x.numel)))
 
 
 def _alpha_beta(b: Builder, node: Node, alpha: float, beta: float, rule: Any, flow: Flow) -> None:
     """``c_i = alpha sum_j R_j / st(P_j)`` where ``x_i > 0``, ``-beta sum_j R_j / st(N_j)`` where ``x_i < 0``."""
     x, y = node.inputs[0], node.output
-    windows, stabilizer = Windows(b, node), Stabilizer.ensure(rule.stabilizer)
+    pool, stabilizer = Windows(b, node), Stabilizer.ensure(rule.stabilizer)
 
     def part(share: float, low: float | None, high: float | None) -> int | None:
         if not share:
             return None
-        run = lambda x: windows.sums(x.clamp(low, high))  # noqa: E731
+        run = lambda x: pool.sums(x.clamp(low, high))  # noqa: E731
         total = b.cache(run, [x.index], y.numel, key=("part", node, low is None))
         scale = b.share(flow, total, y.numel, stabilizer)
         return scale if share == 1 else b.cache(lambda s: s * share, [scale], y.numel)
 
     above = part(alpha, 0.0, None)
     if b.is_nonnegative(x) and above is not None:
-        b.send(x, Flow(b.step(windows.transpose, [flow.register], [above], x.numel), Factor(x)))
+        b.send(x, Flow(b.step(pool.transpose, [flow.register], [above], x.numel), Factor(x)))
         return
     below = part(-beta, None, 0.0)
 
     def by_sign(f: Tensor, x: Tensor, above: Tensor | None, below: Tensor | None) -> Tensor:
         sign = x.unsqueeze(1)
-        parts = [0.0 if s is None else windows.transpose(f, s) for s in (above, below)]
+        parts = [0.0 if s is None else pool.transpose(f, s) for s in (above, below)]
         return torch.where(sign > 0, parts[0], torch.where(sign < 0, parts[1], 0.0)).to(f.dtype)
 
     register = b.step(by_sign, [flow.register], [x.index, above, below], x.numel)
     b.send(x, Flow(register, Factor(x)))
+
+
+def window_sums(node: Node) -> Callable[[Tensor], Tensor]:
+    """A pool as the sum of each window."""
+    a, size = node.attributes, list(node.output.sizes[1:])
+    dilation = a.get("dilation") or [1] * len(size)
+
+    def forward(x: Tensor) -> Tensor:
+        entries = windows(x, a["kernel_size"], a["stride"], a["padding"], dilation, size)
+        return torch.stack([entry for _, entry in entries]).sum(0)
+
+    return forward
+
+
+def window_layer(walk: Walk, node: Node) -> Affine:
+    """A weight of one for all entries of a window; the means of an adaptive pool, whose windows differ in size."""
+    sums = walk.alone(node, node.sources[0]) if node.kind == "adaptive_avg_pool" else window_sums(node)
+    return Affine(lambda x, w, b: w * sums(x), torch.ones((), dtype=torch.float64), None)
+
+
+def through_windows(walk: Walk, node: Node, rule: rules.WeightRule, R: Tensor) -> Share:
+    """The textbook step of one of :data:`POOL_RULES`."""
+    x = node.sources[0]
+    relevance, ledger = rule.textbook(window_layer(walk, node), walk.values[x], R)
+    return Share({x: relevance}, ledger)
+
+
+def read_pool(node: Node, bound: dict[str, Any]) -> str | None:
+    """Kernel, stride, padding and the other sizes of a pool."""
+    n = dims(node)
+    if len(node.inputs[0].shape) != n + 2:
+        return "unknown"  # PyTorch takes (C, *S) too, where the batch stands in the place of the channels.
+    node.attributes["dims"] = n
+    if node.operation.startswith("adaptive"):
+        node.attributes["adaptive"] = True
+        return None
+    kernel = listed(bound["kernel_size"], n)
+    node.attributes.update(
+        adaptive=False,
+        kernel_size=kernel,
+        stride=listed(bound["stride"], n) if bound.get("stride") not in (None, []) else kernel,
+        padding=listed(bound["padding"], n),
+        dilation=listed(bound.get("dilation"), n, 1),
+        ceil_mode=bool(bound["ceil_mode"]),
+        count_include_pad=bool(bound.get("count_include_pad", True)),
+        divisor_override=bound.get("divisor_override"),
+    )
+    return None

@@ -15,7 +15,9 @@ from torch import Tensor
 from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds.lowering.jacobian import vjp_each
+from fastlrp.kinds.jacobian import vjp_each
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow
 
@@ -23,7 +25,7 @@ _SAMPLES = 3
 """Size of the batch with which an operation is tried out, to see that each sample's entries are its own."""
 
 
-def lower_write(b: Builder, node: Node, flow: Flow) -> None:
+def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Send each source the relevance of the entries that were copied from it."""
     check_batch(node)
     if any(v.is_tensor and v.depends for v in node.inputs if v not in node.sources and v not in unread(node)):
@@ -237,3 +239,23 @@ def _bare(tree: Any) -> Any:
 def _plain(result: Any) -> Any:
     """A result in float64."""
     return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """No attributes; what adds or multiplies where it writes is another kind."""
+    if bound.get("accumulate") or bound.get("reduce") is not None:
+        return "unknown"  # Adds or multiplies where it writes.
+    return None
+
+
+KIND = Kind(
+    name="write",
+    operations=(
+        "where masked_fill index_put _unsafe_index_put masked_scatter index_copy index_fill scatter "
+        "slice_scatter select_scatter diagonal_scatter copy fill"
+    ),
+    lower=lower,
+    textbook=carry_back,
+    read=read,
+    needs_rule=False,
+)

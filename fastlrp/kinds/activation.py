@@ -1,0 +1,126 @@
+"""Element-wise activations and softmax: pass, the gradient, or one of the two clipped gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp import rules
+from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.kinds import textbook
+from fastlrp.kinds.jacobian import transpose_at
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.steps import Factor, Flow, SweepPart
+from fastlrp.reference import structure
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """The lower bound, for proofs of sign; parameters that are numbers or constants."""
+    low = bound.get("min_val", bound.get("min"))
+    if isinstance(low, (Constant, Value)):
+        low = None  # A bound per entry; what it is may change.
+    node.attributes.update(low=low, parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
+    if any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input")):
+        return "unknown"
+    return None
+
+
+def forward(b: Builder, node: Node) -> None:
+    """A ReLU may become one step with the pool that follows it."""
+    b.add_forward(node, part=SweepPart("relu") if node.operation == "relu" else None)
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Pass, the gradient, or one of the two clipped gradients."""
+    x, y = node.inputs[0], node.output
+    if isinstance(rule, rules.Pass):
+        b.send(x, flow)
+    elif isinstance(rule, (rules.Deconvnet, rules.GuidedBackprop)):
+        factor = b.slot_of(flow.factor)
+        register = b.step(_clip, [flow.register], [factor], y.numel)
+        mask = None
+        if isinstance(rule, rules.GuidedBackprop):
+            mask = b.cache(lambda x: (x > 0).to(x.dtype), [x.index], x.numel)
+        b.send(x, Flow(register, Factor(None, mask)))
+    elif isinstance(rule, rules.Gradient):
+        if node.operation == "relu" and flow.factor.value is y:
+            b.send(x, flow)  # relu(x) is already zero where the gradient is.
+        elif "softmax" in node.operation:
+            transpose_at(b, node, flow)
+        else:
+            send_slope(b, node, flow)
+    else:
+        raise TypeError(f"{rule} is not defined for {node}: use Pass, Gradient, Deconvnet or GuidedBackprop")
+
+
+def send_slope(b: Builder, node: Node, flow: Flow) -> None:
+    """The gradient of an element-wise operation of one input: its derivative is a cached factor."""
+    x = node.inputs[0]
+    derivative = _derivative(bind_forward(node), node.operation)
+    factor = b.slot_of(flow.factor)
+    ins = [x.index] + ([] if factor is None else [factor])
+    slope = b.cache(lambda x, *f: derivative(x) * f[0] if f else derivative(x), ins, x.numel)
+    b.send(x, Flow(flow.register, Factor(None, slope)))
+
+
+def _clip(flow: Tensor, factor: Tensor | None) -> Tensor:
+    return (flow if factor is None else multiply(flow, factor)).clamp(min=0)
+
+
+def _derivative(forward: Callable[[Tensor], Tensor], operation: str) -> Callable[[Tensor], Tensor]:
+    if operation == "relu":
+        return lambda x: (x > 0).to(x.dtype)
+
+    def derivative(x: Tensor) -> Tensor:
+        # Inference mode records nothing, and its tensors cannot require grad: their copies made outside it can.
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            return torch.autograd.grad(forward(leaf).sum(), leaf)[0]
+
+    return derivative
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step."""
+    x = node.sources[0]
+    if isinstance(rule, rules.Pass):
+        return textbook.unchanged(node, R)
+    if isinstance(rule, rules.Deconvnet):
+        return Share({x: structure.deconvnet(R)}, None)
+    if isinstance(rule, rules.GuidedBackprop):
+        return Share({x: structure.guided_backprop(walk.values[x], R)}, None)
+    return textbook.gradient(walk, node, R)
+
+
+KIND = Kind(
+    name="activation",
+    operations=(
+        "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu "
+        "celu prelu softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink "
+        "softmax log_softmax exp square abs pow rrelu"
+    ),
+    lower=lower,
+    textbook=through,
+    read=read,
+    forward=forward,
+    preset=lambda sums: rules.Pass(),
+    modules={
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "hardtanh": nn.Hardtanh,
+        "sigmoid": nn.Sigmoid,
+        "tanh": nn.Tanh,
+        "silu": nn.SiLU,
+        "gelu": nn.GELU,
+        "hardswish": nn.Hardswish,
+        "hardsigmoid": nn.Hardsigmoid,
+        "leaky_relu": nn.LeakyReLU,
+        "elu": nn.ELU,
+        "softmax": nn.Softmax,
+    },
+)

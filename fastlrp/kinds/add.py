@@ -1,0 +1,97 @@
+"""Sums and differences: in proportion to the summands, of which constants keep their share; or the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Node, Value
+from fastlrp.kinds import textbook
+from fastlrp.kinds.broadcasting import sum_to_shape
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference import structure
+from fastlrp.stabilizer import Stabilizer
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """The summands with their coefficients, and the smaller coefficient, for proofs of sign."""
+    alpha = bound.get("alpha", 1)
+    first, second = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.operation]
+    node.attributes.update(alpha=min(first, second), terms=((node.args[0], first), (node.args[1], second)))
+    return None
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Sums: in proportion to the summands (constants keep their share), or the gradient."""
+    y = node.output
+    terms = [(v, c) for v, c in node.attributes["terms"] if isinstance(v, Value) and v.is_differentiable]
+    if isinstance(rule, rules.Gradient):
+        for x, coefficient in terms:
+            _send_scaled(b, x, coefficient, flow, y, Factor())
+        return
+    if isinstance(rule, rules.Pass) and len(terms) == 1 and terms[0][0].shape == y.shape:
+        b.send(terms[0][0], flow)
+        return
+    if not isinstance(rule, (rules.Norm, rules.Epsilon)):
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    share = b.share(flow, y.index, y.numel, stabilizer)
+    for x, coefficient in terms:
+        _send_scaled(b, x, coefficient, Flow(flow.register, Factor(None, share)), y, Factor(x))
+
+
+def _send_scaled(b: Builder, x: Value, coefficient: Any, flow: Flow, y: Value, left: Factor) -> None:
+    """Send ``coefficient * relevance``, read with the factor ``left`` on top of the flow's own."""
+    scale = b.slot_of(flow.factor)
+    if coefficient != 1:
+        old = scale
+        if old is None:
+            scale = b.cache(lambda y: torch.full_like(y, float(coefficient)), [y.index], y.numel)
+        else:
+            scale = b.cache(lambda s: s * coefficient, [old], y.numel)
+    if x.shape != y.shape:
+        summed = sum_to_shape(b, Flow(flow.register, Factor(None, scale)), y, x)
+        b.send(x, Flow(summed.register, left))
+    else:
+        b.send(x, Flow(flow.register, Factor(left.value, scale)))
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step."""
+    if isinstance(rule, rules.Gradient):
+        return textbook.gradient(walk, node, R)
+    if isinstance(rule, rules.Pass):
+        return textbook.unchanged(node, R)
+    assert isinstance(rule, (rules.Norm, rules.Epsilon))
+    terms, sources = [], []
+    for operand, coefficient in node.attributes["terms"]:
+        term = walk.values[operand] if isinstance(operand, Value) else textbook.double(operand)
+        if not isinstance(term, Tensor):
+            term = torch.full((1,) * R[:, 0].dim(), float(term), dtype=torch.float64, device=R.device)
+        terms.append(term * coefficient)
+        sources.append(operand)
+    parts, ledger = structure.norm_sum(terms, R, Stabilizer.ensure(rule.stabilizer))
+    found: dict[Value, Tensor] = {}
+    for operand, part in zip(sources, parts, strict=True):
+        if isinstance(operand, Value) and operand.is_differentiable:
+            found[operand] = found[operand] + part if operand in found else part
+        else:
+            # A constant summand keeps its share as a bias does.
+            ledger.bias = ledger.bias + part.reshape(*part.shape[:2], -1).sum(2)
+    return Share(found, ledger)
+
+
+KIND = Kind(
+    name="add",
+    operations="add sub rsub",
+    lower=lower,
+    textbook=through,
+    read=read,
+    preset=lambda sums: sums,
+)

@@ -1,0 +1,139 @@
+"""Average and adaptive average pools: in proportion, a rule for weights, or the gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastlrp import rules
+from fastlrp.capture.arguments import dims
+from fastlrp.capture.graph import Node
+from fastlrp.kinds import textbook
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.kinds.windows import (
+    POOL_RULES,
+    Windows,
+    lower_pool_rule,
+    read_pool,
+    through_windows,
+    window_size,
+    window_sums,
+)
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.forms import AvgPool
+from fastlrp.plan.geometry import PoolGeometry
+from fastlrp.plan.steps import Flow
+from fastlrp.reference import structure
+from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.stabilizer import Stabilizer
+
+MOST_WINDOWS = 16
+"""With more windows over one entry, gathering their rows costs more than the dense pool."""
+
+
+def read_adaptive(node: Node, bound: dict[str, Any]) -> str | None:
+    """The number of axes."""
+    node.attributes["dims"] = dims(node)
+    if len(node.inputs[0].shape) != dims(node) + 2:
+        return "unknown"
+    return None
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Average and adaptive average pools: in proportion (Norm), a rule for weights, or their gradient."""
+    x, y = node.inputs[0], node.output
+    a = node.attributes
+    if isinstance(rule, POOL_RULES):
+        lower_pool_rule(b, node, rule, flow)
+        return
+    if isinstance(rule, rules.Norm) and rule.of_sum and node.kind == "avg_pool" and a["divisor_override"] != 1:
+        as_average(b, node, flow, "sum", Stabilizer.ensure(rule.stabilizer))
+        return
+    if not isinstance(rule, (rules.Gradient, rules.Norm, rules.Epsilon)):
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, AlphaBeta, ZPlus, Flat, WSquare or Gradient")
+    spatial = list(x.sizes[1:])
+    if node.kind == "adaptive_avg_pool":
+        adaptive, divisor = b.operation("pool_adaptive_avg_relevance"), None
+        transpose = lambda f, s: adaptive(f, s, spatial)  # noqa: E731
+    else:
+        average, divisor = b.operation("pool_avg_relevance"), a["divisor_override"]
+        geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"], divisor)
+        transpose = lambda f, s: average(f, s, spatial, *geometry)  # noqa: E731
+    form_of = lambda scale: _average_form(b, node, scale, divisor)  # noqa: E731
+    if isinstance(rule, rules.Gradient):
+        scale = b.slot_of(flow.factor)
+        b.send(x, Flow(b.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))))
+    else:
+        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose, form_of)
+
+
+def as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilizer: Stabilizer) -> None:
+    """The max-pool's relevance as if it had been an average (or sum) pool of the same geometry."""
+    x, y = node.inputs[0], node.output
+    pool = Windows(b, node, 1 if mode == "sum" else window_size(node))
+    sums = b.cache(pool.sums, [x.index], y.numel, key=(mode, node))
+    form_of = lambda scale: _average_form(b, node, scale, pool.divisor)  # noqa: E731
+    b.send_shares(x, sums, y.numel, flow, stabilizer, pool.transpose, form_of)
+
+
+def _average_form(b: Builder, node: Node, scale: int | None, divisor: int | None) -> AvgPool | None:
+    """Of windows that are as far apart everywhere: all but those of most adaptive pools."""
+    if not b.has_sparse_kernels:
+        return None
+    a, arriving, leaving = node.attributes, node.output.sizes, node.inputs[0].sizes
+    if node.kind == "adaptive_avg_pool":
+        kernel = [i // o if o and i % o == 0 else 0 for i, o in zip(leaving[1:], arriving[1:], strict=True)]
+        geometry, include_pad = PoolGeometry(kernel, kernel, [0] * len(kernel)), True
+    else:
+        geometry = PoolGeometry(*(list(a[key]) for key in ("kernel_size", "stride", "padding")))
+        include_pad = a.get("count_include_pad", True)
+    if not all(geometry.kernel_size) or len(geometry.kernel_size) != len(leaving) - 1:
+        return None
+    if math.prod(-(-k // s) for k, s in zip(geometry.kernel_size, geometry.stride, strict=True)) > MOST_WINDOWS:
+        return None
+    shares = AvgPool.shares_of(arriving[1:], leaving[1:], geometry, include_pad, divisor, b.dtype)
+    return AvgPool(scale, shares, arriving, leaving, geometry)
+
+
+def through(walk: Walk, node: Node, rule: Any, R: Tensor) -> Share:
+    """The textbook step."""
+    x = node.sources[0]
+    if isinstance(rule, rules.Gradient):
+        return textbook.gradient(walk, node, R)
+    if isinstance(rule, rules.Pass):
+        return textbook.unchanged(node, R)
+    if isinstance(rule, POOL_RULES):
+        return through_windows(walk, node, rule, R)
+    sums = node.kind == "avg_pool" and isinstance(rule, rules.Norm) and rule.of_sum
+    forward = window_sums(node) if sums else walk.alone(node, x)
+    relevance, ledger = structure.norm(forward, walk.values[x], R, Stabilizer.ensure(rule.stabilizer))
+    return Share({x: relevance}, ledger)
+
+
+KIND = Kind(
+    name="avg_pool",
+    operations="avg_pool1d avg_pool2d avg_pool3d",
+    lower=lower,
+    textbook=through,
+    read=read_pool,
+    preset=lambda sums: sums,
+    modules={"avg_pool1d": nn.AvgPool1d, "avg_pool2d": nn.AvgPool2d, "avg_pool3d": nn.AvgPool3d},
+)
+
+
+ADAPTIVE = Kind(
+    name="adaptive_avg_pool",
+    operations="adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+    lower=lower,
+    textbook=through,
+    read=read_adaptive,
+    preset=lambda sums: sums,
+    modules={
+        "adaptive_avg_pool1d": nn.AdaptiveAvgPool1d,
+        "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+        "adaptive_avg_pool3d": nn.AdaptiveAvgPool3d,
+    },
+)

@@ -1,0 +1,85 @@
+"""Linear operations without a kernel of their own, mean, sum, interpolation: in proportion, or the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Node, Value, leaves
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import textbook
+from fastlrp.kinds.jacobian import transpose_beside, vjp
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference import structure
+from fastlrp.stabilizer import Stabilizer
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """No attributes; a product of activations is no linear map."""
+    if sum(isinstance(leaf, Value) and leaf.is_differentiable for leaf in leaves((node.args, node.kwargs))) > 1:
+        return "unknown"  # A product of activations.
+    return None
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Mean, sum, interpolation, …: in proportion, ``c = J^T (F factor / st(y))``, or the gradient ``J^T``."""
+    x, y = node.sources[0], node.output
+    _refuse_left_product(node)
+    forward = bind_forward(node)
+    scale: int | None
+    if isinstance(rule, rules.Gradient):
+        scale, left = b.slot_of(flow.factor), Factor()
+    elif isinstance(rule, (rules.Norm, rules.Epsilon)):
+        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
+    else:
+        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+    if len(node.inputs) != 1 or b.graph.batch is not None:
+        transpose_beside(b, node, flow, scale, left)
+        return
+    zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
+
+    def run(f: Tensor, s: Tensor | None) -> Tensor:
+        return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]
+
+    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), left))
+
+
+def _refuse_left_product(node: Node) -> None:
+    """``A @ x`` with ``x (B, F)`` sums over axis 0, which is the batch."""
+    second = node.args[1] if len(node.args) > 1 else None
+    if node.operation in ("matmul", "mm", "bmm") and isinstance(second, Value) and len(second.shape) < 3:
+        raise UnsupportedOperationError(
+            f"{node} multiplies from the left, which sums over axis 0: that is the batch, and relevance of one sample "
+            "cannot be told from that of the others. For a graph with its nodes along axis 0, give the model the input "
+            "(1, nodes, features)"
+        )
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step."""
+    if isinstance(rule, rules.Gradient):
+        return textbook.gradient(walk, node, R)
+    assert isinstance(rule, (rules.Norm, rules.Epsilon))
+    x = node.sources[0]
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    relevance, ledger = structure.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
+    return Share({x: relevance}, ledger)
+
+
+KIND = Kind(
+    name="linear_map",
+    operations=(
+        "mean sum upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d cumsum col2im "
+        "einsum _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+    ),
+    lower=lower,
+    textbook=through,
+    read=read,
+    preset=lambda sums: sums,
+)

@@ -1,0 +1,92 @@
+"""Element-wise products and quotients: the signal takes all, gates nothing; or the gradient."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Node, Value
+from fastlrp.kinds import textbook
+from fastlrp.kinds.activation import send_slope
+from fastlrp.kinds.broadcasting import sum_to_shape
+from fastlrp.kinds.jacobian import transpose_at
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.steps import Flow
+from fastlrp.reference.redistribution import vjp
+
+_GATES = {"sigmoid", "hardsigmoid", "softmax"}
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """The operands in order, and whether it is a quotient."""
+    operands = node.args[:1] if node.operation == "neg" else node.args[:2]
+    node.attributes["operands"] = operands
+    if bound.get("rounding_mode") is not None:
+        return "unknown"  # A step function.
+    if node.operation == "div" and isinstance(node.args[1], Value):
+        node.attributes["divides"] = True
+        if not isinstance(node.args[0], Value):
+            return "unknown"
+    return None
+
+
+def signal_and_gates(node: Node) -> list[Value]:
+    """The operands of a product that carry its relevance.
+
+    One of them if the others are gates (the output of a sigmoid, hard-sigmoid or softmax, or an operand that is
+    broadcast over the other, as in squeeze-and-excitation): the signal takes all. Else both, in equal shares.
+    """
+    operands = [v for v in node.attributes["operands"] if isinstance(v, Value) and v.is_differentiable]
+    if node.attributes.get("divides"):
+        return operands[:1]
+    operands = list(dict.fromkeys(operands))
+    signals = [v for v in operands if not (v.producer is not None and v.producer.operation in _GATES)]
+    full = [v for v in signals if v.shape == node.output.shape]
+    return full or signals or operands
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """Products and quotients: signal takes all (Arras et al. 2017), or the gradient."""
+    y = node.output
+    if isinstance(rule, rules.Gradient):
+        if len(node.inputs) == 1 and node.inputs[0].shape == y.shape:
+            send_slope(b, node, flow)
+        else:
+            transpose_at(b, node, flow)
+        return
+    if not isinstance(rule, rules.Pass):
+        raise TypeError(f"{rule} is not defined for {node}: use Pass (the signal takes all, gates nothing) or Gradient")
+    signals = signal_and_gates(node)
+    for x in signals:
+        share = flow
+        if len(signals) > 1:
+            part = 1 / len(signals)
+            share = Flow(b.step(lambda f, p=part: f * p, [flow.register], [], y.numel), flow.factor)
+        b.send(x, sum_to_shape(b, share, y, x))
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step."""
+    if not isinstance(rule, rules.Pass):
+        return textbook.gradient(walk, node, R)
+    signals = signal_and_gates(node)
+    broadcast = partial(torch.broadcast_to, size=walk.values[node.output].shape)
+    # Summing R over the axes along which the operand was broadcast is the transpose of the broadcast.
+    shares = {v: vjp(broadcast, walk.values[v], R / len(signals)) for v in signals}
+    return Share(shares, textbook.nothing_kept(R))
+
+
+KIND = Kind(
+    name="mul",
+    operations="mul div neg",
+    lower=lower,
+    textbook=through,
+    read=read,
+    preset=lambda sums: rules.Pass(),
+)

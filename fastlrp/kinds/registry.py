@@ -1,0 +1,55 @@
+"""The list of all kinds. A new kind is a file of this folder and a line here."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fastlrp.kinds import (
+    activation,
+    add,
+    avg_pool,
+    cat,
+    identity,
+    linear_map,
+    max_pool,
+    move,
+    mul,
+    normalization,
+    unknown,
+    weighted,
+    write,
+)
+from fastlrp.kinds.kind import Kind
+
+_ALL: tuple[Kind, ...] = (
+    weighted.CONV,
+    weighted.LINEAR,
+    weighted.BATCH_NORM,
+    normalization.KIND,
+    activation.KIND,
+    add.KIND,
+    mul.KIND,
+    cat.KIND,
+    move.KIND,
+    write.KIND,
+    max_pool.KIND,
+    avg_pool.KIND,
+    avg_pool.ADAPTIVE,
+    linear_map.KIND,
+    identity.KIND,
+    unknown.KIND,
+    unknown.SCALAR,
+)
+
+KIND: dict[str, Kind] = {kind.name: kind for kind in _ALL}
+KIND_OF: dict[str, str] = {operation: kind.name for kind in _ALL for operation in kind.operations.split()}
+"""The kind of an ATen operation, both by name."""
+
+KINDS = tuple(name for name in KIND if name != "scalar")
+"""All kinds, as composites name them."""
+
+WEIGHTED_KINDS = tuple(kind.name for kind in _ALL if kind.weighted)
+RULED_KINDS = tuple(kind.name for kind in _ALL if kind.needs_rule)
+NAMED_LIKE: dict[str, type[nn.Module]] = {
+    operation: module for kind in _ALL for operation, module in kind.modules.items()
+}

@@ -1,0 +1,86 @@
+"""What the textbook steps of all kinds have in common: float64 values, and an operation as a function of one input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Constant, Node, Value, substitute
+from fastlrp.reference import structure
+from fastlrp.reference.redistribution import Ledger
+from fastlrp.reference.structure import MaxPoolMode
+
+
+@dataclass(eq=False)
+class Share:
+    """What one node sends down: relevance per input, and what it keeps; no ledger where what flows is no relevance."""
+
+    relevance: dict[Value, Tensor]
+    ledger: Ledger | None
+
+
+@dataclass(eq=False)
+class Walk:
+    """Where a textbook step stands.
+
+    Attributes:
+        values: all activations, float64. max_pool: who takes the relevance of a max-pool's output.
+    """
+
+    values: dict[Value, Any]
+    max_pool: MaxPoolMode
+
+    def alone(self, node: Node, free: Value) -> Callable[[Tensor], Tensor]:
+        """The node's operation as a function of one input, the others at their values."""
+        args, kwargs = double(node.args), double(node.kwargs)
+        fixed = {v: self.values[v] for v in node.inputs if v is not free}
+        call = node.call
+
+        def forward(x: Tensor) -> Tensor:
+            table = {**fixed, free: x}
+            result: Tensor = call(*substitute(args, table), **substitute(kwargs, table))
+            return result
+
+        return forward
+
+
+def double(tree: Any) -> Any:
+    """Constants as tensors; every floating-point tensor in float64."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Constant):
+            leaf = leaf.tensor()
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return torch.utils._pytree.tree_map(convert, tree)
+
+
+def nothing_kept(R: Tensor) -> Ledger:
+    """The ledger of a step that sends on all that arrives."""
+    zero = R.new_zeros(R.shape[:2])
+    return Ledger(bias=zero, stabilizer=zero.clone(), dead=zero.clone())
+
+
+def gradient(walk: Walk, node: Node, R: Tensor) -> Share:
+    """The derivative of the operation by each of its inputs: of the gradient rule, where what flows is no relevance."""
+    return Share({v: structure.gradient(walk.alone(node, v), walk.values[v], R) for v in node.sources}, None)
+
+
+def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
+    """For operations that copy entries: the derivative is the copy's inverse, and conserves relevance."""
+    return Share(gradient(walk, node, R).relevance, nothing_kept(R))
+
+
+def unchanged(node: Node, R: Tensor) -> Share:
+    """For the rule that passes relevance on as it is."""
+    return Share({node.sources[0]: R}, nothing_kept(R))
+
+
+def undefined(rule: rules.Rule | None, node: Node) -> TypeError:
+    """The error for a rule that a kind does not have."""
+    return TypeError(f"{rule} is not defined for {node}")

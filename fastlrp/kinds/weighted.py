@@ -1,0 +1,171 @@
+"""Layers with a weight: convolution, linear, batch norm. What happens to relevance is the rule's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp import rules
+from fastlrp.capture.arguments import dims, listed
+from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
+from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.kinds import textbook
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.kinds.unknown import send_unchanged
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.coefficients import send_gradient
+from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.steps import Flow
+from fastlrp.reference import structure
+from fastlrp.reference.redistribution import Affine
+
+
+def read_conv(node: Node, bound: dict[str, Any]) -> str | None:
+    """Weight, bias and geometry."""
+    n = dims(node)
+    weight, bias = bound["weight"], bound.get("bias")
+    if not isinstance(weight, Constant) or isinstance(bias, Value):
+        return "unknown"
+    stride, dilation = listed(bound["stride"], n, 1), listed(bound["dilation"], n, 1)
+    padding = bound["padding"]
+    if isinstance(padding, str):
+        kernel = weight.tensor().shape[2:]
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if padding == "same" and any(r % 2 for r in reach):
+            # One more on the right than on the left; canonizers.split_same_padding makes that a pad of its own.
+            node.attributes["extra_padding"] = [r % 2 for r in reach]
+        padding = [r // 2 for r in reach] if padding == "same" else 0
+    transposed = "transpose" in node.operation
+    node.attributes.update(
+        weight=weight,
+        bias=bias,
+        stride=stride,
+        padding=listed(padding, n),
+        dilation=dilation,
+        groups=bound["groups"],
+        transposed=transposed,
+        output_padding=listed(bound.get("output_padding", 0), n) if transposed else [0] * n,
+    )
+    return None
+
+
+def read_linear(node: Node, bound: dict[str, Any]) -> str | None:
+    """``linear(x, W, b)``, or ``x @ M`` with a constant matrix ``M`` as ``linear(x, M^T)``."""
+    if node.operation == "linear":
+        weight, bias, x = bound["weight"], bound.get("bias"), bound["input"]
+        transposed = False
+    elif node.operation == "addmm":
+        weight, bias, x = bound["mat2"], bound["self"], bound["mat1"]
+        plain = bound.get("alpha", 1) == 1 and bound.get("beta", 1) == 1
+        transposed = True
+        if not plain:
+            weight = None
+    else:
+        first, *rest = node.args
+        x, weight, bias, transposed = first, rest[0], None, True
+    usable = (
+        isinstance(weight, Constant)
+        and isinstance(x, Value)
+        and not isinstance(bias, Value)
+        and weight.tensor().dim() == 2
+    )
+    if not usable:
+        several = sum(isinstance(operand, Value) and operand.is_differentiable for operand in node.args[:3]) > 1
+        return "unknown" if several or bias is not None else "linear_map"
+    assert isinstance(weight, Constant)
+    if transposed:
+        matrix = weight
+        weight = Constant(f"{matrix.name}.T", lambda: matrix.tensor().t())
+    node.attributes.update(weight=weight, bias=bias)
+    return None
+
+
+def read_batch_norm(node: Node, bound: dict[str, Any]) -> str | None:
+    """Weight, bias, statistics and eps."""
+    if not isinstance(bound.get("running_mean"), Constant):
+        return "unknown"  # Computed from the input.
+    node.attributes.update({k: bound[k] for k in ("weight", "bias", "running_mean", "running_var", "eps")})
+    return None
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """A rule for weights, the gradient, or pass."""
+    if isinstance(rule, rules.Pass):
+        send_unchanged(b, node, flow)
+    elif isinstance(rule, rules.Gradient):
+        send_gradient(b, AffineLayer.of(b, node), flow)
+    elif isinstance(rule, rules.WeightRule):
+        send = rule.lower_batch_norm if node.kind == "batch_norm" else rule.lower
+        send(b, AffineLayer.of(b, node), flow)
+    else:
+        raise TypeError(f"{rule} is not defined for {node}: use one of the rules for layers with a weight")
+
+
+def merged_layer(node: Node) -> Affine:
+    """The layer with the batch norms folded into it, float64."""
+    a = node.attributes
+    if node.kind == "batch_norm":
+        tail = (1,) * (len(node.output.shape) - 2)
+        scale, shift = (t.double().view(-1, *tail) for t in norm_scale_shift(node))
+        return Affine(lambda x, w, b: x * w if b is None else x * w + b, scale, shift)
+    weight, bias = (None if t is None else t.double() for t in merged_parameters(node))
+    assert weight is not None
+    if node.kind == "linear":
+        return Affine(torch.nn.functional.linear, weight, bias)
+    geometry = (a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"])
+    return Affine(lambda x, w, b: torch.convolution(x, w, b, *geometry), weight, bias)
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step."""
+    if isinstance(rule, rules.Pass):
+        return textbook.unchanged(node, R)
+    layer, x = merged_layer(node), node.sources[0]
+    if isinstance(rule, rules.Gradient):
+        forward = lambda value: layer.apply(value, layer.weight, layer.bias)  # noqa: E731
+        return Share({x: structure.gradient(forward, walk.values[x], R)}, None)
+    assert isinstance(rule, rules.WeightRule)
+    relevance, ledger = rule.textbook(layer, walk.values[x], R)
+    return Share({x: relevance}, ledger)
+
+
+CONV = Kind(
+    name="conv",
+    operations="conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    lower=lower,
+    textbook=through,
+    read=read_conv,
+    weighted=True,
+    modules={
+        "conv1d": nn.Conv1d,
+        "conv2d": nn.Conv2d,
+        "conv3d": nn.Conv3d,
+        "conv_transpose1d": nn.ConvTranspose1d,
+        "conv_transpose2d": nn.ConvTranspose2d,
+        "conv_transpose3d": nn.ConvTranspose3d,
+    },
+)
+
+
+LINEAR = Kind(
+    name="linear",
+    operations="linear matmul mm addmm bmm",
+    lower=lower,
+    textbook=through,
+    read=read_linear,
+    weighted=True,
+    modules={"linear": nn.Linear},
+)
+
+BATCH_NORM = Kind(
+    name="batch_norm",
+    operations="batch_norm",
+    lower=lower,
+    textbook=through,
+    read=read_batch_norm,
+    preset=lambda sums: rules.Pass(),
+    weighted=True,
+)
