@@ -22,6 +22,7 @@ from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.eager import eager
+from fastlrp.run.finite import all_finite
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
@@ -211,8 +212,12 @@ class ForwardRecord:
 
     def _asked(self, targets: Any, initial: Initial) -> Targets:
         asked = Targets(targets, self._scores, initial)
-        if initial == "one" and bool(self._scores.isnan().any()):
-            raise ValueError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
+        # Relevance that starts with other numbers than the scores need not show that they are not finite.
+        if initial != "output" and asked.index is not None:
+            scores = self._scores
+            asked_for = scores.gather(1, asked.index) if scores.dim() == 2 else scores
+            if bool(asked_for.isnan().any()) or (scores.dim() == 2 and not all_finite(asked_for)):
+                raise ValueError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
         return asked
 
     def stream(

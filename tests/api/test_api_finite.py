@@ -147,3 +147,17 @@ def test_numbers_that_the_dtype_does_not_have(rule, name):
     record = Explainer(make("convnet", torch.float32)).forward(x)
     with pytest.raises(ValueError, match=rf"{name} is 1e\+39"):
         record.under(composite)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("initial", ["output", "one", lambda y: torch.ones_like(y)], ids=["output", "one", "callable"])
+def test_a_score_that_is_not_finite(value, initial):
+    """Others may be asked for: models mask scores with -inf."""
+    model, x = make("convnet"), samples("convnet")
+    with torch.no_grad():
+        model[6].bias[1] = value
+    explainer = Explainer(model)
+    for targets in (1, [0, 1], "all"):
+        with pytest.raises(ValueError, match=r"output is NaN or infinite .* is linear \(6\)"):
+            explainer(x, targets, initial=initial)
+    assert explainer(x, [0, 2], initial=initial).isfinite().all()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-import fastlrp.explainer
+import fastlrp.run.plans
 from fastlrp import Explainer, composites
 from fastlrp.capture.export import capture
 from tests.fixtures import one_thread  # noqa: F401
@@ -38,7 +38,7 @@ def test_random_networks(monkeypatch: pytest.MonkeyPatch) -> None:
             continue
         model, x = made
         captured = capture(model, (x,), {}, None)
-        monkeypatch.setattr(fastlrp.explainer, "capture", lambda *_, captured=captured: captured)
+        monkeypatch.setattr(fastlrp.run.plans, "capture", lambda *_, captured=captured: captured)
         for position, (name, composite) in enumerate(COMPOSITES.items()):
             paths = ("dense", "sparse")[(seed + position) % 2]
             report = Explainer(model, composite, paths=paths).verify(x, [0, 1, 3], tolerance=TOLERANCE)

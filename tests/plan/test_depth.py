@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastlrp.explainer
+import fastlrp.run.plans
 from fastlrp import Explainer
 from fastlrp.capture import structure as outputs
 from fastlrp.capture.export import Captured
@@ -62,7 +62,7 @@ class Deep(nn.Module):
 def deep(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     model = Deep()
     captured = Captured(model.graph(), outputs.flatten(torch.zeros(1), []), None)
-    monkeypatch.setattr(fastlrp.explainer, "capture", lambda *_: captured)
+    monkeypatch.setattr(fastlrp.run.plans, "capture", lambda *_: captured)
     assert sys.getrecursionlimit() < LAYERS
     return model
 
