@@ -23,24 +23,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     What other threads read from a module by attribute (``self.weight``) is real; what they read from its tables
     (``model.parameters()``, ``model.state_dict()``) is torch.export's until the end.
     """
-    from torch.fx.experimental import proxy_tensor  # Which torch.export imports too: not for those who never capture.
+    from torch.fx import _symbolic_trace  # Which torch.export imports too: not for those who never capture.
+    from torch.fx.experimental import proxy_tensor
 
     tracing = threading.get_ident()
-    found: dict[str, list[tuple[nn.Module, dict[str, Any], Tensor]]] = {}
+    found: dict[tuple[int, str], Tensor] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    found.setdefault(name, []).append((module, table, tensor))
+            found.update({(id(module), name): tensor for name, tensor in table.items() if tensor is not None})
     look_up: Callable[[nn.Module, str], Any] = nn.Module.__getattr__
     tracer: Any = proxy_tensor._ModuleStackTracer
     call_module, traced_attribute = tracer.call_module, tracer.getattr
 
     def attribute(module: nn.Module, name: str) -> Any:
-        if threading.get_ident() != tracing:
-            for owner, _, tensor in found.get(name, ()):
-                if owner is module:
-                    return tensor
+        if threading.get_ident() != tracing and (id(module), name) in found:
+            return found[id(module), name]
         return look_up(module, name)
 
     def call(self: Any, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -49,14 +46,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         return call_module(self, module, forward, args, kwargs)
 
     def of_tracer(self: Any, name: str, value: Any, cache: Any) -> Any:
-        if threading.get_ident() == tracing:
-            return traced_attribute(self, name, value, cache)
-        return next((t for _, table, t in found.get(name, ()) if table.get(name) is value), value)
+        return value if threading.get_ident() != tracing else traced_attribute(self, name, value, cache)
 
     nn.Module.__getattr__ = attribute  # type: ignore[method-assign]
+    # What the tracer's own look-up, which takes the place of ours, asks first.
+    _symbolic_trace._orig_module_getattr = attribute
     tracer.call_module, tracer.getattr = call, of_tracer
     try:
         yield
     finally:
         nn.Module.__getattr__ = look_up  # type: ignore[method-assign]
+        _symbolic_trace._orig_module_getattr = look_up
         tracer.call_module, tracer.getattr = call_module, traced_attribute
