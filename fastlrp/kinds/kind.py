@@ -29,9 +29,9 @@ def own_forward_step(b: Builder, node: Node) -> None:
     b.add_forward(node)
 
 
-def rule_itself(b: Builder, rule: Rule | None) -> str:
+def rule_itself(b: Builder, rule: Rule | None) -> Rule | str:
     """Plans name the rule."""
-    return "" if rule is None else str(rule)
+    return "" if rule is None else rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Kind:
     textbook: Textbook
     read: Read = nothing_to_read
     forward: Callable[[Builder, Node], None] = own_forward_step
-    title: Callable[[Builder, Rule | None], str] = rule_itself
+    title: Callable[[Builder, Rule | None], Rule | str] = rule_itself
     preset: Callable[[Rule], Rule] | None = None
     fallback: Rule | None = None
     weighted: bool = False

@@ -110,9 +110,9 @@ def max_pool_stabilizer(rule: rules.Rule | None) -> Stabilizer:
     return Stabilizer.ensure(rule.stabilizer) if isinstance(rule, (rules.Norm, rules.Epsilon)) else Stabilizer()
 
 
-def title(b: Builder, rule: rules.Rule | None) -> str:
+def title(b: Builder, rule: rules.Rule | None) -> rules.Rule | str:
     """Who takes the relevance of a pool's output, where that is what decides."""
-    return str(rule) if isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare)) else f"max: {b.max_pool}"
+    return rule if isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare)) else f"max: {b.max_pool}"
 
 
 def forward(b: Builder, node: Node) -> None:

@@ -90,7 +90,9 @@ def test_a_deep_model_is_verified(deep: nn.Module) -> None:
 def test_a_way_down_in_ever_smaller_blocks() -> None:
     """Every step is a little larger than the one before, so that blocks of targets are cut again and again."""
     count = 100
-    steps = [(BackwardStep(lambda r: r, (i,), (), i + 1, 1 + i, 1), (i,)) for i in range(count)]
+    steps = [
+        (BackwardStep(f"step {i}", None, lambda r: r, (i,), (), (i + 1,), (1 + i,), 1), (i,)) for i in range(count)
+    ]
     assert peak_bytes(steps, {0: 1}, 1, count, 1, count) > 0
     got: list[int] = []
     emission = Emission(Value(0, "x", (None, 1), torch.float32), count, ())
