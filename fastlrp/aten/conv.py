@@ -30,6 +30,31 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.as_strided(x.shape, (c * h * w, 1, w * c, c)) if x.shape[0] == 1 else x
 
 
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor:
+    """``torch.convolution``, in float32 where the library's own would read memory that is not the map's.
+
+    oneDNN's convolutions of 16 bits (seen with bfloat16, PyTorch 2.13, AVX-512) read beyond a map that is shorter than
+    the stride along some axis, which ends the process or gives wrong numbers. A model with such a layer meets this in its
+    own forward pass; the relevance of a transposed layer is such a convolution although its forward pass is not.
+    """
+    half = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
+    if half and not transposed and any(size < step for size, step in zip(x.shape[2:], stride, strict=True)):
+        wide = (None if t is None else t.float() for t in (x, weight, bias))
+        result = torch.convolution(*wide, stride, padding, dilation, transposed, output_padding, groups)
+        return result.to(x.dtype)
+    return torch.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
 def conv_relevance(
     relevance: Tensor,
     weight: Tensor,
@@ -73,14 +98,14 @@ def conv_relevance(
             kernel = list(matrix.shape[2:])
             result = _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
         elif transposed:
-            result = torch.convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
+            result = convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
             # The forward pass's output_padding can let a window start beyond the last input.
             for axis, size in enumerate(input_size):
                 result = result.narrow(2 + axis, 0, size) if result.shape[2 + axis] > size else result
         elif min(missing) < 0:
             result = _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
         else:
-            result = torch.convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
+            result = convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
         return result.view(batch, targets, *result.shape[1:])
 
     return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=joint)
@@ -114,7 +139,7 @@ def _cut_from_padded(
     """The padding is wider than the kernel's reach: compute the padded map and cut the input out of it."""
     n = len(input_size)
     zero = [0] * n
-    result = torch.convolution(scaled, matrix, None, stride, zero, dilation, True, zero, groups)
+    result = convolution(scaled, matrix, None, stride, zero, dilation, True, zero, groups)
     for axis, (size, p) in enumerate(zip(input_size, padding, strict=True)):
         lacking = p + size - result.shape[2 + axis]
         if lacking > 0:
