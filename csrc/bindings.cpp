@@ -6,6 +6,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 
 #include "common/isa.h"
 #include "common/memory.h"
@@ -48,7 +49,6 @@
 #define FASTLRP_CUDA "not built"
 #endif
 
-#ifndef FASTLRP_EMULATE
 namespace fastlrp {
 
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
@@ -57,6 +57,7 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
 
 int64_t thread_count() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
+#ifndef FASTLRP_EMULATE
 namespace {
 
 std::map<std::string, std::string> build_info() {
@@ -77,8 +78,50 @@ std::map<std::string, std::string> build_info() {
 }
 
 }  // namespace
-}  // namespace fastlrp
 #endif
+}  // namespace fastlrp
+
+// Structs of tensors are tuples in Python.
+namespace pybind11::detail {
+
+template <class Struct>
+struct struct_caster {
+  using Tuple = decltype(std::declval<const Struct&>().tuple());
+  PYBIND11_TYPE_CASTER(Struct, make_caster<Tuple>::name);
+
+  bool load(handle source, bool convert) {
+    make_caster<Tuple> caster;
+    if (!caster.load(source, convert)) {
+      return false;
+    }
+    value =
+        std::apply([](auto&&... parts) { return Struct{std::move(parts)...}; }, cast_op<Tuple&&>(std::move(caster)));
+    return true;
+  }
+
+  static handle cast(const Struct& source, return_value_policy policy, handle parent) {
+    return make_caster<Tuple>::cast(source.tuple(), policy, parent);
+  }
+};
+
+template <>
+struct type_caster<fastlrp::edge::PatternTensors> : struct_caster<fastlrp::edge::PatternTensors> {};
+template <>
+struct type_caster<fastlrp::edge::RowTensors> : struct_caster<fastlrp::edge::RowTensors> {};
+template <>
+struct type_caster<fastlrp::edge::SummandTensors> : struct_caster<fastlrp::edge::SummandTensors> {};
+template <>
+struct type_caster<fastlrp::edge::GatherTensors> : struct_caster<fastlrp::edge::GatherTensors> {};
+template <>
+struct type_caster<fastlrp::edge::MaskTensors> : struct_caster<fastlrp::edge::MaskTensors> {};
+template <>
+struct type_caster<fastlrp::edge::CoefficientTensors> : struct_caster<fastlrp::edge::CoefficientTensors> {};
+#ifdef FASTLRP_BIND_CUDA
+template <>
+struct type_caster<fastlrp::edge::cuda::PooledTensors> : struct_caster<fastlrp::edge::cuda::PooledTensors> {};
+#endif
+
+}  // namespace pybind11::detail
 
 namespace {
 
@@ -126,11 +169,33 @@ void bind_sparse_pattern(py::module_& m, decltype(&edge::sparse_pattern) pattern
 void bind_sparse_conv(py::module_& m, decltype(&edge::sparse_pack) pack,
                       decltype(&edge::sparse_conv_relevance) conv_relevance) {
   m.def("sparse_pack", pack, py::arg("weight"), release_gil());
-  m.def("sparse_conv_relevance", conv_relevance, py::arg("arriving"), py::arg("batch"), py::arg("targets"),
-        py::arg("coefficients"), py::arg("weights"), py::arg("channels_per_group"), py::arg("leaving"),
-        py::arg("input_size"), py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
-        py::arg("dilation"), py::arg("transposed"), py::arg("channels").none(true), py::arg("factors"),
-        py::arg("initial"), py::arg("other") = py::none(), release_gil());
+  m.def(
+      "sparse_conv_relevance",
+      [conv_relevance](edge::RowTensors arriving, int64_t batch, int64_t targets, std::vector<at::Tensor> coefficients,
+                       std::vector<at::Tensor> weights, edge::Sizes channels_per_group, edge::PatternTensors leaving,
+                       edge::Sizes input_size, edge::Sizes output_size, edge::Sizes kernel_size, edge::Sizes stride,
+                       edge::Sizes padding, edge::Sizes dilation, bool transposed, std::optional<int64_t> channels,
+                       std::vector<at::Tensor> factors, std::vector<edge::SummandTensors> initial,
+                       edge::OptionalTensor other) {
+        return conv_relevance({std::move(arriving),
+                               batch,
+                               targets,
+                               std::move(coefficients),
+                               std::move(weights),
+                               std::move(channels_per_group),
+                               std::move(leaving),
+                               {std::move(input_size), std::move(output_size), std::move(kernel_size),
+                                std::move(stride), std::move(padding), std::move(dilation), transposed},
+                               channels,
+                               std::move(factors),
+                               std::move(initial),
+                               std::move(other)});
+      },
+      py::arg("arriving"), py::arg("batch"), py::arg("targets"), py::arg("coefficients"), py::arg("weights"),
+      py::arg("channels_per_group"), py::arg("leaving"), py::arg("input_size"), py::arg("output_size"),
+      py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("transposed"),
+      py::arg("channels").none(true), py::arg("factors"), py::arg("initial"), py::arg("other") = py::none(),
+      release_gil());
 }
 
 #ifdef FASTLRP_BIND_CUDA

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "../common/axis.h"
 #include "../common/parallel.h"
@@ -24,6 +26,15 @@ void over_positions(int64_t batch, int64_t spatial, Body&& body) {
       body(q, q / spatial, q % spatial);
     }
   });
+}
+
+// The place that an index names, one of `places`.
+int64_t named_by(int64_t index, int64_t places) {
+  if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(places)) {
+    throw std::out_of_range("index must name one of the " + std::to_string(places) + " places of its map, got " +
+                            std::to_string(index));
+  }
+  return index;
 }
 
 // Entry of a pattern at (position, channel) at or after `from`, or the first behind it.
@@ -56,7 +67,7 @@ struct Joined {
 // calls take(entry) for those of one output position that input position q, p of its sample, takes from.
 template <class Pick>
 Gathered gather(const Pattern& pooled, const Window& w, int64_t batch, Pick&& pick) {
-  const int64_t inputs = w.in[0] * w.in[1] * w.in[2], outputs = w.out[0] * w.out[1] * w.out[2];
+  const int64_t inputs = w.inputs(), outputs = w.outputs();
   const Joined joined[3] = {{w, 0}, {w, 1}, {w, 2}};
   struct Taken {
     int32_t channel;
@@ -171,7 +182,7 @@ int32_t channels_of(const Pattern& pattern) {
 
 // sparse_windows where each wanted entry is in one window at most.
 Gathered rows_of_tiles(const Pattern& wanted, const Pattern& pooled, const Window& w, int64_t batch) {
-  const int64_t inputs = w.in[0] * w.in[1] * w.in[2], outputs = w.out[0] * w.out[1] * w.out[2];
+  const int64_t inputs = w.inputs(), outputs = w.outputs();
   const int64_t count = wanted.offsets[wanted.positions];
   const size_t channels = static_cast<size_t>(std::max(channels_of(wanted), channels_of(pooled)));
   Gathered found;
@@ -245,7 +256,7 @@ Entries sparse_pattern(const std::vector<Mask<T>>& masks, int64_t batch, int64_t
           if (!plain) {
             T* to = gathered.data() + m * channels;
             for (int64_t c = 0; c < channels; ++c) {
-              to[c] = mask.map.at(b, c, mask.index.data == nullptr ? p : mask.index.at(b, c, p));
+              to[c] = mask.map.at(b, c, mask.index.data == nullptr ? p : named_by(mask.index.at(b, c, p), mask.places));
             }
             maps[m] = to;
           }
@@ -288,12 +299,12 @@ void sparse_from_dense(const DenseMap<const T>& dense, const Pattern& pattern, T
 }
 
 template <class T>
-void sparse_to_dense(const Rows<T>& rows, int64_t channels, const DenseMap<T>& dense) {
+void sparse_to_dense(const Rows<T>& rows, const DenseMap<T>& dense) {
   over_positions(dense.batch, dense.spatial, [&](int64_t q, int64_t b, int64_t p) {
     T* at = dense.data + b * dense.batch_stride + p * dense.position_stride;
     int64_t e = rows.pattern.offsets[q];
     const int64_t end = rows.pattern.offsets[q + 1];
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < dense.channels; ++c) {
       T* to = at + c * dense.channel_stride;
       if (e < end && rows.pattern.channels[e] == c) {
         const T* from = rows.row(e++);
@@ -344,11 +355,11 @@ void sparse_sum(const std::vector<Summand<T>>& sources, const Pattern& pattern, 
 }
 
 Gathered sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const Window& window, int64_t batch) {
-  const int64_t outputs = window.out[0] * window.out[1] * window.out[2];
+  const int64_t inputs = window.inputs(), outputs = window.outputs();
   std::vector<int32_t> place(static_cast<size_t>(pooled.offsets[pooled.positions]));  // the input that each entry names
   over_positions(batch, outputs, [&](int64_t q, int64_t b, int64_t p) {
     for (int64_t e = pooled.offsets[q]; e < pooled.offsets[q + 1]; ++e) {
-      place[e] = static_cast<int32_t>(index.at(b, pooled.channels[e], p));
+      place[e] = static_cast<int32_t>(named_by(index.at(b, pooled.channels[e], p), inputs));
     }
   });
   return gather(pooled, window, batch, [&](int64_t, int64_t p, int64_t begin, int64_t end, auto&& take) {
@@ -383,6 +394,9 @@ void sparse_gather_sum(const Rows<T>& source, const int64_t* starts, const int64
   parallel_for(entries, kGrain, [&](int64_t first, int64_t last) {
     for (int64_t e = first; e < last; ++e) {
       T* to = values + e * stride;
+      if (starts[e] == starts[e + 1]) {
+        std::memset(to, 0, targets * sizeof(T));
+      }
       for (int64_t i = starts[e]; i < starts[e + 1]; ++i) {
         const T* from = source.row(rows[i]);
         if (i == starts[e]) {
@@ -400,7 +414,7 @@ void sparse_gather_sum(const Rows<T>& source, const int64_t* starts, const int64
 #define FASTLRP_INSTANTIATE(T)                                                                                \
   template Entries sparse_pattern<T>(const std::vector<Mask<T>>&, int64_t, int64_t, int64_t);                 \
   template void sparse_from_dense<T>(const DenseMap<const T>&, const Pattern&, T*, int64_t);                  \
-  template void sparse_to_dense<T>(const Rows<T>&, int64_t, const DenseMap<T>&);                              \
+  template void sparse_to_dense<T>(const Rows<T>&, const DenseMap<T>&);                                       \
   template void sparse_sum<T>(const std::vector<Summand<T>>&, const Pattern&, int64_t, int64_t, T*, int64_t); \
   template void sparse_gather_sum<T>(const Rows<T>&, const int64_t*, const int64_t*, int64_t, int64_t, T*, int64_t)
 

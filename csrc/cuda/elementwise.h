@@ -3,26 +3,16 @@
 #include <cstdint>
 
 #include "../common/axis.h"
+#include "../common/rule.h"
 #include "device.h"
 
 namespace fastlrp::cuda {
 
-enum class Rule { epsilon, zplus, gamma };
-
-// The two numbers per output neuron that a rule needs, as csrc/cpu/elementwise.h defines them, in one sweep. All
-// tensors are dense in one common order, `count` elements each.
+using fastlrp::Rule;
 template <class T>
-struct Coefficients {
-  const T* z;         // read by epsilon and gamma
-  const T* positive;  // P + b+; read by all but epsilon
-  const T* negative;  // N + b-; read by gamma
-  const T* factor;    // or null for 1
-  T* u;               // written by all but zplus
-  T* v;               // written by all but epsilon
-  int64_t count;
-  Accumulate<T> alpha, epsilon;
-};
+using Coefficients = CoefficientsOf<T, Accumulate<T>>;
 
+// In one sweep.
 template <class T>
 void elementwise_coefficients(Rule rule, const Coefficients<T>& p, Stream stream);
 

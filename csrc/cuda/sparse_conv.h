@@ -8,15 +8,10 @@ namespace fastlrp::cuda {
 // A rule has one or two coefficients, and an input rule a fold for each of its products.
 constexpr int kMaxProducts = 2, kMaxFolds = 4;
 
-template <class T>
-struct Product {
-  const T* weight;     // (groups, taps, Co/groups, Ci/groups)
-  Map<T> coefficient;  // (B, Co, *S'): u or v of the output neurons
-};
-
 // c[q, ci] = initial[q, ci] + sum over products j, taps t, alive o at p(q, t) of
 //            weight_j[t][o][ci] * coefficient_j[p, o] * arriving[p, o],   for the entries (q, ci) of `leaving`;
-// q and p are positions of the layer's input and output that tap t joins. All values are rows of `targets`.
+// weights are (groups, taps, Co/groups, Ci/groups), q and p are positions of the layer's input and output that tap t
+// joins. All values are rows of `targets`.
 template <class T>
 struct SparseConv {
   Window window;

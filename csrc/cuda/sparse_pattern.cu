@@ -38,6 +38,10 @@ struct Tile {
     return map.channel < (map.position == 0 ? map.batch : map.position) ? by_channels() : by_positions();
   }
 
+  __device__ __forceinline__ bool names_a_place(int64_t index) const {
+    return static_cast<uint64_t>(index) < static_cast<uint64_t>(mask.places);
+  }
+
   __device__ __forceinline__ uint32_t by_channels() const {
     const T* values = mask.map.data + (channel + lane) * mask.map.channel;
     const int64_t* index = mask.index.data + (channel + lane) * mask.index.channel;
@@ -51,10 +55,13 @@ struct Tile {
       const int64_t start = indexed ? __shfl_sync(kAllLanes, begin, i) : 0;
       bool alive = false;
       if (lane < channels && i < positions) {
+        bool inside = true;
         if constexpr (indexed) {
-          from = start + index[from] * mask.map.position;
+          const int64_t named = index[from];
+          inside = names_a_place(named);
+          from = start + named * mask.map.position;
         }
-        alive = is_alive(values[from]);
+        alive = inside && is_alive(values[from]);
       }
       const uint32_t votes = __ballot_sync(kAllLanes, alive);
       found = lane == i ? votes : found;
@@ -71,10 +78,13 @@ struct Tile {
     for (int i = 0; i < kWarp; ++i) {
       if (lane < positions && i < channels) {
         int64_t from = at;
+        bool inside = true;
         if constexpr (indexed) {
-          from = mask.index.data[at + i * mask.index.channel] * mask.map.position;
+          const int64_t named = mask.index.data[at + i * mask.index.channel];
+          inside = names_a_place(named);
+          from = named * mask.map.position;
         }
-        found |= static_cast<uint32_t>(is_alive(values[from + i * mask.map.channel])) << i;
+        found |= static_cast<uint32_t>(inside && is_alive(values[from + i * mask.map.channel])) << i;
       }
     }
     return found;

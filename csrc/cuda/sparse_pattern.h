@@ -8,16 +8,10 @@
 
 namespace fastlrp::cuda {
 
-// Values (B, C, positions), or, with an index of the same shape, the values at the positions that it names.
-template <class T>
-struct Mask {
-  Map<T> map;
-  Map<int64_t> index;  // null data: none
-};
-
 constexpr int kMasks = 8;
 
-// Bit c % 32 of words[position][c / 32]: whether any of the masks is not zero there.
+// Bit c % 32 of words[position][c / 32]: whether any of the masks is not zero there. What an index outside its mask
+// names is taken to be zero: to report it the host would have to wait for the device.
 template <class T>
 struct MaskWords {
   Mask<T> masks[kMasks];

@@ -7,10 +7,15 @@
 
 namespace fastlrp::edge {
 
-std::tuple<OptionalTensor, OptionalTensor> elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
-                                                                    const OptionalTensor& negative,
-                                                                    const OptionalTensor& factor,
-                                                                    const std::string& rule_name, double alpha,
-                                                                    double epsilon);
+// Those of a layer's output neurons, in z's order of elements; none where the rule makes none.
+struct CoefficientTensors {
+  OptionalTensor u, v;
+
+  auto tuple() const { return std::tuple{u, v}; }
+};
+
+CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+                                            const OptionalTensor& negative, const OptionalTensor& factor,
+                                            const std::string& rule, double alpha, double epsilon);
 
 }  // namespace fastlrp::edge

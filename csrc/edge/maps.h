@@ -1,9 +1,7 @@
 // Feature maps (B, C, *S) and registers (B, K, C, *S) as kernels take them: the spatial axes numbered with one stride.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <vector>
+#include "tensors.h"
 
 namespace fastlrp::edge {
 
@@ -11,6 +9,9 @@ inline int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1)
 
 // The map itself if the axes from `first_axis` on can be numbered with one stride, else a copy.
 inline at::Tensor flattened(const at::Tensor& map, int64_t first_axis) {
+  if (map.numel() == 0) {
+    return map;
+  }
   int64_t stride = -1, size = 1;  // a stride of 0 is that of an expanded axis
   for (int64_t axis = map.dim() - 1; axis >= first_axis; --axis) {
     if (map.size(axis) == 1) {
@@ -34,12 +35,6 @@ inline int64_t position_stride(const at::Tensor& map, int64_t first_axis) {
   return 1;
 }
 
-inline int64_t spatial_of(const at::Tensor& map, int64_t first_axis) {
-  int64_t size = 1;
-  for (int64_t axis = first_axis; axis < map.dim(); ++axis) {
-    size *= map.size(axis);
-  }
-  return size;
-}
+inline int64_t spatial_of(const at::Tensor& map, int64_t first_axis) { return product(map.sizes().slice(first_axis)); }
 
 }  // namespace fastlrp::edge

@@ -44,14 +44,14 @@ def convolution(
     """``torch.convolution``, in float32 where the library's own would read memory that is not the map's.
 
     oneDNN's convolutions of 16 bits (seen with bfloat16, PyTorch 2.13, AVX-512) read beyond a map that is shorter than
-    the stride along some axis, which ends the process or gives wrong numbers. A model with such a layer meets this in its
-    own forward pass; the relevance of a transposed layer is such a convolution although its forward pass is not.
+    the stride along some axis, which ends the process or gives wrong numbers. A model with such a layer meets this in
+    its own forward pass; the relevance of a transposed layer is such a convolution although its forward pass is not.
     """
     half = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
     if half and not transposed and any(size < step for size, step in zip(x.shape[2:], stride, strict=True)):
-        wide = (None if t is None else t.float() for t in (x, weight, bias))
-        result = torch.convolution(*wide, stride, padding, dilation, transposed, output_padding, groups)
-        return result.to(x.dtype)
+        wide = None if bias is None else bias.float()
+        geometry = (stride, padding, dilation, transposed, output_padding, groups)
+        return torch.convolution(x.float(), weight.float(), wide, *geometry).to(x.dtype)
     return torch.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
 

@@ -48,7 +48,9 @@ def why_not() -> str | None:
 def sources() -> list[Path]:
     folders = (ROOT / "csrc" / "cuda", ROOT / "csrc" / "edge" / "cuda", HERE)
     found = [p for folder in folders for p in sorted(folder.iterdir()) if p.suffix in (".cu", ".cpp")]
-    return [*found, *(ROOT / "csrc" / name for name in ("edge/tensors.cpp", "common/windows.cpp", "bindings.cpp"))]
+    shared = sorted((ROOT / "csrc" / "edge").glob("*_arguments.cpp"))
+    names = ("edge/tensors.cpp", "common/windows.cpp", "common/pattern_check.cpp", "bindings.cpp")
+    return [*found, *shared, *(ROOT / "csrc" / name for name in names)]
 
 
 def flags() -> list[str]:

@@ -297,7 +297,12 @@ BIG = 2**31
         (TIES, {5: [0, 2]}, ValueError, r"stride must be positive, got \[0, 2\]"),
         (TIES, {6: [0, -1]}, ValueError, r"padding must not be negative, got \[0, -1\]"),
         (TIES, {7: [1, BIG]}, ValueError, r"dilation must be below 2\^31, got \[1, 2147483648\]"),
-        (AVG, {1: torch.zeros(2, 3, 3, 3, device="meta")}, RuntimeError, "scale must be on cpu as the relevance is"),
+        (
+            AVG,
+            {1: torch.zeros(2, 3, 3, 3, device="meta")},
+            RuntimeError,
+            "scale must be a dense CUDA tensor, got Strided on meta",
+        ),
         (AVG, {3: [2**62, 2]}, ValueError, r"kernel_size must be below 2\^31, got \[4611686018427387904, 2\]"),
         (AVG, {8: 0}, ValueError, "divisor_override must not be 0; None divides by the size of the window"),
         (ADAPTIVE, {2: [6, -6]}, ValueError, r"input_size must not be negative, got \[6, -6\]"),

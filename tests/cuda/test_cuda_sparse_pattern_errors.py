@@ -45,7 +45,12 @@ WRONG = [
     ("from_dense", {"pattern": (PATTERN[0].int(), PATTERN[1])}, TypeError, "int64 offsets and int32 channels, got Int"),
     ("from_dense", {"pattern": (PATTERN[0][::2], PATTERN[1])}, ValueError, "offsets must be contiguous"),
     ("from_dense", {"pattern": (PATTERN[0][:0], PATTERN[1])}, ValueError, "one entry more than there are positions"),
-    ("from_dense", {"pattern": (PATTERN[0], PATTERN[1].to("meta"))}, RuntimeError, "channels must be on cpu"),
+    (
+        "from_dense",
+        {"pattern": (PATTERN[0], PATTERN[1].to("meta"))},
+        RuntimeError,
+        "channels must be a dense CUDA tensor, got Strided on meta",
+    ),
     ("to_dense", {"targets": 17}, ValueError, r"values must be rows of at least 17 targets, got \[40, 16\]"),
     ("to_dense", {"targets": -7}, ValueError, "batch and targets must not be negative, got 2 and -7"),
     ("to_dense", {"size": []}, ValueError, r"size must be \(C, \*S\), got \(\)"),
@@ -71,7 +76,12 @@ WRONG = [
     ("windows", {"pooled": (PATTERN[0].float(), PATTERN[1])}, TypeError, "int64 offsets and int32 channels, got Float"),
     ("gather_sum", {"starts": torch.arange(41).int()}, ValueError, "starts and rows must be contiguous int64 tensors"),
     ("gather_sum", {"rows": torch.arange(80)[::2]}, ValueError, "starts and rows must be contiguous int64 tensors"),
-    ("gather_sum", {"rows": torch.arange(40).to("meta")}, RuntimeError, "rows must be on cpu"),
+    (
+        "gather_sum",
+        {"rows": torch.arange(40).to("meta")},
+        RuntimeError,
+        "rows must be a dense CUDA tensor, got Strided on meta",
+    ),
     ("gather_sum", {"targets": -1}, ValueError, "targets must not be negative, got -1"),
 ]
 

@@ -2,6 +2,7 @@
 #include "../../csrc/common/pattern.h"
 
 #include "../../csrc/common/axis.h"
+#include "../../csrc/common/pattern_check.h"
 #include "../../csrc/cpu/sparse.h"
 #include "check.h"
 
@@ -77,6 +78,50 @@ TEST(windows_overlap_where_an_input_is_in_two) {
       }
     }
   }
+}
+
+// One number changed: a fault is found where a loop over all entries finds one, and nothing else is called a fault.
+TEST(patterns_that_point_outside_are_found) {
+  for (int repeat = 0; repeat < 300; ++repeat) {
+    const int64_t positions = native::integer(0, 40);
+    const int32_t most = static_cast<int32_t>(native::integer(1, 40));
+    Lists lists(positions, most);
+    const int64_t entries = static_cast<int64_t>(lists.channels.size());
+    const auto fault = [&] {
+      return pattern_fault({lists.offsets.data(), lists.channels.data(), positions}, entries, most);
+    };
+    CHECK(fault().empty());
+    const bool of_offsets = entries == 0 || native::integer(0, 1) == 0;
+    if (of_offsets) {
+      lists.offsets[native::integer(0, positions)] += native::integer(-3, 3);
+    } else {
+      lists.channels[native::integer(0, entries - 1)] += static_cast<int32_t>(native::integer(-3, 3));
+    }
+    bool sound = lists.offsets.front() == 0 && lists.offsets.back() == entries;
+    for (int64_t q = 0; sound && q < positions; ++q) {
+      sound = lists.offsets[q] <= lists.offsets[q + 1];
+    }
+    for (int64_t q = 0; sound && q < positions; ++q) {
+      for (int64_t e = lists.offsets[q]; e < lists.offsets[q + 1]; ++e) {
+        const int32_t c = lists.channels[e];
+        sound = sound && c >= 0 && c < most && (e == lists.offsets[q] || c > lists.channels[e - 1]);
+      }
+    }
+    CHECK_FOR(fault().empty() == sound, fault());
+  }
+}
+
+TEST(rows_that_point_outside_are_found) {
+  for (const int64_t wrong : {int64_t{-1}, int64_t{7}, INT64_MAX, INT64_MIN}) {
+    for (int64_t count = 1; count < 40; ++count) {
+      std::vector<int64_t> rows(count, 6);
+      CHECK(rows_fault(rows.data(), count, 7).empty());
+      rows[native::integer(0, count - 1)] = wrong;
+      CHECK(!rows_fault(rows.data(), count, 7).empty());
+      CHECK(!rows_fault(rows.data(), count, 0).empty());
+    }
+  }
+  CHECK(rows_fault(nullptr, 0, 0).empty());
 }
 
 }  // namespace

@@ -351,7 +351,8 @@ void check_pattern() {
   const int64_t batch = native::integer(0, 3), channels = native::integer(0, 70), positions = native::integer(0, 9);
   const Tensor<T> first(batch, channels, positions), second(batch, channels, positions);
   const Entries expected = entries_of<T>({&first, &second});
-  const Entries found = sparse_pattern<T>({{first.map, {}}, {second.map, {}}}, batch, channels, positions);
+  const Entries found =
+      sparse_pattern<T>({{first.map, {}, positions}, {second.map, {}, positions}}, batch, channels, positions);
   CHECK(found.offsets == expected.offsets && found.channels == expected.channels);
 
   // The values at the positions that an index names.
@@ -364,7 +365,7 @@ void check_pattern() {
     picked.dense[i] = static_cast<T>(values.at(i / positions / channels, i / positions % channels, index[i]));
   }
   const Map<int64_t> by{index.data(), channels * positions, positions, 1};
-  const Entries at = sparse_pattern<T>({{values.map, by}}, batch, channels, positions),
+  const Entries at = sparse_pattern<T>({{values.map, by, below}}, batch, channels, positions),
                 alive = entries_of<T>({&picked});
   CHECK(at.offsets == alive.offsets && at.channels == alive.channels);
 }
@@ -386,15 +387,15 @@ void check_moves(int64_t targets) {
     const int64_t q = i / targets / channels;
     expected[i] = first.at(q, i / targets % channels, i % targets);
   }
-  sparse_to_dense<T>(first.rows(), channels,
-                     {dense.data(), batch, targets, positions, positions * channels * wide, 1, wide, channels * wide});
+  const int64_t sample = positions * channels * wide, position = channels * wide;
+  sparse_to_dense<T>(first.rows(), {dense.data(), batch, targets, channels, positions, sample, 1, wide, position});
   std::vector<T> found, rows = native::poisoned<T>(count * stride);
   for (int64_t i = 0; i < size; ++i) {
     found.push_back(dense[i / targets * wide + i % targets]);
   }
   CHECK(native::close(found, expected));
-  sparse_from_dense<T>({dense.data(), batch, targets, positions, positions * channels * wide, 1, wide, channels * wide},
-                       view(entries), rows.data(), stride);
+  sparse_from_dense<T>({dense.data(), batch, targets, channels, positions, sample, 1, wide, position}, view(entries),
+                       rows.data(), stride);
   for (int64_t i = 0; i < count * stride; ++i) {
     CHECK(rows[i] == (i % stride < targets ? first.values[i / stride * targets + i % stride] : T(0)));
   }

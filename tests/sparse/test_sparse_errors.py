@@ -123,8 +123,8 @@ def test_from_dense(change, error, message):
         ({"size": [3, 4, 4]}, ValueError, "sparse_to_dense: the pattern has 40 positions, the result 32"),
         ({"batch": 1}, ValueError, "sparse_to_dense: the pattern has 40 positions, the result 20"),
         ({"source": with_rows(VALUES.int())}, TypeError, "sparse_to_dense: values must be float32 or float64, got Int"),
-        ({"targets": -7}, RuntimeError, "negative dimension -7"),
-        ({"size": [-3, 4, 5]}, RuntimeError, "negative dimension -3"),
+        ({"targets": -7}, ValueError, "sparse_to_dense: batch and targets must not be negative, got 2 and -7"),
+        ({"size": [-3, 4, 5]}, ValueError, r"sparse_to_dense: size must not be negative, got \[-3, 4, 5\]"),
     ],
 )
 def test_to_dense(change, error, message):
@@ -189,7 +189,7 @@ def test_winners(change, error, message):
         ({"wanted": (PATTERN[0].int(), PATTERN[1])}, TypeError, "a pattern has int64 offsets and int32 channels"),
         ({"pooled": (PATTERN[0][:-1], PATTERN[1])}, ValueError, "must be the number of channels"),
         ({"batch": 1}, ValueError, "patterns have 160 and 40 positions, sizes ask for 80 and 20"),
-        ({"batch": -2}, ValueError, "patterns have 160 and 40 positions, sizes ask for -160 and -40"),
+        ({"batch": -2}, ValueError, "batch must not be negative, got -2"),
         ({"output_size": [4, 4]}, ValueError, "patterns have 160 and 40 positions, sizes ask for 160 and 32"),
         ({"output_size": [4]}, ValueError, "must have one entry per spatial axis"),
         ({"kernel_size": [2]}, ValueError, "must have one entry per spatial axis"),

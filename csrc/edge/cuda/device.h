@@ -1,4 +1,4 @@
-// What every CUDA edge function needs: checks, the current device and stream, dtypes.
+// What every CUDA edge function needs: its kernels' checks, the current device and stream, dtypes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,15 +18,11 @@ namespace fastlrp::edge::cuda {
 
 using fastlrp::cuda::Stream;
 
-// A dense tensor on a GPU, of the same one as `first`.
-void check_device(const char* op, const char* name, const at::Tensor& tensor);
-void check_same_device(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& first);
-
-// float16, bfloat16, float32 or float64.
-void check_floating(const char* op, const char* name, const at::Tensor& tensor);
+extern const Kernels kCuda;
 
 // The one int64 that a tensor holds. Waits for the device: only where a pattern is made, never while relevance moves.
 int64_t read_on_host(const at::Tensor& one);
+void count_read();        // another read of that kind
 int64_t reads_on_host();  // how often that has been done, for tests
 
 // run(stream) with the tensor's device and its current stream.
@@ -41,7 +37,7 @@ decltype(auto) on_device(const at::Tensor& tensor, Run&& run) {
 #endif
 }
 
-// run(T{}) with the kernels' type of a dtype that check_floating lets through.
+// run(T{}) with the kernels' type of a dtype that Check::values lets through.
 template <class Run>
 decltype(auto) with_type(at::ScalarType dtype, Run&& run) {
   switch (dtype) {

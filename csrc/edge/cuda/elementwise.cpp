@@ -1,62 +1,16 @@
 #include "elementwise.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 
 #include "../../cuda/elementwise.h"
-#include "axes.h"
+#include "../axes.h"
+#include "../elementwise_arguments.h"
+#include "device.h"
 
 namespace fastlrp::edge::cuda {
 namespace {
 
 namespace kernels = fastlrp::cuda;
-using kernels::Rule;
-
-// What both operations have: z in dense memory, and the others in its order of elements, copied where theirs differs.
-struct Arguments {
-  const char* op;
-  std::string name;  // of the rule
-  Rule rule;
-  at::Tensor z, positive, negative;
-  OptionalTensor u, v;
-
-  Arguments(const char* op_, const at::Tensor& z_, const std::string& rule_) : op(op_), name(rule_) {
-    TORCH_CHECK_VALUE(name == "epsilon" || name == "zplus" || name == "gamma", op,
-                      ": rule must be 'epsilon', 'zplus' or 'gamma', got '", name, "'");
-    rule = name == "epsilon" ? Rule::epsilon : (name == "zplus" ? Rule::zplus : Rule::gamma);
-    check_device(op, "z", z_);
-    check_floating(op, "z", z_);
-    z = z_.resolve_neg();
-  }
-
-  // Once z is in dense memory.
-  void take(const OptionalTensor& positive_, const OptionalTensor& negative_) {
-    positive = like_z("positive", positive_, rule != Rule::epsilon);
-    negative = like_z("negative", negative_, rule == Rule::gamma);
-    if (rule != Rule::zplus) {
-      u = at::empty_strided(z.sizes(), z.strides(), z.options());
-    }
-    if (rule != Rule::epsilon) {
-      v = at::empty_strided(z.sizes(), z.strides(), z.options());
-    }
-  }
-
-  at::Tensor like_z(const char* argument, const OptionalTensor& tensor, bool needed) const {
-    if (!tensor.has_value()) {
-      TORCH_CHECK_VALUE(!needed, op, ": rule '", name, "' needs ", argument, ", got None");
-      return {};
-    }
-    check_same_device(op, argument, *tensor, z);
-    check_dtype(op, argument, *tensor, z.scalar_type());
-    check_sizes(op, argument, *tensor, z.sizes());
-    if (!needed) {
-      return {};
-    }
-    const at::Tensor resolved = tensor->resolve_neg();
-    return resolved.strides() == z.strides() ? resolved
-                                             : at::empty_strided(z.sizes(), z.strides(), z.options()).copy_(resolved);
-  }
-};
 
 template <class T>
 T* data_or_null(const at::Tensor& tensor) {
@@ -75,12 +29,10 @@ int64_t windows_along(int64_t n, int64_t kernel, int64_t stride, int64_t padding
 
 }  // namespace
 
-std::tuple<OptionalTensor, OptionalTensor> elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
-                                                                    const OptionalTensor& negative,
-                                                                    const OptionalTensor& factor_,
-                                                                    const std::string& rule, double alpha,
-                                                                    double epsilon) {
-  Arguments a("elementwise_coefficients", z, rule);
+CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+                                            const OptionalTensor& negative, const OptionalTensor& factor_,
+                                            const std::string& rule, double alpha, double epsilon) {
+  CoefficientArguments a({kCuda, "elementwise_coefficients"}, z, rule);
   a.z = a.z.is_non_overlapping_and_dense() ? a.z : a.z.contiguous();
   a.take(positive, negative);
   const at::Tensor factor = a.like_z("factor", factor_, factor_.has_value());
@@ -103,20 +55,21 @@ std::tuple<OptionalTensor, OptionalTensor> elementwise_coefficients(const at::Te
   return {a.u, a.v};
 }
 
-std::tuple<at::Tensor, at::Tensor, OptionalTensor, OptionalTensor> elementwise_pooled_coefficients(
-    const at::Tensor& z, const OptionalTensor& positive, const OptionalTensor& negative, const std::string& rule,
-    double alpha, double epsilon, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-    const Sizes& dilation, bool ceil_mode) {
+PooledTensors elementwise_pooled_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+                                              const OptionalTensor& negative, const std::string& rule, double alpha,
+                                              double epsilon, const Sizes& kernel_size, const Sizes& stride,
+                                              const Sizes& padding, const Sizes& dilation, bool ceil_mode) {
   constexpr const char* op = "elementwise_pooled_coefficients";
-  Arguments a(op, z, rule);
+  const Check check{kCuda, op};
+  CoefficientArguments a(check, z, rule);
   TORCH_CHECK_VALUE(z.dim() >= 3 && z.dim() <= 5, op,
                     ": z must have shape (B, C, *S) with one to three spatial axes, got ", z.sizes());
   const at::IntArrayRef input_size = z.sizes().slice(2);
   const size_t n = input_size.size();
-  check_axes(op, "kernel_size", kernel_size, n, "z", 1);
-  check_axes(op, "stride", stride, n, "z", 1);
-  check_axes(op, "padding", padding, n, "z", 0);
-  check_axes(op, "dilation", dilation, n, "z", 1);
+  check.axes("kernel_size", kernel_size, n, "z", 1);
+  check.axes("stride", stride, n, "z", 1);
+  check.axes("padding", padding, n, "z", 0);
+  check.axes("dilation", dilation, n, "z", 1);
   Sizes size;
   for (size_t i = 0; i < n; ++i) {
     size.push_back(windows_along(input_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode));
@@ -125,13 +78,13 @@ std::tuple<at::Tensor, at::Tensor, OptionalTensor, OptionalTensor> elementwise_p
                       " and dilation ", at::IntArrayRef(dilation));
   }
   const int64_t B = z.size(0), C = z.size(1);
-  check_elements(op, "z", C, input_size);
-  check_elements(op, "z and padding", C, size);
+  check.elements("z", C, input_size);
+  check.elements("z and padding", C, size);
   const bool channels_last =
-      channels_last_dense(a.z, 1) && a.z.stride(0) == C * limited_product(input_size) && !a.z.is_contiguous();
+      channels_last_dense(a.z, 1) && a.z.stride(0) == C * product(input_size) && !a.z.is_contiguous();
   a.z = channels_last ? a.z : a.z.contiguous();
   a.take(positive, negative);
-  const auto axes = three_axes<Axis>(op, "z", z, n, [&](size_t i) {
+  const auto axes = three_axes<Axis>(check, "z", z, n, Axis(), [&](size_t i) {
     return Axis(input_size[i], size[i], kernel_size[i], stride[i], padding[i], dilation[i]);
   });
   Sizes memory{B};

@@ -8,7 +8,8 @@
 #include <algorithm>
 
 #include "../../cuda/input_rules.h"
-#include "axes.h"
+#include "../axes.h"
+#include "device.h"
 
 namespace fastlrp::edge::cuda {
 namespace {
@@ -20,61 +21,53 @@ constexpr int64_t kMostChannels = 8, kMostTaps = 128;
 
 // The arguments that both operations have, checked.
 struct Layer {
-  const char* op;
+  Check check;
   at::Tensor relevance;  // (B, K, Co, *outputs)
   Sizes input_size, kernel, stride, padding, dilation;
   int64_t B, K, Co;
 
-  Layer(const char* op_, const at::Tensor& relevance_, at::IntArrayRef kernel_, const Sizes& input_size_,
+  Layer(const char* op, const at::Tensor& relevance_, at::IntArrayRef kernel_, const Sizes& input_size_,
         const Sizes& stride_, const Sizes& padding_, const Sizes& dilation_)
-      : op(op_),
+      : check{kCuda, op},
         input_size(input_size_),
         kernel(kernel_.vec()),
         stride(stride_),
         padding(padding_),
         dilation(dilation_) {
-    check_device(op, "relevance", relevance_);
-    check_floating(op, "relevance", relevance_);
+    check.values("relevance", relevance_);
     TORCH_CHECK_VALUE(relevance_.dim() >= 4 && relevance_.dim() <= 6, op,
                       ": relevance must have shape (B, K, C, *S') with one to three spatial axes, got ",
                       relevance_.sizes());
     relevance = relevance_.resolve_neg();
     B = relevance.size(0), K = relevance.size(1), Co = relevance.size(2);
-    check("input_size", input_size, 0);
-    check("kernel_size", kernel, 1);
-    check("stride", stride, 1);
-    check("padding", padding, 0);
-    check("dilation", dilation, 1);
-    check("the size of relevance", output_size(), 0);
-    check_elements(op, "input_size", 1, input_size);
-    check_elements(op, "the size of relevance", 1, output_size());
-    check_elements(op, "kernel_size", 1, kernel);
+    geometry("input_size", input_size, 0);
+    geometry("kernel_size", kernel, 1);
+    geometry("stride", stride, 1);
+    geometry("padding", padding, 0);
+    geometry("dilation", dilation, 1);
+    geometry("the size of relevance", output_size(), 0);
+    check.elements("input_size", 1, input_size);
+    check.elements("the size of relevance", 1, output_size());
+    check.elements("kernel_size", 1, kernel);
   }
 
   at::IntArrayRef output_size() const { return relevance.sizes().slice(3); }
 
-  void check(const char* name, at::IntArrayRef values, int64_t least) const {
-    check_axes(op, name, values, output_size().size(), "relevance", least);
+  void geometry(const char* name, at::IntArrayRef values, int64_t least) const {
+    check.axes(name, values, output_size().size(), "relevance", least);
   }
 
   void fill(Axis (&axes)[3]) const {
-    const auto made = three_axes<Axis>(op, "relevance", relevance, input_size.size(), [&](size_t i) {
+    const auto made = three_axes<Axis>(check, "relevance", relevance, input_size.size(), Axis(), [&](size_t i) {
       return Axis(input_size[i], output_size()[i], kernel[i], stride[i], padding[i], dilation[i]);
     });
     std::copy(made.begin(), made.end(), axes);
   }
 
-  // (before…, *size)
-  Sizes with(Sizes before, at::IntArrayRef size) const {
-    before.insert(before.end(), size.begin(), size.end());
-    return before;
-  }
-
   // A tensor that goes with the relevance, checked.
   at::Tensor argument(const std::string& name, const at::Tensor& tensor, const Sizes& size) const {
-    check_same_device(op, name.c_str(), tensor, relevance);
-    check_dtype(op, name.c_str(), tensor, relevance.scalar_type());
-    check_sizes(op, name.c_str(), tensor, size);
+    check.like(name.c_str(), tensor, relevance);
+    check.sizes(name.c_str(), tensor, size);
     return tensor.resolve_neg();
   }
 
@@ -127,12 +120,12 @@ struct Terms {
 };
 
 bool is_for_the_kernel(const Layer& layer, const Terms& terms) {
-  return terms.groups == 1 && terms.channels <= kMostChannels && limited_product(layer.kernel) <= kMostTaps;
+  return terms.groups == 1 && terms.channels <= kMostChannels && product(layer.kernel) <= kMostTaps;
 }
 
 at::Tensor composed(const Layer& layer, const Terms& terms) {
   const at::NoGradGuard no_grad;
-  const Sizes inputs = layer.with({layer.B * layer.K, terms.channels}, layer.input_size);
+  const Sizes inputs = with({layer.B * layer.K, terms.channels}, layer.input_size);
   at::Tensor total;
   for (size_t j = 0; j < terms.weights.size(); ++j) {
     const at::Tensor scaled = layer.relevance.mul(terms.coefficients[j].unsqueeze(1)).flatten(0, 1);
@@ -140,7 +133,7 @@ at::Tensor composed(const Layer& layer, const Terms& terms) {
     at::Tensor part = std::get<0>(at::convolution_backward(
         scaled, scaled.new_empty({1}).expand(inputs), terms.weights[j], std::nullopt, layer.stride, layer.padding,
         layer.dilation, false, Sizes(layer.stride.size(), 0), terms.groups, {true, false, false}));
-    part = part.view(layer.with({layer.B, layer.K, terms.channels}, layer.input_size));
+    part = part.view(with({layer.B, layer.K, terms.channels}, layer.input_size));
     if (terms.multipliers[j].has_value()) {
       part.mul_(terms.multipliers[j]->unsqueeze(1));
     }
@@ -183,9 +176,8 @@ kernels::InputRelevance<T> kernel_arguments(const Layer& layer, const Terms& ter
 
 at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Tensor>& weights,
                            const std::vector<at::Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
-                           const std::vector<int64_t>& input_size, const std::vector<int64_t>& stride,
-                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-                           bool reduce) {
+                           const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                           int64_t groups, bool reduce) {
   constexpr const char* op = "input_relevance";
   const size_t count = weights.size();
   TORCH_CHECK_VALUE(count >= 1 && count <= kernels::kMostTerms, op, ": weights must have one to ", kernels::kMostTerms,
@@ -193,20 +185,23 @@ at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Te
   TORCH_CHECK_VALUE(coefficients.size() == count && multipliers.size() == count, op,
                     ": coefficients and multipliers must have one entry for each of weights (", count, "), got ",
                     coefficients.size(), " and ", multipliers.size());
-  TORCH_CHECK_VALUE(weights[0].dim() == relevance.dim() - 1, op,
+  const Check check{kCuda, op};
+  check.values("relevance", relevance);
+  check.tensor("weights[0]", weights[0]);
+  TORCH_CHECK_VALUE(weights[0].dim() >= 2 && weights[0].dim() == relevance.dim() - 1, op,
                     ": weights must have shape (Co, Ci / groups, *k) with one size in k for each spatial axis of "
                     "relevance, got ",
                     weights[0].sizes(), " and relevance ", relevance.sizes());
   const Layer layer(op, relevance, weights[0].sizes().slice(2), input_size, stride, padding, dilation);
-  TORCH_CHECK_VALUE(groups >= 1 && layer.Co % groups == 0, op, ": groups must divide the channels of relevance (",
-                    layer.Co, "), got ", groups);
+  TORCH_CHECK_VALUE(groups >= 1 && groups <= std::max<int64_t>(1, layer.Co) && layer.Co % groups == 0, op,
+                    ": groups must divide the channels of relevance (", layer.Co, "), got ", groups);
   Terms terms{{}, {}, {}, groups, weights[0].size(1) * groups, reduce};
   std::vector<at::Tensor> different, given;
   std::vector<int32_t> coefficient_of;
   for (size_t j = 0; j < count; ++j) {
     const std::string number = "[" + std::to_string(j) + "]";
     terms.weights.push_back(
-        layer.argument("weights" + number, weights[j], layer.with({layer.Co, weights[0].size(1)}, layer.kernel)));
+        layer.argument("weights" + number, weights[j], with({layer.Co, weights[0].size(1)}, layer.kernel)));
     const auto same = std::find_if(coefficients.begin(), coefficients.begin() + j,
                                    [&](const at::Tensor& other) { return other.is_same(coefficients[j]); });
     const size_t first = same - coefficients.begin();
@@ -219,8 +214,8 @@ at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Te
     terms.coefficients.push_back(different[coefficient_of[j]]);
     terms.multipliers.push_back(std::nullopt);
     if (multipliers[j].has_value()) {
-      terms.multipliers[j] = layer.argument("multipliers" + number, *multipliers[j],
-                                            layer.with({layer.B, terms.channels}, layer.input_size));
+      terms.multipliers[j] =
+          layer.argument("multipliers" + number, *multipliers[j], with({layer.B, terms.channels}, layer.input_size));
       given.push_back(*terms.multipliers[j]);
     }
   }
@@ -246,12 +241,11 @@ at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Te
 }
 
 at::Tensor input_flat_relevance(const at::Tensor& relevance, const at::Tensor& u_, int64_t channels,
-                                const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& input_size,
-                                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                                const std::vector<int64_t>& dilation, bool reduce) {
+                                const Sizes& kernel_size, const Sizes& input_size, const Sizes& stride,
+                                const Sizes& padding, const Sizes& dilation, bool reduce) {
   constexpr const char* op = "input_flat_relevance";
   const Layer layer(op, relevance, kernel_size, input_size, stride, padding, dilation);
-  TORCH_CHECK_VALUE(channels >= 0, op, ": channels must not be negative, got ", channels);
+  layer.check.not_negative("channels", channels);
   const at::Tensor u = layer.coefficient("u", u_);
   const at::Tensor out = layer.empty_out(reduce ? 1 : channels);
   if (out.numel() == 0 || layer.relevance.numel() == 0) {
@@ -259,7 +253,7 @@ at::Tensor input_flat_relevance(const at::Tensor& relevance, const at::Tensor& u
   }
   const at::ScalarType dtype = layer.relevance.scalar_type();
   return on_device(layer.relevance, [&](Stream stream) {
-    const at::Tensor summed = at::empty(layer.with({layer.B, layer.K}, layer.output_size()),
+    const at::Tensor summed = at::empty(with({layer.B, layer.K}, layer.output_size()),
                                         layer.relevance.options().dtype(dtype == at::kDouble ? dtype : at::kFloat));
     with_type(dtype, [&](auto zero) {
       using T = decltype(zero);

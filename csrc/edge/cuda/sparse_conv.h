@@ -1,6 +1,6 @@
 #pragma once
 
-#include "sparse_views.h"
+#include "../sparse.h"
 
 // The product of shared sparsity on CUDA tensors: csrc/edge/sparse.h has the same functions for the CPU. Float products
 // are rounded to tf32 where PyTorch's switches allow it: torch.backends.cudnn's for convolutions,
@@ -13,14 +13,6 @@ at::Tensor sparse_pack(const at::Tensor& weight);
 
 // At most two products and, with factors, four folds. `other` is refused: all products of a rule are one here. A dense
 // result (B, K, channels, *S) has its channels innermost in memory.
-at::Tensor sparse_conv_relevance(const RowTensors& arriving, int64_t batch, int64_t targets,
-                                 const std::vector<at::Tensor>& coefficients, const std::vector<at::Tensor>& weights,
-                                 const std::vector<int64_t>& channels_per_group, const PatternTensors& leaving,
-                                 const std::vector<int64_t>& input_size, const std::vector<int64_t>& output_size,
-                                 const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                                 bool transposed, std::optional<int64_t> channels,
-                                 const std::vector<at::Tensor>& factors, const std::vector<SummandTensors>& initial,
-                                 const OptionalTensor& other);
+at::Tensor sparse_conv_relevance(const ConvCall& call);
 
 }  // namespace fastlrp::edge::cuda

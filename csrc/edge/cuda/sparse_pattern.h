@@ -6,28 +6,26 @@
 // The functions of edge/sparse.h of these names, on the device, for float16 and bfloat16 as well. How many entries a
 // new pattern has is read on the host, because the host allocates: sparse_pattern and sparse_windows wait for the
 // device once, sparse_winners and sparse_windows with overlap twice (entries and rows). What moves relevance never
-// does.
+// does, unless a pattern or rows come from elsewhere or were changed: these are looked at once (looked_at.h).
 
 namespace fastlrp::edge::cuda {
 
-PatternTensors sparse_pattern(const std::vector<std::tuple<at::Tensor, OptionalTensor>>& masks);
+PatternTensors sparse_pattern(const std::vector<MaskTensors>& masks);
 
 at::Tensor sparse_from_dense(const at::Tensor& relevance, const PatternTensors& pattern);
 
-at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const std::vector<int64_t>& size);
+at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
 
 at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
                       int64_t targets);
 
-GatherTensors sparse_winners(const at::Tensor& index, const PatternTensors& pooled,
-                             const std::vector<int64_t>& input_size, const std::vector<int64_t>& kernel_size,
-                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                             const std::vector<int64_t>& dilation);
+GatherTensors sparse_winners(const at::Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
+                             const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                             const Sizes& dilation);
 
 GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors& pooled, int64_t batch,
-                             const std::vector<int64_t>& input_size, const std::vector<int64_t>& output_size,
-                             const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                             const std::vector<int64_t>& padding);
+                             const Sizes& input_size, const Sizes& output_size, const Sizes& kernel_size,
+                             const Sizes& stride, const Sizes& padding);
 
 at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows,
                              int64_t targets);

@@ -1,0 +1,91 @@
+// What a tile reads: the rows u[p, o] F[p, o] of all output positions p in its reach, one behind the other.
+#pragma once
+
+#include "sparse_tile.h"
+
+namespace fastlrp::cpu {
+
+template <class T>
+struct Packed {
+  const Plan<T>& plan;
+  int64_t count = 0;      // rows of one product
+  Buffer<T> values;       // (products, count, width)
+  Buffer<int32_t> row;    // (count): where an entry's row of the weight begins in its block
+  Buffer<int64_t> first;  // (box, blocks + 1): where the entries of a block begin
+
+  explicit Packed(const Plan<T>& of) : plan(of) {}
+
+  const T* of_product(size_t product, int64_t width) const {
+    return values.get() + static_cast<int64_t>(product) * count * width;
+  }
+
+  void take(const Tile<T>& tile, const Panel& panel) {
+    const SparseConv<T>& p = plan.p;
+    const Window& w = p.window;
+    const Blocks& blocks = plan.blocks;
+    const Range box[3] = {tile.box[0], tile.box[1], tile.box[2]};
+    const int64_t all = plan.out_blocks(), spatial = w.outputs(), width = panel.width, valid = panel.valid;
+    const Pattern& pattern = p.arriving.pattern;
+    const auto position = [&](int64_t a, int64_t y, int64_t x) {
+      return ((tile.batch * w.out[0] + a) * w.out[1] + y) * w.out[2] + x;
+    };
+    int64_t total = 0;
+    for (int64_t a = box[0].begin; a < box[0].end; ++a) {
+      for (int64_t y = box[1].begin; y < box[1].end; ++y) {
+        total += pattern.offsets[position(a, y, box[2].end - 1) + 1] - pattern.offsets[position(a, y, box[2].begin)];
+      }
+    }
+    const int64_t products = static_cast<int64_t>(p.products.size());
+    count = total;
+    T* packed = values.reserve(total * products * width);
+    int32_t* rows_of_weight = row.reserve(total);
+    int64_t* firsts = first.reserve(box[0].size() * box[1].size() * box[2].size() * (all + 1));
+    const int32_t step = static_cast<int32_t>(blocks.row_step);
+    const int32_t shift = plan.merged ? static_cast<int32_t>(blocks.tap_step) : 0;  // see Products::by_rows
+    T* scale = scale_.reserve(blocks.groups * blocks.out_channels);
+    int64_t base = 0;
+    for (int64_t a = box[0].begin; a < box[0].end; ++a) {
+      for (int64_t y = box[1].begin; y < box[1].end; ++y) {
+        for (int64_t x = box[2].begin; x < box[2].end; ++x) {
+          const int64_t at = position(a, y, x), inside = at - tile.batch * spatial;
+          const Range entries{pattern.offsets[at], pattern.offsets[at + 1]};
+          cut(pattern.channels, entries, plan.out_bounds, base, firsts + tile.box_index(a, y, x) * (all + 1),
+              [&](int64_t to, int32_t in_block) {
+                rows_of_weight[to] = in_block * step - static_cast<int32_t>(x - box[2].begin) * shift;
+              });
+          const int64_t* rows = p.arriving.rows == nullptr ? nullptr : p.arriving.rows + entries.begin;
+          const T* source = p.arriving.values + panel.first + (rows ? 0 : entries.begin * p.arriving.stride);
+          for (int64_t product = 0; product < products; ++product) {
+            const Map<T>& coefficient = p.products[product].coefficient;
+            for (int64_t e = entries.begin; e < entries.end; ++e) {
+              scale[e - entries.begin] = coefficient.at(tile.batch, pattern.channels[e], inside);
+            }
+            if (p.other.data != nullptr) {
+              select(tile.batch, pattern.channels, entries, inside, scale, rows_of_weight + base);
+            }
+            plan.kernel.scale_rows(width, valid, entries.size(), source, p.arriving.stride, rows, scale,
+                                   packed + (base + product * total) * width, width);
+          }
+          base += entries.size();
+        }
+      }
+    }
+  }
+
+ private:
+  // Entries that take the other weight: rows of it instead.
+  void select(int64_t batch, const int32_t* channels, Range entries, int64_t inside, T* scale, int32_t* rows) const {
+    for (int64_t e = 0; e < entries.size(); ++e) {
+      const T other = plan.p.other.at(batch, channels[entries.begin + e], inside);
+      // Not by their product, which can be too small to have a sign.
+      if ((scale[e] < T(0) && other > T(0)) || (scale[e] > T(0) && other < T(0))) {
+        scale[e] += other;
+        rows[e] += plan.other_offset;
+      }
+    }
+  }
+
+  Buffer<T> scale_;  // of one position's entries
+};
+
+}  // namespace fastlrp::cpu

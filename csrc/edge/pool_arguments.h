@@ -1,0 +1,53 @@
+// The arguments of pools, checked, for the kernels of any device.
+#pragma once
+
+#include "axes.h"
+#include "tensors.h"
+
+namespace fastlrp::edge {
+
+// What every pool has, in one memory order. The relevance, by far the largest, decides which; its axes in front of
+// `dense_from` may have any strides.
+struct PoolArguments {
+  Check check;
+  Sizes input_size;
+  at::Tensor relevance, scale;  // scale: not defined where there is none
+  int64_t B, K, C, outputs, inputs;
+  bool channels_last;
+
+  PoolArguments(const Check& check, const at::Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
+                int64_t dense_from);
+
+  at::IntArrayRef output_size() const { return relevance.sizes().slice(3); }
+  void geometry(const char* name, at::IntArrayRef values, int64_t least) const;
+
+  // A tensor without a target axis, (B, C, *size), in the memory order of the relevance.
+  at::Tensor cache(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef size) const;
+
+  // (B, K, C, *input_size)
+  at::Tensor empty_out() const;
+
+  template <class Line, class Make>
+  std::array<Line, 3> lines(const Line& one, const Make& make) const {
+    return three_axes<Line>(check, "relevance", relevance, input_size.size(), one, make);
+  }
+};
+
+// With pool_ties_relevance's own.
+struct TiesArguments {
+  PoolArguments pool;
+  at::Tensor input, output;
+
+  TiesArguments(const Check& check, const at::Tensor& relevance, const at::Tensor& input, const at::Tensor& output,
+                const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                const Sizes& dilation, int64_t dense_from);
+};
+
+void check_average(const PoolArguments& pool, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                   std::optional<int64_t> divisor_override);
+
+// An adaptive average whose windows are the same for all outputs: one over everything is a broadcast, which costs no
+// memory, and with one entry each the relevance passes. None otherwise.
+OptionalTensor adaptive_view(const PoolArguments& pool);
+
+}  // namespace fastlrp::edge

@@ -1,0 +1,120 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "../cpu/sparse.h"
+#include "sparse_conv_arguments.h"
+#include "sparse_rows.h"
+
+namespace fastlrp::edge {
+namespace {
+
+// As many channels per block as keep a float32 slab of the weight within 32 KB.
+constexpr int64_t kBlockOut = 128, kBlockIn = 64;
+
+int64_t blocks(int64_t channels, int64_t block) { return (channels + block - 1) / block; }
+
+// (groups, input blocks, taps, output blocks, block_out, block_in)
+Sizes packed_size(int64_t groups, int64_t outs, int64_t ins, int64_t taps) {
+  const int64_t block_out = std::min(kBlockOut, outs), block_in = std::min(kBlockIn, ins);
+  return {groups, blocks(ins, block_in), taps, blocks(outs, block_out), block_out, block_in};
+}
+
+constexpr Packing kPacking{6, 2, packed_size};
+
+cpu::Blocks packed_blocks(const at::Tensor& packed, const ConvArguments& a) {
+  const int64_t slab = packed.size(4) * packed.size(5);
+  return {packed.size(0),        a.outs,         a.ins,
+          packed.size(4),        packed.size(5), packed.size(2) * packed.size(3) * slab,
+          packed.size(3) * slab, slab,           packed.size(5)};
+}
+
+// Few rows at a time, so that each can be read as a stream.
+cpu::Blocks linear_blocks(const ConvArguments& a) {
+  constexpr int64_t kOut = 64, kIn = 2048;
+  const int64_t out = std::min(kOut, a.outs), in = std::min(kIn, a.ins);
+  return {1, a.outs, a.ins, out, in, in, 0, out * a.ins, a.ins};
+}
+
+// Kernels number the elements of a block of the weight with 32 bits, those of a row of taps and of the second weight
+// included.
+void check_numbers(const Check& check, const ConvCall& call, const ConvArguments& a, const cpu::Blocks& b) {
+  constexpr int64_t kTile = 64;  // more positions than a tile has along the last axis
+  TORCH_CHECK_VALUE((a.window.taps[2] + kTile) * b.tap_step <= INT32_MAX, check.op,
+                    ": weights must have fewer than 2^31 elements for a row of taps, got ",
+                    call.weights.front().sizes());
+  if (!call.other.has_value()) {
+    return;
+  }
+  const at::Tensor &first = call.weights[0], &second = call.weights[1];
+  TORCH_CHECK_VALUE(static_cast<const char*>(second.const_data_ptr()) ==
+                            static_cast<const char*>(first.const_data_ptr()) + first.nbytes() &&
+                        first.numel() <= INT32_MAX / 2 && a.ins * a.outs > 1,
+                    check.op, ": the two weights that other chooses from must lie one behind the other in memory");
+}
+
+}  // namespace
+
+at::Tensor sparse_pack(const at::Tensor& weight) {
+  check_unpacked({kCpu, "sparse_pack"}, weight);
+  const int64_t groups = weight.size(0), out = weight.size(1), in = weight.size(2), taps = weight.size(3);
+  const int64_t block_out = std::min(kBlockOut, out);
+  const int64_t block_in = std::min(kBlockIn, in);
+  const int64_t outs = round_up(out, block_out), ins = round_up(in, block_in);
+  at::Tensor full = weight;
+  if (outs != out || ins != in) {
+    full = at::zeros({groups, outs, ins, taps}, weight.options());
+    full.narrow(1, 0, out).narrow(2, 0, in).copy_(weight);
+  }
+  // (G, Ob, o, Ib, i, T) -> (G, Ib, T, Ob, o, i)
+  return full.reshape({groups, outs / block_out, block_out, ins / block_in, block_in, taps})
+      .permute({0, 3, 5, 1, 2, 4})
+      .contiguous();
+}
+
+at::Tensor sparse_conv_relevance(const ConvCall& call) {
+  const Check check{kCpu, "sparse_conv_relevance"};
+  const ConvArguments a(check, call, kPacking);
+  const cpu::Blocks blocks = a.linear ? linear_blocks(a) : packed_blocks(call.weights.front(), a);
+  check_numbers(check, call, a, blocks);
+  const at::Tensor& values = call.arriving.values;
+  const bool dense = call.channels.has_value();
+  at::Tensor result =
+      dense ? at::empty(with({call.batch, call.targets, *call.channels}, call.geometry.input_size), values.options())
+            : new_rows(a.entries, call.targets, values.options());
+  dispatch(values, [&](auto zero) {
+    using T = decltype(zero);
+    cpu::SparseConv<T> p{};
+    p.initial = a.initial->views<T>();
+    p.window = a.window;
+    p.blocks = blocks;
+    p.batch = call.batch;
+    p.targets = call.targets;
+    p.arriving = rows_of<T>(call.arriving, a.arriving);
+    for (size_t i = 0; i < a.coefficients.size(); ++i) {
+      p.products.push_back({memory_of<const T>(call.weights[i]), map_of<T>(a.coefficients[i])});
+    }
+    if (a.other.defined()) {
+      p.other = map_of<T>(a.other);
+      p.other_weight = memory_of<const T>(call.weights[1]);
+    }
+    p.leaving = a.leaving;
+    p.result = result.mutable_data_ptr<T>();
+    p.dense = dense;
+    if (dense) {
+      p.channels = *call.channels;
+      p.dense_batch = result.stride(0), p.dense_target = result.stride(1), p.dense_channel = result.stride(2);
+      p.dense_position = position_stride(result, 3);
+      for (const at::Tensor& factor : a.factors) {
+        p.factors.push_back(map_of<T>(factor));
+      }
+    } else {
+      p.result_stride = result.stride(0);
+    }
+    cpu::sparse_conv_relevance<T>(p);
+  });
+  return result;
+}
+
+}  // namespace fastlrp::edge
