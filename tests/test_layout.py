@@ -64,6 +64,7 @@ SUPPORT = {
     "compilation",
     "configs",
     "launch",
+    "looked_at",
     "device",
     "tensor_core",
     "tensors",

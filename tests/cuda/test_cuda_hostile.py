@@ -9,8 +9,8 @@ from fastlrp import dispatch
 from tests import hostile
 from tests.cuda.emulated import emulated
 from tests.cuda.test_cuda_sparse_pattern_errors import INDEX, PATTERN, RIGHT, ROWS
-from tests.ops.test_ops_hostile import MAP, RELEVANCE, WINDOWS
-from tests.ops.test_ops_hostile import RIGHT as POOLS
+from tests.ops.test_hostile_arguments import MAP, RELEVANCE, WINDOWS
+from tests.ops.test_hostile_arguments import RIGHT as POOLS
 
 INPUT = {"input_size": [4, 6], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "reduce": False}
 OTHERS = {
