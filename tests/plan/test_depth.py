@@ -105,9 +105,11 @@ def test_a_way_down_in_ever_smaller_blocks() -> None:
 def test_a_chain_of_sizes() -> None:
     x = Value(0, "x", (None, 3), torch.float64)
     size = Value(1, "size", (), None)
+    size.depends = False
     size.producer = Node("scalar", "sym_size", lambda *_: 0, (x, 1), {}, (x,), size)
     for i in range(LAYERS):
         new = Value(i + 2, "sum", (), None)
+        new.depends = False  # On the entries of the input: on its size alone.
         new.producer = Node("scalar", "add", lambda a, b: a + b, (size, 1), {}, (size,), new)
         size = new
     assert _for_one_sample((x, [size]), x) == (x, [LAYERS + 3])
@@ -115,14 +117,17 @@ def test_a_chain_of_sizes() -> None:
 
 def test_a_chain_of_caches_before_a_sweep() -> None:
     """Slots: 0 the layer's output, 1 its ReLU, 2 and 3 the pool, then the chain, then u and v."""
-    chain = [ForwardStep(lambda z: z, (0 if i == 0 else 3 + i,), (4 + i,), is_cache=True) for i in range(LAYERS)]
+    chain = [
+        ForwardStep("chain", None, lambda z: z, (0 if i == 0 else 3 + i,), (4 + i,), is_cache=True)
+        for i in range(LAYERS)
+    ]
     last = 3 + LAYERS
     steps = [
-        ForwardStep(torch.relu, (0,), (1,), is_cache=False, part=SweepPart("relu")),
-        ForwardStep(lambda a: (a, a), (1,), (2, 3), is_cache=False, part=SweepPart("pool", ([2],))),
+        ForwardStep("relu", None, torch.relu, (0,), (1,), is_cache=False, part=SweepPart("relu")),
+        ForwardStep("pool", None, lambda a: (a, a), (1,), (2, 3), is_cache=False, part=SweepPart("pool", ([2],))),
         *chain,
         ForwardStep(
-            lambda *_: (0, 0), (0, last, 1), (last + 1, last + 2), is_cache=True,
+            "coefficients", None, lambda *_: (0, 0), (0, last, 1), (last + 1, last + 2), is_cache=True,
             part=SweepPart("coefficients", ("zplus", 1, 1e-6), (None, last, None, 1)),
         ),
     ]  # fmt: skip
