@@ -15,7 +15,7 @@ def is_attention(node: Node) -> bool:
     """True for a product of two activations."""
     operands = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value) and leaf.is_differentiable]
     several = len(operands) > 1 or "attention" in node.operation
-    return node.operation in _PRODUCTS and node.kind in ("unknown", "linear_map") and several
+    return node.operation in _PRODUCTS and node.kind in ("unknown", "linear_map", "product") and several
 
 
 def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
@@ -24,6 +24,9 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
     if name in _RECURRENT:
         what = f": recurrent layers ({name}) are not supported, they have no relevance rule yet"
+    elif node.kind == "product":
+        what = ": a product of two activations (as in attention) is not supported by this composite"
+        custom = "fastlrp.rules.Uniform() (half of it to each factor)"
     elif is_attention(node):
         what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
@@ -44,6 +47,25 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     if registrable:
         ways += f"; or fastlrp.register_rule('{name}', rule)"
     return f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}."
+
+
+def mixing(node: Node) -> str:
+    """What to do about an operation that mixes samples, where that is more than to keep the batch as axis 0."""
+    if node.operation in _RECURRENT:
+        return "It is a recurrent layer that takes axis 0 for time: use batch_first=True"
+    if node.operation in ("index", "index_put", "gather", "take_along_dim"):
+        return (
+            "Its index may reach from one sample into another: index each sample with torch.gather along another axis "
+            "than 0, or as x[torch.arange(len(x)), index]"
+        )
+    if is_attention(node) and len(node.sources) > 1:
+        return "A product of two activations (as in attention) whose batch stands elsewhere is not supported yet"
+    if node.operation in ("matmul", "mm"):
+        return (
+            "A product from the left sums over axis 0. For a graph with its nodes along axis 0, give the model the "
+            "input (1, nodes, features)"
+        )
+    return ""
 
 
 def refuse_time_first(node: Node) -> None:

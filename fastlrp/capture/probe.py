@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture import advice
 from fastlrp.capture.batch_axis import keeps_samples_apart, shape_in_words, works_along
 from fastlrp.capture.graph import Constant, Graph, Node, Value, substitute
 from fastlrp.errors import UnsupportedOperationError
@@ -224,7 +225,8 @@ class _Probe:
                 "got another result than it gets without the others"
             )
         reader = "" if first is node else f" ({node.operation} in module '{_where(node)}' brings it to all samples)"
-        return f"{name} {reason}{reader}. {_WAYS_OUT}"
+        ways = next(filter(None, (advice.mixing(n) for n in (first, node))), "")
+        return f"{name} {reason}{reader}. {f'{ways}. ' if ways else ''}{_WAYS_OUT}"
 
     def _culprit(self, node: Node) -> Node:
         """The operation at which the samples lost their places, from where ``node`` has it."""

@@ -22,9 +22,10 @@ from fastlrp.stabilizer import Stabilizer
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
     """No attributes; a product of activations is no linear map."""
-    if sum(isinstance(leaf, Value) and leaf.is_differentiable for leaf in leaves((node.args, node.kwargs))) > 1:
-        return "unknown"  # A product of activations.
-    return None
+    factors = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value) and leaf.is_differentiable]
+    if len(factors) == 2 and node.operation == "einsum":
+        return "product"
+    return "unknown" if len(factors) > 1 else None
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:

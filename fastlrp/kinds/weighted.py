@@ -74,6 +74,8 @@ def read_linear(node: Node, bound: dict[str, Any]) -> str | None:
     )
     if not usable:
         several = sum(isinstance(operand, Value) and operand.is_differentiable for operand in node.args[:3]) > 1
+        if several and node.operation in ("matmul", "mm", "bmm"):
+            return "product"
         return "unknown" if several or bias is not None else "linear_map"
     assert isinstance(weight, Constant)
     if transposed:

@@ -11,6 +11,7 @@ from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
 from fastlrp.rules.plain_gamma import PlainGamma
 from fastlrp.rules.rule import Rule, TwoCoefficientRule, WeightRule
+from fastlrp.rules.uniform import Uniform
 from fastlrp.rules.wsquare import WSquare
 from fastlrp.rules.zbox import ZBox
 from fastlrp.rules.zplus import ZPlus
@@ -30,6 +31,7 @@ __all__ = [
     "PlainGamma",
     "Rule",
     "TwoCoefficientRule",
+    "Uniform",
     "WSquare",
     "WeightRule",
     "ZBox",

@@ -1,0 +1,21 @@
+"""The uniform rule of AttnLRP at products of two activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastlrp.rules.rule import Rule
+from fastlrp.stabilizer import Stabilizer
+
+
+@dataclass(frozen=True)
+class Uniform(Rule):
+    """Both factors of a product get half: ``R_A = A * ((R / st(y)) B^T) / 2``, ``R_B = B * (A^T (R / st(y))) / 2``.
+
+    For ``y = A B`` where both factors are activations: matrix products, einsum. With ``epsilon = 0`` the two halves add
+    up to ``R``.
+
+    Source: Achtibat et al. 2024 (AttnLRP), eq. 7.
+    """
+
+    stabilizer: float | Stabilizer = 1e-6
