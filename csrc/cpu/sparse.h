@@ -84,7 +84,7 @@ struct Gathered {
   std::vector<int64_t> starts, rows;  // starts: (entries + 1) into rows; empty if each entry has one
   bool everything = false;            // then the entries are those that were wanted, and not written down again
 };
-// A max-pool: the outputs that an input won. Throws std::out_of_range for an index of a pooled entry that is no input.
+// A max-pool: the outputs that an input won; one whose index is not in its window is nobody's.
 Gathered sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const Window& window, int64_t batch);
 // An average pool: the outputs in whose windows a wanted input is. Inputs without any are left out; starts are empty
 // where windows don't overlap.

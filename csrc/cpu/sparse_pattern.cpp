@@ -359,7 +359,8 @@ Gathered sparse_winners(const Map<int64_t>& index, const Pattern& pooled, const 
   std::vector<int32_t> place(static_cast<size_t>(pooled.offsets[pooled.positions]));  // the input that each entry names
   over_positions(batch, outputs, [&](int64_t q, int64_t b, int64_t p) {
     for (int64_t e = pooled.offsets[q]; e < pooled.offsets[q + 1]; ++e) {
-      place[e] = static_cast<int32_t>(named_by(index.at(b, pooled.channels[e], p), inputs));
+      const int64_t named = index.at(b, pooled.channels[e], p);
+      place[e] = named >= 0 && named < inputs ? static_cast<int32_t>(named) : -1;
     }
   });
   return gather(pooled, window, batch, [&](int64_t, int64_t p, int64_t begin, int64_t end, auto&& take) {

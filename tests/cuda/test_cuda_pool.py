@@ -286,7 +286,7 @@ BIG = 2**31
             MAX,
             {1: torch.zeros(2, 3, 3, 3, device="meta").long()},
             RuntimeError,
-            "index must be on cpu as the relevance",
+            "index must be a dense CUDA tensor, got Strided on meta",
         ),
         (TIES, {1: torch.zeros(2, 3, 6)}, ValueError, r"input must have shape \(B, C, \*S\) with as many axes in S"),
         (TIES, {1: torch.zeros(2, 2, 6, 6)}, ValueError, r"input must have shape \[2, 3, 6, 6\], got \[2, 2, 6, 6\]"),
