@@ -29,8 +29,8 @@ class Explainer:
         model: any ``nn.Module`` in evaluation mode; never modified.
         composite: a preset's name or a :class:`fastlrp.composites.Composite`.
         example_inputs: an input like those to come; captures at once instead of at the first call.
-        backend: ``"auto"``, or one of :data:`fastlrp.backends.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels where
-            there are, PyTorch elsewhere), ``"triton"``, ``"cuda"``, ``"reference"``.
+        backend: ``"auto"``, or one of :data:`fastlrp.backends.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels
+            where there are, PyTorch elsewhere), ``"triton"``, ``"cuda"``, ``"reference"``.
         max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
         output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
         paths: how layers with a weight are computed by compiled kernels: ``"auto"``, ``"dense"``, ``"sparse"`` (alive
@@ -117,8 +117,8 @@ class Explainer:
 
         Changed weights, modules, modes, attributes and hooks are noticed without it. What it is for: single entries
         of large tensors that were written without PyTorch's knowledge (through NumPy or ``.data``), which are noticed
-        at the latest after 32 calls, see :mod:`fastlrp.capture.fingerprint`; and settings inside an object that a module
-        holds, such as a configuration.
+        at the latest after 32 calls, see :mod:`fastlrp.capture.fingerprint`; and settings inside an object that a
+        module holds, such as a configuration.
         """
         self._plans.refresh()
 

@@ -3,8 +3,8 @@
 Results are contiguous and never share memory with an argument, so that the fakes are exact. They are not
 differentiable: what they return never requires a gradient. ``elementwise_coefficients`` returns the coefficients that
 its rule has (``[u]``, ``[v]`` or ``[u, v]``), because an operator cannot return None. Code in a hurry calls
-:func:`fastlrp.backends.dispatch.select` once and then the backend itself, without the dispatcher of PyTorch and without the copy
-that contiguity may need.
+:func:`fastlrp.backends.dispatch.select` once and then the backend itself, without the dispatcher of PyTorch and without
+the copy that contiguity may need.
 """
 
 from __future__ import annotations

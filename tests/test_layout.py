@@ -82,8 +82,11 @@ OPTIONAL = {
 
 
 def modules() -> dict[str, Path]:
-    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "fastlrp").rglob("*.py")}
-    names |= {".".join(("fastlrp", *p.relative_to(ROOT).with_suffix("").parts)): p for p in (ROOT / "kernels").rglob("*.py")}
+    def name(path: Path) -> str:
+        return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+    names = {name(path): path for path in (ROOT / "fastlrp").rglob("*.py")}
+    names |= {f"fastlrp.{name(path)}": path for path in (ROOT / "kernels").rglob("*.py")}
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 

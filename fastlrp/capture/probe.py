@@ -1,9 +1,9 @@
 """Finds operations that mix the samples of a batch: what the arguments do not prove is tried.
 
 Relevance of one sample is only defined if its output does not depend on the other samples. Most operations prove that
-by their arguments (:mod:`fastlrp.capture.batch_axis`). Any other is run once, at capture, with three random samples and with
-each of them alone; a row that differs is an error. A model that is captured for one batch size cannot take a sample
-alone: there the other samples are exchanged for others.
+by their arguments (:mod:`fastlrp.capture.batch_axis`). Any other is run once, at capture, with three random samples
+and with each of them alone; a row that differs is an error. A model that is captured for one batch size cannot take a
+sample alone: there the other samples are exchanged for others.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ nothing else (:class:`fastlrp.io.pickle_values.Name`), a class becomes an inert 
 arrays need are done by :func:`fastlrp.io.pickle_values.call`, and no attribute of any object is looked up by a name
 that stands in the file. Operations that a model does not need are refused by name.
 
-It does not stand on ``pickle.Unpickler.find_class``: that class calls ``__setstate__`` and whatever a stand-in is, makes
-room for any place in its memo that a file names (16 GB for eleven bytes), and does not say where in the file it stopped.
+It does not stand on ``pickle.Unpickler.find_class``: that class calls ``__setstate__`` and whatever a stand-in is,
+makes room for any place in its memo that a file names (16 GB for eleven bytes), and does not say where in the file it
+stopped.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
 
 
 def send_inverse(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool) -> None:
-    """Send ``x`` what ``inverse`` brings back of the relevance of ``y``; factors are moved along where that is exact."""
+    """Send ``x`` what ``inverse`` brings back of the relevance of ``y``; factors move along where that is exact."""
     chained = flow.factor.value is y
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     left = Factor(x) if chained else Factor()

@@ -4,8 +4,8 @@ Every register and slot that a step reads was written before and not yet freed, 
 what is emitted is still there, sizes agree, and what the sparse form of a step reads is kept for it. A step that breaks
 this computes wrong numbers or fails far from the cause; here it is named.
 
-``FASTLRP_CHECK=1`` in the environment checks after every pass, as the tests do. :meth:`fastlrp.plan.plan.Plan.check` checks
-one plan.
+``FASTLRP_CHECK=1`` in the environment checks after every pass, as the tests do. :meth:`fastlrp.plan.plan.Plan.check`
+checks one plan.
 """
 
 from __future__ import annotations

@@ -337,8 +337,8 @@ class Plan:
     def table(self, paths: Mapping[str, Path] | None = None) -> str:
         """Per layer, from the output down: rule, what flows to its input, backend, path, cached bytes.
 
-        ``paths``: :attr:`fastlrp.run.record.ForwardRecord.paths` of the record whose latest call the column "path" shows;
-        None: of the latest call of all that were made under this plan, which is what ``print`` shows.
+        ``paths``: :attr:`fastlrp.run.record.ForwardRecord.paths` of the record whose latest call the column "path"
+        shows; None: of the latest call of all that were made under this plan, which is what ``print`` shows.
         """
         shown = self.latest_paths if paths is None else paths
         return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, shown)

@@ -81,8 +81,8 @@ class ForwardStep:
     """``state[out…] = run(*state[in…])``.
 
     Attributes:
-        name: as :func:`step_name` makes it. node: that it stands for. part: of what :mod:`fastlrp.plan.fusion` makes one
-            step of. is_cache: a coefficient, made for relevance alone.
+        name: as :func:`step_name` makes it. node: that it stands for. part: of what :mod:`fastlrp.plan.fusion` makes
+            one step of. is_cache: a coefficient, made for relevance alone.
     """
 
     name: str
@@ -170,7 +170,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """All steps of one model under one composite, made by :meth:`fastlrp.plan.builder.Builder.build`; nothing in it changes.
+    """All steps of one model under one composite, made by :meth:`fastlrp.plan.builder.Builder.build`. It never changes.
 
     Attributes:
         inputs: slots of the model's inputs. slots: how many there are. own_slots: as many are the graph's values and

@@ -1,7 +1,7 @@
 """Rules for layers without weights: linear maps, sums, max-pools, activations; and the gradient family.
 
-Same conventions as :mod:`fastlrp.reference.redistribution`: ``x (B, ...)``, ``R (B, K, ...)``, computed in the dtype given, and
-a :class:`~fastlrp.reference.redistribution.Ledger` of what does not arrive.
+Same conventions as :mod:`fastlrp.reference.redistribution`: ``x (B, ...)``, ``R (B, K, ...)``, computed in the dtype
+given, and a :class:`~fastlrp.reference.redistribution.Ledger` of what does not arrive.
 """
 
 from __future__ import annotations

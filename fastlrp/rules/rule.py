@@ -58,7 +58,7 @@ class WeightRule(Rule):
 
 
 class TwoCoefficientRule(WeightRule):
-    """A rule of the form ``R_in = x * W^T(uR) + x+ * W+^T(vR) + x- * W-^T(vR)``; see :mod:`fastlrp.plan.coefficients`."""
+    """A rule of the form ``R_in = x * W^T(uR) + x+ * W+^T(vR) + x- * W-^T(vR)``: :mod:`fastlrp.plan.coefficients`."""
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         """``u`` and ``v`` times the arriving factor, and the weight that they go with.

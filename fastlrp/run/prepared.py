@@ -23,7 +23,7 @@ class Prepared:
 
     Attributes:
         plan: of the explainer's own composite. captured: graph and structure. watch: notices changed weights.
-        values: what the watch said of the weights when the plan read them, see :meth:`fastlrp.capture.watch.Watch.values`.
+        values: what the watch said of the weights when the plan read them: :meth:`fastlrp.capture.watch.Watch.values`.
     """
 
     def __init__(

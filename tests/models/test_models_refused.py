@@ -211,7 +211,10 @@ SAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "item": (lambda m, x: m.last(x * x.sum().item()), "'item'.*plain number out of data"),
     "boolean_index": (lambda m, x: m.last(x[:, x[0] > 0][:, :1].expand(-1, 10)), "data"),
     "random": (lambda m, x: m.last(x + torch.rand_like(x)), "'rand_like'.*random numbers"),
-    "index_from_another_sample": (lambda m, x: m.last(x[x.argmax(1) * 0]), r"index.*one sample into another.*torch\.gather"),
+    "index_from_another_sample": (
+        lambda m, x: m.last(x[x.argmax(1) * 0]),
+        r"index.*one sample into another.*torch\.gather",
+    ),
     "nodes_along_axis_0": (lambda m, x: m.last(m.adjacency @ x), r"matmul.*sums over axis 0.*\(1, nodes, features\)"),
     "first_sample": (lambda m, x: m.last(_written(x)), r"select .*works along axis 0.*select_scatter"),
     "weight_from_the_input": (lambda m, x: F.linear(x, m.last(x.mean(0)).view(4, 1) * x[:1]), "batch"),
