@@ -18,6 +18,7 @@ class Backend:
         name: what users write, ``backend="cpu"``.
         dtypes: of relevance, that its kernels are for; None for every floating-point one.
         package: where its operations are, one module for each stem: ``fastlrp.aten``.
+        automatic: types of devices on which ``"auto"`` may choose it, ``("cpu",)``; None for all, ``()`` for none.
         stand_ins: backends that take over an operation that this one has no kernel for.
         fuses: whether its kernels do in one step what others compose of several.
     """
@@ -25,6 +26,7 @@ class Backend:
     name: str
     dtypes: tuple[torch.dtype, ...] | None = None
     package: str = ""
+    automatic: tuple[str, ...] | None = ()
     stand_ins: tuple[str, ...] = ()
     fuses = False
 

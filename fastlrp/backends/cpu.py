@@ -15,6 +15,7 @@ from fastlrp.backends.operations import OPS
 class Cpu(Backend):
     name = "cpu"
     dtypes = (torch.float32, torch.float64)
+    automatic = ("cpu",)
     stand_ins = ("torch",)
 
     def why_not(self, device: torch.device) -> str | None:

@@ -14,6 +14,7 @@ from fastlrp.backends.backend import Backend
 class Cuda(Backend):
     name = "cuda"
     dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    automatic = ("cuda",)
     stand_ins = ("triton", "torch")
     fuses = True
 

@@ -1,9 +1,9 @@
 """Which backend computes an operation, and why another cannot.
 
 ``cpu``, ``triton`` and ``cuda`` are sets that need not be complete: asking for one takes its kernel where there is one
-and another backend elsewhere, and :class:`Selected` says which was taken. ``"auto"`` takes the first that can: ``cpu``,
-``torch`` on the CPU, ``cuda``, ``triton``, ``torch`` on a CUDA device; an explicit choice that cannot run at all raises
-the reason. An error inside a kernel is an error: nothing is tried again elsewhere.
+and another backend elsewhere, and :class:`Selected` says which was taken. ``"auto"`` takes the first that can, from the
+end of the list: ``cpu``, ``torch`` on the CPU, ``cuda``, ``triton``, ``torch`` on a CUDA device; an explicit choice
+that cannot run at all raises the reason. An error inside a kernel is an error: nothing is tried again elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from fastlrp.backends.triton import Triton
 from fastlrp.errors import BackendError
 
 BACKEND: dict[str, Backend] = {backend.name: backend for backend in (Reference(), Torch(), Cpu(), Triton(), Cuda())}
-"""The backends by name. A new one is a file of this folder and its place in this line."""
+"""The backends by name. A new one is a file of this folder and its place in this line; ``"auto"`` tries them from the
+end."""
 
 BACKENDS = tuple(BACKEND)
 FUSED = tuple(name for name, backend in BACKEND.items() if backend.fuses)
@@ -38,7 +39,8 @@ _NO_KERNEL = "it has no kernel for this operation"
 
 def automatic(device_type: str) -> tuple[str, ...]:
     """What ``"auto"`` tries on a device, in this order."""
-    return ("cuda", "triton", "torch") if device_type == "cuda" else ("cpu", "torch")
+    found = reversed(BACKEND.values())
+    return tuple(b.name for b in found if b.automatic is None or device_type in b.automatic)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,3 +8,4 @@ from fastlrp.backends.backend import Backend
 class Torch(Backend):
     name = "torch"
     package = "fastlrp.aten"
+    automatic = None

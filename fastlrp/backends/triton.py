@@ -15,6 +15,7 @@ class Triton(Backend):
     name = "triton"
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     package = "fastlrp.kernels"
+    automatic = ("cuda",)
     stand_ins = ("torch",)
     fuses = True
 
