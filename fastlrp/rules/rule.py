@@ -25,7 +25,7 @@ from fastlrp.stabilizer import Stabilizer
 
 
 class Rule:
-    """Base of all rules. To write your own, see :class:`ModifiedWeights` and :class:`Custom`."""
+    """Base of all rules. See :class:`fastlrp.rules.ModifiedWeights` and :class:`fastlrp.rules.Custom` for your own."""
 
     linear_in_relevance = True
     """False where propagation clips relevance (deconvnet, guided backprop): such plans cannot propagate a basis."""
