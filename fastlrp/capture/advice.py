@@ -94,9 +94,12 @@ def keep_the_batch(graph: Graph, node: Node) -> str:
         )
     found = next((n for n in graph.nodes if is_attention(n)), None)
     if found is not None:
+        needs = "not supported: it has no relevance rule yet"
+        if found.kind == "product":
+            needs = "not supported where the batch stands in another place than axis 0"
         return (
             f"The model has attention ({found.operation} in '{found.path or 'model'}'), a product of two activations, "
-            "which is not supported: it has no relevance rule yet."
+            f"which is {needs}."
         )
     return "Keep the batch as axis 0."
 
