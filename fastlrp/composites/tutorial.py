@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.composites.composite import Composite, Layer, Matcher, kind, span
+from fastlrp.composites.presets import everything_else
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
 
@@ -140,8 +141,4 @@ def tutorial_mlp(
 
 
 def _elsewhere() -> tuple[tuple[Matcher, Rule], ...]:
-    return (
-        (kind("activation", "normalization", "mul", "batch_norm"), rules.Pass()),
-        (kind("adaptive_avg_pool"), rules.Norm(0.0)),
-        (kind("add", "avg_pool", "max_pool", "linear_map"), rules.Norm(TINY)),
-    )
+    return ((kind("adaptive_avg_pool"), rules.Norm(0.0)), *everything_else(TINY))
