@@ -15,8 +15,10 @@ from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK
 from fastlrp.plan.table import align
+from fastlrp.rules import Rule
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
+from fastlrp.stabilizer import Stabilizer
 from fastlrp.targets import Initial, Targets
 from fastlrp.verify.walk import Walker
 
@@ -79,7 +81,8 @@ class Report:
         tolerance: largest error of a layer for which ``ok`` holds.
         score: total initial relevance. relevance: total relevance of the inputs.
         alone: largest relative difference between a sample's relevance in the batch and without the other samples
-            (first, middle and last sample); None for one sample, or a model that takes one batch size only.
+            (first, middle and last sample); None for one sample, a model that takes one batch size only, or a rule whose
+            stabilizer is relative to the whole tensor.
         alone_tolerance: largest such difference for which ``ok`` holds.
     """
 
@@ -158,7 +161,7 @@ def verify(record: ForwardRecord, targets: Any, initial: Initial = "output", tol
 
 def _alone(record: ForwardRecord, asked: Targets) -> float | None:
     """Samples without the rest of the batch against their rows in it, for the first few targets."""
-    if record.batch < 2 or record.fixed_batch is not None:
+    if record.batch < 2 or record.fixed_batch is not None or any(map(_reads_the_batch, record.plan.rules.values())):
         return None
     initial = asked.block(0, min(_TARGETS_ALONE, asked.count))
     assert isinstance(initial, Tensor)
@@ -170,6 +173,12 @@ def _alone(record: ForwardRecord, asked: Targets) -> float | None:
         errors = [_relative(a, t[i : i + 1]) for a, t in zip(alone, together, strict=True)]
         error = math.nan if any(map(math.isnan, (error, *errors))) else max(error, *errors)
     return error
+
+
+def _reads_the_batch(rule: Rule | None) -> bool:
+    """Whether relevance of a sample depends on the others by definition: a stabilizer relative to the whole tensor."""
+    stabilizer = getattr(rule, "stabilizer", None)
+    return isinstance(stabilizer, Stabilizer) and stabilizer.relative == "tensor"
 
 
 def _tensors(relevance: Any) -> list[Tensor]:
