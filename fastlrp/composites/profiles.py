@@ -100,9 +100,10 @@ class Profile:
         stabilizer = rule.stabilizer if follows else self.pool_stabilizer  # type: ignore[attr-defined]
         average: Rule = rules.Norm(stabilizer, self.of_sum)
         best: Rule = rules.Norm(stabilizer)
-        if self.pools_follow and isinstance(rule, (rules.AlphaBeta, rules.ZPlus)):
+        shares = rule.at_pools() if self.pools_follow and isinstance(rule, rules.WeightRule) else None
+        if isinstance(shares, tuple):
             average = rule
-        elif self.pools_follow and isinstance(rule, (rules.Flat, rules.WSquare)):
+        elif shares == "equal":
             average = best = rules.Flat(0.0)
         return rule, average, best
 

@@ -14,10 +14,10 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.kinds.windows import (
-    POOL_RULES,
     Windows,
     lower_pool_rule,
     read_pool,
+    shares_at_pools,
     through_windows,
     window_size,
     window_sums,
@@ -46,7 +46,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Average and adaptive average pools: in proportion (Norm), a rule for weights, or their gradient."""
     x, y = node.inputs[0], node.output
     a = node.attributes
-    if isinstance(rule, POOL_RULES):
+    if shares_at_pools(rule) is not None:
         lower_pool_rule(b, node, rule, flow)
         return
     if isinstance(rule, rules.Norm) and rule.of_sum and node.kind == "avg_pool" and a["divisor_override"] != 1:
@@ -105,7 +105,7 @@ def through(walk: Walk, node: Node, rule: Any, R: Tensor) -> Share:
         return textbook.gradient(walk, node, R)
     if isinstance(rule, rules.Pass):
         return textbook.unchanged(node, R)
-    if isinstance(rule, POOL_RULES):
+    if shares_at_pools(rule) is not None:
         return through_windows(walk, node, rule, R)
     sums = node.kind == "avg_pool" and isinstance(rule, rules.Norm) and rule.of_sum
     forward = window_sums(node) if sums else walk.alone(node, x)

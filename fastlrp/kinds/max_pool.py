@@ -13,7 +13,7 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.avg_pool import as_average
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.kinds.windows import lower_pool_rule, read_pool, through_windows
+from fastlrp.kinds.windows import lower_pool_rule, read_pool, shares_at_pools, through_windows
 from fastlrp.plan.builder import Builder, channels_last
 from fastlrp.plan.forms import MaxPool
 from fastlrp.plan.geometry import PoolGeometry
@@ -59,7 +59,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> None:
     x, y, mode = node.inputs[0], node.output, b.max_pool
     a = node.attributes
-    if isinstance(rule, (rules.Flat, rules.WSquare)):
+    if shares_at_pools(rule) == "equal":
         lower_pool_rule(b, node, rule, flow)
         return
     if mode in ("average", "sum") and not isinstance(rule, rules.Gradient):
@@ -112,7 +112,8 @@ def max_pool_stabilizer(rule: rules.Rule | None) -> Stabilizer:
 
 def title(b: Builder, rule: rules.Rule | None) -> rules.Rule | str:
     """Who takes the relevance of a pool's output, where that is what decides."""
-    return rule if isinstance(rule, (rules.Gradient, rules.Flat, rules.WSquare)) else f"max: {b.max_pool}"
+    decides = isinstance(rule, rules.Gradient) or shares_at_pools(rule) == "equal"
+    return rule if rule is not None and decides else f"max: {b.max_pool}"
 
 
 def forward(b: Builder, node: Node) -> None:
@@ -127,7 +128,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         return textbook.gradient(walk, node, R)
     if isinstance(rule, rules.Pass):
         return textbook.unchanged(node, R)
-    if isinstance(rule, (rules.Flat, rules.WSquare)):
+    if shares_at_pools(rule) == "equal":
         return through_windows(walk, node, rule, R)
     if a["adaptive"]:
         return Share(textbook.gradient(walk, node, R).relevance, textbook.nothing_kept(R))

@@ -18,10 +18,8 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.pool import windows
 from fastlrp.reference.redistribution import Affine
+from fastlrp.rules.rule import PoolShares
 from fastlrp.stabilizer import Stabilizer
-
-POOL_RULES = (rules.AlphaBeta, rules.ZPlus, rules.Flat, rules.WSquare)
-"""Rules for weights that are defined at pools."""
 
 _AVG_POOL: list[Any] = [None, None, F.avg_pool2d, F.avg_pool3d]
 
@@ -91,17 +89,21 @@ def window_size(node: Node) -> int:
     return math.prod(node.attributes["kernel_size"])
 
 
+def shares_at_pools(rule: rules.Rule | None) -> PoolShares | None:
+    """What a rule for weights is at pools; None if it is another sort of rule, or not defined there."""
+    return rule.at_pools() if isinstance(rule, rules.WeightRule) else None
+
+
 def lower_pool_rule(b: Builder, node: Node, rule: Any, flow: Flow) -> None:
-    """One of :data:`POOL_RULES` at an average or max-pool."""
-    if isinstance(rule, (rules.Flat, rules.WSquare)):
-        _equal_shares(b, node, rule, flow)
-    elif isinstance(rule, rules.ZPlus):
-        _alpha_beta(b, node, 1.0, 0.0, rule, flow)
+    """A rule for weights that is defined at pools, at an average or max-pool."""
+    shares = shares_at_pools(rule)
+    if isinstance(shares, tuple):
+        _alpha_beta(b, node, *shares, rule, flow)
     else:
-        _alpha_beta(b, node, rule.alpha, rule.beta, rule, flow)
+        _equal_shares(b, node, rule, flow)
 
 
-def _equal_shares(b: Builder, node: Node, rule: rules.Flat | rules.WSquare, flow: Flow) -> None:
+def _equal_shares(b: Builder, node: Node, rule: Any, flow: Flow) -> None:
     """``R_i = sum_j R_j / st(n_j)``, ``n_j`` the entries of window j that are no padding."""
     x, y = node.inputs[0], node.output
     pool = Windows(b, node)
@@ -161,8 +163,8 @@ def window_layer(walk: Walk, node: Node) -> Affine:
     return Affine(lambda x, w, b: w * sums(x), torch.ones((), dtype=torch.float64), None)
 
 
-def through_windows(walk: Walk, node: Node, rule: rules.WeightRule, R: Tensor) -> Share:
-    """The textbook step of one of :data:`POOL_RULES`."""
+def through_windows(walk: Walk, node: Node, rule: Any, R: Tensor) -> Share:
+    """The textbook step of a rule for weights that is defined at pools."""
     x = node.sources[0]
     relevance, ledger = rule.textbook(window_layer(walk, node), walk.values[x], R)
     return Share({x: relevance}, ledger)

@@ -25,7 +25,7 @@ from fastlrp.reference.redistribution import (
     positive_products,
     redistribute,
 )
-from fastlrp.rules.rule import WeightRule
+from fastlrp.rules.rule import PoolShares, WeightRule
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -58,6 +58,9 @@ class AlphaBeta(WeightRule):
 
     def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
         return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), self.alpha, self.beta, self.zero_bias)
+
+    def at_pools(self) -> PoolShares:
+        return self.alpha, self.beta
 
     def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
         """``alpha`` times the rule of the positive parts minus ``beta`` times that of the negative ones.

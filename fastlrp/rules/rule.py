@@ -12,7 +12,7 @@ coefficients are computed once per sample. :meth:`fastlrp.Explainer.verify` comp
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -22,6 +22,10 @@ from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Affine, Ledger
 from fastlrp.stabilizer import Stabilizer
+
+PoolShares = Literal["equal"] | tuple[float, float]
+"""What a rule for weights comes to where every weight is one, as in the window of a pool: ``"equal"`` shares; or, as
+``(alpha, beta)``, shares in proportion among the entries above zero and, apart from them, among those below."""
 
 
 class Rule:
@@ -51,6 +55,10 @@ class WeightRule(Rule):
     def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
         """Append the steps that send ``flow`` from the layer's output to its input."""
         raise NotImplementedError
+
+    def at_pools(self) -> PoolShares | None:
+        """What it is at pools; None where it is not defined there."""
+        return None
 
     def lower_batch_norm(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
         """The same at a batch norm that stands alone."""

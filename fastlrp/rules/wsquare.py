@@ -13,7 +13,7 @@ from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Affine, Ledger, Stabilize, bias_of, part_of, redistribute
-from fastlrp.rules.rule import WeightRule
+from fastlrp.rules.rule import PoolShares, WeightRule
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -29,6 +29,9 @@ class WSquare(WeightRule):
 
     def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
         return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), self.zero_bias)
+
+    def at_pools(self) -> PoolShares:
+        return "equal"
 
     def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
         squares, largest = wide(layer.weight).square(), 1.0

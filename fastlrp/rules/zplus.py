@@ -19,7 +19,7 @@ from fastlrp.reference.redistribution import (
     positive_products,
     redistribute,
 )
-from fastlrp.rules.rule import TwoCoefficientRule
+from fastlrp.rules.rule import PoolShares, TwoCoefficientRule
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -35,6 +35,9 @@ class ZPlus(TwoCoefficientRule):
 
     def textbook(self, layer: Affine, x: Tensor, R: Tensor) -> tuple[Tensor, Ledger]:
         return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), self.zero_bias)
+
+    def at_pools(self) -> PoolShares:
+        return 1.0, 0.0
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         st = Stabilizer.ensure(self.stabilizer)
