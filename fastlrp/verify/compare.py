@@ -81,8 +81,8 @@ class Report:
         tolerance: largest error of a layer for which ``ok`` holds.
         score: total initial relevance. relevance: total relevance of the inputs.
         alone: largest relative difference between a sample's relevance in the batch and without the other samples
-            (first, middle and last sample); None for one sample, a model that takes one batch size only, or a rule whose
-            stabilizer is relative to the whole tensor.
+            (first, middle and last sample); None for one sample, a model that takes one batch size only, or a
+            stabilizer that is relative to the whole tensor.
         alone_tolerance: largest such difference for which ``ok`` holds.
     """
 
