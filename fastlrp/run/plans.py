@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture.canonizers import canonize
-from fastlrp.capture.export import EXPORTING, Captured, capture
+from fastlrp.capture.export import EXPORTING, Captured, capture, refuse_lazy
 from fastlrp.capture.graph import Graph
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
@@ -89,6 +89,7 @@ class Plans:
             return found
 
     def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
+        refuse_lazy(self.model)
         with EXPORTING:
             watch = self._watch or Watch(self.model)
             captured = self._trace(self.model, inputs, self._output, watch)

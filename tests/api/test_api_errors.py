@@ -215,3 +215,12 @@ def test_errors_cost_no_record():
             with pytest.raises((IndexError, ValueError, KeyError, TypeError)):
                 record.relevance(**question)
             assert torch.equal(record.relevance("all"), expected)
+
+
+def test_layers_without_a_shape_are_named():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)).eval()
+    x = torch.rand(2, 4)
+    with pytest.raises(CaptureError, match=r"shape from the first input \(1\.weight, 1\.bias\): call model\(x\) once"):
+        Explainer(model)(x, [0])
+    model(x)
+    assert Explainer(model)(x, [0]).shape == (2, 1, 4)
