@@ -69,8 +69,8 @@ def test_float32(name: str) -> None:
                 equal_outputs(record.output, model(x))
             relevance = record.relevance(targets)
             for k, target in enumerate(targets):
-                # Measured: 2e-7.
-                assert oracle.relative_error(record.relevance(target), relevance[:, k : k + 1]) <= 2e-6  # 1.2e-6 measured.
+                # Measured: 2e-7 on Intel, 1.2e-6 on AMD.
+                assert oracle.relative_error(record.relevance(target), relevance[:, k : k + 1]) <= 2e-6
         assert relevance.shape == (2, 2, *x.shape[1:])
         assert bool(torch.isfinite(relevance).all())
         report = explainer.verify(x, targets, tolerance=TOLERANCE)
