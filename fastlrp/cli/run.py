@@ -225,7 +225,7 @@ class Run:
             self.store.finish(sheet.item, sheet.stamp, done)
         except OSError as error:
             raise Failure(f"cannot write to the manifest: {one_line(error)}", FAILED) from error
-        self._report(i, done)
+        self._tell_in_order(i, done)
 
     def _salvage(self) -> None:
         """After an error: what is still written counts."""
@@ -236,9 +236,9 @@ class Run:
                 continue
 
     def _fail(self, i: int, item: Item, why: str) -> None:
-        self._report(i, record(item, "failed", error=why))
+        self._tell_in_order(i, record(item, "failed", error=why))
 
-    def _report(self, i: int, line: Record) -> None:
+    def _tell_in_order(self, i: int, line: Record) -> None:
         self._ready[i] = line
         while self._next in self._ready:
             self._tell(self._ready.pop(self._next))
