@@ -57,17 +57,24 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     spatial = list(x.sizes[1:])
     if node.kind == "adaptive_avg_pool":
         adaptive, divisor = b.operation("pool_adaptive_avg_relevance"), None
-        transpose = lambda f, s: adaptive(f, s, spatial)  # noqa: E731
+
+        def transposed(f: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = adaptive(f, s, spatial)
+            return relevance
     else:
         average, divisor = b.operation("pool_avg_relevance"), a["divisor_override"]
         geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"], divisor)
-        transpose = lambda f, s: average(f, s, spatial, *geometry)  # noqa: E731
+
+        def transposed(f: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = average(f, s, spatial, *geometry)
+            return relevance
+
     form_of = lambda scale: _average_form(b, node, scale, divisor)  # noqa: E731
     if isinstance(rule, rules.Gradient):
         scale = b.slot_of(flow.factor)
-        b.send(x, Flow(b.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))))
+        b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel, form=form_of(scale))))
     else:
-        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose, form_of)
+        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transposed, form_of)
 
 
 def as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilizer: Stabilizer) -> None:

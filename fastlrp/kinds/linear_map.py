@@ -45,10 +45,10 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return
     zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
 
-    def run(f: Tensor, s: Tensor | None) -> Tensor:
+    def transposed(f: Tensor, s: Tensor | None) -> Tensor:
         return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]
 
-    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), left))
+    b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel), left))
 
 
 def _refuse_left_product(node: Node) -> None:

@@ -74,15 +74,23 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
             raise TypeError(f"tie-splitting is not defined for {node}: use max_pool='winner'")
         ties = b.operation("pool_ties_relevance")
         geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"])
-        register = b.step(
-            lambda f, x, y, s: ties(f, x, y, s, *geometry), [flow.register], [x.index, y.index, scale], x.numel
-        )
+
+        def split_at_ties(f: Tensor, x: Tensor, y: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = ties(f, x, y, s, *geometry)
+            return relevance
+
+        register = b.step(split_at_ties, [flow.register], [x.index, y.index, scale], x.numel)
     else:
         winner = b.operation("pool_max_relevance")
         b.slot_bytes[index] = y.numel * 8
+
+        def at_winners(f: Tensor, index: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = winner(f, index, s, size)
+            return relevance
+
         register = b.step(
-            lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel,
-            form=max_pool_form(b, node, index, scale), unpool=_disjoint_windows(node),
+            at_winners, [flow.register], [index, scale], x.numel, form=max_pool_form(b, node, index, scale),
+            unpool=_disjoint_windows(node),
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 

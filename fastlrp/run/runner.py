@@ -90,7 +90,7 @@ def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
 def propagate(plan: Plan, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
     """Move a block of targets down; what the steps emit goes to ``sink``."""
     registers = registers_with(plan, initial)
-    descent(plan, state, sink, initial.shape[0]).run(steps, 0, registers, first, initial.shape[1])
+    descent(plan, state, sink, initial.shape[0]).descend(steps, 0, registers, first, initial.shape[1])
 
 
 def registers_with(plan: Plan, initial: Tensor | OneHot) -> list[Any]:
@@ -145,8 +145,8 @@ def run_forward(schedule: Schedule, state: list[Any]) -> None:
 
 
 def _profiled(step: ForwardStep) -> ForwardStep:
-    def run(*tensors: Any) -> Any:
+    def in_profile(*tensors: Any) -> Any:
         with record_function(f"forward: {step.name}"):
             return step.run(*tensors)
 
-    return replace(step, run=run)
+    return replace(step, run=in_profile)
