@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.cli import asked
+from fastlrp.cli import class_choice
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import FAILED, Failure, InputFailure, one_line
 from fastlrp.cli.inputs import Item
@@ -148,7 +148,7 @@ class Run:
         why = self._unfit.get(sample.x.shape)
         if why is None:
             try:
-                asked.check(self.engine.targets, sample.item, self.engine.classes)
+                class_choice.check(self.engine.targets, sample.item, self.engine.classes)
                 return True
             except InputFailure as error:
                 why = one_line(error)

@@ -16,7 +16,7 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow, SweepPart
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -91,9 +91,9 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     if isinstance(rule, rules.Pass):
         return textbook.unchanged(node, R)
     if isinstance(rule, rules.Deconvnet):
-        return Share({x: structure.deconvnet(R)}, None)
+        return Share({x: weightless.deconvnet(R)}, None)
     if isinstance(rule, rules.GuidedBackprop):
-        return Share({x: structure.guided_backprop(walk.values[x], R)}, None)
+        return Share({x: weightless.guided_backprop(walk.values[x], R)}, None)
     return textbook.gradient(walk, node, R)
 
 

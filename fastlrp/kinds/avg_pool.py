@@ -12,8 +12,7 @@ from fastlrp.capture.arguments import dims
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
-from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.kinds.windows import (
+from fastlrp.kinds.pool_windows import (
     POOL_RULES,
     Windows,
     lower_pool_rule,
@@ -22,12 +21,13 @@ from fastlrp.kinds.windows import (
     window_size,
     window_sums,
 )
+from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.forms import AvgPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Flow
-from fastlrp.reference import structure
-from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.reference import weightless
+from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
 
 MOST_WINDOWS = 16
@@ -116,7 +116,7 @@ def through(walk: Walk, node: Node, rule: Any, R: Tensor) -> Share:
         return through_windows(walk, node, rule, R)
     sums = node.kind == "avg_pool" and isinstance(rule, rules.Norm) and rule.of_sum
     forward = window_sums(node) if sums else walk.alone(node, x)
-    relevance, ledger = structure.norm(forward, walk.values[x], R, Stabilizer.ensure(rule.stabilizer))
+    relevance, ledger = weightless.norm(forward, walk.values[x], R, Stabilizer.ensure(rule.stabilizer))
     return Share({x: relevance}, ledger)
 
 

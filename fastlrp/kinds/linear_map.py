@@ -16,7 +16,7 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -69,7 +69,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     assert isinstance(rule, (rules.Norm, rules.Epsilon))
     x = node.sources[0]
     stabilizer = Stabilizer.ensure(rule.stabilizer)
-    relevance, ledger = structure.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
+    relevance, ledger = weightless.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
     return Share({x: relevance}, ledger)
 
 

@@ -12,13 +12,13 @@ from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.avg_pool import as_average
 from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.pool_windows import lower_pool_rule, read_pool, through_windows
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.kinds.windows import lower_pool_rule, read_pool, through_windows
 from fastlrp.plan.builder import Builder, channels_last
 from fastlrp.plan.forms import MaxPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Factor, Flow, SweepPart
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 _MAX_POOL: list[Any] = [None, F.max_pool1d, F.max_pool2d, F.max_pool3d]
@@ -141,7 +141,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         return Share(textbook.gradient(walk, node, R).relevance, textbook.nothing_kept(R))
     geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
     stabilizer = max_pool_stabilizer(rule)
-    relevance, ledger = structure.max_pool(walk.values[x], R, walk.max_pool, *geometry, stabilizer)
+    relevance, ledger = weightless.max_pool(walk.values[x], R, walk.max_pool, *geometry, stabilizer)
     return Share({x: relevance}, ledger)
 
 

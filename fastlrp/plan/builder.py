@@ -17,7 +17,7 @@ from fastlrp.capture.signs import nonnegative
 from fastlrp.plan.forms import Form, Sum
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
-from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
 
 

@@ -16,8 +16,8 @@ from fastlrp.capture.graph import Value
 from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
-from fastlrp.plan.named import note_forward, profiling, record_function
 from fastlrp.plan.plan import Keep, Plan
+from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
 from fastlrp.run.basis import Neck, find_neck
