@@ -26,7 +26,7 @@ ORDER = """
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
-    run.prepared run.diagnose run.names tune.tuner tune.sparse
+    run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk run.runner
     plan.plan
     capture.export run.basis run.sparse.specialize

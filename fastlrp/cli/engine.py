@@ -77,9 +77,9 @@ class Engine:
         limit = self.explainer.max_memory
         if limit is None:
             return fit
-        record._check_budget(names, self.reduce)
+        record.budget.check(names, self.reduce)
         steps = record.plan.schedule(tuple(dict.fromkeys(names.values()))).steps
-        return int(max(1, min(fit, limit * record.batch // record._need(steps, names, self.reduce, 1))))
+        return int(max(1, min(fit, limit * record.batch // record.budget.need(steps, names, self.reduce, 1))))
 
     def explain(self, samples: Sequence[Sample]) -> Generator[Any, None, None]:
         """First ``(all scores (B, C), Chosen)``, then ``(positions, {"input": (B, k, …), layer: …})`` for each block.
