@@ -64,8 +64,11 @@ def send_slope(b: Builder, node: Node, flow: Flow) -> None:
     derivative = _derivative(bind_forward(node), node.operation)
     factor = b.slot_of(flow.factor)
     ins = [x.index] + ([] if factor is None else [factor])
-    slope = b.cache(lambda x, *f: derivative(x) * f[0] if f else derivative(x), ins, x.numel)
-    b.send(x, Flow(flow.register, Factor(None, slope)))
+
+    def slope(x: Tensor, factor: Tensor | None = None) -> Tensor:
+        return derivative(x) if factor is None else derivative(x) * factor
+
+    b.send(x, Flow(flow.register, Factor(None, b.cache(slope, ins, x.numel))))
 
 
 def _clip(flow: Tensor, factor: Tensor | None) -> Tensor:

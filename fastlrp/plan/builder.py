@@ -363,7 +363,11 @@ def bind_forward(node: Node) -> Callable[..., Any]:
         rest = args[1:]
         if not rest and not kwargs:
             return call
-        return lambda x: call(x, *rest, **kwargs)
+
+        def forward_of_one(x: Any) -> Any:
+            return call(x, *rest, **kwargs)
+
+        return forward_of_one
     inputs = node.inputs
 
     def forward(*tensors: Any) -> Any:

@@ -100,9 +100,11 @@ def constant_shares(
     ones = torch.ones((1, *layer.x.sizes), dtype=weight.dtype, device=weight.device)
     inverse = (scale * stabilizer.reciprocal(layer.apply(ones, weight, bias))).to(layer.weight.dtype)
     factor = b.slot_of(flow.factor)
-    scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
-    read = layer.y.index if factor is None else factor
-    return b.cache(lambda t: same_layout(layer, scaled(t)), [read], layer.y.numel)
+
+    def shares(read: Tensor) -> Tensor | None:
+        return same_layout(layer, inverse.expand_as(read) if factor is None else read * inverse)
+
+    return b.cache(shares, [layer.y.index if factor is None else factor], layer.y.numel)
 
 
 def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int) -> None:
