@@ -327,6 +327,6 @@ while read -r name quick full what; do
   fi
 done < <(parts)
 
-"$py" -m benchmarks.gpu.report "$out" >"$out/.report" 2>>"$log" || failed=1
-cat "$out/.report" && rm -f "$out/.report"
+"$py" -m benchmarks.gpu.summary "$out" >"$out/.summary" 2>>"$log" || failed=1
+cat "$out/.summary" && rm -f "$out/.summary"
 exit $failed

@@ -107,26 +107,29 @@ def check(model: nn.Module, composite: fastlrp.Composite, x: Tensor, initial: st
     of the maps that are proportional to it, whatever computes them.
 
     Returns:
-        the report, and the largest relative error (2-norm) of the ten maps of one digit.
+        the verification, and the largest relative error (2-norm) of the ten maps of one digit.
     """
     explainer = fastlrp.Explainer(copy.deepcopy(model).double(), composite)
-    report = explainer.verify(x.double(), "all", initial=initial)
+    verification = explainer.verify(x.double(), "all", initial=initial)
     exact = explainer(x.double(), "all", initial=initial, reduce="channels")
     difference, size = ((t.flatten(1).norm(dim=1)) for t in (maps - exact, exact))
-    return report, float((difference / size).max())
+    return verification, float((difference / size).max())
 
 
-def ledger(report: Any) -> list[tuple[str, str]]:
+def ledger(verification: Any) -> list[tuple[str, str]]:
     """Where the scores of the network's answers have gone, in per cent of their sum."""
-    kept = report.kept
+    kept = verification.kept
     entries = (
-        ("the answers' scores are at the pixels", report.relevance),
+        ("the answers' scores are at the pixels", verification.relevance),
         ("  kept by biases", kept["bias"]),
         ("  kept by epsilon", kept["stabilizer"]),
         ("  at neurons that no input reaches", kept["dead"]),
         ("  not accounted for", kept["unexplained"]),
     )
-    return [(name, f"{100 * value / report.score + 0.0:.4f} %".replace("-0.0000", "0.0000")) for name, value in entries]
+    return [
+        (name, f"{100 * value / verification.score + 0.0:.4f} %".replace("-0.0000", "0.0000"))
+        for name, value in entries
+    ]
 
 
 def picture(path: Path, x: Tensor, classes: Tensor, scores: Tensor, relevance: Tensor, title: str) -> None:
@@ -213,7 +216,7 @@ def main() -> int:
     explainer = fastlrp.Explainer(model, composite)
     with explainer.forward(x) as record:
         scores, relevance = record.output, record.relevance("all", initial=initial, reduce="channels")
-    report, rounding = check(model, composite, x, initial, relevance)
+    verification, rounding = check(model, composite, x, initial, relevance)
     rows = [int((classes == digit).nonzero()[0]) for digit in range(10)]
     title = f"Relevance of each pixel for each of the ten classes ({options.composite})"
     picture(options.out, x[rows], classes[rows], scores[rows], relevance[rows], title)
@@ -221,7 +224,7 @@ def main() -> int:
     facts = [
         ("accuracy on held-out digits", f"{100 * accuracy:.1f} % of {len(images)}"),
         ("explained in one call", f"{len(x)} digits x {scores.shape[1]} classes, {options.composite}"),
-        ("largest error of a layer in float64", f"{report.max_error:.1e}, against the reference"),
+        ("largest error of a layer in float64", f"{verification.max_error:.1e}, against the reference"),
         ("largest error of a digit's float32 maps", f"{rounding:.1e}, against float64"),
     ]
     if initial == "output":
@@ -233,9 +236,9 @@ def main() -> int:
         print(f"{'  ' + label:<{WIDTH}}{ours:>10,.0f}{loop:>12,.0f}{ours / loop:>8.2f}")
     print("  (gradient: one forward pass, then one backward pass for each class)\n")
     show([("picture", str(options.out)), ("seconds in all", f"{time.perf_counter() - start:.1f}")])
-    if not report.ok:
-        print(f"\nNOT OK: a layer differs from the reference\n{report}")
-    return 0 if report.ok else 1
+    if not verification.ok:
+        print(f"\nNOT OK: a layer differs from the reference\n{verification}")
+    return 0 if verification.ok else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from fastlrp.run.record import ForwardRecord, LrpAware
 from fastlrp.run.replay import Replay
 from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial
-from fastlrp.verify.compare import Report, verify
+from fastlrp.verify.compare import Verification, verify
 
 
 class Explainer:
@@ -137,7 +137,7 @@ class Explainer:
         """
         return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory)
 
-    def verify(self, x: Any, targets: Any, **options: Any) -> Report:
+    def verify(self, x: Any, targets: Any, **options: Any) -> Verification:
         """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.compare.verify`."""
         with self.forward(x) as record:
             return verify(record, targets, **options)

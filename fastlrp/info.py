@@ -11,7 +11,7 @@ from fastlrp.backends import dispatch
 from fastlrp.backends.extension import extension, extension_error
 
 
-def report() -> str:
+def text() -> str:
     """What to paste into a bug report."""
     rows = [
         ("fastlrp", package_version("fastlrp")),
@@ -55,4 +55,4 @@ def package_version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    print(report())
+    print(text())

@@ -116,14 +116,14 @@ def _own(result: Tensor, *arguments: Any) -> Tensor:
 
 def _define_relevance(op: str) -> None:
     @torch.no_grad()
-    def run(relevance: Tensor, *arguments: Any, backend: str = "auto") -> Tensor:
+    def relevance_by_backend(relevance: Tensor, *arguments: Any, backend: str = "auto") -> Tensor:
         call = dispatch.select(op, backend, relevance.device, relevance.dtype).call
         return _own(call(relevance, *arguments), relevance, *arguments)
 
-    def fake(relevance: Tensor, *arguments: Any, backend: str = "auto") -> Tensor:
+    def relevance_without_data(relevance: Tensor, *arguments: Any, backend: str = "auto") -> Tensor:
         return relevance.new_empty(_SHAPES[op](relevance, *arguments))
 
-    _define(op, run, fake)
+    _define(op, relevance_by_backend, relevance_without_data)
 
 
 @torch.no_grad()

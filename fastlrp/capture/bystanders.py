@@ -40,18 +40,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             return found[id(module), name]
         return look_up(module, name)
 
-    def call(self: Any, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def called_module(self: Any, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != tracing:
             return forward(*args, **kwargs)
         return call_module(self, module, forward, args, kwargs)
 
-    def of_tracer(self: Any, name: str, value: Any, cache: Any) -> Any:
+    def attribute_of_tracer(self: Any, name: str, value: Any, cache: Any) -> Any:
         return value if threading.get_ident() != tracing else traced_attribute(self, name, value, cache)
 
     nn.Module.__getattr__ = attribute  # type: ignore[method-assign]
     # What the tracer's own look-up, which takes the place of ours, asks first.
     _symbolic_trace._orig_module_getattr = attribute
-    tracer.call_module, tracer.getattr = call, of_tracer
+    tracer.call_module, tracer.getattr = called_module, attribute_of_tracer
     try:
         yield
     finally:

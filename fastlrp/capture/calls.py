@@ -50,8 +50,8 @@ def copied(target: Tensor, source: Tensor, *rest: Any, **options: Any) -> Tensor
 def part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
     """One of several results of ``call``, which stays known as its ``whole``."""
 
-    def one(*args: Any, **kwargs: Any) -> Any:
+    def result_at_index(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)[index]
 
-    one.whole = call  # type: ignore[attr-defined]
-    return one
+    result_at_index.whole = call  # type: ignore[attr-defined]
+    return result_at_index

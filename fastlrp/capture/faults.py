@@ -1,6 +1,9 @@
-"""Why nothing that reads an operation's result can be explained: random numbers, numbers from data, complex numbers."""
+"""Why a model, or what reads an operation's result, cannot be explained: chance, numbers from data, state, training."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +32,68 @@ def number_from_data(fx: torch.fx.Node, name: str, path: str) -> str | None:
         f"operation '{name}' in module '{path or '(the model itself)'}' makes a plain number out of data (as item, "
         "nonzero and boolean indices do), for all samples of a batch together: keep it a tensor with one entry per "
         "sample, and choose entries with torch.where or fixed integer indices"
+    )
+
+
+def training_mode(name: str, bound: Mapping[str, Any], path: str) -> str | None:
+    """Why a dropout or batch norm cannot be explained: its output is random, or of the whole batch.
+
+    Args:
+        bound: the operation's arguments by name.
+    """
+    if "dropout" not in name and name not in ("batch_norm", "rrelu"):
+        return None
+    if name == "batch_norm" and bound.get("running_mean") is None:
+        return (
+            f"{name} at '{path}' has no running statistics and takes those of the batch, so that the output of one "
+            "sample depends on the others: use track_running_stats=True, or a group or instance norm"
+        )
+    active = ("dropout" in name and bound.get("train") and bound.get("p", 0) > 0) or (
+        name in ("batch_norm", "rrelu") and bound.get("training")
+    )
+    if not active:
+        return None
+    return (
+        f"{name} at '{path}' is in training mode, so the model's output is random or depends on the rest of "
+        "the batch: call model.eval() first"
+    )
+
+
+def vmap(path: str) -> str:
+    """Why a model that calls torch.vmap cannot be explained."""
+    return (
+        f"the model calls torch.vmap (in '{path or 'model'}'), through which relevance cannot be traced: write "
+        "the batched operation out, or explain a sub-module without it"
+    )
+
+
+def function_of_functions(name: str, path: str) -> str:
+    """Why a model that calls a higher-order operator cannot be explained, and what to write in its place."""
+    way = {
+        "cond": "write both branches out and choose with torch.where",
+        "vmap": "write the batched operation out",
+        "map": "write the loop out",
+    }.get(name.split("_impl")[0], "write the operation out with plain tensor operations")
+    return (
+        f"the model calls {name.removesuffix('_impl')} (in '{path or 'model'}'), a function "
+        f"of functions, through which relevance cannot be traced: {way}, or explain a sub-module without it"
+    )
+
+
+def autocast(path: str) -> str:
+    """Why a module that turns autocast on itself cannot be explained."""
+    return (
+        f"'{path or 'model'}' turns autocast on inside its forward pass, which cannot be "
+        "traced: convert the model to one dtype, or use torch.autocast around the explainer"
+    )
+
+
+def changed_state(tensor: str, name: str, path: str) -> str:
+    """Why a model cannot be explained that reads a buffer of its own that its forward pass changes."""
+    return (
+        f"the forward pass changes '{tensor}', a tensor of the model's own, in place "
+        f"({name} in '{path or 'model'}') and reads it, so that its output "
+        "is another one each time: keep such state outside, or pass it as an input"
     )
 
 

@@ -43,7 +43,7 @@ def refuse_mixed_samples(graph: Graph, examples: Sequence[Tensor], fixed_batch: 
     """
     if fixed_batch is None or fixed_batch > 1:
         with torch.no_grad():
-            _Probe(graph, examples, fixed_batch).run()
+            _Probe(graph, examples, fixed_batch).try_all()
 
 
 class _Probe:
@@ -70,7 +70,7 @@ class _Probe:
         self.coarse: set[Value] = set()
         self.real: dict[Value, Any] = {}
 
-    def run(self) -> None:
+    def try_all(self) -> None:
         wanted = _ancestors(self.graph, self.graph.output)
         last = {v: node for node in self.graph.nodes if node.output in wanted for v in node.inputs}
         for node in self.graph.nodes:

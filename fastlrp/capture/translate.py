@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
+from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
-from fastlrp.capture.faults import complex_numbers, number_from_data, random_numbers
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Memory, View, Write
+from fastlrp.capture.module_paths import WRAPPED, calls_around, innermost
 from fastlrp.capture.rewrite import REWRITES, Step, Steps
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.kinds.registry import KIND, KIND_OF
 from fastlrp.kinds.vocabulary import UNREAD
-
-WRAPPED = "model"
-"""Name under which capture's wrapper holds the user's model."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +145,13 @@ class Translator:
             return
         path, module_type = self._module_of(fx)
         if "vmap" in str(fx.target):
-            raise CaptureError(
-                f"the model calls torch.vmap (in '{path or 'model'}'), through which relevance cannot be traced: write "
-                "the batched operation out, or explain a sub-module without it"
-            )
+            raise CaptureError(faults.vmap(path))
         name, call, in_place = operation(fx.target)
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
-        self._refuse_training(name, args, kwargs, fx, path)
+        trains = faults.training_mode(name, bind(fx.target, args, kwargs), path)
+        if trains:
+            raise CaptureError(trains)
         made = self._emit(Call(fx, name, call, args, kwargs, fx.target, path, module_type))
         if in_place and isinstance(made, (Value, Constant)):
             made = self._same_kind(made, fx)
@@ -171,20 +168,9 @@ class Translator:
         name = str(target.name() if callable(getattr(target, "name", None)) else target)
         inner = next((a for a in fx.args if isinstance(a, torch.fx.Node) and a.op == "get_attr"), None)
         if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast") or inner is None:
-            way = {
-                "cond": "write both branches out and choose with torch.where",
-                "vmap": "write the batched operation out",
-                "map": "write the loop out",
-            }.get(name.split("_impl")[0], "write the operation out with plain tensor operations")
-            raise CaptureError(
-                f"the model calls {name.removesuffix('_impl')} (in '{self._module_of(fx)[0] or 'model'}'), a function "
-                f"of functions, through which relevance cannot be traced: {way}, or explain a sub-module without it"
-            )
+            raise CaptureError(faults.function_of_functions(name, self._module_of(fx)[0]))
         if name == "wrap_with_autocast" and fx.args[2]:
-            raise CaptureError(
-                f"'{self._module_of(fx)[0] or 'model'}' turns autocast on inside its forward pass, which cannot be "
-                "traced: convert the model to one dtype, or use torch.autocast around the explainer"
-            )
+            raise CaptureError(faults.autocast(self._module_of(fx)[0]))
         graph = getattr(owner, str(inner.target))
         given = fx.args[fx.args.index(inner) + 1 :]
         holes = [n for n in graph.graph.nodes if n.op == "placeholder"]
@@ -214,7 +200,7 @@ class Translator:
                 return self._rewritten(c, found)
         meta = fx.meta.get("val")
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
-            return fold(fx.name, call, args, kwargs, meta, random_numbers(name, c.path))
+            return fold(fx.name, call, args, kwargs, meta, faults.random_numbers(name, c.path))
         kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
         first = args[0] if args else None
         if kind == "identity" and isinstance(first, Value):
@@ -251,13 +237,13 @@ class Translator:
         if not value.is_tensor:
             node.attributes["target"] = c.target
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
-        faults = (
-            random_numbers(c.name, c.path),
-            complex_numbers(fx, c.name, c.path),
-            number_from_data(fx, c.name, c.path),
+        found = (
+            faults.random_numbers(c.name, c.path),
+            faults.complex_numbers(fx, c.name, c.path),
+            faults.number_from_data(fx, c.name, c.path),
             *(constant.fault for constant in constants),
         )
-        fault = next(filter(None, faults), None)
+        fault = next(filter(None, found), None)
         if fault:
             node.attributes["fault"] = fault
         node.kind = KIND[kind].read(node, bind(c.target, args, kwargs)) or kind
@@ -322,24 +308,6 @@ class Translator:
 
     # Refusals
 
-    def _refuse_training(self, name: str, args: Any, kwargs: Any, fx: Any, path: str) -> None:
-        if "dropout" not in name and name not in ("batch_norm", "rrelu"):
-            return
-        bound = bind(fx.target, args, kwargs)
-        if name == "batch_norm" and bound.get("running_mean") is None:
-            raise CaptureError(
-                f"{name} at '{path}' has no running statistics and takes those of the batch, so that the output of one "
-                "sample depends on the others: use track_running_stats=True, or a group or instance norm"
-            )
-        active = ("dropout" in name and bound.get("train") and bound.get("p", 0) > 0) or (
-            name in ("batch_norm", "rrelu") and bound.get("training")
-        )
-        if active:
-            raise CaptureError(
-                f"{name} at '{path}' is in training mode, so the model's output is random or depends on the rest of "
-                "the batch: call model.eval() first"
-            )
-
     def _refuse_faults(self) -> None:
         for node in self.graph.nodes:
             if "fault" in node.attributes:
@@ -348,45 +316,22 @@ class Translator:
     def _refuse_state(self) -> None:
         """A buffer that the forward pass changes makes the next output another one, unless nothing reads it."""
         for root, fx in self.written_state.items():
-            for name, other in self.nodes.items():
-                if self.memory.root(name) == root and any(self.memory.root(r.name) != root for r in other.users):
-                    self._refuse_written(self.state[root], fx)
-
-    def _refuse_written(self, path: str, fx: torch.fx.Node) -> None:
-        raise CaptureError(
-            f"the forward pass changes '{path}', a tensor of the model's own, in place "
-            f"({operation(fx.target)[0]} in '{self._module_of(fx)[0] or 'model'}') and reads it, so that its output "
-            "is another one each time: keep such state outside, or pass it as an input"
-        )
+            for node, other in self.nodes.items():
+                if self.memory.root(node) == root and any(self.memory.root(r.name) != root for r in other.users):
+                    name, module = operation(fx.target)[0], self._module_of(fx)[0]
+                    raise CaptureError(faults.changed_state(self.state[root], name, module))
 
     # Modules
 
     def _module_of(self, fx: torch.fx.Node) -> tuple[str, type | None]:
-        stack = _module_stack(fx)
-        if not stack:
-            return "", type(self.model)
-        path = _strip(list(stack.values())[-1][0])
+        path = innermost(fx)
         return path, type(self.model.get_submodule(path))
 
     def _remember_modules(self, fx: torch.fx.Node) -> None:
         value = self.env.get(fx.name)
         if not isinstance(value, Value) or not value.is_tensor:
             return
-        for key, (path, _) in _module_stack(fx).items():
-            _, at, call = key.rpartition("@")
-            name = _strip(path)
-            if name:
-                self.graph.modules[f"{name}@{call}" if at and call.isdigit() else name] = value
-
-
-def _module_stack(fx: torch.fx.Node) -> dict[str, tuple[str, Any]]:
-    """The model's own modules that the node stands in, outermost first; nodes that torch.export adds name others."""
-    stack = fx.meta.get("nn_module_stack") or {}
-    return {key: entry for key, entry in stack.items() if entry[0].split("@")[0].split(".")[0] in ("", WRAPPED)}
-
-
-def _strip(path: str) -> str:
-    return path.split("@")[0].removeprefix(WRAPPED).removeprefix(".")
+        self.graph.modules.update(dict.fromkeys(calls_around(fx), value))
 
 
 def _same_dtype(fx: torch.fx.Node, value: Value) -> bool:

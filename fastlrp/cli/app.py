@@ -69,7 +69,7 @@ def app() -> None:
 @click.command(short_help="Versions and backends, for a bug report.")
 def info() -> None:
     """Versions, how fastlrp was built, and which backends can run here: what to paste into a bug report."""
-    from fastlrp.info import report as text
+    from fastlrp.info import text
 
     click.echo(text())
 

@@ -94,9 +94,9 @@ def _explained(model: nn.Module, x: Tensor, composite: str, path: Path, screen: 
     explainer = Explainer(model, composite)
     with explainer.forward(x) as record:
         scores, relevance = record.output, record.relevance("all", initial=initial)
-    report = Explainer(copy.deepcopy(model).double(), composite).verify(x.double(), "all", initial=initial)
+    verification = Explainer(copy.deepcopy(model).double(), composite).verify(x.double(), "all", initial=initial)
     screen.line(f"explained in one call       {len(x)} digits x {scores.shape[1]} classes, {composite}")
-    screen.line(f"largest error of a layer    {report.max_error:.1e} in float64, against the reference")
+    screen.line(f"largest error of a layer    {verification.max_error:.1e} in float64, against the reference")
     figure = viz.grid(
         relevance,
         images=x,
@@ -110,7 +110,7 @@ def _explained(model: nn.Module, x: Tensor, composite: str, path: Path, screen: 
     screen.line(
         f"ten classes of {len(x)} digits    {1e3 * ours:.1f} ms; a gradient for each class: {1e3 * loop:.1f} ms"
     )
-    return bool(report.ok)
+    return bool(verification.ok)
 
 
 def _gradients(model: nn.Module, x: Tensor) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.cli import asked
-from fastlrp.cli.asked import Chosen
+from fastlrp.cli import class_choice
+from fastlrp.cli.class_choice import Chosen
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.reading import Sample
 from fastlrp.errors import CaptureError, UnsupportedOperationError
@@ -28,7 +28,7 @@ class Engine:
     """An explainer, and what it is asked for each batch.
 
     Attributes:
-        targets: as :func:`fastlrp.cli.asked.choose` takes them. initial, layers, reduce: as for an explainer.
+        targets: as :func:`fastlrp.cli.class_choice.choose` takes them. initial, layers, reduce: as for an explainer.
         fixed: the only batch size that the model takes. batch: samples at once. classes: of the model; both are known
             after :meth:`probe`.
     """
@@ -53,9 +53,9 @@ class Engine:
         """
         try:
             with self.explainer.forward(self.stacked([sample])) as record:
-                self.classes = asked.count(record.scores)
+                self.classes = class_choice.count(record.scores)
                 item = sample.item
-                chosen = asked.choose(self.targets, record.scores, [item] * len(record.scores))
+                chosen = class_choice.choose(self.targets, record.scores, [item] * len(record.scores))
                 fit = self._fit(record, sample.x.numel(), len(chosen.classes[0]))
         except UnsupportedOperationError as error:
             raise Failure(one_line(error)) from error
@@ -77,9 +77,9 @@ class Engine:
         limit = self.explainer.max_memory
         if limit is None:
             return fit
-        record._check_budget(names, self.reduce)
+        record.budget.check(names, self.reduce)
         steps = record.plan.schedule(tuple(dict.fromkeys(names.values()))).steps
-        return int(max(1, min(fit, limit * record.batch // record._need(steps, names, self.reduce, 1))))
+        return int(max(1, min(fit, limit * record.batch // record.budget.need(steps, names, self.reduce, 1))))
 
     def explain(self, samples: Sequence[Sample]) -> Generator[Any, None, None]:
         """First ``(all scores (B, C), Chosen)``, then ``(positions, {"input": (B, k, …), layer: …})`` for each block.
@@ -91,7 +91,7 @@ class Engine:
         try:
             with self.explainer.forward(self.stacked(samples)) as record:
                 padded = [sample.item for sample in samples] + [samples[-1].item] * (len(record.scores) - count)
-                chosen = asked.choose(self.targets, record.scores, padded)
+                chosen = class_choice.choose(self.targets, record.scores, padded)
                 scores = record.scores.float().reshape(len(padded), self.classes, -1).sum(2)
                 yield scores[:count].cpu(), chosen
                 block = None if self.explainer.max_memory is not None else self._block(record, chosen)
@@ -110,7 +110,7 @@ class Engine:
     def targets_of(self, sample: Sample) -> Chosen:
         """What is explained of one sample."""
         with self.explainer.forward(self.stacked([sample])) as record:
-            return asked.choose(self.targets, record.scores, [sample.item] * len(record.scores))
+            return class_choice.choose(self.targets, record.scores, [sample.item] * len(record.scores))
 
     def stacked(self, samples: Sequence[Sample]) -> Tensor:
         """A batch, filled up with its last sample where the model takes one size only."""

@@ -156,14 +156,14 @@ def huggingface(folder: Path) -> dict[str, Any]:
         import_module("transformers.utils.logging").disable_progress_bar()
         auto = import_module("transformers").AutoModelForImageClassification
         # Neither Python files of the folder nor what a pickle of weights may name are run.
-        model, report = auto.from_pretrained(
+        model, loading = auto.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, weights_only=True, output_loading_info=True
         )
     except Exception as error:  # Everything from a missing file to an architecture that is no classifier.
         raise Failure(
             f"hf:{folder}: transformers cannot load an image classifier from it: {one_line(error)}"
         ) from error
-    missing = sorted(report.get("missing_keys", ()))
+    missing = sorted(loading.get("missing_keys", ()))
     if missing:
         raise Failure(
             f"hf:{folder}: the folder has no weights for {', '.join(missing[:6])}: it is no trained classifier"

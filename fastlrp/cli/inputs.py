@@ -10,7 +10,7 @@ from typing import Any
 
 from fastlrp.cli import arrays, texts
 from fastlrp.cli.errors import Failure, one_line
-from fastlrp.cli.names import is_inside
+from fastlrp.cli.file_names import is_inside
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 ARRAYS = (".npy", ".npz", ".mat", ".txt")

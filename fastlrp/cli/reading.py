@@ -17,9 +17,9 @@ from fastlrp.cli import arrays
 from fastlrp.cli.errors import InputFailure, need, one_line
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.preprocess import Preprocessing
+from fastlrp.errors import FormatError
+from fastlrp.files import opened
 from fastlrp.io.arrays import ARRAY_BYTES
-from fastlrp.io.errors import FormatError
-from fastlrp.io.files import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fastlrp.cli import asked
+from fastlrp.cli import class_choice
 from fastlrp.cli import options as shared
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import DONE, FAILED, INTERRUPTED, Failure, InputFailure, need, one_line
@@ -126,7 +126,7 @@ def _unfit(engine: Engine, item: Item, sample: Sample | InputFailure) -> str | N
     if isinstance(sample, InputFailure):
         return one_line(sample)
     try:
-        asked.check(engine.targets, item, engine.classes)
+        class_choice.check(engine.targets, item, engine.classes)
     except InputFailure as error:
         return one_line(error)
     return None
@@ -146,8 +146,10 @@ def _explain(
     x = engine.stacked(samples)
     more = len(x) - len(samples)  # The batch of a model that takes one size only is filled up.
     targets: Any = engine.targets
-    if targets == asked.CLASS:
-        targets = asked.of_items([sample.item for sample in samples] + [samples[-1].item] * more, engine.classes, x)
+    if targets == class_choice.CLASS:
+        targets = class_choice.of_items(
+            [sample.item for sample in samples] + [samples[-1].item] * more, engine.classes, x
+        )
     try:
         found = collect(
             ready.explainer,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.cli import asked
+from fastlrp.cli import class_choice
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import FAILED, Failure, InputFailure, one_line
 from fastlrp.cli.inputs import Item
@@ -148,7 +148,7 @@ class Run:
         why = self._unfit.get(sample.x.shape)
         if why is None:
             try:
-                asked.check(self.engine.targets, sample.item, self.engine.classes)
+                class_choice.check(self.engine.targets, sample.item, self.engine.classes)
                 return True
             except InputFailure as error:
                 why = one_line(error)
@@ -225,7 +225,7 @@ class Run:
             self.store.finish(sheet.item, sheet.stamp, done)
         except OSError as error:
             raise Failure(f"cannot write to the manifest: {one_line(error)}", FAILED) from error
-        self._report(i, done)
+        self._tell_in_order(i, done)
 
     def _salvage(self) -> None:
         """After an error: what is still written counts."""
@@ -236,9 +236,9 @@ class Run:
                 continue
 
     def _fail(self, i: int, item: Item, why: str) -> None:
-        self._report(i, record(item, "failed", error=why))
+        self._tell_in_order(i, record(item, "failed", error=why))
 
-    def _report(self, i: int, line: Record) -> None:
+    def _tell_in_order(self, i: int, line: Record) -> None:
         self._ready[i] = line
         while self._next in self._ready:
             self._tell(self._ready.pop(self._next))

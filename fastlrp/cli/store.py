@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from fastlrp.cli.errors import Failure, one_line
+from fastlrp.cli.file_names import below, is_inside
 from fastlrp.cli.inputs import Item
-from fastlrp.cli.names import below, is_inside
 from fastlrp.files import whole
 
 fcntl: ModuleType | None

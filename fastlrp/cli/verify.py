@@ -47,22 +47,24 @@ def verify(**options: Any) -> None:
     engine.probe(sample, 1)
     screen.facts([*ready.facts(options), ("sample", sample.item.label)])
     chosen = engine.targets_of(sample)
-    report = ready.explainer.verify(
+    verification = ready.explainer.verify(
         engine.stacked([sample]), chosen.targets, initial=ready.initial, tolerance=options["tolerance"]
     )
     if options["machine"]:
-        click.echo(json.dumps(_as_json(report, sample.item.label)))
+        click.echo(json.dumps(_as_json(verification, sample.item.label)))
     elif not options["quiet"]:
-        click.echo(str(report))
-    if not report.ok:
-        screen.error(f"a layer is off by {report.max_error:.1e}, more than {report.tolerance:.0e}")
-    click.get_current_context().exit(DONE if report.ok else FAILED)
+        click.echo(str(verification))
+    if not verification.ok:
+        screen.error(f"a layer is off by {verification.max_error:.1e}, more than {verification.tolerance:.0e}")
+    click.get_current_context().exit(DONE if verification.ok else FAILED)
 
 
-def _as_json(report: Any, label: str) -> dict[str, Any]:
-    numbers = {name: getattr(report, name) for name in ("max_error", "end_to_end", "tolerance", "score", "relevance")}
-    found = {"event": "verify", "input": label, "ok": report.ok, **numbers, "kept": report.kept}
-    return _finite({**found, "layers": [asdict(row) for row in report.rows]})
+def _as_json(verification: Any, label: str) -> dict[str, Any]:
+    numbers = {
+        name: getattr(verification, name) for name in ("max_error", "end_to_end", "tolerance", "score", "relevance")
+    }
+    found = {"event": "verify", "input": label, "ok": verification.ok, **numbers, "kept": verification.kept}
+    return _finite({**found, "layers": [asdict(row) for row in verification.rows]})
 
 
 def _finite(value: Any) -> Any:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from fastlrp import rules
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
-from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.rules import Rule
 
 

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fastlrp.io.files import PathLike, read_bytes
+from fastlrp.files import PathLike, read_bytes
 from fastlrp.io.lines import Lines, shortest
 
 _EXACT = 2**53

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
+from fastlrp.files import FILE_BYTES, PathLike, replacing
 from fastlrp.io import array_text, matlab, numpy_files
-from fastlrp.io.files import FILE_BYTES, PathLike, replacing
 
 FORMATS = ("npy", "npz", "txt", "mat")
 ARRAY_BYTES = FILE_BYTES

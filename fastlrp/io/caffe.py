@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlrp.io.files import PathLike, read_bytes, replacing
+from fastlrp.files import PathLike, read_bytes, replacing
 from fastlrp.io.lines import Lines, shortest
 
 _TEXT_BYTES = 2**30

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from fastlrp.io.errors import FormatError
-from fastlrp.io.files import PathLike
+from fastlrp.errors import FormatError
+from fastlrp.files import PathLike
 
 _NOT_TEXT = re.compile(rb"[^\t\n\x0b\x0c\r\x20-\x7e]")
 _SHOWN = 40

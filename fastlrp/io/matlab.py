@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastlrp.io.errors import FormatError
-from fastlrp.io.files import FILE_BYTES, PathLike, read_bytes, unpacked_limit
+from fastlrp.errors import FormatError
+from fastlrp.files import FILE_BYTES, PathLike, read_bytes, unpacked_limit
 from fastlrp.io.numpy_files import choose
 
 _MATRIX, _COMPRESSED = 14, 15

@@ -6,6 +6,8 @@ from typing import Literal, cast
 
 import numpy as np
 
+from fastlrp.errors import FormatError
+from fastlrp.files import PathLike
 from fastlrp.io.entries import (
     KINDS,
     PLAIN_KINDS,
@@ -17,8 +19,6 @@ from fastlrp.io.entries import (
     PoolEntry,
     Size,
 )
-from fastlrp.io.errors import FormatError
-from fastlrp.io.files import PathLike
 from fastlrp.io.pickle_machine import load
 from fastlrp.io.pickle_ops import PickleError
 from fastlrp.io.pickle_values import Array, Instance, is_size

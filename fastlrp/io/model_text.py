@@ -7,6 +7,7 @@ from typing import BinaryIO, Literal, cast
 
 import numpy as np
 
+from fastlrp.files import PathLike
 from fastlrp.io.entries import (
     KINDS,
     PLAIN_KINDS,
@@ -18,7 +19,6 @@ from fastlrp.io.entries import (
     PoolEntry,
     Size,
 )
-from fastlrp.io.files import PathLike
 from fastlrp.io.lines import Lines, shortest, shown
 
 Variant = Literal["line", "rows"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from fastlrp import nn
+from fastlrp.errors import FormatError
+from fastlrp.files import PathLike, read_bytes, replacing
 from fastlrp.io import model_pickle, model_text
 from fastlrp.io.describe import describe
-from fastlrp.io.errors import FormatError
-from fastlrp.io.files import PathLike, read_bytes, replacing
 from fastlrp.io.model_text import VARIANTS, Variant
 from fastlrp.io.modules import build
 

@@ -8,8 +8,8 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from fastlrp.io.errors import FormatError
-from fastlrp.io.files import PathLike, opened, unpacked_limit
+from fastlrp.errors import FormatError
+from fastlrp.files import PathLike, opened, unpacked_limit
 
 _MOST_AXES, _LONGEST_AXIS = 32, 2**40
 

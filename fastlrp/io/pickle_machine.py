@@ -2,7 +2,7 @@
 
 Python's own unpickler calls whatever a file names, so a model file would be a program. Here a global is a name and
 nothing else (:class:`fastlrp.io.pickle_values.Name`), a class becomes an inert stand-in, the few functions that NumPy's
-arrays need are done by :func:`fastlrp.io.pickle_values.call`, and no attribute of any object is looked up by a name
+arrays need are done by :func:`fastlrp.io.pickle_values.reduced`, and no attribute of any object is looked up by a name
 that stands in the file. Operations that a model does not need are refused by name.
 
 It does not stand on ``pickle.Unpickler.find_class``: that class calls ``__setstate__`` and whatever a stand-in is,
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastlrp.io.pickle_ops import Operation, PickleError, operations
-from fastlrp.io.pickle_values import CLASSES, Array, DType, Instance, Name, call
+from fastlrp.io.pickle_values import CLASSES, Array, DType, Instance, Name, reduced
 
 _CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUE = {
@@ -182,7 +182,7 @@ class _Machine:
 
     def _reduce(self, operation: Operation) -> None:
         function, arguments = self._take(2)
-        self.stack.append(call(function, arguments))
+        self.stack.append(reduced(function, arguments))
 
     def _build(self, operation: Operation) -> None:
         state, target = self._pop(), self._top()

@@ -154,7 +154,7 @@ def raw(data: object) -> bytes:
     raise PickleError(f"the content of an array is a {type(data).__name__}, expected bytes")
 
 
-def call(function: object, arguments: object) -> object:
+def reduced(function: object, arguments: object) -> object:
     """What REDUCE does for the few functions of NumPy that it may name. Each is done here; none is called."""
     if not isinstance(function, Name) or function.full not in CALLABLE:
         found = function.full if isinstance(function, Name) else f"a {type(function).__name__}"

@@ -16,7 +16,7 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow, SweepPart
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -64,8 +64,11 @@ def send_slope(b: Builder, node: Node, flow: Flow) -> None:
     derivative = _derivative(bind_forward(node), node.operation)
     factor = b.slot_of(flow.factor)
     ins = [x.index] + ([] if factor is None else [factor])
-    slope = b.cache(lambda x, *f: derivative(x) * f[0] if f else derivative(x), ins, x.numel)
-    b.send(x, Flow(flow.register, Factor(None, slope)))
+
+    def slope(x: Tensor, factor: Tensor | None = None) -> Tensor:
+        return derivative(x) if factor is None else derivative(x) * factor
+
+    b.send(x, Flow(flow.register, Factor(None, b.cache(slope, ins, x.numel))))
 
 
 def _clip(flow: Tensor, factor: Tensor | None) -> Tensor:
@@ -91,9 +94,9 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     if isinstance(rule, rules.Pass):
         return textbook.unchanged(node, R)
     if isinstance(rule, rules.Deconvnet):
-        return Share({x: structure.deconvnet(R)}, None)
+        return Share({x: weightless.deconvnet(R)}, None)
     if isinstance(rule, rules.GuidedBackprop):
-        return Share({x: structure.guided_backprop(walk.values[x], R)}, None)
+        return Share({x: weightless.guided_backprop(walk.values[x], R)}, None)
     return textbook.gradient(walk, node, R)
 
 

@@ -15,7 +15,7 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -76,7 +76,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
             term = torch.full((1,) * R[:, 0].dim(), float(term), dtype=torch.float64, device=R.device)
         terms.append(term * coefficient)
         sources.append(operand)
-    parts, ledger = structure.norm_sum(terms, R, Stabilizer.ensure(rule.stabilizer))
+    parts, ledger = weightless.norm_sum(terms, R, Stabilizer.ensure(rule.stabilizer))
     found: dict[Value, Tensor] = {}
     for operand, part in zip(sources, parts, strict=True):
         if isinstance(operand, Value) and operand.is_differentiable:

@@ -12,8 +12,7 @@ from fastlrp.capture.arguments import dims
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
-from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.kinds.windows import (
+from fastlrp.kinds.pool_windows import (
     Windows,
     lower_pool_rule,
     read_pool,
@@ -22,12 +21,13 @@ from fastlrp.kinds.windows import (
     window_size,
     window_sums,
 )
+from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.forms import AvgPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Flow
-from fastlrp.reference import structure
-from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.reference import weightless
+from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
 
 MOST_WINDOWS = 16
@@ -57,17 +57,24 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     spatial = list(x.sizes[1:])
     if node.kind == "adaptive_avg_pool":
         adaptive, divisor = b.operation("pool_adaptive_avg_relevance"), None
-        transpose = lambda f, s: adaptive(f, s, spatial)  # noqa: E731
+
+        def transposed(f: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = adaptive(f, s, spatial)
+            return relevance
     else:
         average, divisor = b.operation("pool_avg_relevance"), a["divisor_override"]
         geometry = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"], divisor)
-        transpose = lambda f, s: average(f, s, spatial, *geometry)  # noqa: E731
+
+        def transposed(f: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = average(f, s, spatial, *geometry)
+            return relevance
+
     form_of = lambda scale: _average_form(b, node, scale, divisor)  # noqa: E731
     if isinstance(rule, rules.Gradient):
         scale = b.slot_of(flow.factor)
-        b.send(x, Flow(b.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))))
+        b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel, form=form_of(scale))))
     else:
-        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose, form_of)
+        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transposed, form_of)
 
 
 def as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilizer: Stabilizer) -> None:
@@ -109,7 +116,7 @@ def through(walk: Walk, node: Node, rule: Any, R: Tensor) -> Share:
         return through_windows(walk, node, rule, R)
     sums = node.kind == "avg_pool" and isinstance(rule, rules.Norm) and rule.of_sum
     forward = window_sums(node) if sums else walk.alone(node, x)
-    relevance, ledger = structure.norm(forward, walk.values[x], R, Stabilizer.ensure(rule.stabilizer))
+    relevance, ledger = weightless.norm(forward, walk.values[x], R, Stabilizer.ensure(rule.stabilizer))
     return Share({x: relevance}, ledger)
 
 

@@ -87,11 +87,11 @@ def transpose_from(
 ) -> None:
     """The gradient of ``forward`` at what the slots hold, sent to all ``inputs`` by one step."""
 
-    def run(f: Tensor, s: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+    def transposed(f: Tensor, s: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
         return vjp(forward, values, f if s is None else multiply(f, s))
 
     read = [b.slot_of(flow.factor), *slots]
-    registers = b.step_with_results(run, [flow.register], read, [x.numel for x in inputs])
+    registers = b.step_with_results(transposed, [flow.register], read, [x.numel for x in inputs])
     for x, register in zip(inputs, registers, strict=True):
         b.send(x, Flow(register))
 
@@ -102,10 +102,10 @@ def transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, lef
     slots = [v.index for v in node.inputs]
     for x in node.sources:
 
-        def run(f: Tensor, s: Tensor | None, *values: Any, position: int = node.inputs.index(x)) -> Tensor:
+        def transposed(f: Tensor, s: Tensor | None, *values: Any, position: int = node.inputs.index(x)) -> Tensor:
             return vjp_each(forward, values, position, f if s is None else multiply(f, s))
 
-        b.send(x, Flow(b.step(run, [flow.register], [factor, *slots], x.numel), left or Factor()))
+        b.send(x, Flow(b.step(transposed, [flow.register], [factor, *slots], x.numel), left or Factor()))
 
 
 def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None:
@@ -119,7 +119,7 @@ def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None
     register = b.relevance_register(flow, node.output.numel)
     slots = [node.output.index, *(v.index for v in inputs)]
 
-    def run(r: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    def propagated(r: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         parts = rule.propagate(forward, values, y, r)
         if not isinstance(parts, tuple) or len(parts) != len(values):
             raise TypeError(
@@ -137,5 +137,6 @@ def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None
             checked.append(r.new_zeros(expected) if part is None else part)
         return tuple(checked)
 
-    for x, out in zip(inputs, b.step_with_results(run, [register], slots, [x.numel for x in inputs]), strict=True):
+    outs = b.step_with_results(propagated, [register], slots, [x.numel for x in inputs])
+    for x, out in zip(inputs, outs, strict=True):
         b.send(x, Flow(out))

@@ -16,7 +16,7 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -45,10 +45,10 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return
     zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
 
-    def run(f: Tensor, s: Tensor | None) -> Tensor:
+    def transposed(f: Tensor, s: Tensor | None) -> Tensor:
         return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]
 
-    b.send(x, Flow(b.step(run, [flow.register], [scale], x.numel), left))
+    b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel), left))
 
 
 def _refuse_left_product(node: Node) -> None:
@@ -69,7 +69,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     assert isinstance(rule, (rules.Norm, rules.Epsilon))
     x = node.sources[0]
     stabilizer = Stabilizer.ensure(rule.stabilizer)
-    relevance, ledger = structure.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
+    relevance, ledger = weightless.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
     return Share({x: relevance}, ledger)
 
 

@@ -12,13 +12,13 @@ from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.avg_pool import as_average
 from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.pool_windows import lower_pool_rule, read_pool, shares_at_pools, through_windows
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.kinds.windows import lower_pool_rule, read_pool, shares_at_pools, through_windows
 from fastlrp.plan.builder import Builder, channels_last
 from fastlrp.plan.forms import MaxPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Factor, Flow, SweepPart
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 _MAX_POOL: list[Any] = [None, F.max_pool1d, F.max_pool2d, F.max_pool3d]
@@ -74,15 +74,23 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
             raise TypeError(f"tie-splitting is not defined for {node}: use max_pool='winner'")
         ties = b.operation("pool_ties_relevance")
         geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"])
-        register = b.step(
-            lambda f, x, y, s: ties(f, x, y, s, *geometry), [flow.register], [x.index, y.index, scale], x.numel
-        )
+
+        def split_at_ties(f: Tensor, x: Tensor, y: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = ties(f, x, y, s, *geometry)
+            return relevance
+
+        register = b.step(split_at_ties, [flow.register], [x.index, y.index, scale], x.numel)
     else:
         winner = b.operation("pool_max_relevance")
         b.slot_bytes[index] = y.numel * 8
+
+        def at_winners(f: Tensor, index: Tensor, s: Tensor | None) -> Tensor:
+            relevance: Tensor = winner(f, index, s, size)
+            return relevance
+
         register = b.step(
-            lambda f, i, s: winner(f, i, s, size), [flow.register], [index, scale], x.numel,
-            form=max_pool_form(b, node, index, scale), unpool=_disjoint_windows(node),
+            at_winners, [flow.register], [index, scale], x.numel, form=max_pool_form(b, node, index, scale),
+            unpool=_disjoint_windows(node),
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
@@ -134,7 +142,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         return Share(textbook.gradient(walk, node, R).relevance, textbook.nothing_kept(R))
     geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
     stabilizer = max_pool_stabilizer(rule)
-    relevance, ledger = structure.max_pool(walk.values[x], R, walk.max_pool, *geometry, stabilizer)
+    relevance, ledger = weightless.max_pool(walk.values[x], R, walk.max_pool, *geometry, stabilizer)
     return Share({x: relevance}, ledger)
 
 

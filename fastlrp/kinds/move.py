@@ -72,25 +72,41 @@ def send_inverse(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, o
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
             left = Factor(left.value, moved)
     else:
-        register = b.step(lambda f, s: inverse(multiply(f, s)), [flow.register], [scale], x.numel)
+
+        def relevance_of_source(f: Tensor, s: Tensor) -> Tensor:
+            return inverse(multiply(f, s))
+
+        register = b.step(relevance_of_source, [flow.register], [scale], x.numel)
     b.send(x, Flow(register, left))
 
 
 def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, and whether each entry of x was copied at most once."""
     sizes = x.sizes
+
+    def cast_back(f: Tensor) -> Tensor:
+        return f.to(x.dtype)
+
+    def reshaped(f: Tensor) -> Tensor:
+        return f.reshape(*f.shape[:2], *sizes)
+
+    def reshaped_to_map(f: Tensor) -> Tensor:
+        return channels_last(f.reshape(-1, *sizes)).unflatten(0, f.shape[:2])
+
     if x.dtype != y.dtype:
-        return (lambda f: f.to(x.dtype)), True
+        return cast_back, True
     if node.operation in _RESHAPES:
-        if len(sizes) == 3:
-            # Below a flatten stand convolutions and pools, which want their maps channels-last.
-            return (lambda f: channels_last(f.reshape(-1, *sizes)).unflatten(0, f.shape[:2])), True
-        return (lambda f: f.reshape(*f.shape[:2], *sizes)), True
+        # Below a flatten stand convolutions and pools, which want their maps channels-last.
+        return (reshaped_to_map if len(sizes) == 3 else reshaped), True
     if node.operation in _PERMUTES:
         axes = _axes(node, len(x.shape))
         back = [axes.index(i) for i in range(len(axes))]
         order = [0, 1, *(i + 1 for i in back[1:])]
-        return (lambda f: f.permute(order)), True
+
+        def permuted_back(f: Tensor) -> Tensor:
+            return f.permute(order)
+
+        return permuted_back, True
     return _by_index(node, x, y)
 
 

@@ -67,7 +67,11 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         share = flow
         if len(signals) > 1:
             part = 1 / len(signals)
-            share = Flow(b.step(lambda f, p=part: f * p, [flow.register], [], y.numel), flow.factor)
+
+            def equal_part(f: Tensor, part: float = part) -> Tensor:
+                return f * part
+
+            share = Flow(b.step(equal_part, [flow.register], [], y.numel), flow.factor)
         b.send(x, sum_to_shape(b, share, y, x))
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value, substitute
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Ledger
-from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.reference.weightless import MaxPoolMode
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ def nothing_kept(R: Tensor) -> Ledger:
 
 def gradient(walk: Walk, node: Node, R: Tensor) -> Share:
     """The derivative of the operation by each of its inputs: of the gradient rule, where what flows is no relevance."""
-    return Share({v: structure.gradient(walk.alone(node, v), walk.values[v], R) for v in node.sources}, None)
+    return Share({v: weightless.gradient(walk.alone(node, v), walk.values[v], R) for v in node.sources}, None)
 
 
 def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:

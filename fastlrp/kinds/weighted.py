@@ -19,7 +19,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import send_gradient
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine
 
 
@@ -128,7 +128,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     layer, x = merged_layer(node), node.sources[0]
     if isinstance(rule, rules.Gradient):
         forward = lambda value: layer.apply(value, layer.weight, layer.bias)  # noqa: E731
-        return Share({x: structure.gradient(forward, walk.values[x], R)}, None)
+        return Share({x: weightless.gradient(forward, walk.values[x], R)}, None)
     assert isinstance(rule, rules.WeightRule)
     relevance, ledger = rule.textbook(layer, walk.values[x], R)
     return Share({x: relevance}, ledger)

@@ -68,10 +68,10 @@ def lower_places(b: Builder, node: Node, flow: Flow) -> None:
     slots = [v.index for v in node.inputs]
     for x, position in zip(sources, wanted, strict=True):
 
-        def back(f: Tensor, s: Tensor | None, *values: Any, position: int = position) -> Tensor:
+        def relevance_of_source(f: Tensor, s: Tensor | None, *values: Any, position: int = position) -> Tensor:
             return vjp_each(forward, values, position, f if s is None else multiply(f, s))
 
-        register = b.step(back, [flow.register], [scale, *slots], x.numel)
+        register = b.step(relevance_of_source, [flow.register], [scale, *slots], x.numel)
         b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
@@ -150,7 +150,7 @@ def send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     moved: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def back(f: Tensor, s: Tensor | None) -> Tensor:
+    def relevance_of_source(f: Tensor, s: Tensor | None) -> Tensor:
         f = f if s is None else multiply(f, s)
         if same:
             return f.reshape(*f.shape[:2], *sizes)
@@ -160,7 +160,7 @@ def send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
         values = f.reshape(*f.shape[:2], -1).index_select(2, taken)
         return f.new_zeros(*f.shape[:2], x.numel).index_add_(2, to, values).reshape(*f.shape[:2], *sizes)
 
-    b.send(x, Flow(b.step(back, [flow.register], [scale], x.numel), Factor(x) if chained else Factor()))
+    b.send(x, Flow(b.step(relevance_of_source, [flow.register], [scale], x.numel), Factor(x) if chained else Factor()))
 
 
 def _places(node: Node, x: Value, batch: int) -> tuple[Tensor, Tensor]:

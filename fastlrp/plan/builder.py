@@ -17,7 +17,7 @@ from fastlrp.capture.signs import nonnegative
 from fastlrp.plan.forms import Form, Sum
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
-from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -106,8 +106,8 @@ class Builder:
         selected = select(name, self.backend, self.device, self.dtype)
         if self._row is not None and selected.backend not in self._row.backend.split("+"):
             self._row.backend = "+".join(filter(None, (self._row.backend, selected.backend)))
-        call: Callable[..., Any] = selected.call
-        return call
+        implementation: Callable[..., Any] = selected.call
+        return implementation
 
     def constant(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What ``make`` returns, made once for all plans of the model: weights in other forms."""
@@ -158,16 +158,19 @@ class Builder:
         ins = [z] if factor is None else [z, factor]
         if stabilizer.is_absolute:
             op, epsilon = self.operation("elementwise_coefficients"), stabilizer.epsilon
-            run = lambda z, f=None: op(z, None, None, f, "epsilon", 1, epsilon)[0]  # noqa: E731
+
+            def shares(z: Tensor, f: Tensor | None = None) -> Tensor:
+                quotient: Tensor = op(z, None, None, f, "epsilon", 1, epsilon)[0]
+                return quotient
         else:
 
-            def run(z: Tensor, f: Tensor | None = None) -> Tensor:
+            def shares(z: Tensor, f: Tensor | None = None) -> Tensor:
                 inverse = stabilizer.reciprocal(wide(z))
                 return (inverse if f is None else inverse.mul_(f)).to(z.dtype)
 
         if dtype == torch.float16:
-            return self.cache(lambda z, *f: representable(run(z, *f), z, dtype), ins, numel)
-        return self.cache(run, ins, numel)
+            return self.cache(lambda z, *f: representable(shares(z, *f), z, dtype), ins, numel)
+        return self.cache(shares, ins, numel)
 
     def send_shares(
         self, x: Value, z: int, numel: int, flow: Flow, stabilizer: Stabilizer, transpose: Callable[..., Tensor],
@@ -181,10 +184,10 @@ class Builder:
         if self.dtype == torch.float16 and flow.factor == Factor():
             scale = self.cache(lambda z: torch.where(z == 0, 0.0, stabilizer.reciprocal(z.float())), [z], numel)
 
-            def run(f: Tensor, s: Tensor, x: Tensor) -> Tensor:
+            def relevance_in_float32(f: Tensor, s: Tensor, x: Tensor) -> Tensor:
                 return multiply(transpose(f.float(), s), x.float()).to(f.dtype)
 
-            self.send(x, Flow(self.step(run, [flow.register], [scale, x.index], x.numel)))
+            self.send(x, Flow(self.step(relevance_in_float32, [flow.register], [scale, x.index], x.numel)))
             return
         scale = self.share(flow, z, numel, stabilizer)
         register = self.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))
@@ -201,8 +204,11 @@ class Builder:
         where looking would wait for the device.
         """
         look = self.device.type == "cpu"
-        run = lambda x: False if look and x.numel() and x.min().item() >= 0 else x  # noqa: E731
-        return self.cache(run, [value.index], 0, key=("sign", value))
+
+        def value_or_false(x: Tensor) -> Any:
+            return False if look and x.numel() and x.min().item() >= 0 else x
+
+        return self.cache(value_or_false, [value.index], 0, key=("sign", value))
 
     def add_forward(
         self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None, part: SweepPart | None = None
@@ -248,7 +254,11 @@ class Builder:
     ) -> tuple[int, ...]:
         """One backward step whose ``run`` gives a tuple; ``numels``: entries of each. Returns their registers."""
         if len(numels) == 1:
-            return self._append(lambda *operands: run(*operands)[0], registers, slots, tuple(numels), numels[0])
+
+            def only_result(*operands: Any) -> Tensor:
+                return run(*operands)[0]
+
+            return self._append(only_result, registers, slots, tuple(numels), numels[0])
         return self._append(run, registers, slots, tuple(numels), sum(numels))
 
     def _append(
@@ -330,11 +340,11 @@ class Builder:
 
 
 def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool]) -> Callable[..., Tensor]:
-    def call(*operands: Tensor) -> Tensor:
+    def with_absent(*operands: Tensor) -> Tensor:
         rest = iter(operands[registers:])
         return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))
 
-    return call
+    return with_absent
 
 
 def bind_forward(node: Node) -> Callable[..., Any]:
@@ -353,11 +363,15 @@ def bind_forward(node: Node) -> Callable[..., Any]:
         rest = args[1:]
         if not rest and not kwargs:
             return call
-        return lambda x: call(x, *rest, **kwargs)
+
+        def forward_of_one(x: Any) -> Any:
+            return call(x, *rest, **kwargs)
+
+        return forward_of_one
     inputs = node.inputs
 
-    def general(*tensors: Any) -> Any:
+    def forward(*tensors: Any) -> Any:
         table = dict(zip(inputs, tensors, strict=True))
         return call(*substitute(args, table), **substitute(kwargs, table))
 
-    return general
+    return forward

@@ -55,12 +55,12 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     if v is not None:
         positive = layer.positive if weight is layer.weight else weight.clamp(min=0)
     exact = goes_in_float32(b, layer, flow)
-    for_run = (wide(weight), wide(positive)) if exact else (weight, positive)
-    run = layer.transpose(b, for_run[0], for_run[1], split, multiply=False)
+    for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
+    product = layer.transpose(b, for_product[0], for_product[1], split, multiply=False)
     one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
     if one_hot:
-        run = _rows_of(b, run, for_run[0])
-    run = in_float32(run, b.dtype) if exact else run
+        product = _rows_or(b, product, for_product[0])
+    product = in_float32(product, b.dtype) if exact else product
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
     form = None if exact else layer.form(b, products, sign, gamma=found.gamma if len(products) == 2 else None)
@@ -75,23 +75,23 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     unpooled = None if exact else layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
     register = b.step(
-        run, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
+        product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
         accepts_one_hot=one_hot,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
 
-def _rows_of(b: Builder, run: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
+def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
     """A one-hot target selects a row of W instead of multiplying by all of them."""
     rows = b.operation("linear_one_hot_relevance")
 
-    def call(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
+    def rows_or_product(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
         if isinstance(flow, OneHot):
             selected: Tensor = rows(flow.value, flow.index, weight, u, None, None, False, False)
             return selected
-        return run(flow, u, v, x)
+        return product(flow, u, v, x)
 
-    return call
+    return rows_or_product
 
 
 def only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
@@ -105,8 +105,11 @@ def output_slot(b: Builder, layer: AffineLayer, zero_bias: bool) -> int:
     """Slot of the layer's output, without its bias where the rule leaves that out."""
     if not zero_bias or layer.bias is None:
         return layer.y.index
-    run = lambda x: layer.apply(x, layer.weight, None)  # noqa: E731
-    return b.cache(run, [layer.x.index], layer.y.numel, key=("no bias", layer.node))
+
+    def without_bias(x: Tensor) -> Tensor:
+        return layer.apply(x, layer.weight, None)
+
+    return b.cache(without_bias, [layer.x.index], layer.y.numel, key=("no bias", layer.node))
 
 
 def of_changed_weights(
@@ -146,7 +149,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
 
-    def run(x: Tensor, sign: Any = False) -> Tensor:
+    def positive_sum(x: Tensor, sign: Any = False) -> Tensor:
         if sign is False:
             return layer.apply(x, positive, shift)
         assert below is not None
@@ -155,7 +158,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
         return layer.apply(x.clamp(min=0), positive, shift).add_(layer.apply(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
-    return b.cache(run, ins, layer.y.numel, key=("part", layer.node, negative, shift is None))
+    return b.cache(positive_sum, ins, layer.y.numel, key=("part", layer.node, negative, shift is None))
 
 
 def pair(
@@ -170,11 +173,11 @@ def pair(
     if stabilizer.is_absolute:
         op, epsilon = b.operation("elementwise_coefficients"), stabilizer.epsilon
 
-        def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
+        def coefficients_of(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
             return op(z, p, n, f, rule, alpha, epsilon)
     else:
 
-        def run(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
+        def coefficients_of(z: Tensor, p: Tensor | None, n: Tensor | None, f: Tensor | None) -> Any:
             found = _general_coefficients(wide(z), wide(p), wide(n), wide(f), rule, alpha, stabilizer)
             return tuple(None if t is None else t.to(z.dtype) for t in found)
 
@@ -183,10 +186,10 @@ def pair(
     exact = slots[3] is None and goes_in_float32(b, layer, Flow(0))
     narrow, dtype = b.dtype == torch.float16, torch.float32 if exact else b.dtype
 
-    def call(*tensors: Tensor) -> Any:
+    def coefficients(*tensors: Tensor) -> Any:
         rest = iter(tensors)
         arguments: list[Any] = [None if absent else next(rest) for absent in missing]
-        u, v = run(*map(wide, arguments)) if exact else run(*arguments)
+        u, v = coefficients_of(*map(wide, arguments)) if exact else coefficients_of(*arguments)
         if narrow:
             u, v = representable(u, tensors[0], dtype), representable(v, tensors[0], dtype)
         return same_layout(layer, u), same_layout(layer, v)
@@ -194,7 +197,7 @@ def pair(
     swept = None
     if stabilizer.is_absolute and not narrow:
         swept = SweepPart("coefficients", (rule, alpha, stabilizer.epsilon), tuple(slots))
-    first = b.cache(call, present, layer.y.numel, outs=2, part=swept)
+    first = b.cache(coefficients, present, layer.y.numel, outs=2, part=swept)
     if rule in ("epsilon", "zplus"):
         b.slot_bytes[first + (rule == "epsilon")] = 0
     return first, first + 1
@@ -223,7 +226,7 @@ def scale_batch_norm(b: Builder, layer: AffineLayer, flow: Flow, found: Coeffici
     u, v, weight = found.u, found.v, found.weight
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
 
-    def total(x: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor:
+    def scale_of(x: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor:
         result = 0.0 if u is None else u * weight
         if v is not None:
             result = result + v * torch.where(x > 0, positive, torch.where(x < 0, negative, 0.0))
@@ -232,11 +235,11 @@ def scale_batch_norm(b: Builder, layer: AffineLayer, flow: Flow, found: Coeffici
 
     present = [slot for slot in (u, v) if slot is not None]
 
-    def call(x: Tensor, *rest: Tensor) -> Tensor:
+    def scales(x: Tensor, *rest: Tensor) -> Tensor:
         tensors = iter(rest)
-        return total(x, None if u is None else next(tensors), None if v is None else next(tensors))
+        return scale_of(x, None if u is None else next(tensors), None if v is None else next(tensors))
 
-    scale = b.cache(call, [layer.x.index, *present], layer.x.numel)
+    scale = b.cache(scales, [layer.x.index, *present], layer.x.numel)
     b.send(layer.x, Flow(flow.register, Factor(layer.x, scale)))
 
 
@@ -253,6 +256,6 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         b.send(x, Flow(flow.register, Factor(None, slot)))
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
-    run = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
+    transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
     form = layer.form(b, [(layer.weight, ones, False)])
-    b.send(x, Flow(b.step(run, [flow.register], [ones, None, None], x.numel, layer.work, form)))
+    b.send(x, Flow(b.step(transposed, [flow.register], [ones, None, None], x.numel, layer.work, form)))

@@ -122,7 +122,7 @@ class Affine:
         channels = channels if self.factors is None else 2 * channels
         return Pattern.full(batch, (channels, *spatial), self.weights[0].device)
 
-    def run(
+    def relevance_at(
         self, register: Compact, state: Mapping[int, Any], leaving: Pattern, dense: bool, initial: Sequence[Any] = ()
     ) -> Tensor | Compact:
         """Relevance at ``leaving`` plus what is there already (``initial``), or in a dense tensor."""

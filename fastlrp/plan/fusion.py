@@ -45,12 +45,12 @@ def _together(pool: BackwardStep, layer: BackwardStep) -> BackwardStep:
     assert geometry is not None
     assert unpooled is not None
 
-    def run(flow: Tensor, index: Tensor, *slots: Any) -> Tensor:
+    def through_layer_and_pool(flow: Tensor, index: Tensor, *slots: Any) -> Tensor:
         return unpooled(flow, index, geometry, *slots)
 
     return BackwardStep(
-        f"{pool.name} + {layer.name}", layer.node, run, pool.ins, (*pool.slots, *layer.slots), layer.outs, layer.numels,
-        layer.work,
+        f"{pool.name} + {layer.name}", layer.node, through_layer_and_pool, pool.ins, (*pool.slots, *layer.slots),
+        layer.outs, layer.numels, layer.work,
     )  # fmt: skip
 
 
@@ -97,14 +97,14 @@ def _sweep(relu: ForwardStep, pool: ForwardStep, coefficients: ForwardStep, swee
     )
     has_positive = positive is not None
 
-    def run(z: Tensor, *parts: Tensor) -> Any:
+    def pooled_and_coefficients(z: Tensor, *parts: Tensor) -> Any:
         given = iter(parts)
         p = next(given) if has_positive else None
         return sweep(z, p, next(given, None), *rule, *geometry)
 
     ins = (relu.ins[0], *(slot for slot in (positive, negative) if slot is not None))
     name = " + ".join(step.name for step in (relu, pool, coefficients))
-    return ForwardStep(name, pool.node, run, ins, (*pool.outs, *coefficients.outs), is_cache=False)
+    return ForwardStep(name, pool.node, pooled_and_coefficients, ins, (*pool.outs, *coefficients.outs), is_cache=False)
 
 
 def _replace(

@@ -44,7 +44,7 @@ def split_terms(b: Builder, layer: AffineLayer, weight: Tensor, positive: Tensor
 def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[Term], form: Any) -> None:
     """Relevance of the network's input as a sum of terms, in one kernel; with its channels summed up where asked."""
     x = layer.x
-    call = b.operation("input_relevance")
+    relevance = b.operation("input_relevance")
     stride, padding, dilation, _, _, groups = layer.geometry.arguments
     geometry = (list(x.sizes[1:]), stride, padding, dilation, groups)
     # Also what the sparse form reads, which may take this step's place: a record keeps what its steps name.
@@ -53,35 +53,35 @@ def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[
     # A kernel takes up to three terms; alpha-beta on an input of both signs has four.
     chunks = [terms] if len(terms) <= MOST_TERMS else [terms[:2], terms[2:]]
 
-    def run(reduce: bool, flow: Tensor, *tensors: Tensor) -> Tensor:
+    def relevance_of_input(reduce: bool, flow: Tensor, *tensors: Tensor) -> Tensor:
         of = dict(zip(slots, tensors, strict=True))
         total: Tensor | None = None
         for chunk in chunks:
             weights, us, ms = zip(*chunk, strict=True)
             multipliers = [None if m is None else of[m] for m in ms]
-            part = call(flow, list(weights), [of[u] for u in us], multipliers, *geometry, reduce)
+            part = relevance(flow, list(weights), [of[u] for u in us], multipliers, *geometry, reduce)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
 
-    work, reduced = len(terms) * layer.work, partial(run, True)
-    register = b.step(partial(run, False), [flow.register], slots, x.numel, work, form, reduced=reduced)
+    work, reduced = len(terms) * layer.work, partial(relevance_of_input, True)
+    register = b.step(partial(relevance_of_input, False), [flow.register], slots, x.numel, work, form, reduced=reduced)
     b.send(x, Flow(register))
 
 
 def send_flat(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
     """Relevance of the network's input under the flat rule, in one kernel."""
     x = layer.x
-    call = b.operation("input_flat_relevance")
+    relevance = b.operation("input_flat_relevance")
     stride, padding, dilation, *_ = layer.geometry.arguments
     kernel, size = list(layer.weight.shape[2:]), list(x.sizes[1:])
 
-    def run(reduce: bool, flow: Tensor, u: Tensor) -> Tensor:
-        result: Tensor = call(flow, u, x.sizes[0], kernel, size, stride, padding, dilation, reduce)
+    def relevance_of_input(reduce: bool, flow: Tensor, u: Tensor) -> Tensor:
+        result: Tensor = relevance(flow, u, x.sizes[0], kernel, size, stride, padding, dilation, reduce)
         return result
 
-    reduced = partial(run, True)
-    b.send(x, Flow(b.step(partial(run, False), [flow.register], [u], x.numel, reduced=reduced)))
+    reduced = partial(relevance_of_input, True)
+    b.send(x, Flow(b.step(partial(relevance_of_input, False), [flow.register], [u], x.numel, reduced=reduced)))
 
 
 def constant_shares(
@@ -100,9 +100,11 @@ def constant_shares(
     ones = torch.ones((1, *layer.x.sizes), dtype=weight.dtype, device=weight.device)
     inverse = (scale * stabilizer.reciprocal(layer.apply(ones, weight, bias))).to(layer.weight.dtype)
     factor = b.slot_of(flow.factor)
-    scaled = (lambda f: f * inverse) if factor is not None else (lambda y: inverse.expand_as(y))
-    read = layer.y.index if factor is None else factor
-    return b.cache(lambda t: same_layout(layer, scaled(t)), [read], layer.y.numel)
+
+    def shares(read: Tensor) -> Tensor | None:
+        return same_layout(layer, inverse.expand_as(read) if factor is None else read * inverse)
+
+    return b.cache(shares, [layer.y.index if factor is None else factor], layer.y.numel)
 
 
 def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int) -> None:

@@ -80,21 +80,21 @@ class AffineLayer:
         """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
         before: tuple[Any, ...] = ()
         if self.node.kind == "linear":
-            call = b.operation("linear_relevance")
+            relevance = b.operation("linear_relevance")
         else:
-            call = b.operation("conv_relevance")
+            relevance = b.operation("conv_relevance")
             before = (list(self.x.sizes[1:]), *self.geometry.arguments)
         weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
         fused = self._is_fused(b)
 
-        def run(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
             # A kernel that reads W for the first term takes W+ from it.
             positive = None if fused and u is not None else part
-            result: Tensor = call(flow, weight, u, v, given, positive, *before, split, multiply)
+            result: Tensor = relevance(flow, weight, u, v, given, positive, *before, split, multiply)
             return result
 
-        return run
+        return transposed
 
     def unpooled(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool
@@ -103,21 +103,23 @@ class AffineLayer:
         fits = self.node.kind == "conv" and not self.geometry.transposed
         if not fits or b.backend_of("conv_unpooled_relevance") not in FUSED:
             return None
-        call = b.operation("conv_unpooled_relevance")
+        relevance = b.operation("conv_unpooled_relevance")
         stride, padding, dilation, _, _, groups = self.geometry.arguments
         sizes = list(self.y.sizes[1:]), list(self.x.sizes[1:])
         weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
 
-        def run(flow: Tensor, index: Tensor, pool: PoolGeometry, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        def unpooled_transposed(
+            flow: Tensor, index: Tensor, pool: PoolGeometry, u: Tensor | None, v: Tensor | None, x: Any
+        ) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
             positive = None if u is not None else part
-            result: Tensor = call(
+            result: Tensor = relevance(
                 flow, index, weight, u, v, given, positive, sizes[0], *pool.arguments, sizes[1], stride, padding,
                 dilation, groups, split, False,
             )  # fmt: skip
             return result
 
-        return run
+        return unpooled_transposed
 
     def _is_fused(self, b: Builder) -> bool:
         return b.backend_of("linear_relevance" if self.node.kind == "linear" else "conv_relevance") in FUSED

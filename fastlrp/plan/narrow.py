@@ -38,13 +38,12 @@ def representable(coefficient: Tensor | None, denominator: Tensor, dtype: torch.
     return torch.where(denominator == 0, 0.0, finite).to(dtype)
 
 
-def in_float32(run: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+def in_float32(product: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
     """A step whose operands are made float32, and its result ``dtype`` again, without infinities."""
 
-    def call(flow: Any, *operands: Any) -> Tensor:
-        result = run(wide(flow), *map(wide, operands))
+    def product_in_float32(flow: Any, *operands: Any) -> Tensor:
+        result = product(wide(flow), *map(wide, operands))
         largest = torch.finfo(dtype).max
         return result.clamp(-largest, largest).to(dtype)
 
-    call.accepts_one_hot = getattr(run, "accepts_one_hot", False)  # type: ignore[attr-defined]
-    return call
+    return product_in_float32

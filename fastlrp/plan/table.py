@@ -1,4 +1,4 @@
-"""Plain-text tables of a plan and of a verification report."""
+"""Plain-text tables of a plan and of a verification."""
 
 from __future__ import annotations
 

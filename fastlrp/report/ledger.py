@@ -13,19 +13,19 @@ from fastlrp.verify.compare import _Check
 
 if TYPE_CHECKING:
     from fastlrp.run.record import ForwardRecord
-    from fastlrp.verify.compare import Report
+    from fastlrp.verify.compare import Verification
 
 Rows = list[dict[str, Any]]
 
 
-def ledger_rows(report: Report) -> Rows:
+def ledger_rows(verification: Verification) -> Rows:
     """The ledger of :meth:`fastlrp.Explainer.verify` for :class:`fastlrp.report.Sample`: all targets together."""
     return [
         {
             "layer": row.path, "operation": row.operation, "rule": row.rule, "arrived": row.arrived, "sent": row.sent,
             "bias": row.bias, "stabilizer": row.stabilizer, "dead": row.dead, "error": row.error,
         }
-        for row in report.rows
+        for row in verification.rows
     ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ class Sample:
             ``operation``, ``rule`` (text); ``arrived`` (relevance of the layer's output), ``sent`` (what its inputs
             got), ``bias``, ``stabilizer``, ``dead`` (what it kept), ``error`` (numbers, or None); ``target``, the
             position in ``targets`` that the row is about (without it: all targets together).
-            :func:`fastlrp.report.ledger_rows` makes them of a verification report.
+            :func:`fastlrp.report.ledger_rows` makes them of a verification.
 
     Raises:
         TypeError, ValueError: for shapes, lengths, types that do not agree. NaN in relevance is found by

@@ -80,19 +80,19 @@ class AlphaBeta(WeightRule):
                 v = part_coefficient(b, layer, flow, st, self.zero_bias, share, negative)
                 weight = layer.negated if negative else layer.weight
                 positive = layer.negated_positive if negative else layer.positive
-                for_run = (wide(weight), wide(positive)) if exact else (weight, positive)
-                parts.append((layer.transpose(b, for_run[0], for_run[1], signed, multiply=False), v, weight))
+                for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
+                parts.append((layer.transpose(b, for_product[0], for_product[1], signed, multiply=False), v, weight))
                 if is_fused_input(b, layer):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
                 unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))
         sign_of = b.sign_slot(x) if signed else None
 
         def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
-            results = [run(flow, None, v, x) for (run, *_), v in zip(parts, vs, strict=True)]
+            results = [transposed(flow, None, v, x) for (transposed, *_), v in zip(parts, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])
 
         def total_unpooled(flow: Tensor, index: Tensor, pool: Any, x: Tensor | None, *vs: Tensor) -> Tensor:
-            results = [run(flow, index, pool, None, v, x) for run, v in zip(unpooled, vs, strict=True)]
+            results = [transposed(flow, index, pool, None, v, x) for transposed, v in zip(unpooled, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])
 
         form = None if exact else layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)

@@ -78,10 +78,11 @@ class ZBox(WeightRule):
         first = layer.transpose(b, positive, None, signed=False, multiply=True)
         second = layer.transpose(b, negative, None, signed=False, multiply=True)
 
-        def run(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
+        def relevance_in_box(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
             return first(flow, u, None, above).add_(second(flow, u, None, below))
 
-        b.send(x, Flow(b.step(run, [flow.register], [u, above, below], x.numel, 2 * layer.work, form)))
+        slots = [u, above, below]
+        b.send(x, Flow(b.step(relevance_in_box, [flow.register], slots, x.numel, 2 * layer.work, form)))
 
 
 def textbook(

@@ -105,7 +105,7 @@ def propagate(
             descent.sink(value, first, register, given)
 
     upper = replace(descent, sink=upper_sink)
-    upper.run([*above, (Emission(edge, neck.register, ()), ())], 0, registers, 0, count)
+    upper.descend([*above, (Emission(edge, neck.register, ()), ())], 0, registers, 0, count)
     arrived = torch.cat(collected, 1)  # (B, K, n)
     total: dict[Value, list[Tensor]] = {}
     sizes: dict[Value, list[torch.Size]] = {}
@@ -131,7 +131,7 @@ def propagate(
 
         fresh: list[Any] = [None] * len(registers)
         fresh[neck.register] = vectors.unflatten(2, neck.value.sizes)
-        replace(descent, sink=lower_sink).run(under, 0, fresh, 0, index.numel())
+        replace(descent, sink=lower_sink).descend(under, 0, fresh, 0, index.numel())
     return {v: [t.view(*t.shape[:2], *n) for t, n in zip(total[v], sizes[v], strict=True)] for v in total}
 
 

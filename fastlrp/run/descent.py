@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastlrp.plan.named import note_down, profiling, record_function
+from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 from fastlrp.targets import OneHot
 
@@ -24,7 +24,7 @@ class Descent:
     itemsize: int
     block_bytes: int
 
-    def run(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
+    def descend(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
         if profiling():
             steps = [(step if type(step) is Emission else _profiled(step), frees) for step, frees in steps]
@@ -91,11 +91,11 @@ def _split(part: _Part, fits: int) -> list[_Part]:
 
 
 def _profiled(step: BackwardStep) -> BackwardStep:
-    def run(*operands: Any) -> Any:
+    def in_profile(*operands: Any) -> Any:
         with record_function(f"down: {step.name}"):
             return step.run(*operands)
 
-    return replace(step, run=run)
+    return replace(step, run=in_profile)
 
 
 def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:

@@ -19,7 +19,7 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     disabled: list[Callable[..., Any]] = []
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def eagerly(*args: P.args, **kwargs: P.kwargs) -> R:
         if not disabled:
             if "torch._dynamo" not in sys.modules:
                 return function(*args, **kwargs)
@@ -29,4 +29,4 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
         result: R = disabled[0](*args, **kwargs)
         return result
 
-    return call
+    return eagerly

@@ -20,6 +20,7 @@ from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
 from fastlrp.run import runner
 from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
+from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
@@ -27,7 +28,7 @@ from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
 from fastlrp.run.prepared import Prepared
-from fastlrp.run.sink import Result
+from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Path, Specialized
 from fastlrp.targets import Initial, OneHot, Targets
@@ -161,6 +162,11 @@ class ForwardRecord:
         return state
 
     @property
+    def budget(self) -> Budget:
+        """What one block of targets may take."""
+        return Budget(self.plan, self.batch, self._max_memory)
+
+    @property
     def fixed_batch(self) -> int | None:
         """The only batch size that the captured graph takes; None if it takes any."""
         return self._prepared.captured.fixed_batch
@@ -238,8 +244,8 @@ class ForwardRecord:
         size = block
         if size is None:
             names = self._values(layers)
-            self._check_budget(names, reduce)
-            size = self._budget(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
+            self.budget.check(names, reduce)
+            size = self.budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
         for start in range(0, asked.count, size):
@@ -256,14 +262,14 @@ class ForwardRecord:
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
         names = self._values(layers)
         results = {
-            name: Result(name, value, self.batch, count, reduce, self._destination(out, name, names), len(names) == 1)
+            name: Result(name, value, self.batch, count, reduce, destination(out, name, names), len(names) == 1)
             for name, value in names.items()
         }
         wanted = tuple(dict.fromkeys(names.values()))
-        self._check_budget(names, reduce)
+        self.budget.check(names, reduce)
         with torch.no_grad():
             state, schedule, found = self._steps(names, asked.count, reduce)
-            steps, block = self._budget(count, names, reduce, schedule, found)
+            steps, block = self.budget.block(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
@@ -358,55 +364,6 @@ class ForwardRecord:
         """Name -> value of everything that is asked for."""
         return {**layer_values(self.plan, layers), **input_values(self.plan, self._inputs)}
 
-    def _destination(self, out: Any, name: str, names: dict[str, Value]) -> Any:
-        if out is None:
-            return None
-        if len(names) == 1:
-            return out
-        if not isinstance(out, dict):
-            raise ValueError(f"out must be a dict by name when there are several results: {', '.join(names)}")
-        unknown = set(out) - set(names)
-        if unknown:
-            raise ValueError(f"out has entries for {sorted(unknown)}, the results are {', '.join(names)}")
-        return out.get(name)
-
-    def _need(self, steps: Steps, names: dict[str, Value], reduce: str | None, count: int) -> int:
-        """Bytes of a block of targets and of its results."""
-        each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
-        return runner.peak_bytes(self.plan, steps, self.batch, count) + count * each
-
-    def _check_budget(self, names: dict[str, Value], reduce: str | None) -> None:
-        """Refuse a budget that one target does not fit into, before anything is computed."""
-        if self._max_memory is None:
-            return
-        steps = self.plan.schedule(tuple(dict.fromkeys(names.values()))).steps
-        need = self._need(steps, names, reduce, 1)
-        if need > self._max_memory:
-            raise ValueError(
-                f"max_memory={self._max_memory} bytes is too small for one target: a batch of {self.batch} needs "
-                f"{need} bytes. Raise max_memory or explain fewer samples at once"
-            )
-
-    def _budget(
-        self, count: int, names: dict[str, Value], reduce: str | None, schedule: Schedule, found: Specialized
-    ) -> tuple[Steps, int]:
-        """Steps, and targets per block so that propagation and one block of results stay within ``max_memory``."""
-        if self._max_memory is None:
-            return found.steps, count
-        steps = found.steps
-        if self._need(steps, names, reduce, min(LANES, count)) > self._max_memory:
-            steps = schedule.steps  # Sparse rows hold whole lanes, which is too much here.
-        low, high = 1, count
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self._need(steps, names, reduce, middle) <= self._max_memory
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return steps, low
-
 
 def _is_tensor(item: Any) -> bool:
     return isinstance(item, Tensor)
-
-
-def _reduced(numel: int, sizes: tuple[int, ...], reduce: str | None) -> int:
-    return numel // sizes[0] if reduce and len(sizes) > 1 else numel

@@ -16,8 +16,8 @@ from fastlrp.capture.graph import Value
 from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
-from fastlrp.plan.named import note_forward, profiling, record_function
 from fastlrp.plan.plan import Keep, Plan
+from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
 from fastlrp.run.basis import Neck, find_neck
@@ -90,7 +90,7 @@ def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
 def propagate(plan: Plan, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
     """Move a block of targets down; what the steps emit goes to ``sink``."""
     registers = registers_with(plan, initial)
-    descent(plan, state, sink, initial.shape[0]).run(steps, 0, registers, first, initial.shape[1])
+    descent(plan, state, sink, initial.shape[0]).descend(steps, 0, registers, first, initial.shape[1])
 
 
 def registers_with(plan: Plan, initial: Tensor | OneHot) -> list[Any]:
@@ -145,8 +145,8 @@ def run_forward(schedule: Schedule, state: list[Any]) -> None:
 
 
 def _profiled(step: ForwardStep) -> ForwardStep:
-    def run(*tensors: Any) -> Any:
+    def in_profile(*tensors: Any) -> Any:
         with record_function(f"forward: {step.name}"):
             return step.run(*tensors)
 
-    return replace(step, run=run)
+    return replace(step, run=in_profile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,21 @@ def _channel_sum(register: Tensor, factor: Tensor | None) -> Tensor:
     for c in range(1, register.shape[2]):
         total.addcmul_(register[:, :, c], factor[:, c].unsqueeze(1))
     return total
+
+
+def destination(out: Any, name: str, names: Mapping[str, Value]) -> Any:
+    """What the caller gave for the result of that name; None if nothing.
+
+    Raises:
+        ValueError: if ``out`` is no dict where there are several results, or has entries that are none of them.
+    """
+    if out is None:
+        return None
+    if len(names) == 1:
+        return out
+    if not isinstance(out, dict):
+        raise ValueError(f"out must be a dict by name when there are several results: {', '.join(names)}")
+    unknown = set(out) - set(names)
+    if unknown:
+        raise ValueError(f"out has entries for {sorted(unknown)}, the results are {', '.join(names)}")
+    return out.get(name)

@@ -125,7 +125,7 @@ def dry_run(work: Sequence[Workload], kernels: Sequence[str], kinds: Sequence[st
             print("  " + " ".join(map(str, found)))
 
 
-def report(found: dict[tuple[str, str, str], Tried]) -> str:
+def chosen(found: dict[tuple[str, str, str], Tried]) -> str:
     """One line for each row: what was chosen, against what fastlrp's own table says."""
     lines = []
     for (kernel, shape, kind), tried in sorted(found.items()):
@@ -206,7 +206,7 @@ def _measure(
                 # After each kind: what was measured is kept if the next is interrupted.
                 write(path, configs.device_key("cuda", device.index), measured, tuner.rows())
     configs.reload()
-    print(f"\n{report(tuner.found)}\n\nwritten: {path}")
+    print(f"\n{chosen(tuner.found)}\n\nwritten: {path}")
     return 1 if any(tried.wrong for tried in tuner.found.values()) else 0
 
 

@@ -64,7 +64,7 @@ class Sample:
         return result
 
     def sparse(self) -> Compact:
-        found = self.form.run(self.compact, {0: self.u}, self.below, dense=False)
+        found = self.form.relevance_at(self.compact, {0: self.u}, self.below, dense=False)
         assert isinstance(found, Compact)
         return found
 

@@ -42,7 +42,7 @@ _TARGETS_ALONE = 8
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One layer of a :class:`Report`. Sums are over all samples and targets, in units of the explained output.
+    """One layer of a :class:`Verification`. Sums are over all samples and targets, in units of the explained output.
 
     Attributes:
         path, operation, rule: which layer.
@@ -72,8 +72,8 @@ class LayerCheck:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What :meth:`fastlrp.Explainer.verify` found; ``str(report)`` is a table.
+class Verification:
+    """What :meth:`fastlrp.Explainer.verify` found; ``str(verification)`` is a table.
 
     Attributes:
         rows: one :class:`LayerCheck` per layer, from the output down.
@@ -133,7 +133,9 @@ def _number(value: float | None, form: str = "{:+.4g}") -> str:
     return "-" if value is None else form.format(value)
 
 
-def verify(record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None) -> Report:
+def verify(
+    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None
+) -> Verification:
     """Check what a record answers, :meth:`fastlrp.Explainer.verify` on an input.
 
     Every layer's relevance is compared with the textbook computation (:mod:`fastlrp.reference`, float64) from the
@@ -145,7 +147,7 @@ def verify(record: ForwardRecord, targets: Any, initial: Initial = "output", tol
         tolerance: largest relative error of a layer; by default :data:`TOLERANCE` of the model's dtype.
 
     Returns:
-        a :class:`Report`.
+        a :class:`Verification`.
     """
     state = record.state()
     plan, asked = record.plan, Targets(targets, record.scores, initial)
@@ -154,9 +156,9 @@ def verify(record: ForwardRecord, targets: Any, initial: Initial = "output", tol
         block = check.block(asked.count)
         for start in range(0, asked.count, block):
             check.add(asked.block(start, min(block, asked.count - start)))
-        report = check.report(TOLERANCE.get(plan.dtype, 1e-4) if tolerance is None else tolerance)
+        verification = check.verification(TOLERANCE.get(plan.dtype, 1e-4) if tolerance is None else tolerance)
         allowed = ALONE_TOLERANCE.get(plan.dtype, 0.1)
-        return replace(report, alone=_alone(record, asked), alone_tolerance=allowed)
+        return replace(verification, alone=_alone(record, asked), alone_tolerance=allowed)
 
 
 def _alone(record: ForwardRecord, asked: Targets) -> float | None:
@@ -296,7 +298,7 @@ class _Check:
         else:
             self.errors.setdefault(node, None)
 
-    def report(self, tolerance: float) -> Report:
+    def verification(self, tolerance: float) -> Verification:
         rows = []
         for row in self.rows:
             node = row.node
@@ -314,7 +316,7 @@ class _Check:
                     dead,
                 )
             )
-        return Report(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
+        return Verification(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
 
 
 def _plus(a: float | None, b: float | None) -> float | None:

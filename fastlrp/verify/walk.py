@@ -16,7 +16,7 @@ from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds.registry import KIND
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.kinds.weighted import merged_layer
-from fastlrp.reference.structure import MaxPoolMode
+from fastlrp.reference.weightless import MaxPoolMode
 
 
 class Walker:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastlrp.viz.boards import add_to_tensorboard
 from fastlrp.viz.colors import colormap, colormaps
-from fastlrp.viz.files import save, to_image
 from fastlrp.viz.grids import UNIT, grid
 from fastlrp.viz.heatmaps import heatmap, overlay, shared_level
 from fastlrp.viz.outlines import outline
+from fastlrp.viz.saving import save, to_image
 from fastlrp.viz.text import text_html, text_terminal
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlrp import Stabilizer, rules
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine
 from tests.reference import textbook
 
@@ -47,7 +47,7 @@ def through(layer: nn.Module, x: Tensor, R: Tensor, rule: rules.Rule) -> Tensor:
     if isinstance(rule, rules.Flat):
         return textbook.flat(a, x, R, st)[0]
     assert isinstance(rule, rules.Gradient), rule
-    return structure.gradient(layer, x, R)
+    return weightless.gradient(layer, x, R)
 
 
 def walk(
@@ -82,18 +82,18 @@ def walk(
             if at_relu == "gradient":
                 R = R * (x > 0).unsqueeze(1)
             elif at_relu == "deconvnet":
-                R = structure.deconvnet(R)
+                R = weightless.deconvnet(R)
             elif at_relu == "guided":
-                R = structure.guided_backprop(x, R)
+                R = weightless.guided_backprop(x, R)
         elif isinstance(layer, nn.Flatten):
             R = R.reshape(*R.shape[:2], *x.shape[1:])
         elif isinstance(layer, nn.MaxPool2d):
             pair = [[v, v] if isinstance(v, int) else list(v) for v in (
                 layer.kernel_size, layer.stride, layer.padding, layer.dilation)]  # fmt: skip
-            R = structure.max_pool(x, R, max_pool, *pair, layer.ceil_mode, Stabilizer())[0]
+            R = weightless.max_pool(x, R, max_pool, *pair, layer.ceil_mode, Stabilizer())[0]
         else:
             assert isinstance(layer, nn.AvgPool2d), layer
-            R = structure.norm(layer, x, R, average or Stabilizer())[0]
+            R = weightless.norm(layer, x, R, average or Stabilizer())[0]
     found["input"] = R
     return found
 

@@ -116,7 +116,7 @@ def test_sparse_results_are_checked():
     layer = floors.layers(model, x)[1]
     case = sparse.Case.of(sparse.Question("small", layer, 0.5, 16, "float32", CPU))
     form, arriving, leaving = case.sparse()
-    found = form.run(arriving, {0: case.u}, leaving, False)
+    found = form.relevance_at(arriving, {0: case.u}, leaving, False)
     assert sparse.check(case, found)[2] is None
     values = found.values.clone()
     values[:, 15] += 1

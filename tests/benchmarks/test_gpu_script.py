@@ -1,4 +1,4 @@
-"""The GPU run as far as a machine without a GPU can show it: the script, its parts on a CPU, the report."""
+"""The GPU run as far as a machine without a GPU can show it: the script, its parts on a CPU, the summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import report
+from benchmarks.gpu import summary
 from benchmarks.gpu.goals import Goal, goals
 from benchmarks.gpu.part import no_gpu
 
@@ -96,7 +96,7 @@ def python(tmp_path):
     path.write_text(
         "#!/usr/bin/env bash\n"
         'case "$*" in\n'
-        f'  *benchmarks.gpu.report* | -c*) exec {sys.executable} "$@" ;;\n'
+        f'  *benchmarks.gpu.summary* | -c*) exec {sys.executable} "$@" ;;\n'
         '  *benchmarks.gpu.ops*) echo "about to fail"; echo "wrong: a result is off"; exit 1 ;;\n'
         "  *benchmarks.gpu.sparse*) exec sleep 100 ;;\n"
         '  *) echo "called with $*" ;;\n'
@@ -149,7 +149,7 @@ def test_rehearsal_measures_on_the_cpu(tmp_path):
         assert title in summary
 
 
-# The report
+# The summary
 
 MADE = {
     "device": "NVIDIA H100 80GB HBM3", "driver": "580", "cuda": "13.0", "cudnn": 9, "torch": "2.11", "triton": "3.6",
@@ -171,11 +171,11 @@ STATUS = {"part": "tests", "result": "ok", "seconds": 100, "limit": 560, "note":
 
 
 def board(*rows):
-    return {line.split(" | ")[0].strip("| "): line for line in report.scoreboard(list(rows)).splitlines()}
+    return {line.split(" | ")[0].strip("| "): line for line in summary.scoreboard(list(rows)).splitlines()}
 
 
 def test_summary():
-    text = report.summary([MODEL, OP], [STATUS])
+    text = summary.markdown([MODEL, OP], [STATUS])
     assert "Measured on NVIDIA H100 80GB HBM3, driver 580, CUDA 13.0, cuDNN 9, PyTorch 2.11, Triton 3.6" in text
     assert "| tests | ok | 100 | 560 | pytest |" in text
     assert (
@@ -183,8 +183,8 @@ def test_summary():
     )
     assert "| pool_max_relevance | tf32 | cuda | 1 | 0 | 2.50 | 2.50 | 0.90 | 0.90 |" in text
     assert "call by call" in text
-    assert "call by call" not in report.summary([MODEL, OP], [], short=True)
-    assert report.summary([], []) == report.NOTHING
+    assert "call by call" not in summary.markdown([MODEL, OP], [], short=True)
+    assert summary.markdown([], []) == summary.NOTHING
 
 
 def test_goals_are_judged():
@@ -207,7 +207,7 @@ def test_who_was_not_timed_misses_a_goal():
 
 def test_a_cpu_or_other_shapes_meet_no_goal():
     for change in ({"device": "cpu"}, {"targets": 32}, {"size": 32}, {"provider": "fastlrp torch"}):
-        text = report.scoreboard([{**MODEL, **change}])
+        text = summary.scoreboard([{**MODEL, **change}])
         assert "| met |" not in text
         assert "| missed |" not in text
 
@@ -230,24 +230,24 @@ def test_the_newest_row_counts(tmp_path):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_text(json.dumps(MODEL) + "\n" + json.dumps(OP) + "\n")
     second.write_text(json.dumps({**MODEL, "commit": "def", "seconds_per_target": 0.002}) + "\n\n")
-    rows = report.read([first, second])
+    rows = summary.read([first, second])
     assert [row["commit"] for row in rows] == ["abc", "def"]
     second.write_text('{"part": "mod')
     with pytest.raises(ValueError, match=r"b\.jsonl, line 1 is no row"):
-        report.read([first, second])
+        summary.read([first, second])
 
 
 def test_the_page_is_written_between_its_markers(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
-    report.write_page(report.summary([MODEL], [], short=True), page)
+    page.write_text(f"before\n{summary.BEGIN}\nstale\n{summary.END}\nafter\n")
+    summary.write_page(summary.markdown([MODEL], [], short=True), page)
     assert "stale" not in page.read_text()
     assert "| fastlrp auto |" in page.read_text()
     assert page.read_text().endswith("after\n")
     page.write_text("no markers")
     with pytest.raises(ValueError, match=r"README\.md needs the lines"):
-        report.write_page("", page)
-    assert (ROOT / "benchmarks" / "README.md").read_text().count(report.BEGIN) == 1
+        summary.write_page("", page)
+    assert (ROOT / "benchmarks" / "README.md").read_text().count(summary.BEGIN) == 1
 
 
 def test_no_gpu_is_a_reason():

@@ -60,11 +60,11 @@ def test_bench_without_a_size(run):
 
 
 def test_info(run):
-    from fastlrp.info import report
+    from fastlrp.info import text
 
     done = run("info")
     assert done.code == 0
-    assert done.out.splitlines()[0] == report().splitlines()[0]
+    assert done.out.splitlines()[0] == text().splitlines()[0]
     assert run("--version").out == f"fastlrp {fastlrp.__version__}\n"
 
 

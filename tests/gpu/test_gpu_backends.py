@@ -50,7 +50,7 @@ def test_every_operation_has_a_sample():
 
 
 def test_info_names_the_backends_on_the_gpu():
-    text = info.report()
+    text = info.text()
     assert "backends on cuda" in text
     for name in ("triton", "cuda"):
         assert f"{name}*" in text

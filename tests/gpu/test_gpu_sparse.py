@@ -47,7 +47,7 @@ def test_equals_the_dense_product(name, density, kind):
         with precision.using(kind), torch.no_grad():
             case = sparse.Case.of(question(name, density, targets, kind))
             form, arriving, leaving = case.sparse()
-            found = form.run(arriving, {0: case.u}, leaving, False)
+            found = form.relevance_at(arriving, {0: case.u}, leaving, False)
             assert sparse.check(case, found)[2] is None
 
 
@@ -55,6 +55,6 @@ def test_equals_the_dense_product(name, density, kind):
 def test_the_same_every_time(name):
     case = sparse.Case.of(question(name, 0.4, 64, "float32"))
     form, arriving, leaving = case.sparse()
-    first = form.run(arriving, {0: case.u}, leaving, False).values
+    first = form.relevance_at(arriving, {0: case.u}, leaving, False).values
     for _ in range(5):
-        assert torch.equal(form.run(arriving, {0: case.u}, leaving, False).values, first)
+        assert torch.equal(form.relevance_at(arriving, {0: case.u}, leaving, False).values, first)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastlrp import io, nn
+from fastlrp.files import replacing
 from fastlrp.io import FormatError, read_raw_heatmap, read_top_scores, write_raw_heatmap, write_top_scores
-from fastlrp.io.files import replacing
 from tests.io import toolbox
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fastlrp import io
+from fastlrp.files import unpacked_limit
 from fastlrp.io import FormatError, read_array, read_model, read_raw_heatmap, read_top_scores
-from fastlrp.io.files import unpacked_limit
 from tests.io import toolbox
 
 MATRIX = np.array([[0.5, -12.25, 3e-7], [1.0, 2.125, 10.5]])
@@ -137,7 +137,7 @@ def test_every_changed_byte_of_a_header_gives_an_array_or_a_format_error(tmp_pat
 
 
 def test_what_unpacks_to_thousands_of_times_its_size_needs_to_be_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastlrp.io.files.UNPACKED_BYTES", 10**5)
+    monkeypatch.setattr("fastlrp.files.UNPACKED_BYTES", 10**5)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(10**5))
     with pytest.raises(FormatError, match=r"array 'x' unpacks to 800128 bytes, more than max_bytes=.*raise it"):
         read_array(tmp_path / "a.npz")

@@ -187,7 +187,7 @@ def test_a_wrong_output_does_not_count(monkeypatch, capsys):
     assert set(tried.wrong) == {B}
     assert "relative error 1.0e-03, allowed 1.0e-05" in tried.wrong[B]
     assert tried.best() != B
-    text = tune.report(found.found)
+    text = tune.chosen(found.found)
     assert f"WRONG  linear ieee {B}: linear_relevance 17->9 uv, B=2, K=3: relative error" in text
 
 

@@ -127,7 +127,7 @@ def test_without_the_extension():
             dispatch.BackendError, match=r"does not load \(no such file\); build it with 'make install'"
         ):
             dispatch.select(op, "cpu", CPU, torch.float32)
-    assert "does not load: no such file" in info.report()
+    assert "does not load: no such file" in info.text()
 
 
 def test_info():

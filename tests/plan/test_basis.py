@@ -68,13 +68,13 @@ def test_dead_entries_need_no_vector(always, monkeypatch):
         model[2].bias[:6].fill_(-1e3)  # Six of eight features never fire.
     record = fastlrp.Explainer(model, "epsilon_plus").forward(torch.rand(1, 3, 8, 8, dtype=torch.float64))
     seen = []
-    run = basis.Descent.run
+    run = basis.Descent.descend
 
     def spy(self, steps, start, registers, first, count):
         seen.append((start, count))
         return run(self, steps, start, registers, first, count)
 
-    monkeypatch.setattr(basis.Descent, "run", spy)
+    monkeypatch.setattr(basis.Descent, "descend", spy)
     found = record.relevance("all")
     below = [count for start, count in seen[1:] if start == 0]  # The first goes to the neck.
     assert below

@@ -98,7 +98,7 @@ def test_a_way_down_in_ever_smaller_blocks() -> None:
     emission = Emission(Value(0, "x", (None, 1), torch.float32), count, ())
     down = Descent([], lambda value, first, register, factors: got.extend(register.flatten().tolist()), 1, 1, count)
     registers = [torch.arange(count).view(1, count, 1), *[None] * count]
-    down.run([*steps, (emission, (count,))], 0, registers, 0, count)
+    down.descend([*steps, (emission, (count,))], 0, registers, 0, count)
     assert got == list(range(count))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine
 from tests.reference import textbook as rules
 from tests.reference.cases import stabilizer
@@ -158,7 +158,7 @@ def test_convolution_with_a_shared_kernel() -> None:
 def test_skip_connection() -> None:
     # y = a + relu(DENSE(a)) = (19, 27); RelevancePropagation.jl's case, both targets at once.
     hidden = tensor([[18, 25]])
-    (skip, branch), ledger = structure.norm_sum([X, hidden], tensor([[[1, 0], [0, 1]]]), LRP0)
+    (skip, branch), ledger = weightless.norm_sum([X, hidden], tensor([[[1, 0], [0, 1]]]), LRP0)
     relevance = skip + rules.epsilon(DENSE, X, branch, LRP0)[0]
     check(relevance, [[[Q(4, 19), Q(8, 19)], [Q(5, 27), Q(14, 27)]]])
     check(ledger.stabilizer, [[0, 0]])
@@ -166,14 +166,14 @@ def test_skip_connection() -> None:
 
 def test_sum_that_broadcasts() -> None:
     # (1, 2) + (3, broadcast): y = (4, 5).
-    shares, _ = structure.norm_sum([tensor([[1, 2]]), tensor([[3]])], tensor([[[4, 10]]]), LRP0)
+    shares, _ = weightless.norm_sum([tensor([[1, 2]]), tensor([[3]])], tensor([[[4, 10]]]), LRP0)
     check(shares[0], [[[1, 4]]])
     check(shares[1], [[[3 + 6]]])
 
 
 def test_sum_with_a_tensor_that_has_no_batch_axis() -> None:
     x = tensor([[[1, 1], [2, 2]], [[3, 3], [4, 4]]])
-    shares, _ = structure.norm_sum([x, tensor([1, 2])], torch.ones(2, 3, 2, 2, dtype=torch.float64), LRP0)
+    shares, _ = weightless.norm_sum([x, tensor([1, 2])], torch.ones(2, 3, 2, 2, dtype=torch.float64), LRP0)
     assert [tuple(share.shape) for share in shares] == [(2, 3, 2, 2), (2, 3, 2)]
     check(shares[1][:, 0], [[Q(1, 2) + Q(1, 3), Q(2, 3) + Q(2, 4)], [Q(1, 4) + Q(1, 5), Q(2, 5) + Q(2, 6)]])
 
@@ -182,8 +182,8 @@ OVERLAP = tensor([[[[1, 2, 3], [10, 5, 6], [7, 8, 9]]]])
 OVERLAP_R = tensor([[[[[Q(1, 30), Q(2, 30)], [Q(3, 30), Q(4, 30)]]]]])
 
 
-def pool(x: Tensor, R: Tensor, mode: structure.MaxPoolMode) -> Tensor:
-    return structure.max_pool(x, R, mode, [2, 2], [1, 1], [0, 0], [1, 1], False, LRP0)[0]
+def pool(x: Tensor, R: Tensor, mode: weightless.MaxPoolMode) -> Tensor:
+    return weightless.max_pool(x, R, mode, [2, 2], [1, 1], [0, 0], [1, 1], False, LRP0)[0]
 
 
 def test_max_pool_with_overlapping_windows() -> None:
@@ -203,8 +203,8 @@ def test_max_pool_ties() -> None:
 def test_average_and_sum_differ_in_what_epsilon_weighs() -> None:
     x, R = tensor([[[[1, 1], [1, 1]]]]), tensor([[[[[10]]]]])
     arguments = ([2, 2], [2, 2], [0, 0], [1, 1], False, stabilizer(1.0))
-    check(structure.max_pool(x, R, "sum", *arguments)[0], [[[[[2, 2], [2, 2]]]]])
-    check(structure.max_pool(x, R, "average", *arguments)[0], [[[[[Q(5, 4), Q(5, 4)], [Q(5, 4), Q(5, 4)]]]]])
+    check(weightless.max_pool(x, R, "sum", *arguments)[0], [[[[[2, 2], [2, 2]]]]])
+    check(weightless.max_pool(x, R, "average", *arguments)[0], [[[[[Q(5, 4), Q(5, 4)], [Q(5, 4), Q(5, 4)]]]]])
 
 
 def test_unknown_pool_mode_is_refused() -> None:
@@ -213,7 +213,7 @@ def test_unknown_pool_mode_is_refused() -> None:
 
 
 def test_norm_of_an_affine_map_leaves_the_constant_its_share() -> None:
-    relevance, ledger = structure.norm(lambda x: 2 * x + 6, tensor([[1, 3]]), tensor([[[8, 24]]]), LRP0)
+    relevance, ledger = weightless.norm(lambda x: 2 * x + 6, tensor([[1, 3]]), tensor([[[8, 24]]]), LRP0)
     check(relevance, [[[2, 12]]])
     check(ledger.bias, [[18]])
 
@@ -233,6 +233,6 @@ def test_neuron_that_only_its_bias_feeds_is_dead() -> None:
 
 def test_gradient_family() -> None:
     x, R = tensor([[2, -3]]), tensor([[[5, 7]], [[-1, 1]]])[:1]
-    check(structure.gradient(torch.relu, x, R), [[[5, 0]]])
-    check(structure.deconvnet(tensor([[[5, -7]]])), [[[5, 0]]])
-    check(structure.guided_backprop(x, tensor([[[5, 7], [-1, 1]]])), [[[5, 0], [0, 0]]])
+    check(weightless.gradient(torch.relu, x, R), [[[5, 0]]])
+    check(weightless.deconvnet(tensor([[[5, -7]]])), [[[5, 0]]])
+    check(weightless.guided_backprop(x, tensor([[[5, 7], [-1, 1]]])), [[[5, 0], [0, 0]]])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine
 from tests import goldens
 from tests.reference import textbook as rules
@@ -65,7 +65,7 @@ def test_innvestigate(method: str, layer: str, keras: dict[str, Tensor]) -> None
     flat = torch.zeros_like(output).scatter_(1, output.argmax(1, keepdim=True), output.amax(1, keepdim=True))
     R = flat.reshape(y.shape[0], *y.shape[2:], y.shape[1]).movedim(-1, 1).unsqueeze(1)
     if affine is None:
-        relevance, _ = structure.max_pool(x, R, "winner", [2, 2], [2, 2], [0, 0], [1, 1], False, stabilizer(0.0))
+        relevance, _ = weightless.max_pool(x, R, "winner", [2, 2], [2, 2], [0, 0], [1, 1], False, stabilizer(0.0))
     else:
         relevance = INNVESTIGATE[method](affine, x, R)
     assert relative_error(relevance[:, 0].movedim(1, -1), expected) < 3e-7  # float32 files; measured: 1.4e-7

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.pool import (
     pool_adaptive_avg_relevance,
     pool_avg_relevance,
@@ -66,7 +66,7 @@ def test_max(name: str) -> None:
     R, scale = draw(y)
     expected = transpose(lambda value: max_pool(value, *geometry)[0], x, R * scale.unsqueeze(1))
     torch.testing.assert_close(pool_max_relevance(R, index, scale, size), expected)
-    relevance, _ = structure.max_pool(x, R, "winner", *geometry, stabilizer(0.0))
+    relevance, _ = weightless.max_pool(x, R, "winner", *geometry, stabilizer(0.0))
     torch.testing.assert_close(relevance, pool_max_relevance(R, index, None, size))
 
 
@@ -130,7 +130,7 @@ def test_adaptive_avg(size: list[int], output: list[int]) -> None:
 
 @undilated
 @pytest.mark.parametrize("mode", ["average", "sum"])
-def test_max_pool_as_average_or_sum_is_an_average_pool_with_a_divisor(name: str, mode: structure.MaxPoolMode) -> None:
+def test_max_pool_as_average_or_sum_is_an_average_pool_with_a_divisor(name: str, mode: weightless.MaxPoolMode) -> None:
     size, kernel, stride, padding, dilation, ceil_mode = GEOMETRIES[name]
     x = inputs(size)
     y, _ = max_pool(x, kernel, stride, padding, dilation, ceil_mode)
@@ -148,8 +148,8 @@ def test_max_pool_as_average_or_sum_is_an_average_pool_with_a_divisor(name: str,
         sums = pool(F.pad(value.flatten(0, 1).unsqueeze(1), pads), kernel_of_ones, None, stride)[inside]
         return sums.reshape(y.shape) / divisor
 
-    expected, _ = structure.norm(forward, x, R, st)
-    got, _ = structure.max_pool(x, R, mode, kernel, stride, padding, dilation, ceil_mode, st)
+    expected, _ = weightless.norm(forward, x, R, st)
+    got, _ = weightless.max_pool(x, R, mode, kernel, stride, padding, dilation, ceil_mode, st)
     torch.testing.assert_close(got, expected)
     scale = 1 / st(forward(x))
     operation = pool_avg_relevance(R, scale, size, kernel, stride, padding, ceil_mode, True, divisor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine, Ledger
 from tests.reference import textbook as rules
 from tests.reference.cases import Case, every_layer, make_case, relative_error, stabilizer
@@ -26,7 +26,7 @@ RULES: dict[str, Callable[[Case, Callable[[Tensor], Tensor], Tensor], tuple[Tens
     "zbox": lambda c, st, R: rules.zbox(c.layer, c.x, R, st, -3.0, 4.0),
     "wsquare": lambda c, st, R: rules.wsquare(c.layer, c.x, R, st),
     "flat": lambda c, st, R: rules.flat(c.layer, c.x, R, st),
-    "norm": lambda c, st, R: structure.norm(lambda x: c.layer.apply(x, c.layer.weight, c.layer.bias), c.x, R, st),
+    "norm": lambda c, st, R: weightless.norm(lambda x: c.layer.apply(x, c.layer.weight, c.layer.bias), c.x, R, st),
 }
 every_rule = pytest.mark.parametrize("rule", list(RULES))
 LRP0 = stabilizer(0.0)
@@ -190,17 +190,17 @@ def test_the_ledger_of_a_sum() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(3, 4, 5).double(), torch.randn(3, 1, 5).double(), torch.randn(1, 4, 1).double()]
     R = torch.randn(3, 2, 4, 5, dtype=torch.float64)
-    shares, ledger = structure.norm_sum(inputs, R, stabilizer(0.1))
+    shares, ledger = weightless.norm_sum(inputs, R, stabilizer(0.1))
     assert [tuple(share.shape) for share in shares] == [(3, 2, 4, 5), (3, 2, 1, 5), (3, 2, 4, 1)]
     arrived = sum(total(share) for share in shares)
     torch.testing.assert_close(arrived + ledger.stabilizer + ledger.bias + ledger.dead, total(R))
 
 
 @pytest.mark.parametrize("mode", ["winner", "ties", "average", "sum"])
-def test_the_ledger_of_a_max_pool(mode: structure.MaxPoolMode) -> None:
+def test_the_ledger_of_a_max_pool(mode: weightless.MaxPoolMode) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64).clamp(min=0)
     x[0, 0] = 0
     R = torch.randn(2, 2, 3, 4, 3, dtype=torch.float64)
-    relevance, ledger = structure.max_pool(x, R, mode, [3, 2], [2, 2], [1, 0], [1, 1], False, stabilizer(0.1))
+    relevance, ledger = weightless.max_pool(x, R, mode, [3, 2], [2, 2], [1, 0], [1, 1], False, stabilizer(0.1))
     assert imbalance(relevance, ledger, R) < 1e-15

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlrp.reference import structure
+from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine
 from tests.reference import textbook as rules
 from tests.reference.cases import Case, every_layer, import_zennit_rules, make_case, relative_error, stabilizer
@@ -41,7 +41,7 @@ RULES = {
     "flat": (lambda: zennit.Flat(), lambda l, x, R: rules.flat(l, x, R, ST)),
     "norm": (
         lambda: zennit.Norm(),
-        lambda l, x, R: structure.norm(lambda value: l.apply(value, l.weight, l.bias), x, R, ST),
+        lambda l, x, R: weightless.norm(lambda value: l.apply(value, l.weight, l.bias), x, R, ST),
     ),
 }
 
@@ -100,16 +100,16 @@ def test_norm_of_average_pools_equals_zennit(module: torch.nn.Module, shape: tup
     x = torch.randn(2, *shape, dtype=torch.float64)
     R = torch.randn(2, 3, *module(x).shape[1:], dtype=torch.float64)
     expected = zennit_relevance(zennit.Norm(), module, x, R)
-    assert relative_error(structure.norm(module, x, R, ST)[0], expected) <= 1e-14
+    assert relative_error(weightless.norm(module, x, R, ST)[0], expected) <= 1e-14
 
 
 def test_gradient_family_equals_zennit() -> None:
     torch.manual_seed(0)
     x, R = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
     relu = torch.nn.ReLU()
-    torch.testing.assert_close(structure.deconvnet(R), zennit_relevance(zennit.ReLUDeconvNet(), relu, x, R))
+    torch.testing.assert_close(weightless.deconvnet(R), zennit_relevance(zennit.ReLUDeconvNet(), relu, x, R))
     expected = zennit_relevance(zennit.ReLUGuidedBackprop(), relu, x, R)
-    torch.testing.assert_close(structure.guided_backprop(x, R), expected)
+    torch.testing.assert_close(weightless.guided_backprop(x, R), expected)
 
 
 def test_a_case_has_inputs_of_both_signs_and_zeros() -> None:

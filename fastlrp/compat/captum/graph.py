@@ -107,7 +107,7 @@ def _composed(nodes: list[Node], inputs: list[Value], batch: list[Value]) -> Cal
             return type(tree)(plain(item, known) for item in tree)
         return {key: plain(item, known) for key, item in tree.items()} if isinstance(tree, dict) else tree
 
-    def call(*tensors: Tensor) -> Tensor:
+    def forward(*tensors: Tensor) -> Tensor:
         known: dict[Value, Any] = dict(zip(inputs, tensors, strict=True))
         known.update((value, tensors[0].shape[0]) for value in batch)
         for node in nodes:
@@ -115,7 +115,7 @@ def _composed(nodes: list[Node], inputs: list[Value], batch: list[Value]) -> Cal
         result: Tensor = known[nodes[-1].output]
         return result
 
-    return call
+    return forward
 
 
 def _insert_part(graph: Graph, after: Node) -> None:

@@ -62,10 +62,10 @@ def as_captum_calls_it(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Co
     """A method with the attribute ``__wrapped__``: Captum's tools call that, past the log of their own decorator."""
 
     @functools.wraps(method)
-    def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def called_by_captum(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return method(self, *args, **kwargs)
 
-    return call
+    return called_by_captum
 
 
 def gradients(

@@ -175,8 +175,13 @@ def _lower_max(b: Builder, node: Node, flow: Flow, at: int) -> None:
     forward, size = max_pool_forward(node), list(x.sizes[1:])
     index = b.cache(lambda z: forward(z)[1], [at], y.numel, itemsize=8)
     factor = b.slot_of(flow.factor)
-    run = lambda f, i, s: winner(f, i, s, size)  # noqa: E731
-    b.send(x, Flow(b.step(run, [flow.register], [index, factor], x.numel, form=max_pool_form(b, node, index, factor))))
+    form = max_pool_form(b, node, index, factor)
+
+    def at_winners(f: Tensor, index: Tensor, factor: Tensor | None) -> Tensor:
+        relevance: Tensor = winner(f, index, factor, size)
+        return relevance
+
+    b.send(x, Flow(b.step(at_winners, [flow.register], [index, factor], x.numel, form=form)))
 
 
 def _lower_any(b: Builder, node: Node, flow: Flow, slots: list[int]) -> None:

@@ -62,7 +62,7 @@ def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialize
     wants = _Wants(state, choose, {r for step, _ in steps if type(step) is not Emission for r in step.outs})
     for step, _ in reversed(steps):
         wants.add(step)
-    return _Rewrite(state, wants).run(steps)
+    return _Rewrite(state, wants).rewritten(steps)
 
 
 class _Wants:
@@ -162,7 +162,7 @@ class _Rewrite:
         self.nbytes = 0
         self._seen: set[int] = set()
 
-    def run(self, steps: Steps) -> Specialized:
+    def rewritten(self, steps: Steps) -> Specialized:
         written: Steps = []
         produced = {r for step, _ in steps if type(step) is not Emission for r in step.outs}
         given = dict.fromkeys(r for step, _ in steps if type(step) is not Emission for r in step.ins)
@@ -237,9 +237,11 @@ class _Rewrite:
             leaving = pattern
             self.compact.add(step.out)
         arrive = self._arriving(step.ins[0], form)
-        return _step(
-            lambda register: form.run(arrive(register), state, leaving, dense), step.ins, step.out, pattern, step
-        )
+
+        def relevance_below(register: Any) -> Any:
+            return form.relevance_at(arrive(register), state, leaving, dense)
+
+        return _step(relevance_below, step.ins, step.out, pattern, step)
 
     def _arriving(self, register: int, form: Affine) -> Change:
         return self._compacted(register, lambda: self.wants.pattern([(self.state[s], None) for s in form.coefficients]))
@@ -262,10 +264,10 @@ class _Rewrite:
         arrive, begin = self._arriving(layer.ins[0], form), self._compacted(total.ins[other], lambda: pattern)
         self.compact.add(total.out)
 
-        def run(register: Any, other: Any) -> Any:
-            return form.run(arrive(register), state, pattern, False, [(*begin(other).parts, scale)])
+        def relevance_on_top(register: Any, other: Any) -> Any:
+            return form.relevance_at(arrive(register), state, pattern, False, [(*begin(other).parts, scale)])
 
-        return _step(run, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
+        return _step(relevance_on_top, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
 
     def _pool(self, step: BackwardStep, form: MaxPool | AvgPool, pattern: Pattern) -> BackwardStep:
         pooled = self.wants.pattern(self.wants.above_pools[id(step)])
@@ -274,7 +276,7 @@ class _Rewrite:
         self.nbytes += below.nbytes + starts.nbytes + rows.nbytes
         alone = below.entries == rows.numel()
 
-        def run(operand: Any) -> Compact:
+        def unpooled(operand: Any) -> Compact:
             register = arrive(operand)
             if scale is not None or register.pattern is not pooled:
                 scaled = kernels_for(register.values).sparse_sum(
@@ -287,7 +289,7 @@ class _Rewrite:
             values = kernels_for(register.values).sparse_gather_sum(register.parts, starts, rows, register.count)
             return Compact(values, below, register.count)
 
-        return _step(run, step.ins, step.out, below, step)
+        return _step(unpooled, step.ins, step.out, below, step)
 
     def _gathered(
         self, form: MaxPool | AvgPool, pattern: Pattern, pooled: Pattern
@@ -318,14 +320,14 @@ class _Rewrite:
         scales = [None if slot is None else self.state[slot] for slot in form.scales]
         changes = [self._compacted(register, lambda: pattern) for register in step.ins]
 
-        def run(*operands: Any) -> Compact:
+        def summed(*operands: Any) -> Compact:
             registers = [change(operand) for change, operand in zip(changes, operands, strict=True)]
             sources = [(*r.parts, s) for r, s in zip(registers, scales, strict=True)]
             count = registers[0].count
             kernels = kernels_for(pattern.offsets)
             return Compact(kernels.sparse_sum(sources, pattern.tensors, pattern.batch, count), pattern, count)
 
-        return _step(run, step.ins, step.out, pattern, step)
+        return _step(summed, step.ins, step.out, pattern, step)
 
 
 def _rows(pattern: Pattern) -> int:

@@ -1,8 +1,8 @@
 """Tables of a GPU run, from the rows that its parts wrote.
 
-    python -m benchmarks.gpu.report OUT              # OUT/summary.md, from OUT/rows.jsonl and OUT/status.jsonl
-    python -m benchmarks.gpu.report OUT1 OUT2 --to summary.md
-    python -m benchmarks.gpu.report --write          # benchmarks/README.md, from benchmarks/results/gpu/
+    python -m benchmarks.gpu.summary OUT              # OUT/summary.md, from OUT/rows.jsonl and OUT/status.jsonl
+    python -m benchmarks.gpu.summary OUT1 OUT2 --to summary.md
+    python -m benchmarks.gpu.summary --write          # benchmarks/README.md, from benchmarks/results/gpu/
 
 Of what was measured more than once the newest row counts.
 """
@@ -111,7 +111,7 @@ TITLES = {
 }
 
 
-def summary(rows: list[Row], status: list[Row], short: bool = False) -> str:
+def markdown(rows: list[Row], status: list[Row], short: bool = False) -> str:
     """Markdown. ``short``: without the tables of single calls and layers."""
     if not rows and not status:
         return NOTHING
@@ -220,15 +220,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words.add_argument("--write", action="store_true", help="write the page's tables from the results kept beside it")
     options = words.parse_args(arguments)
     if options.write:
-        write_page(summary(read(sorted(RESULTS.glob("*.jsonl"))), [], short=True), PAGE)
+        write_page(markdown(read(sorted(RESULTS.glob("*.jsonl"))), [], short=True), PAGE)
         return
     if not options.folders:
         words.error("name the folder of a run, or --write")
     rows = read(path for folder in options.folders for path in [folder / "rows.jsonl"] if path.exists())
     status = read(path for folder in options.folders for path in [folder / "status.jsonl"] if path.exists())
-    text = summary(rows, status)
+    text = markdown(rows, status)
     (options.to or options.folders[0] / "summary.md").write_text(f"# A run on a GPU\n\n{text}\n")
-    print(summary([], status) if not rows else "\n\n".join([summary([], status), scoreboard(rows, short=True)]))
+    print(markdown([], status) if not rows else "\n\n".join([markdown([], status), scoreboard(rows, short=True)]))
 
 
 if __name__ == "__main__":

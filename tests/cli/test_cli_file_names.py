@@ -8,8 +8,8 @@ import os
 import pytest
 
 from fastlrp.cli.errors import Failure
+from fastlrp.cli.file_names import below, is_inside
 from fastlrp.cli.inputs import Item, name_inside
-from fastlrp.cli.names import below, is_inside
 from fastlrp.cli.store import MANIFEST, Store
 
 OUTSIDE = ["../victim", "a/../../victim", "/etc/victim", "..", ".", "", "a//b", "a/", "./a", "a\0b", 3, None]

@@ -125,8 +125,11 @@ def _alpha_beta(b: Builder, node: Node, alpha: float, beta: float, rule: Any, fl
     def part(share: float, low: float | None, high: float | None) -> int | None:
         if not share:
             return None
-        run = lambda x: pool.sums(x.clamp(low, high))  # noqa: E731
-        total = b.cache(run, [x.index], y.numel, key=("part", node, low is None))
+
+        def sums_of_part(x: Tensor) -> Tensor:
+            return pool.sums(x.clamp(low, high))
+
+        total = b.cache(sums_of_part, [x.index], y.numel, key=("part", node, low is None))
         scale = b.share(flow, total, y.numel, stabilizer)
         return scale if share == 1 else b.cache(lambda s: s * share, [scale], y.numel)
 
