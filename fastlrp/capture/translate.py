@@ -323,7 +323,7 @@ class Translator:
     # Refusals
 
     def _refuse_training(self, name: str, args: Any, kwargs: Any, fx: Any, path: str) -> None:
-        if "dropout" not in name and name not in ("batch_norm", "rrelu"):
+        if "::" in name or ("dropout" not in name and name not in ("batch_norm", "rrelu")):
             return
         bound = bind(fx.target, args, kwargs)
         if name == "batch_norm" and bound.get("running_mean") is None:
