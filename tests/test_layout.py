@@ -27,7 +27,7 @@ ORDER = """
     run.replay verify.compare tune.command
     run.plans run.record
     run.prepared run.diagnose run.names tune.tuner tune.sparse
-    verify.walk run.runner
+    verify.walk verify.relative run.runner
     plan.plan
     capture.export run.basis run.sparse.specialize
     run.descent
