@@ -25,17 +25,17 @@ def explainer_of(dtype: torch.dtype) -> tuple[Explainer, torch.Tensor]:
         h = m.a(x)
         return m.b(h.abs() + m.g(x) + (-h.abs()))
 
-    return Explainer(Written(body, **layers).to(dtype).eval(), "epsilon"), torch.randn(3, 6).to(dtype)
+    return Explainer(Written(body, **layers).to(dtype).eval(), "lrp0"), torch.randn(3, 6).to(dtype)
 
 
 def disturb(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
-    """What the fast path has at h becomes ``amount`` times what the branches bring, of either sign."""
+    """To what the fast path has at h comes ``amount`` times what the branches bring, of either sign."""
     fast = compare._Check._fast
 
     def disturbed(self, initial):
         found = fast(self, initial)
         h, above = (next(v for v in found if v.name == name) for name in ("linear", "abs_1"))
-        found[h] = amount * found[above] * torch.randn_like(found[above]).sign()
+        found[h] += amount * found[above] * torch.randn_like(found[above]).sign()
         return found
 
     monkeypatch.setattr(compare._Check, "_fast", disturbed)
