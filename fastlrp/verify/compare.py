@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value, substitute
+from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK
@@ -251,7 +252,7 @@ class _Check:
         inputs = list(node.sources)
         values = tuple(self.walker.values[v] for v in inputs)
         forward = self.walker.alone(node, inputs[0]) if len(inputs) == 1 else self._of_inputs(node, inputs)
-        parts = rule.propagate(forward, values, self.walker.values[node.output], both)
+        parts = ask(rule, node, forward, values, self.walker.values[node.output], both)
         zero = {v: both.new_zeros(*both.shape[:2], *v.sizes) for v in inputs}
         return Share({v: zero[v] if p is None else p for v, p in zip(inputs, parts, strict=True)}, None)
 
