@@ -27,7 +27,7 @@ ORDER = """
     run.replay verify.compare tune.command
     run.plans run.record
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
-    verify.walk run.runner
+    verify.walk verify.relative run.runner
     plan.plan
     capture.export run.basis run.sparse.specialize
     run.descent
@@ -46,7 +46,7 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.arguments plan.forms plan.narrow plan.step_names
     capture.graph capture.watch run.lent run.sparse.rates run.sparse.compact
-    targets capture.bystanders capture.fingerprint capture.structure capture.wording capture.module_paths
+    targets capture.attributes capture.bystanders capture.fingerprint capture.structure capture.wording capture.module_paths
     stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info

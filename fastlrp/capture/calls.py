@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.errors import CaptureError
-from fastlrp.kinds.vocabulary import ALIASES
+from fastlrp.kinds.vocabulary import plain_name
 
 _COPIES_IF_NEEDED = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
@@ -18,20 +18,23 @@ _COPIES_IF_NEEDED = {
 
 
 def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
-    """Plain name, functional form, and whether the original worked in place."""
+    """Plain name, functional form, and whether the original worked in place.
+
+    Nothing is known of an operator of another namespace than ATen, whatever its name: it keeps the namespace in its
+    name (``mylib::relu``), which no list of ATen's names has.
+    """
     if not isinstance(target, torch._ops.OpOverload):
         return getattr(target, "__name__", str(target)), target, False
-    name = target._schema.name.split("::")[1]
-    name = ALIASES.get(name, name)
+    name = plain_name(target._schema.name)
     if target._schema.is_mutable and name.endswith("_"):
-        packet = getattr(getattr(torch.ops, target.namespace), name[:-1], None)
+        packet = getattr(getattr(torch.ops, target.namespace), name.split("::")[-1][:-1], None)
         if packet is not None and target._overloadname in packet.overloads():
-            name = name[:-1]
+            name = plain_name(name[:-1])
             call = copied if name == "copy" else getattr(packet, target._overloadname)
-            return ALIASES.get(name, name), call, True
+            return name, call, True
     if target._schema.is_mutable:
         raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
-    if "empty" in name:
+    if "empty" in name and target.namespace == "aten":
         return name, zeroed(target), False
     # Capture drops `contiguous` and `clone`, after which a view need not be one.
     return name, _COPIES_IF_NEEDED.get(target, target), False

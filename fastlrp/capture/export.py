@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
+from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.graph import Graph, leaves
 from fastlrp.capture.probe import refuse_mixed_samples
@@ -142,11 +143,13 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
         warnings.simplefilter("ignore")
         try:
             example = _two_samples((args, kwargs), batch)
-            return torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False), False
+            with unchanged(wrapper):
+                return torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False), False
         except Exception as first:
             # Some models hold on to one batch size (view(1, -1)); those are captured again for each size.
             try:
-                return torch.export.export(wrapper, (args, kwargs), strict=False), True
+                with unchanged(wrapper):
+                    return torch.export.export(wrapper, (args, kwargs), strict=False), True
             except Exception:
                 raise CaptureError(_explain(first)) from first
 

@@ -41,7 +41,7 @@ def training_mode(name: str, bound: Mapping[str, Any], path: str) -> str | None:
     Args:
         bound: the operation's arguments by name.
     """
-    if "dropout" not in name and name not in ("batch_norm", "rrelu"):
+    if "::" in name or ("dropout" not in name and name not in ("batch_norm", "rrelu")):
         return None
     if name == "batch_norm" and bound.get("running_mean") is None:
         return (

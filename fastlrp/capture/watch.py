@@ -92,22 +92,22 @@ class Code:
         self._remember()
         return False
 
-    def _different(self) -> Iterator[tuple[Any, str]]:
-        """Owner and name of each attribute that is not what it was."""
+    def _different(self, kept: bool = False) -> Iterator[tuple[Any, str]]:
+        """Owner and name of each attribute that is not what it was; ``kept``: also of tensors that nothing read yet."""
         lists = {id(items): known for items, known in self._lists}
         for (owner, table), known in zip(self._owners, self._known, strict=True):
             counting = [key for key, value in table.items() if _counts(owner, key, value)]
             for key in dict.fromkeys([*known, *counting]):
                 if key in _written(owner):
                     continue
-                if key not in known and isinstance(table[key], Tensor):
+                if not kept and key not in known and isinstance(table[key], Tensor):
                     continue  # Kept there for somebody else: forward can't have read it.
                 if key not in table or key not in known or not _same(table[key], known[key], lists):
                     yield owner, key
 
     def written(self) -> None:
         """To be called when a forward pass is just over: what differs now is what it writes."""
-        found = list(self._different())
+        found = list(self._different(kept=True))
         for owner, key in found:
             _WRITTEN.setdefault(owner, set()).add(key)
         if found:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from fastlrp import rules
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
+from fastlrp.kinds.vocabulary import plain_name
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.rules import Rule
 
@@ -70,8 +71,9 @@ def kind(*names: str) -> Predicate:
 
 
 def operation(*names: str) -> Predicate:
-    """Matches operations by their ATen name, ``operation("relu")``, ``operation("amax")``."""
-    return lambda layer: layer.operation in names
+    """Matches operations by name, ATen's as ``operation("relu", "amax")``, others as ``operation("mylib::relu")``."""
+    plain = frozenset(map(plain_name, names))
+    return lambda layer: layer.operation in plain
 
 
 def first(*names: str) -> Predicate:

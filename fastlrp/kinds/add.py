@@ -13,7 +13,7 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.broadcasting import sum_to_shape
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
@@ -41,6 +41,11 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if not isinstance(rule, (rules.Norm, rules.Epsilon)):
         raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
     stabilizer = Stabilizer.ensure(rule.stabilizer)
+    if b.dtype == torch.float16 and flow.factor == Factor() and all(x.shape == y.shape for x, _ in terms):
+        for x, coefficient in terms:
+            transpose = lambda f, s, c=coefficient: multiply(f, s * c)  # noqa: E731
+            b.send_shares(x, y.index, y.numel, flow, stabilizer, transpose)
+        return
     share = b.share(flow, y.index, y.numel, stabilizer)
     for x, coefficient in terms:
         _send_scaled(b, x, coefficient, Flow(flow.register, Factor(None, share)), y, Factor(x))

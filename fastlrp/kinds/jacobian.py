@@ -108,6 +108,32 @@ def transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, lef
         b.send(x, Flow(b.step(transposed, [flow.register], [factor, *slots], x.numel), left or Factor()))
 
 
+def ask(
+    rule: rules.Custom,
+    node: Node,
+    forward: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+    relevance: Tensor,
+) -> Any:
+    """What a user's rule returns. It gets copies of activations, which are the record's own, and may write into them.
+
+    Raises:
+        RuntimeError: if it writes into the relevance, which has as many times the size as there are targets.
+    """
+    if relevance.is_inference():  # Writes into such a tensor are not counted.
+        return rule.propagate(forward, tuple(x.clone() for x in inputs), output.clone(), relevance.clone())
+    before = relevance._version
+    parts = rule.propagate(forward, tuple(x.clone() for x in inputs), output.clone(), relevance)
+    if relevance._version != before:
+        raise RuntimeError(
+            f"{type(rule).__name__}.propagate wrote into the relevance that it got for {node}, which other layers may "
+            "read too: let it return a new tensor (relevance * 2 in the place of relevance.mul_(2)), or write into "
+            "relevance.clone()"
+        )
+    return parts
+
+
 def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None:
     """A user's own rule: gets R, returns R."""
     inputs = list(node.sources)
@@ -120,7 +146,7 @@ def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None
     slots = [node.output.index, *(v.index for v in inputs)]
 
     def propagated(r: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        parts = rule.propagate(forward, values, y, r)
+        parts = ask(rule, node, forward, values, y, r)
         if not isinstance(parts, tuple) or len(parts) != len(values):
             raise TypeError(
                 f"{type(rule).__name__}.propagate must return a tuple with one entry for each of the "

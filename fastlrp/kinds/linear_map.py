@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.capture.graph import Node, Value, leaves
+from fastlrp.capture.graph import Constant, Node, Value, leaves
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_beside, vjp
@@ -44,6 +44,14 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         transpose_beside(b, node, flow, scale, left)
         return
     zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
+    alone = not any(isinstance(leaf, Constant) for leaf in leaves((node.args, node.kwargs)))
+    if b.dtype == torch.float16 and alone and not isinstance(rule, rules.Gradient):
+
+        def transpose(f: Tensor, s: Tensor) -> Tensor:
+            return vjp(forward, (zero.to(f.dtype),), multiply(f, s))[0]
+
+        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose)
+        return
 
     def transposed(f: Tensor, s: Tensor | None) -> Tensor:
         return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]

@@ -31,8 +31,9 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
         return "unknown"  # A step function.
     if node.operation == "div" and isinstance(node.args[1], Value):
         node.attributes["divides"] = True
-        if not isinstance(node.args[0], Value):
-            return "unknown"
+        numerator = node.args[0]
+        if not isinstance(numerator, Value) or not numerator.is_differentiable:
+            return "unknown"  # All would go to the numerator, a constant or integers, and none to the divisor, a gate.
     return None
 
 

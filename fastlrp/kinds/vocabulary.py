@@ -8,6 +8,21 @@ ALIASES = {
 }  # fmt: skip
 """Other names of the same operations."""
 
+
+def plain_name(operation: str) -> str:
+    """An operation's name as graphs have it: ``"amax"`` for ATen's own, with the namespace for any other.
+
+    Args:
+        operation: ``"amax"``, ``"aten::amax"``, ``"aten.amax.default"``, ``"mylib::amax"``, ``"mylib::amax.default"``.
+    """
+    namespace, colons, name = operation.rpartition("::")
+    if colons:
+        name = name.split(".")[0]
+        return ALIASES.get(name, name) if namespace == "aten" else f"{namespace}::{name}"
+    name = operation.removeprefix("aten.").split(".")[0]
+    return ALIASES.get(name, name)
+
+
 _SIZES_ONLY = (
     "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided zero fill copy "
     "sym_size sym_numel sym_stride numel size is_floating_point"

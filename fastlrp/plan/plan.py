@@ -20,6 +20,7 @@ from fastlrp.composites import Composite, Layer
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
+from fastlrp.kinds.vocabulary import plain_name
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
@@ -72,7 +73,8 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     """Give an operation that fastlrp does not know a rule, for all explainers made from now on.
 
     Args:
-        operation: ATen or custom operator name without overload, ``"amax"`` or ``"aten::amax"``.
+        operation: name without overload, ``"amax"`` or ``"aten::amax"`` for one of ATen's; an operator of another
+            namespace by its full name, ``"mylib::amax"``.
         rule: usually a :class:`fastlrp.rules.Custom`; ``Pass`` for element-wise operations; ``Gradient``.
 
     Raises:
@@ -81,7 +83,7 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     """
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
-    name = operation.split("::")[-1].removeprefix("aten.").split(".")[0]
+    name = plain_name(operation)
     if not _registrable(name):
         raise ValueError(
             f"fastlrp knows {name!r} (kind {KIND_OF[name]!r}), so its rule comes from the composite: "

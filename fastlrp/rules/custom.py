@@ -26,9 +26,9 @@ class Custom(Rule):
 
         Args:
             forward: the operation as a function of its activation inputs (weights are bound in).
-            inputs: activations, each ``(B, ...)``.
-            output: ``forward(*inputs)``, ``(B, ...)``.
-            relevance: ``(B, K, *output.shape[1:])``.
+            inputs: activations, each ``(B, ...)``: copies, which may be written into.
+            output: ``forward(*inputs)``, ``(B, ...)``, a copy as well.
+            relevance: ``(B, K, *output.shape[1:])``; it must not be written into, which is an error.
 
         Returns:
             for each input its relevance ``(B, K, *input.shape[1:])``, or None for none.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value, substitute
+from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK
@@ -20,21 +21,8 @@ from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.stabilizer import Stabilizer
 from fastlrp.targets import Initial, Targets
+from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, floor, most, relative, sizes
 from fastlrp.verify.walk import Walker
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Largest relative error of one layer that passes, by dtype.
-
-Looser than what operations are tested to (1e-5 in float32): where a denominator is nearly zero, the rounding of the
-forward pass itself moves it. Measured on random networks: 2.3e-4 in a layer of VGG-11-BN, 4e-7 to 7e-6 end to end.
-"""
-
-ALONE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.1, torch.float16: 0.3, torch.bfloat16: 0.3}
-"""Largest relative difference between a sample in a batch and alone that passes, by dtype.
-
-Rounding depends on the batch size, and where sums of both signs are divided by their total it can move the result of a
-whole network by 1e-2 in float32. An operation that mixes samples moved it by 0.4 to 1.1.
-"""
 
 _WORKING_BYTES = 512 << 20
 _TARGETS_ALONE = 8
@@ -47,7 +35,8 @@ class LayerCheck:
     Attributes:
         path, operation, rule: which layer.
         error: relative difference (2-norm over targets, worst sample) at the layer's input between the fast path and
-            the reference applied to the same arriving relevance; None where there is no reference (a user's rule).
+            the reference applied to the same arriving relevance, where that cancels relative to its terms (times
+            :func:`fastlrp.verify.relative.floor`); None where there is no reference (a user's rule).
         arrived: relevance of the output. sent: relevance that the inputs got.
         bias, stabilizer, dead: what the layer kept: the bias's share, epsilon's, and that of neurons that nothing
             contributes to. None for the gradient family, where what flows is no relevance.
@@ -144,7 +133,7 @@ def verify(
 
     Args:
         targets, initial: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
-        tolerance: largest relative error of a layer; by default :data:`TOLERANCE` of the model's dtype.
+        tolerance: largest relative error of a layer; by default that of :data:`fastlrp.verify.relative.TOLERANCE`.
 
     Returns:
         a :class:`Verification`.
@@ -172,7 +161,8 @@ def _alone(record: ForwardRecord, asked: Targets) -> float | None:
     for i in sorted({0, record.batch // 2, record.batch - 1}):
         with record.of_sample(i) as single:
             alone = _tensors(single.relevance_at_once(initial[i : i + 1], "output", None, None, None))
-        errors = [_relative(a, t[i : i + 1]) for a, t in zip(alone, together, strict=True)]
+        least = floor(record.plan.dtype) * sizes(initial[i : i + 1])
+        errors = [relative(a, t[i : i + 1], least.to(t.dtype)) for a, t in zip(alone, together, strict=True)]
         error = math.nan if any(map(math.isnan, (error, *errors))) else max(error, *errors)
     return error
 
@@ -202,6 +192,8 @@ class _Check:
             for v in (node.output, *node.inputs)
             for t in (self.state[v.index],)
         }
+        # Times what arrives: what an error is relative to where relevance itself is smaller.
+        self.floor = floor(plan.dtype)
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}
@@ -220,6 +212,7 @@ class _Check:
         output = self.plan.graph.output
         whole: dict[Value, Tensor] = {output: initial.double()}
         local: dict[Value, Tensor] = {}
+        arrived, arrived_whole = {output: sizes(initial.double())}, {output: sizes(initial.double())}
         open_values: set[Value] = set()
         readers: dict[Value, list[Node]] = {}
         for row in self.rows:
@@ -234,16 +227,19 @@ class _Check:
                 mine, theirs = relevance.split(count, 1)
                 local[value] = local[value] + mine if value in local else mine
                 whole[value] = whole[value] + theirs if value in whole else theirs
+                most(arrived, value, mine, fast[node.output])
+                most(arrived_whole, value, theirs, whole[node.output])
                 readers.setdefault(value, []).append(node)
             self._enter(node, fast[node.output], share, count)
         for value, expected in local.items():
-            error = None if value in open_values else _relative(fast[value], expected)
+            error = None if value in open_values else relative(fast[value], expected, self.floor * arrived[value])
             for node in readers[value]:
                 self._worst(node, error)
         self.score += float(initial.double().sum())
         for value in self.plan.explained_inputs():
             self.relevance += float(fast[value].sum())
-            self.end_to_end = max(self.end_to_end, _relative(fast[value], whole[value]))
+            error = relative(fast[value], whole[value], self.floor * arrived_whole[value])
+            self.end_to_end = error if math.isnan(error) else max(self.end_to_end, error)
 
     def _fast(self, initial: Any) -> dict[Value, Tensor]:
         found: dict[Value, list[Tensor]] = {}
@@ -267,7 +263,7 @@ class _Check:
         inputs = list(node.sources)
         values = tuple(self.walker.values[v] for v in inputs)
         forward = self.walker.alone(node, inputs[0]) if len(inputs) == 1 else self._of_inputs(node, inputs)
-        parts = rule.propagate(forward, values, self.walker.values[node.output], both)
+        parts = ask(rule, node, forward, values, self.walker.values[node.output], both)
         zero = {v: both.new_zeros(*both.shape[:2], *v.sizes) for v in inputs}
         return Share({v: zero[v] if p is None else p for v, p in zip(inputs, parts, strict=True)}, None)
 
@@ -321,15 +317,3 @@ class _Check:
 
 def _plus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a + b
-
-
-def _relative(ours: Tensor, reference: Tensor) -> float:
-    """Largest ``||ours - reference|| / ||reference||`` of a sample, over its targets; 0 where both are 0.
-
-    Not target by target: a score near zero is itself the difference of large numbers, and no kernel can do better.
-    """
-    if ours.numel() == 0:
-        return 0.0
-    difference, size = (t.reshape(t.shape[0], -1).norm(dim=1) for t in (ours - reference, reference))
-    ratio = torch.where(difference == 0, 0.0, difference / size)
-    return float(ratio.max()) if bool(torch.isfinite(ratio).all()) else math.nan

@@ -1,4 +1,9 @@
-"""Bit for bit the same for any number of threads, and for any way to cut targets into blocks."""
+"""Bit for bit the same for any number of threads, and for any way to cut targets into blocks.
+
+That is what the sparse kernels promise. A dense layer is a library's matrix product or convolution, whose order of sums
+depends on its shape, on the machine and on the library (a vector times a matrix adds otherwise than a matrix times a
+matrix). Where one stands above sparse layers, these tests put a product with one order in its place.
+"""
 
 from __future__ import annotations
 
@@ -151,6 +156,19 @@ def test_products_by_several_callers_at_once():
 # Explainers
 
 
+@pytest.fixture
+def ordered_products(monkeypatch):
+    """Matrix products of dense layers whose sums have one order, whatever their shape."""
+
+    def ordered(left, right):
+        total = left[..., :1] * right[0]
+        for i in range(1, len(right)):
+            total = total + left[..., i, None] * right[i]
+        return total
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", ordered)
+
+
 def by_blocks(record, targets, size, **options):
     parts = [part for _, part in record.stream(targets, block=size, **options)]
     return torch.cat(parts, 1)
@@ -159,8 +177,9 @@ def by_blocks(record, targets, size, **options):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("composite", ["epsilon_plus", "zplus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
+@pytest.mark.usefixtures("ordered_products")
 def test_explanations_by_blocks(name, composite, dtype):
-    """All of these networks' layers are sparse; only the last linear one is dense, and it selects rows."""
+    """All of these networks' layers are sparse but the last linear one: classes select its rows, others a product."""
     with Explainer(make(name, dtype), COMPOSITES[composite](), paths="sparse").forward(
         samples(name, 2, dtype)
     ) as record:
@@ -211,6 +230,29 @@ def wide():
     return model.eval(), torch.randn(2, 3, 8, 8)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NETS)
+def test_classes_by_blocks(name, dtype):
+    """Targets that are classes need no product at all: nothing depends on a library."""
+    with Explainer(make(name, dtype), "epsilon_plus", paths="sparse").forward(samples(name, 2, dtype)) as record:
+        targets = [i * 5 % 12 for i in range(K)]
+        whole = record.relevance(targets)
+        for size in BLOCKS:
+            assert torch.equal(by_blocks(record, targets, size), whole), size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["vgg", "linear"])
+def test_a_dense_last_layer_depends_on_blocks(name, dtype):
+    """Weighted outputs go through a library's product. Measured: 1.8e-7 at most in float32, 3e-16 in float64."""
+    with Explainer(make(name, dtype), "epsilon_plus", paths="sparse").forward(samples(name, 2, dtype)) as record:
+        targets = torch.randn(2, K, *record.scores.shape[1:], dtype=dtype)
+        whole = record.relevance(targets)
+        for size in BLOCKS:
+            assert_same(by_blocks(record, targets, size), whole, {torch.float32: 5e-7, torch.float64: 1e-15}[dtype])
+
+
+@pytest.mark.usefixtures("ordered_products")
 @pytest.mark.parametrize("composite", ["epsilon_plus", "zplus", "alpha_beta"])
 def test_wide_layers_by_blocks(wide, composite):
     model, x = wide

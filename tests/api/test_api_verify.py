@@ -1,0 +1,77 @@
+"""``verify`` where a layer's relevance is exactly zero in the reference, and zero but for rounding here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastlrp import Explainer
+from fastlrp.verify import compare
+from fastlrp.verify.relative import relative
+from tests.models.cases import Written
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def explainer_of(dtype: torch.dtype) -> tuple[Explainer, torch.Tensor]:
+    """Of ``|h| + g - |h|``: what one branch brings to h the other takes away."""
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(6, 30), "g": nn.Linear(6, 30), "b": nn.Linear(30, 4)}
+
+    def body(m, x):
+        h = m.a(x)
+        return m.b(h.abs() + m.g(x) + (-h.abs()))
+
+    return Explainer(Written(body, **layers).to(dtype).eval(), "lrp0"), torch.randn(3, 6).to(dtype)
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
+    """To what the fast path has at h comes ``amount`` times what the branches bring, of either sign."""
+    fast = compare._Check._fast
+
+    def disturbed(self, initial):
+        found = fast(self, initial)
+        h, above = (next(v for v in found if v.name == name) for name in ("linear", "abs_1"))
+        found[h] += amount * found[above] * torch.randn_like(found[above]).sign()
+        return found
+
+    monkeypatch.setattr(compare._Check, "_fast", disturbed)
+
+
+def error_at_h(report: compare.Report) -> float:
+    return max(row.error for row in report.rows if row.operation == "abs")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_but_for_rounding(dtype, monkeypatch):
+    explainer, x = explainer_of(dtype)
+    report = explainer.verify(x, "all")
+    assert report.ok, report
+    assert math.isfinite(report.end_to_end)
+    disturb(monkeypatch, 0.5 * torch.finfo(dtype).eps)
+    report = explainer.verify(x, "all")
+    assert 0 < error_at_h(report) <= report.tolerance, report
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_not_zero(dtype, monkeypatch):
+    explainer, x = explainer_of(dtype)
+    disturb(monkeypatch, 30 * torch.finfo(dtype).eps)
+    report = explainer.verify(x, "all")
+    assert report.tolerance < error_at_h(report) < math.inf, report
+    assert not report.ok
+
+
+def test_relevance_from_nowhere_and_numbers_that_are_none():
+    zero, one = torch.zeros(2, 1, 3), torch.ones(2, 1, 3)
+    assert relative(zero, zero) == 0
+    assert relative(one, zero) == math.inf
+    assert relative(one, zero, torch.tensor([10.0, 0.0])) == math.inf
+    assert relative(one, zero, torch.full((2,), 3**0.5)) == pytest.approx(1)
+    assert relative(one, 2 * one, torch.full((2,), 1e-3)) == pytest.approx(0.5)
+    for wrong in (math.nan, math.inf):
+        assert math.isnan(relative(one * wrong, one))
+        assert math.isnan(relative(one, one * wrong))

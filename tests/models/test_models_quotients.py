@@ -1,0 +1,76 @@
+"""Products and quotients with integers, masks and constants: a divisor is a gate, a constant factor takes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlrp
+from fastlrp import UnsupportedOperationError, composites, rules
+from tests.models.cases import Written
+
+# With h = a(x): nothing but the divisor carries relevance, so that none can be sent anywhere.
+DIVISORS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "integer": lambda m, x, h: (x > 0).sum(1, keepdim=True) / h,
+    "integer_of_the_same_shape": lambda m, x, h: (3 * h.detach()).to(torch.int32) / h,
+    "bool": lambda m, x, h: (h > 0) / h,
+    "number": lambda m, x, h: 2 / h,
+    "parameter": lambda m, x, h: m.p / h,
+    "sizes_only": lambda m, x, h: torch.ones_like(h) / h,
+    "method": lambda m, x, h: (x > 0).sum(1, keepdim=True).div(h),
+    "true_divide": lambda m, x, h: torch.true_divide((h > 0).int(), h),
+}
+# The one float operand gets all.
+SIGNALS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "integer_times": lambda m, x, h: (x > 0).sum(1, keepdim=True) * h,
+    "times_integer": lambda m, x, h: h * (h > 0).int(),
+    "bool_times": lambda m, x, h: (h > 0) * h,
+    "by_integer": lambda m, x, h: h / (1 + (x > 0).sum(1, keepdim=True)),
+    "by_number": lambda m, x, h: h / 2,
+    "by_parameter": lambda m, x, h: h / m.p,
+    "by_sizes_only": lambda m, x, h: h / torch.full_like(h, 2.0),
+    "by_float": lambda m, x, h: h / (1 + h.square()),
+    "by_bool": lambda m, x, h: h / (x.sum(1, keepdim=True) < 1e9),
+}
+
+
+def model_of(body: Callable[[Any, Tensor, Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(5, 4), "b": nn.Linear(4, 3), "p": nn.Parameter(torch.rand(4) + 1)}
+    model = Written(lambda m, x: m.b(body(m, x, m.a(x))), **layers).double().eval()
+    return model, torch.randn(3, 5).double()
+
+
+@pytest.mark.parametrize("name", DIVISORS)
+@pytest.mark.parametrize("composite", ["lrp0", "epsilon_plus", "zplus"])
+def test_nothing_to_the_divisor(name: str, composite: str) -> None:
+    model, x = model_of(DIVISORS[name])
+    with pytest.raises(UnsupportedOperationError, match=r"no rule for operation '(div|reciprocal)'"):
+        fastlrp.explain(model, x, [0, 1], composite)
+
+
+@pytest.mark.parametrize("name", DIVISORS)
+def test_a_rule_for_the_divisor(name: str) -> None:
+    """Whoever wants it to pass, or wants the derivative, says so."""
+    model, x = model_of(DIVISORS[name])
+    composite = composites.lrp0().with_entries((composites.operation("div", "reciprocal"), rules.Pass()))
+    found = fastlrp.explain(model, x, [2], composite, layers=["a"])["a"]
+    y = DIVISORS[name](model, x, model.a(x))
+    torch.testing.assert_close(found[:, 0], (y * model.b.weight[2]).detach())
+    point = x.clone().requires_grad_()
+    expected = torch.autograd.grad(model(point)[:, 2].sum(), point)[0]
+    torch.testing.assert_close(fastlrp.explain(model, x, [2], "gradient", initial="one")[:, 0], expected)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_all_to_the_signal(name: str) -> None:
+    model, x = model_of(SIGNALS[name])
+    explainer = fastlrp.Explainer(model, "lrp0")
+    found = explainer(x, [2], layers=["a"])["a"]
+    y = SIGNALS[name](model, x, model.a(x))
+    torch.testing.assert_close(found[:, 0], (y * model.b.weight[2]).detach())
+    assert explainer.verify(x, [0, 2]).ok
