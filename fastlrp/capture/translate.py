@@ -183,7 +183,7 @@ class Translator:
         if name == "wrap_with_autocast" and fx.args[2]:
             raise CaptureError(
                 f"'{self._module_of(fx)[0] or 'model'}' turns autocast on inside its forward pass, which cannot be "
-                "traced: convert the model to one dtype, or use torch.autocast around the explainer"
+                "traced: convert the model to one dtype, model.to(torch.bfloat16), and take autocast out of it"
             )
         graph = getattr(owner, str(inner.target))
         given = fx.args[fx.args.index(inner) + 1 :]

@@ -12,6 +12,8 @@ coefficients are computed once per sample. :meth:`fastlrp.Explainer.verify` comp
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +39,15 @@ class Rule:
 
     def __str__(self) -> str:
         return repr(self)
+
+
+def stabilizers(rules: Iterable[Rule | None]) -> Iterator[Stabilizer]:
+    """Every stabilizer that one of the rules has."""
+    for rule in rules:
+        for field in fields(rule) if is_dataclass(rule) else ():
+            value = getattr(rule, field.name)
+            if isinstance(value, Stabilizer):
+                yield value
 
 
 class WeightRule(Rule):

@@ -15,6 +15,7 @@ from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK
 from fastlrp.plan.table import align
+from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Initial, Targets
@@ -79,7 +80,8 @@ class Report:
         tolerance: largest error of a layer for which ``ok`` holds.
         score: total initial relevance. relevance: total relevance of the inputs.
         alone: largest relative difference between a sample's relevance in the batch and without the other samples
-            (first, middle and last sample); None for one sample, or a model that takes one batch size only.
+            (first, middle and last sample); None for one sample, a model that takes one batch size only, or rules that
+            read the whole batch by their definition (``Stabilizer(relative="tensor")``).
         alone_tolerance: largest such difference for which ``ok`` holds.
     """
 
@@ -158,7 +160,8 @@ def verify(record: ForwardRecord, targets: Any, initial: Initial = "output", tol
 
 def _alone(record: ForwardRecord, asked: Targets) -> float | None:
     """Samples without the rest of the batch against their rows in it, for the first few targets."""
-    if record.batch < 2 or record.fixed_batch is not None:
+    reads_the_batch = any(stabilizer.relative == "tensor" for stabilizer in stabilizers(record.plan.rules.values()))
+    if record.batch < 2 or record.fixed_batch is not None or reads_the_batch:
         return None
     initial = asked.block(0, min(_TARGETS_ALONE, asked.count))
     assert isinstance(initial, Tensor)
