@@ -44,10 +44,8 @@ class Rule:
 def stabilizers(rules: Iterable[Rule | None]) -> Iterator[Stabilizer]:
     """Every stabilizer that one of the rules has."""
     for rule in rules:
-        for field in fields(rule) if is_dataclass(rule) else ():
-            value = getattr(rule, field.name)
-            if isinstance(value, Stabilizer):
-                yield value
+        values: list[object] = [getattr(rule, field.name) for field in fields(rule)] if is_dataclass(rule) else []
+        yield from (value for value in values if isinstance(value, Stabilizer))
 
 
 class WeightRule(Rule):

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastlrp import rules
