@@ -7,7 +7,6 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 import warnings
@@ -99,17 +98,6 @@ def capture(
     graph.output = graph.outputs[_choose(wrapper._note.structure, output)]
     refuse_mixed_samples(graph, tensors, batch if fixed else None)
     return Captured(graph, wrapper._note.structure, batch if fixed else None)
-
-
-def refuse_lazy(model: nn.Module) -> None:
-    """Raise CaptureError for a model with layers whose parameters have no shape yet (``nn.LazyLinear``)."""
-    state = itertools.chain(model.named_parameters(), model.named_buffers())
-    names = [name for name, tensor in state if torch.nn.parameter.is_lazy(tensor)]
-    if names:
-        raise CaptureError(
-            f"the model has parameters that get their shape from the first input ({', '.join(names[:3])}"
-            f"{', …' if len(names) > 3 else ''}): call model(x) once before it is explained"
-        )
 
 
 def _two_samples(tree: Any, batch: int) -> Any:

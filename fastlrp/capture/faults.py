@@ -84,7 +84,7 @@ def autocast(path: str) -> str:
     """Why a module that turns autocast on itself cannot be explained."""
     return (
         f"'{path or 'model'}' turns autocast on inside its forward pass, which cannot be "
-        "traced: convert the model to one dtype, or use torch.autocast around the explainer"
+        "traced: convert the model to one dtype, model.to(torch.bfloat16), and take autocast out of it"
     )
 
 

@@ -88,7 +88,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
             found[operand] = found[operand] + part if operand in found else part
         else:
             # A constant summand keeps its share as a bias does.
-            ledger.bias = ledger.bias + part.reshape(*part.shape[:2], -1).sum(2)
+            ledger.bias = ledger.bias + part.unsqueeze(-1).flatten(2).sum(2)
     return Share(found, ledger)
 
 

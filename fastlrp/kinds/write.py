@@ -157,7 +157,7 @@ def send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
         if f.device not in moved:  # Moved to a device once: a copy from the host would wait for it.
             moved[f.device] = (places.to(f.device), index.to(f.device))
         taken, to = moved[f.device]
-        values = f.reshape(*f.shape[:2], -1).index_select(2, taken)
+        values = f.reshape(*f.shape[:2], y.numel).index_select(2, taken)
         return f.new_zeros(*f.shape[:2], x.numel).index_add_(2, to, values).reshape(*f.shape[:2], *sizes)
 
     b.send(x, Flow(b.step(relevance_of_source, [flow.register], [scale], x.numel), Factor(x) if chained else Factor()))

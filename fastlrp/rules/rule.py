@@ -12,6 +12,8 @@ coefficients are computed once per sample. :meth:`fastlrp.Explainer.verify` comp
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -41,6 +43,13 @@ class Rule:
 
     def __str__(self) -> str:
         return repr(self)
+
+
+def stabilizers(rules: Iterable[Rule | None]) -> Iterator[Stabilizer]:
+    """Every stabilizer that one of the rules has."""
+    for rule in rules:
+        values: list[object] = [getattr(rule, field.name) for field in fields(rule)] if is_dataclass(rule) else []
+        yield from (value for value in values if isinstance(value, Stabilizer))
 
 
 class WeightRule(Rule):

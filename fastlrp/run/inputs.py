@@ -71,13 +71,15 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
 
     Raises:
         ValueError: for NaN or infinity, no or different batch axes, another device. TypeError: for another dtype than
-        the model's, or no float input.
+        the model's, a sparse tensor, or no float input.
     """
     inputs = Inputs.of(x)
     inputs.tensors = [t.detach() for t in inputs.tensors]
     batch, explainable = None, False
     for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
         label = "x" if inputs.form == "tensor" else f"input {name!r}"
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{label} is {tensor.layout}: relevance is defined for dense tensors, use x.to_dense()")
         if tensor.dim() == 0:
             raise ValueError(f"{label} must have a batch axis, got a scalar")
         batch = tensor.shape[0] if batch is None else batch
@@ -87,6 +89,8 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
             home = find_home()
         if home is not None and tensor.device != home.device:
             raise ValueError(f"{label} is on {tensor.device}, the model is on {home.device}: use x.to(…)")
+        if tensor.is_meta:
+            raise ValueError(f"{label} is on meta, a device without numbers: give model and input a real one")
         if tensor.is_floating_point():
             explainable = True
             if home is not None and tensor.dtype != home.dtype:
@@ -96,6 +100,20 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
         kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
         raise TypeError(f"x is {kinds}: relevance is defined for float inputs, convert with x.float()")
     return inputs
+
+
+def refuse_autocast(device: torch.device) -> None:
+    """Raise within ``torch.autocast``, which would run single products of a plan in another dtype than its own.
+
+    Raises:
+        RuntimeError: saying what to do instead.
+    """
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        raise RuntimeError(
+            f"torch.autocast is on for {device.type}: it computes parts of a model in another dtype, and relevance is "
+            f"computed in one. Explain outside of it, or within torch.autocast('{device.type}', enabled=False); for 16 "
+            "bits convert model and input, model.to(torch.bfloat16)"
+        )
 
 
 def _check_finite(x: Tensor, label: str) -> None:

@@ -7,16 +7,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastlrp.capture.canonizers import canonize
-from fastlrp.capture.export import EXPORTING, Captured, capture, refuse_lazy
+from fastlrp.capture.export import EXPORTING, Captured, capture
 from fastlrp.capture.graph import Graph
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
+from fastlrp.errors import CaptureError
 from fastlrp.plan.plan import Plan
-from fastlrp.run.inputs import Inputs, checked
+from fastlrp.run.inputs import Inputs, checked, refuse_autocast
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.choose import Chooser
 
@@ -71,7 +72,12 @@ class Plans:
             return next((p for p in self.model.parameters() if p.is_floating_point()), None)
 
     def of(self, inputs: Inputs) -> Prepared:
-        """The plan for inputs of this form, up to date with the model; captured now if it is the first of its form."""
+        """The plan for inputs of this form, up to date with the model; captured now if it is the first of its form.
+
+        Raises:
+            RuntimeError: within ``torch.autocast``.
+        """
+        refuse_autocast(inputs.tensors[0].device)
         with self._lock:
             if self._watch is not None and self._watch.restructured():
                 with EXPORTING:  # Another thread's export of this model looks like a change, until it ends.
@@ -79,7 +85,7 @@ class Plans:
                 if restructured:
                     self._kept.clear()
                     self._watch = None
-            key = (*inputs.key(), torch.is_autocast_enabled())
+            key = inputs.key()
             found = self._kept.get(key) or self._kept.get((*key, inputs.tensors[0].shape[0]))
             if found is None:
                 return self._capture(inputs, key)
@@ -89,8 +95,8 @@ class Plans:
             return found
 
     def _capture(self, inputs: Inputs, key: tuple[Any, ...]) -> Prepared:
-        refuse_lazy(self.model)
         with EXPORTING:
+            self._refuse_lazy()
             watch = self._watch or Watch(self.model)
             captured = self._trace(self.model, inputs, self._output, watch)
             self._canonize(captured.graph)
@@ -104,6 +110,14 @@ class Plans:
             self._kept.popitem(last=False)
         self._watch = watch
         return found
+
+    def _refuse_lazy(self) -> None:
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if is_lazy(tensor):
+                raise CaptureError(
+                    f"'{name}' of the model has no shape yet, as lazy modules begin (nn.LazyLinear, …): call the model "
+                    "once, model(x), which gives it one"
+                )
 
     def refresh(self) -> None:
         """Forget what was captured."""

@@ -24,7 +24,7 @@ from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
-from fastlrp.run.inputs import Inputs, Relevance
+from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
 from fastlrp.run.prepared import Prepared
@@ -146,6 +146,7 @@ class ForwardRecord:
 
     def _refuse_stale(self) -> None:
         """Caches belong to the weights and inputs of the forward pass, which share memory with the caller's."""
+        refuse_autocast(self.plan.device)
         if self._prepared.watch.values() != self._values_read:
             raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
         if self._lent is not None:

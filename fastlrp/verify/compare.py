@@ -16,10 +16,9 @@ from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK
 from fastlrp.plan.table import align
-from fastlrp.rules import Rule
+from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
-from fastlrp.stabilizer import Stabilizer
 from fastlrp.targets import Initial, Targets
 from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, floor, most, relative, sizes
 from fastlrp.verify.walk import Walker
@@ -70,8 +69,8 @@ class Verification:
         tolerance: largest error of a layer for which ``ok`` holds.
         score: total initial relevance. relevance: total relevance of the inputs.
         alone: largest relative difference between a sample's relevance in the batch and without the other samples
-            (first, middle and last sample); None for one sample, a model that takes one batch size only, or a
-            stabilizer that is relative to the whole tensor.
+            (first, middle and last sample); None for one sample, a model that takes one batch size only, or rules that
+            read the whole batch by their definition (``Stabilizer(relative="tensor")``).
         alone_tolerance: largest such difference for which ``ok`` holds.
     """
 
@@ -152,7 +151,8 @@ def verify(
 
 def _alone(record: ForwardRecord, asked: Targets) -> float | None:
     """Samples without the rest of the batch against their rows in it, for the first few targets."""
-    if record.batch < 2 or record.fixed_batch is not None or any(map(_reads_the_batch, record.plan.rules.values())):
+    reads_the_batch = any(stabilizer.relative == "tensor" for stabilizer in stabilizers(record.plan.rules.values()))
+    if record.batch < 2 or record.fixed_batch is not None or reads_the_batch:
         return None
     initial = asked.block(0, min(_TARGETS_ALONE, asked.count))
     assert isinstance(initial, Tensor)
@@ -165,12 +165,6 @@ def _alone(record: ForwardRecord, asked: Targets) -> float | None:
         errors = [relative(a, t[i : i + 1], least.to(t.dtype)) for a, t in zip(alone, together, strict=True)]
         error = math.nan if any(map(math.isnan, (error, *errors))) else max(error, *errors)
     return error
-
-
-def _reads_the_batch(rule: Rule | None) -> bool:
-    """Whether relevance of a sample depends on the others by definition: a stabilizer relative to the whole tensor."""
-    stabilizer = getattr(rule, "stabilizer", None)
-    return isinstance(stabilizer, Stabilizer) and stabilizer.relative == "tensor"
 
 
 def _tensors(relevance: Any) -> list[Tensor]:

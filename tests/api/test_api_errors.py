@@ -39,6 +39,7 @@ def nan_at(index, value=torch.nan):
             "x is torch.float32, the model's parameters are torch.float64: convert",
         ),
         (samples("convnet").to("meta"), ValueError, r"x is on meta, the model is on cpu: use x.to\("),
+        (samples("convnet").to_sparse(), TypeError, r"x is torch.sparse_coo: .* use x.to_dense\("),
         (torch.tensor(1.0).double(), ValueError, "x must have a batch axis, got a scalar"),
         (samples("convnet").numpy(), TypeError, "x must be a tensor, a tuple of tensors or a dict .* got ndarray"),
         (None, TypeError, "x must be a tensor, a tuple of tensors or a dict .* got NoneType"),
@@ -118,7 +119,7 @@ def test_no_module(model):
 
 
 def test_a_model_that_cannot_be_captured():
-    with pytest.raises(CaptureError, match=r"branches on the values of a tensor .* torch.where") as error:
+    with pytest.raises(CaptureError, match=r"branches on the values of a tensor .* torch.where, or explain") as error:
         fastlrp.explain(Wandering(), samples("mlp"), 0)
     assert "torch.export.export(model, (x,))" in str(error.value)
 
@@ -217,10 +218,30 @@ def test_errors_cost_no_record():
             assert torch.equal(record.relevance("all"), expected)
 
 
-def test_layers_without_a_shape_are_named():
-    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)).eval()
-    x = torch.rand(2, 4)
-    with pytest.raises(CaptureError, match=r"shape from the first input \(1\.weight, 1\.bias\): call model\(x\) once"):
-        Explainer(model)(x, [0])
-    model(x)
-    assert Explainer(model)(x, [0]).shape == (2, 1, 4)
+def test_autocast_is_refused_wherever_it_is_turned_on():
+    """It would compute single products in bfloat16, of a plan that was made for float32."""
+    model, x = make("convnet", torch.float32), samples("convnet", dtype=torch.float32)
+    explainer, message = Explainer(model), r"torch.autocast is on for cpu: .* model.to\(torch.bfloat16\)"
+    expected = explainer(x, 0)
+    with explainer.forward(x) as record:
+        with torch.autocast("cpu", torch.bfloat16):
+            for call in (
+                lambda: explainer(x, 0), lambda: explainer.forward(x), lambda: Explainer(model, example_inputs=x),
+                lambda: record.relevance(0), lambda: record.under("epsilon"), lambda: next(record.stream(0)),
+            ):  # fmt: skip
+                with pytest.raises(RuntimeError, match=message):
+                    call()
+            with torch.autocast("cpu", enabled=False):
+                assert torch.equal(explainer(x, 0), expected)
+        assert torch.equal(record.relevance(0), expected)
+
+
+def test_a_model_without_numbers():
+    x = samples("mlp")
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()).double().eval()
+    with pytest.raises(CaptureError, match=r"'0.weight' of the model has no shape yet.* call the model once"):
+        Explainer(lazy)(x, 0)
+    lazy(x)
+    assert Explainer(lazy)(x, 0).shape == (len(x), 1, *x.shape[1:])
+    with pytest.raises(ValueError, match="x is on meta, a device without numbers"):
+        Explainer(make("mlp").to("meta"))(x.to("meta"), 0)

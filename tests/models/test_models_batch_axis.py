@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp import CaptureError, UnsupportedOperationError, composites, register_rule, rules
+from fastlrp import CaptureError, Stabilizer, UnsupportedOperationError, composites, register_rule, rules
 from fastlrp.capture import export as capture
 from fastlrp.capture import probe
 from fastlrp.plan import plan
@@ -250,6 +250,15 @@ def test_verify_notices_samples_that_depend_on_others(name: str) -> None:
     assert report.alone > 0.01
     assert ", a sample alone " in str(report)
     assert explainer.verify(_sample(1), [0, 1]).alone is None
+
+
+@pytest.mark.parametrize("norm", ["tensor", "sample"])
+def test_verify_of_rules_that_read_the_whole_batch_by_definition(norm: Any) -> None:
+    """Alone a sample has another root mean square: that is the rule, not a mistake of its computation."""
+    model = _between(lambda h: h.relu())
+    report = fastlrp.Explainer(model, composites.epsilon(Stabilizer(0.25, relative=norm))).verify(_sample(), [0, 1])
+    assert report.ok, str(report)
+    assert (report.alone is None) == (norm == "tensor")
 
 
 def test_verify_of_a_rule_of_ones_own_with_several_inputs_and_other_arguments() -> None:

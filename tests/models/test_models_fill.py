@@ -89,3 +89,19 @@ def test_what_computes_is_no_move() -> None:
     model = Written(lambda m, x: m.last(x.view(torch.int64).view(torch.float64).flip(1) * 1.0), last=nn.Linear(4, 2))
     with pytest.raises(UnsupportedOperationError):
         fastlrp.explain(model.double().eval(), torch.rand(3, 4, dtype=torch.float64), [0])
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
+def test_no_samples_at_all_through_a_write(composite: str) -> None:
+    """Sizes that are inferred have no answer for a tensor of no entries."""
+
+    def written(m: nn.Module, x: Tensor) -> Tensor:
+        h = x.clone()
+        h[:, 0] = x[:, 1] * 2
+        return m.last((h + torch.ones(4, dtype=x.dtype)).flatten(1))
+
+    explainer = fastlrp.Explainer(Written(written, last=nn.Linear(12, 3)).double().eval(), composite)
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    assert explainer(x, "all").shape == (2, 3, 3, 4)
+    assert explainer(x[:0], "all").shape == (0, 3, 3, 4)
+    assert explainer.verify(x[:0], "all").ok

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastlrp import rules
@@ -90,7 +89,7 @@ class _Prepared(Prepared):
 
 def _trace(model: nn.Module, inputs: Inputs, output: str | int | None, watch: Watch) -> Captured:
     """The graph with its modules apart, captured once for all explainers of the model."""
-    key = (*inputs.key(), torch.is_autocast_enabled(), output)
+    key = (*inputs.key(), output)
     batch = inputs.tensors[0].shape[0]
     with _LOCK:
         graphs = _GRAPHS.setdefault(model, OrderedDict())
