@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlrp import dispatch
+from fastlrp.backends.extension import extension
 from tests import hostile
 from tests.cuda.emulated import emulated
 from tests.cuda.test_cuda_sparse_pattern_errors import INDEX, PATTERN, RIGHT, ROWS
@@ -27,7 +27,7 @@ OTHERS = {
 CONV = {
     "arriving": (ROWS[0], torch.arange(40), *PATTERN), "batch": 2, "targets": 7,
     "coefficients": [torch.ones(2, 3, 4, 5)], "weights": [torch.ones(1, 9, 3, 4)], "channels_per_group": [3, 4],
-    "leaving": dispatch.extension().sparse_pattern([(torch.ones(2, 4, 4, 5), None)]), "input_size": [4, 5],
+    "leaving": extension().sparse_pattern([(torch.ones(2, 4, 4, 5), None)]), "input_size": [4, 5],
     "output_size": [4, 5], "kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1],
     "transposed": False, "channels": None, "factors": [], "initial": [], "other": None,
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlrp import dispatch
+from fastlrp.backends.extension import extension
 from tests import hostile
 
 RELEVANCE, MAP, INPUT = torch.ones(2, 3, 4, 3, 5), torch.ones(2, 4, 3, 5), torch.ones(2, 4, 6, 10)
@@ -35,26 +35,26 @@ def test_wrong_arguments_are_refused_or_do_no_harm(op, layout):
     for key in ("relevance", "z"):
         if key in right and layout == torch.channels_last:
             right[key] = right[key].movedim(-3, -1).contiguous().movedim(-1, -3)
-    assert hostile.survived(getattr(dispatch.extension(), op), op, right) > 10
+    assert hostile.survived(getattr(extension(), op), op, right) > 10
 
 
 @pytest.mark.parametrize("index", [-1, 60, 2**62])
 def test_an_index_outside(index):
     wrong = {**RIGHT["pool_max_relevance"], "index": torch.full((2, 4, 3, 5), index)}
     with pytest.raises(IndexError, match="index"):
-        dispatch.extension().pool_max_relevance(**wrong)
+        extension().pool_max_relevance(**wrong)
 
 
 def test_nothing_to_do_needs_no_tables():
     """A map of no samples has no memory, however large the numbers are that describe it."""
     for relevance in (torch.empty(0, 3, 4, 2**31 - 1), torch.empty(2, 0, 4, 2**31 - 1)):
-        found = dispatch.extension().pool_avg_relevance(relevance, None, [2**31 - 1], [2], [1], [0], False, True, None)
+        found = extension().pool_avg_relevance(relevance, None, [2**31 - 1], [2], [1], [0], False, True, None)
         assert found.shape == (*relevance.shape[:3], 2**31 - 1)
 
 
 def test_the_instruction_set():
     for name in ("", "mmx", "x" * 10**6):
         with pytest.raises(ValueError, match=r"isa: expected .auto. or one that this machine has"):
-            dispatch.extension().set_isa(name)
+            extension().set_isa(name)
     with pytest.raises(TypeError, match="incompatible function arguments"):
-        dispatch.extension().set_isa(3)
+        extension().set_isa(3)
