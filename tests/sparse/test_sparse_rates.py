@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from fastlrp.run.sparse import measure as measuring
 from fastlrp.run.sparse import rates as files
 from fastlrp.run.sparse.rates import Rates, RatesError, own_path, rates_of, read, write
+from fastlrp.tune import sparse as measuring
 from fastlrp.tune.sparse import Sample, Shape, main, measure
 
 CPU = torch.device("cpu")
