@@ -337,6 +337,7 @@ def test_folded_constants_follow_the_weights() -> None:
     torch.testing.assert_close(explainer(x, [0], initial="one")[0, 0], expected.detach())
 
 
+@pytest.mark.slow
 def test_deep_and_shared_constants() -> None:
     """Each operation on constants is done once: 2000 of them, each reading the one before twice."""
 

@@ -23,6 +23,8 @@ from tests.models import oracle
 from tests.models.checks import check_model, equal_outputs, unmodified
 from tests.torchvision_models import random_model
 
+pytestmark = pytest.mark.slow
+
 # Side of the image.
 FAMILIES = {
     "vgg11": 32,

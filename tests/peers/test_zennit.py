@@ -21,6 +21,8 @@ from fastlrp.run.record import ForwardRecord
 from tests.peers.zennit_oracle import merged_batch_norm, relative_error, relevance
 from tests.torchvision_models import random_model
 
+pytestmark = pytest.mark.slow
+
 theirs = pytest.importorskip("zennit.composites", reason="zennit is not installed", exc_type=ImportError)
 canonizers = pytest.importorskip("zennit.torchvision", exc_type=ImportError)
 

@@ -23,6 +23,8 @@ theirs = pytest.importorskip("zennit.composites", reason="zennit is not installe
 from zennit import canonizers, layer  # noqa: E402
 from zennit.torchvision import ResNetCanonizer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def _forwards(replaced: dict[type, Callable[..., Tensor]], **modules: Callable[[], nn.Module]) -> Any:
     """A canonizer that gives modules of these types another forward, and modules of their own for it."""

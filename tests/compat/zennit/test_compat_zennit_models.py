@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from tests.compat.zennit.both import attribute, check, difference, ours, rules_of, theirs
 from tests.torchvision_models import random_model
 
+pytestmark = pytest.mark.slow
+
 composites = pytest.importorskip("zennit.composites")
 canonizers = pytest.importorskip("zennit.torchvision", exc_type=ImportError)
 
