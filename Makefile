@@ -8,7 +8,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: install test sanitize demo lint type format bench bench-full bench-ops clean
+.PHONY: install test test-quick coverage sanitize demo lint type format bench bench-full bench-ops clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -16,8 +16,20 @@ install: $(VENV)/installed
 $(VENV)/installed: scripts/setup.sh $(SOURCES)
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" VENV="$(VENV)" bash scripts/setup.sh
 
+# Each process takes one half of the tests in their order, then some of the other's: what they share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
+
 test: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) $(ARGS)
+	$(PYTEST) --durations=15 $(ARGS)
+
+# The daily loop: three cases of every test, none that is marked slow or kernels.
+test-quick: install
+	$(PYTEST) --quick $(ARGS)
+
+# Lines and branches that the tests run, of the package and of the kernels that Triton's interpreter takes apart.
+coverage: install
+	$(PY) -m pip --disable-pip-version-check install -q "pytest-cov>=5"
+	$(PYTEST) --cov=fastlrp --cov-branch --cov-report=term:skip-covered $(ARGS)
 
 # The CPU kernels without PyTorch and the tests in tests/native, under the sanitizers for addresses and undefined behaviour.
 # Needs a compiler only (g++ or clang++: CXX), and is done with what changed.

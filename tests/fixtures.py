@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+import fastlrp.run.plans
+from fastlrp.capture.export import Captured
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,3 +34,22 @@ def poisoned() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One capture for each model and shape, whatever the composite and the paths."""
+    capture = fastlrp.run.plans.capture
+
+    def remembered(model: Any, args: Any, kwargs: Any, output: Any, *rest: Any) -> Captured:
+        shapes = [(key, t.shape[1:]) for key, t in [*enumerate(args), *kwargs.items()]]
+        key = (id(model), repr(shapes), output)
+        if key not in _CAPTURED:
+            # The model is kept too, so that its id is not given away.
+            _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
+        return _CAPTURED[key][1]
+
+    monkeypatch.setattr(fastlrp.run.plans, "capture", remembered)
+
+
+_CAPTURED: dict[Any, tuple[torch.nn.Module, Captured]] = {}

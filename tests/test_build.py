@@ -15,6 +15,8 @@ import torch
 import fastlrp.kernels
 from fastlrp.backends.extension import extension
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

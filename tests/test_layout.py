@@ -143,6 +143,7 @@ def test_imports_point_down():
     assert not gone, f"ORDER names files that are gone: {', '.join(gone)}"
 
 
+@pytest.mark.slow
 def test_the_package_needs_torch_and_numpy_alone():
     extras = sorted({*OPTIONAL, *PEERS})
     code = (
@@ -204,6 +205,7 @@ def test_only_the_bindings_know_pybind11_and_only_the_edge_knows_pytorch():
             assert not any(f"#include <{name}" in text for name in names), path
 
 
+@pytest.mark.slow
 def test_dispatch_and_library_load_no_backend():
     code = (
         "import sys, fastlrp.functional\n"

@@ -10,10 +10,10 @@ the configuration chooses:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -155,7 +155,7 @@ def _products(
 
 
 def _rows(dtype: torch.dtype) -> Iterator[Compilation]:
-    for n, (u, v) in product((64, 256, 4096), _TERMS):
+    for n, (u, v) in itertools.product((64, 256, 4096), _TERMS):
         p = _example(dtype, n, n, u, v, True, "ieee")
         label = f"{n}-{'u' * u}{'v' * v}"
         value, index = p.flow[:, :, 0, 0], torch.empty(p.flow.shape[:2], dtype=torch.int64, device="meta")

@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 import fastlrp.run.plans
 import fastlrp.run.prepared
-from fastlrp.capture.export import Captured
-from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
+from tests.fixtures import captured_once, one_thread, poisoned, seeded  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -47,21 +45,3 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     monkeypatch.setattr(fastlrp.run.plans, "capture", counting_capture)
     monkeypatch.setattr(fastlrp.run.prepared, "Plan", counting_plan)
     return found
-
-
-@pytest.fixture
-def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One capture for each model and shape, whatever the composite: for tests of rules, not of captures."""
-    capture = fastlrp.run.plans.capture
-
-    def remembered(model, args, kwargs, output, *rest):
-        key = (id(model), args[0].shape[1:])
-        if key not in _CAPTURED:
-            # The model is kept too, so that its id is not given away.
-            _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
-        return _CAPTURED[key][1]
-
-    monkeypatch.setattr(fastlrp.run.plans, "capture", remembered)
-
-
-_CAPTURED: dict[tuple[int, torch.Size], tuple[torch.nn.Module, Captured]] = {}

@@ -16,6 +16,7 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_packages_load_on_first_use():
     code = f"""
 import sys, fastlrp

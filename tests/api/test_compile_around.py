@@ -8,6 +8,8 @@ from torch import nn
 
 import fastlrp
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def fresh():

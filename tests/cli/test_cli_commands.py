@@ -59,6 +59,7 @@ def test_bench_without_a_size(run):
     assert "what size of input? Give --sample-shape C,H,W, or an input" in done.err
 
 
+@pytest.mark.slow
 def test_info(run):
     from fastlrp.info import text
 
@@ -158,6 +159,7 @@ def test_no_bar_without_a_terminal(run, photos, tmp_path):
     assert quiet == type(quiet)(0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_a_bar_on_a_terminal(photos, tmp_path):
     import fcntl

@@ -262,6 +262,7 @@ def test_an_error_that_nobody_foresaw_is_one_line(run, photos, tmp_path, monkeyp
     assert done.err.splitlines()[-1] == "error: RuntimeError: the kernel said no (--debug shows where)"
 
 
+@pytest.mark.slow
 def test_without_click(tmp_path):
     code = "import sys; sys.modules['click'] = None; sys.argv = ['fastlrp', 'info']; import runpy; runpy.run_module('fastlrp', run_name='__main__')"  # noqa: E501
     done = subprocess.run(
@@ -271,6 +272,7 @@ def test_without_click(tmp_path):
     assert done.stderr == 'fastlrp: error: the command line needs click: pip install "fastlrp[cli]"\n'
 
 
+@pytest.mark.slow
 def test_the_library_does_not_import_the_command_line():
     code = "import sys, fastlrp; print([m for m in sys.modules if m.split('.')[0] in ('click', 'PIL', 'matplotlib') or m.startswith('fastlrp.cli')])"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -19,7 +19,7 @@ from tests.cli.conftest import HERE, MODEL, files
 
 ROOT = HERE.parents[1]
 MANIFEST = "fastlrp-manifest.jsonl"
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="sends signals")]
 
 
 def start(*words: object) -> subprocess.Popen[str]:

@@ -46,6 +46,7 @@ def _seed() -> Any:
         yield
 
 
+@pytest.mark.slow
 def test_without_captum() -> None:
     code = (
         "import sys; sys.modules['captum'] = None\n"

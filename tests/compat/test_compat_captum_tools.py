@@ -75,6 +75,7 @@ def test_copies_are_of_its_own_type() -> None:
     assert type(pickle.loads(pickle.dumps(LRP(network())))) is LRP
 
 
+@pytest.mark.slow
 def test_captum_is_never_imported_for_it() -> None:
     code = (
         "import sys, torch\n"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cuda.emulated import ROOT, included, toolkit
+from tests.cuda.emulated import ROOT, TENSORS, included, precompiled, toolkit
 
 ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90a": "arch=compute_90a,code=sm_90a"}
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -132,19 +132,24 @@ def test_shared_memory_is_declared_in_one_place():
             assert "__shared__" not in re.sub(r"//.*", "", path.read_text()), path
 
 
-@pytest.mark.parametrize("source", [*EDGES, ROOT / "csrc" / "bindings.cpp"], ids=lambda path: path.name)
-def test_edges_compile_for_a_pytorch_with_cuda(source, tmp_path):
-    """Their syntax and types, with c10's CUDA headers; what its build generates is left empty."""
+@pytest.fixture(scope="module")
+def edge_command(tmp_path_factory):
+    """What checks the syntax and types of a file, with c10's CUDA headers; what its build generates is left empty."""
     home, torch_home, compiler = toolkit(), Path(torch.__path__[0]), os.environ.get("CXX", "g++")
     if home is None or shutil.which(compiler) is None or not (torch_home / "include" / "c10" / "cuda").exists():
         pytest.skip("there are no headers of a CUDA toolkit, no g++ or no c10/cuda in this PyTorch")
-    generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+    folder = tmp_path_factory.mktemp("edges")
+    generated = folder / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
     generated.parent.mkdir(parents=True)
     generated.touch()
-    folders = [tmp_path, ROOT / "csrc", home / "include", torch_home / "include"]
+    folders = [folder, ROOT / "csrc", home / "include", torch_home / "include"]
     folders += [torch_home / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
-    command = [compiler, "-std=c++20", "-fsyntax-only", "-w", "-DFASTLRP_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
-    made = subprocess.run(
-        [*command, *(f"-I{folder}" for folder in folders), str(source)], capture_output=True, text=True
-    )
+    command = [compiler, "-std=c++20", "-w", "-DFASTLRP_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
+    command += [f"-I{folder}" for folder in folders]
+    return [*command, "-fsyntax-only", *precompiled(TENSORS, command, folder)]
+
+
+@pytest.mark.parametrize("source", [*EDGES, ROOT / "csrc" / "bindings.cpp"], ids=lambda path: path.name)
+def test_edges_compile_for_a_pytorch_with_cuda(source, edge_command):
+    made = subprocess.run([*edge_command, str(source)], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-4000:]

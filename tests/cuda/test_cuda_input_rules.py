@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlrp.aten import input_rules as plainly
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import poisoned, seeded  # noqa: F401
-from tests.ops.cases import TOLERANCE, channels_last, reference, same
+from tests.ops.cases import TOLERANCE, channels_last, in_dtypes, reference, same
 from tests.ops.test_ops_input_rules import (
     FLAT,
     LAYERS,
@@ -64,8 +64,7 @@ def check(op: str, given: tuple[Any, ...], reduce: bool, got: Tensor) -> None:
         assert error <= 2 * (plain.double() - exact).norm() / scale
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layer", [*LAYERS, *WIDE], ids=str)
+@pytest.mark.parametrize(("layer", "dtype"), in_dtypes([*LAYERS, *WIDE], DTYPES), ids=str)
 def test_equals_reference(layer, dtype):
     for (of, without), reduce in product(TERMS, (False, True)):
         given = arguments(layer, of, without, dtype)
@@ -73,8 +72,7 @@ def test_equals_reference(layer, dtype):
             check(OP, given, reduce, emulated().input_relevance(*relaid(given, changes), reduce))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layer", LARGE, ids=str)
+@pytest.mark.parametrize(("layer", "dtype"), in_dtypes(LARGE, DTYPES), ids=str)
 def test_large_maps(layer, dtype):
     for (of, without), reduce in ((("00", ""), False), (("0", "0"), True), (("012", "1"), False)):
         given = arguments(layer, of, without, dtype)
@@ -82,8 +80,11 @@ def test_large_maps(layer, dtype):
             check(OP, given, reduce, emulated().input_relevance(*relaid(given, changes), reduce))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layer", [layer for layer in [*LAYERS, *WIDE, *LARGE] if layer.groups == 1], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "dtype"),
+    in_dtypes([layer for layer in [*LAYERS, *WIDE, *LARGE] if layer.groups == 1], DTYPES),
+    ids=str,
+)
 def test_flat_equals_reference(layer, dtype):
     given = flat_arguments(layer, dtype)
     for reduce, changes in product((False, True), memories()):

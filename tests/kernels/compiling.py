@@ -194,8 +194,9 @@ def usage(cubin: bytes) -> tuple[int, int]:
 def chosen(found: Iterable[Any], dtype: int, target: int) -> tuple[list[Any], int]:
     """Those that are compiled every time, and how many are left out.
 
-    For 9.0 every tile of every kernel with one of its variants, in turn, and every variant with one tile for at least
-    one of the three dtypes; for 8.0 every third tile, another third for each dtype.
+    For 9.0 every tile of every kernel with one of its variants, in turn, in float32 and every third tile, another third
+    for each, in the other dtypes; and every variant with one tile for at least one of the three dtypes. For 8.0 every
+    sixth tile, another sixth for each dtype.
     """
     every = list(found)
     tiles: dict[Any, list[Any]] = {}
@@ -204,7 +205,7 @@ def chosen(found: Iterable[Any], dtype: int, target: int) -> tuple[list[Any], in
     taken: dict[str, Any] = {}
     seen: set[Any] = set()
     for number, group in enumerate(tiles.values()):
-        if target == 90 or number % 3 == dtype:
+        if number % 6 == dtype or (target == 90 and dtype in (0, number % 3)):
             start = (number + dtype) % len(group)
             turned = group[start:] + group[:start]
             pick = next((c for c in turned if _variant(c) not in seen), turned[0])

@@ -24,8 +24,10 @@ EVERYTHING = os.environ.get("FASTLRP_COMPILE") == "all"
 
 
 def modules() -> list[str]:
-    """Kernel files that list what their launchers compile."""
-    trees = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "kernels").glob("*.py"))}
+    """Kernel files and folders that list what their launchers compile."""
+    folder = ROOT / "kernels"
+    files = {path.stem: path for path in folder.glob("*.py")} | {p.parent.name: p for p in folder.glob("*/__init__.py")}
+    trees = {name: ast.parse(path.read_text()) for name, path in sorted(files.items())}
     return [
         name
         for name, tree in trees.items()
@@ -63,7 +65,7 @@ def test_compiles(module, target):
 
 
 def test_every_kernel_is_among_them():
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "kernels").glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "kernels").rglob("*.py")]
     functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
     launched = {f.name for f in functions if f.decorator_list and f.name.endswith("_kernel")}
     assert {"conv", "elementwise", "input_rules", "linear", "pool"} <= set(modules())

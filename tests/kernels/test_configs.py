@@ -95,6 +95,7 @@ def test_every_kernel_that_is_asked_for_has_rows():
         assert any(kernel == name for kernel, *_ in rows), name
 
 
+@pytest.mark.slow
 def test_lookup_on_the_cpu_is_the_interpreters_and_touches_no_gpu():
     code = (
         "import torch\n"

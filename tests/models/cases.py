@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fastlrp
 from tests.models import oracle
 from tests.models.checks import check_model
 from tests.torchvision_models import randomise_batch_norm
@@ -72,9 +71,10 @@ def check_case(model: nn.Module, x: Tensor, merged: Sequence[tuple[str, str]] = 
         tolerance: largest measured error of any case: 3e-15 under LRP-0, 5e-14 under EpsilonPlus.
     """
     model, x = prepared(model, x), x.double()
-    _, relevance = check_model(model, x, TARGETS, "epsilon_plus", tolerance)
+    explainer, relevance = check_model(model, x, TARGETS, "epsilon_plus", tolerance)
     alone = oracle.merged(model, merged)
     expected = oracle.relevance(alone, x, TARGETS, EPSILON_PLUS, epsilon=1e-6)
     assert oracle.relative_error(relevance, expected) <= tolerance
-    relevance = fastlrp.explain(model, x, list(TARGETS), "lrp0")
+    with explainer.forward(x) as record:
+        relevance = record.under("lrp0").relevance(list(TARGETS))
     assert oracle.relative_error(relevance, oracle.relevance(alone, x, TARGETS)) <= tolerance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -97,6 +97,12 @@ def terms(size: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[Tensor | 
     """Coefficients u and v: one of them or both, with dead neurons."""
     u, v = (torch.randn(size, dtype=dtype) * (torch.rand(size) < 0.7) for _ in range(2))
     yield from ((u, None), (None, v), (u, v))
+
+
+def in_dtypes(cases: Iterable[Any], dtypes: Sequence[torch.dtype] = DTYPES, every: int = 4) -> list[tuple[Any, Any]]:
+    """Pairs of a case and a dtype: every case in the first dtype; a fourth in each other one, another for each."""
+    places = range(len(dtypes))
+    return [(c, dtypes[d]) for d in places for n, c in enumerate(cases) if d == 0 or n % every == d % every]
 
 
 def signs() -> Iterator[tuple[bool, bool]]:

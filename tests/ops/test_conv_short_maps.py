@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 # Transposed layers whose output (a last axis of 1 or 2) is shorter than the stride (4): what their relevance goes

@@ -130,6 +130,7 @@ def test_without_the_extension():
     assert "does not load: no such file" in info.text()
 
 
+@pytest.mark.slow
 def test_info():
     environment = {**os.environ, "FASTLRP_ISA": "portable"}
     command = [sys.executable, "-m", "fastlrp.info"]

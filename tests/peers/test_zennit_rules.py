@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.composites import Composite, first, kind
+from tests.fixtures import captured_once  # noqa: F401
 from tests.peers.zennit_oracle import relative_error, relevance
 
 theirs = pytest.importorskip("zennit.rules", reason="zennit is not installed", exc_type=ImportError)
 from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite  # noqa: E402
 from zennit.types import Activation, AvgPool, Convolution, Linear  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("captured_once")
 TOLERANCE = 1e-12  # Measured: 1.7e-13
 EPSILON = 1e-6
 
@@ -80,6 +83,7 @@ RULES: dict[str, tuple[Callable[[], Any], rules.Rule]] = {
 }
 
 
+@cache
 def _network(name: str) -> tuple[nn.Module, Tensor]:
     make, shape = NETWORKS[name]
     torch.manual_seed(3)
@@ -174,7 +178,7 @@ def test_norm_of_a_sum() -> None:
 
 def test_gamma_with_zero_bias_differs_in_the_sign_of_the_output() -> None:
     """Zennit reads the sign of z off the output with its bias, and divides by the z without: see rules.Gamma."""
-    model, x = _network("mlp")
+    model, x = _network.__wrapped__("mlp")  # its biases are changed below
     expected = relevance(model, x, range(4), _theirs((Linear, theirs.Gamma(0.25, zero_params="bias"))))
     got = fastlrp.explain(model, x, "all", _ours((kind("linear"), rules.Gamma(0.25, zero_bias=True))))
     assert relative_error(got, expected) > 0.01

@@ -9,6 +9,8 @@ from fastlrp.report import Sample, write
 from tests.report.browser import numbers
 from tests.report.pages import Page, noise, sample
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("jinja2", reason="Jinja2 is not installed")
 
 

@@ -9,6 +9,8 @@ from fastlrp.report import Sample, write
 from tests.report.browser import Shown, numbers
 from tests.report.pages import HOSTILE, Page, noise
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("jinja2", reason="Jinja2 is not installed")
 AGAINST, FOR = (8, 48, 107), (103, 0, 31)  # Ends of the blue and red colours.
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.report.pages import Page
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -206,6 +206,7 @@ def test_without_jinja2_the_extra_is_named(tmp_path, monkeypatch):
         write(tmp_path / "r.html", [sample()], title="T")
 
 
+@pytest.mark.slow
 def test_import_needs_no_jinja2_and_fastlrp_no_report():
     code = (
         "import sys, fastlrp; assert 'fastlrp.report' not in sys.modules\n"

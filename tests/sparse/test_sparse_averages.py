@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from fastlrp.run.sparse.compact import Compact
 from fastlrp.run.sparse.specialize import specialize
 from tests.sparse.cases import DTYPES, KERNELS, TOLERANCE, alive, pattern_of
 from tests.sparse.nets import assert_same
+
+pytestmark = pytest.mark.usefixtures("captured_once")
 
 AVG_POOL = {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}
 LAYER = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -87,14 +90,13 @@ def test_windows(name):
         found = KERNELS.sparse_windows(
             wanted, pooled, batch, list(size[1:]), list(form.arriving[1:]), list(kernel), list(stride), list(padding)
         )
-        rows_at = [
-            {int(pooled[1][e]): e for e in range(int(pooled[0][q]), int(pooled[0][q + 1]))}
-            for q in range(batch * outputs)
-        ]
+        above_at, channel_of = pooled[0].tolist(), pooled[1].tolist()
+        rows_at = [{channel_of[e]: e for e in range(above_at[q], above_at[q + 1])} for q in range(batch * outputs)]
         offsets, channels, starts, rows = [0], [], [0], []
+        below_at, wanted_of = wanted[0].tolist(), wanted[1].tolist()
         for q in range(batch * inputs):
             windows = [q // inputs * outputs + o for o in joined[q % inputs].nonzero().flatten().tolist()]
-            for channel in wanted[1][int(wanted[0][q]) : int(wanted[0][q + 1])].tolist():
+            for channel in wanted_of[below_at[q] : below_at[q + 1]]:
                 taken = [rows_at[o][channel] for o in windows if channel in rows_at[o]]
                 if taken:
                     channels.append(channel)
@@ -202,6 +204,7 @@ def test_tiles_only_rename_rows(name):
 # In networks
 
 
+@cache
 def network(name, overlap_with_max=False):
     """Two layers with a weight around a pool, an average of the rest, and a linear layer."""
     size, kernel = POOLS[name][:2]

@@ -16,6 +16,7 @@ from torch import nn
 
 from fastlrp import Explainer
 from fastlrp.run.sparse.compact import Compact, Pattern
+from tests.ops.cases import in_dtypes
 from tests.sparse.cases import DTYPES, KERNELS, Layer, Problem, alive, pattern_of, relevance, rows_of
 from tests.sparse.nets import COMPOSITES, NETS, assert_same, make, samples, sparse_layers
 
@@ -64,8 +65,7 @@ def some_targets(problem, start, stop):
     return part
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("name", "dtype"), in_dtypes(LAYERS))
 def test_products_by_blocks(name, dtype, isa):
     problem = Problem(LAYERS[name], K, dtype, products=2)
     register, mask = (
@@ -174,8 +174,7 @@ def by_blocks(record, targets, size, **options):
     return torch.cat(parts, 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("name", "dtype"), in_dtypes(NETS, every=3))
 @pytest.mark.parametrize("composite", ["epsilon_plus", "zplus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
 @pytest.mark.usefixtures("ordered_products")
 def test_explanations_by_blocks(name, composite, dtype):

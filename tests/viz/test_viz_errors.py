@@ -123,6 +123,7 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_importing_loads_no_library_and_drawing_no_pyplot():
     names = "('PIL', 'matplotlib', 'scipy', 'tensorboard')"
     assert run(f"import sys, fastlrp.viz; print([m for m in sys.modules if m.split('.')[0] in {names}])") == "[]"

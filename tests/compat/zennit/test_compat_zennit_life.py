@@ -304,6 +304,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_without_zennit_fastlrps_composites_work() -> None:
     run = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert run.stdout == "done\n", run.stderr

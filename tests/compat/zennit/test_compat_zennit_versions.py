@@ -11,6 +11,8 @@ import pytest
 
 from tests.compat.zennit.both import ZENNIT_1
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 FOLDER = Path(os.environ.get("FASTLRP_ZENNIT_1", Path(sys.prefix) / "zennit-1.0.0"))
 """Where ``scripts/setup.sh`` puts Zennit 1.0.0."""
