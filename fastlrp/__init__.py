@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlrp import composites, rules
 from fastlrp.composites import Composite
-from fastlrp.errors import BackendError, CaptureError, UnsupportedOperationError
+from fastlrp.errors import BackendError, CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
 from fastlrp.layerwise import lrp
 from fastlrp.plan.plan import register_rule
@@ -28,6 +28,7 @@ __all__ = [
     "Composite",
     "Explainer",
     "ForwardRecord",
+    "NotFiniteError",
     "Stabilizer",
     "UnsupportedOperationError",
     "compat",

@@ -13,6 +13,10 @@ class UnsupportedOperationError(CaptureError):
     """An operation has no rule. The message names it, its module path and the ways out."""
 
 
+class NotFiniteError(ValueError):
+    """A score or relevance is NaN or infinite. The message names the first layer that makes it so."""
+
+
 class BackendError(RuntimeError):
     """A backend was asked for that cannot run the operation here; the message is the reason."""
 

@@ -14,7 +14,7 @@ from fastlrp.cli import class_choice
 from fastlrp.cli.class_choice import Chosen
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.reading import Sample
-from fastlrp.errors import CaptureError, UnsupportedOperationError
+from fastlrp.errors import CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer
 
 BLOCK_BYTES = 256 << 20
@@ -85,7 +85,8 @@ class Engine:
         """First ``(all scores (B, C), Chosen)``, then ``(positions, {"input": (B, k, …), layer: …})`` for each block.
 
         Raises:
-            CaptureError: for samples of a shape that the model does not take. Failure: for what no batch can do.
+            CaptureError: for samples of a shape that the model does not take. NotFiniteError: for a score or relevance
+            of one of them. Failure: for what no batch can do.
         """
         count = len(samples)
         try:
@@ -101,7 +102,7 @@ class Engine:
             raise Failure(
                 f"out of memory on the device: give --max-memory, or --batch-size below {self.batch}"
             ) from error
-        except CaptureError:
+        except (CaptureError, NotFiniteError):
             raise
         except ValueError as error:
             hint = ": give --batch-size 1" if "max_memory" in str(error) and count > 1 else ""

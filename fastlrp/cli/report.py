@@ -20,7 +20,7 @@ from fastlrp.cli.reading import Sample
 from fastlrp.cli.screen import Screen
 from fastlrp.cli.sections import Command, option
 from fastlrp.cli.stop import Stop
-from fastlrp.errors import CaptureError
+from fastlrp.errors import CaptureError, NotFiniteError
 from fastlrp.explainer import parse_bytes
 from fastlrp.report.sample import Sample as Page
 
@@ -167,6 +167,10 @@ def _explain(
             screen.error(
                 f"{sample.item.label}: the model does not take an input {tuple(x.shape[1:])}: {one_line(error)}"
             )
+        return len(samples)
+    except NotFiniteError as error:
+        for sample in samples:
+            screen.error(f"{sample.item.label}: {one_line(error)}")
         return len(samples)
     finally:
         screen.advance(len(samples))

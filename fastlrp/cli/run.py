@@ -26,7 +26,7 @@ from fastlrp.cli.reading import Reader, Sample
 from fastlrp.cli.sheet import Sheet, Wanted, record
 from fastlrp.cli.stop import Stop
 from fastlrp.cli.store import Record, Store
-from fastlrp.errors import CaptureError
+from fastlrp.errors import CaptureError, NotFiniteError
 
 IN_FLIGHT = 512 << 20
 """Bytes of relevance that wait to be drawn and written; one block may be larger."""
@@ -137,11 +137,22 @@ class Run:
                 self._fail(i, item, one_line(sample))
         for shape, group in by_shape.items():
             wanted = {i for i, sample in group if i in todo and self._fits(i, sample)}
-            if wanted and not self.stop.asked:
-                try:
-                    self._explain(group, wanted, writers)
-                except CaptureError as error:
-                    self._refuse(error, shape, [(i, s.item) for i, s in group if i in wanted])
+            self._group(group, wanted, shape, writers)
+
+    def _group(self, group: list[tuple[int, Sample]], wanted: set[int], shape: torch.Size, writers: Any) -> None:
+        """Samples of one shape; where one has no finite relevance, the others go on without it."""
+        if not wanted or self.stop.asked:
+            return
+        try:
+            self._explain(group, wanted, writers)
+        except CaptureError as error:
+            self._refuse(error, shape, [(i, s.item) for i, s in group if i in wanted])
+        except NotFiniteError as error:
+            if len(group) == 1:
+                self._fail(group[0][0], group[0][1].item, one_line(error))
+                return
+            for one in group:
+                self._group([one], wanted & {one[0]}, shape, writers)
 
     def _fits(self, i: int, sample: Sample) -> bool:
         """Whether the sample can be explained; reports it as failed otherwise."""

@@ -14,6 +14,7 @@ from fastlrp import composites
 from fastlrp.capture import structure as structures
 from fastlrp.capture.graph import Value
 from fastlrp.composites import Composite
+from fastlrp.errors import NotFiniteError
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Keep
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
@@ -224,7 +225,7 @@ class ForwardRecord:
             scores = self._scores
             asked_for = scores.gather(1, asked.index) if scores.dim() == 2 else scores
             if bool(asked_for.isnan().any()) or (scores.dim() == 2 and not all_finite(asked_for)):
-                raise ValueError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
+                raise NotFiniteError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
         return asked
 
     def stream(
@@ -288,7 +289,7 @@ class ForwardRecord:
                 else:
                     self._by_basis(state, initial, schedule, neck, sink, by_value)
             if self._looks_for_nan and not all(result.is_finite() for result in results.values()):
-                raise ValueError(self._why_not_finite(state, asked, start, count))
+                raise NotFiniteError(self._why_not_finite(state, asked, start, count))
         given = {name: result.finish() for name, result in results.items()}
         if layers is not None:
             inputs = {name: given.pop(name) for name in input_values(self.plan, self._inputs)}

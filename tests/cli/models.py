@@ -35,6 +35,21 @@ def vectors() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+class _Overflowing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.mean((2, 3))
+        return self.last(bright + (bright > 0.99) * 3e38) * 10
+
+
+def overflowing() -> nn.Module:
+    """Ten classes of pictures; white ones have scores that are infinite in float32."""
+    return _Overflowing()
+
+
 class TwoOutputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
