@@ -22,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 test: install
 	$(PYTEST) --durations=15 $(ARGS)
 
-# The daily loop: three cases of every test, none that is marked slow or kernels.
+# The daily loop: two cases of every test, none that is marked slow or kernels.
 test-quick: install
 	$(PYTEST) --quick $(ARGS)
 

@@ -59,12 +59,12 @@ def mixed() -> Library:
 Script = Callable[[Library], Any]
 
 
-def agree(script: Script, tolerance: float = TOLERANCE) -> Any:
-    """Run a script under the three imports, compare what it returns, and return Captum's."""
+def agree(script: Script, tolerance: float = TOLERANCE, only: Callable[[], Library] | None = None) -> Any:
+    """Run a script under the three imports (or Captum's and another), compare what it returns, and return Captum's."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input Tensor", UserWarning)  # Captum says that it set requires_grad.
         expected = run(script, theirs())
-    for library in (replacement(), mixed()):
+    for library in (replacement(), mixed()) if only is None else (only(),):
         same(run(script, library), expected, tolerance)
     return expected
 

@@ -199,6 +199,7 @@ def _with_rules(lib: Library, model: nn.Module, x: Tensor) -> Any:
     return found, lib.LRP(model).attribute(x, target=torch.tensor([4]))
 
 
+@pytest.mark.slow
 def test_vgg11() -> None:
     def script(lib: Library) -> Any:
         return _with_rules(lib, random_model("vgg11", dtype=torch.float64, classes=10), images(1, 32))
@@ -206,6 +207,7 @@ def test_vgg11() -> None:
     agree(script)
 
 
+@pytest.mark.slow
 def test_resnet18_with_additions_as_modules() -> None:
     def script(lib: Library) -> Any:
         model = additive_resnet18(lib.Addition_Module, 64)[0].double()

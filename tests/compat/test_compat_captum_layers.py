@@ -27,6 +27,7 @@ from tests.torchvision_models import random_model
 X = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to_input", [False, True])
 def test_one_layer(to_input: bool) -> None:
     def script(lib: Library) -> Any:

@@ -277,6 +277,7 @@ def test_float32_with_weights_next_to_nothing() -> None:
     assert all(bool(relevance.isfinite().all()) for relevance in found.values())
 
 
+@pytest.mark.slow
 def test_same_numbers_from_every_backend() -> None:
     model, x = network(), images()
     for code, (_, _, _, parameters) in CASES.items():

@@ -169,6 +169,7 @@ ZONES = {"vgg11": (10, 20), "vgg13": (14, 24), "vgg16": (16, 30), "vgg19": (18, 
 """Numbers, in ``features``, of the third and of the last max-pool."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg11", "vgg16"])
 @pytest.mark.parametrize(("tiny", "tolerance"), [(1e-9, AS_WRITTEN), (0.0, FOLDED)])
 def test_vgg_equals_the_pytorch_procedure(name: str, tiny: float, tolerance: float) -> None:
@@ -194,6 +195,7 @@ def test_vgg_equals_the_pytorch_procedure(name: str, tiny: float, tolerance: flo
     assert relative_error(dense, expected[0]) <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ZONES))
 def test_vgg_rules_are_where_the_tutorial_has_them(name: str) -> None:
     """By number in torchvision's ``features``, and behind them."""

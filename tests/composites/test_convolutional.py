@@ -141,6 +141,7 @@ def test_batch_norm_in_training_updates_the_models_own_statistics() -> None:
     assert not torch.equal(model[3][1].running_mean, before)
 
 
+@pytest.mark.slow
 def test_torchvisions_vgg_and_alexnet() -> None:
     """At their own 224 pixels, and above: 288 / 32 = 9, three positions of the 7x7 kernel in each direction."""
     for name in ("alexnet", "vgg11"):

@@ -28,6 +28,7 @@ TOLERANCE = 1e-7
 """Measured on 900 networks: below 1e-9 but where a denominator is nearly zero."""
 
 
+@pytest.mark.slow
 def test_random_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors name the seed: ``network(seed, 2 + seed % 6)`` is the network."""
     stop = time.monotonic() + SECONDS

@@ -190,6 +190,7 @@ def test_output_with_more_axes() -> None:
     assert difference(Gradient(squeezed, composite)(x, start)[1], expected) <= 1e-12
 
 
+@pytest.mark.slow
 def test_benchmark_of_both(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks import shim_zennit
 

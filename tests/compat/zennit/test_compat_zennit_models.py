@@ -53,7 +53,8 @@ def _composite(name: str, *canonizers: Any) -> Any:
 
 BARE = {"vgg11": (), "vgg11_bn": ("epsilon_plus", "epsilon_gamma_box"), "resnet18": PRESETS}
 """Presets without a canonizer; VGG-11 has no batch norm, so that there it is the same."""
-CASES = [(name, preset, True) for name in CANONIZERS for preset in PRESETS]
+CASES = [(name, preset, True) for name in ("vgg11_bn", "resnet18") for preset in PRESETS]
+CASES += [("vgg11", preset, True) for preset in ("epsilon_plus", "epsilon_gamma_box", "guided_backprop")]
 CASES += [(name, preset, False) for name, presets in BARE.items() for preset in presets]
 
 
