@@ -113,7 +113,7 @@ def measure(part: Part, asked: Question, timer: Timer) -> Row:
         state = {0: case.u}
 
         def run() -> Any:
-            return form.run(arriving, state, leaving, False)
+            return form.relevance_at(arriving, state, leaving, False)
 
         error, limit, reason = check(case, run())
         row: Row = {

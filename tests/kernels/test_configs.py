@@ -77,7 +77,7 @@ def test_tables_have_the_same_rows():
 def asked() -> set[str]:
     """Kernels that launchers ask for by name, read from their sources."""
     found: set[str] = set()
-    for path in (ROOT / "kernels").glob("*.py"):
+    for path in (ROOT / "kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "configuration":
                 found.add(ast.unparse(node.args[0]))
