@@ -8,6 +8,8 @@ from collections import defaultdict
 import pytest
 import torch
 
+from tests.memory import Collector
+
 KERNELS = ("tests/cuda/*.py", "tests/kernels/test_triton_*.py", "tests/kernels/test_compile.py")
 """Tests that emulate, interpret or compile kernels for GPUs."""
 CASES = 2
@@ -17,6 +19,10 @@ os.environ.setdefault("FASTLRP_CHECK", "1")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Collector())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
