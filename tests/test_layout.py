@@ -45,7 +45,7 @@ ORDER = """
     plan.builder plan.table capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.arguments plan.forms plan.narrow plan.step_names
-    capture.graph capture.watch run.lent run.sparse.rates run.sparse.compact
+    capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.module_paths
     stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
