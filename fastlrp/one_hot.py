@@ -61,31 +61,47 @@ class OneHot:
         value = torch.where(index < 0, 0, self.value)
         return OneHot(index.clamp(min=0), value, sizes)
 
-    def through(self, rows: Rows, weight: Tensor, u: Tensor) -> Tensor:
-        """``c = W^T (u F)`` of a linear layer ``(B, *L, I) -> (B, *L, O)``: rows of its weight, no product.
+    def through(
+        self, rows: Rows, weight: Tensor, u: Tensor | None, v: Tensor | None = None, input: Tensor | None = None
+    ) -> Tensor:
+        """``c = W^T (u F) + W+^T (v F)`` of a linear layer ``(B, *L, I) -> (B, *L, O)``: rows of its weight, no product.
 
         Args:
-            rows: the operation ``linear_one_hot_relevance``. weight: ``(O, I)``. u: coefficients ``(B, *L, O)``.
+            rows: the operation ``linear_one_hot_relevance``. weight: ``(O, I)``.
+            u, v: coefficients ``(B, *L, O)``, at least one.
+            input: ``(B, *L, I)`` if the second term goes by its sign, see
+                :func:`fastlrp.reference.linear.linear_relevance`.
 
         Returns:
             ``(B, K, *L, I)``, zero but at the entries' positions.
         """
-        outputs, inputs = weight.shape
-        if self.value.dtype != u.dtype:  # Float16 coefficients may need more range.
-            return self.to(u.dtype).through(rows, weight, u)
+        dtype = next(t.dtype for t in (u, v) if t is not None)
+        if self.value.dtype != dtype:  # Float16 coefficients may need more range.
+            return self.to(dtype).through(rows, weight, u, v, input)
         if len(self.sizes) == 1:
             found = [
-                rows(self.value[..., m], self.index[..., m], weight, u, None, None, False, False)
+                rows(self.value[..., m], self.index[..., m], weight, u, v, input, input is not None, False)
                 for m in range(self.terms)
             ]
             return sum(found[1:], found[0])
-        u = u.reshape(u.shape[0], -1)
-        value = self.value * u.gather(1, self.index.flatten(1)).view(self.index.shape)
+        return self._at_positions(rows, weight, u, v, input)
+
+    def _at_positions(
+        self, rows: Rows, weight: Tensor, u: Tensor | None, v: Tensor | None, input: Tensor | None
+    ) -> Tensor:
+        outputs, inputs = weight.shape
+        batch, count = self.index.shape[:2]
         position, row = self.index // outputs, self.index % outputs
-        ones = u.new_ones(1, 1).expand(u.shape[0], outputs)  # The coefficients are in the values.
-        result = value.new_zeros(*self.index.shape[:2], math.prod(self.sizes[:-1]), inputs)
+        # Each target is a sample of its own: it stands at a position with coefficients and an input of its own.
+        ones = self.value.new_ones(1, 1).expand(batch * count, outputs)
+        result = self.value.new_zeros(batch, count, math.prod(self.sizes[:-1]), inputs)
         for m in range(self.terms):
-            part = rows(value[..., m], row[..., m], weight, ones, None, None, False, False)
-            where = position[:, :, m, None, None].expand(-1, -1, 1, inputs)
-            result.scatter_add_(2, where, part.unsqueeze(2))
-        return result.view(*self.index.shape[:2], *self.sizes[:-1], inputs)
+            where = position[:, :, m, None].expand(-1, -1, inputs)
+            x = None if input is None else input.reshape(batch, -1, inputs).gather(1, where).view(-1, inputs)
+            for coefficient, first, second, sign in ((u, ones, None, None), (v, None, ones, x)):
+                if coefficient is not None:
+                    own = coefficient.reshape(batch, -1).gather(1, self.index[..., m])
+                    value = (self.value[..., m] * own).view(-1, 1)
+                    part = rows(value, row[..., m].reshape(-1, 1), weight, first, second, sign, sign is not None, False)
+                    result.scatter_add_(2, where.unsqueeze(2), part.view(batch, count, 1, inputs))
+        return result.view(batch, count, *self.sizes[:-1], inputs)

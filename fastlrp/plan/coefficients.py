@@ -57,7 +57,8 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     exact = goes_in_float32(b, layer, flow)
     for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
     product = layer.transpose(b, for_product[0], for_product[1], split, multiply=False)
-    one_hot = u is not None and v is None and layer.node.kind == "linear"
+    # Without positions two coefficients are the sparse kernels' matter.
+    one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
         product = _rows_or(b, product, for_product[0])
     product = in_float32(product, b.dtype) if exact else product
@@ -82,12 +83,15 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
 
 
 def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
-    """A one-hot target selects a row of W instead of multiplying by all of them."""
+    """A one-hot target selects a row of W instead of multiplying by all of them.
+
+    An input that is not None is one whose sign decides, False one that is known to be >= 0.
+    """
     rows = b.operation("linear_one_hot_relevance")
 
-    def rows_or_product(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
+    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
         if isinstance(flow, OneHot):
-            return flow.through(rows, weight, u)
+            return flow.through(rows, weight, u, v, None if x is False else x)
         return product(flow, u, v, x)
 
     return rows_or_product
@@ -256,5 +260,10 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
     transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
+    one_hot = layer.node.kind == "linear"
+    if one_hot:
+        transposed = _rows_or(b, transposed, layer.weight)
     form = layer.form(b, [(layer.weight, ones, False)])
-    b.send(x, Flow(b.step(transposed, [flow.register], [ones, None, None], x.numel, layer.work, form)))
+    slots = [ones, None, None]
+    register = b.step(transposed, [flow.register], slots, x.numel, layer.work, form, accepts_one_hot=one_hot)
+    b.send(x, Flow(register))

@@ -159,14 +159,28 @@ def test_verify_and_layers(name, explainer):
     assert torch.equal(found["output"], dense(entries))
 
 
-@pytest.mark.parametrize("composite", ["epsilon", "gradient", "alpha_beta", "epsilon_gamma_box", "zplus"])
-def test_other_rules_at_the_head(composite):
-    made = fastlrp.composites.epsilon_gamma_box(-4.0, 4.0) if composite == "epsilon_gamma_box" else None
-    rules = {"zplus": fastlrp.composites.uniform(fastlrp.rules.ZPlus())}
-    explainer = fastlrp.Explainer(text(), made or rules.get(composite, composite))
+class Signed(Text):
+    """The head's input has both signs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(F.relu(self.first(x))))
+
+
+RULES = {"zplus": fastlrp.rules.ZPlus(), "gamma": fastlrp.rules.Gamma(0.3)}
+
+
+@pytest.mark.parametrize("model", [text(), text(Signed)], ids=["positive", "signed"])
+@pytest.mark.parametrize("composite", ["epsilon", "gradient", "alpha_beta", "zplus", "gamma"])
+def test_other_rules_at_the_head(composite, model):
+    rules = {name: fastlrp.composites.uniform(rule) for name, rule in RULES.items()}
+    explainer = fastlrp.Explainer(model, rules.get(composite, composite), example_inputs=X)
+    assert explainer.plan.takes_one_hot == (composite != "alpha_beta")
+    if composite in RULES:
+        assert explainer.verify(X, [3, 1], at=[0, -1]).ok
     for name in ("crossed, positions outermost", "contrasts and classes", "both each"):
         targets, at, entries = CASES[name]
-        assert relative_error(explainer(X, targets, at=at), explainer(X, dense(entries))) <= TIGHT
+        start = dense(entries, model(X).detach())
+        assert relative_error(explainer(X, targets, at=at), explainer(X, start)) <= TIGHT
 
 
 @pytest.mark.parametrize(
