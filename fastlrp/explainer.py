@@ -127,7 +127,12 @@ class Explainer:
         self._plans.refresh()
 
     def replay(
-        self, example_inputs: Any, targets_count: int, initial: Initial = "output", reduce: str | None = None
+        self,
+        example_inputs: Any,
+        targets_count: int,
+        initial: Initial = "output",
+        reduce: str | None = None,
+        at: Any = None,
     ) -> Replay:
         """The same explanation for inputs of one shape, as one CUDA graph; see :class:`fastlrp.run.replay.Replay`.
 
@@ -139,7 +144,7 @@ class Explainer:
         Raises:
             RuntimeError: without a GPU. TypeError, ValueError: for arguments that do not fit.
         """
-        return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory)
+        return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory, at=at)
 
     def verify(self, x: Any, targets: Any, **options: Any) -> Verification:
         """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.compare.verify`."""

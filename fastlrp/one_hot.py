@@ -64,7 +64,7 @@ class OneHot:
     def through(
         self, rows: Rows, weight: Tensor, u: Tensor | None, v: Tensor | None = None, input: Tensor | None = None
     ) -> Tensor:
-        """``c = W^T (u F) + W+^T (v F)`` of a linear layer ``(B, *L, I) -> (B, *L, O)``: rows of its weight, no product.
+        """``c = W^T (u F) + W+^T (v F)`` of a linear layer ``(B, *L, I) -> (B, *L, O)``: rows of its weight.
 
         Args:
             rows: the operation ``linear_one_hot_relevance``. weight: ``(O, I)``.
@@ -97,11 +97,13 @@ class OneHot:
         result = self.value.new_zeros(batch, count, math.prod(self.sizes[:-1]), inputs)
         for m in range(self.terms):
             where = position[:, :, m, None].expand(-1, -1, inputs)
-            x = None if input is None else input.reshape(batch, -1, inputs).gather(1, where).view(-1, inputs)
+            x = None if input is None else input.flatten(1, -2).gather(1, where).flatten(0, 1)
             for coefficient, first, second, sign in ((u, ones, None, None), (v, None, ones, x)):
                 if coefficient is not None:
-                    own = coefficient.reshape(batch, -1).gather(1, self.index[..., m])
-                    value = (self.value[..., m] * own).view(-1, 1)
-                    part = rows(value, row[..., m].reshape(-1, 1), weight, first, second, sign, sign is not None, False)
+                    own = coefficient.flatten(1).gather(1, self.index[..., m])
+                    value = (self.value[..., m] * own).flatten().unsqueeze(1)
+                    part = rows(
+                        value, row[..., m].flatten().unsqueeze(1), weight, first, second, sign, sign is not None, False
+                    )
                     result.scatter_add_(2, where.unsqueeze(2), part.view(batch, count, 1, inputs))
         return result.view(batch, count, *self.sizes[:-1], inputs)

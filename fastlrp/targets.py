@@ -56,7 +56,8 @@ class Targets:
         self._hot: OneHot | None = None
         self._weight: Tensor | None = None
         pairs = isinstance(at, str) and at == "pairs"
-        self._at = None if at is None or pairs else positions(at, output)
+        known = isinstance(at, Positions)
+        self._at = at if known else None if at is None or pairs else positions(at, output)
         if isinstance(targets, NextTokens):
             self._at = self._followed(targets, self._at)
         self.classes = output.shape[1] if output.dim() > 1 else 1
@@ -227,10 +228,19 @@ class Targets:
         self._hot = OneHot(places, self._weighted(self._picked(values, places)), tuple(self.output.shape[1:]))
 
     def _picked(self, values: Tensor, places: Tensor) -> Tensor:
-        return values.reshape(self.batch, -1).gather(1, places.flatten(1)).view(places.shape)
+        flat = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
+        return flat.gather(1, places.flatten(1)).view(places.shape)
 
     def _weighted(self, picked: Tensor) -> Tensor:
         return picked if self._weight is None else picked * self._weight
+
+    @property
+    def position(self) -> Tensor | None:
+        """``(B, K)``: the position of each target on an output ``(B, S, V)``, where ``at`` named some."""
+        if self._at is None or not self._at.last:
+            return None
+        cells = self._at.cells[..., 0]
+        return cells.repeat_interleave(self.count // cells.shape[1], 1)
 
     @property
     def terms(self) -> int | None:

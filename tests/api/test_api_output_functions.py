@@ -144,6 +144,17 @@ def test_functions_are_told_apart_by_identity():
     assert relative_error(fastlrp.explain(model, X, 0, output=one), first) <= TIGHT
 
 
+def test_what_it_closes_over_is_read_at_capture_and_after_a_refresh():
+    model, at = tagger(), [0]
+    explainer = fastlrp.Explainer(model, "epsilon", output=lambda out: out["scores"][:, at[0]])
+    first = explainer(X, 0)
+    at[0] = -1
+    assert torch.equal(explainer(X, 0), first)
+    explainer.refresh()
+    expected = fastlrp.explain(model, X, 0, "epsilon", output=lambda out: out["scores"][:, -1])
+    assert torch.equal(explainer(X, 0), expected)
+
+
 @pytest.mark.parametrize(
     ("choose", "error", "message"),
     [

@@ -227,6 +227,30 @@ def test_rows_of_another_dtype():
     assert relative_error(explainer(x, 7, initial="one", at=2), expected) <= 1e-6
 
 
+@pytest.mark.parametrize("composite", ["epsilon_plus", "gradient", fastlrp.composites.uniform(RULES["gamma"])], ids=str)
+def test_no_sample_and_one_sample(composite):
+    explainer = fastlrp.Explainer(text(), composite)
+    for targets, at in ((7, -1), ({7: 1.0, 2: -1.0}, [0, 3]), ([(3, 7)], "pairs")):
+        everything = explainer(X, targets, at=at)
+        assert explainer(X[:0], targets, at=at).shape == (0, *everything.shape[1:])
+        assert relative_error(explainer(X[:1], targets, at=at), everything[:1]) <= TIGHT
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits(dtype):
+    """A sum with one term that is not zero is that term, in any dtype."""
+    model = text(dtype=dtype)
+    explainer = fastlrp.Explainer(model, "epsilon")
+    x = X.to(dtype)
+    start = torch.zeros(1, S, V)
+    start[0, 2, 7] = 1.0
+    expected = explainer(x, start)
+    assert explainer.plan.takes_one_hot
+    found = explainer(x, 7, initial="one", at=2)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
 # Outputs whose classes are axis 1
 
 
@@ -284,6 +308,22 @@ def test_scores_of_targets():
 
 
 # Next tokens from the input
+
+
+def test_a_report_names_positions(explainer):
+    found = fastlrp.report.collect(explainer, X, "top2", at=[0, -1], ledger=2)
+    best = [[f"{int(c)} at {t}" for t in (0, 5) for c in TOP[b, t]] for b in range(B)]
+    assert [list(sample.targets) for sample in found] == best
+    assert found[1].scores == pytest.approx([float(Y[1, t, int(c)]) for t in (0, 5) for c in TOP[1, t]])
+    contrast = fastlrp.report.collect(explainer, X, {7: 1.0, 8: -1.0}, at=2, ledger=False)
+    assert list(contrast[0].targets) == ["target 0"]
+    assert contrast[0].scores == pytest.approx([float(Y[0, 2, 7] - Y[0, 2, 8])])
+
+
+def test_all_layers_at_a_position():
+    found = fastlrp.lrp(text(), X, 7, "epsilon", at=-1)
+    assert torch.equal(found["input"], fastlrp.explain(text(), X, 7, "epsilon", at=-1)[:, 0])
+    assert fastlrp.lrp(text(), X, 7, "epsilon", at=[0, 1])["input"].shape == (B, 2, S, D)
 
 
 def test_next_tokens_of_the_input():
