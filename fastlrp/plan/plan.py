@@ -188,8 +188,8 @@ class Plan:
         if (output.is_differentiable or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
             raise UnsupportedOperationError(
                 "no relevance reaches the model's input: the explained output depends on it through integers only that "
-                "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers that "
-                "the model computes with"
+                "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "
+                "that the model computes with"
             )
         fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
         return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)

@@ -113,8 +113,8 @@ def not_defined(inputs: Inputs) -> TypeError:
     """The error for inputs that have no relevance."""
     kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
     return TypeError(
-        f"x is {kinds}: relevance is defined for float inputs, and for ids (torch.int64 or torch.int32) that choose rows "
-        "of an embedding; convert with x.float(), or x.long() for ids, before the model gets it"
+        f"x is {kinds}: relevance is defined for float inputs, and for ids (torch.int64 or torch.int32) that choose "
+        "rows of an embedding; convert with x.float(), or x.long() for ids, before the model gets it"
     )
 
 
