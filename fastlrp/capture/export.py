@@ -139,7 +139,7 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
                 with unchanged(wrapper):
                     return torch.export.export(wrapper, (args, kwargs), strict=False), True
             except Exception:
-                raise CaptureError(_explain(first)) from first
+                raise _failure(wrapper, args, kwargs, first) from first
 
 
 @contextlib.contextmanager
@@ -154,6 +154,24 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
+    """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    try:
+        with unchanged(wrapper):
+            wrapper(args, kwargs)
+    except Exception as own:
+        named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
+        given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
+        hint = " Ids are integers: x.long()." if "indices" in str(own) else ""
+        failure = CaptureError(
+            f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
+            f"{without_symbols(str(own).strip())}.{hint}"
+        )
+        failure.of_input = True
+        return failure
+    return CaptureError(_explain(error))
 
 
 def _explain(error: Exception) -> str:

@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind
 from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
+from fastlrp.capture.carrying import carries, mark_ids
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Memory, View, Write
@@ -61,6 +62,7 @@ class Translator:
         mutated = len(returned) - len(self.program.graph_signature.user_outputs)
         self.graph.outputs = [self._as_value(v, i) for i, v in enumerate(returned[mutated:])]
         self.graph.drop_dead()
+        mark_ids(self.graph)
         self._refuse_faults()
         self._refuse_state()
         return self.graph
@@ -234,6 +236,7 @@ class Translator:
         read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
         node.attributes.update(unread=tuple(v for v in unread if v not in read))
         value.depends = any(v.depends for v in read)
+        value.carries = carries(node, read)
         if not value.is_tensor:
             node.attributes["target"] = c.target
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]

@@ -14,7 +14,7 @@ from fastlrp.capture import advice
 from fastlrp.capture.graph import Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds import write
+from fastlrp.kinds import id_moves, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
@@ -28,6 +28,9 @@ Inverse = Callable[[Tensor], Tensor]
 
 def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
+    if not node.output.is_float:
+        id_moves.lower(b, node, flow)
+        return
     sources = node.sources
     if len(sources) == 1 and write.reads_places(node):
         write.lower_places(b, node, flow)

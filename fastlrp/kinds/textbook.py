@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value, substitute
+from fastlrp.kinds import id_moves
 from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Ledger
 from fastlrp.reference.weightless import MaxPoolMode
@@ -73,6 +74,8 @@ def gradient(walk: Walk, node: Node, R: Tensor) -> Share:
 
 def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
     """For operations that copy entries: the derivative is the copy's inverse, and conserves relevance."""
+    if not node.output.is_float:
+        return Share(id_moves.through(walk.values, node, R), nothing_kept(R))
     return Share(gradient(walk, node, R).relevance, nothing_kept(R))
 
 

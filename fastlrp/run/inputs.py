@@ -11,6 +11,9 @@ from torch import Tensor
 
 from fastlrp.run.finite import all_finite
 
+_ID_TYPES = (torch.int64, torch.int32)
+"""What embeddings take."""
+
 Relevance = Any
 """A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
 
@@ -45,6 +48,11 @@ class Inputs:
             raise ValueError("x has no tensor")
         return Inputs(args, kwargs, [v for _, v in found], [k for k, _ in found], form)
 
+    @property
+    def has_floats(self) -> bool:
+        """False if all that it holds are integers and truth values."""
+        return any(t.is_floating_point() for t in self.tensors)
+
     def key(self) -> tuple[Any, ...]:
         """What a captured plan depends on: everything but the batch size and the tensors' values."""
         if self.form == "tensor":
@@ -54,7 +62,7 @@ class Inputs:
         return tuple((k, v.shape[1:], v.dtype, v.device) if isinstance(v, Tensor) else (k, repr(v)) for k, v in items)
 
     def like(self, relevance: list[Tensor], reached: Sequence[bool]) -> Relevance:
-        """Relevance in the structure of the input; None where an input has none (integers)."""
+        """Relevance in the structure of the input; None where an input has none (masks)."""
         if self.form == "tensor":
             return relevance[0]
         rest = iter(relevance)
@@ -71,7 +79,7 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
 
     Raises:
         ValueError: for NaN or infinity, no or different batch axes, another device. TypeError: for another dtype than
-        the model's, a sparse tensor, or no float input.
+        the model's, a sparse tensor, or an input without floats and ids.
     """
     inputs = Inputs.of(x)
     inputs.tensors = [t.detach() for t in inputs.tensors]
@@ -96,10 +104,18 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
             if home is not None and tensor.dtype != home.dtype:
                 raise TypeError(f"{label} is {tensor.dtype}, the model's parameters are {home.dtype}: convert one")
             _check_finite(tensor, label)
-    if not explainable:
-        kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
-        raise TypeError(f"x is {kinds}: relevance is defined for float inputs, convert with x.float()")
+    if not explainable and not any(t.dtype in _ID_TYPES for t in inputs.tensors):
+        raise not_defined(inputs)
     return inputs
+
+
+def not_defined(inputs: Inputs) -> TypeError:
+    """The error for inputs that have no relevance."""
+    kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
+    return TypeError(
+        f"x is {kinds}: relevance is defined for float inputs, and for ids (torch.int64 or torch.int32) that choose "
+        "rows of an embedding; convert with x.float(), or x.long() for ids, before the model gets it"
+    )
 
 
 def refuse_autocast(device: torch.device) -> None:
