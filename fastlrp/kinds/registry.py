@@ -7,6 +7,8 @@ from torch import nn
 from fastlrp.kinds import (
     activation,
     add,
+    attention,
+    attention_weights,
     avg_pool,
     cat,
     identity,
@@ -31,6 +33,8 @@ _ALL: tuple[Kind, ...] = (
     add.KIND,
     mul.KIND,
     product.KIND,
+    attention.KIND,
+    attention_weights.KIND,
     cat.KIND,
     move.KIND,
     write.KIND,
