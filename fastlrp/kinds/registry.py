@@ -7,6 +7,8 @@ from torch import nn
 from fastlrp.kinds import (
     activation,
     add,
+    attention,
+    attention_weights,
     avg_pool,
     cat,
     embedding,
@@ -32,6 +34,8 @@ _ALL: tuple[Kind, ...] = (
     add.KIND,
     mul.KIND,
     product.KIND,
+    attention.KIND,
+    attention_weights.KIND,
     cat.KIND,
     embedding.KIND,
     move.KIND,

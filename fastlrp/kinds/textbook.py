@@ -15,6 +15,7 @@ from fastlrp.kinds import id_moves
 from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Ledger
 from fastlrp.reference.weightless import MaxPoolMode
+from fastlrp.stabilizer import Stabilizer
 
 
 @dataclass(eq=False)
@@ -82,6 +83,12 @@ def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
 def unchanged(node: Node, R: Tensor) -> Share:
     """For the rule that passes relevance on as it is."""
     return Share({node.sources[0]: R}, nothing_kept(R))
+
+
+def stabilizer_of(sums: rules.Rule) -> float | Stabilizer:
+    """The stabilizer of a preset's rule for sums."""
+    found: float | Stabilizer = getattr(sums, "stabilizer", 1e-6)
+    return found
 
 
 def undefined(rule: rules.Rule | None, node: Node) -> TypeError:
