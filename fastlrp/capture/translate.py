@@ -18,7 +18,7 @@ from fastlrp.capture.carrying import carries, mark_ids
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Memory, View, Write
-from fastlrp.capture.module_paths import WRAPPED, calls_around, innermost
+from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
 from fastlrp.capture.rewrite import REWRITES, Step, Steps
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.kinds.registry import KIND, KIND_OF
@@ -328,7 +328,7 @@ class Translator:
 
     def _module_of(self, fx: torch.fx.Node) -> tuple[str, type | None]:
         path = innermost(fx)
-        return path, type(self.model.get_submodule(path))
+        return path, None if path == OUTPUT else type(self.model.get_submodule(path))
 
     def _remember_modules(self, fx: torch.fx.Node) -> None:
         value = self.env.get(fx.name)
