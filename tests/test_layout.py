@@ -44,9 +44,9 @@ ORDER = """
     plan.layer plan.fusion plan.check
     plan.builder plan.table capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
-    capture.carrying capture.arguments plan.forms plan.narrow plan.step_names capture.attention_weights
-    capture.composed_activations capture.graph capture.watch run.lent run.sparse.rates run.sparse.compact
-    capture.chosen
+    capture.carrying capture.attention_weights capture.composed_activations
+    capture.arguments plan.forms plan.narrow plan.step_names
+    capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.module_paths
     stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
