@@ -7,6 +7,7 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import threading
 import warnings
@@ -57,16 +58,25 @@ class _Wrapper(nn.Module):
         self.chosen_output = Chooser(output) if callable(output) else None
         # Outside the module's own state, which torch.export puts back after tracing.
         self._note = _Note()
+        self._defaults = _without_cache(model)
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
-        returned = self.model(*args, **kwargs)
+        returned = self.model(*args, **{**self._defaults, **kwargs})
         self._note.structure = structures.flatten(returned, found)
         if self._note.after is not None:
             self._note.after()
         if self.chosen_output is not None:
             found.append(self.chosen_output(returned))
         return found
+
+
+def _without_cache(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments that keep a language model from returning keys and values for the next token's pass."""
+    parameter = inspect.signature(model.forward).parameters.get("use_cache")
+    optional = parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    optional = optional or (parameter is not None and parameter.default in (None, True))
+    return {"use_cache": False} if optional else {}
 
 
 def capture(

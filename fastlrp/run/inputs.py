@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.capture.graph import leaves
 from fastlrp.run.finite import all_finite
 
 _ID_TYPES = (torch.int64, torch.int32)
@@ -30,10 +32,12 @@ class Inputs:
 
     @staticmethod
     def of(x: Any) -> Inputs:
-        """A tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        """A tensor, a tuple or list of positional inputs, or keyword inputs: a dict, any mapping, a dataclass."""
         if isinstance(x, Tensor):
             return Inputs((x,), {}, [x], ["0"], "tensor")
-        if isinstance(x, dict):
+        if dataclasses.is_dataclass(x) and not isinstance(x, (type, Mapping)):
+            x = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
+        if isinstance(x, Mapping):
             args, kwargs, form = (), dict(x), "dict"
             items = [(str(k), v) for k, v in x.items()]
         elif isinstance(x, (tuple, list)):
@@ -43,6 +47,12 @@ class Inputs:
             raise TypeError(
                 f"x must be a tensor, a tuple of tensors or a dict of keyword inputs, got {type(x).__name__}"
             )
+        for name, item in items:
+            if not isinstance(item, Tensor) and any(isinstance(leaf, Tensor) for leaf in leaves(item)):
+                raise TypeError(
+                    f"input {name!r} is a {type(item).__name__} with tensors in it: give each tensor as an input of its "
+                    "own, beside numbers, truth values, strings and None"
+                )
         found = [(k, v) for k, v in items if isinstance(v, Tensor)]
         if not found:
             raise ValueError("x has no tensor")
@@ -92,7 +102,8 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
             raise ValueError(f"{label} must have a batch axis, got a scalar")
         batch = tensor.shape[0] if batch is None else batch
         if tensor.shape[0] != batch:
-            raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}")
+            hint = f": use expand({batch}, …)" if tensor.shape[0] == 1 else ""
+            raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}{hint}")
         if home is not None and (tensor.device, tensor.dtype) != (home.device, home.dtype):
             home = find_home()
         if home is not None and tensor.device != home.device:

@@ -122,7 +122,8 @@ class Plans:
         try:
             captured = self._trace(self.model, inputs, self._output, watch)
         except CaptureError as error:
-            if inputs.has_floats or not error.of_input:
+            looks_up = any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in self.model.modules())
+            if inputs.has_floats or looks_up or not error.of_input:
                 raise
             raise not_defined(inputs) from error
         if not inputs.has_floats and not any(v.gets_relevance for v in captured.graph.inputs):
