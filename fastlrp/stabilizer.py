@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -47,6 +47,11 @@ class Stabilizer:
                 f"Stabilizer: in_limit means epsilon 0 in the limit, got epsilon={self.epsilon!r}, clip={self.clip}: "
                 "use Stabilizer.limit()"
             )
+
+    def __repr__(self) -> str:
+        """``Stabilizer.limit()``, or the other fields by name."""
+        shown = [f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.name != "in_limit"]
+        return "Stabilizer.limit()" if self.in_limit else f"{type(self).__name__}({', '.join(shown)})"
 
     @staticmethod
     def limit() -> Stabilizer:

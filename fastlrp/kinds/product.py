@@ -31,18 +31,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     y = node.output
     share = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer))
     parts = _parts(node, rule)
-    first, *second = node.args[:2] if _is_plain_matmul(node) else (None,)
-    if second:
-        for x, part in parts.items():
-            other, left = (second[0], True) if x is first else (first, False)
-
-            def transposed(f: Tensor, s: Tensor | None, other: Tensor, left: bool = left, part: float = part) -> Tensor:
-                arriving = f if s is None else multiply(f, s)
-                given = (other if part == 1 else other * part).transpose(-1, -2).unsqueeze(1)
-                return arriving @ given if left else given @ arriving
-
-            register = b.step(transposed, [flow.register], [share, other.index], x.numel, 2 * y.numel * x.shape[-1])
-            b.send(x, Flow(register, Factor(x)))
+    if _is_plain_matmul(node):
+        _send_through_matmul(b, node, parts, share, flow)
         return
     operands, forward = node.sources, bind_forward(node)
     shares = [parts.get(x, 0.0) for x in operands]
@@ -55,6 +45,24 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     for x, register in zip(operands, b.step_with_results(halves, [flow.register], slots, numels), strict=True):
         if x in parts:
             b.send(x, Flow(register, Factor(x)))
+
+
+def _send_through_matmul(b: Builder, node: Node, parts: dict[Value, float], share: int | None, flow: Flow) -> None:
+    """Without autograd: relevance times the other factor's transpose, for all factors that take a part in one step."""
+    first, second = node.args[:2]
+    others = {first: second, second: first}
+
+    def transposed(f: Tensor, s: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        arriving, found = f if s is None else multiply(f, s), []
+        for (x, part), other in zip(parts.items(), tensors, strict=True):
+            given = (other if part == 1 else other * part).transpose(-1, -2).unsqueeze(1)
+            found.append(arriving @ given if x is first else given @ arriving)
+        return tuple(found)
+
+    slots = [share, *(others[x].index for x in parts)]
+    registers = b.step_with_results(transposed, [flow.register], slots, [x.numel for x in parts])
+    for x, register in zip(parts, registers, strict=True):
+        b.send(x, Flow(register, Factor(x)))
 
 
 def _parts(node: Node, rule: rules.Uniform | rules.ValueOnly) -> dict[Value, float]:

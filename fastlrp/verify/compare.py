@@ -20,7 +20,7 @@ from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Initial, Targets
-from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, floor, most, relative, sizes
+from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, coarsest, floor, most, relative, sizes
 from fastlrp.verify.walk import Walker
 
 _WORKING_BYTES = 512 << 20
@@ -144,8 +144,9 @@ def verify(
         block = check.block(asked.count)
         for start in range(0, asked.count, block):
             check.add(asked.block(start, min(block, asked.count - start)))
-        verification = check.verification(TOLERANCE.get(plan.dtype, 1e-4) if tolerance is None else tolerance)
-        allowed = ALONE_TOLERANCE.get(plan.dtype, 0.1)
+        dtype = check.dtype
+        verification = check.verification(TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance)
+        allowed = ALONE_TOLERANCE.get(dtype, 0.1)
         return replace(verification, alone=_alone(record, asked), alone_tolerance=allowed)
 
 
@@ -187,7 +188,8 @@ class _Check:
             for t in (self.state[v.index],)
         }
         # Times what arrives: what an error is relative to where relevance itself is smaller.
-        self.floor = floor(plan.dtype)
+        self.dtype = coarsest((value.dtype for value in plan.flows), plan.dtype)
+        self.floor = floor(self.dtype)
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}
