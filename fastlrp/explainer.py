@@ -86,13 +86,14 @@ class Explainer:
         layers: str | Sequence[str] | None = None,
         reduce: str | None = None,
         out: Any = None,
+        at: Any = None,
     ) -> Relevance:
         """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self._forward(x, True, at_once=True) as record:
-            return record.relevance_at_once(targets, initial, layers, reduce, out)
+            return record.relevance_at_once(targets, initial, layers, reduce, out, at)
 
     @eager
     def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:

@@ -36,6 +36,7 @@ ORDER = """
     capture.memory
     kinds.registry
     kinds
+    run.given_ids
     run.inputs run.sink
     run.finite
     rules
@@ -48,8 +49,9 @@ ORDER = """
     capture.arguments plan.forms plan.narrow plan.step_names
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.wording capture.module_paths
-    stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    capture.wording capture.module_paths classes positions
+    spellings
+    one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info
     backends.dispatch

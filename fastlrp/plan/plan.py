@@ -243,7 +243,7 @@ class Plan:
 
     @property
     def takes_one_hot(self) -> bool:
-        """True if the first step is a linear layer, which selects rows for one-hot targets."""
+        """True if a linear layer comes first, after copies at most, which selects rows for one-hot targets."""
         return self.program.takes_one_hot
 
     def explained_inputs(self) -> tuple[Value, ...]:

@@ -26,7 +26,7 @@ from fastlrp.run.sparse.choose import Chooser
 _KEPT = 8
 
 Trace = Callable[[nn.Module, Inputs, Output, Watch], Captured]
-"""From a model, an input and the output to explain to the captured model; tells the watch what a forward pass writes."""
+"""From a model, an input and the output to explain to the captured model; tells the watch what a pass writes."""
 
 
 def trace(model: nn.Module, inputs: Inputs, output: Output, watch: Watch) -> Captured:

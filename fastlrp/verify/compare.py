@@ -122,7 +122,7 @@ def _number(value: float | None, form: str = "{:+.4g}") -> str:
 
 
 def verify(
-    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None
+    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None, at: Any = None
 ) -> Verification:
     """Check what a record answers, :meth:`fastlrp.Explainer.verify` on an input.
 
@@ -131,14 +131,14 @@ def verify(
     reference from the output on; and samples are explained once more without the rest of the batch.
 
     Args:
-        targets, initial: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
+        targets, initial, at: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
         tolerance: largest relative error of a layer; by default that of :data:`fastlrp.verify.relative.TOLERANCE`.
 
     Returns:
         a :class:`Verification`.
     """
     state = record.state()
-    plan, asked = record.plan, Targets(targets, record.scores, initial)
+    plan, asked = record.plan, record.asked(targets, initial, at)
     with torch.no_grad():
         check = _Check(plan, state, record.batch)
         block = check.block(asked.count)

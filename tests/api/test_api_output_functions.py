@@ -137,9 +137,10 @@ def test_functions_are_told_apart_by_identity():
             return out["scores"][:, 0]
 
     one, other = Always(), Always()
-    assert ByIdentity(one) == ByIdentity(one) and hash(ByIdentity(one)) == hash(ByIdentity(one))
-    assert ByIdentity(one) != ByIdentity(other) and ByIdentity(one) != ByIdentity("scores")
-    assert ByIdentity("scores") == ByIdentity("scores") and ByIdentity(0) != ByIdentity(False)
+    assert {ByIdentity(one): 1, ByIdentity("scores"): 2}[ByIdentity(one)] == 1
+    assert ByIdentity(one) not in (ByIdentity(other), ByIdentity("scores"))
+    assert ByIdentity("scores") == ByIdentity("scores")
+    assert ByIdentity(0) != ByIdentity(False)
     assert relative_error(fastlrp.explain(model, X, 0, output=one), first) <= TIGHT
 
 
@@ -149,7 +150,7 @@ def test_functions_are_told_apart_by_identity():
         (lambda out: out, ValueError, r"given as output= returned 2 tensors \(scores, hidden\): return the one tensor"),
         (lambda out: 3, ValueError, "given as output= returned int without a tensor"),
         (lambda out: None, ValueError, "given as output= returned NoneType without a tensor"),
-        (lambda out: out["logits"], fastlrp.CaptureError, "given as output= failed on what the model .* KeyError: 'log"),
+        (lambda out: out["logits"], fastlrp.CaptureError, "given as output= failed on what the model .* KeyError"),
         (lambda out: out.logits, fastlrp.CaptureError, "given as output= failed .*AttributeError"),
         (lambda out: out["scores"][:, 77], fastlrp.CaptureError, "given as output= failed .*IndexError"),
         (lambda out: out["scores"].sum(), fastlrp.UnsupportedOperationError, "sum"),
