@@ -21,6 +21,7 @@ from fastlrp.capture import structure as structures
 from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.graph import Graph, leaves
+from fastlrp.capture.lift import lift
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.wording import without_symbols
@@ -96,7 +97,9 @@ def capture(
     program, fixed = _export(wrapper, args, kwargs, batch)
     graph = Translator(program, model, fixed, batch).translate()
     graph.output = graph.outputs[_choose(wrapper._note.structure, output)]
-    refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    rows = refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    if not fixed:
+        lift(graph, rows, tensors)
     return Captured(graph, wrapper._note.structure, batch if fixed else None)
 
 
