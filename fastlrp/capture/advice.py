@@ -86,14 +86,14 @@ def keep_the_batch(graph: Graph, node: Node) -> str:
             "A size is computed from data (by a boolean index, nonzero, or the like): choose entries with torch.where, "
             "or by fixed integer indices."
         )
-    if graph.not_lifted:
-        return f"{graph.not_lifted}. Keep the batch as axis 0."
     recurrent = next((n for n in graph.nodes if n.operation in _RECURRENT), None)
     if recurrent is not None and (node is recurrent or _inside(node, recurrent)):
         return (
             f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}'), which is not "
             "supported: it has no relevance rule yet."
         )
+    if graph.not_lifted:
+        return f"{graph.not_lifted}. Keep the batch as axis 0."
     found = next((n for n in graph.nodes if is_attention(n)), None)
     if found is not None:
         needs = "not supported: it has no relevance rule yet"

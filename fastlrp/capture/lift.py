@@ -43,11 +43,9 @@ def lift(graph: Graph, rows: set[Value], examples: Sequence[Tensor]) -> None:
         rows: values whose row b is known to belong to sample b: see :mod:`fastlrp.capture.probe`.
         examples: the inputs that the model was captured with, in the order of ``graph.inputs``.
     """
-    wanted = ancestors(graph, graph.output)
-    travels = [n for n in graph.nodes if n.output in wanted and n.output.depends and not is_natural(n, rows)]
-    if not travels or graph.output not in rows or not graph.output.has_batch_first:
+    if not travels(graph, rows) or graph.output not in rows or not graph.output.has_batch_first:
         return
-    values = graph.values
+    wanted, values = ancestors(graph, graph.output), graph.values
     try:
         with torch.no_grad():
             lifter, lifted = _lifted(graph, rows, wanted, examples)
@@ -59,6 +57,51 @@ def lift(graph: Graph, rows: set[Value], examples: Sequence[Tensor]) -> None:
     _commit(graph, lifter, lifted)
 
 
+def travels(graph: Graph, rows: set[Value]) -> bool:
+    """True if the batch is anywhere but in front on the way to the explained output."""
+    wanted = ancestors(graph, graph.output)
+    return any(n.output in wanted and n.output.depends and not is_natural(n, rows) for n in graph.nodes)
+
+
+def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: int) -> bool:
+    """Rewrite a graph that was captured for one sample so that it takes any number, if that can be done.
+
+    Args:
+        graph: of a model that holds on to one batch size, captured for one sample; changed if it is lifted.
+        several: the same model captured for ``count`` samples, with which the result is compared.
+        examples: the inputs of ``several``.
+    """
+    if not all(v.has_batch_first for v in (*graph.inputs, *graph.outputs)):
+        return False
+    wanted = set().union(*(ancestors(graph, v) for v in graph.outputs))
+    rows = {*graph.inputs, *graph.outputs}
+    try:
+        with torch.no_grad():
+            lifter, lifted = _lifted(graph, rows, wanted, examples, whole=True)
+            _commit(graph, lifter, lifted)
+            samples = [random_example(x, count, i) for i, x in enumerate(examples)]
+            double, call = True, called_in_double
+            try:
+                own, ours = _run(several, samples, call), _run(graph, samples, call)
+            except Exception:  # An operation that insists on the model's own dtype.
+                double, call = False, _as_it_is
+                own, ours = _run(several, samples, call), _run(graph, samples, call)
+    except Exception:  # Whatever fails, there is the graph for this batch size.
+        return False
+    graph.batch = None
+    return all(
+        a.shape == b.shape and close(a, b, _tolerance(v, double))
+        for v, a, b in zip(graph.outputs, ours, own, strict=True)
+    )
+
+
+def _run(graph: Graph, samples: Sequence[Tensor], call: Callable[[Node, dict[Value, Any]], Any]) -> list[Tensor]:
+    state: dict[Value, Any] = dict(zip(graph.inputs, samples, strict=True))
+    for node in graph.nodes:
+        state[node.output] = call(node, {v: state[v] for v in node.inputs})
+    return [state[v] for v in graph.outputs]
+
+
 def is_natural(node: Node, rows: set[Value]) -> bool:
     """True if what it reads of the input is batch-first, and so is what it gives."""
     unread = node.attributes.get("unread", ())
@@ -67,9 +110,9 @@ def is_natural(node: Node, rows: set[Value]) -> bool:
 
 
 def _lifted(
-    graph: Graph, rows: set[Value], wanted: set[Value], examples: Sequence[Tensor]
+    graph: Graph, rows: set[Value], wanted: set[Value], examples: Sequence[Tensor], whole: bool = False
 ) -> tuple[Lifter, list[_Lifted]]:
-    """All nodes with their lifted forms."""
+    """All nodes with their lifted forms; ``whole``: no node stays as it is."""
     lifter = Lifter(graph, *_alone(graph, wanted, examples), examples[0].device)
     result: list[_Lifted] = []
     for node in graph.nodes:
@@ -79,14 +122,16 @@ def _lifted(
             lifter.node, lifter.made = node, made.new
             if not y.depends:
                 lifter.evaluate(node)
-                made.new.append(node)
-            elif is_natural(node, rows):
+                if not whole:
+                    made.new.append(node)
+            elif not whole and is_natural(node, rows):
                 _read_natural(lifter, node, rows, made)
             elif y.is_tensor:
                 lifter.twins[y] = _twin(lifter, node)
         result.append(made)
-    if graph.output in lifter.twins:
-        _leave(lifter, graph.output, result[-1])
+    for value in graph.outputs if whole else [graph.output]:
+        if value in lifter.twins:
+            _leave(lifter, value, result[-1])
     return lifter, result
 
 
@@ -205,7 +250,8 @@ def _run_beside(graph: Graph, lifted: list[_Lifted], examples: Sequence[Tensor],
         own[entry.node.output] = call(entry.node, own)
         for node in entry.new:
             try:
-                ours[node.output] = call(node, ours)
+                # Nodes of the model's own that are read for their sizes stay in the graph.
+                ours[node.output] = call(node, {v: ours[v] if v in ours else own[v] for v in node.inputs})
             except Exception as error:
                 if double:
                     raise
@@ -227,20 +273,23 @@ def _run_beside(graph: Graph, lifted: list[_Lifted], examples: Sequence[Tensor],
 
 
 def _check_equal(node: Node, value: Value, own: Tensor, ours: Tensor, double: bool) -> None:
-    tolerance = TOLERANCE.get(torch.float64 if double else value.dtype or torch.float64, 0.0)
-    if own.shape != ours.shape or not close(ours, own, tolerance):
+    if own.shape != ours.shape or not close(ours, own, _tolerance(value, double)):
         maker = node if value.producer is None else value.producer
         raise UnliftableError(
             _reason(maker, f"of {SAMPLES} samples together one has another result there than it has alone")
         )
 
 
+def _tolerance(value: Value, double: bool) -> float:
+    return TOLERANCE.get(torch.float64 if double else value.dtype or torch.float64, 0.0)
+
+
 def random_example(x: Tensor, count: int, seed: int) -> Tensor:
     """Random samples in the range of the example: floats of its mean and spread, any of its own integers."""
     generator = torch.Generator().manual_seed(seed + 1)
-    if x.numel() == 0:
-        return x.new_zeros(count, *x.shape[1:])
     shape = (count, *x.shape[1:])
+    if x.numel() == 0:
+        return x.new_zeros(shape)
     if not x.is_floating_point():
         return x.flatten()[torch.randint(x.numel(), shape, generator=generator).to(x.device)]
     spread = x.double().std(correction=0)

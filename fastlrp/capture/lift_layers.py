@@ -84,7 +84,7 @@ def multiplied_and_added(lifter: Lifter) -> Value:
 def einsum(lifter: Lifter) -> Value:
     """One more letter in front of each activation and of the result."""
     bound = lifter.arguments()
-    equation, operands = bound["equation"].replace(" ", ""), bound["operands"]
+    equation, operands = bound["equation"].replace(" ", ""), bound["tensors"]
     unused = next((c for c in "zyxwvutsrqponmlkjihgfedcbaZYX" if c not in equation), None)
     if "->" not in equation or unused is None:
         return lifter.mapped()
