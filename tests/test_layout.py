@@ -31,7 +31,11 @@ ORDER = """
     plan.plan
     capture.export run.basis run.sparse.specialize
     run.descent
+    capture.lift
     capture.probe composites
+    capture.lift_layers
+    capture.lift_moves
+    capture.lifter
     capture.translate capture.batch_axis
     capture.memory
     kinds.registry
