@@ -20,7 +20,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import vjp
 
-_GATES = {"sigmoid", "hardsigmoid", "softmax"}
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:

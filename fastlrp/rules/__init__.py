@@ -7,6 +7,7 @@ from fastlrp.rules.epsilon import Epsilon
 from fastlrp.rules.flat import Flat
 from fastlrp.rules.gamma import Gamma
 from fastlrp.rules.gradient import Deconvnet, Gradient, GuidedBackprop
+from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
 from fastlrp.rules.plain_gamma import PlainGamma
@@ -25,6 +26,7 @@ __all__ = [
     "Gamma",
     "Gradient",
     "GuidedBackprop",
+    "InputGradient",
     "ModifiedWeights",
     "Norm",
     "Pass",
