@@ -35,10 +35,10 @@ def _product_added(operation: Any, name: str) -> Callable[[dict[str, Any], Any],
     """``addcmul`` and ``addcdiv``: the product or quotient, then the sum."""
 
     def steps(a: dict[str, Any], shape: Any) -> Steps | None:
-        if not _full(shape, a["tensor1"], a["tensor2"]):
-            return None
+        product = (a["tensor1"], a["tensor2"])
+        own = () if _full(shape, *product) else (_broadcast(*map(_shape_of, product)),)
         return [
-            (operation, name, (a["tensor1"], a["tensor2"]), {}),
+            (operation, name, product, {}, *own),
             (aten.add.Tensor, "add", (a["self"], Step(0)), {"alpha": a["value"]}),
         ]
 
@@ -63,6 +63,30 @@ def _lerp(a: dict[str, Any], shape: Any) -> Steps | None:
         (multiply, "mul", (a["self"], rest), {}),
         (multiply, "mul", (a["end"], weight), {}),
         (aten.add.Tensor, "add", (Step(len(first)), Step(len(first) + 1)), {}),
+    ]
+
+
+def _between_tensors(a: dict[str, Any], shape: Any) -> Steps | None:
+    """``clamp`` between tensors: the larger of it and the lower bound, the smaller of that and the upper one."""
+    bounds = [(a.get("min"), aten.maximum.default, "maximum"), (a.get("max"), aten.minimum.default, "minimum")]
+    given = [(bound, operation, name) for bound, operation, name in bounds if bound is not None]
+    x = a["self"]
+    if not any(isinstance(bound, Value) for bound, *_ in given) or not isinstance(x, Value) or x.shape != shape:
+        return None
+    steps: Steps = []
+    for bound, operation, name in given:
+        steps.append((operation, name, (Step(len(steps) - 1) if steps else x, bound), {}))
+    return steps
+
+
+def _matrix_vector(a: dict[str, Any], shape: Any) -> Steps | None:
+    """``mv``: a product with a matrix of one column, which is then dropped."""
+    if not isinstance(a["vec"], Constant):
+        return None
+    return [
+        (aten.unsqueeze.default, "unsqueeze", (a["vec"], 1), {}),
+        (aten.mm.default, "mm", (a["self"], Step(0)), {}, (*shape, 1)),
+        (aten.squeeze.dim, "squeeze", (Step(1), 1), {}),
     ]
 
 
@@ -177,6 +201,10 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "addcmul": _product_added(aten.mul.Tensor, "mul"),
     "addcdiv": _product_added(aten.div.Tensor, "div"),
     "lerp": _lerp,
+    "clamp": _between_tensors,
+    "clamp_min": _between_tensors,
+    "clamp_max": _between_tensors,
+    "mv": _matrix_vector,
     "glu": _glu,
     "baddbmm": _sum_of_a_product(aten.bmm.default, "bmm", "batch1", "batch2"),
     "addmm": _sum_of_a_product(aten.mm.default, "mm", "mat1", "mat2"),

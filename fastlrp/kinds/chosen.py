@@ -25,6 +25,7 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference.redistribution import total
 
 _REDUCED = ("amax", "amin")
 _PAIRS = ("maximum", "minimum")
@@ -148,8 +149,8 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     if isinstance(rule, rules.Gradient):
         return Share(sent, None)
     ledger = textbook.nothing_kept(R)
-    if len(node.sources) < 2 and node.attributes["chosen"] == "pair":  # Where the constant is chosen, it keeps all.
-        ledger.bias = R.flatten(2).sum(2) - torch.stack([r.flatten(2).sum(2) for r in sent.values()]).sum(0)
+    if node.attributes["chosen"] == "pair":  # Where a constant is chosen, it keeps all.
+        ledger.bias = total(R) - torch.stack([total(r) for r in sent.values()]).sum(0)
     return Share(sent, ledger)
 
 

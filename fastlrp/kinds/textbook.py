@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value, substitute
 from fastlrp.reference import weightless
-from fastlrp.reference.redistribution import Ledger
+from fastlrp.reference.redistribution import Ledger, total
 from fastlrp.reference.weightless import MaxPoolMode
 
 
@@ -72,8 +72,10 @@ def gradient(walk: Walk, node: Node, R: Tensor) -> Share:
 
 
 def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
-    """For operations that copy entries: the derivative is the copy's inverse, and conserves relevance."""
-    return Share(gradient(walk, node, R).relevance, nothing_kept(R))
+    """For operations that copy entries: the derivative is the copy's inverse; what constants filled in, they keep."""
+    sent, ledger = gradient(walk, node, R).relevance, nothing_kept(R)
+    ledger.bias = total(R) - torch.stack([total(r) for r in sent.values()]).sum(0)
+    return Share(sent, ledger)
 
 
 def unchanged(node: Node, R: Tensor) -> Share:
