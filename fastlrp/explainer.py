@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from fastlrp import composites
 from fastlrp.backends.dispatch import BACKENDS
 from fastlrp.capture.chosen import Output
 from fastlrp.composites import Composite
+from fastlrp.composites.composite import Unsupported
 from fastlrp.plan.plan import Plan
 from fastlrp.run.eager import eager
 from fastlrp.run.inputs import Relevance
@@ -39,6 +41,9 @@ class Explainer:
         paths: how layers with a weight are computed by compiled kernels: ``"auto"``, ``"dense"``, ``"sparse"`` (alive
             neurons only), or a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)``
             shows what was taken.
+        unsupported: ``"error"`` for an operation without a rule; or ``"gradient"``: it takes its input times its own
+            gradient (:class:`fastlrp.rules.InputGradient`). The plan's table and a verification name every such
+            operation.
 
     Example::
 
@@ -62,6 +67,7 @@ class Explainer:
         output: Output = None,
         paths: PathName | Mapping[str, PathName] = "auto",
         profile: str | None = None,
+        unsupported: Unsupported | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -69,6 +75,8 @@ class Explainer:
             raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
         self.model, self.backend = model, backend
         self.composite = composites.resolve(composite, profile)
+        if unsupported is not None:
+            self.composite = replace(self.composite, unsupported=unsupported)
         self.max_memory = parse_bytes(max_memory)
         self._plans = self._plans_of(model, self.composite, backend, output, Chooser(paths))
         if example_inputs is not None:
@@ -172,7 +180,7 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
         options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
             captures once.
     """
-    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output", "paths", "profile") if k in options}
+    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output", "paths", "profile", "unsupported") if k in options}
     return Explainer(model, composite, **ours)(x, targets, **options)
 
 

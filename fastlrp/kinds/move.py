@@ -14,7 +14,7 @@ from fastlrp.capture import advice
 from fastlrp.capture.graph import Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds import places, write
+from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
@@ -28,6 +28,9 @@ Inverse = Callable[[Tensor], Tensor]
 
 def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
+    if not node.output.is_float:
+        id_moves.lower(b, node, flow)
+        return
     sources = node.sources
     if len(sources) == 1 and write.reads_places(node):
         write.lower_places(b, node, flow)
@@ -229,7 +232,7 @@ KIND = Kind(
         "im2col index_select index movedim swapaxes adjoint mT view_as reshape_as tile repeat_interleave "
         "moveaxis swapdims tril triu diagonal unfold rot90 fliplr flipud gather take_along_dim circular_pad "
         "unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit narrow_copy "
-        "native_channel_shuffle atleast_2d atleast_3d matrix_H mH H numpy_T _unsafe_view unfold_copy"
+        "native_channel_shuffle as_strided atleast_2d atleast_3d matrix_H mH H numpy_T _unsafe_view unfold_copy"
     ),
     lower=lower,
     textbook=carry_back,

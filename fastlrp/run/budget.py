@@ -28,7 +28,7 @@ class Budget:
 
     def need(self, steps: Steps, names: Mapping[str, Value], reduce: str | None, count: int) -> int:
         """Bytes of a block of ``count`` targets and of its results, which are the values by ``names``."""
-        each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
+        each = sum(_reduced(v, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
         return runner.peak_bytes(self.plan, steps, self.batch, count, self.terms) + count * each
 
     def check(self, names: Mapping[str, Value], reduce: str | None) -> None:
@@ -64,5 +64,5 @@ class Budget:
         return steps, low
 
 
-def _reduced(numel: int, sizes: tuple[int, ...], reduce: str | None) -> int:
-    return numel // sizes[0] if reduce and len(sizes) > 1 else numel
+def _reduced(value: Value, reduce: str | None) -> int:
+    return value.numel // value.sizes[0] if reduce and len(value.sizes) > 1 and value.is_float else value.numel

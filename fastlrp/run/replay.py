@@ -130,7 +130,7 @@ class Replay:
         self._lock, self._stale, self._made, self._at = threading.Lock(), "", False, at
         with torch.inference_mode(False), torch.no_grad():
             example = plans.inputs(example_inputs)
-            self._device = next(t for t in example.tensors if t.is_floating_point()).device
+            self._device = example.tensors[0].device
             self._recording: Recording | None = self._recorder() if recording is None else recording
             self._refreshed, self._switches = plans.refreshed, _switches(self._device)
             self._prepared = plans.of(example)
