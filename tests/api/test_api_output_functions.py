@@ -179,5 +179,5 @@ def test_an_error_of_the_model_stays_its_own():
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("mine")
 
-    with pytest.raises(fastlrp.CaptureError, match="the model could not be captured: .*RuntimeError: mine"):
+    with pytest.raises(fastlrp.CaptureError, match=r"the model could not be captured: .*RuntimeError: mine"):
         fastlrp.explain(Broken().eval(), X, 0, output=lambda out: out)
