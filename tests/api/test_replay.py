@@ -384,7 +384,9 @@ def test_on_a_gpu(copy):
 
 def test_ids_in_the_place_of_floats():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    model = (
+        nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    )
     explainer = Explainer(model, "epsilon", backend="torch")
     replay = replay_of(explainer, torch.zeros(2, 5, dtype=torch.int64), 2)
     for seed in range(2):
