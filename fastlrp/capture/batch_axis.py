@@ -288,5 +288,5 @@ _READERS: dict[str, Reader] = _table([
     ("upsample_trilinear3d", _last(lambda node, a: 3)),
     ("index", _index),
     ("index_select", _index_select),
-    ("embedding", _chosen),
+    ("embedding embedding_bag", _chosen),
 ])  # fmt: skip

@@ -31,7 +31,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     return "unknown" if isinstance(node.args[0], Value) and node.args[0].depends else None
 
 
-def forward(b: Builder, node: Node) -> None:
+def add_checked_lookup(b: Builder, node: Node) -> None:
     """Look the ids up, if the table has them."""
     lookup = bind_forward(node)
     table, ids = node.args[0], node.args[1]
@@ -41,13 +41,13 @@ def forward(b: Builder, node: Node) -> None:
     rows, position = table.tensor().shape[0], node.inputs.index(ids)
 
     def checked_lookup(*values: Any) -> Any:
-        _refuse_unknown(values[position], rows, node)
+        refuse_unknown(values[position], rows, node)
         return lookup(*values)
 
     b.add_forward(node, call=checked_lookup)
 
 
-def _refuse_unknown(ids: Tensor, rows: int, node: Node) -> None:
+def refuse_unknown(ids: Tensor, rows: int, node: Node) -> None:
     """Raise IndexError for an id that the table does not have, which on a GPU would break the whole process."""
     if not LOOKS.get():
         return
@@ -99,7 +99,7 @@ KIND = Kind(
     lower=lower,
     textbook=through,
     read=read,
-    forward=forward,
+    forward=add_checked_lookup,
     preset=lambda sums: rules.Pass(),
     fallback=rules.Pass(),
     keeps=True,

@@ -177,6 +177,39 @@ def test_single_precision_and_bfloat16():
     assert relative_error(found.double(), rows.double().sum(-1)) <= 0.02
 
 
+@pytest.mark.parametrize(
+    "options", [{"mode": "mean"}, {"mode": "sum", "padding_idx": 0}, {"mode": "mean", "padding_idx": 0}]
+)
+def test_a_bag_is_an_embedding_and_a_pool(options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(VOCABULARY, WIDTH, **options), nn.ReLU(), nn.Linear(WIDTH, 4)).double().eval()
+    x = ids()
+    x[1, 5:] = 0
+
+    def written(m: Any, x: Tensor) -> Tensor:
+        counted = (x != 0).double() if "padding_idx" in options else torch.ones_like(x).double()
+        counted = counted / counted.sum(1, keepdim=True) if options["mode"] == "mean" else counted
+        return m.rest((m.embed(x) * counted.unsqueeze(-1)).sum(1))
+
+    same = Written(written, embed=nn.Embedding.from_pretrained(model[0].weight), rest=model[1:]).eval()
+    for composite in ("epsilon_plus", "lrp0", "gradient"):
+        explainer = Explainer(model, composite)
+        expected = fastlrp.explain(same, x, TARGETS, composite)
+        assert relative_error(explainer(x, TARGETS), expected) <= 1e-9
+        checked = explainer.verify(x, TARGETS)
+        assert checked.ok, str(checked)
+    with pytest.raises(IndexError, match=r"id \d+ \(sample 0, position 0\).*'0', which has 11 rows"):
+        explainer(x + 10, 0)
+
+
+def test_bags_without_a_rule():
+    model = nn.Sequential(nn.EmbeddingBag(VOCABULARY, WIDTH, mode="max"), nn.Linear(WIDTH, 4)).double().eval()
+    with pytest.raises(
+        UnsupportedOperationError, match=r"embedding_bag .*'max', for which there is no rule: use nn.Embedding"
+    ):
+        fastlrp.explain(model, ids(), 0)
+
+
 # Ids that move before they are looked up: from the ids of the sample, which conditions read, and the ids that move
 
 
