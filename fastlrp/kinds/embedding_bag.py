@@ -47,14 +47,15 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     if not node.output.is_tensor:
         return None  # All results together, of which the first is taken.
     flat, offsets, table = bound.get("indices"), bound.get("offsets"), bound.get("weight")
-    ids = flat.producer.args[0] if _made_by(flat, *_RESHAPES) else None
+    made = _arguments_of(flat, *_RESHAPES)
+    ids = made[0] if made else None
     regular = (
         isinstance(ids, Value) and len(ids.shape) == 2 and ids.has_batch_first
-        and _made_by(offsets, "arange") and offsets.producer.args[::2] == (0, ids.sizes[0])
+        and _arguments_of(offsets, "arange")[::2] == (0, ids.sizes[0])
         and bound.get("mode") in (0, 1) and bound.get("per_sample_weights") is None
         and not bound.get("include_last_offset") and isinstance(table, Constant)
     )  # fmt: skip
-    if not regular:
+    if not regular or not isinstance(ids, Value):
         node.attributes["fault"] = (
             f"{node} has bags of several sizes, weights or the mode 'max', for which there is no rule: use "
             "nn.Embedding, and pool what it gives"
@@ -67,8 +68,10 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     return None
 
 
-def _made_by(value: Any, *operations: str) -> bool:
-    return isinstance(value, Value) and value.producer is not None and value.producer.operation in operations
+def _arguments_of(value: Any, *operations: str) -> tuple[Any, ...]:
+    """What the value was made from, if one of these operations made it; nothing otherwise."""
+    maker = value.producer if isinstance(value, Value) else None
+    return maker.args if maker is not None and maker.operation in operations else ()
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
