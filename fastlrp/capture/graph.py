@@ -148,6 +148,7 @@ class Graph:
         outputs: every tensor output of the model, to rebuild what it returned.
         modules: module path -> the value that the module returned last, for ``layers=``.
         batch: the only batch size that it holds for; None if it holds for any.
+        not_lifted: why values whose batch is not axis 0 could not be brought into another form; for messages.
     """
 
     nodes: list[Node]
@@ -157,6 +158,7 @@ class Graph:
     modules: dict[str, Value]
     values: int
     batch: int | None = None
+    not_lifted: str = ""
 
     def new_value(
         self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastlrp.capture.canonizers import canonize
+from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import EXPORTING, Captured, capture
 from fastlrp.capture.graph import Graph
 from fastlrp.capture.watch import Watch
@@ -24,11 +25,11 @@ from fastlrp.run.sparse.choose import Chooser
 
 _KEPT = 8
 
-Trace = Callable[[nn.Module, Inputs, str | int | None, Watch], Captured]
-"""From a model, an input and an output's name to the captured model; tells the watch what a forward pass writes."""
+Trace = Callable[[nn.Module, Inputs, Output, Watch], Captured]
+"""From a model, an input and the output to explain to the captured model; tells the watch what a pass writes."""
 
 
-def trace(model: nn.Module, inputs: Inputs, output: str | int | None, watch: Watch) -> Captured:
+def trace(model: nn.Module, inputs: Inputs, output: Output, watch: Watch) -> Captured:
     """The model as torch.export sees it."""
     return capture(model, inputs.args, inputs.kwargs, output, watch.code.written)
 
@@ -50,7 +51,7 @@ class Plans:
         model: nn.Module,
         composite: Composite,
         backend: str,
-        output: str | int | None,
+        output: Output,
         chooser: Chooser,
         trace: Trace = trace,
         canonize: Callable[[Graph], object] = canonize,

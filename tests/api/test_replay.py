@@ -394,5 +394,5 @@ def test_ids_in_the_place_of_floats():
         output, relevance = replay(x, [0, 2])
         torch.testing.assert_close(output, model(x))
         assert relative_error(relevance, explainer(x, [0, 2])) < 1e-12
-    with pytest.raises(ValueError, match="x has dtype torch.int32, this replay was made for torch.int64"):
+    with pytest.raises(ValueError, match=r"x has dtype torch.int32, this replay was made for torch.int64"):
         replay(x.int(), [0, 2])
