@@ -299,7 +299,7 @@ _READERS: dict[str, Reader] = _table([
     ("upsample_trilinear3d", _last(lambda node, a: 3)),
     ("index", _index),
     ("index_select", _index_select),
-    ("embedding", _chosen),
+    ("embedding embedding_bag", _chosen),
 ])  # fmt: skip
 
 ELEMENTWISE = frozenset(name for name, reader in _READERS.items() if reader in (_each_entry, _alone))

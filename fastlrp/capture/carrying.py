@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from fastlrp.capture.arguments import bind
-from fastlrp.capture.graph import Graph, Node, Value, leaves
+from fastlrp.capture.graph import LOOKUPS, Graph, Node, Value, leaves
 
 _ID_TYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 _MOVES = ("move", "write", "cat")
@@ -30,7 +30,7 @@ def carries(node: Node, read: Iterable[Value]) -> bool:
     """
     if not node.output.is_float:
         return not node.output.is_tensor and any(v.carries for v in read)
-    if node.operation == "embedding":
+    if node.operation in LOOKUPS:
         return any(v.depends for v in read)
     return any(v.carries for v in read)
 
@@ -46,7 +46,7 @@ def mark_ids(graph: Graph) -> None:
     for value in graph.inputs:
         value.carries = value.is_float
     for node in reversed(graph.nodes):
-        if node.kind == "embedding":
+        if node.kind in LOOKUPS:
             chosen = node.inputs
         elif node.output in ids and node.output.carries:
             chosen = tuple(_moved(node))

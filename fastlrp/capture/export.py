@@ -214,6 +214,8 @@ def _quiet() -> Iterator[None]:
 
 def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if _reads_data(error):
+        return CaptureError(_explain(error))
     try:
         with unchanged(wrapper):
             wrapper(args, kwargs)
@@ -230,10 +232,14 @@ def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> Ca
     return CaptureError(_explain(error))
 
 
+def _reads_data(error: Exception) -> bool:
+    return "data-dependent" in str(error).lower() or "guard on" in str(error).lower()
+
+
 def _explain(error: Exception) -> str:
     reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
     hint = ""
-    if "data-dependent" in str(error).lower() or "guard on" in str(error).lower():
+    if _reads_data(error):
         hint = (
             " The forward pass branches on the values of a tensor (an `if` or a loop over data), so it is not one "
             "graph. Replace the branch by torch.where, or explain the sub-module that has no branch."

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOOKUPS = ("embedding", "embedding_bag")
+"""Kinds that choose rows of a table by ids."""
+
 
 @dataclass(eq=False, repr=False)
 class Value:
@@ -125,7 +128,7 @@ class Node:
         They are floats; ids for an embedding and for operations that move ids.
         """
         ignored = self.attributes.get("unread", ())
-        wants_ids = self.kind == "embedding" or (self.output.gets_relevance and not self.output.is_float)
+        wants_ids = self.kind in LOOKUPS or (self.output.gets_relevance and not self.output.is_float)
         found = (v for v in self.inputs if v.gets_relevance and v not in ignored)
         return tuple(v for v in found if v.is_float is not wants_ids)
 

@@ -7,6 +7,7 @@ counted from a mask) keeps what arrives, as a bias does.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,13 +22,16 @@ from fastlrp.plan.builder import Builder, bind_forward
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Ledger
 
+LOOKS: ContextVar[bool] = ContextVar("looks", default=True)
+"""Whether ids are looked at before the table is read, for which a GPU has to be waited for."""
+
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
     """The table must be fixed: rows of an activation are chosen by an operation without a rule."""
     return "unknown" if isinstance(node.args[0], Value) and node.args[0].depends else None
 
 
-def forward(b: Builder, node: Node) -> None:
+def add_checked_lookup(b: Builder, node: Node) -> None:
     """Look the ids up, if the table has them."""
     lookup = bind_forward(node)
     table, ids = node.args[0], node.args[1]
@@ -37,16 +41,16 @@ def forward(b: Builder, node: Node) -> None:
     rows, position = table.tensor().shape[0], node.inputs.index(ids)
 
     def checked_lookup(*values: Any) -> Any:
-        _refuse_unknown(values[position], rows, node)
+        refuse_unknown(values[position], rows, node)
         return lookup(*values)
 
     b.add_forward(node, call=checked_lookup)
 
 
-def _refuse_unknown(ids: Tensor, rows: int, node: Node) -> None:
+def refuse_unknown(ids: Tensor, rows: int, node: Node) -> None:
     """Raise IndexError for an id that the table does not have, which on a GPU would break the whole process."""
-    if ids.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # A look at the numbers would wait for the device.
+    if not LOOKS.get():
+        return
     unknown = (ids < 0) | (ids >= rows)
     if bool(unknown.any()):
         place = unknown.nonzero()[0].tolist()
@@ -95,7 +99,7 @@ KIND = Kind(
     lower=lower,
     textbook=through,
     read=read,
-    forward=forward,
+    forward=add_checked_lookup,
     preset=lambda sums: rules.Pass(),
     fallback=rules.Pass(),
     keeps=True,

@@ -188,7 +188,7 @@ class Plan:
             if value.gets_relevance:
                 b.collect(value)
         output = self.graph.output
-        if (output.is_differentiable or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
+        if (output.is_float or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
             raise UnsupportedOperationError(
                 "no relevance reaches the model's input: the explained output depends on it through integers only that "
                 "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "

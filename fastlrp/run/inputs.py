@@ -50,8 +50,8 @@ class Inputs:
         for name, item in items:
             if not isinstance(item, Tensor) and any(isinstance(leaf, Tensor) for leaf in leaves(item)):
                 raise TypeError(
-                    f"input {name!r} is a {type(item).__name__} with tensors in it: give each tensor as an input of its "
-                    "own, beside numbers, truth values, strings and None"
+                    f"input {name!r} is a {type(item).__name__} with tensors in it: give each tensor as an input of "
+                    "its own, beside numbers, truth values, strings and None"
                 )
         found = [(k, v) for k, v in items if isinstance(v, Tensor)]
         if not found:

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastlrp.capture import structure as structures
 from fastlrp.capture.export import EXPORTING
 from fastlrp.classes import Terms
+from fastlrp.kinds.embedding import LOOKS
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.steps import Schedule, Steps
 from fastlrp.positions import positions
@@ -94,8 +95,9 @@ class Replay:
     """Relevance of K class targets for inputs of one shape, repeated as one CUDA graph.
 
     Made by :meth:`fastlrp.Explainer.replay`. What depends on numbers is left out, so that every call does the same: no
-    basis of living entries, no look at the input for NaN. On a GPU weights that are written without PyTorch's knowledge
-    (fused optimisers, ``.data``) are not noticed either: looking at them would wait for the device. Make a new replay.
+    basis of living entries, no look at the input for NaN or for ids that an embedding does not have. On a GPU weights
+    that are written without PyTorch's knowledge (fused optimisers, ``.data``) are not noticed either: looking at them
+    would wait for the device. Make a new replay.
 
     Args:
         plans: of the model under its rules.
@@ -171,9 +173,13 @@ class Replay:
 
     def _run(self) -> tuple[list[Tensor], Relevance]:
         """What is recorded: the model's outputs and the relevance, from the static input and the static classes."""
-        record = _Pass(self._prepared, self._static, self._max_memory)
-        asked = _Checked(self._index, record._scores, self._initial, self._at)
-        return record.outputs(), record.explain(asked, self._reduce)
+        before = LOOKS.set(False)
+        try:
+            record = _Pass(self._prepared, self._static, self._max_memory)
+            asked = _Checked(self._index, record._scores, self._initial, self._at)
+            return record.outputs(), record.explain(asked, self._reduce)
+        finally:
+            LOOKS.reset(before)
 
     def __call__(self, x: Any, targets: Any, copy: bool = True) -> tuple[Any, Relevance]:
         """The model's output and the relevance of K classes; waits for nothing on the device.

@@ -398,3 +398,19 @@ def test_on_a_gpu(copy):
         torch.cuda.synchronize()
         torch.testing.assert_close(output, model(x), rtol=1e-3, atol=1e-3)
         assert relative_error(relevance, explainer(x, targets)) < 1e-3
+
+
+def test_ids_in_the_place_of_floats():
+    torch.manual_seed(0)
+    model = (
+        nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    )
+    explainer = Explainer(model, "epsilon", backend="torch")
+    replay = replay_of(explainer, torch.zeros(2, 5, dtype=torch.int64), 2)
+    for seed in range(2):
+        x = torch.randint(0, 9, (2, 5), generator=torch.Generator().manual_seed(seed))
+        output, relevance = replay(x, [0, 2])
+        torch.testing.assert_close(output, model(x))
+        assert relative_error(relevance, explainer(x, [0, 2])) < 1e-12
+    with pytest.raises(ValueError, match=r"x has dtype torch.int32, this replay was made for torch.int64"):
+        replay(x.int(), [0, 2])
