@@ -43,6 +43,20 @@ def _product_added(operation: Any, name: str) -> Callable[[dict[str, Any], Any],
     return steps
 
 
+def _batched_product_added(a: dict[str, Any], shape: Any) -> Steps | None:
+    """``baddbmm``: ``alpha batch1 @ batch2 + beta self``, as attention with a bias on its scores."""
+    if not _full(shape, a["self"]):
+        return None
+    steps: Steps = [(aten.bmm.default, "bmm", (a["batch1"], a["batch2"]), {})]
+    alpha, beta, summand = a.get("alpha", 1), a.get("beta", 1), a["self"]
+    if alpha != 1:
+        steps.append((aten.mul.Tensor, "mul", (Step(0), alpha), {}))
+    product = Step(len(steps) - 1)
+    if beta == 0:
+        return steps
+    return [*steps, (aten.add.Tensor, "add", (product, summand), {"alpha": beta})]
+
+
 def _lerp(a: dict[str, Any], shape: Any) -> Steps | None:
     """``(1 - w) start + w end``, the weight a number or a constant."""
     weight = a["weight"]
@@ -77,6 +91,7 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "addcmul": _product_added(aten.mul.Tensor, "mul"),
     "addcdiv": _product_added(aten.div.Tensor, "div"),
     "lerp": _lerp,
+    "baddbmm": _batched_product_added,
     "hstack": _joined(2, 1),
     "column_stack": _joined(2, 1),
     "vstack": _joined(2, 0),
