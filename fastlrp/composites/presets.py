@@ -209,6 +209,7 @@ def deep_taylor(
     )
     return Composite(entries, max_pool, "deep_taylor")
 
+
 def attnlrp(
     gamma: float | None = None,
     conv_gamma: float | None = None,

@@ -1,8 +1,8 @@
 """Scaled dot-product attention: the uniform rule, all to the values, or the gradient.
 
 ``o = P V``, ``P = softmax(scale Q K^T + mask)``. Queries, keys and values are ``(B, H, S, D)``, ``(B, G, T, D)`` and
-``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance, also
-where it is computed from the input (a learned relative bias).
+``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance,
+also where it is computed from the input (a learned relative bias).
 """
 
 from __future__ import annotations

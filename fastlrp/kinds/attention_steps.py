@@ -9,7 +9,7 @@ from torch import Tensor
 def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float, cap: float
 ) -> tuple[Tensor, Tensor]:
-    """Output ``(B, H, S, E)`` and log-sum-exp of the scores ``(B, H, S)``; 0 and -inf in rows that attend to nothing."""
+    """Output ``(B, H, S, E)`` and log-sum-exp of the scores ``(B, H, S)``; 0 and -inf in rows without keys."""
     groups = query.shape[1] // key.shape[1]
     scores = _masked(_capped(_scores(query, key, scale), cap), mask, causal)
     log_sum = scores.logsumexp(-1)

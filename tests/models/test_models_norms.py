@@ -48,7 +48,7 @@ def channels(norm: nn.Module) -> tuple[Tensor, Tensor]:
 NORMS = {
     "layer": (nn.LayerNorm(6, eps=0.1), (3, 6), lambda n, x: held(x, (3,), n.weight, n.bias, True, 0.1)),
     "layer of two axes": (nn.LayerNorm((3, 6)), (3, 6), lambda n, x: held(x, (), n.weight, n.bias, True, 1e-5)),
-    "layer without parameters": (nn.LayerNorm(6, elementwise_affine=False), (3, 6), lambda n, x: held(x, (3,), 1.0, 0.0, True, 1e-5)),
+    "plain": (nn.LayerNorm(6, elementwise_affine=False), (3, 6), lambda n, x: held(x, (3,), 1.0, 0.0, True, 1e-5)),
     "rms": (nn.RMSNorm(6), (3, 6), lambda n, x: held(x, (3,), n.weight, 0.0, False, torch.finfo(x.dtype).eps)),
     "group": (nn.GroupNorm(2, 4), (4, 2, 3), lambda n, x: held(x, (2,), *channels(n), True, 1e-5)),
     "instance": (nn.InstanceNorm2d(4, affine=True), (4, 2, 3), lambda n, x: held(x, (4,), *channels(n), True, 1e-5)),
@@ -68,11 +68,12 @@ def test_one_operation(name):
     torch.testing.assert_close(explainer(x, [0, 2]), expected, rtol=1e-10, atol=1e-12)
     for epsilon in (0.0, 0.1):
         report = fastlrp.Explainer(model, composites.attnlrp(epsilon=epsilon)).verify(x, [0, 2])
-        assert report.ok and abs(report.kept["unexplained"]) < 1e-10, str(report)
+        assert report.ok, str(report)
+        assert abs(report.kept["unexplained"]) < 1e-10
 
 
 def test_the_bias_keeps_its_share_by_hand():
-    """``x = (3, 1)``: centred (1, -1), sigma 1, ``y = 2 (1, -1) + (1, 0) = (3, -2)``. Relevance of ``y_0 = 3``: the bias
+    """``x = (3, 1)``: centred (1, -1), sigma 1, ``y = 2 (1, -1) + (1, 0) = (3, -2)``. Of ``y_0 = 3`` the bias
     keeps 1, ``c = (1, 0) * 2`` less its mean 1 is ``(1, -1)``, times x: ``(3, -1)``."""
     norm = nn.LayerNorm(2, eps=0.0).double()
     norm.weight.data, norm.bias.data = torch.tensor([2.0, 2.0]).double(), torch.tensor([1.0, 0.0]).double()
@@ -101,7 +102,9 @@ class Written(nn.Module):
         if self.form == "reciprocal":
             return x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt().reciprocal() * self.weight
         if self.form == "standardised":
-            return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, unbiased=False) + 1e-6) * self.weight + self.bias
+            return (x - x.mean(-1, keepdim=True)) / (
+                x.std(-1, keepdim=True, unbiased=False) + 1e-6
+            ) * self.weight + self.bias
         if self.form == "variance":
             variance, mean = x.var(-1, keepdim=True, unbiased=False), x.mean(-1, keepdim=True)
             return self.weight * ((x - mean) * torch.rsqrt(variance + 1e-6)) + self.bias

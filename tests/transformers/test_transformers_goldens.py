@@ -31,6 +31,44 @@ class AsLxt(rules.Custom):
         return (relevance * u / (u + 1e-10),)
 
 
+class BatchFirst(nn.Module):
+    """``nn.MultiheadAttention`` with the batch in front throughout."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads, self.out_proj = attention.num_heads, attention.out_proj
+        self.in_proj = nn.Linear(attention.embed_dim, 3 * attention.embed_dim).double()
+        self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
+
+    def forward(self, x: Tensor, *same: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.in_proj(x).chunk(3, -1))
+        return self.out_proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
+
+
+@pytest.mark.parametrize("mode", ["lxt_cp", "lxt_cp_gamma"])
+def test_vision_transformer(mode):
+    """LXT's gamma rule stands on modules, which the layers inside of MultiheadAttention are not: there epsilon 0.
+
+    Worst measured: 9.6e-10, and 5.2e-9 with gamma, where LXT divides relevance by ``x + 1e-10``.
+    """
+    found = goldens.load("transformers/vit_torch.npz")
+    model = torchvision_models.import_models().VisionTransformer(**json.loads(str(found["config"]))).double().eval()
+    model.load_state_dict(state(found))
+    for layer in model.encoder.layers:
+        layer.self_attention = BatchFirst(layer.self_attention)
+    composite = composites.cp_lrp()
+    if mode == "lxt_cp_gamma":
+        inside = ("*.self_attention*", rules.Epsilon(fastlrp.Stabilizer.limit()))
+        composite = composites.cp_lrp(gamma=0.05, conv_gamma=0.25).with_entries(inside)
+    explainer = fastlrp.Explainer(model, composite)
+    x, targets = torch.from_numpy(found["x"]), found["targets"][:, 1].tolist()
+    expected = torch.from_numpy(found[f"relevance/{mode}"])
+    assert error(explainer(x, targets), expected) < (1e-9 if mode == "lxt_cp" else 1e-8)
+    report = explainer.verify(x, targets)
+    assert report.ok, str(report)
+    assert abs(report.kept["unexplained"]) < 1e-9
+
+
 def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
