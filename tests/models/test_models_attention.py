@@ -148,7 +148,7 @@ def test_masks_that_are_inputs():
     (gradient,) = torch.autograd.grad(attention(q, k, leaf, allowed, mode="attnlrp"), leaf, start[:, 1])
     torch.testing.assert_close(found[2][:, 1], gradient * v, rtol=1e-10, atol=1e-12)
     assert not found[0][2].any()
-    assert not any(part[0, :, :, 2:].any() for part in found[1:])
+    assert not any(part[0, :, :, 2:].any() for part in found[1:3])
 
     biased = Attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q @ k.transpose(-1, -2)))
     explainer = fastlrp.Explainer(biased, "attnlrp")
