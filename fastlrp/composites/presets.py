@@ -103,6 +103,7 @@ def excitation_backprop(stabilizer: Number = 1e-6, zero_bias: bool = False) -> C
     entries = (
         (kind("conv", "linear"), rules.ZPlus(stabilizer, zero_bias)),
         (kind("add", "avg_pool", "adaptive_avg_pool"), rules.Norm(stabilizer)),
+        (kind("embedding"), rules.Pass()),
         *_GRADIENT_ELSEWHERE,
     )
     return Composite(entries, name="excitation_backprop")

@@ -26,8 +26,10 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     if isinstance(low, (Constant, Value)):
         low = None  # A bound per entry; what it is may change.
     node.attributes.update(low=low, parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
-    if any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input")):
-        return "unknown"
+    power_of_a_number = node.operation == "pow" and isinstance(bound.get("self"), (int, float))
+    others = any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input"))
+    if (others and not power_of_a_number) or node.inputs[0].shape != node.output.shape:
+        return "unknown"  # Of two activations, a power or a bound; or of one that is broadcast.
     return None
 
 
@@ -126,7 +128,9 @@ KIND = Kind(
     operations=(
         "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu "
         "celu prelu softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink "
-        "softmax log_softmax exp square abs pow rrelu"
+        "softmax log_softmax exp square abs pow rrelu sqrt rsqrt log log2 log10 log1p expm1 exp2 sin cos tan asin acos "
+        "atan sinh cosh asinh acosh atanh sinc erf erfc erfinv logit sign sgn floor ceil round trunc frac nan_to_num remainder fmod "
+        "special_erf special_expm1 special_log1p special_exp2 special_sinc special_logit special_erfc special_ndtr"
     ),
     lower=lower,
     textbook=through,

@@ -22,7 +22,7 @@ from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import vjp
 from fastlrp.stabilizer import Stabilizer
 
-_GATES = {"sigmoid", "hardsigmoid", "softmax"}
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
 _COPIES = {"move", "identity"}
 
 

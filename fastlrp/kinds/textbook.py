@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
+from fastlrp.capture.graph import Constant, Node, Value, substitute
+from fastlrp.kinds import id_moves
 from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Ledger, total
 from fastlrp.reference.weightless import MaxPoolMode
@@ -73,18 +74,12 @@ def gradient(walk: Walk, node: Node, R: Tensor) -> Share:
 
 
 def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
-    """For operations that copy entries: the derivative is the copy's inverse, and conserves relevance."""
-    found, ledger = gradient(walk, node, R).relevance, nothing_kept(R)
-    constants = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, (Constant, Value))]
-    if any(leaf not in node.sources for leaf in constants if _is_float_tensor(leaf)):
-        # Entries of the result that are a constant's, such as a class token's, keep their relevance as a bias does.
-        ledger.bias = total(R) - sum((total(share) for share in found.values()), torch.zeros_like(ledger.bias))
-    return Share(found, ledger)
-
-
-def _is_float_tensor(leaf: Constant | Value) -> bool:
-    dtype = leaf.dtype if isinstance(leaf, Value) else leaf.tensor().dtype
-    return dtype is not None and dtype.is_floating_point
+    """For operations that copy entries: the derivative is the copy's inverse; what constants filled in, they keep."""
+    if not node.output.is_float:
+        return Share(id_moves.through(walk.values, node, R), nothing_kept(R))
+    sent, ledger = gradient(walk, node, R).relevance, nothing_kept(R)
+    ledger.bias = total(R) - torch.stack([total(r) for r in sent.values()]).sum(0)
+    return Share(sent, ledger)
 
 
 def unchanged(node: Node, R: Tensor) -> Share:

@@ -196,8 +196,8 @@ class Builder:
 
             self.send(x, Flow(self.step(relevance_in_float32, [flow.register], [scale, x.index], x.numel)))
             return
-        scale = self.share(flow, z, numel, stabilizer)
-        register = self.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))
+        quotient = self.share(flow, z, numel, stabilizer)
+        register = self.step(transpose, [flow.register], [quotient], x.numel, form=form_of(quotient))
         self.send(x, Flow(register, Factor(x)))
 
     def is_nonnegative(self, value: Value) -> bool:
@@ -253,7 +253,8 @@ class Builder:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
-        ``reduced``, ``unpool``, ``unpooled`` and ``accepts_one_hot`` of :class:`~fastlrp.plan.steps.BackwardStep`.
+        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot`` and ``keeps_one_hot`` of
+        :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.one_hot import OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import in_float32, representable, wide
 from fastlrp.plan.steps import Factor, Flow, SweepPart
 from fastlrp.stabilizer import Stabilizer
-from fastlrp.targets import OneHot
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     exact = goes_in_float32(b, layer, flow)
     for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
     product = layer.transpose(b, for_product[0], for_product[1], split, multiply=False)
-    one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
+    one_hot = u is not None and v is None and layer.node.kind == "linear"
     if one_hot:
         product = _rows_or(b, product, for_product[0])
     product = in_float32(product, b.dtype) if exact else product
@@ -94,8 +94,7 @@ def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Call
 
     def rows_or_product(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
         if isinstance(flow, OneHot):
-            selected: Tensor = rows(flow.value, flow.index, weight, u, None, None, False, False)
-            return selected
+            return flow.through(rows, weight, u)
         return product(flow, u, v, x)
 
     return rows_or_product
