@@ -41,20 +41,8 @@ def golden(family: str, implementation: str) -> tuple[nn.Module, dict[str, np.nd
     settings._attn_implementation = implementation
     built: nn.Module = model(settings).double().eval()
     built.load_state_dict(state(found), strict=False)
-    return _without_flattening(built), found
+    return built, found
 
 
 def state(found: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {key.removeprefix("state/"): torch.from_numpy(v) for key, v in found.items() if key.startswith("state/")}
-
-
-def _without_flattening(model: nn.Module) -> nn.Module:
-    """GPT-2's layers that flatten positions into the batch as the linear layers that they are."""
-    for name, child in list(model.named_children()):
-        if type(child).__name__ == "Conv1D":
-            linear = nn.Linear(*child.weight.shape).double()
-            linear.weight.data, linear.bias.data = child.weight.data.t().contiguous(), child.bias.data
-            setattr(model, name, linear)
-        else:
-            _without_flattening(child)
-    return model

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastlrp
 from fastlrp import composites, rules
@@ -31,20 +31,6 @@ class AsLxt(rules.Custom):
         return (relevance * u / (u + 1e-10),)
 
 
-class BatchFirst(nn.Module):
-    """``nn.MultiheadAttention`` with the batch in front throughout."""
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.heads, self.out_proj = attention.num_heads, attention.out_proj
-        self.in_proj = nn.Linear(attention.embed_dim, 3 * attention.embed_dim).double()
-        self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
-
-    def forward(self, x: Tensor, *same: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.in_proj(x).chunk(3, -1))
-        return self.out_proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
-
-
 @pytest.mark.parametrize("mode", ["lxt_cp", "lxt_cp_gamma"])
 def test_vision_transformer(mode):
     """LXT's gamma rule stands on modules, which the layers inside of MultiheadAttention are not: there epsilon 0.
@@ -54,8 +40,6 @@ def test_vision_transformer(mode):
     found = goldens.load("transformers/vit_torch.npz")
     model = torchvision_models.import_models().VisionTransformer(**json.loads(str(found["config"]))).double().eval()
     model.load_state_dict(state(found))
-    for layer in model.encoder.layers:
-        layer.self_attention = BatchFirst(layer.self_attention)
     composite = composites.cp_lrp()
     if mode == "lxt_cp_gamma":
         inside = ("*.self_attention*", rules.Epsilon(fastlrp.Stabilizer.limit()))
