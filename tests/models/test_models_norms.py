@@ -97,6 +97,10 @@ class Written(nn.Module):
             return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
         if self.form == "gemma":
             return (x.float().double() * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)) * (1.0 + self.weight)
+        if self.form == "expanded":
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6).expand_as(x))
+        if self.form == "full":
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True).expand(-1, -1, 6) + 1e-6))
         if self.form == "divided":
             return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight
         if self.form == "reciprocal":
@@ -124,7 +128,9 @@ class Written(nn.Module):
         return rows / sigma.detach() * weight + (self.bias if centre else 0.0)
 
 
-@pytest.mark.parametrize("form", ["t5", "gemma", "divided", "reciprocal", "standardised", "variance", "normalize"])
+@pytest.mark.parametrize(
+    "form", ["t5", "expanded", "full", "gemma", "divided", "reciprocal", "standardised", "variance", "normalize"]
+)
 def test_written_out(form):
     """The scale is a gate, the signal takes all: the same as sigma held fixed. Worst measured: 1e-14 (Gemma: 1e-8,
     which casts)."""
