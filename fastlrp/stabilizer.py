@@ -57,10 +57,10 @@ class Stabilizer:
     def limit() -> Stabilizer:
         """Epsilon 0 in the limit: relevance per unit of ``z``, ``c = R / z``, goes through undivided.
 
-        ``Stabilizer(0.0)`` divides ``R`` by ``z`` and defines 0 / 0 as 0. Where relevance arrives as ``z c`` the quotient
-        is ``c`` for every ``z``, also in the limit of ``z`` to 0. Then nothing is divided, cached or multiplied: what is
-        computed is gradient times input, as implementations of AttnLRP do. Where relevance arrives in any other form
-        the quotient is that of ``Stabilizer(0.0)``.
+        ``Stabilizer(0.0)`` divides ``R`` by ``z`` and defines 0 / 0 as 0. Where relevance arrives as ``z c`` the
+        quotient is ``c`` for every ``z``, also in the limit of ``z`` to 0. Then nothing is divided, cached or
+        multiplied: what is computed is gradient times input, as implementations of AttnLRP do. Where relevance arrives
+        in any other form the quotient is that of ``Stabilizer(0.0)``.
         """
         return Stabilizer(0.0, in_limit=True)
 

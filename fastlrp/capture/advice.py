@@ -24,9 +24,9 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
     if name in _RECURRENT:
         what = f": recurrent layers ({name}) are not supported, they have no relevance rule yet"
-    elif node.kind == "product":
+    elif node.kind in ("product", "attention"):
         what = ": a product of two activations (as in attention) is not supported by this composite"
-        custom = "fastlrp.rules.Uniform() (half of it to each factor)"
+        custom = "fastlrp.rules.Uniform() (half of it to each factor), fastlrp.rules.ValueOnly()"
     elif is_attention(node):
         what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]

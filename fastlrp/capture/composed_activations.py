@@ -22,8 +22,9 @@ def compose_activations(graph: Graph) -> None:
     """A product of two functions of one value, entry by entry, becomes one node of the kind ``activation``.
 
     ``0.5 x (1 + tanh(0.8 (x + 0.04 x^3)))`` (GELU as GPT-2 has it) and ``x (1 + erf(x / 1.4))`` are products of two
-    activations in form; in truth they are functions of ``x`` alone, to which all relevance goes. Only where nothing else
-    reads what is in between. A product with a gate (``x sigmoid(1.7 x)``) stays one: there the signal takes all already.
+    activations in form; in truth they are functions of ``x`` alone, to which all relevance goes. Only where nothing
+    else reads what is in between. A product with a gate (``x sigmoid(1.7 x)``) stays one: there the signal takes all
+    already.
     """
     for product in reversed(list(graph.nodes)):
         if product.operation != "mul" or product.kind != "mul" or len(product.sources) != 2:

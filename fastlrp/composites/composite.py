@@ -5,7 +5,8 @@ A :class:`Composite` is an ordered list of ``(matcher, rule)``; the first match 
 * a module type or a tuple of types, ``nn.Conv2d`` (a functional ``F.conv2d`` counts as one);
 * a kind of operation: ``"conv"``, ``"linear"``, ``"batch_norm"``, ``"activation"``, ``"add"``, ``"avg_pool"``, … as
   ``kind("conv", "linear")``; or one operation, ``operation("amax")``;
-* a module path with wildcards, ``"layer4.*"`` (with a rule for weights: the layers with weights there);
+* a module path with wildcards, ``"layer4.*"`` (with a rule for weights: the layers with weights there;
+  with one for attention, such as ``ValueOnly``: the attention there);
 * a position among the layers with weights in execution order: ``first()``, ``last()``, ``span(0, 16)``;
 * any predicate ``Layer -> bool``.
 """
@@ -105,16 +106,14 @@ def span(start: int, stop: int | None = None) -> Predicate:
 
 
 def _predicate(matcher: Matcher, rule: Rule) -> Predicate:
-    for_weights = isinstance(rule, rules.WeightRule)
+    meant = WEIGHTED_KINDS if isinstance(rule, rules.WeightRule) else rule.means
     if isinstance(matcher, type):
         matcher = (matcher,)
     if isinstance(matcher, tuple) and all(isinstance(t, type) for t in matcher):
-        return lambda layer: layer.is_a(*matcher)
+        return lambda layer: layer.is_a(*matcher) and (rule.means is None or layer.kind in rule.means)
     if isinstance(matcher, str):
-        # A path names a part of the model: a rule for weights means the layers with weights in it.
-        return lambda layer: (
-            fnmatch.fnmatchcase(layer.path, matcher) and (not for_weights or layer.kind in WEIGHTED_KINDS)
-        )
+        # A path names a part of the model: a rule for weights means the layers with weights in it, and so on.
+        return lambda layer: fnmatch.fnmatchcase(layer.path, matcher) and (meant is None or layer.kind in meant)
     if callable(matcher):
         return matcher
     raise TypeError(

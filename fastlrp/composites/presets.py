@@ -210,6 +210,7 @@ def deep_taylor(
     )
     return Composite(entries, max_pool, "deep_taylor")
 
+
 def attnlrp(
     gamma: float | None = None,
     conv_gamma: float | None = None,

@@ -1,13 +1,15 @@
 """Scaled dot-product attention: the uniform rule, all to the values, or the gradient.
 
 ``o = P V``, ``P = softmax(scale Q K^T + mask)``. Queries, keys and values are ``(B, H, S, D)``, ``(B, G, T, D)`` and
-``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance, also
-where it is computed from the input (a learned relative bias).
+``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance,
+also where it is computed from the input (a learned relative bias).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,6 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
-from fastlrp.kinds.attention_steps import attention_forward, attention_relevance, attention_value_relevance
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -54,7 +55,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 def forward(b: Builder, node: Node) -> None:
     """Output and log-sum-exp of the scores from one pass."""
     if b.graph.batch is None or node.output.has_batch_first:
-        b.beside[node] = b.add_forward(node, 1, _Operands(node).forward)
+        b.beside[node] = b.add_forward(node, 1, partial(_Operands(node).forward, b.operation("attention_forward")))
     else:
         b.add_forward(node)
 
@@ -87,9 +88,9 @@ class _Operands:
             return full.unsqueeze(1)
         return full.expand(full.shape[0], *self.heads, *full.shape[-2:]).flatten(1, -3)
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, attention: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Output as the model has it, and log-sum-exp ``(B, H, S)``."""
-        output, log_sum = attention_forward(*self.of(tensors), self.causal, self.scale, 0.0)
+        output, log_sum = attention(*self.of(tensors), self.causal, self.scale, 0.0)
         return output.reshape(-1, *self.node.output.sizes), log_sum
 
     def wide(self, relevance: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def heads_in_one_axis(x: Tensor) -> Tensor:
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """See :func:`fastlrp.kinds.attention_steps.attention_relevance`."""
+    """See :func:`fastlrp.reference.attention.attention_relevance`, which is the definition."""
     if isinstance(rule, rules.Gradient):
         transpose_at(b, node, flow)
         return
@@ -121,6 +122,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             raise TypeError(f"{rule} at {node}: attention takes one absolute epsilon, Uniform(1e-6) or Uniform(0.0)")
         targets = [operands.query, operands.key, operands.value]
     uniform, epsilon = isinstance(rule, rules.Uniform), stabilizer.epsilon
+    attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
 
     def relevance_of_operands(
         f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor, *tensors: Tensor
@@ -129,12 +131,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         q, k, v, mask = operands.of(tensors)
         found: tuple[Tensor, ...]
         if uniform:
-            found = attention_relevance(
+            found = attention(
                 g, q, k, v, heads_in_one_axis(output), log_sum, mask, operands.causal, operands.scale, 0.0,
                 *UNIFORM_SHARES, epsilon,
             )  # fmt: skip
         else:
-            found = (attention_value_relevance(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
+            found = (attention(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
 
     slots = [share, y.index, b.beside[node], *operands.slots]

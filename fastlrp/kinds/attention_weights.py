@@ -51,7 +51,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
-    """The textbook step: ``R_i = s_i (R_i - p_i sum_j R_j)``; the expansion's constant keeps the rest as a bias does."""
+    """The textbook step: ``R_i = s_i (R_i - p_i sum_j R_j)``; the expansion's constant keeps the rest."""
     if not isinstance(rule, rules.Taylor):
         return activation.through(walk, node, rule, R)
     source = node.sources[0]

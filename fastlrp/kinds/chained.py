@@ -22,8 +22,8 @@ def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any
     """Send ``c_x = c_y * part * others / inverse`` for an element-wise product ``y = x * others / inverse``.
 
     Args:
-        others: values, constants and numbers. inverse: the same, or None for 1. part: of ``x`` in the product's relevance.
-        flow: relevance per unit of ``y``.
+        others: values, constants and numbers. inverse: the same, or None for 1.
+        part: of ``x`` in the product's relevance. flow: relevance per unit of ``y``.
     """
     y = node.output
     operands = [*others, *([] if inverse is None else [inverse])]

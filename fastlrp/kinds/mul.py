@@ -24,6 +24,7 @@ from fastlrp.stabilizer import Stabilizer
 
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
 _COPIES = {"move", "identity"}
+_SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -44,8 +45,8 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
     """The operands of a product that carry its relevance.
 
     One of them if the others are gates (the output of a sigmoid, hard-sigmoid or softmax, or an operand that is
-    broadcast over the other, as in squeeze-and-excitation and the scale of a norm): the signal takes all. Else both, in
-    equal shares.
+    broadcast or expanded over the other, as in squeeze-and-excitation, or the scale of a norm): the signal takes all.
+    Else both, in equal shares.
 
     Args:
         activations: what any activation made is a gate too.
@@ -55,11 +56,21 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
         return operands[:1]
     operands = list(dict.fromkeys(operands))
     signals = [v for v in operands if not (v.producer is not None and v.producer.operation in _GATES)]
-    full = [v for v in signals if v.shape == node.output.shape]
+    full = [v for v in signals if v.shape == node.output.shape and not _is_scale(v)]
     found = full or signals or operands
     if activations and len(found) > 1:
         found = [v for v in found if not _is_made_by_activation(v)] or found
     return found
+
+
+def _is_scale(value: Value) -> bool:
+    """Whether it is a norm's scale, or was broadcast by ``expand`` in the place of the product."""
+    producer = value.producer
+    while producer is not None and producer.kind in _COPIES and len(producer.sources) == 1:
+        if producer.operation in ("expand", "expand_as"):
+            return True
+        producer = producer.sources[0].producer
+    return producer is not None and producer.operation in _SCALES
 
 
 def _is_made_by_activation(value: Value) -> bool:

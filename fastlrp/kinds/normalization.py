@@ -102,6 +102,7 @@ def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow:
     x, y, rows = node.inputs[0], node.output, Rows.of(node)
     shape = (*rows.groups, rows.length)
     share = b.share(flow, y.index, y.numel, stabilizer)
+    norm_relevance = b.operation("norm_relevance")
     sigma = b.cache(rows.inverse_sigma, [x.index], math.prod(rows.groups), key=("inverse sigma", node))
 
     def transposed(f: Tensor, s: Tensor | None, sigma: Tensor) -> Tensor:
@@ -110,28 +111,12 @@ def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow:
             s = s.reshape(-1, *shape)
             gain = s if gain is None else s * gain
         elif gain is not None and gain.dim() > 1:
-            gain = gain.unsqueeze(0)
+            gain = gain.expand(len(f), *gain.shape)
         arriving = f.reshape(*f.shape[:2], *shape)
-        return norm_relevance(arriving, gain, sigma, rows.centre).reshape(*f.shape[:2], *x.sizes)
+        relevance: Tensor = norm_relevance(arriving, gain, sigma, rows.centre)
+        return relevance.reshape(*f.shape[:2], *x.sizes)
 
     b.send(x, Flow(b.step(transposed, [flow.register], [share, sigma], x.numel), Factor(x)))
-
-
-def norm_relevance(relevance: Tensor, gain: Tensor | None, inverse_sigma: Tensor, centre: bool) -> Tensor:
-    """``c * gain * inverse_sigma``, less its mean over the last axis if ``centre``.
-
-    Args:
-        relevance: ``(B, K, *, N)``, per unit of the norm's output. gain: ``(N)``, ``(B, *, N)`` or None.
-        inverse_sigma: ``(B, *, 1)``.
-
-    Returns:
-        ``(B, K, *, N)``, per unit of the norm's input.
-    """
-    if gain is not None:
-        relevance = relevance * (gain if gain.dim() == 1 else gain.unsqueeze(1))
-    if centre:
-        relevance = relevance - relevance.mean(-1, keepdim=True)
-    return relevance * inverse_sigma.unsqueeze(1)
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

@@ -196,8 +196,8 @@ class Builder:
 
             self.send(x, Flow(self.step(relevance_in_float32, [flow.register], [scale, x.index], x.numel)))
             return
-        scale = self.share(flow, z, numel, stabilizer)
-        register = self.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))
+        quotient = self.share(flow, z, numel, stabilizer)
+        register = self.step(transpose, [flow.register], [quotient], x.numel, form=form_of(quotient))
         self.send(x, Flow(register, Factor(x)))
 
     def is_nonnegative(self, value: Value) -> bool:

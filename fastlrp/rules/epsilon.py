@@ -21,8 +21,8 @@ class Epsilon(TwoCoefficientRule):
     """LRP-epsilon: ``R_i = sum_j x_i w_ij / st(z_j) R_j``; with ``epsilon=0`` it is LRP-0.
 
     Args:
-        epsilon: number (absolute) or :class:`Stabilizer`. With ``Stabilizer.limit()`` what arrives in chained form passes
-            the transposed weight undivided: gradient times input.
+        epsilon: number (absolute) or :class:`Stabilizer`. With ``Stabilizer.limit()`` what arrives in chained form
+            passes the transposed weight undivided: gradient times input.
         zero_bias: leave the bias out of the denominator.
 
     Source: Bach et al. 2015, eq. 58.

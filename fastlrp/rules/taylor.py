@@ -16,3 +16,5 @@ class Taylor(Rule):
 
     Source: Achtibat et al. 2024 (AttnLRP), prop. 3.1.
     """
+
+    means = ("attention_weights",)

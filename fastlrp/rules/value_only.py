@@ -20,3 +20,4 @@ class ValueOnly(Rule):
     """
 
     stabilizer: float | Stabilizer = 1e-6
+    means = ("attention", "product", "mul")

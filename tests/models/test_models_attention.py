@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,13 +30,18 @@ def composite(rule: rules.Rule) -> composites.Composite:
     return composites.attnlrp().with_entries((kind("attention"), rule))
 
 
-def test_two_positions_by_hand():
-    """Scores ``(ln 3, 0)``, weights ``(3/4, 1/4)``, output ``4 * 3/4 + 8 * 1/4 = 5``, all of which is explained.
+TWO_POSITIONS = [torch.tensor(n).double().view(1, 1, -1, 1) for n in ([1.0], [math.log(3), 0.0], [4.0, 8.0])]
 
-    Values: half, ``(3/2, 1)``. Weights: the other half, ``(3/2, 1)``. Scores: ``ln 3 (3/2 - 3/4 * 5/2)`` and 0, of which
-    query and key get half each.
+
+def test_two_positions_by_hand():
+    """Scores ``(ln 3, 0)``, weights ``(3/4, 1/4)``, output ``4 * 3/4 + 8 * 1/4 = 5``, which is explained.
+
+    Values: half, ``(3/2, 1)``. Weights: the other half, ``(3/2, 1)``. Scores: ``ln 3 (3/2 - 3/4 * 5/2)`` and 0, of
+    which query and key get half each.
     """
-    q, k, v = (torch.tensor([[n]], dtype=torch.float64).view(1, 1, -1, 1) for n in ([1.0], [math.log(3), 0.0], [4.0, 8.0]))
+    q, k, v = (
+        torch.tensor([[n]], dtype=torch.float64).view(1, 1, -1, 1) for n in ([1.0], [math.log(3), 0.0], [4.0, 8.0])
+    )
     model = Attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0))
     start = torch.full((1, 1, 1, 1, 1), 5.0, dtype=torch.float64)
     found = fastlrp.Explainer(model, "attnlrp")((q, k, v), start)
@@ -50,9 +56,13 @@ def test_two_positions_by_hand():
 
 def test_epsilon_by_hand():
     """Epsilon 1: of ``o = 5`` five sixths pass; of the score ``ln 3`` its share ``ln 3 / (ln 3 + 1)``."""
-    q, k, v = (torch.tensor([[n]], dtype=torch.float64).view(1, 1, -1, 1) for n in ([1.0], [math.log(3), 0.0], [4.0, 8.0]))
+    q, k, v = (
+        torch.tensor([[n]], dtype=torch.float64).view(1, 1, -1, 1) for n in ([1.0], [math.log(3), 0.0], [4.0, 8.0])
+    )
     model = Attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0))
-    found = fastlrp.Explainer(model, composite(rules.Uniform(1.0)))((q, k, v), torch.full((1, 1, 1, 1, 1), 6.0).double())
+    found = fastlrp.Explainer(model, composite(rules.Uniform(1.0)))(
+        (q, k, v), torch.full((1, 1, 1, 1, 1), 6.0).double()
+    )
     of_score = -0.375 * math.log(3) * math.log(3) / (math.log(3) + 1)
     assert found[2].flatten().tolist() == pytest.approx([1.5, 1.0], rel=1e-13)
     assert found[0].flatten().tolist() == pytest.approx([of_score / 2], rel=1e-13)
@@ -64,35 +74,55 @@ ROWS[1] = False
 BIAS = torch.randn(4, 3, 5, generator=SEED, dtype=torch.float64)
 sdpa = F.scaled_dot_product_attention
 
-# name: (the model's call, the same for the oracle, sizes of q, k, v and further inputs after the batch)
-CASES = {
-    "plain": (sdpa, attention, [(4, 3, 2)] * 3),
-    "causal": (lambda q, k, v: sdpa(q, k, v, is_causal=True), lambda q, k, v, **a: attention(q, k, v, causal=True, **a), [(4, 3, 2)] * 3),
-    "causal, more keys": (lambda q, k, v: sdpa(q, k, v, is_causal=True), lambda q, k, v, **a: attention(q, k, v, causal=True, **a), [(1, 3, 2), (1, 5, 2), (1, 5, 4)]),
-    "cross, one query": (sdpa, attention, [(2, 1, 3), (2, 5, 3), (2, 5, 4)]),
-    "rows that attend to nothing": (lambda q, k, v: sdpa(q, k, v, attn_mask=ROWS), lambda q, k, v, **a: attention(q, k, v, ROWS, **a), [(4, 3, 2), (4, 5, 2), (4, 5, 2)]),
-    "bias per head": (lambda q, k, v: sdpa(q, k, v, attn_mask=BIAS), lambda q, k, v, **a: attention(q, k, v, BIAS, **a), [(4, 3, 2), (4, 5, 2), (4, 5, 2)]),
-    "grouped keys": (lambda q, k, v: sdpa(q, k, v, enable_gqa=True), attention, [(4, 3, 2), (2, 5, 2), (2, 5, 3)]),
-    "scale": (lambda q, k, v: sdpa(q, k, v, scale=0.3), lambda q, k, v, **a: attention(q, k, v, scale=0.3, **a), [(4, 3, 2)] * 3),
-    "no heads": (sdpa, attention, [(3, 2), (5, 2), (5, 4)]),
-    "two axes of heads": (lambda q, k, v: sdpa(q, k, v, attn_mask=ROWS), lambda q, k, v, **a: attention(q, k, v, ROWS, **a), [(2, 2, 3, 2), (2, 2, 5, 2), (2, 2, 5, 2)]),
-    "itself": (lambda q, k, v: sdpa(q, q, q) + k + v, lambda q, k, v, **a: attention(q, q, q, **a) + k + v, [(2, 3, 4)] * 3),
-}  # fmt: skip
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return sdpa(q, k, v, is_causal=True)
+
+
+def rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return sdpa(q, k, v, attn_mask=ROWS)
+
+
+def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return sdpa(q, k, v, attn_mask=BIAS)
+
+
+def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return sdpa(q, k, v, enable_gqa=True)
+
+
+def scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return sdpa(q, k, v, scale=0.3)
+
+
+CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], list[tuple[int, ...]]]] = {
+    "plain": (sdpa, {}, [(4, 3, 2)] * 3),
+    "causal": (causal, {"causal": True}, [(4, 3, 2)] * 3),
+    "causal, more keys": (causal, {"causal": True}, [(1, 3, 2), (1, 5, 2), (1, 5, 4)]),
+    "cross, one query": (sdpa, {}, [(2, 1, 3), (2, 5, 3), (2, 5, 4)]),
+    "rows that attend to nothing": (rows, {"mask": ROWS}, [(4, 3, 2), (4, 5, 2), (4, 5, 2)]),
+    "bias per head": (biased, {"mask": BIAS}, [(4, 3, 2), (4, 5, 2), (4, 5, 2)]),
+    "grouped keys": (grouped, {}, [(4, 3, 2), (2, 5, 2), (2, 5, 3)]),
+    "scale": (scaled, {"scale": 0.3}, [(4, 3, 2)] * 3),
+    "no heads": (sdpa, {}, [(3, 2), (5, 2), (5, 4)]),
+    "two axes of heads": (rows, {"mask": ROWS}, [(2, 2, 3, 2), (2, 2, 5, 2), (2, 2, 5, 2)]),
+}
+"""The model's call, the definition's arguments, and the sizes of query, key and value after the batch."""
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_autograd(name):
     """Also the textbook, targets one by one and samples alone. Worst measured: 1e-14."""
-    call, by_hand, sizes = CASES[name]
+    call, how, sizes = CASES[name]
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, *size, dtype=torch.float64) for size in sizes)
-    out = by_hand(q, k, v)
+    out = attention(q, k, v, **how)
     start = torch.randn(2, 3, *out.shape[1:], dtype=torch.float64)
     for mode in ("attnlrp", "cp_lrp"):
         explainer = fastlrp.Explainer(Attention(call), mode)
         found = explainer((q, k, v), start * out.unsqueeze(1))
         leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-        y = by_hand(*leaves, mode=mode)
+        y = attention(*leaves, **how, mode=mode)
         for target in range(3):
             gradients = torch.autograd.grad(y, leaves, start[:, target], retain_graph=True, allow_unused=True)
             for part, leaf, gradient in zip(found, leaves, gradients, strict=True):
@@ -101,7 +131,8 @@ def test_equals_autograd(name):
                 torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
         if mode == "attnlrp":
             report = explainer.verify((q, k, v), start * out.unsqueeze(1))
-            assert report.ok and report.end_to_end < 1e-10, str(report)
+            assert report.ok, str(report)
+            assert report.end_to_end < 1e-10
 
 
 def test_masks_that_are_inputs():
@@ -116,7 +147,8 @@ def test_masks_that_are_inputs():
     leaf = v.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(attention(q, k, leaf, allowed, mode="attnlrp"), leaf, start[:, 1])
     torch.testing.assert_close(found[2][:, 1], gradient * v, rtol=1e-10, atol=1e-12)
-    assert not found[0][2].any() and not found[2][0, :, :, 2:].any() and not found[1][0, :, :, 2:].any()
+    assert not found[0][2].any()
+    assert not any(part[0, :, :, 2:].any() for part in found[1:3])
 
     biased = Attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q @ k.transpose(-1, -2)))
     explainer = fastlrp.Explainer(biased, "attnlrp")
@@ -131,9 +163,91 @@ def test_masks_that_are_inputs():
 def test_the_output_is_the_models():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, 9, 8) for _ in range(3))
-    explainer = fastlrp.Explainer(Attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)), "attnlrp")
+    explainer = fastlrp.Explainer(
+        Attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)), "attnlrp"
+    )
     output = explainer.forward((q, k, v)).output
     torch.testing.assert_close(output, F.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=1e-5, atol=1e-6)
+
+
+def _bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)) / math.sqrt(3), -1), v)
+
+
+def _baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bias = torch.linspace(-1, 1, 4, dtype=q.dtype).expand(len(q), 4, 4)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=0.5, alpha=3**-0.5)
+    return torch.bmm(scores.softmax(-1).to(q.dtype), v)
+
+
+def _einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bid,bjd->bij", q, k).mul(3**-0.5).softmax(-1)
+    return torch.einsum("bij,bjd->bid", F.dropout(weights, 0.2, training=False), v)
+
+
+def test_query_key_and_value_are_one():
+    """All three shares add up at the same tensor."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+
+    class Itself(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    start = torch.randn(2, 1, 2, 3, 4, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    y = attention(leaf, leaf, leaf, mode="attnlrp")
+    (gradient,) = torch.autograd.grad(y, leaf, start[:, 0])
+    explainer = fastlrp.Explainer(Itself(), "attnlrp")
+    found = explainer(x, start * y.detach().unsqueeze(1))
+    torch.testing.assert_close(found[:, 0], gradient * x, rtol=1e-10, atol=1e-12)
+    assert explainer.verify(x, start).ok
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    hidden = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    scores = (q @ k.transpose(1, 2) * 3**-0.5).masked_fill(hidden, float("-inf"))
+    return scores.softmax(-1).masked_fill(hidden, 0.0) @ v
+
+
+WRITTEN = {
+    "bmm": (_bmm, {}),
+    "baddbmm": (_baddbmm, {"mask": 0.5 * torch.linspace(-1, 1, 4, dtype=torch.float64).expand(4, 4)}),
+    "einsum": (_einsum, {}),
+    "masked": (_masked, {"causal": True}),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_written_out(name):
+    """Products and softmax give what the fused operation gives. Worst measured: 1e-14."""
+    call, how = WRITTEN[name]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 3, dtype=torch.float64) for _ in range(3))
+    out = attention(q, k, v, **how)
+    start = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    for mode in ("attnlrp", "cp_lrp"):
+        explainer = fastlrp.Explainer(Attention(call), mode)
+        found = explainer((q, k, v), start * out.unsqueeze(1))
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        gradients = torch.autograd.grad(attention(*leaves, **how, mode=mode), leaves, start[:, 1], allow_unused=True)
+        for part, leaf, gradient in zip(found, leaves, gradients, strict=True):
+            got = torch.zeros_like(leaf) if part is None else part[:, 1]
+            expected = torch.zeros_like(leaf) if gradient is None else gradient * leaf.detach()
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+        assert explainer.verify((q, k, v), start * out.unsqueeze(1)).ok
+    assert fastlrp.Explainer(Attention(call), "epsilon_plus").verify((q, k, v), start).ok
+
+
+def test_a_softmax_that_weighs_nothing_is_an_activation():
+    """At a network's end, or as a gate of an element-wise product."""
+
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.softmax(-1) * x).softmax(-1)
+
+    plan = fastlrp.Explainer(Gate(), "epsilon_plus", example_inputs=torch.randn(1, 4)).plan
+    assert [node.kind for node in plan.graph.nodes] == ["activation", "mul", "activation"]
 
 
 def test_errors():

@@ -72,11 +72,6 @@ class Attention(nn.Module):
 
 MODEL = "(the model itself)"
 UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]] = {
-    "attention": (lambda: nn.Sequential(Attention(), nn.Flatten(), linear(36)), lambda: volume(1), "matmul", "0"),
-    "sdpa": (
-        lambda: Written(lambda m, x: m.last(F.scaled_dot_product_attention(x, x, x)[:, 0]), last=linear(12)),
-        lambda: volume(1), "scaled_dot_product_attention", MODEL,
-    ),
     "lstm": (
         lambda: Written(lambda m, x: m.b(m.rnn(x)[0][:, -1]), rnn=nn.LSTM(12, 5, batch_first=True), b=linear(5)),
         lambda: volume(1), "lstm", "rnn",
@@ -175,31 +170,37 @@ def test_advice_for_recurrent_layers() -> None:
 
 
 def test_advice_for_attention() -> None:
-    x = torch.randn(2, 6, 12)
-    layers: list[tuple[nn.Module, bool]] = [
-        (Written(lambda m, x: m.b(F.scaled_dot_product_attention(x, x, x)[:, 0]), b=linear(12)), True),
-        (Written(lambda m, x: m.b((x @ x.mT).softmax(-1)[:, 0]), b=linear(6)), True),
-        (Written(lambda m, x: m.b(torch.einsum("bsd,btd->bst", x, x)[:, 0]), b=linear(6)), True),
-        (Written(lambda m, x: m.b(m.a(x, x, x)[0][:, 0]), a=nn.MultiheadAttention(12, 2, batch_first=True),
-                 b=linear(12)), True),
-        (Written(lambda m, x: m.b(m.a(x)[:, 0]), a=nn.TransformerEncoderLayer(12, 2, 8), b=linear(12)), False),
-    ]  # fmt: skip
-    for model, possible in layers:
+    """Under a composite of one's own that has no entry for it; the presets have one."""
+    entries = (
+        (composites.kind("linear"), rules.Epsilon(0.0)),
+        (composites.kind("activation", "attention_weights", "mul"), rules.Pass()),
+        (composites.kind("add"), rules.Norm(0.0)),
+    )
+    bare, x = composites.Composite(entries), torch.randn(2, 6, 12)
+    layers: list[nn.Module] = [
+        Written(lambda m, x: m.b(F.scaled_dot_product_attention(x, x, x)[:, 0]), b=linear(12)),
+        Written(lambda m, x: m.b((x @ x.mT).softmax(-1)[:, 0]), b=linear(6)),
+        Written(lambda m, x: m.b(torch.einsum("bsd,btd->bst", x, x)[:, 0]), b=linear(6)),
+        Written(
+            lambda m, x: m.b(m.a(x, x, x)[0][:, 0]), a=nn.MultiheadAttention(12, 2, batch_first=True), b=linear(12)
+        ),
+    ]
+    for model in layers:
+        assert fastlrp.Explainer(model.eval(), "lrp0").verify(x, [0]).ok
         with pytest.raises(UnsupportedOperationError, match=r"product of two activations.* not supported") as error:
-            fastlrp.explain(model.eval(), x, [0])
+            fastlrp.explain(model, x, [0], bare)
         message = str(error.value)
         assert "changes a view" not in message
-        assert ("with_entries" in message) == possible
-        if possible:
-            assert "Pass()" not in message
-            operation = re.search(r"operation\('(\w+)'\), rule", message)
-            assert operation is not None
-            composite = composites.lrp0().with_entries((composites.operation(operation[1]), rules.Gradient()))
-            assert fastlrp.Explainer(model, composite).verify(x, [0]).ok
-            if "register_rule" in message:
-                register_rule(operation[1], rules.Gradient())
-                assert fastlrp.Explainer(model, "lrp0").verify(x, [0]).ok
-                plan._REGISTERED.clear()
+        assert "with_entries" in message
+        assert "Pass()" not in message
+        operation = re.search(r"operation\('(\w+)'\), rule", message)
+        assert operation is not None
+        composite = bare.with_entries((composites.operation(operation[1]), rules.Gradient()))
+        assert fastlrp.Explainer(model, composite).verify(x, [0]).ok
+        if "register_rule" in message:
+            register_rule(operation[1], rules.Gradient())
+            assert fastlrp.Explainer(model, bare).verify(x, [0]).ok
+            plan._REGISTERED.clear()
 
 
 SAYS: dict[str, tuple[Callable[..., Any], str]] = {

@@ -73,7 +73,11 @@ class Block(nn.Module):
         self.q, self.k = nn.Linear(width, width), nn.Linear(width, groups * self.head)
         self.v, self.o = nn.Linear(width, groups * self.head), nn.Linear(width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.gate, self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.gate, self.up, self.down = (
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(2 * width, width),
+        )
 
     def split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -99,7 +103,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x, self.norm1)
-        q, k, v = self.split(self.q(h), self.heads), self.split(self.k(h), self.groups), self.split(self.v(h), self.groups)
+        q, k, v = (
+            self.split(self.q(h), self.heads),
+            self.split(self.k(h), self.groups),
+            self.split(self.v(h), self.groups),
+        )
         x = x + self.o(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm(x, self.norm2))
 
@@ -110,7 +118,11 @@ class Block(nn.Module):
             return rms_norm(x, norm.weight, norm.eps) if self.gated else layer_norm(x, norm)
 
         h = norm(x, self.norm1)
-        q, k, v = self.split(self.q(h), self.heads), self.split(self.k(h), self.groups), self.split(self.v(h), self.groups)
+        q, k, v = (
+            self.split(self.q(h), self.heads),
+            self.split(self.k(h), self.groups),
+            self.split(self.v(h), self.groups),
+        )
         x = x + self.o(attention(q, k, v, causal=self.causal, mode=mode).transpose(1, 2).flatten(2))
         h = norm(x, self.norm2)
         if not self.gated:

@@ -34,7 +34,8 @@ def test_the_textbook_agrees_and_the_ledger_is_complete(gated, eager, mode):
     for epsilon in (0.0, 1e-3):
         explainer = fastlrp.Explainer(model, COMPOSITES[mode](epsilon=epsilon))
         report = explainer.verify(x, [0, 2])
-        assert report.ok and report.end_to_end < 1e-9, str(report)
+        assert report.ok, str(report)
+        assert report.end_to_end < 1e-9
         assert abs(report.kept["unexplained"]) < 1e-9 * max(1.0, abs(report.score))
         together = explainer(x, [0, 2, 1])
         for position, target in enumerate([0, 2, 1]):
@@ -59,26 +60,25 @@ def test_kinds_of_eager_and_fused_attention():
         assert {kind: kinds.count(kind) for kind in expected} == expected
 
 
-def test_rules_per_layer_by_the_path_of_the_attention_module():
-    """An entry for the modules of one block's attention: there CP-LRP, elsewhere AttnLRP."""
-    model = transformer(False, False, False)
+@pytest.mark.parametrize("eager", [False, True])
+def test_rules_per_layer_by_the_path_of_the_attention_module(eager):
+    """A node of attention has the path of the module that calls it. There CP-LRP, elsewhere AttnLRP."""
+    model = transformer(False, eager, False)
     x = torch.randn(1, 4, 16, dtype=torch.float64)
-    composite = composites.attnlrp().with_entries(("blocks.0", rules.ValueOnly(fastlrp.Stabilizer.limit())))
-    with pytest.raises(TypeError, match="ValueOnly"):  # The path names the block's sums and norms too.
-        fastlrp.explain(model, x, [0], composite)
-
-    def attention_of_block_0(layer: composites.Layer) -> bool:
-        return layer.kind == "attention" and layer.path == "blocks.0"
-
-    mixed = composites.attnlrp().with_entries((attention_of_block_0, rules.ValueOnly(fastlrp.Stabilizer.limit())))
+    rule = rules.ValueOnly(fastlrp.Stabilizer.limit())
 
     def by_autograd(point):
         first, second = model.blocks
         # CP-LRP and AttnLRP differ in attention alone here: there is no gate.
         return model.classes(second.by_autograd(first.by_autograd(point, "cp_lrp"), "attnlrp").mean(1))
 
-    found = fastlrp.explain(model, x, [0, 1], mixed)
-    torch.testing.assert_close(found, relevance(by_autograd, x, [0, 1]), rtol=1e-9, atol=1e-11)
+    expected = relevance(by_autograd, x, [0, 1])
+    found = fastlrp.explain(model, x, [0, 1], composites.attnlrp().with_entries(("blocks.0*", rule)))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    everywhere = fastlrp.explain(model, x, [0, 1], composites.attnlrp().with_entries((type(model.blocks[0]), rule)))
+    torch.testing.assert_close(everywhere, fastlrp.explain(model, x, [0, 1], "cp_lrp"), rtol=1e-12, atol=1e-13)
+    with pytest.raises(ValueError, match="matches no layer"):
+        fastlrp.explain(model, x, [0], composites.attnlrp().with_entries(("block.0", rule)))
 
 
 @pytest.mark.parametrize("preset", ["epsilon_plus", "lrp0", "gradient"])
