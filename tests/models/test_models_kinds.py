@@ -106,14 +106,20 @@ CASES: dict[str, Case] = {
     ),
     "bilinear_constant": Case(lambda m, h: F.bilinear(h, m.p.expand(len(h), 8), m.w.expand(2, 8, 8))),
     "einsum_of_three": Case(lambda m, h: torch.einsum("bi,bj,bi->bj", h, h.flip(1), h * m.p), degree=3),
-    "baddbmm": Case(lambda m, h: torch.baddbmm(h, h, m.w[:4, :4].expand(len(h), 4, 4), beta=0.5, alpha=2), shape=MATRIX),
+    "baddbmm": Case(
+        lambda m, h: torch.baddbmm(h, h, m.w[:4, :4].expand(len(h), 4, 4), beta=0.5, alpha=2), shape=MATRIX
+    ),
     "addmm": Case(lambda m, h: torch.addmm(h, h, m.w, beta=2, alpha=0.5)),
     "mv": Case(lambda m, h: torch.mv(h, m.p)[:, None]),
     "scatter_add": Case(lambda m, h: (h * m.p).scatter_add(1, h.argsort(1), h)),
-    "scatter_add_number": Case(lambda m, h: torch.ones_like(h).scatter_add(1, h.argsort(1)[:, :3], h[:, 2:5]), conserves=False),
+    "scatter_add_number": Case(
+        lambda m, h: torch.ones_like(h).scatter_add(1, h.argsort(1)[:, :3], h[:, 2:5]), conserves=False
+    ),
     "scatter_reduce": Case(lambda m, h: h.scatter_reduce(1, h.argsort(1), h * m.p, "sum")),
     "index_add": Case(lambda m, h: h.index_add(1, torch.tensor([0, 0, 3]), h[:, :3], alpha=2)),
-    "index_put_accumulate": Case(lambda m, h: torch.ops.aten.index_put(h, [None, torch.tensor([0, 0])], h[:, :2], True)),
+    "index_put_accumulate": Case(
+        lambda m, h: torch.ops.aten.index_put(h, [None, torch.tensor([0, 0])], h[:, :2], True)
+    ),
     "as_strided": Case(lambda m, h: (h * 2).as_strided((len(h), 3, 4), (8, 2, 1))),
     "max_pool_indices": Case(
         lambda m, h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2), shape=IMAGE
@@ -125,7 +131,9 @@ CASES: dict[str, Case] = {
         shape=IMAGE,
     ),
     "affine_grid": Case(
-        lambda m, h: F.grid_sample(h, F.affine_grid(m.w[:2, :3].expand(len(h), 2, 3), [len(h), 2, 3, 3], False), align_corners=False),
+        lambda m, h: F.grid_sample(
+            h, F.affine_grid(m.w[:2, :3].expand(len(h), 2, 3), [len(h), 2, 3, 3], False), align_corners=False
+        ),
         shape=IMAGE,
     ),
     "glu": Case(lambda m, h: F.glu(h, 1), shape=MATRIX,
