@@ -11,6 +11,7 @@ from torch import nn
 
 from fastlrp import composites
 from fastlrp.backends.dispatch import BACKENDS
+from fastlrp.capture.chosen import Output
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
 from fastlrp.plan.plan import Plan
@@ -34,7 +35,9 @@ class Explainer:
         backend: ``"auto"``, or one of :data:`fastlrp.backends.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels
             where there are, PyTorch elsewhere), ``"triton"``, ``"cuda"``, ``"reference"``.
         max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
-        output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
+        output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position; or a function of what
+            the model returns that gives one tensor, ``lambda out: out.logits[:, -1]``. It is captured with the model:
+            what it closes over is read then, and a change of that is not noticed (:meth:`refresh`).
         paths: how layers with a weight are computed by compiled kernels: ``"auto"``, ``"dense"``, ``"sparse"`` (alive
             neurons only), or a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)``
             shows what was taken.
@@ -61,7 +64,7 @@ class Explainer:
         example_inputs: Any = None,
         backend: str = "auto",
         max_memory: int | str | None = None,
-        output: str | int | None = None,
+        output: Output = None,
         paths: PathName | Mapping[str, PathName] = "auto",
         profile: str | None = None,
         unsupported: Unsupported | None = None,
@@ -91,13 +94,14 @@ class Explainer:
         layers: str | Sequence[str] | None = None,
         reduce: str | None = None,
         out: Any = None,
+        at: Any = None,
     ) -> Relevance:
         """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self._forward(x, True, at_once=True) as record:
-            return record.relevance_at_once(targets, initial, layers, reduce, out)
+            return record.relevance_at_once(targets, initial, layers, reduce, out, at)
 
     @eager
     def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:

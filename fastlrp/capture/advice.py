@@ -95,6 +95,8 @@ def keep_the_batch(graph: Graph, node: Node) -> str:
             f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}'), which is not "
             "supported: it has no relevance rule yet."
         )
+    if graph.not_lifted:
+        return f"{graph.not_lifted}. Keep the batch as axis 0."
     found = next((n for n in graph.nodes if is_attention(n)), None)
     if found is not None:
         needs = "not supported: it has no relevance rule yet"

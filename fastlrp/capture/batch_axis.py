@@ -302,3 +302,6 @@ _READERS: dict[str, Reader] = _table([
     ("index_select", _index_select),
     ("embedding", _chosen),
 ])  # fmt: skip
+
+ELEMENTWISE = frozenset(name for name, reader in _READERS.items() if reader in (_each_entry, _alone))
+"""Operations whose entries depend on those at their own place alone, operands broadcast."""

@@ -14,10 +14,11 @@ from torch.export.graph_signature import InputKind
 from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
+from fastlrp.capture.carrying import carries, mark_ids
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Memory, View, Write
-from fastlrp.capture.module_paths import WRAPPED, calls_around, innermost
+from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
 from fastlrp.capture.rewrite import REWRITES, Step, Steps
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.kinds.registry import KIND, KIND_OF
@@ -62,6 +63,7 @@ class Translator:
         mutated = len(returned) - len(self.program.graph_signature.user_outputs)
         self.graph.outputs = [self._as_value(v, i) for i, v in enumerate(returned[mutated:])]
         self.graph.drop_dead()
+        mark_ids(self.graph)
         self._refuse_faults()
         self._refuse_state()
         return self.graph
@@ -238,6 +240,7 @@ class Translator:
         read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
         node.attributes.update(unread=tuple(v for v in unread if v not in read))
         value.depends = any(v.depends for v in read)
+        value.carries = carries(node, read)
         if not value.is_tensor:
             node.attributes["target"] = c.target
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
@@ -330,7 +333,7 @@ class Translator:
 
     def _module_of(self, fx: torch.fx.Node) -> tuple[str, type | None]:
         path = innermost(fx)
-        return path, type(self.model.get_submodule(path))
+        return path, None if path == OUTPUT else type(self.model.get_submodule(path))
 
     def _remember_modules(self, fx: torch.fx.Node) -> None:
         value = self.env.get(fx.name)

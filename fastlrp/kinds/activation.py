@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -41,7 +42,10 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Pass, the gradient, or one of the two clipped gradients."""
     x, y = node.inputs[0], node.output
     if isinstance(rule, rules.Pass):
-        b.send(x, flow)
+        if rule.chained and is_chained(flow, y) and "softmax" not in node.operation:
+            _send_quotient(b, node, flow)
+        else:
+            b.send(x, flow)
     elif isinstance(rule, (rules.Deconvnet, rules.GuidedBackprop)):
         factor = b.slot_of(flow.factor)
         register = b.step(_clip, [flow.register], [factor], y.numel)
@@ -71,6 +75,23 @@ def send_slope(b: Builder, node: Node, flow: Flow) -> None:
         return derivative(x) if factor is None else derivative(x) * factor
 
     b.send(x, Flow(flow.register, Factor(None, b.cache(slope, ins, x.numel))))
+
+
+def _send_quotient(b: Builder, node: Node, flow: Flow) -> None:
+    """``c_u = c_a act(u) / u``, and ``act'(0)`` where ``u`` is 0 (0 if ``act(0)`` is not: no limit exists there)."""
+    x, y = node.inputs[0], node.output
+    derivative = _derivative(bind_forward(node), node.operation)
+    ins = [x.index, y.index, *(() if flow.factor.scale is None else (flow.factor.scale,))]
+
+    def quotient(x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
+        zero = x == 0
+        result = y / torch.where(zero, 1.0, x)
+        # On a CPU a look at the values saves a derivative; on a GPU it would wait for the device.
+        if x.device.type != "cpu" or bool(zero.any()):
+            result = torch.where(zero, torch.where(y == 0, derivative(x), 0.0), result)
+        return result if scale is None else result.mul_(scale)
+
+    b.send(x, Flow(flow.register, Factor(x, b.cache(quotient, ins, x.numel))))
 
 
 def _clip(flow: Tensor, factor: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import id_moves
 from fastlrp.kinds.jacobian import vjp_each
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
@@ -30,6 +31,9 @@ _SAMPLES = 3
 
 def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Send each source the relevance of the entries that were copied from it."""
+    if not node.output.is_float:
+        id_moves.lower(b, node, flow)
+        return
     check_batch(node)
     if any(v.is_tensor and v.depends for v in node.inputs if v not in node.sources and v not in unread(node)):
         lower_places(b, node, flow)

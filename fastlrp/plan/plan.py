@@ -179,19 +179,20 @@ class Plan:
         b.top = b.new_register()
         b.send(self.graph.output, Flow(b.top))
         for node in reversed(self.graph.nodes):
-            flow = b.collect(node.output) if node.output.is_differentiable else None
-            if flow is None or not node.sources:
+            flow = b.collect(node.output) if node.output.gets_relevance else None
+            if flow is None or not (node.sources or KIND[node.kind].keeps):
                 continue
             self._check(node)
             self._lower_node(b, node, flow)
         for value in self.graph.inputs:
-            if value.is_differentiable:
+            if value.gets_relevance:
                 b.collect(value)
         output = self.graph.output
         if (output.is_differentiable or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
             raise UnsupportedOperationError(
-                "no relevance reaches the model's input: the explained output depends on it through integers only, or "
-                "on no float input's entries at all"
+                "no relevance reaches the model's input: the explained output depends on it through integers only that "
+                "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "
+                "that the model computes with"
             )
         fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
         return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
@@ -247,11 +248,11 @@ class Plan:
 
     @property
     def takes_one_hot(self) -> bool:
-        """True if the first step is a linear layer, which selects rows for one-hot targets."""
+        """True if a linear layer comes first, after copies at most, which selects rows for one-hot targets."""
         return self.program.takes_one_hot
 
     def explained_inputs(self) -> tuple[Value, ...]:
-        """The float inputs that relevance reaches."""
+        """The inputs that relevance reaches: floats, and ids of an embedding."""
         return tuple(v for v in self.graph.inputs if v in self.flows)
 
     def schedule(self, values: Sequence[Value], reduce: bool = False) -> Schedule:

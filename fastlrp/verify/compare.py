@@ -21,7 +21,7 @@ from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Initial, Targets
-from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, floor, most, relative, sizes
+from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, coarsest, floor, most, relative, sizes
 from fastlrp.verify.walk import Walker
 
 _WORKING_BYTES = 512 << 20
@@ -125,7 +125,7 @@ def _number(value: float | None, form: str = "{:+.4g}") -> str:
 
 
 def verify(
-    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None
+    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None, at: Any = None
 ) -> Verification:
     """Check what a record answers, :meth:`fastlrp.Explainer.verify` on an input.
 
@@ -134,21 +134,22 @@ def verify(
     reference from the output on; and samples are explained once more without the rest of the batch.
 
     Args:
-        targets, initial: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
+        targets, initial, at: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
         tolerance: largest relative error of a layer; by default that of :data:`fastlrp.verify.relative.TOLERANCE`.
 
     Returns:
         a :class:`Verification`.
     """
     state = record.state()
-    plan, asked = record.plan, Targets(targets, record.scores, initial)
+    plan, asked = record.plan, record.asked(targets, initial, at)
     with torch.no_grad():
         check = _Check(plan, state, record.batch)
         block = check.block(asked.count)
         for start in range(0, asked.count, block):
             check.add(asked.block(start, min(block, asked.count - start)))
-        verification = check.verification(TOLERANCE.get(plan.dtype, 1e-4) if tolerance is None else tolerance)
-        allowed = ALONE_TOLERANCE.get(plan.dtype, 0.1)
+        dtype = check.dtype
+        verification = check.verification(TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance)
+        allowed = ALONE_TOLERANCE.get(dtype, 0.1)
         return replace(verification, alone=_alone(record, asked), alone_tolerance=allowed)
 
 
@@ -190,7 +191,8 @@ class _Check:
             for t in (self.state[v.index],)
         }
         # Times what arrives: what an error is relative to where relevance itself is smaller.
-        self.floor = floor(plan.dtype)
+        self.dtype = coarsest((value.dtype for value in plan.flows), plan.dtype)
+        self.floor = floor(self.dtype)
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}

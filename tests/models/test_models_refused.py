@@ -182,7 +182,7 @@ def test_advice_for_attention() -> None:
         (Written(lambda m, x: m.b((x @ x.mT).softmax(-1)[:, 0]), b=linear(6)), True),
         (Written(lambda m, x: m.b(torch.einsum("bsd,btd->bst", x, x)[:, 0]), b=linear(6)), True),
         (Written(lambda m, x: m.b(m.a(x, x, x)[0][:, 0]), a=nn.MultiheadAttention(12, 2, batch_first=True),
-                 b=linear(12)), False),
+                 b=linear(12)), True),
         (Written(lambda m, x: m.b(m.a(x)[:, 0]), a=nn.TransformerEncoderLayer(12, 2, 8), b=linear(12)), False),
     ]  # fmt: skip
     for model, possible in layers:
