@@ -180,7 +180,8 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
         options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
             captures once.
     """
-    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output", "paths", "profile", "unsupported") if k in options}
+    names = ("backend", "max_memory", "output", "paths", "profile", "unsupported")
+    ours = {name: options.pop(name) for name in names if name in options}
     return Explainer(model, composite, **ours)(x, targets, **options)
 
 

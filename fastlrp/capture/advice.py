@@ -46,7 +46,10 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     )
     if registrable:
         ways += f"; or fastlrp.register_rule('{name}', rule)"
-    return f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}."
+    return (
+        f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}. Or let all "
+        "operations without a rule take input times gradient, marked as such: Explainer(..., unsupported='gradient')."
+    )
 
 
 def mixing(node: Node) -> str:

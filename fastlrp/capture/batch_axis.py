@@ -257,7 +257,8 @@ _READERS: dict[str, Reader] = _table([
         "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu celu prelu "
         "softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink exp square abs pow "
         "add sub rsub mul div neg where maximum minimum masked_fill sin cos tan atan sqrt rsqrt reciprocal log log1p "
-        "log2 log10 expm1 erf erfc sinc sign floor ceil round trunc frac sgn exp2 sinh cosh asinh atan2 fmod remainder floor_divide "
+        "log2 log10 expm1 erf erfc sinc sign floor ceil round trunc frac sgn exp2 sinh cosh asinh atan2 "
+        "fmod remainder floor_divide "
         "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
         "bitwise_not isnan isfinite isinf nan_to_num zeros_like ones_like full_like", _each_entry,
     ),

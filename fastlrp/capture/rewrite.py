@@ -225,4 +225,6 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "row_stack": _joined(2, 0),
     "dstack": _joined(3, 2),
 }
-"""From an operation's arguments by name and its result's shape to steps (``name.0`` is the first of several results); None where the form is not one of these."""
+"""From an operation's arguments by name and its result's shape to steps; None where the form is not one of these.
+
+``name.0`` is the first of several results of an operation."""

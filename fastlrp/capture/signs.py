@@ -23,8 +23,8 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value
 _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 _PARTS = {
-    "chunk", "split", "split_with_sizes", "unbind", "max", "min", "median", "kthvalue", "mode", "topk", "sort", "cummax",
-    "cummin", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "chunk", "split", "split_with_sizes", "unbind", "max", "min", "median", "kthvalue", "mode", "topk", "sort",
+    "cummax", "cummin", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
 }  # fmt: skip
 """Operations with several results, of which a node is one: its function is then no ATen operation itself."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastlrp.plan.step_names import NO_RULE
 from fastlrp.rules.rule import Rule
 from fastlrp.stabilizer import Stabilizer
 
@@ -26,4 +27,4 @@ class InputGradient(Rule):
     missing: bool = False
 
     def __str__(self) -> str:
-        return "gradient (no rule)" if self.missing else repr(self)
+        return NO_RULE if self.missing else repr(self)

@@ -14,9 +14,9 @@ from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import BLOCK
 from fastlrp.plan.table import align
-from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
@@ -26,7 +26,6 @@ from fastlrp.verify.walk import Walker
 
 _WORKING_BYTES = 512 << 20
 _TARGETS_ALONE = 8
-_MISSING = InputGradient(missing=True)
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Verification:
         verdict = "ok" if self.ok else "NOT OK"
         kept = ", ".join(f"{name} {value:+.4g}" for name, value in self.kept.items())
         alone = "" if self.alone is None else f", a sample alone {self.alone:.1e}"
-        missing = [f"{r.operation} ({r.path or 'model'})" for r in self.rows if r.rule == str(_MISSING)]
+        missing = [f"{r.operation} ({r.path or 'model'})" for r in self.rows if r.rule == NO_RULE]
         note = f"\nwithout a rule, by input times gradient: {', '.join(missing)}" if missing else ""
         return (
             f"{align(header, rows, numbers=range(3, 9))}\n"
