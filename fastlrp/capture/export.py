@@ -159,7 +159,7 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
 
 
 @contextlib.contextmanager
-def _tracing(wrapper: _Wrapper) -> Iterator[None]:
+def _tracing(wrapper: nn.Module) -> Iterator[None]:
     """What torch.export needs around it, and others who run the model meanwhile."""
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))

@@ -12,6 +12,7 @@ import fastlrp
 from fastlrp import composites, rules
 from tests.models.cases import prepared
 from tests.models.oracle import relative_error
+from tests.models.random_travels import random_travel
 from tests.models.travelling import MODELS
 
 EXACT = 1e-12
@@ -63,3 +64,17 @@ def test_each_sample_has_what_it_has_alone(name: str) -> None:
         assert explainer(x[:0], [0, 2]).shape == (0, 2, *x.shape[1:])
     report = explainer.verify(x, [0, 2])
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_models(seed: int) -> None:
+    model, x = random_travel(seed)
+    composite = composites.resolve("gradient").with_entries(GRADIENTS)
+    explainer = fastlrp.Explainer(model, composite)
+    together = explainer(x, [0, 2], initial="one")
+    expected = gradients(model, x, [0, 2])
+    size = expected.abs().max()
+    assert float((together - expected).abs().max()) <= EXACT * float(size)
+    alone = torch.cat([explainer(x[i : i + 1], [0, 2], initial="one") for i in range(3)])
+    assert float((alone - together).abs().max()) <= EXACT * float(size)
+    assert explainer.verify(x, [0, 2]).ok
