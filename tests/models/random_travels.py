@@ -81,7 +81,7 @@ def _along(rng: random.Random, h: Tensor, at: int) -> Step:
     matrix = _constant(rng, n, n)
     letters = "abcdef"[: h.dim()]
     equation = f"{letters},{letters[d]}z->{letters.replace(letters[d], 'z')}"
-    down = at - (d < at)
+    summed, down = f"{letters}->{letters.replace(letters[d], '')}", at - (d < at)
     return rng.choice([
         _kept(lambda h: h.softmax(d)), _kept(lambda h: h.cumsum(d)), _kept(lambda h: h.flip(d)),
         _kept(lambda h: h.roll(1, d)), _kept(lambda h: h * table), _kept(lambda h: table + h),
@@ -94,7 +94,7 @@ def _along(rng: random.Random, h: Tensor, at: int) -> Step:
         _kept(lambda h: torch.stack(h.unbind(d), d)), _kept(lambda h: h.expand_as(h)),
         _kept(lambda h: F.pad(h.movedim(d, -1), (1, 0))[..., :n].movedim(-1, d)),
         lambda h, at: (h.sum(d), down), lambda h, at: (h.select(d, -1), down),
-        lambda h, at: (h.amax(d), down), lambda h, at: (torch.einsum(f"{letters}->{letters.replace(letters[d], '')}", h), down),
+        lambda h, at: (h.amax(d), down), lambda h, at: (torch.einsum(summed, h), down),
     ])  # fmt: skip
 
 
