@@ -7,6 +7,7 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import threading
 import warnings
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from fastlrp.capture import structure as structures
 from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.bystanders import undisturbed
+from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.probe import refuse_mixed_samples
@@ -46,40 +48,57 @@ class _Note:
 
 
 class _Wrapper(nn.Module):
-    """Calls the model and returns its tensors as a flat list, whatever it packs them in."""
+    """Calls the model and returns its tensors as a flat list, whatever it packs them in.
 
-    def __init__(self, model: nn.Module) -> None:
+    With a function of the model's output (``choose``) what that gives is the last tensor of the list.
+    """
+
+    def __init__(self, model: nn.Module, output: Output = None) -> None:
         super().__init__()
         self.model = model
+        self.chosen_output = Chooser(output) if callable(output) else None
         # Outside the module's own state, which torch.export puts back after tracing.
         self._note = _Note()
+        self._defaults = _without_cache(model)
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
-        self._note.structure = structures.flatten(self.model(*args, **kwargs), found)
+        returned = self.model(*args, **{**self._defaults, **kwargs})
+        self._note.structure = structures.flatten(returned, found)
         if self._note.after is not None:
             self._note.after()
+        if self.chosen_output is not None:
+            found.append(self.chosen_output(returned))
         return found
+
+
+def _without_cache(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments that keep a language model from returning keys and values for the next token's pass."""
+    parameter = inspect.signature(model.forward).parameters.get("use_cache")
+    optional = parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    optional = optional or (parameter is not None and parameter.default in (None, True))
+    return {"use_cache": False} if optional else {}
 
 
 def capture(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    output: str | int | None,
+    output: Output,
     after: Callable[[], None] | None = None,
 ) -> Captured:
     """Trace ``model(*args, **kwargs)`` and translate it.
 
     Args:
-        output: name or position of the output to explain; None if the model returns one tensor.
+        output: name or position of the output to explain; None if the model returns one tensor; or a function of what
+            the model returns, whose operations become the last of the graph, under the path ``"(output)"``.
         after: called when the model's forward pass has run, before torch.export puts the modules' attributes back.
 
     Raises:
         CaptureError: if the model cannot be traced (data-dependent control flow), is in training mode with layers
             that then behave differently, or changes tensors in place in a way that cannot be followed;
             an UnsupportedOperationError if an operation mixes the samples of a batch.
-        ValueError: if ``output`` does not name one of the model's outputs.
+        ValueError: if ``output`` does not name one of the model's outputs, or its function does not give one tensor.
     """
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
@@ -88,7 +107,7 @@ def capture(
             "be seen: build the model from its Python source and load the weights with load_state_dict"
         )
     training = model.training
-    wrapper = _Wrapper(model)
+    wrapper = _Wrapper(model, output)
     wrapper.training, wrapper._note.after = training, after
     tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors:
@@ -96,7 +115,7 @@ def capture(
     batch = tensors[0].shape[0] if tensors[0].dim() else 0
     program, fixed = _export(wrapper, args, kwargs, batch)
     graph = Translator(program, model, fixed, batch).translate()
-    graph.output = graph.outputs[_choose(wrapper._note.structure, output)]
+    graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
     rows = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
         lift(graph, rows, tensors)
@@ -155,7 +174,11 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
                 with unchanged(wrapper):
                     return torch.export.export(wrapper, (args, kwargs), strict=False), True
             except Exception:
-                raise CaptureError(_explain(first)) from first
+                chooser = wrapper.chosen_output
+                mine = chooser.explained() if isinstance(chooser, Chooser) else None
+                if isinstance(chooser, Chooser) and mine is not None:
+                    raise mine from chooser.trouble
+                raise _failure(wrapper, args, kwargs, first) from first
 
 
 @contextlib.contextmanager
@@ -189,6 +212,24 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
+    """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    try:
+        with unchanged(wrapper):
+            wrapper(args, kwargs)
+    except Exception as own:
+        named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
+        given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
+        hint = " Ids are integers: x.long()." if "indices" in str(own) else ""
+        failure = CaptureError(
+            f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
+            f"{without_symbols(str(own).strip())}.{hint}"
+        )
+        failure.of_input = True
+        return failure
+    return CaptureError(_explain(error))
+
+
 def _explain(error: Exception) -> str:
     reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
     hint = ""
@@ -208,7 +249,10 @@ def _choose(structure: Any, output: str | int | None) -> int:
     if output is None:
         if len(names) == 1:
             return 0
-        raise ValueError(f"the model returns {len(names)} tensors ({', '.join(names)}): name one with output=")
+        raise ValueError(
+            f"the model returns {len(names)} tensors ({', '.join(names)}): name one with output=, or give a "
+            "function of what the model returns, output=lambda out: …"
+        )
     if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < len(names):
         return output
     if output in names:

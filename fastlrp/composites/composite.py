@@ -16,6 +16,7 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fastlrp import rules
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
@@ -51,6 +52,7 @@ class Layer:
 
 
 Predicate = Callable[[Layer], bool]
+Unsupported = Literal["error", "gradient"]
 Matcher = type | tuple[type, ...] | str | Predicate
 
 
@@ -129,6 +131,8 @@ class Composite:
         max_pool: who takes the relevance of a max-pool's output: the ``"winner"``, all ``"ties"`` in equal shares, or
             all entries of the window as in an ``"average"`` or ``"sum"`` pool.
         name: for people.
+        unsupported: ``"error"``; or ``"gradient"``: operations without a rule take
+            :class:`~fastlrp.rules.InputGradient`, and plans and verifications say so.
 
     Raises:
         TypeError: if an entry is not a matcher and a :class:`~fastlrp.rules.Rule`.
@@ -137,6 +141,7 @@ class Composite:
     entries: tuple[tuple[Matcher, Rule], ...]
     max_pool: MaxPoolMode = "winner"
     name: str = "Composite"
+    unsupported: Unsupported = "error"
 
     def __post_init__(self) -> None:
         for entry in self.entries:
@@ -145,6 +150,8 @@ class Composite:
             _predicate(*entry)
         if self.max_pool not in ("winner", "ties", "average", "sum"):
             raise ValueError(f"max_pool must be 'winner', 'ties', 'average' or 'sum', got {self.max_pool!r}")
+        if self.unsupported not in ("error", "gradient"):
+            raise ValueError(f"unsupported must be 'error' or 'gradient', got {self.unsupported!r}")
         object.__setattr__(self, "_matchers", tuple((_predicate(m, rule), rule) for m, rule in self.entries))
 
     def rule_for(self, layer: Layer) -> Rule | None:

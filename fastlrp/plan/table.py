@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastlrp.plan.steps import Program
+from fastlrp.rules.input_gradient import InputGradient
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -52,5 +53,7 @@ def plan_table(program: Program, name: str, where: str, read: frozenset[int], pa
         "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
         "path: of the latest call, with the shares of neurons above and below that carry relevance"
     )
+    if any(str(row.rule) == str(InputGradient(missing=True)) for row in program.rows):
+        legend += "\ngradient (no rule): input times gradient, since unsupported='gradient' allows operations without a rule"
     title = f"{name}: {len(program.backward)} steps per block of targets, {size_text(total)} cached per sample, {where}"
     return f"{title}\n{align(header, rows, numbers=(6,))}\n{legend}"

@@ -74,8 +74,8 @@ def collect(
     pictures = _images(x, images)
     titles = [f"sample {i}" for i in range(batch)] if names is None else _each(names, batch, "names")
     with explainer.forward(x) as record:
-        asked = Targets(targets, record.scores, initial)
-        labels, scores = _labels(asked, target_names), _scores(asked)
+        asked = record.asked(targets, initial)
+        labels, scores = _labels(asked, target_names), asked.scores().detach().cpu().double().tolist()
         kept: list[dict[str, Maps]] = [{} for _ in range(batch)]
         block = None if explainer.max_memory is not None else max(1, BLOCK // batch)
         for positions, found in record.stream(targets, initial, layers, "channels", block):
@@ -105,18 +105,6 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """``(B, K, …)`` as ``(B, K, h, w)``."""
     batch, count, *rest = shape
     return (batch, count, math.prod(rest[:-1]), rest[-1]) if rest else (batch, count, 1, 1)
-
-
-def _scores(asked: Targets) -> list[list[float]]:
-    """The model's score of each target, ``(B, K)``; of initial relevance, its sum."""
-    if asked.index is not None:
-        output = asked.output.flatten(2).sum(2) if asked.output.dim() > 2 else asked.output
-        scores = output.gather(1, asked.index)
-    else:
-        assert asked.given is not None
-        scores = asked.given if asked.given.dim() == 2 else asked.given.flatten(2).sum(2)
-    found: list[list[float]] = scores.detach().cpu().double().tolist()
-    return found
 
 
 def _labels(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> list[list[str]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastlrp.capture import structure as structures
 from fastlrp.capture.export import EXPORTING
+from fastlrp.classes import Terms
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.steps import Schedule, Steps
 from fastlrp.run.inputs import Inputs, Relevance
@@ -126,7 +127,7 @@ class Replay:
         self._lock, self._stale, self._made = threading.Lock(), "", False
         with torch.inference_mode(False), torch.no_grad():
             example = plans.inputs(example_inputs)
-            self._device = next(t for t in example.tensors if t.is_floating_point()).device
+            self._device = example.tensors[0].device
             self._recording: Recording | None = self._recorder() if recording is None else recording
             self._refreshed, self._switches = plans.refreshed, _switches(self._device)
             self._prepared = plans.of(example)
@@ -240,8 +241,8 @@ class Replay:
                 f"targets {targets!r} depends on the output, which a replay does not wait for: name classes"
             )
         asked = Targets(targets, self._shape)
-        if asked.index is None and self._shape.dim() > 1:
-            raise TypeError("a replay takes classes, not initial relevance: call the explainer itself")
+        if asked.index is None:
+            raise TypeError("a replay takes classes, not initial relevance or contrasts: call the explainer itself")
         if asked.count != self.targets_count:
             raise ValueError(
                 f"got {asked.count} targets, this replay was made for {self.targets_count}: make one for that number"
@@ -299,8 +300,8 @@ class _Checked(Targets):
     def _is_relevance(self, targets: Any) -> bool:
         return False
 
-    def _classes(self, targets: Tensor) -> Tensor:
-        return targets
+    def _chosen(self, targets: Tensor) -> Terms:
+        return Terms(targets[:, None, :, None])
 
     def _initial_values(self, initial: Initial) -> Tensor:
         if isinstance(initial, str):
