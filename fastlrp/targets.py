@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -227,7 +228,7 @@ class Targets:
         self._hot = OneHot(places, self._weighted(self._picked(values, places)), tuple(self.output.shape[1:]))
 
     def _picked(self, values: Tensor, places: Tensor) -> Tensor:
-        return values.reshape(self.batch, -1).gather(1, places.flatten(1)).view(places.shape)
+        return values.reshape(self.batch, math.prod(values.shape[1:])).gather(1, places.flatten(1)).view(places.shape)
 
     def _weighted(self, picked: Tensor) -> Tensor:
         return picked if self._weight is None else picked * self._weight

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Graph, Node, Value, substitute
 from fastlrp.capture.lift_layers import LAYERS
 from fastlrp.capture.lift_moves import MOVES, Form
@@ -325,3 +326,4 @@ def _commit(graph: Graph, lifter: Lifter, lifted: list[_Lifted]) -> None:
     graph.output = lifter.natural.get(graph.output, graph.output)
     graph.modules = {path: found.get(v, v) for path, v in graph.modules.items()}
     graph.drop_dead()
+    mark_ids(graph)
