@@ -79,7 +79,7 @@ class OneHot:
                 for m in range(self.terms)
             ]
             return sum(found[1:], found[0])
-        u = u.reshape(u.shape[0], -1)
+        u = u.flatten(1)
         value = self.value * u.gather(1, self.index.flatten(1)).view(self.index.shape)
         position, row = self.index // outputs, self.index % outputs
         ones = u.new_ones(1, 1).expand(u.shape[0], outputs)  # The coefficients are in the values.

@@ -166,3 +166,25 @@ def test_a_model_that_takes_one_batch_size_alone(count: int) -> None:
         return
     explainer = fastlrp.Explainer(model, composites.resolve("gradient").with_entries(GRADIENTS))
     assert relative_error(explainer(x, [0], initial="one"), gradients(model, x, [0])) <= EXACT
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("composite", ["attnlrp", "gradient"])
+def test_multihead_attention(batch_first: bool, composite: str) -> None:
+    """PyTorch's own puts the batch second either way, and folds it with the heads."""
+
+    def body(m: Written, x: Tensor) -> Tensor:
+        h = x if batch_first else x.transpose(0, 1)
+        return m.head(m.a(h, h, h, need_weights=False)[0].mean(1 if batch_first else 0))
+
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+    model, x = Written(body, a=attention, head=linear(8)).double().eval(), torch.randn(3, 5, 8, dtype=torch.float64)
+    explainer = fastlrp.Explainer(model, composite)
+    assert [n.kind for n in explainer.forward(x).plan.graph.nodes if "attention" in n.operation] == ["attention"]
+    together = explainer(x, [0, 2], initial="one")
+    alone = torch.cat([explainer(x[i : i + 1], [0, 2], initial="one") for i in range(3)])
+    assert relative_error(alone, together) <= EXACT
+    assert explainer.verify(x, [0, 2]).ok
+    if composite == "gradient":
+        assert relative_error(together, gradients(model, x, [0, 2])) <= EXACT
