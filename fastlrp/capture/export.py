@@ -182,7 +182,7 @@ def _export(wrapper: _Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torc
 
 
 @contextlib.contextmanager
-def _tracing(wrapper: _Wrapper) -> Iterator[None]:
+def _tracing(wrapper: nn.Module) -> Iterator[None]:
     """What torch.export needs around it, and others who run the model meanwhile."""
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Graph, Node, Value, substitute
 from fastlrp.capture.lift_layers import LAYERS
 from fastlrp.capture.lift_moves import MOVES, Form
@@ -163,10 +164,17 @@ def _read_natural(lifter: Lifter, node: Node, rows: set[Value], made: _Lifted) -
         attributes[key] = substitute(attributes[key], table)
     made.new.append(
         Node(
-            node.kind, node.operation, node.call, substitute(node.args, table), substitute(node.kwargs, table),
-            tuple(dict.fromkeys(table.get(v, v) for v in node.inputs)), node.output, node.path, node.module_type,
+            node.kind,
+            node.operation,
+            node.call,
+            substitute(node.args, table),
+            substitute(node.kwargs, table),
+            tuple(dict.fromkeys(table.get(v, v) for v in node.inputs)),
+            node.output,
+            node.path,
+            node.module_type,
             attributes,
-        )  # fmt: skip
+        )
     )
 
 
@@ -193,9 +201,7 @@ def _alone(
     graph: Graph, wanted: set[Value], examples: Sequence[Tensor]
 ) -> tuple[dict[Value, tuple[int, ...]], dict[Value, Any]]:
     """Shapes and numbers of a batch of one."""
-    state: dict[Value, Any] = {
-        v: random_example(x, 1, v.index) for v, x in zip(graph.inputs, examples, strict=True)
-    }  # fmt: skip
+    state: dict[Value, Any] = {v: random_example(x, 1, v.index) for v, x in zip(graph.inputs, examples, strict=True)}
     shapes: dict[Value, tuple[int, ...]] = {v: tuple(t.shape) for v, t in state.items()}
     numbers: dict[Value, Any] = {}
     last = {v: node for node in graph.nodes if node.output in wanted for v in node.inputs}
@@ -234,7 +240,7 @@ def _run_beside(graph: Graph, lifted: list[_Lifted], examples: Sequence[Tensor],
     call: Callable[[Node, dict[Value, Any]], Any] = called_in_double if double else _as_it_is
     own: dict[Value, Any] = {
         v: random_example(x, SAMPLES, v.index) for v, x in zip(graph.inputs, examples, strict=True)
-    }  # fmt: skip
+    }
     ours = dict(own)
     wanted = ancestors(graph, graph.output)
     readers: dict[Value, int] = {}
@@ -249,9 +255,13 @@ def _run_beside(graph: Graph, lifted: list[_Lifted], examples: Sequence[Tensor],
             continue
         own[entry.node.output] = call(entry.node, own)
         for node in entry.new:
+            # Nodes of the model's own that are read for their sizes alone stay in the graph.
+            table = {v: ours[v] if v in ours else own[v] for v in node.inputs}
+            if node is entry.node and all(table[v] is own.get(v) for v in node.inputs):
+                ours[node.output] = own[node.output]  # Nothing before it was lifted.
+                continue
             try:
-                # Nodes of the model's own that are read for their sizes stay in the graph.
-                ours[node.output] = call(node, {v: ours[v] if v in ours else own[v] for v in node.inputs})
+                ours[node.output] = call(node, table)
             except Exception as error:
                 if double:
                     raise
@@ -316,4 +326,4 @@ def _commit(graph: Graph, lifter: Lifter, lifted: list[_Lifted]) -> None:
     graph.output = lifter.natural.get(graph.output, graph.output)
     graph.modules = {path: found.get(v, v) for path, v in graph.modules.items()}
     graph.drop_dead()
-
+    mark_ids(graph)

@@ -36,8 +36,9 @@ def _multiplied(lifter: Lifter, a: Any, b: Any, shape: tuple[int, ...]) -> Value
             a = _unsqueezed(lifter, a, -2)
         if ranks[1] == 1:
             b = _unsqueezed(lifter, b, -1)
-        wide = (*shape[: len(shape) - (ranks[1] != 1)], *([1] if ranks[0] == 1 else []), *shape[len(shape) - (ranks[1] != 1):],
-                *([1] if ranks[1] == 1 else []))  # fmt: skip
+        rows, columns = [1] if ranks[0] == 1 else [], [1] if ranks[1] == 1 else []
+        end = len(shape) - (ranks[1] > 1)
+        wide = (*shape[:end], *rows, *shape[end:], *columns)
         return lifter.reshape(_multiplied(lifter, a, b, wide), shape)
     rank = max(ranks)
     a, b = aligned(lifter, a, rank) if ranks[0] > 1 else a, aligned(lifter, b, rank)
@@ -64,15 +65,15 @@ def multiplied_and_added(lifter: Lifter) -> Value:
     first = bound["self"]
     a, b = (bound["mat1"], bound["mat2"]) if "mat1" in bound else (bound["batch1"], bound["batch2"])
     plain = bound.get("alpha", 1) == 1 and bound.get("beta", 1) == 1
-    if plain and isinstance(a, Value) and isinstance(b, Constant) and isinstance(first, Constant):
-        if len(sizes_of(b)) == 2 and len(sizes_of(first)) == 1:
-            weight = Constant(f"{b.name}.T", lambda: b.tensor().t(), b.fault)
-            return lifter.emit("linear", aten.linear.default, (a, weight, first), lifter.shape)
-    y: Any = _multiplied(lifter, a, b, lifter.shape)
+    constants = isinstance(b, Constant) and isinstance(first, Constant)
+    if plain and constants and isinstance(a, Value) and (len(sizes_of(b)), len(sizes_of(first))) == (2, 1):
+        weight = Constant(f"{b.name}.T", lambda: b.tensor().t(), b.fault)
+        return lifter.emit("linear", aten.linear.default, (a, weight, first), lifter.shape)
+    y: Value = _multiplied(lifter, a, b, lifter.shape)
     if bound.get("alpha", 1) != 1:
         y = lifter.emit("mul", aten.mul.Tensor, (y, bound["alpha"]), lifter.shape)
     if bound.get("beta", 1) == 0:
-        return y  # type: ignore[no-any-return]
+        return y
     first = aligned(lifter, first, len(lifter.shape))
     if bound.get("beta", 1) != 1 and isinstance(first, Value):
         first = lifter.emit("mul", aten.mul.Tensor, (first, bound["beta"]), first.sizes)
@@ -154,7 +155,9 @@ def _with_axis(value: Any, n: int, plain: int) -> Any:
     return [plain, *(items * n if len(items) == 1 else items)]
 
 
-def _convolution(lifter: Lifter, x: Value, bound: dict[str, Any], name: str, call: Any, shape: tuple[int, ...]) -> Value:
+def _convolution(
+    lifter: Lifter, x: Value, bound: dict[str, Any], name: str, call: Any, shape: tuple[int, ...]
+) -> Value:
     names = [a.name for a in call._schema.arguments]
     return lifter.emit(name, call, (x, *(bound[n] for n in names[1:])), shape)
 
@@ -232,7 +235,7 @@ def _mask(lifter: Lifter, mask: Value | Constant, outer: tuple[int, ...], heads:
 
     if isinstance(mask, Constant):
         return derived(mask, changed)
-    mask = aligned(lifter, mask, len(outer) + 2)
+    mask = lifter.rows(aligned(lifter, mask, len(outer) + 2))
     if mask.sizes != wide:
         mask = lifter.emit("expand", aten.expand.default, (mask, [-1, *wide]), wide, dtype=mask.dtype)
     return lifter.reshape(mask, (count, *last))

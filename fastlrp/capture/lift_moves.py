@@ -17,7 +17,7 @@ Form = Callable[[Lifter], Value]
 _AXES = ("dim", "dims", "dim0", "dim1", "dim2", "dimension", "source", "destination")
 _EVERY_AXIS = {"sum", "mean", "amax", "amin", "std", "var", "logsumexp", "linalg_vector_norm"}
 """Operations for which no axes named, or None, means all axes, and which take a list."""
-_WITH_AXES = {aten.sum.default: aten.sum.dim_IntList, aten.mean.default: aten.mean.dim}
+_WITH_AXES: dict[Any, Callable[..., Any]] = {aten.sum.default: aten.sum.dim_IntList, aten.mean.default: aten.mean.dim}
 
 
 def aligned(lifter: Lifter, operand: Any, rank: int) -> Any:
@@ -211,7 +211,7 @@ def padded(lifter: Lifter) -> Value:
     x = bound.get("self")
     if not isinstance(x, Value) or isinstance(bound.get("value"), (Value, Constant)):
         return lifter.mapped()
-    amounts = bound.get("pad", bound.get("padding"))
+    amounts = bound.get("pad", bound.get("padding")) or []
     plain = node.operation == "constant_pad_nd" or (node.operation == "pad" and bound["mode"] == "constant")
     if plain or len(x.sizes) == len(amounts) // 2 + 1:
         args, kwargs = lifter.tree((node.args, node.kwargs))

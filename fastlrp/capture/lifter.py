@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.arguments import bind
+from fastlrp.capture.carrying import carries
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.kinds.registry import KIND, KIND_OF
 
 aten = torch.ops.aten
 
-_GENERIC = frozenset({"move", "write", "linear_map", "product", "activation", "normalization"})
-"""Kinds that read nothing of the arguments' names: they take an operation that is mapped over samples as any other."""
+_GENERIC = frozenset({"move", "write", "linear_map", "product"})
+"""Kinds for which no axis is an argument: they take an operation that is mapped over samples as any other."""
 
 
 class UnliftableError(Exception):
@@ -146,14 +147,20 @@ class Lifter:
         kwargs = kwargs or {}
         value = self.graph.new_value(self.node.output.name, (None, *shape), dtype or self.node.output.dtype)
         inputs = tuple(dict.fromkeys(leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Value)))
-        value.depends = any(v.depends for v in inputs if v not in unread)
+        read = [v for v in inputs if v not in unread]
+        value.depends = any(v.depends for v in read)
         kind = KIND_OF.get(name, "unknown")
         kind = "move" if kind == "identity" else kind
-        if isinstance(call, PerSample) and kind not in _GENERIC:
+        mapped = isinstance(call, PerSample)
+        if mapped and kind not in _GENERIC:
             kind = "unknown"
         node = Node(kind, name, call, args, kwargs, inputs, value, self.node.path, self.node.module_type)
         node.attributes["unread"] = unread
-        node.kind = KIND[kind].read(node, bind(getattr(call, "whole", call), args, kwargs)) or kind
+        value.carries = carries(node, read)
+        plain = call.call if isinstance(call, PerSample) else call
+        node.kind = KIND[kind].read(node, bind(getattr(plain, "whole", plain), args, kwargs)) or kind
+        if mapped and node.kind not in _GENERIC:
+            node.kind = "unknown"
         value.producer = node
         self.made.append(node)
         return value

@@ -205,6 +205,7 @@ class Translator:
             if found is not None:
                 return self._rewritten(c, found)
         meta = fx.meta.get("val")
+        args = self._of_sizes_alone(name, args, meta)
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
             return fold(fx.name, call, args, kwargs, meta, faults.random_numbers(name, c.path))
         kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
@@ -216,6 +217,14 @@ class Translator:
         if name == "copy" and isinstance(args[1], (Value, Constant)) and _is_whole_copy(fx, args[1], self._shape):
             return args[1]
         return self._make(c, kind)
+
+    def _of_sizes_alone(self, name: str, args: Any, meta: Any) -> Any:
+        """Arguments of ``x.new_zeros(7, 7)`` and the like, which read no more of ``x`` than dtype and device."""
+        if not name.startswith("new_") or self.batch is not None or not isinstance(args[0], Value):
+            return args
+        if not all(isinstance(n, int) for n in self._shape(meta)):
+            return args
+        return (Constant(name, torch.zeros((), dtype=args[0].dtype, device=meta.device)), *args[1:])
 
     def _rewritten(self, c: Call, steps: Steps) -> Any:
         """The operations that one stands for, one after the other."""

@@ -165,7 +165,9 @@ def masked() -> tuple[nn.Module, Tensor]:
         h = torch.cat([m.token.expand(-1, x.shape[0], -1), m.a(x).transpose(0, 1)]) + m.positions[:, None]
         scores = torch.einsum("sbd,tbd->bst", h, h).masked_fill(m.later, float("-inf"))
         h = torch.einsum("bst,tbd->sbd", scores.softmax(-1), torch.where(h > 0.2, h, h * 0.1))
-        return m.head(h.gather(0, h.argmax(0, keepdim=True)).squeeze(0) + h[1:].flip(0)[0] + h.permute(1, 2, 0).tril(1).sum(-1))
+        return m.head(
+            h.gather(0, h.argmax(0, keepdim=True)).squeeze(0) + h[1:].flip(0)[0] + h.permute(1, 2, 0).tril(1).sum(-1)
+        )
 
     model = Written(body, a=nn.Linear(5, 6), head=linear(6))
     model.token, model.positions = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.randn(5, 6))
@@ -190,7 +192,17 @@ def written() -> tuple[nn.Module, Tensor]:
 MODELS: dict[str, Model] = {
     f.__name__: f
     for f in (
-        sequence_first, time_first, windows, tokens, frames, signals, volumes, flattened_norm, packed, halves, masked,
+        sequence_first,
+        time_first,
+        windows,
+        tokens,
+        frames,
+        signals,
+        volumes,
+        flattened_norm,
+        packed,
+        halves,
+        masked,
         written,
-    )  # fmt: skip
+    )
 }
