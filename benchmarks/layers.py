@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -100,11 +101,8 @@ def _timed_steps() -> Iterator[list[Any]]:
                 steps.append(timed[step])
         propagate(plan, state, initial, [(timed.get(step, step), frees) for step, frees in given], sink, first)
 
-    runner.propagate = run
-    try:
+    with mock.patch.object(runner, "propagate", run):
         yield steps
-    finally:
-        runner.propagate = propagate
 
 
 def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
