@@ -19,6 +19,7 @@ from fastlrp.backends import dispatch
 
 _LIBRARY = torch.library.Library("fastlrp", "DEF")  # the operations live as long as it does
 _POOL_KERNEL = "int[] kernel_size, int[] stride, int[] padding"
+_ATTENTION = "Tensor? mask, bool causal, float scale, float cap"
 
 SCHEMAS = {
     "linear_relevance": "(Tensor relevance, Tensor weight, Tensor? u, Tensor? v, Tensor? input,"
@@ -49,6 +50,15 @@ SCHEMAS = {
     " float alpha, float epsilon, *, str backend='auto') -> Tensor[]",
     "elementwise_pooled_coefficients": "(Tensor z, Tensor? positive, Tensor? negative, str rule, float alpha,"
     f" float epsilon, {_POOL_KERNEL}, int[] dilation, bool ceil_mode, *, str backend='auto') -> Tensor[]",
+    "attention_forward": f"(Tensor query, Tensor key, Tensor value, {_ATTENTION},"
+    " *, str backend='auto') -> (Tensor output, Tensor log_sum)",
+    "attention_relevance": "(Tensor relevance, Tensor query, Tensor key, Tensor value, Tensor output, Tensor log_sum,"
+    f" {_ATTENTION}, float share_query, float share_key, float share_value, float epsilon,"
+    " *, str backend='auto') -> (Tensor c_query, Tensor c_key, Tensor c_value)",
+    "attention_value_relevance": "(Tensor relevance, Tensor query, Tensor key, Tensor log_sum,"
+    f" {_ATTENTION}, *, str backend='auto') -> Tensor",
+    "norm_relevance": "(Tensor relevance, Tensor? gain, Tensor inverse_sigma, bool centre,"
+    " *, str backend='auto') -> Tensor",
 }
 
 
@@ -92,6 +102,14 @@ def _pool_avg_shape(relevance: Tensor, scale: Tensor | None, input_size: list[in
     return (*relevance.shape[:3], *input_size)
 
 
+def _attention_value_shape(relevance: Tensor, query: Tensor, key: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*relevance.shape[:2], *key.shape[1:3], relevance.shape[4])
+
+
+def _norm_shape(relevance: Tensor, *rest: Any) -> tuple[int, ...]:
+    return tuple(relevance.shape)
+
+
 _SHAPES: dict[str, Callable[..., tuple[int, ...]]] = {
     "linear_relevance": _linear_shape,
     "linear_one_hot_relevance": _one_hot_shape,
@@ -103,6 +121,8 @@ _SHAPES: dict[str, Callable[..., tuple[int, ...]]] = {
     "pool_ties_relevance": _pool_ties_shape,
     "pool_avg_relevance": _pool_avg_shape,
     "pool_adaptive_avg_relevance": _pool_avg_shape,
+    "attention_value_relevance": _attention_value_shape,
+    "norm_relevance": _norm_shape,
 }
 
 
@@ -161,6 +181,31 @@ def _windows_along(n: int, kernel: int, stride: int, padding: int, dilation: int
     return windows - 1 if ceil_mode and (windows - 1) * stride >= n + padding else windows
 
 
+@torch.no_grad()
+def _attention_forward(query: Tensor, *arguments: Any, backend: str = "auto") -> tuple[Tensor, ...]:
+    call = dispatch.select("attention_forward", backend, query.device, query.dtype).call
+    return tuple(_own(result, query, *arguments) for result in call(query, *arguments))
+
+
+def _attention_forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any) -> tuple[Tensor, ...]:
+    shape = query.shape[:3]
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return query.new_empty((*shape, value.shape[3])), query.new_empty(shape, dtype=dtype)
+
+
+@torch.no_grad()
+def _attention_relevance(relevance: Tensor, *arguments: Any, backend: str = "auto") -> tuple[Tensor, ...]:
+    call = dispatch.select("attention_relevance", backend, relevance.device, relevance.dtype).call
+    return tuple(_own(c, relevance, *arguments) for c in call(relevance, *arguments))
+
+
+def _attention_relevance_fake(
+    relevance: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any
+) -> tuple[Tensor, ...]:
+    B, K = relevance.shape[:2]
+    return tuple(relevance.new_empty((B, K, *t.shape[1:])) for t in (query, key, value))
+
+
 def _define(op: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     _LIBRARY.define(op + SCHEMAS[op])
     _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
@@ -170,5 +215,7 @@ def _define(op: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
 
 for _op in _SHAPES:
     _define_relevance(_op)
+_define("attention_forward", _attention_forward, _attention_forward_fake)
+_define("attention_relevance", _attention_relevance, _attention_relevance_fake)
 _define("elementwise_coefficients", _coefficients, _coefficients_fake)
 _define("elementwise_pooled_coefficients", _pooled_coefficients, _pooled_coefficients_fake)

@@ -15,6 +15,10 @@ STEMS = {
     "pool_adaptive_avg_relevance": "pool",
     "elementwise_coefficients": "elementwise",
     "elementwise_pooled_coefficients": "elementwise",
+    "attention_forward": "attention",
+    "attention_relevance": "attention",
+    "attention_value_relevance": "attention",
+    "norm_relevance": "norm",
 }
 
 OPS = tuple(STEMS)

@@ -24,6 +24,10 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
     pool, onto = ([2, 2], [2, 2], [0, 0], [1, 1]), ([6, 6], [1, 1], [1, 1], [1, 1])
     conv = ([6, 6], [2, 2], [1, 1], [1, 1], False, [0, 0], 2)
     flow = torch.randn(2, 3, 5)
+    q, k, v, g = torch.randn(2, 4, 5, 3), torch.randn(2, 2, 6, 3), torch.randn(2, 2, 6, 4), torch.randn(2, 3, 4, 5, 4)
+    mask = torch.rand(2, 1, 5, 6) < 0.7
+    attention = (mask, False, 0.5, 0.0)
+    o, log_sum = reference("attention_forward")(q, k, v, *attention)
     z, index_of = torch.randn(2, 5), torch.randint(0, 5, (2, 3))
     return [
         ("linear_relevance", (flow, torch.randn(5, 7), z, None, None, None, False, False)),
@@ -53,6 +57,13 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
             "elementwise_pooled_coefficients",
             (x[..., :5], None, None, "epsilon", 1.0, 1e-6, [3, 2], [2, 2], [1, 0], [1, 2], True),
         ),
+        ("attention_forward", (q, k, v, *attention)),
+        ("attention_forward", (q, k, v[..., :3], None, True, 0.5, 2.0)),
+        ("attention_relevance", (g, q, k, v, o, log_sum, *attention, 0.25, 0.25, 0.5, 0.0)),
+        ("attention_relevance", (g, q, k, v, o, log_sum, mask.float(), True, 0.5, 2.0, 0.25, 0.25, 0.5, 0.1)),
+        ("attention_value_relevance", (g, q, k, log_sum, *attention)),
+        ("norm_relevance", (flow, None, z[:, :1], False)),
+        ("norm_relevance", (flow, z[0], z[:, :1], True)),
         *[("elementwise_coefficients", (z, z, z, z, rule, 1.0, 1e-6)) for rule in ("epsilon", "zplus", "gamma")],
     ]  # fmt: skip
 
