@@ -129,7 +129,7 @@ def attention_query_kernel(
         key_tile = rows(key, key_start, j, key_t, is_key, key_e, D, BLOCK_D)
         value_tile = tl.trans(rows(value, value_start, j, value_t, is_key, value_e, E, BLOCK_E))
         u = scale * tl.dot(q, tl.trans(key_tile), input_precision=PRECISION)
-        p, left = probabilities(
+        _, left = probabilities(
             u, i[:, None], j[None, :], S, T, mask, b * mask_b + h * mask_head, mask_s, mask_t, lse[:, None], cap,
             epsilon, CAUSAL, CAPPED, STABLE,
         )  # fmt: skip
