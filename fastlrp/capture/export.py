@@ -156,7 +156,7 @@ def _two_samples(tree: Any, batch: int) -> Any:
     return torch.utils._pytree.tree_map_only(Tensor, grow, tree)
 
 
-def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
+def _export(wrapper: _Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
     symbol = torch.export.Dim("batch", min=1)
 
     def dynamic(t: Any) -> Any:
