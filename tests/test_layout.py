@@ -47,7 +47,7 @@ ORDER = """
     capture.arguments plan.forms plan.narrow plan.step_names
     capture.graph capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.wording capture.module_paths
+    capture.wording capture.module_paths tune.attention
     stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info
