@@ -1,7 +1,8 @@
 """``python -m fastlrp.tune``: measures the Triton kernels' configurations on this GPU and writes what is fastest here.
 
-Every candidate computes the layers of VGG-16 and ResNet-50 (or a user's shapes). Its output is compared with the
-``torch`` backend's before its time counts; times are taken in turns and their medians compared. The table goes into
+Every candidate computes the layers of VGG-16 and ResNet-50 and the attention of transformers (or a user's shapes). Its
+output is compared with the ``torch`` backend's before its time counts; times are taken in turns and their medians
+compared. The table goes into
 :func:`fastlrp.kernels.configs.cache_folder` and is used from then on, on this model of GPU and with this Triton.
 """
 
@@ -22,8 +23,8 @@ import torch
 from fastlrp.files import whole
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import KINDS, Measured, TableError
+from fastlrp.tune import attention, workloads
 from fastlrp.tune import tuner as tuning
-from fastlrp.tune import workloads
 from fastlrp.tune.tuner import KERNELS, Tried, Tuner
 from fastlrp.tune.workloads import Workload
 
@@ -88,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kernel", action="append", choices=list(KERNELS), help="only this one; may be repeated")
     made.add_argument("--dtype", action="append", choices=list(DTYPES), help="default: float32 and float16")
     made.add_argument("--device", default="cuda", help="which GPU: cuda, cuda:1 (default: the current one)")
-    made.add_argument("--shapes", type=Path, metavar="FILE", help="JSON list of shapes instead of VGG-16 and ResNet-50")
+    made.add_argument("--shapes", type=Path, metavar="FILE", help="JSON list of shapes instead of the models'")
     made.add_argument("--out", type=Path, metavar="FILE", help="write the table here, not into the cache folder")
     made.add_argument("--quick", action="store_true", help="fewer shapes, candidates and repeats")
     made.add_argument("--dry-run", action="store_true", help="list shapes and candidates; needs no GPU")
@@ -107,6 +108,11 @@ def no_gpu(device: torch.device) -> str | None:
     if device.index is not None and device.index >= torch.cuda.device_count():
         return f"there is no {device}: {torch.cuda.device_count()} GPUs are visible"
     return None
+
+
+def standard(quick: bool) -> list[Workload]:
+    """What is measured if nobody says otherwise."""
+    return workloads.standard(quick) + attention.standard(quick)
 
 
 def dry_run(work: Sequence[Workload], kernels: Sequence[str], kinds: Sequence[str], shared: int, quick: bool) -> None:
@@ -155,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtypes = options.dtype or list(_DEFAULT_DTYPES)
     try:
         device = torch.device(options.device)
-        work = workloads.read(options.shapes) if options.shapes else workloads.standard(options.quick)
+        work = workloads.read(options.shapes) if options.shapes else standard(options.quick)
     except (RuntimeError, ValueError) as error:
         parser().error(str(error))
     work = [w for w in work if w.op in {KERNELS[kernel] for kernel in kernels}]

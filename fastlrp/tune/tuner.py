@@ -20,6 +20,7 @@ from fastlrp.backends import dispatch
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import Config
 from fastlrp.plan.plan import GPU_REGISTER_BYTES
+from fastlrp.tune import attention
 from fastlrp.tune.workloads import Workload
 
 KERNELS = {
@@ -27,10 +28,11 @@ KERNELS = {
     "conv_depthwise": "conv_relevance", "conv_unpooled": "conv_unpooled_relevance",
     "conv_both_unpooled": "conv_unpooled_relevance", "conv_signed_unpooled": "conv_unpooled_relevance",
     "linear": "linear_relevance", "linear_signed": "linear_relevance", "input_relevance": "input_relevance",
+    **attention.KERNELS,
 }  # fmt: skip
 """What tables have rows for, each with the operation that reads it."""
 
-WITHOUT_LIBRARY = ("conv_depthwise", "input_relevance")
+WITHOUT_LIBRARY = ("conv_depthwise", "input_relevance", *attention.WITHOUT_LIBRARY)
 ROUNDS, QUICK_ROUNDS = 15, 5
 _WORTH_A_SECOND_LOOK = 1.3
 _IEEE = 1e-5
@@ -38,6 +40,9 @@ _CHECKED_TARGETS = 4
 
 Key = tuple[str, str]
 """Kernel and shape class."""
+
+Result = Tensor | tuple[Tensor, ...]
+"""Of a call."""
 
 
 class Timer(Protocol):
@@ -94,6 +99,8 @@ def candidates(kernel: str, kind: str, shared_limit: int, columns: int, quick: b
         shared_limit: bytes that a block may have. columns: the most result channels of any call: wider tiles than
             that would compute zeros. quick: one number of stages.
     """
+    if kernel in attention.KERNELS:
+        return attention.candidates(kernel, kind, shared_limit, columns, quick)
     space = SPACES[kind]
     widest = max(16, 1 << (columns - 1).bit_length())
     tiles = [tile for tile in space.tiles if tile[1] <= widest]
@@ -185,7 +192,7 @@ class Tuner:
 
     @staticmethod
     def _keys(call: Callable[..., Any], arguments: tuple[Any, ...], kernels: Sequence[str]) -> list[Key]:
-        """The rows of a table that a call depends on: the last one that it asks for, which is what it runs."""
+        """The rows of a table that a call depends on."""
         asked: list[Key] = []
 
         def listen(kernel: str, shape_class: str, kind: str) -> None:
@@ -193,7 +200,7 @@ class Tuner:
 
         with configs.choosing(listen):
             call(*arguments)
-        return [key for key in asked[-1:] if key[0] in kernels]
+        return [key for key in _taken(asked) if key[0] in kernels]
 
     def _times(
         self,
@@ -205,7 +212,7 @@ class Tuner:
         tried: Tried,
     ) -> dict[Config, float]:
         columns = workload.inputs // workload.groups
-        runs: dict[Config, Callable[[], Tensor]] = {}
+        runs: dict[Config, Callable[[], Result]] = {}
         check = Check(workload.op, arguments, kind)
         tried.default = self._default(key, kind)
         spaces = self._spaces(key[0], kind, self.shared_limit, columns, self.quick)
@@ -220,7 +227,7 @@ class Tuner:
                 tried.refused[config] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 self._settle()
                 continue
-            if asked[-1] != key:  # With tiles of this size the call goes another way.
+            if key not in _taken(asked):  # With tiles of this size the call goes another way.
                 continue
             if fault:
                 tried.wrong[config] = f"{workload}: {fault}"
@@ -256,31 +263,47 @@ class Check:
     """Whether a result is the ``torch`` backend's, for some of the targets.
 
     float32 without tensor cores has to agree to 1e-5; others may have twice the error that the ``torch`` backend has
-    with the same products, measured against float32 without tensor cores.
+    with the same products, measured against float32 without tensor cores. Of several results the worst counts.
     """
 
     def __init__(self, op: str, arguments: tuple[Any, ...], kind: str) -> None:
-        flow = arguments[0]
-        count = flow.shape[1]
-        self._targets = sorted({round(i * (count - 1) / (_CHECKED_TARGETS - 1)) for i in range(_CHECKED_TARGETS)})
-        part = (flow[:, self._targets], *arguments[1:])
+        flow, part = arguments[0], arguments
+        self._targets: list[int] | None = None
+        if op != attention.WITHOUT_TARGETS:
+            count = flow.shape[1]
+            self._targets = sorted({round(i * (count - 1) / (_CHECKED_TARGETS - 1)) for i in range(_CHECKED_TARGETS)})
+            part = (flow[:, self._targets], *arguments[1:])
         plain = dispatch.select(op, "torch", flow.device, flow.dtype).call
         with _precision("ieee"):
             exact = dispatch.select(op, "torch", flow.device, torch.float32).call
-            self._expected = exact(*(_wide(a) for a in part))
+            self._expected = _several(exact(*(_wide(a) for a in part)))
         self._allowed = _IEEE if kind == "ieee" else 2 * self._error(plain(*part)) + _IEEE
 
-    def _error(self, result: Tensor) -> float:
-        size = float(self._expected.norm())
-        return float((result.float() - self._expected).norm()) / (size or 1.0)
+    def _error(self, result: Result) -> float:
+        found = []
+        for got, expected in zip(_several(result), self._expected, strict=True):
+            size = float(expected.norm())
+            found.append(float((got.float() - expected).norm()) / (size or 1.0))
+        return max(found)
 
-    def __call__(self, result: Tensor) -> str:
+    def __call__(self, result: Result) -> str:
         """What is wrong with a result; empty if nothing is."""
-        error = self._error(result[:, self._targets])
+        if self._targets is not None:
+            result = tuple(t[:, self._targets] for t in _several(result))
+        error = self._error(result)
         return "" if error <= self._allowed else f"relative error {error:.1e}, allowed {self._allowed:.1e}"
 
 
-def _run(call: Callable[..., Any], arguments: tuple[Any, ...], key: Key, asked: list[Key], config: Config) -> Tensor:
+def _several(result: Result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _taken(asked: Sequence[Key]) -> Sequence[Key]:
+    """Rows that a call took of those that it asked for: all of attention's, of others the last."""
+    return [key for key in asked if key[0] in attention.KERNELS] or asked[-1:]
+
+
+def _run(call: Callable[..., Any], arguments: tuple[Any, ...], key: Key, asked: list[Key], config: Config) -> Result:
     """The call with ``config`` in one place of the tables; ``asked`` gets the places that it looked at."""
 
     def choose(kernel: str, shape_class: str, kind: str) -> Config | None:
@@ -289,7 +312,7 @@ def _run(call: Callable[..., Any], arguments: tuple[Any, ...], key: Key, asked: 
 
     asked.clear()
     with configs.choosing(choose):
-        result: Tensor = call(*arguments)
+        result: Result = call(*arguments)
     return result
 
 
