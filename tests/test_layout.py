@@ -51,6 +51,7 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.attention_weights capture.composed_activations
     capture.arguments plan.forms plan.narrow plan.step_names
+    capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.module_paths classes positions tune.attention
