@@ -52,7 +52,7 @@ def recurrence_relevance(
             s[t, ..., :H] = d
         else:
             torch.mul(
-                gates[:, t, None], d.unsqueeze(2), out=s[t].view(B, K, -1, H)[:, :, :count]
+                gates[:, t, None], d.unsqueeze(2), out=s[t].view(B, K, weight.shape[0] // H, H)[:, :, :count]
             )
         if output is not None:
             s[t, ..., -H:] = output

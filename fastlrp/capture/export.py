@@ -25,6 +25,7 @@ from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.probe import refuse_mixed_samples
+from fastlrp.capture.recurrent import PACKED, packs_sequences
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
@@ -214,6 +215,8 @@ def _quiet() -> Iterator[None]:
 
 def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if packs_sequences(error):
+        return CaptureError(PACKED)
     if _reads_data(error):
         return CaptureError(_explain(error))
     try:

@@ -23,6 +23,14 @@ SEQUENCES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 CELLS = {"lstm_cell": "lstm", "gru_cell": "gru", "rnn_tanh_cell": "rnn_tanh", "rnn_relu_cell": "rnn_relu"}
 _ZEROS = ("zeros", "new_zeros", "zeros_like")
 
+PACKED = (
+    "the model could not be captured: it packs sequences of several lengths (pack_padded_sequence), whose sizes are not "
+    "known before the lengths are, so that torch.export cannot follow. Leave the sequences padded and take the last valid "
+    "step of each: y, _ = lstm(x); y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])).squeeze(1). Padding "
+    "behind it then changes nothing and gets no relevance; a layer that reads backwards sees it first, so give that one "
+    "each sequence reversed within its length."
+)
+
 Shape = tuple[int | str | None, ...]
 Emit = Callable[[str, Any, tuple[Any, ...], Shape, torch.dtype], Value]
 
@@ -202,3 +210,17 @@ def _given(state: Any) -> Any:
 def _leading(size: int | str | None) -> int | str | None:
     """The batch size, once it is that of axis 0."""
     return None if isinstance(size, str) and size[:1] == "s" and size[1:].isdigit() else size
+
+
+def packs_sequences(error: BaseException) -> bool:
+    """Whether an error arose where sequences are packed, unpacked, or read by a recurrent layer in that form."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        place, name = frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
+        if place.endswith("torch/nn/utils/rnn.py") and "pack" in name:
+            return True
+        if place.endswith("torch/nn/modules/rnn.py") and frame.f_locals.get("batch_sizes") is not None:
+            return True
+        trace = trace.tb_next
+    return False

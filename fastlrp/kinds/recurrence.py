@@ -120,6 +120,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return
     if not isinstance(rule, rules.Recurrent):
         raise TypeError(f"{rule} is not defined for {node}: use Recurrent or Gradient")
+    if Stabilizer.ensure(rule.stabilizer).relative is not None:
+        raise TypeError(f"{rule} at {node}: a relative stabilizer is not defined over steps, use an absolute epsilon")
     if rule.bias_factor:
         _lower_spread(b, node, rule, flow)
         return
