@@ -58,7 +58,6 @@ def attention_value_relevance(
     scale: float,
     cap: float,
 ) -> Tensor: ...
-
 def recurrence_relevance(
     relevance: Tensor,
     final: Tensor | None,

@@ -51,9 +51,7 @@ def recurrence_relevance(
         if gates is None:
             s[t, ..., :H] = d
         else:
-            torch.mul(
-                gates[:, t, None], d.unsqueeze(2), out=s[t].view(B, K, weight.shape[0] // H, H)[:, :, :count]
-            )
+            torch.mul(gates[:, t, None], d.unsqueeze(2), out=s[t].view(B, K, weight.shape[0] // H, H)[:, :, :count])
         if output is not None:
             s[t, ..., -H:] = output
         rows = s[t]

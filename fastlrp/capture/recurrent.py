@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +25,11 @@ CELLS = {"lstm_cell": "lstm", "gru_cell": "gru", "rnn_tanh_cell": "rnn_tanh", "r
 _ZEROS = ("zeros", "new_zeros", "zeros_like")
 
 PACKED = (
-    "the model could not be captured: it packs sequences of several lengths (pack_padded_sequence), whose sizes are not "
-    "known before the lengths are, so that torch.export cannot follow. Leave the sequences padded and take the last valid "
-    "step of each: y, _ = lstm(x); y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])).squeeze(1). Padding "
-    "behind it then changes nothing and gets no relevance; a layer that reads backwards sees it first, so give that one "
-    "each sequence reversed within its length."
+    "the model could not be captured: it packs sequences of several lengths (pack_padded_sequence), whose sizes are "
+    "not known before the lengths are, so that torch.export cannot follow. Leave the sequences padded and take the "
+    "last valid step of each: y, _ = lstm(x); y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])). "
+    "Padding behind it then changes nothing and gets no relevance; a layer that reads backwards sees it first, so give "
+    "that one each sequence reversed within its length."
 )
 
 Shape = tuple[int | str | None, ...]
@@ -112,10 +113,14 @@ def _cell(name: str, a: dict[str, Any], shapes: list[Shape], dtype: torch.dtype,
     y = emit(CELLS[name], layer, (sequence, h0, c0, *weights), shape, dtype)
     if not lstm:
         return emit("select", aten.select.int, (y, 1, 0), (batch, size), dtype)
-    return tuple(emit("slice", aten.slice.Tensor, (y, 1, i * size, (i + 1) * size), (batch, size), dtype) for i in (0, 1))
+    return tuple(
+        emit("slice", aten.slice.Tensor, (y, 1, i * size, (i + 1) * size), (batch, size), dtype) for i in (0, 1)
+    )
 
 
-def _sequence(name: str, a: dict[str, Any], shapes: list[Shape], dtype: torch.dtype, with_cell: bool, emit: Emit) -> Any:
+def _sequence(
+    name: str, a: dict[str, Any], shapes: list[Shape], dtype: torch.dtype, with_cell: bool, emit: Emit
+) -> Any:
     x, lstm = a["input"], name == "lstm"
     weights, layers, directions = list(a["params"]), a["num_layers"], 2 if a["bidirectional"] else 1
     if not _fits(x, 3, weights):
@@ -135,7 +140,8 @@ def _sequence(name: str, a: dict[str, Any], shapes: list[Shape], dtype: torch.dt
     if not isinstance(time, int) or time < 1:
         return None
     first = _States(states, (shapes[1][2], shapes[2][2] if lstm else None), batch, dtype, emit)
-    sequence, last_h, last_c = x, [], []
+    sequence, last_h = x, []
+    last_c: list[Value] = []
     for layer in range(layers):
         parts = []
         for direction in range(directions):
@@ -175,16 +181,14 @@ class _States:
         rows: list[Any] = [None, None]
         for i, state in enumerate(map(_given, self.states)):
             if isinstance(state, Constant):
-                rows[i] = Constant(state.name, lambda s=state: s.tensor()[index], state.fault)
+                rows[i] = Constant(state.name, partial(_row, state, index), state.fault)
             elif state is not None:
                 shape = (self.batch, self.sizes[i])
                 rows[i] = self.emit("select", aten.select.int, (state, 0, index), shape, self.dtype)
         return rows[0], rows[1]
 
 
-def _states_of(
-    layer: Layer, args: tuple[Any, ...], time: int, size: int, first: _States, last_c: list[Value]
-) -> Value:
+def _states_of(layer: Layer, args: tuple[Any, ...], time: int, size: int, first: _States, last_c: list[Value]) -> Value:
     """Hidden states ``(B, T, P)``; the last memory goes to ``last_c`` where it is wanted."""
     emit, batch, dtype = first.emit, first.batch, first.dtype
     if not layer.with_cell:
@@ -195,6 +199,10 @@ def _states_of(
     last_c.append(emit("slice", aten.slice.Tensor, (y, 1, end, end + cell), (batch, cell), dtype))
     hidden = emit("slice", aten.slice.Tensor, (y, 1, 0, end), (batch, end), dtype)
     return emit("unflatten", aten.unflatten.int, (hidden, 1, [time, size]), (batch, time, size), dtype)
+
+
+def _row(states: Constant, index: int) -> Tensor:
+    return states.tensor()[index]
 
 
 def _fits(x: Any, rank: int, weights: list[Any]) -> bool:

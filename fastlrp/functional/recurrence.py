@@ -26,7 +26,7 @@ def recurrence_relevance(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What flows to the gates' sums of one layer and direction, for a block of targets, from the last step to the first.
+    """What flows to the gates' sums of one layer and direction, for a block of targets, last step first.
 
     With ``a`` what the later step sent to the hidden state and ``d`` what flows in a unit's memory, all products of two
     vectors entry by entry:
@@ -55,8 +55,8 @@ def recurrence_relevance(
         backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
-        ``s (B, K, T, J H)``, ``a_{-1} (B, K, P)`` for the first hidden state and ``carry_0 d_0 (B, K, H)`` for the first
-        memory.
+        ``s (B, K, T, J H)``, ``a_{-1} (B, K, P)`` for the first hidden state and ``carry_0 d_0 (B, K, H)`` for the
+        first memory.
 
     Raises:
         TypeError: for a dtype that is not floating-point or differs between arguments.
@@ -83,11 +83,13 @@ def recurrence_relevance(
         J, output_shape = G + (output_scale is not None), (B, T, H)
     else:
         if output_entry is not None:
-            raise ValueError(f"{_OP}: output_entry must be None with a projection, whose result output_scale multiplies")
+            raise ValueError(
+                f"{_OP}: output_entry must be None with a projection, whose result output_scale multiplies"
+            )
         if output_scale is None:
             raise ValueError(f"{_OP}: output_scale (B, T, O, H) must be given with a projection, got None")
         check_dim(_OP, "output_scale", output_scale, "(B, T, O, H)", 4, 4)
-        O = output_scale.shape[2]  # noqa: E741
+        O = output_scale.shape[2]
         if O not in (1, 2):
             raise ValueError(f"{_OP}: output_scale must have one or two blocks (B, T, O, H), got O = {O}")
         J, output_shape = G + O - 1, (B, T, O, H)  # type: ignore[assignment]

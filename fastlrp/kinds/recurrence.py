@@ -1,8 +1,8 @@
-"""Recurrent layers, LSTM, GRU and plain ones: signals take relevance, or gates and signals half each, or the gradient.
+"""Recurrent layers, LSTM, GRU and plain: signals take relevance, or gates and signals half each, or the gradient.
 
-A node is one layer and direction of sequences ``(B, T, C)``, see :mod:`fastlrp.capture.recurrent`. A forward step caches
-what each step of the layer multiplies relevance with; one operation, ``recurrence_relevance``, then walks a block of
-targets from the last step to the first, and one product for all steps leads to the input.
+A node is one layer and direction of sequences ``(B, T, C)``, see :mod:`fastlrp.capture.recurrent`. A forward step
+caches what each step of the layer multiplies relevance with; one operation, ``recurrence_relevance``, then walks a
+block of targets from the last step to the first, and one product for all steps leads to the input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Factor, Flow
-from fastlrp.reference.recurrent_cells import Shares, Weights, through_layer
+from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -106,7 +106,9 @@ class _Sequence:
         x, h0, c0 = (_tensor(table[v] if isinstance(v, Value) else v) for v in self.operands)
         h, _ = self.parts(wide(y), 1)
         assert x is not None
-        return states_of(self.layer.mode, self.ordered(x, 1), self.ordered(h, 1), h0, c0, tuple(map(wide, self.weights())))
+        return states_of(
+            self.layer.mode, self.ordered(x, 1), self.ordered(h, 1), h0, c0, tuple(map(wide, self.weights()))
+        )
 
 
 def _tensor(operand: Any) -> Any:

@@ -18,8 +18,7 @@ class States:
 
     Attributes:
         x: input. h: hidden states. before: hidden states one step earlier. c, c_before: the memory, of an LSTM.
-        z: sums at the gates, one for each block. acts: the activations of them. signal: the gates' products and the
-            candidate of a GRU's or LSTM's, by name.
+        z: sums at the gates, one for each block. acts: their activations; of a GRU also ``r (U_n h + c_n)``.
     """
 
     x: Tensor
@@ -36,7 +35,8 @@ def states_of(
 ) -> States:
     """The states from input and hidden states: all sums of all steps in one product each."""
     ih, hh, bias_ih, bias_hh = weights[:4]
-    assert ih is not None and hh is not None
+    assert ih is not None
+    assert hh is not None
     first = h.new_zeros(h.shape[0], 1, h.shape[2]) if h0 is None else h0.unsqueeze(1)
     before = torch.cat([first, h[:, :-1]], 1)
     of_x, of_h = torch.nn.functional.linear(x, ih, bias_ih), torch.nn.functional.linear(before, hh, bias_hh)
@@ -166,7 +166,8 @@ class _Quotients:
 
 def _lstm(s: States, q: _Quotients, uniform: bool, projected: bool, with_cell: bool) -> Coefficients:
     i, f, g, o = s.acts
-    assert s.c is not None and s.c_before is not None
+    assert s.c is not None
+    assert s.c_before is not None
     half, m = 0.5 if uniform else 1.0, o * s.c.tanh()
     to_memory = (o * q.ratio(s.c.tanh(), s.c, 1.0) if q.limit else m * q.inverse(s.c)) * half
     found = Coefficients(s.h)
@@ -235,7 +236,9 @@ def spread_relevance(
     }.get(mode)
     H, units = z.shape[-1], W.shape[1] + U.shape[1]
     inverse = st.reciprocal(z)
-    kept = rule.bias_factor * (weights[2] + st(z) - z) * inverse / units  # Of each unit's relevance, to every lower unit.
+    kept = (
+        rule.bias_factor * (weights[2] + st(z) - z) * inverse / units
+    )  # Of each unit's relevance, to every lower unit.
     of_sum = rule.bias_factor * (st(memory) - memory) * st.reciprocal(memory) / (2 * H)
     of_out = rule.bias_factor * (st(s.h) - s.h) * st.reciprocal(s.h) / H
     R_h, R_c = R.new_zeros(*R.shape[:2], R.shape[3]), R.new_zeros(*R.shape[:2], H) if R_final is None else R_final

@@ -48,8 +48,8 @@ def recurrence_relevance(
         projection: ``(P, H)``; None for none.
 
     Returns:
-        ``s (B, K, T, J H)``, ``a_{-1} (B, K, P)`` for the first hidden state and ``carry_0 d_0 (B, K, H)`` for the first
-        memory, in the dtype of ``relevance``; computed in float64.
+        ``s (B, K, T, J H)``, ``a_{-1} (B, K, P)`` for the first hidden state and ``carry_0 d_0 (B, K, H)`` for the
+        first memory, in the dtype of ``relevance``; computed in float64.
 
     Source: Arras et al. 2017, section 3.2, and Arras et al. 2019, section 2.2, written for relevance per unit.
     """

@@ -18,8 +18,8 @@ class Recurrent(Rule):
 
         R_i = z_i R / st(z) + bias_factor (b + st(z) - z) R / (N st(z))
 
-    where ``N`` is the number of lower units: all entries of ``x`` and ``h`` at the sums of gates; of both summands, twice
-    the cell's size, at ``c_t = f c_{t-1} + i g``. Per step, with ``gates="signal"``:
+    where ``N`` is the number of lower units: all entries of ``x`` and ``h`` at the sums of gates; those of both
+    summands, twice the cell's size, at ``c_t = f c_{t-1} + i g``. Per step, with ``gates="signal"``:
 
         LSTM: R_c += R_h;  f c_{t-1} and i g share R_c;  R_g goes to x_t and h_{t-1} by W_g x_t + U_g h_{t-1} + b_g.
         GRU:  (1 - z) n and z h_{t-1} share R_h;  R_n goes to x_t and h_{t-1} by W_n x_t + r (U_n h_{t-1} + c_n) + b_n.

@@ -1,4 +1,4 @@
-"""Recurrent layers and cells: other people's numbers, autograd with gates held, loops written by hand, states, batches."""
+"""Recurrent layers and cells: other people's numbers, autograd with gates held, loops by hand, states, batches."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def test_equals_the_textbook(name: str, batch_first: bool, gates: Any) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_states_read_as_outputs(name: str, read: str) -> None:
     layer = LAYERS[name](4, 6, 2, batch_first=True)
-    check(Reader(layer, {"mean": 6, "hidden": 12, "both": 18}[read], read), sequences(), rules.Recurrent(stabilizer=1e-3))
+    check(
+        Reader(layer, {"mean": 6, "hidden": 12, "both": 18}[read], read), sequences(), rules.Recurrent(stabilizer=1e-3)
+    )
 
 
 @pytest.mark.parametrize("gates", ["signal", "uniform"])
@@ -364,6 +366,6 @@ def test_rule_refuses_bad_arguments() -> None:
     with pytest.raises(ValueError, match="gates='signal'"):
         rules.Recurrent("uniform", bias_factor=1.0)
     model = Reader(nn.LSTM(4, 6, batch_first=True), 6).eval()
+    rule = rules.Recurrent(stabilizer=fastlrp.Stabilizer(0.1, relative="sample"))
     with pytest.raises(TypeError, match="relative"):
-        rule = rules.Recurrent(stabilizer=fastlrp.Stabilizer(0.1, relative="sample"))
         fastlrp.Explainer(model, by_rule(rule))(torch.randn(2, 5, 4), [0])

@@ -32,7 +32,7 @@ def arguments(shape, form, dtype):
     B, K, T, P, H, G = shape
     names = set(FORMS[form]) | ({"projection", "output_scale"} if P != H else set())
     G = G if "gates" in names else 1
-    O = 2 if P != H and "output_entry" in names else 1  # noqa: E741
+    O = 2 if P != H and "output_entry" in names else 1
     names -= {"output_entry"} if P != H else set()
     blocks = G + (O - 1 if P != H else "output_scale" in names)
     sizes = {

@@ -6,7 +6,7 @@ Shapes: ``x (B, T, C)``, first states ``(B, P)`` and ``(B, H)``, weights as ``to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -98,17 +98,21 @@ Back = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Step = tuple[Tensor, Tensor, Back]
 
 
-def _both(
-    sums: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]], x: Tensor, h: Tensor, shares: Shares
-) -> tuple[Tensor, Tensor]:
+Sum = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"]
+
+
+def _both(sums: Sequence[Sum], x: Tensor, h: Tensor, shares: Shares) -> tuple[Tensor, Tensor]:
     """What sums ``z = W x + U h + b`` send to x and h: ``(R, z, W, U, b, reset or None)`` each."""
-    R_x, R_h, units = 0.0, 0.0, x.shape[1] + h.shape[1]
+    R_x: Tensor | float = 0.0
+    R_h: Tensor | float = 0.0
+    units = x.shape[1] + h.shape[1]
     for R, z, W, U, bias, reset in sums:
         s, spread = shares.divide(R, z, bias, units)
         to_h = s if reset is None else s * reset.unsqueeze(1)
         R_x = R_x + x.unsqueeze(1) * (s @ W) + spread
         R_h = R_h + h.unsqueeze(1) * (to_h @ U) + spread
-    assert isinstance(R_x, Tensor) and isinstance(R_h, Tensor)
+    assert isinstance(R_x, Tensor)
+    assert isinstance(R_h, Tensor)
     return R_x, R_h
 
 
@@ -132,7 +136,7 @@ def _lstm(x: Tensor, h: Tensor, c: Tensor, weights: Weights, shares: Shares) -> 
         chosen = range(4) if part else (2,)
         sums = [(R_z[n], z[n], blocks[n][0], blocks[n][1], (blocks[n][2] + blocks[n][3]).expand_as(z[n]), None)
                 for n in chosen]  # fmt: skip
-        return *_both(sums, x, h, shares), (1 - part) * R_fc  # type: ignore[return-value]
+        return *_both(sums, x, h, shares), (1 - part) * R_fc
 
     return out, new, back
 
@@ -151,7 +155,7 @@ def _gru(x: Tensor, h: Tensor, c: Tensor, weights: Weights, shares: Shares) -> S
         R_new, R_old = ((1 - z) * n).unsqueeze(1) * s + spread, (z * h).unsqueeze(1) * s + spread
         R_n, kept = (1 - part) * R_new, (1 - part) * R_old
         W, U, b, d = blocks[2]
-        sums = [(R_n, y, W, U, b + r * d, r)]
+        sums: list[Sum] = [(R_n, y, W, U, b + r * d, r)]
         if part:
             # The share of r (U h + d) in y, of which the reset gate gets its part and the signal the rest.
             inverse = torch.where(shares.st(y) == 0, 0.0, 1 / shares.st(y))
@@ -174,7 +178,7 @@ def _plain(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor,
         z = x @ W.T + h @ U.T + b + d
 
         def back(R_h: Tensor, R_c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return *_both([(R_h, z, W, U, (b + d).expand_as(z), None)], x, h, shares), R_c  # type: ignore[return-value]
+            return *_both([(R_h, z, W, U, (b + d).expand_as(z), None)], x, h, shares), R_c
 
         return act(z), c, back
 
