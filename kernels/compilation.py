@@ -29,5 +29,7 @@ class Compilation:
     tensor_cores: bool
 
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
 """Triton's name of a pointer to each dtype."""

@@ -32,7 +32,7 @@ FORMAT = 1
 
 _TABLES = Path(__file__).parent / "tables"
 _CAPABILITIES = {(8, 0): "sm80", (9, 0): "sm90"}
-_MATRIX_PRODUCTS = ("linear",)
+_MATRIX_PRODUCTS = ("linear", "attention")
 _BLOCKS = ("block_m", "block_n", "block_k")
 _LIMITS = {**dict.fromkeys(_BLOCKS, 4096), "num_warps": 32}
 _STAGES = 8
@@ -46,7 +46,8 @@ class Config:
     """How one kernel is launched.
 
     Attributes:
-        block_m, block_n, block_k: tile of positions (times targets), of result channels, of the reduction.
+        block_m, block_n, block_k: tile of positions (times targets), of result channels, of the reduction; of attention
+            the queries, the keys, and the targets that share one tile of probabilities.
         route: ``"fused"``, or ``"library"``: cuBLAS or cuDNN for the product, our kernels around it.
     """
 
@@ -128,15 +129,26 @@ def configurations(kernel: str, dtype: torch.dtype, precision: str | None = None
 
     For float32 without a ``precision`` those of both.
     """
+    classes = configurations_of_classes(kernel, dtype, precision)
+    return {name: config for found in classes.values() for name, config in found.items()}
+
+
+def configurations_of_classes(
+    kernel: str, dtype: torch.dtype, precision: str | None = None
+) -> dict[str, dict[str, Config]]:
+    """:func:`configurations` by shape class: for kernels whose tiles fit the shapes of one class alone."""
     if dtype.itemsize == 2:
         kinds: tuple[str, ...] = ("half",)
     else:
         kinds = ("tf32", "ieee") if precision is None else (precision,)
-    tables = [table(key) for key in _listed]
-    found = [c for t in tables for (name, _, kind), c in t.rows.items() if name == kernel and kind in kinds]
+    found: dict[str, dict[str, Config]] = {}
+    for t in (table(key) for key in _listed):
+        for (name, shape_class, kind), config in t.rows.items():
+            if name == kernel and kind in kinds:
+                found.setdefault(shape_class, {})[str(config)] = config
     if not found:
         raise TableError(f"no table has a row for the kernel {kernel!r}")
-    return {str(config): config for config in found}
+    return found
 
 
 @contextmanager

@@ -102,6 +102,8 @@ class Launch:
             elif isinstance(value, Tensor):
                 signature[parameter.name] = POINTERS[value.dtype]
                 divisible.append(parameter.name)
+            elif isinstance(value, float):
+                signature[parameter.name] = "fp32"
             elif parameter.do_not_specialize:
                 signature[parameter.name] = _integer(value)
             elif value == 1:

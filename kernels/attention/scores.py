@@ -1,0 +1,91 @@
+"""What the kernels of attention share on the device: one tile of scores, as it is masked, capped and stabilised.
+
+A tile stands either way: queries down and keys across, or keys down and queries across. The functions here take the
+numbers of queries and keys as a column and a row, so that they serve both.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh_ratio(x):
+    """``tanh(x) / x``, 1 at 0: a series near 0, where the quotient would lose digits."""
+    size = tl.abs(x)
+    square = tl.minimum(x * x, 1.0)
+    near = 1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835))))
+    decay = tl.exp(-2.0 * size)
+    far = (1.0 - decay) / ((1.0 + decay) * tl.maximum(size, 0.25))
+    return tl.where(size < 0.25, near, far)
+
+
+@triton.jit
+def masked(s, i, j, S, T, mask, mask_start, mask_s, mask_t, CAUSAL: tl.constexpr):
+    """Scores of queries ``i`` and keys ``j``, one a column and one a row; minus infinity where a query does not attend.
+
+    ``mask`` is None, or has strides ``mask_s`` and ``mask_t``: what is added to a score, or for whole numbers whether
+    the query attends.
+    """
+    attends = (j < T) & (i < S)
+    if CAUSAL:
+        attends = attends & (j <= i)
+    if mask is not None:
+        place = mask_start + i.to(tl.int64) * mask_s + j.to(tl.int64) * mask_t
+        found = tl.load(mask + place, mask=attends, other=0)
+        if mask.dtype.element_ty.is_floating():
+            s += found.to(tl.float32)
+        else:
+            attends = attends & (found != 0)
+    return tl.where(attends, s, -float("inf"))
+
+
+@triton.jit
+def probabilities(
+    u, i, j, S, T, mask, mask_start, mask_s, mask_t, log_sum, cap, epsilon, CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr, STABLE: tl.constexpr,
+):  # fmt: skip
+    """``P``, and ``P`` times what the cap and the stabilizer of the score ``u`` leave of its coefficient.
+
+    ``log_sum`` is plus infinity where there is nothing to attend: then ``P`` is 0.
+    """
+    s = u
+    if CAPPED:
+        ratio = tanh_ratio(u / cap)
+        s = u * ratio
+    p = tl.exp(masked(s, i, j, S, T, mask, mask_start, mask_s, mask_t, CAUSAL) - log_sum)
+    left = p
+    if CAPPED:
+        left = left * ratio
+    if STABLE:  # u / st(u)
+        size = tl.abs(u)
+        left = left * (size / (size + epsilon))
+    return p, left
+
+
+@triton.jit
+def log_sums(log_sum, place, inside):
+    """The logarithms of the sums, plus infinity where nothing is attended or where there is no query."""
+    found = tl.load(log_sum + place, mask=inside, other=float("inf")).to(tl.float32)
+    return tl.where(found == -float("inf"), float("inf"), found)
+
+
+@triton.jit
+def rows(tensor, start, row, stride, inside, features_stride, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of whole rows, ``BLOCK`` wide, 0 where there are none."""
+    column = tl.arange(0, BLOCK)
+    place = start + row.to(tl.int64)[:, None] * stride + column.to(tl.int64)[None, :] * features_stride
+    if FEATURES == BLOCK:
+        found = tl.load(tensor + place, mask=inside[:, None], other=0.0)
+    else:
+        found = tl.load(tensor + place, mask=inside[:, None] & (column < FEATURES)[None, :], other=0.0)
+    return found
+
+
+@triton.jit
+def put(tensor, start, row, inside, tile, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
+    """Store a tile of whole rows of a contiguous result."""
+    column = tl.arange(0, BLOCK)
+    place = start + row.to(tl.int64)[:, None] * FEATURES + column[None, :]
+    tl.store(tensor + place, tile.to(tensor.dtype.element_ty), mask=inside[:, None] & (column < FEATURES)[None, :])
