@@ -19,16 +19,8 @@ $(VENV)/installed: scripts/setup.sh $(SOURCES)
 # Each process takes one half of the tests in their order, then some of the other's: what they share is made once.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
-# The tests of drop-ins and of benchmarks have processes of their own: both hold whole networks, and in one process with the
-# benchmarks' tests memory of the drop-ins' was not given back (20 GB).
 test: install
-ifeq ($(strip $(ARGS)),)
-	$(PYTEST) --durations=15 --ignore=tests/compat --ignore=tests/benchmarks
-	$(PYTEST) tests/compat
-	$(PYTEST) tests/benchmarks
-else
 	$(PYTEST) --durations=15 $(ARGS)
-endif
 
 # The daily loop: two cases of every test, none that is marked slow or kernels.
 test-quick: install

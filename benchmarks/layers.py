@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -63,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = time.perf_counter()
     record = explainer.forward(x)
     forward = time.perf_counter() - begin
-    steps = _timed_steps()
-    begin = time.perf_counter()
-    record.relevance(targets)
-    total = time.perf_counter() - begin
+    with _timed_steps() as steps:
+        begin = time.perf_counter()
+        record.relevance(targets)
+        total = time.perf_counter() - begin
     print(f"{options.model}, {options.composite}, {options.size}x{options.size}, K = {len(targets)}, {machine()}")
     print(f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peak / 1e9:.0f} GFLOP/s")
     header = ("step", "layer", "path", "above", "below", "ms/target", "dense-equivalent GFLOP/s", "of peak",
@@ -80,8 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _timed_steps() -> list[Any]:
-    """The steps that are run from now on, in order, each timed; filled when they run."""
+@contextmanager
+def _timed_steps() -> Iterator[list[Any]]:
+    """The steps that are run inside of the block, in order, each timed; the list is filled when they run.
+
+    The steps hold their plan's weights. After the block the runner's own function is back, so that no later plan is
+    timed and kept.
+    """
     steps: list[Any] = []
     propagate = runner.propagate
 
@@ -94,8 +101,8 @@ def _timed_steps() -> list[Any]:
                 steps.append(timed[step])
         propagate(plan, state, initial, [(timed.get(step, step), frees) for step, frees in given], sink, first)
 
-    runner.propagate = run
-    return steps
+    with mock.patch.object(runner, "propagate", run):
+        yield steps
 
 
 def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@
 #include "common/isa.h"
 #include "common/memory.h"
 #include "common/parallel.h"
+#include "edge/attention.h"
 #include "edge/elementwise.h"
 #include "edge/pool.h"
 #include "edge/sparse.h"
@@ -143,6 +144,17 @@ void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype
         py::arg("input_size"), release_gil());
 }
 
+[[maybe_unused]] void bind_attention(py::module_& m, decltype(&edge::attention_relevance) relevance,
+                                     decltype(&edge::attention_value_relevance) of_values) {
+  m.def("attention_relevance", relevance, py::arg("relevance"), py::arg("query"), py::arg("key"), py::arg("value"),
+        py::arg("output"), py::arg("log_sum"), py::arg("mask").none(true), py::arg("causal"), py::arg("scale"),
+        py::arg("cap"), py::arg("share_query"), py::arg("share_key"), py::arg("share_value"), py::arg("epsilon"),
+        release_gil());
+  m.def("attention_value_relevance", of_values, py::arg("relevance"), py::arg("query"), py::arg("key"),
+        py::arg("log_sum"), py::arg("mask").none(true), py::arg("causal"), py::arg("scale"), py::arg("cap"),
+        release_gil());
+}
+
 void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) coefficients) {
   m.def("elementwise_coefficients", coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
@@ -245,6 +257,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bind_pool(m, &edge::pool_max_relevance, &edge::pool_ties_relevance, &edge::pool_avg_relevance,
             &edge::pool_adaptive_avg_relevance);
   bind_elementwise(m, &edge::elementwise_coefficients);
+  bind_attention(m, &edge::attention_relevance, &edge::attention_value_relevance);
   bind_sparse_pattern(m, &edge::sparse_pattern, &edge::sparse_from_dense, &edge::sparse_to_dense, &edge::sparse_sum,
                       &edge::sparse_winners, &edge::sparse_windows, &edge::sparse_gather_sum);
   bind_sparse_conv(m, &edge::sparse_pack, &edge::sparse_conv_relevance);

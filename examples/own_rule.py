@@ -23,28 +23,29 @@ STRONGEST = rules.ModifiedWeights(lambda w: w * (w.abs() > 0.2), name="strong we
 """Only weights (and biases) above 0.2 in size get relevance: ``rho(w) = w [|w| > 0.2]``."""
 
 
-class WinnerTakesAll(rules.Custom):
-    """For the largest entry of each channel, ``torch.amax(x, dim)``: it alone gets the relevance; ties share."""
+class BySquares(rules.Custom):
+    """For a length ``torch.hypot(a, b) = sqrt(a^2 + b^2)``: each gets its square's part, ``a^2 / (a^2 + b^2)``."""
 
     def propagate(
         self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
     ) -> tuple[Tensor, ...]:
-        (x,) = inputs  # (B, C, L); output (B, C); relevance (B, K, C)
-        winner = (x == output.unsqueeze(-1)).to(x.dtype)
-        share = winner / winner.sum(-1, keepdim=True)
-        return (share.unsqueeze(1) * relevance.unsqueeze(-1),)  # (B, K, C, L)
+        # Inputs and output (B, C, L), relevance (B, K, C, L).
+        squares = [x.square() for x in inputs]
+        total = squares[0] + squares[1]
+        return tuple(torch.where(total == 0, 0.0, s / total).unsqueeze(1) * relevance for s in squares)
 
 
-class Words(nn.Module):
-    """A text classifier's shape: a convolution over time, then the largest response of each channel."""
+class Energy(nn.Module):
+    """Pairs of filters over time, the length of each pair's response, its mean over time, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(4, 6, 3)
+        self.conv = nn.Conv1d(4, 12, 3)
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.amax(self.conv(x).relu(), -1))
+        first, second = self.conv(x).chunk(2, 1)
+        return self.head(torch.hypot(first, second).mean(-1))
 
 
 def strong_weights() -> tuple[Tensor, Tensor]:
@@ -64,11 +65,11 @@ def strong_weights() -> tuple[Tensor, Tensor]:
     return relevance, by_hand
 
 
-def largest_response() -> tuple[Words, Tensor, Tensor]:
-    """A model with ``torch.amax``, which has no rule until it is given one; the input and its relevance."""
+def energies() -> tuple[Energy, Tensor, Tensor]:
+    """A model with ``torch.hypot``, which has no rule until it is given one; the input and its relevance."""
     torch.manual_seed(0)
-    model, x = Words().eval(), torch.rand(2, 4, 10)
-    fastlrp.register_rule("amax", WinnerTakesAll())
+    model, x = Energy().eval(), torch.rand(2, 4, 10)
+    fastlrp.register_rule("hypot", BySquares())
     # Composite entries come first: a flat rule for the first layer, the usual epsilon elsewhere.
     composite = epsilon().with_entries((first(), rules.Flat()))
     return model, x, fastlrp.explain(model, x, "all", composite)
@@ -79,8 +80,8 @@ def main() -> None:
     relevance, by_hand = strong_weights()
     print(f"{STRONGEST}\nby fastlrp\n{relevance[0]}\nby hand\n{by_hand[0]}\n")
 
-    model, x, relevance = largest_response()
-    print(f"amax, winner takes all: relevance {tuple(relevance.shape)} of an input {tuple(x.shape)}")
+    model, x, relevance = energies()
+    print(f"hypot, by squares: relevance {tuple(relevance.shape)} of an input {tuple(x.shape)}")
     print("class    score  relevance of the ten time steps of sample 0")
     for k, score in enumerate(model(x)[0].tolist()):
         steps = " ".join(f"{value:+.3f}" for value in relevance[0, k].sum(0).tolist())

@@ -32,6 +32,32 @@ def elementwise_coefficients(
     alpha: float,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
+def attention_relevance(
+    relevance: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    share_query: float,
+    share_key: float,
+    share_value: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def attention_value_relevance(
+    relevance: Tensor,
+    query: Tensor,
+    key: Tensor,
+    log_sum: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+) -> Tensor: ...
 
 Pattern = tuple[Tensor, Tensor]  # offsets, channels
 Rows = tuple[Tensor, Tensor | None, Tensor, Tensor]  # values, rows, offsets, channels

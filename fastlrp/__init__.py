@@ -12,6 +12,7 @@ from fastlrp.explainer import Explainer, explain
 from fastlrp.layerwise import lrp
 from fastlrp.plan.plan import register_rule
 from fastlrp.run.record import ForwardRecord
+from fastlrp.spellings import each, next_tokens
 from fastlrp.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ __all__ = [
     "UnsupportedOperationError",
     "compat",
     "composites",
+    "each",
     "explain",
     "functional",
     "info",
     "io",
     "lrp",
+    "next_tokens",
     "nn",
     "register_rule",
     "report",

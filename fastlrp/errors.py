@@ -6,7 +6,13 @@ import os
 
 
 class CaptureError(RuntimeError):
-    """The model could not be captured as a graph, or does something that relevance cannot be traced through."""
+    """The model could not be captured as a graph, or does something that relevance cannot be traced through.
+
+    Attributes:
+        of_input: whether the model itself fails on the input.
+    """
+
+    of_input = False
 
 
 class UnsupportedOperationError(CaptureError):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from fastlrp import composites
 from fastlrp.backends.dispatch import BACKENDS
+from fastlrp.capture.chosen import Output
 from fastlrp.composites import Composite
+from fastlrp.composites.composite import Unsupported
 from fastlrp.plan.plan import Plan
 from fastlrp.run.eager import eager
 from fastlrp.run.inputs import Relevance
@@ -32,10 +35,15 @@ class Explainer:
         backend: ``"auto"``, or one of :data:`fastlrp.backends.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels
             where there are, PyTorch elsewhere), ``"triton"``, ``"cuda"``, ``"reference"``.
         max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
-        output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position.
+        output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position; or a function of what
+            the model returns that gives one tensor, ``lambda out: out.logits[:, -1]``. It is captured with the model:
+            what it closes over is read then, and a change of that is not noticed (:meth:`refresh`).
         paths: how layers with a weight are computed by compiled kernels: ``"auto"``, ``"dense"``, ``"sparse"`` (alive
             neurons only), or a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)``
             shows what was taken.
+        unsupported: ``"error"`` for an operation without a rule; or ``"gradient"``: it takes its input times its own
+            gradient (:class:`fastlrp.rules.InputGradient`). The plan's table and a verification name every such
+            operation.
 
     Example::
 
@@ -56,9 +64,10 @@ class Explainer:
         example_inputs: Any = None,
         backend: str = "auto",
         max_memory: int | str | None = None,
-        output: str | int | None = None,
+        output: Output = None,
         paths: PathName | Mapping[str, PathName] = "auto",
         profile: str | None = None,
+        unsupported: Unsupported | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -66,6 +75,8 @@ class Explainer:
             raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
         self.model, self.backend = model, backend
         self.composite = composites.resolve(composite, profile)
+        if unsupported is not None:
+            self.composite = replace(self.composite, unsupported=unsupported)
         self.max_memory = parse_bytes(max_memory)
         self._plans = self._plans_of(model, self.composite, backend, output, Chooser(paths))
         if example_inputs is not None:
@@ -83,13 +94,14 @@ class Explainer:
         layers: str | Sequence[str] | None = None,
         reduce: str | None = None,
         out: Any = None,
+        at: Any = None,
     ) -> Relevance:
         """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self._forward(x, True, at_once=True) as record:
-            return record.relevance_at_once(targets, initial, layers, reduce, out)
+            return record.relevance_at_once(targets, initial, layers, reduce, out, at)
 
     @eager
     def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:
@@ -123,7 +135,12 @@ class Explainer:
         self._plans.refresh()
 
     def replay(
-        self, example_inputs: Any, targets_count: int, initial: Initial = "output", reduce: str | None = None
+        self,
+        example_inputs: Any,
+        targets_count: int,
+        initial: Initial = "output",
+        reduce: str | None = None,
+        at: Any = None,
     ) -> Replay:
         """The same explanation for inputs of one shape, as one CUDA graph; see :class:`fastlrp.run.replay.Replay`.
 
@@ -135,7 +152,7 @@ class Explainer:
         Raises:
             RuntimeError: without a GPU. TypeError, ValueError: for arguments that do not fit.
         """
-        return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory)
+        return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory, at=at)
 
     def verify(self, x: Any, targets: Any, **options: Any) -> Verification:
         """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.compare.verify`."""
@@ -163,7 +180,8 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
         options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
             captures once.
     """
-    ours = {k: options.pop(k) for k in ("backend", "max_memory", "output", "paths", "profile") if k in options}
+    names = ("backend", "max_memory", "output", "paths", "profile", "unsupported")
+    ours = {name: options.pop(name) for name in names if name in options}
     return Explainer(model, composite, **ours)(x, targets, **options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -22,23 +22,47 @@ class Stabilizer:
         signed: add with the sign of ``z``. ``False`` always adds ``+epsilon`` (Montavon's tutorial does, together
             with ``relative="tensor"``).
         clip: instead of adding, keep ``|z| >= epsilon`` and the sign.
+        in_limit: epsilon is 0 in the limit: see :meth:`limit`.
 
     Source: Bach et al. 2015, eq. 58 (absolute); Montavon et al. 2019, section 10.2 (relative).
 
     Raises:
-        ValueError: if ``epsilon`` is negative or not finite, or ``relative`` is not one of the three.
+        ValueError: if ``epsilon`` is negative or not finite, ``relative`` is not one of the three, or ``in_limit`` is
+            given with an epsilon.
     """
 
     epsilon: float = 1e-6
     relative: Literal["sample", "tensor"] | None = None
     signed: bool = True
     clip: bool = False
+    in_limit: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon < math.inf:
             raise ValueError(f"Stabilizer: epsilon must be a finite number >= 0, got {self.epsilon!r}")
         if self.relative not in (None, "sample", "tensor"):
             raise ValueError(f"Stabilizer: relative must be None, 'sample' or 'tensor', got {self.relative!r}")
+        if self.in_limit and (self.epsilon != 0 or self.clip):
+            raise ValueError(
+                f"Stabilizer: in_limit means epsilon 0 in the limit, got epsilon={self.epsilon!r}, clip={self.clip}: "
+                "use Stabilizer.limit()"
+            )
+
+    def __repr__(self) -> str:
+        """``Stabilizer.limit()``, or the other fields by name."""
+        shown = [f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.name != "in_limit"]
+        return "Stabilizer.limit()" if self.in_limit else f"{type(self).__name__}({', '.join(shown)})"
+
+    @staticmethod
+    def limit() -> Stabilizer:
+        """Epsilon 0 in the limit: relevance per unit of ``z``, ``c = R / z``, goes through undivided.
+
+        ``Stabilizer(0.0)`` divides ``R`` by ``z`` and defines 0 / 0 as 0. Where relevance arrives as ``z c`` the
+        quotient is ``c`` for every ``z``, also in the limit of ``z`` to 0. Then nothing is divided, cached or
+        multiplied: what is computed is gradient times input, as implementations of AttnLRP do. Where relevance arrives
+        in any other form the quotient is that of ``Stabilizer(0.0)``.
+        """
+        return Stabilizer(0.0, in_limit=True)
 
     @staticmethod
     def ensure(value: float | Stabilizer) -> Stabilizer:

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers
+from fastlrp.one_hot import OneHot
+from fastlrp.positions import Positions, flat_index, positions
+from fastlrp.spellings import Each, NextTokens
+
 Initial = str | Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """Initial relevance with one entry per sample and target, on an output ``(B, C)``.
-
-    Attributes:
-        index: ``(B, K)`` class. value: ``(B, K)`` relevance there. classes: C.
-    """
-
-    index: Tensor
-    value: Tensor
-    classes: int
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.index.shape, self.classes))
-
-    def dense(self) -> Tensor:
-        """``(B, K, C)``."""
-        zero = self.value.new_zeros(self.shape)
-        return zero.scatter_(2, self.index.unsqueeze(2), self.value.unsqueeze(2))
-
-    def narrow(self, dim: int, start: int, length: int) -> OneHot:
-        """A block of targets."""
-        assert dim == 1, "only the target axis can be cut"
-        return OneHot(self.index.narrow(1, start, length), self.value.narrow(1, start, length), self.classes)
 
 
 class Targets:
@@ -45,47 +24,73 @@ class Targets:
 
     Args:
         targets: an int; a sequence, range or 1-D integer tensor of K classes; a 2-D ``(B, K)`` integer tensor;
-            ``"all"``; ``"top5"``; or a float or bool tensor ``(K, *output.shape[1:])`` or
-            ``(B, K, *output.shape[1:])`` that is the initial relevance itself, which an integer tensor may be too
-            where it can't be classes, see :func:`is_relevance`. On outputs with more axes a class is an index of
-            axis 1.
+            ``"all"``; ``"top5"``; :func:`fastlrp.each` of one class per sample; a contrast, ``{3: 1.0, 17: -1.0}``,
+            one target of weighted classes, or a list with contrasts; :func:`fastlrp.next_tokens`; or a float or bool
+            tensor ``(K, *output.shape[1:])`` or ``(B, K, *output.shape[1:])`` that is the initial relevance itself,
+            which an integer tensor may be too where it can't be classes, see :func:`is_relevance`. On outputs with
+            more axes a class is an index of axis 1, unless ``at`` says otherwise.
         output: the model's output ``(B, C, …)``.
         initial: ``"output"`` (the target's own score), ``"one"``, or a callable from the output to initial relevance
-            of the output's shape, of which the target picks its entries.
+            of the output's shape, of which the target picks its entries. A contrast starts with weight times that.
+        at: positions of an output ``(B, S, V)`` whose last axis are the classes, or places of ``(B, C, *S)``, see
+            :func:`fastlrp.positions.positions`: every target at every position, positions outermost. ``"pairs"``:
+            targets are ``(position, class)``, or tuples with an index for each axis of the output.
+
+    Attributes:
+        count: K. classes: how many there are. index: ``(B, K)`` the class of each target; None for contrasts, for
+            initial relevance and with ``at="pairs"``. given: initial relevance that was given, ``(B, K, …)``.
 
     Raises:
-        IndexError: for a class that the output does not have.
+        IndexError: for a class or position that the output does not have.
         ValueError, TypeError: for anything else that does not fit; the message says what would.
     """
 
-    def __init__(self, targets: Any, output: Tensor, initial: Initial = "output") -> None:
+    def __init__(self, targets: Any, output: Tensor, initial: Initial = "output", at: Any = None) -> None:
         if output.dim() < 1 or not output.is_floating_point():
             raise ValueError(
                 f"the output to explain must be a float tensor (B, C, …), got {tuple(output.shape)} {output.dtype}"
             )
         self.output = output
         self.batch = output.shape[0]
-        self.classes = output.shape[1] if output.dim() > 1 else 1
         self.index: Tensor | None = None
         self.given: Tensor | None = None
-        if self._is_relevance(targets):
-            self.given = self._given(targets, initial)
-        else:
-            self.index = self._classes(targets)
-            self.values = self._initial_values(initial)
-            if output.dim() < 2:
-                # (B,): one score per sample, every target is that one.
-                self.given, self.index = self.values.unsqueeze(1).expand(-1, self.index.shape[1]), None
-        chosen = self.index if self.index is not None else self.given
-        assert chosen is not None
-        self.count = chosen.shape[1]
+        self._terms: Terms | None = None
+        self._hot: OneHot | None = None
+        self._weight: Tensor | None = None
+        pairs = isinstance(at, str) and at == "pairs"
+        known = isinstance(at, Positions)
+        self._at = at if known else None if at is None or pairs else positions(at, output)
+        if isinstance(targets, NextTokens):
+            self._at = self._followed(targets, self._at)
+        self.classes = output.shape[1] if output.dim() > 1 else 1
+        if self._at is not None:
+            self.classes = self._at.classes
+        if pairs and output.dim() < 3:
+            raise ValueError(
+                f"at='pairs' takes an index for each axis of an output (B, S, V), and the output explained here is "
+                f"{tuple(output.shape)}: leave at= out"
+            )
+        if not pairs and self._is_relevance(targets):
+            self.given = self._given(targets, initial, at)
+            self.count = self.given.shape[1]
+            return
+        terms = self._of_pairs(targets) if pairs else self._chosen(targets)
+        self._place(terms, self._initial_values(initial), pairs)
 
     def _is_relevance(self, targets: Any) -> bool:
+        if self._at is not None and hasattr(targets, "dtype"):  # An integer tensor names classes of each position.
+            tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
+            return tensor.is_floating_point() or tensor.dtype == torch.bool
         return is_relevance(targets, tuple(self.output.shape))
 
-    def _given(self, targets: Any, initial: Initial) -> Tensor:
+    def _given(self, targets: Any, initial: Initial, at: Any) -> Tensor:
         shape = tuple(self.output.shape)
         relevance = targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device=self.output.device)
+        if at is not None:
+            raise ValueError(
+                f"targets is a {_kind(relevance)} tensor, which is the initial relevance of all positions: leave at= "
+                "out, or name classes"
+            )
         if initial != "output":
             raise ValueError(
                 f"targets is a {_kind(relevance)} tensor, which is the initial relevance itself: leave `initial` out"
@@ -105,35 +110,44 @@ class Targets:
             raise ValueError("targets (initial relevance) contain NaN or infinity")
         return relevance.to(self.output.dtype)
 
-    def _classes(self, targets: Any) -> Tensor:
-        classes, device = self.classes, self.output.device
-        if isinstance(targets, str):
+    # Classes
+
+    def _chosen(self, targets: Any) -> Terms:
+        """Which classes the targets are, checked."""
+        batch, device = self.batch, self.output.device
+        if isinstance(targets, NextTokens):
+            assert self._at is not None
+            ids = targets.ids.to(device).gather(1, self._at.cells[..., 0] + 1)
+            terms = Terms(ids[:, :, None, None])
+        elif isinstance(targets, str):
             return self._named(targets)
-        try:
-            index = torch.as_tensor(list(targets) if isinstance(targets, range) else targets, device=device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"targets must be an int, classes, 'all', 'top5' or initial relevance: {error}") from error
-        if index.dim() and index.shape[-1] == 0:
-            raise ValueError("targets is empty: name at least one class")
-        if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
-            raise TypeError(f"targets given as classes must be integers, got {index.dtype}")
-        index = index.long()
-        if index.dim() == 0:
-            index = index.unsqueeze(0)
-        if index.dim() == 1:
-            index = index.unsqueeze(0).expand(self.batch, -1)
-        if index.dim() != 2 or index.shape[0] != self.batch:
-            raise ValueError(f"targets per sample must be (B, K) = ({self.batch}, K), got {tuple(index.shape)}")
+        elif has_contrasts(targets):
+            terms = contrasts(targets, batch, integer, device)
+        elif isinstance(targets, Each) and not isinstance(targets.items, Tensor):
+            raise TypeError(f"targets must be {TARGETS}: tuples per sample need at='pairs'")
+        else:
+            terms = Terms(integers(targets, batch, device)[:, None, :, None])
+        self._check_range(terms.index)
+        return terms
+
+    def _check_range(self, index: Tensor) -> None:
+        classes = self.classes
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= classes):
             wrong = int(index.min()) if int(index.min()) < 0 else int(index.max())
             has = f"has {classes} classes, 0 to {classes - 1}" if classes > 1 else "has one class, 0"
             raise IndexError(f"target {wrong} is out of range: the output {tuple(self.output.shape)} {has}")
-        return index
 
-    def _named(self, name: str) -> Tensor:
+    def _named(self, name: str) -> Terms:
+        """``"all"`` or ``"top5"``, of each position if there are some."""
         classes = self.classes
         if name == "all":
-            return torch.arange(classes, device=self.output.device).expand(self.batch, -1)
+            every = torch.arange(classes, device=self.output.device)
+            return Terms(every.view(1, 1, -1, 1).expand(self.batch, -1, -1, -1))
+        if name == "next":
+            raise ValueError(
+                "targets 'next' needs the token ids that the model was given: ask an explainer or a record, or write "
+                "targets=fastlrp.next_tokens(ids)"
+            )
         match = re.fullmatch(r"top(\d+)", name)
         if match is None or int(match[1]) == 0:
             raise ValueError(f"targets {name!r} is not known: use 'all' or 'top5' (any number)")
@@ -141,10 +155,115 @@ class Targets:
         if k > classes:
             raise IndexError(f"targets {name!r} asks for {k} classes, the output has {classes}")
         if self.output.dim() == 1:
-            return torch.zeros((self.batch, 1), dtype=torch.long, device=self.output.device)
-        if self.output.dim() != 2:
-            raise ValueError(f"targets {name!r} needs an output (B, C), got {tuple(self.output.shape)}")
-        return self.output.topk(k, dim=1).indices
+            return Terms(torch.zeros((self.batch, 1, 1, 1), dtype=torch.long, device=self.output.device))
+        if self._at is None and self.output.dim() != 2:
+            raise ValueError(
+                f"targets {name!r} needs an output (B, C), got {tuple(self.output.shape)}; of an output with positions "
+                "name some, at=-1"
+            )
+        scores = self.output.unsqueeze(1) if self._at is None else self._at.scores(self.output)
+        return Terms(scores.topk(k, dim=2).indices.unsqueeze(3))
+
+    def _followed(self, targets: NextTokens, at: Positions | None) -> Positions:
+        """The positions that a token of the text follows."""
+        shape, ids = tuple(self.output.shape), tuple(targets.ids.shape)
+        if len(shape) != 3 or (at is not None and not at.last):
+            raise ValueError(
+                f"next tokens are targets of an output (B, S, V), and the output explained here is {shape}"
+            )
+        if ids != shape[:2]:
+            raise ValueError(f"the output {shape} has {shape[1]} positions for {shape[0]} texts, the ids are {ids}")
+        if shape[1] < 2:
+            raise ValueError(f"the output {shape} has one position, which no token of the text follows")
+        if at is None:
+            return positions(range(shape[1] - 1), self.output)
+        if at.cells.numel() and int(at.cells.max()) == shape[1] - 1:
+            raise IndexError(f"position {shape[1] - 1} is the text's last: no token follows it that could be a target")
+        return at
+
+    def _of_pairs(self, targets: Any) -> Terms:
+        """Places in the flattened output."""
+        shape = tuple(self.output.shape)
+
+        def key(place: tuple[Any, ...]) -> int:
+            return flat_index(place, shape[1:], f"target {place!r}", shape, first=1)
+
+        if isinstance(targets, NextTokens):
+            raise ValueError("next tokens have positions of their own: leave at= out")
+        if isinstance(targets, str):
+            raise TypeError(f"targets {targets!r} can't be pairs: with at='pairs' give [(position, class), …]")
+        return entries(targets, self.batch, len(shape) - 1, self.output.device, key)
+
+    # Initial relevance
+
+    def _place(self, terms: Terms, values: Tensor, pairs: bool) -> None:
+        """Where in the output the targets stand, and with what they start."""
+        self._values, weight = values, terms.weight
+        if weight is not None:
+            weight = weight.to(values.dtype)
+        if self._at is None and not pairs and self.output.dim() > 2:  # All positions of a class.
+            index = terms.index[:, 0]
+            self._terms = Terms(index, None if weight is None else weight[:, 0])
+            self.index = index[..., 0] if weight is None else None
+            self.count = index.shape[1]
+            return
+        index = terms.index
+        at = self._at
+        if at is not None:
+            cells = at.cells.shape[1]
+            flat = at.flat(index.expand(-1, cells, -1, -1))
+            if at.inside is not None:
+                weight = torch.ones_like(index, dtype=values.dtype) if weight is None else weight
+                weight = at.inside[:, :, None, :, None] * weight.unsqueeze(3)
+                weight = weight.expand(-1, cells, *weight.shape[2:]).flatten(3)
+            elif weight is not None:
+                weight = weight.unsqueeze(3).expand(-1, cells, -1, at.cells.shape[2], -1).flatten(3)
+        else:
+            flat = index
+        places = flat.flatten(1, 2)  # (B, K, M)
+        self.count = places.shape[1]
+        if weight is not None:
+            self._weight = weight.flatten(1, 2)
+        elif not pairs:
+            classes = index[..., 0].expand(-1, 1 if at is None else at.cells.shape[1], -1)
+            self.index = classes.flatten(1)
+        self._hot = OneHot(places, self._weighted(self._picked(values, places)), tuple(self.output.shape[1:]))
+
+    def _picked(self, values: Tensor, places: Tensor) -> Tensor:
+        return values.reshape(self.batch, math.prod(values.shape[1:])).gather(1, places.flatten(1)).view(places.shape)
+
+    def _weighted(self, picked: Tensor) -> Tensor:
+        return picked if self._weight is None else picked * self._weight
+
+    @property
+    def position(self) -> Tensor | None:
+        """``(B, K)``: the position of each target on an output ``(B, S, V)``, where ``at`` named some."""
+        if self._at is None or not self._at.last:
+            return None
+        cells = self._at.cells[..., 0]
+        return cells.repeat_interleave(self.count // cells.shape[1], 1)
+
+    @property
+    def terms(self) -> int | None:
+        """Entries of each target where they are few places of the output, which may start one-hot; None otherwise."""
+        return None if self._hot is None else self._hot.terms
+
+    def scores(self) -> Tensor:
+        """``(B, K)``: the model's score of each target, times its weights; of initial relevance the sum."""
+        if self._hot is not None:
+            return self._weighted(self._picked(self.output, self._hot.index)).sum(2)
+        if self.given is not None:
+            return self.given if self.given.dim() == 2 else self.given.flatten(2).sum(2)
+        assert self._terms is not None
+        totals = self.output.flatten(2).sum(2)
+        picked = totals.gather(1, self._terms.index.flatten(1)).view(self._terms.index.shape)
+        return (picked if self._terms.weight is None else picked * self._terms.weight).sum(2)
+
+    def asked_for(self) -> Tensor | None:
+        """The scores that are explained, for a look at their numbers; None where initial relevance was given."""
+        if self._hot is not None:
+            return self._picked(self.output, self._hot.index)
+        return None if self.given is not None else self.output
 
     def _initial_values(self, initial: Initial) -> Tensor:
         if isinstance(initial, str):
@@ -169,16 +288,18 @@ class Targets:
         """Initial relevance ``(B, length, *output.shape[1:])`` of targets ``start`` to ``start + length - 1``."""
         if self.given is not None:
             return self.given.narrow(1, start, length)
-        assert self.index is not None
-        index = self.index.narrow(1, start, length)
-        if self.output.dim() == 2:
-            picked = OneHot(index, self.values.gather(1, index), self.output.shape[1])
-            return picked if one_hot else picked.dense()
+        if self._hot is not None:
+            part = self._hot.narrow(1, start, length)
+            return part if one_hot else part.dense()
+        assert self._terms is not None
+        index, weight = self._terms.index.narrow(1, start, length), self._terms.weight
         tail = self.output.shape[2:]
-        where = index.view(*index.shape, 1, *(1,) * len(tail)).expand(*index.shape, 1, *tail)
+        where = index.view(*index.shape, *(1,) * len(tail)).expand(*index.shape, *tail)
+        values = self._values.unsqueeze(1).expand(-1, length, *self._values.shape[1:]).gather(2, where)
+        if weight is not None:
+            values = values * weight.narrow(1, start, length).view(*index.shape, *(1,) * len(tail))
         zero = self.output.new_zeros(self.batch, length, *self.output.shape[1:])
-        picked_values = self.values.unsqueeze(1).expand(-1, length, *self.values.shape[1:]).gather(2, where)
-        return zero.scatter_(2, where, picked_values)
+        return zero.scatter_add_(2, where, values) if weight is not None else zero.scatter_(2, where, values)
 
 
 def is_relevance(targets: Any, shape: tuple[int, ...]) -> bool:

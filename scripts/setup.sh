@@ -37,6 +37,9 @@ pip install -q --no-build-isolation -e ".[test,demo,dev]"
   echo "fastlrp: Triton cannot be installed here; the tests of its kernels are skipped"
 # Oracles of the tests and rivals of the benchmarks, never imported by the package; torchvision is that of torch 2.13.
 pip install -q --no-deps zennit==0.5.1 captum==0.9.0 "${TORCHVISION:-torchvision==0.28.0}"
+# Models that the tests explain, with random weights.
+pip install -q "transformers>=5.24,<6" && pip install -q --no-deps "timm==1.0.31" ||
+  echo "fastlrp: transformers and timm cannot be installed here; the tests with their models are skipped"
 # The other version of Zennit whose numbers the drop-in replacement has, in a folder of its own. Its metadata ask for Python
 # 3.11.11, which it does not need.
 pip install -q --no-deps --ignore-requires-python --upgrade --target "$venv/zennit-1.0.0" zennit==1.0.0 ||

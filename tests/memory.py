@@ -1,4 +1,7 @@
-"""Collects what tests leave behind: graphs and plans are cycles, which Python frees only now and then."""
+"""Collects what tests leave behind, which Python frees only now and then.
+
+Graphs are cycles, and so is what torch.export leaves behind of a capture; both hold the parameters of their model.
+"""
 
 from __future__ import annotations
 

@@ -88,20 +88,18 @@ def test_own_rule_by_weights_equals_the_four_steps():
 
 def test_own_rule_written_out_equals_a_computation_by_hand():
     own_rule = example("own_rule")
-    with pytest.raises(fastlrp.UnsupportedOperationError, match="no rule for operation 'amax'"):
-        fastlrp.explain(own_rule.Words().eval(), torch.rand(1, 4, 10), 0)
-    model, x, relevance = own_rule.largest_response()
+    with pytest.raises(fastlrp.UnsupportedOperationError, match="no rule for operation 'hypot'"):
+        fastlrp.explain(own_rule.Energy().eval(), torch.rand(1, 4, 10), 0)
+    model, x, relevance = own_rule.energies()
     with torch.no_grad():
-        hidden = model.conv(x).relu()  # (B, 6, 8)
-        largest = hidden.amax(-1)
-        scores = model.head(largest)
-        arriving = largest.unsqueeze(1) * model.head.weight * (scores / (scores + 1e-6 * scores.sign())).unsqueeze(2)
+        pairs = model.conv(x).unflatten(1, (2, 6))  # (B, 2, 6, 8)
+        lengths = pairs.square().sum(1).sqrt()
+        # Of the score, each channel's weight times its mean; of that, each step's part of the mean.
+        arriving = lengths.unsqueeze(1) / 8 * model.head.weight.unsqueeze(-1)  # (B, 3, 6, 8)
+        # Each of the two filters its part by squares, which add up to all; flat: each of the 4 x 3 inputs the same.
         expected = torch.zeros(2, 3, 10)
-        for sample in range(2):
-            for channel in range(6):
-                step = int(hidden[sample, channel].argmax())
-                # Flat: each of the 4 x 3 inputs of the winning step gets the same.
-                expected[sample, :, step : step + 3] += arriving[sample, :, channel, None] / 3
+        for step in range(8):
+            expected[:, :, step : step + 3] += arriving[..., step].sum(2, keepdim=True) / 3
     torch.testing.assert_close(relevance.sum(2), expected, rtol=1e-4, atol=1e-6)
 
 

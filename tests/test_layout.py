@@ -31,24 +31,31 @@ ORDER = """
     plan.plan
     capture.export run.basis run.sparse.specialize
     run.descent
+    capture.lift
     capture.probe composites
+    capture.lift_layers
+    capture.lift_moves
+    capture.lifter
     capture.translate capture.batch_axis
     capture.memory
     kinds.registry
     kinds
-    run.inputs run.sink
+    run.given_ids
+    run.inputs run.sink plan.table
     run.finite
     rules
     plan.coefficients
     plan.input_terms
     plan.layer plan.fusion plan.check
-    plan.builder plan.table capture.rewrite capture.faults capture.folding
+    plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
+    capture.carrying capture.attention_weights capture.composed_activations
     capture.arguments plan.forms plan.narrow plan.step_names
-    capture.graph capture.watch run.lent run.sparse.rates run.sparse.compact
+    capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.wording capture.module_paths tune.attention
-    stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    capture.wording capture.module_paths classes positions tune.attention
+    spellings
+    one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info
     backends.dispatch

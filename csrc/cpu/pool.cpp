@@ -305,13 +305,8 @@ struct TieGroups {
   }
 };
 
-}  // namespace
-
 template <class T>
-void pool_max_relevance(const PoolMax<T>& p) {
-  if (p.outputs == 0) {
-    return clear(p.out, p.B * p.K * p.C * p.inputs);
-  }
+void scatter_planes(const PoolMax<T>& p) {
   // Targets innermost, so that a plane's indices stay in cache for all of them.
   parallel_for(p.B * p.C * p.K, tasks_per_grain(p.inputs), [&p](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -330,10 +325,7 @@ void pool_max_relevance(const PoolMax<T>& p) {
 }
 
 template <class T>
-void pool_max_relevance_channels_last(const PoolMax<T>& p) {
-  if (p.outputs == 0) {
-    return clear(p.out, p.B * p.K * p.C * p.inputs);
-  }
+void scatter_strips(const PoolMax<T>& p) {
   const int64_t width = std::max<int64_t>(1, p.B * p.K < kEnoughTasks ? std::min(p.C, kStrip) : p.C);
   const int64_t strips = (p.C + width - 1) / width;
   parallel_for(p.B * strips * p.K, tasks_per_grain(p.inputs * width), [&p, strips, width](int64_t begin, int64_t end) {
@@ -353,14 +345,24 @@ void pool_max_relevance_channels_last(const PoolMax<T>& p) {
   });
 }
 
+}  // namespace
+
 template <class T>
-void pool_avg_relevance(const PoolAvg<T>& p, bool channels_last) {
+void pool_max_relevance(const PoolMax<T>& p) {
+  if (p.outputs == 0) {
+    return clear(p.out, p.B * p.K * p.C * p.inputs);
+  }
+  p.channels_last ? scatter_strips(p) : scatter_planes(p);
+}
+
+template <class T>
+void pool_avg_relevance(const PoolAvg<T>& p) {
   const int64_t size = p.B * p.K * p.C * inputs_of(p.axes);
   if (size == 0 || outputs_of(p.axes) == 0) {
     return clear(p.out, size);
   }
   const int64_t rows = int64_t{p.axes[0].inputs} * p.axes[1].inputs;
-  if (!channels_last) {
+  if (!p.channels_last) {
     const int64_t grain = tasks_per_grain(inputs_of(p.axes) * kPlanes);
     parallel_for(p.B * p.K * groups_of(p.C), grain, [&p](int64_t begin, int64_t end) {
       typename AverageGroups<T>::Scratch scratch(p.axes);
@@ -376,18 +378,18 @@ void pool_avg_relevance(const PoolAvg<T>& p, bool channels_last) {
 }
 
 template <class T>
-void pool_ties_relevance(const PoolTies<T>& p, bool channels_last) {
+void pool_ties_relevance(const PoolTies<T>& p) {
   const Windows* axes = p.axes;
   const int64_t size = p.B * p.K * p.C * inputs_of(axes);
   if (size == 0 || outputs_of(axes) == 0) {
     return clear(p.out, size);
   }
-  const int64_t tasks = p.B * (channels_last ? int64_t{axes[0].inputs} * axes[1].inputs : groups_of(p.C));
+  const int64_t tasks = p.B * (p.channels_last ? int64_t{axes[0].inputs} * axes[1].inputs : groups_of(p.C));
   // Targets share what is made of the caches; they go to several threads only where there is too little else to share
   // out.
   const int64_t blocks = std::clamp<int64_t>(kEnoughTasks / tasks, 1, p.K), block = (p.K + blocks - 1) / blocks;
   const int64_t all = tasks * ((p.K + block - 1) / block);
-  if (!channels_last) {
+  if (!p.channels_last) {
     const int64_t grain = tasks_per_grain(inputs_of(axes) * kPlanes * block);
     parallel_for(all, grain, [&](int64_t begin, int64_t end) {
       typename TieGroups<T>::Scratch scratch(axes);
@@ -407,11 +409,9 @@ void pool_ties_relevance(const PoolTies<T>& p, bool channels_last) {
 
 template void pool_max_relevance<float>(const PoolMax<float>&);
 template void pool_max_relevance<double>(const PoolMax<double>&);
-template void pool_max_relevance_channels_last<float>(const PoolMax<float>&);
-template void pool_max_relevance_channels_last<double>(const PoolMax<double>&);
-template void pool_avg_relevance<float>(const PoolAvg<float>&, bool);
-template void pool_avg_relevance<double>(const PoolAvg<double>&, bool);
-template void pool_ties_relevance<float>(const PoolTies<float>&, bool);
-template void pool_ties_relevance<double>(const PoolTies<double>&, bool);
+template void pool_avg_relevance<float>(const PoolAvg<float>&);
+template void pool_avg_relevance<double>(const PoolAvg<double>&);
+template void pool_ties_relevance<float>(const PoolTies<float>&);
+template void pool_ties_relevance<double>(const PoolTies<double>&);
 
 }  // namespace fastlrp::cpu

@@ -3,24 +3,15 @@
 #include <cstdint>
 
 #include "../common/axis.h"
+#include "../common/pool.h"
 #include "device.h"
 
 // Relevance through pools for all targets in one launch. A sample's maps, and each target's of a sample, are dense:
 // (C, positions), or (positions, C) when channels last. Sums are made in the order of the outputs, in float or double:
-// the result is the same each time. Caches are read once for several targets, and every result is written once.
+// the result is the same each time. Caches are read once for several targets, and every result is written once. C times
+// outputs or inputs is below 2^31.
 
 namespace fastlrp::cuda {
-
-template <class T>
-struct PoolFlow {
-  const T* relevance;          // (B, K, C, outputs) or (B, K, outputs, C)
-  int64_t stride_b, stride_k;  // of relevance, in elements
-  const T* scale;              // (B, C, outputs) or (B, outputs, C), or null for 1
-  T* out;                      // (B, K, C, inputs) or (B, K, inputs, C), uninitialised
-  int64_t B, K, C;
-  int64_t outputs, inputs;  // positions; C times either is below 2^31
-  bool channels_last;
-};
 
 // Winner-take-all max-pool: out[b, k, c, index[b, c, o]] += relevance[b, k, c, o] * scale[b, c, o], out zero elsewhere.
 // Windows may overlap. Relevance whose index is outside [0, inputs) is dropped: to report it the host would have to

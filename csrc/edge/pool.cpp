@@ -15,8 +15,9 @@ void for_dtype(const at::Tensor& tensor, const Launch& launch) {
 }
 
 template <class T>
-const T* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+PoolFlow<T> flow_of(const PoolArguments& pool, const at::Tensor& out) {
+  const T* scale = pool.scale.defined() ? pool.scale.const_data_ptr<T>() : nullptr;
+  return pool.flow<T>(pool.relevance.const_data_ptr<T>(), scale, out.mutable_data_ptr<T>());
 }
 
 at::Tensor empty_out(const PoolArguments& pool) {
@@ -34,56 +35,38 @@ std::array<Windows, 3> windows(const PoolArguments& pool, const Make& make) {
 
 template <class Make>
 at::Tensor average(const PoolArguments& pool, double factor, const Make& make) {
-  const at::Tensor& relevance = pool.relevance;
   at::Tensor out = empty_out(pool);
   if (out.numel() == 0) {
     return out;
   }
   const std::array<Windows, 3> axes = windows(pool, make);
-  for_dtype(relevance, [&](auto zero) {
+  for_dtype(pool.relevance, [&](auto zero) {
     using T = decltype(zero);
-    cpu::pool_avg_relevance<T>(
-        {relevance.const_data_ptr<T>(), relevance.stride(0), relevance.stride(1), relevance.stride(2),
-         data_or_null<T>(pool.scale), out.mutable_data_ptr<T>(), pool.B, pool.K, pool.C, axes.data(), factor},
-        pool.channels_last);
+    cpu::pool_avg_relevance<T>({flow_of<T>(pool, out), axes.data(), factor});
   });
   return out;
 }
 
 }  // namespace
 
-at::Tensor pool_max_relevance(const at::Tensor& relevance_, const at::Tensor& index_, const OptionalTensor& scale,
+at::Tensor pool_max_relevance(const at::Tensor& relevance, const at::Tensor& index_, const OptionalTensor& scale,
                               const Sizes& input_size) {
-  const PoolArguments pool({kCpu, "pool_max_relevance"}, relevance_, scale, input_size, kDenseFrom);
+  const PoolArguments pool({kCpu, "pool_max_relevance"}, relevance, scale, input_size, kDenseFrom);
   const at::Tensor index = pool.cache("index", index_, at::kLong, pool.output_size());
-  const at::Tensor& relevance = pool.relevance;
   at::Tensor out = empty_out(pool);
-  for_dtype(relevance, [&](auto zero) {
+  for_dtype(pool.relevance, [&](auto zero) {
     using T = decltype(zero);
-    const cpu::PoolMax<T> p{relevance.const_data_ptr<T>(),
-                            relevance.stride(0),
-                            relevance.stride(1),
-                            relevance.stride(2),
-                            index.const_data_ptr<int64_t>(),
-                            data_or_null<T>(pool.scale),
-                            out.mutable_data_ptr<T>(),
-                            pool.B,
-                            pool.K,
-                            pool.C,
-                            pool.outputs,
-                            pool.inputs};
-    pool.channels_last ? cpu::pool_max_relevance_channels_last(p) : cpu::pool_max_relevance(p);
+    cpu::pool_max_relevance<T>({flow_of<T>(pool, out), index.const_data_ptr<int64_t>()});
   });
   return out;
 }
 
-at::Tensor pool_ties_relevance(const at::Tensor& relevance_, const at::Tensor& input, const at::Tensor& output,
+at::Tensor pool_ties_relevance(const at::Tensor& relevance, const at::Tensor& input, const at::Tensor& output,
                                const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
                                const Sizes& padding, const Sizes& dilation) {
-  const TiesArguments ties({kCpu, "pool_ties_relevance"}, relevance_, input, output, scale, kernel_size, stride,
-                           padding, dilation, kDenseFrom);
+  const TiesArguments ties({kCpu, "pool_ties_relevance"}, relevance, input, output, scale, kernel_size, stride, padding,
+                           dilation, kDenseFrom);
   const PoolArguments& pool = ties.pool;
-  const at::Tensor& relevance = pool.relevance;
   at::Tensor out = empty_out(pool);
   if (out.numel() == 0) {
     return out;
@@ -91,21 +74,10 @@ at::Tensor pool_ties_relevance(const at::Tensor& relevance_, const at::Tensor& i
   const auto axes = windows(pool, [&](int64_t inputs, int64_t outputs, size_t i) {
     return pool_windows(inputs, outputs, kernel_size[i], stride[i], padding[i], dilation[i]);
   });
-  for_dtype(relevance, [&](auto zero) {
+  for_dtype(pool.relevance, [&](auto zero) {
     using T = decltype(zero);
-    const cpu::PoolTies<T> p{relevance.const_data_ptr<T>(),
-                             relevance.stride(0),
-                             relevance.stride(1),
-                             relevance.stride(2),
-                             ties.input.const_data_ptr<T>(),
-                             ties.output.const_data_ptr<T>(),
-                             data_or_null<T>(pool.scale),
-                             out.mutable_data_ptr<T>(),
-                             pool.B,
-                             pool.K,
-                             pool.C,
-                             axes.data()};
-    cpu::pool_ties_relevance(p, pool.channels_last);
+    const T *input_data = ties.input.const_data_ptr<T>(), *output_data = ties.output.const_data_ptr<T>();
+    cpu::pool_ties_relevance<T>({flow_of<T>(pool, out), input_data, output_data, axes.data()});
   });
   return out;
 }

@@ -1,6 +1,7 @@
 // The arguments of pools, checked, for the kernels of any device.
 #pragma once
 
+#include "../common/pool.h"
 #include "axes.h"
 #include "tensors.h"
 
@@ -26,6 +27,23 @@ struct PoolArguments {
 
   // (B, K, C, *input_size)
   at::Tensor empty_out() const;
+
+  // For kernels, with the data of relevance, of scale or null, and of the result.
+  template <class T>
+  PoolFlow<T> flow(const T* relevance_data, const T* scale_data, T* out) const {
+    return {relevance_data,
+            relevance.stride(0),
+            relevance.stride(1),
+            relevance.stride(2),
+            scale_data,
+            out,
+            B,
+            K,
+            C,
+            outputs,
+            inputs,
+            channels_last};
+  }
 
   template <class Line, class Make>
   std::array<Line, 3> lines(const Line& one, const Make& make) const {

@@ -24,9 +24,9 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
     if name in _RECURRENT:
         what = f": recurrent layers ({name}) are not supported, they have no relevance rule yet"
-    elif node.kind == "product":
+    elif node.kind in ("product", "attention"):
         what = ": a product of two activations (as in attention) is not supported by this composite"
-        custom = "fastlrp.rules.Uniform() (half of it to each factor)"
+        custom = "fastlrp.rules.Uniform() (half of it to each factor), fastlrp.rules.ValueOnly()"
     elif is_attention(node):
         what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
@@ -46,7 +46,10 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     )
     if registrable:
         ways += f"; or fastlrp.register_rule('{name}', rule)"
-    return f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}."
+    return (
+        f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}. Or let all "
+        "operations without a rule take input times gradient, marked as such: Explainer(..., unsupported='gradient')."
+    )
 
 
 def mixing(node: Node) -> str:
@@ -92,6 +95,8 @@ def keep_the_batch(graph: Graph, node: Node) -> str:
             f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}'), which is not "
             "supported: it has no relevance rule yet."
         )
+    if graph.not_lifted:
+        return f"{graph.not_lifted}. Keep the batch as axis 0."
     found = next((n for n in graph.nodes if is_attention(n)), None)
     if found is not None:
         needs = "not supported: it has no relevance rule yet"

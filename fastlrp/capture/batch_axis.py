@@ -85,6 +85,13 @@ def _alone(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
     return _each_entry(node, a) if len(node.inputs) == 1 else None
 
 
+def _row_by_row(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
+    """Operands that all have the batch as axis 0 and are taken sample by sample."""
+    same = all(v.has_batch_first for v in (node.output, *node.inputs))
+    ranked = len({len(v.shape) for v in (*node.inputs, *([node.output] if node.operation == "bilinear" else []))}) == 1
+    return _NONE if same and ranked and (node.operation != "bilinear" or isinstance(a["weight"], Constant)) else None
+
+
 def _along(*names: str) -> Reader:
     """The axes that an argument names; none named means all."""
 
@@ -250,7 +257,8 @@ _READERS: dict[str, Reader] = _table([
         "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu celu prelu "
         "softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink exp square abs pow "
         "add sub rsub mul div neg where maximum minimum masked_fill sin cos tan atan sqrt rsqrt reciprocal log log1p "
-        "log2 expm1 erf sign floor ceil round trunc frac sgn exp2 sinh cosh asinh atan2 fmod remainder floor_divide "
+        "log2 log10 expm1 erf erfc sinc sign floor ceil round trunc frac sgn exp2 sinh cosh asinh atan2 "
+        "fmod remainder floor_divide "
         "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
         "bitwise_not isnan isfinite isinf nan_to_num zeros_like ones_like full_like", _each_entry,
     ),
@@ -258,11 +266,15 @@ _READERS: dict[str, Reader] = _table([
         "dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d contiguous clone "
         "detach alias lift_fresh lift_fresh_copy to _to_copy identity", _alone,
     ),
+    ("grid_sampler bilinear pairwise_distance", _row_by_row),
     ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", _convolution),
     ("linear matmul mm addmm bmm", _product),
     ("batch_norm group_norm instance_norm", _channels),
     ("layer_norm rms_norm", _last(_normalized)),
-    ("softmax log_softmax cumsum mean sum amax amin any all argmax argmin logsumexp prod std var", _along("dim")),
+    (
+        "softmax log_softmax cumsum mean sum amax amin any all argmax argmin logsumexp prod std var max min median "
+        "kthvalue mode topk sort cummax cummin cumprod logcumsumexp linalg_vector_norm norm", _along("dim"),
+    ),
     ("flip roll", _along("dims")),
     ("select narrow", _along("dim")),
     ("slice", _slice),
@@ -288,5 +300,8 @@ _READERS: dict[str, Reader] = _table([
     ("upsample_trilinear3d", _last(lambda node, a: 3)),
     ("index", _index),
     ("index_select", _index_select),
-    ("embedding", _chosen),
+    ("embedding embedding_bag", _chosen),
 ])  # fmt: skip
+
+ELEMENTWISE = frozenset(name for name, reader in _READERS.items() if reader in (_each_entry, _alone))
+"""Operations whose entries depend on those at their own place alone, operands broadcast."""

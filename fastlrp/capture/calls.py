@@ -17,6 +17,11 @@ _COPIES_IF_NEEDED = {
 }
 
 
+def strided(x: Tensor, *size_and_stride: Any, **options: Any) -> Tensor:
+    """``as_strided`` of a tensor that lies in memory in the order of its axes, as it did where it was captured."""
+    return torch.as_strided(x.contiguous(), *size_and_stride, **options)
+
+
 def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
     """Plain name, functional form, and whether the original worked in place.
 
@@ -34,6 +39,8 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
             return name, call, True
     if target._schema.is_mutable:
         raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
+    if name == "as_strided" and target.namespace == "aten":
+        return name, strided, False
     if "empty" in name and target.namespace == "aten":
         return name, zeroed(target), False
     # Capture drops `contiguous` and `clone`, after which a view need not be one.

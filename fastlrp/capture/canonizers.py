@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.attention_weights import find_attention_weights
+from fastlrp.capture.composed_activations import compose_activations
 from fastlrp.capture.graph import Constant, Graph, Node
 
 
 def canonize(graph: Graph) -> Graph:
     """All passes, in order."""
     split_same_padding(graph)
+    compose_activations(graph)
+    find_attention_weights(graph)
     fold_batch_norm(graph)
     graph.drop_dead()
     return graph

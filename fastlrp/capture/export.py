@@ -7,6 +7,7 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import threading
 import warnings
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from fastlrp.capture import structure as structures
 from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.bystanders import undisturbed
-from fastlrp.capture.graph import Graph, leaves
+from fastlrp.capture.chosen import Chooser, Output
+from fastlrp.capture.graph import Graph, Value, leaves
+from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.wording import without_symbols
@@ -45,40 +48,57 @@ class _Note:
 
 
 class _Wrapper(nn.Module):
-    """Calls the model and returns its tensors as a flat list, whatever it packs them in."""
+    """Calls the model and returns its tensors as a flat list, whatever it packs them in.
 
-    def __init__(self, model: nn.Module) -> None:
+    With a function of the model's output (``choose``) what that gives is the last tensor of the list.
+    """
+
+    def __init__(self, model: nn.Module, output: Output = None) -> None:
         super().__init__()
         self.model = model
+        self.chosen_output = Chooser(output) if callable(output) else None
         # Outside the module's own state, which torch.export puts back after tracing.
         self._note = _Note()
+        self._defaults = _without_cache(model)
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
-        self._note.structure = structures.flatten(self.model(*args, **kwargs), found)
+        returned = self.model(*args, **{**self._defaults, **kwargs})
+        self._note.structure = structures.flatten(returned, found)
         if self._note.after is not None:
             self._note.after()
+        if self.chosen_output is not None:
+            found.append(self.chosen_output(returned))
         return found
+
+
+def _without_cache(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments that keep a language model from returning keys and values for the next token's pass."""
+    parameter = inspect.signature(model.forward).parameters.get("use_cache")
+    optional = parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    optional = optional or (parameter is not None and parameter.default in (None, True))
+    return {"use_cache": False} if optional else {}
 
 
 def capture(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    output: str | int | None,
+    output: Output,
     after: Callable[[], None] | None = None,
 ) -> Captured:
     """Trace ``model(*args, **kwargs)`` and translate it.
 
     Args:
-        output: name or position of the output to explain; None if the model returns one tensor.
+        output: name or position of the output to explain; None if the model returns one tensor; or a function of what
+            the model returns, whose operations become the last of the graph, under the path ``"(output)"``.
         after: called when the model's forward pass has run, before torch.export puts the modules' attributes back.
 
     Raises:
         CaptureError: if the model cannot be traced (data-dependent control flow), is in training mode with layers
             that then behave differently, or changes tensors in place in a way that cannot be followed;
             an UnsupportedOperationError if an operation mixes the samples of a batch.
-        ValueError: if ``output`` does not name one of the model's outputs.
+        ValueError: if ``output`` does not name one of the model's outputs, or its function does not give one tensor.
     """
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
@@ -87,7 +107,7 @@ def capture(
             "be seen: build the model from its Python source and load the weights with load_state_dict"
         )
     training = model.training
-    wrapper = _Wrapper(model)
+    wrapper = _Wrapper(model, output)
     wrapper.training, wrapper._note.after = training, after
     tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors:
@@ -95,9 +115,34 @@ def capture(
     batch = tensors[0].shape[0] if tensors[0].dim() else 0
     program, fixed = _export(wrapper, args, kwargs, batch)
     graph = Translator(program, model, fixed, batch).translate()
-    graph.output = graph.outputs[_choose(wrapper._note.structure, output)]
-    refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
+    rows = refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    if not fixed:
+        lift(graph, rows, tensors)
+    elif batch == 0 or travels(graph, rows if batch > 1 else _batch_first(graph)):
+        graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
     return Captured(graph, wrapper._note.structure, batch if fixed else None)
+
+
+def _batch_first(graph: Graph) -> set[Value]:
+    return {v for v in (*graph.inputs, *(node.output for node in graph.nodes)) if v.has_batch_first}
+
+
+def _from_one_sample(wrapper: _Wrapper, args: Any, kwargs: Any, several: Graph, tensors: list[Tensor]) -> Graph | None:
+    """For a model that holds on to one batch size and moves the batch axis: its graph for one sample, lifted."""
+    batch = tensors[0].shape[0]
+    if any(t.dim() == 0 or t.shape[0] != batch for t in tensors):
+        return None
+    first = lambda t: t[:1] if batch else t.new_zeros(1, *t.shape[1:])  # noqa: E731
+    example = torch.utils._pytree.tree_map_only(Tensor, first, (args, kwargs))
+    try:
+        with _tracing(wrapper), unchanged(wrapper):
+            program = torch.export.export(wrapper, example, strict=False)
+        graph = Translator(program, wrapper.model, True, 1).translate()
+    except Exception:  # It holds on to another batch size.
+        return None
+    graph.output = graph.outputs[several.outputs.index(several.output)]
+    return graph if lift_all(graph, several, tensors, batch) else None
 
 
 def _two_samples(tree: Any, batch: int) -> Any:
@@ -111,13 +156,34 @@ def _two_samples(tree: Any, batch: int) -> Any:
     return torch.utils._pytree.tree_map_only(Tensor, grow, tree)
 
 
-def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
+def _export(wrapper: _Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
     symbol = torch.export.Dim("batch", min=1)
 
     def dynamic(t: Any) -> Any:
         return {0: symbol} if isinstance(t, Tensor) and t.dim() and t.shape[0] == batch else None
 
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
+    with _tracing(wrapper):
+        try:
+            example = _two_samples((args, kwargs), batch)
+            with unchanged(wrapper):
+                return torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False), False
+        except Exception as first:
+            # Some models hold on to one batch size (view(1, -1)); those are captured again for each size.
+            try:
+                with unchanged(wrapper):
+                    return torch.export.export(wrapper, (args, kwargs), strict=False), True
+            except Exception:
+                chooser = wrapper.chosen_output
+                mine = chooser.explained() if isinstance(chooser, Chooser) else None
+                if isinstance(chooser, Chooser) and mine is not None:
+                    raise mine from chooser.trouble
+                raise _failure(wrapper, args, kwargs, first) from first
+
+
+@contextlib.contextmanager
+def _tracing(wrapper: nn.Module) -> Iterator[None]:
+    """What torch.export needs around it, and others who run the model meanwhile."""
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
     with (
@@ -129,17 +195,7 @@ def _export(wrapper: nn.Module, args: Any, kwargs: Any, batch: int) -> tuple[tor
         torch.no_grad(),
     ):
         warnings.simplefilter("ignore")
-        try:
-            example = _two_samples((args, kwargs), batch)
-            with unchanged(wrapper):
-                return torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False), False
-        except Exception as first:
-            # Some models hold on to one batch size (view(1, -1)); those are captured again for each size.
-            try:
-                with unchanged(wrapper):
-                    return torch.export.export(wrapper, (args, kwargs), strict=False), True
-            except Exception:
-                raise CaptureError(_explain(first)) from first
+        yield
 
 
 @contextlib.contextmanager
@@ -156,10 +212,34 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
+    """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if _reads_data(error):
+        return CaptureError(_explain(error))
+    try:
+        with unchanged(wrapper):
+            wrapper(args, kwargs)
+    except Exception as own:
+        named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
+        given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
+        hint = " Ids are integers: x.long()." if "indices" in str(own) else ""
+        failure = CaptureError(
+            f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
+            f"{without_symbols(str(own).strip())}.{hint}"
+        )
+        failure.of_input = True
+        return failure
+    return CaptureError(_explain(error))
+
+
+def _reads_data(error: Exception) -> bool:
+    return "data-dependent" in str(error).lower() or "guard on" in str(error).lower()
+
+
 def _explain(error: Exception) -> str:
     reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
     hint = ""
-    if "data-dependent" in str(error).lower() or "guard on" in str(error).lower():
+    if _reads_data(error):
         hint = (
             " The forward pass branches on the values of a tensor (an `if` or a loop over data), so it is not one "
             "graph. Replace the branch by torch.where, or explain the sub-module that has no branch."
@@ -175,7 +255,10 @@ def _choose(structure: Any, output: str | int | None) -> int:
     if output is None:
         if len(names) == 1:
             return 0
-        raise ValueError(f"the model returns {len(names)} tensors ({', '.join(names)}): name one with output=")
+        raise ValueError(
+            f"the model returns {len(names)} tensors ({', '.join(names)}): name one with output=, or give a "
+            "function of what the model returns, output=lambda out: …"
+        )
     if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < len(names):
         return output
     if output in names:

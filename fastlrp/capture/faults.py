@@ -35,6 +35,18 @@ def number_from_data(fx: torch.fx.Node, name: str, path: str) -> str | None:
     )
 
 
+def strides(fx: torch.fx.Node, name: str, path: str) -> str | None:
+    """Why ``as_strided`` cannot be followed, if its operand lies in memory in another order than that of its axes."""
+    operand = fx.args[0] if fx.args else None
+    meta = operand.meta.get("val") if isinstance(operand, torch.fx.Node) else None
+    if name != "as_strided" or not isinstance(meta, Tensor) or meta.is_contiguous():
+        return None
+    return (
+        f"operation 'as_strided' in module '{path or '(the model itself)'}' reads a tensor that does not lie in memory "
+        "in the order of its axes, so that its entries depend on the layout: call .contiguous() first, or use unfold"
+    )
+
+
 def training_mode(name: str, bound: Mapping[str, Any], path: str) -> str | None:
     """Why a dropout or batch norm cannot be explained: its output is random, or of the whole batch.
 

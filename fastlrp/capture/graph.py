@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOOKUPS = ("embedding", "embedding_bag")
+"""Kinds that choose rows of a table by ids."""
+
 
 @dataclass(eq=False, repr=False)
 class Value:
     """An activation. ``shape`` has None where the batch size stands; a symbolic size other than that is a string.
 
     ``depends`` is False where no entry depends on those of the input, only sizes do: ``zeros_like(x)``, a batch size.
+    ``carries`` says whether relevance may stand there, see :mod:`fastlrp.capture.carrying`: by default at every float.
     """
 
     index: int
@@ -28,6 +32,11 @@ class Value:
     dtype: torch.dtype | None
     producer: Node | None = None
     depends: bool = True
+    carries: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.carries is None:
+            self.carries = self.is_float
 
     def __repr__(self) -> str:
         return f"Value({self.index}, {self.name!r}, {self.shape})"
@@ -37,8 +46,18 @@ class Value:
         return self.dtype is not None
 
     @property
+    def is_float(self) -> bool:
+        return self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
+
+    @property
+    def gets_relevance(self) -> bool:
+        """A float that is computed from a float input or an embedding; ids that choose rows of one."""
+        return self.depends and bool(self.carries)
+
+    @property
     def is_differentiable(self) -> bool:
-        return self.depends and self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
+        """The floats among those that get relevance."""
+        return self.gets_relevance and self.is_float
 
     @cached_property
     def has_batch_first(self) -> bool:
@@ -104,9 +123,14 @@ class Node:
 
     @property
     def sources(self) -> tuple[Value, ...]:
-        """The float activations whose entries it reads, not only their sizes or dtype."""
+        """The activations to which its output's relevance goes: those whose entries it reads, not only sizes or dtype.
+
+        They are floats; ids for an embedding and for operations that move ids.
+        """
         ignored = self.attributes.get("unread", ())
-        return tuple(v for v in self.inputs if v.is_differentiable and v not in ignored)
+        wants_ids = self.kind in LOOKUPS or (self.output.gets_relevance and not self.output.is_float)
+        found = (v for v in self.inputs if v.gets_relevance and v not in ignored)
+        return tuple(v for v in found if v.is_float is not wants_ids)
 
     def __str__(self) -> str:
         return f"{self.operation} ({self.path or 'model'})"
@@ -124,6 +148,7 @@ class Graph:
         outputs: every tensor output of the model, to rebuild what it returned.
         modules: module path -> the value that the module returned last, for ``layers=``.
         batch: the only batch size that it holds for; None if it holds for any.
+        not_lifted: why values whose batch is not axis 0 could not be brought into another form; for messages.
     """
 
     nodes: list[Node]
@@ -133,6 +158,7 @@ class Graph:
     modules: dict[str, Value]
     values: int
     batch: int | None = None
+    not_lifted: str = ""
 
     def new_value(
         self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None

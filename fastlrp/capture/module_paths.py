@@ -10,9 +10,19 @@ import torch
 WRAPPED = "model"
 """Name under which capture's wrapper holds the user's model."""
 
+CHOOSER = "chosen_output"
+"""Name under which it holds the function that the user gave as the output."""
+
+OUTPUT = "(output)"
+"""Path of the operations of that function."""
+
 
 def innermost(fx: torch.fx.Node) -> str:
-    """Path of the innermost module that the operation stands in; empty for the model itself."""
+    """Path of the innermost module that the operation stands in; empty for the model itself, :data:`OUTPUT` for a
+    function of its output."""
+    every = list((fx.meta.get("nn_module_stack") or {}).values())
+    if every and every[-1][0].split("@")[0] == CHOOSER:
+        return OUTPUT
     stack = _module_stack(fx)
     return _path(list(stack.values())[-1][0]) if stack else ""
 

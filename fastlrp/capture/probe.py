@@ -21,7 +21,7 @@ from fastlrp.errors import UnsupportedOperationError
 
 SAMPLES = 3
 
-_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4, torch.float64: 1e-9}
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4, torch.float64: 1e-9}
 """Between a row and the sample alone. Measured: 0 to 2e-15 in float64, which is used where the operation takes it."""
 
 _WAYS_OUT = (
@@ -31,19 +31,25 @@ _WAYS_OUT = (
 )
 
 
-def refuse_mixed_samples(graph: Graph, examples: Sequence[Tensor], fixed_batch: int | None) -> None:
+def refuse_mixed_samples(graph: Graph, examples: Sequence[Tensor], fixed_batch: int | None) -> set[Value]:
     """Raise if the explained output of a sample depends on the rest of the batch.
 
     Args:
         examples: the inputs that the model was captured with, in the order of ``graph.inputs``.
         fixed_batch: the only batch size that the graph takes; None if it takes any.
 
+    Returns:
+        the values on the way to the output whose row b belongs to sample b alone.
+
     Raises:
         UnsupportedOperationError: naming the operation.
     """
-    if fixed_batch is None or fixed_batch > 1:
-        with torch.no_grad():
-            _Probe(graph, examples, fixed_batch).try_all()
+    if fixed_batch is not None and fixed_batch < 2:
+        return set()
+    with torch.no_grad():
+        probe = _Probe(graph, examples, fixed_batch)
+        probe.try_all()
+    return probe.rows
 
 
 class _Probe:
@@ -71,7 +77,7 @@ class _Probe:
         self.real: dict[Value, Any] = {}
 
     def try_all(self) -> None:
-        wanted = _ancestors(self.graph, self.graph.output)
+        wanted = ancestors(self.graph, self.graph.output)
         last = {v: node for node in self.graph.nodes if node.output in wanted for v in node.inputs}
         for node in self.graph.nodes:
             if node.output not in wanted:
@@ -113,7 +119,7 @@ class _Probe:
                 try:
                     whole = {v: self._whole(v, entries) for v in node.inputs}
                     parts = [{v: self._part(v, whole[v], i, n) for v in node.inputs} for n, i in enumerate(self.picked)]
-                    call = _in_double if double else _as_declared
+                    call = called_in_double if double else _as_declared
                     found = call(node, whole), [call(node, part) for part in parts]
                 except Exception as error:  # Any operation may refuse any input in any way.
                     reason = error
@@ -141,14 +147,14 @@ class _Probe:
         """True if along ``axis`` each sample has what it has alone."""
         if not isinstance(together, Tensor) or together.dim() <= axis or together.shape[axis] != self.count:
             return False
-        dtype = value.dtype if value in self.coarse and value.dtype in _TOLERANCE else torch.float64
-        tolerance = _TOLERANCE[dtype]
+        dtype = value.dtype if value in self.coarse and value.dtype in TOLERANCE else torch.float64
+        tolerance = TOLERANCE[dtype]
         size = 1 if self.fixed is None else self.fixed
         for i, part in zip(self.picked, alone, strict=True):
             if not isinstance(part, Tensor) or part.dim() != together.dim() or part.shape[axis] != size:
                 return False
             mine, row = part.select(axis, i if self.fixed else 0), together.select(axis, i)
-            if mine.shape != row.shape or not _close(mine, row, tolerance):
+            if mine.shape != row.shape or not close(mine, row, tolerance):
                 return False
         return True
 
@@ -180,28 +186,17 @@ class _Probe:
     def _real(self, value: Value) -> Any:
         """What the model itself computes there for samples like the example."""
         if value not in self.real:
-            needed = _ancestors(self.graph, value)
+            needed = ancestors(self.graph, value)
             state: dict[Value, Any] = {v: self._sample(v) for v in self.graph.inputs}
             for node in self.graph.nodes:
                 if node.output in needed:
-                    inner = {v: state[v] for v in node.inputs}
-                    if node.operation == "sym_size":
-                        state[node.output] = inner[node.args[0]].shape[node.args[1]]
-                    else:
-                        state[node.output] = _call(node, inner, lambda t: t)
+                    state[node.output] = called(node, {v: state[v] for v in node.inputs}, lambda t: t)
             self.real[value] = state[value]
         return self.real[value]
 
     def _sample(self, value: Value) -> Tensor:
         """As many samples as are needed: the example's own, again and again, with noise upon floats."""
-        x = self.examples[value]
-        if x.shape[0] == 0:
-            x = x.new_zeros(1, *x.shape[1:])
-        repeated = x[torch.arange(self.count, device=x.device) % x.shape[0]]
-        if not x.is_floating_point():
-            return repeated
-        noise = torch.randn(repeated.shape, generator=_seeded(value.index), dtype=torch.float64).to(repeated)
-        return repeated + 0.1 * noise * (x.std(correction=0) if x.numel() else 1)
+        return like_example(self.examples[value], self.count, value.index)
 
     # Words
 
@@ -238,7 +233,19 @@ class _Probe:
             node = maker
 
 
-def _close(mine: Tensor, row: Tensor, tolerance: float) -> bool:
+def like_example(x: Tensor, count: int, seed: int) -> Tensor:
+    """As many samples as are asked for: the example's own, again and again, with noise upon floats."""
+    if x.shape[0] == 0:
+        x = x.new_zeros(1, *x.shape[1:])
+    repeated = x[torch.arange(count, device=x.device) % x.shape[0]]
+    if not x.is_floating_point():
+        return repeated
+    noise = torch.randn(repeated.shape, generator=_seeded(seed), dtype=torch.float64).to(repeated)
+    return repeated + 0.1 * noise * (x.std(correction=0) if x.numel() else 1)
+
+
+def close(mine: Tensor, row: Tensor, tolerance: float) -> bool:
+    """Equal but for rounding, relative to the largest entry; infinity and NaN in the same places."""
     if not (mine.is_floating_point() or mine.is_complex()):
         return torch.equal(mine, row)
     finite = row[torch.isfinite(row)].abs()
@@ -255,7 +262,8 @@ def _seeded(number: int) -> torch.Generator:
     return torch.Generator().manual_seed(number & 0xFFFFFFFF)
 
 
-def _ancestors(graph: Graph, value: Value) -> set[Value]:
+def ancestors(graph: Graph, value: Value) -> set[Value]:
+    """The value and all that it is made from."""
     found = {value}
     for node in reversed(graph.nodes):
         if node.output in found:
@@ -263,7 +271,11 @@ def _ancestors(graph: Graph, value: Value) -> set[Value]:
     return found
 
 
-def _call(node: Node, table: dict[Value, Any], convert: Callable[[Tensor], Tensor]) -> Any:
+def called(node: Node, table: dict[Value, Any], convert: Callable[[Tensor], Tensor]) -> Any:
+    """What the node gives for these values of its inputs, every tensor converted."""
+    if node.operation == "sym_size":
+        return table[node.args[0]].shape[node.args[1]]
+
     def plain(leaf: Any) -> Any:
         leaf = leaf.tensor() if isinstance(leaf, Constant) else leaf
         return convert(leaf) if isinstance(leaf, Tensor) else leaf
@@ -276,12 +288,12 @@ def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
     return torch.utils._pytree.tree_map(change, tree)
 
 
-def _in_double(node: Node, table: dict[Value, Any]) -> Any:
+def called_in_double(node: Node, table: dict[Value, Any]) -> Any:
     """In float64, so that rounding is not taken for another sample's share."""
-    return _call(node, table, lambda t: t.double() if t.is_floating_point() else t)
+    return called(node, table, lambda t: t.double() if t.is_floating_point() else t)
 
 
 def _as_declared(node: Node, table: dict[Value, Any]) -> Any:
     """In the model's own dtypes, for operations that insist on them."""
     own = {v: t.to(v.dtype) if isinstance(t, Tensor) and v.dtype is not None else t for v, t in table.items()}
-    return _call(node, own, lambda t: t)
+    return called(node, own, lambda t: t)

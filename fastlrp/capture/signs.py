@@ -23,7 +23,8 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value
 _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 _PARTS = {
-    "chunk", "split", "split_with_sizes", "unbind", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "chunk", "split", "split_with_sizes", "unbind", "max", "min", "median", "kthvalue", "mode", "topk", "sort",
+    "cummax", "cummin", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
 }  # fmt: skip
 """Operations with several results, of which a node is one: its function is then no ATen operation itself."""
 
@@ -94,6 +95,11 @@ def proves(node: Node, known: set[Value]) -> bool:
     elif node.operation not in _PARTS:
         return False
     return proof(Facts(node.args[0], bind(node.call, node.args, node.kwargs), known))
+
+
+def _chosen(f: Facts) -> bool:
+    """Entries of x; with a second operand (``torch.min(x, other)``) those of either."""
+    return _keeps(f) and f.arguments.get("other") is None
 
 
 def _always(_: Facts) -> bool:
@@ -206,6 +212,7 @@ _KEEPS = (
     "replication_pad1d replication_pad2d replication_pad3d roll flip pixel_shuffle pixel_unshuffle channel_shuffle "
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "_upsample_nearest_exact3d im2col index_select index movedim swapaxes adjoint mT view_as reshape_as tile "
+    "amax amin median kthvalue mode topk sort cummax cummin sqrt log1p expm1 asinh atan sinh erf "
     "repeat_interleave contiguous clone detach alias lift_fresh lift_fresh_copy to _to_copy type_as"
 )
 
@@ -213,6 +220,7 @@ PROOFS: dict[str, Proof] = {
     **dict.fromkeys(_ALWAYS.split(), _always),
     **dict.fromkeys(_KEEPS.split(), _keeps),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _all_parts),
+    **dict.fromkeys(("max", "min"), _chosen),
     **dict.fromkeys(("pad", "constant_pad_nd"), _constant_pad),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _avg_pool),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,10 @@ class Leaf:
 
 
 def flatten(obj: Any, found: list[Tensor], name: str = "") -> Any:
-    """Append the tensors of ``obj`` to ``found``; return ``obj`` with :class:`Leaf` in their places."""
+    """Append the tensors of ``obj`` to ``found``; return ``obj`` with :class:`Leaf` in their places.
+
+    An object of another sort that holds tensors (a cache of keys and values) is left out, None stands in its place.
+    """
 
     def inner(item: Any, key: Any) -> Any:
         return flatten(item, found, f"{name}.{key}" if name else str(key))
@@ -36,7 +40,26 @@ def flatten(obj: Any, found: list[Tensor], name: str = "") -> Any:
         return type(obj)(*(inner(item, key) for key, item in zip(obj._fields, obj, strict=True)))
     if isinstance(obj, (tuple, list)):
         return type(obj)(inner(item, position) for position, item in enumerate(obj))
-    return obj
+    return None if _holds_tensors(obj) else obj
+
+
+def _holds_tensors(obj: Any) -> bool:
+    """Whether there are tensors in what the object keeps as attributes."""
+    todo, seen = [obj], set()
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Tensor):
+            return True
+        if id(item) in seen or isinstance(item, (type, nn.Module)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            todo += item.values()
+        elif isinstance(item, (tuple, list, set)):
+            todo += item
+        elif hasattr(item, "__dict__") and not callable(item):
+            todo += vars(item).values()
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +72,12 @@ class _Record:
     def rebuild(self, fields: dict[str, Any]) -> Any:
         made = copy.copy(self.instance)
         for key, item in fields.items():
-            if isinstance(made, dict) and item is not None:
-                dict.__setitem__(made, key, item)  # Outputs that are both a dataclass and a mapping.
+            if isinstance(made, dict):  # Outputs that are both a dataclass and a mapping, which has what is not None.
+                if item is not None:
+                    dict.__setitem__(made, key, item)
+                elif key in made:
+                    base = OrderedDict if isinstance(made, OrderedDict) else dict
+                    base.__delitem__(made, key)  # Such classes forbid it on themselves.
             object.__setattr__(made, key, item)
         return made
 

@@ -14,10 +14,11 @@ from torch.export.graph_signature import InputKind
 from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
+from fastlrp.capture.carrying import carries, mark_ids
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Memory, View, Write
-from fastlrp.capture.module_paths import WRAPPED, calls_around, innermost
+from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
 from fastlrp.capture.rewrite import REWRITES, Step, Steps
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.kinds.registry import KIND, KIND_OF
@@ -36,6 +37,7 @@ class Call:
     target: Any
     path: str
     module_type: type | None
+    shape: tuple[int | str | None, ...] | None = None
 
 
 class Translator:
@@ -61,6 +63,7 @@ class Translator:
         mutated = len(returned) - len(self.program.graph_signature.user_outputs)
         self.graph.outputs = [self._as_value(v, i) for i, v in enumerate(returned[mutated:])]
         self.graph.drop_dead()
+        mark_ids(self.graph)
         self._refuse_faults()
         self._refuse_state()
         return self.graph
@@ -150,7 +153,7 @@ class Translator:
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
         trains = faults.training_mode(name, bind(fx.target, args, kwargs), path)
-        if trains:
+        if trains and not (name == "batch_norm" and not any(isinstance(v, Value) for v in leaves((args, kwargs)))):
             raise CaptureError(trains)
         made = self._emit(Call(fx, name, call, args, kwargs, fx.target, path, module_type))
         if in_place and isinstance(made, (Value, Constant)):
@@ -185,20 +188,24 @@ class Translator:
     def _emit(self, c: Call) -> Any:
         """The value, constant or number that an operation gives."""
         fx, name, call, args, kwargs = c.fx, c.name, c.call, c.args, c.kwargs
+        part_name = ""
         if call is operator.getitem and isinstance(args[0], (tuple, list)):
             return args[0][args[1]]
         if name == "getitem" and isinstance(args[0], Value) and args[0].producer is not None:
             # One part of a chunk, split or unbind: a move of its own, straight from the whole.
-            whole = args[0].producer
+            whole, position = args[0].producer, args[1]
             target = whole.attributes.get("target")
-            args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, args[1]), whole.operation
+            args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
+            part_name = f"{name}.{position}"
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
-        if name in REWRITES and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
+        rewrite = REWRITES.get(part_name or name)
+        if rewrite is not None and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
             meta = fx.meta.get("val")
-            found = REWRITES[name](bind(c.target, args, kwargs), self._shape(meta)) if meta is not None else None
+            found = rewrite(bind(c.target, args, kwargs), self._shape(meta)) if meta is not None else None
             if found is not None:
                 return self._rewritten(c, found)
         meta = fx.meta.get("val")
+        args = self._of_sizes_alone(name, args, meta)
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
             return fold(fx.name, call, args, kwargs, meta, faults.random_numbers(name, c.path))
         kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
@@ -211,19 +218,27 @@ class Translator:
             return args[1]
         return self._make(c, kind)
 
+    def _of_sizes_alone(self, name: str, args: Any, meta: Any) -> Any:
+        """Arguments of ``x.new_zeros(7, 7)`` and the like, which read no more of ``x`` than dtype and device."""
+        if not name.startswith("new_") or self.batch is not None or not isinstance(args[0], Value):
+            return args
+        if not all(isinstance(n, int) for n in self._shape(meta)):
+            return args
+        return (Constant(name, torch.zeros((), dtype=args[0].dtype, device=meta.device)), *args[1:])
+
     def _rewritten(self, c: Call, steps: Steps) -> Any:
         """The operations that one stands for, one after the other."""
         results: list[Any] = []
-        for target, name, args, kwargs in steps:
+        for target, name, args, kwargs, *shape in steps:
             args = tuple(results[a.position] if isinstance(a, Step) else a for a in args)
-            results.append(self._emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type)))
+            results.append(self._emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type, *shape)))
         return results[-1]
 
     def _make(self, c: Call, kind: str) -> Value:
         fx, args, kwargs = c.fx, c.args, c.kwargs
         meta = fx.meta.get("val")
         if isinstance(meta, Tensor):
-            value = self.graph.new_value(fx.name, self._shape(meta), meta.dtype)
+            value = self.graph.new_value(fx.name, c.shape or self._shape(meta), meta.dtype)
         else:
             value = self.graph.new_value(fx.name, (), None)
             kind = kind if isinstance(meta, (tuple, list)) else "scalar"
@@ -234,6 +249,7 @@ class Translator:
         read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
         node.attributes.update(unread=tuple(v for v in unread if v not in read))
         value.depends = any(v.depends for v in read)
+        value.carries = carries(node, read)
         if not value.is_tensor:
             node.attributes["target"] = c.target
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
@@ -241,6 +257,7 @@ class Translator:
             faults.random_numbers(c.name, c.path),
             faults.complex_numbers(fx, c.name, c.path),
             faults.number_from_data(fx, c.name, c.path),
+            faults.strides(fx, c.name, c.path),
             *(constant.fault for constant in constants),
         )
         fault = next(filter(None, found), None)
@@ -325,7 +342,7 @@ class Translator:
 
     def _module_of(self, fx: torch.fx.Node) -> tuple[str, type | None]:
         path = innermost(fx)
-        return path, type(self.model.get_submodule(path))
+        return path, None if path == OUTPUT else type(self.model.get_submodule(path))
 
     def _remember_modules(self, fx: torch.fx.Node) -> None:
         value = self.env.get(fx.name)

@@ -16,6 +16,8 @@ from fastlrp.composites.composite import (
 from fastlrp.composites.presets import (
     PRESETS,
     alpha_beta,
+    attnlrp,
+    cp_lrp,
     deconvnet,
     deep_taylor,
     epsilon,
@@ -48,6 +50,8 @@ __all__ = [
     "Predicate",
     "Profile",
     "alpha_beta",
+    "attnlrp",
+    "cp_lrp",
     "deconvnet",
     "deep_taylor",
     "epsilon",

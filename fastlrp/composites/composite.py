@@ -5,7 +5,8 @@ A :class:`Composite` is an ordered list of ``(matcher, rule)``; the first match 
 * a module type or a tuple of types, ``nn.Conv2d`` (a functional ``F.conv2d`` counts as one);
 * a kind of operation: ``"conv"``, ``"linear"``, ``"batch_norm"``, ``"activation"``, ``"add"``, ``"avg_pool"``, … as
   ``kind("conv", "linear")``; or one operation, ``operation("amax")``;
-* a module path with wildcards, ``"layer4.*"`` (with a rule for weights: the layers with weights there);
+* a module path with wildcards, ``"layer4.*"`` (with a rule for weights: the layers with weights there;
+  with one for attention, such as ``ValueOnly``: the attention there);
 * a position among the layers with weights in execution order: ``first()``, ``last()``, ``span(0, 16)``;
 * any predicate ``Layer -> bool``.
 """
@@ -16,6 +17,7 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fastlrp import rules
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
@@ -51,6 +53,7 @@ class Layer:
 
 
 Predicate = Callable[[Layer], bool]
+Unsupported = Literal["error", "gradient"]
 Matcher = type | tuple[type, ...] | str | Predicate
 
 
@@ -103,16 +106,14 @@ def span(start: int, stop: int | None = None) -> Predicate:
 
 
 def _predicate(matcher: Matcher, rule: Rule) -> Predicate:
-    for_weights = isinstance(rule, rules.WeightRule)
+    meant = WEIGHTED_KINDS if isinstance(rule, rules.WeightRule) else rule.means
     if isinstance(matcher, type):
         matcher = (matcher,)
     if isinstance(matcher, tuple) and all(isinstance(t, type) for t in matcher):
-        return lambda layer: layer.is_a(*matcher)
+        return lambda layer: layer.is_a(*matcher) and (rule.means is None or layer.kind in rule.means)
     if isinstance(matcher, str):
-        # A path names a part of the model: a rule for weights means the layers with weights in it.
-        return lambda layer: (
-            fnmatch.fnmatchcase(layer.path, matcher) and (not for_weights or layer.kind in WEIGHTED_KINDS)
-        )
+        # A path names a part of the model: a rule for weights means the layers with weights in it, and so on.
+        return lambda layer: fnmatch.fnmatchcase(layer.path, matcher) and (meant is None or layer.kind in meant)
     if callable(matcher):
         return matcher
     raise TypeError(
@@ -129,6 +130,8 @@ class Composite:
         max_pool: who takes the relevance of a max-pool's output: the ``"winner"``, all ``"ties"`` in equal shares, or
             all entries of the window as in an ``"average"`` or ``"sum"`` pool.
         name: for people.
+        unsupported: ``"error"``; or ``"gradient"``: operations without a rule take
+            :class:`~fastlrp.rules.InputGradient`, and plans and verifications say so.
 
     Raises:
         TypeError: if an entry is not a matcher and a :class:`~fastlrp.rules.Rule`.
@@ -137,6 +140,7 @@ class Composite:
     entries: tuple[tuple[Matcher, Rule], ...]
     max_pool: MaxPoolMode = "winner"
     name: str = "Composite"
+    unsupported: Unsupported = "error"
 
     def __post_init__(self) -> None:
         for entry in self.entries:
@@ -145,6 +149,8 @@ class Composite:
             _predicate(*entry)
         if self.max_pool not in ("winner", "ties", "average", "sum"):
             raise ValueError(f"max_pool must be 'winner', 'ties', 'average' or 'sum', got {self.max_pool!r}")
+        if self.unsupported not in ("error", "gradient"):
+            raise ValueError(f"unsupported must be 'error' or 'gradient', got {self.unsupported!r}")
         object.__setattr__(self, "_matchers", tuple((_predicate(m, rule), rule) for m, rule in self.entries))
 
     def rule_for(self, layer: Layer) -> Rule | None:

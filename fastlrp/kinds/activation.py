@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -25,8 +26,10 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     if isinstance(low, (Constant, Value)):
         low = None  # A bound per entry; what it is may change.
     node.attributes.update(low=low, parameters={k: v for k, v in bound.items() if not isinstance(v, Value)})
-    if any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input")):
-        return "unknown"
+    power_of_a_number = node.operation == "pow" and isinstance(bound.get("self"), (int, float))
+    others = any(isinstance(v, Value) for k, v in bound.items() if k not in ("self", "input"))
+    if (others and not power_of_a_number) or node.inputs[0].shape != node.output.shape:
+        return "unknown"  # Of two activations, a power or a bound; or of one that is broadcast.
     return None
 
 
@@ -39,7 +42,10 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Pass, the gradient, or one of the two clipped gradients."""
     x, y = node.inputs[0], node.output
     if isinstance(rule, rules.Pass):
-        b.send(x, flow)
+        if rule.chained and is_chained(flow, y) and "softmax" not in node.operation:
+            _send_quotient(b, node, flow)
+        else:
+            b.send(x, flow)
     elif isinstance(rule, (rules.Deconvnet, rules.GuidedBackprop)):
         factor = b.slot_of(flow.factor)
         register = b.step(_clip, [flow.register], [factor], y.numel)
@@ -69,6 +75,23 @@ def send_slope(b: Builder, node: Node, flow: Flow) -> None:
         return derivative(x) if factor is None else derivative(x) * factor
 
     b.send(x, Flow(flow.register, Factor(None, b.cache(slope, ins, x.numel))))
+
+
+def _send_quotient(b: Builder, node: Node, flow: Flow) -> None:
+    """``c_u = c_a act(u) / u``, and ``act'(0)`` where ``u`` is 0 (0 if ``act(0)`` is not: no limit exists there)."""
+    x, y = node.inputs[0], node.output
+    derivative = _derivative(bind_forward(node), node.operation)
+    ins = [x.index, y.index, *(() if flow.factor.scale is None else (flow.factor.scale,))]
+
+    def quotient(x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
+        zero = x == 0
+        result = y / torch.where(zero, 1.0, x)
+        # On a CPU a look at the values saves a derivative; on a GPU it would wait for the device.
+        if x.device.type != "cpu" or bool(zero.any()):
+            result = torch.where(zero, torch.where(y == 0, derivative(x), 0.0), result)
+        return result if scale is None else result.mul_(scale)
+
+    b.send(x, Flow(flow.register, Factor(x, b.cache(quotient, ins, x.numel))))
 
 
 def _clip(flow: Tensor, factor: Tensor | None) -> Tensor:
@@ -105,7 +128,10 @@ KIND = Kind(
     operations=(
         "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu "
         "celu prelu softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink "
-        "softmax log_softmax exp square abs pow rrelu"
+        "softmax log_softmax exp square abs pow rrelu sqrt rsqrt log log2 log10 log1p expm1 exp2 sin cos tan asin acos "
+        "atan sinh cosh asinh acosh atanh sinc erf erfc erfinv logit sign sgn floor ceil round trunc frac nan_to_num "
+        "remainder fmod "
+        "special_erf special_expm1 special_log1p special_exp2 special_sinc special_logit special_erfc special_ndtr"
     ),
     lower=lower,
     textbook=through,

@@ -41,6 +41,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if not isinstance(rule, (rules.Norm, rules.Epsilon)):
         raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
     stabilizer = Stabilizer.ensure(rule.stabilizer)
+    if not stabilizer.in_limit:
+        flow = b.finite_flow(y, flow)
     if b.dtype == torch.float16 and flow.factor == Factor() and all(x.shape == y.shape for x, _ in terms):
         for x, coefficient in terms:
             transpose = lambda f, s, c=coefficient: multiply(f, s * c)  # noqa: E731
@@ -79,7 +81,8 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         term = walk.values[operand] if isinstance(operand, Value) else textbook.double(operand)
         if not isinstance(term, Tensor):
             term = torch.full((1,) * R[:, 0].dim(), float(term), dtype=torch.float64, device=R.device)
-        terms.append(term * coefficient)
+        # Masked scores are minus infinity, and no relevance is there.
+        terms.append(torch.where(term.isinf(), 0.0, term) * coefficient)
         sources.append(operand)
     parts, ledger = weightless.norm_sum(terms, R, Stabilizer.ensure(rule.stabilizer))
     found: dict[Value, Tensor] = {}

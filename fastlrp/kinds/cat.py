@@ -6,6 +6,7 @@ from typing import Any
 
 from fastlrp.capture.graph import Node, Value
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import id_moves
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.move import Inverse, send_inverse
 from fastlrp.kinds.textbook import carry_back
@@ -21,6 +22,9 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 
 def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Concatenation and stacking: each part takes its own slice."""
+    if not node.output.is_float:
+        id_moves.lower(b, node, flow)
+        return
     y = node.output
     parts = node.args[0]
     dim = node.attributes["dim"] % len(y.shape)

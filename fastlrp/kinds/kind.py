@@ -52,6 +52,7 @@ class Kind:
         fallback: the rule where a composite has none.
         weighted: has a weight: convolution, linear, batch norm.
         needs_rule: False for what only carries entries from one place to another.
+        keeps: whether what arrives is kept, as a bias does, where no input takes it, and stands in the ledger.
         keeps_batch: whether all its tensors must have the batch as axis 0; a kind that need not checks for itself.
         modules: for functional calls, the module type that does the same: entries of composites for it match.
     """
@@ -67,5 +68,6 @@ class Kind:
     fallback: Rule | None = None
     weighted: bool = False
     needs_rule: bool = True
+    keeps: bool = False
     keeps_batch: bool = True
     modules: Mapping[str, type[nn.Module]] = field(default_factory=dict)

@@ -23,8 +23,8 @@ from fastlrp.stabilizer import Stabilizer
 def read(node: Node, bound: dict[str, Any]) -> str | None:
     """No attributes; a product of activations is no linear map."""
     factors = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value) and leaf.is_differentiable]
-    if len(factors) == 2 and node.operation == "einsum":
-        return "product"
+    if len(factors) > 1 and node.operation == "einsum":
+        return "product" if len(factors) == 2 else "homogeneous"
     return "unknown" if len(factors) > 1 else None
 
 
@@ -85,7 +85,7 @@ KIND = Kind(
     name="linear_map",
     operations=(
         "mean sum upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d cumsum col2im "
-        "einsum _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+        "einsum affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
     ),
     lower=lower,
     textbook=through,

@@ -14,7 +14,7 @@ from fastlrp.capture import advice
 from fastlrp.capture.graph import Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds import write
+from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
@@ -28,6 +28,9 @@ Inverse = Callable[[Tensor], Tensor]
 
 def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Reshape, permute, slice, pad, …: the inverse copy, entries that were copied twice get the sum."""
+    if not node.output.is_float:
+        id_moves.lower(b, node, flow)
+        return
     sources = node.sources
     if len(sources) == 1 and write.reads_places(node):
         write.lower_places(b, node, flow)
@@ -43,11 +46,11 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     if b.graph.batch is not None and node.operation not in (_RESHAPES | _PERMUTES) and x.dtype == y.dtype:
         write.send_static(b, node, x, flow)  # It may hold for that batch size only.
         return
-    inverse, one_to_one = _inverse(node, x, y)
+    inverse, one_to_one, origin = _inverse(node, x, y)
     fill = node.attributes.get("fill", 0)
     if isinstance(fill, float) and not math.isfinite(fill):
         _emit_finite(b, y, flow)
-    send_inverse(b, x, y, flow, inverse, one_to_one)
+    send_inverse(b, x, y, flow, inverse, one_to_one, origin)
 
 
 def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
@@ -61,13 +64,21 @@ def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
         b.flows[y] = Flow(b.step(finite, [flow.register], [slot], y.numel))
 
 
-def send_inverse(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool) -> None:
-    """Send ``x`` what ``inverse`` brings back of the relevance of ``y``; factors move along where that is exact."""
+def send_inverse(
+    b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool,
+    origin: places.Places | None = None,
+) -> None:  # fmt: skip
+    """Send ``x`` what ``inverse`` brings back of the relevance of ``y``; factors move along where that is exact.
+
+    ``origin``: the same for single entries, if it is known.
+    """
     chained = flow.factor.value is y
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     left = Factor(x) if chained else Factor()
     if scale is None or one_to_one:
-        register = b.step(inverse, [flow.register], [], x.numel)
+        hot = origin is not None
+        run: Any = inverse if origin is None else places.keeping_one_hot(inverse, origin, x.sizes, x.dtype)
+        register = b.step(run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot)
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
             left = Factor(left.value, moved)
@@ -80,8 +91,9 @@ def send_inverse(b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, o
     b.send(x, Flow(register, left))
 
 
-def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
-    """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, and whether each entry of x was copied at most once."""
+def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Places]:
+    """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, whether each entry of x was copied at most once, and where
+    single entries came from."""
     sizes = x.sizes
 
     def cast_back(f: Tensor) -> Tensor:
@@ -94,10 +106,10 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
         return channels_last(f.reshape(-1, *sizes)).unflatten(0, f.shape[:2])
 
     if x.dtype != y.dtype:
-        return cast_back, True
+        return cast_back, True, places.same
     if node.operation in _RESHAPES:
         # Below a flatten stand convolutions and pools, which want their maps channels-last.
-        return (reshaped_to_map if len(sizes) == 3 else reshaped), True
+        return (reshaped_to_map if len(sizes) == 3 else reshaped), True, places.same
     if node.operation in _PERMUTES:
         axes = _axes(node, len(x.shape))
         back = [axes.index(i) for i in range(len(axes))]
@@ -106,7 +118,11 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
         def permuted_back(f: Tensor) -> Tensor:
             return f.permute(order)
 
-        return permuted_back, True
+        return permuted_back, True, places.permuted(sizes, [axis - 1 for axis in axes[1:]])
+    cut = places.taken(node, x, y)
+    if cut is not None:
+        back_to = places.window(sizes, cut.dim, cut.start, cut.length)
+        return cut.inverse(sizes) if sizes != y.sizes else (lambda f: f), True, back_to
     return _by_index(node, x, y)
 
 
@@ -120,13 +136,13 @@ def _axes(node: Node, n: int) -> list[int]:
     return axes
 
 
-def _window(source: Tensor, numbers: Tensor) -> Inverse | None:
+def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places] | None:
     """The inverse of taking everything, or a range of one axis (slice with step 1, narrow, chunk, split)."""
     if source.dim() != numbers.dim():
         return None
     cut = [i for i, (have, all_) in enumerate(zip(source.shape, numbers.shape, strict=True)) if have != all_]
     if not cut and torch.equal(source, numbers):
-        return lambda f: f
+        return (lambda f: f), places.same
     if len(cut) != 1 or source.numel() == 0 or source.shape[cut[0]] > numbers.shape[cut[0]]:
         return None
     dim, length, sizes = cut[0], source.shape[cut[0]], numbers.shape[1:]
@@ -140,10 +156,10 @@ def _window(source: Tensor, numbers: Tensor) -> Inverse | None:
         result.narrow(dim + 1, start, length).copy_(f)
         return result
 
-    return embed
+    return embed, places.window(sizes, dim - 1, start, length)
 
 
-def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
+def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Places]:
     """Any other copy: run the operation on the entries' own numbers to learn where each came from.
 
     And once more on the negative numbers. A copy changes its sign with them; what the operation fills in (the value of
@@ -171,11 +187,12 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
     source = torch.where(copied, source, 0)
     window = _window(source, numbers)
     if window is not None:
-        return window, True
+        return window[0], True, window[1]
     flat = source.flatten().long() - 1
-    index = flat[flat >= 0]
+    whole_copy = bool((flat >= 0).all())
+    index = flat if whole_copy else flat[flat >= 0]
     once = index.unique().numel() == index.numel()
-    kept = None if index.numel() == flat.numel() else (flat >= 0).nonzero().squeeze(1)
+    kept = None if whole_copy else (flat >= 0).nonzero().squeeze(1)
 
     @cache  # Moved to a device once: a copy from the host would wait for it.
     def on(device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +205,7 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool]:
         result = f.new_zeros(*f.shape[:2], x.numel)
         return result.index_add_(2, where, values).unflatten(2, x.sizes)
 
-    return gather_back, once
+    return gather_back, once, places.listed(flat)
 
 
 def _for_one_sample(tree: Any, x: Value) -> Any:
@@ -215,7 +232,7 @@ KIND = Kind(
         "im2col index_select index movedim swapaxes adjoint mT view_as reshape_as tile repeat_interleave "
         "moveaxis swapdims tril triu diagonal unfold rot90 fliplr flipud gather take_along_dim circular_pad "
         "unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit narrow_copy "
-        "native_channel_shuffle atleast_2d atleast_3d matrix_H mH H numpy_T _unsafe_view unfold_copy"
+        "native_channel_shuffle as_strided atleast_2d atleast_3d matrix_H mH H numpy_T _unsafe_view unfold_copy"
     ),
     lower=lower,
     textbook=carry_back,

@@ -1,4 +1,4 @@
-"""Element-wise products and quotients: the signal takes all, gates nothing; or the gradient."""
+"""Element-wise products and quotients: the signal takes all, gates nothing; half to each of two; or the gradient."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.activation import send_slope
 from fastlrp.kinds.broadcasting import sum_to_shape
+from fastlrp.kinds.chained import is_chained, send_times
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import vjp
+from fastlrp.stabilizer import Stabilizer
 
-_GATES = {"sigmoid", "hardsigmoid", "softmax"}
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
+_COPIES = {"move", "identity"}
+_SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -37,23 +41,55 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     return None
 
 
-def signal_and_gates(node: Node) -> list[Value]:
+def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
     """The operands of a product that carry its relevance.
 
     One of them if the others are gates (the output of a sigmoid, hard-sigmoid or softmax, or an operand that is
-    broadcast over the other, as in squeeze-and-excitation): the signal takes all. Else both, in equal shares.
+    broadcast or expanded over the other, as in squeeze-and-excitation, or the scale of a norm): the signal takes all.
+    Else both, in equal shares.
+
+    Args:
+        activations: what any activation made is a gate too.
     """
     operands = [v for v in node.attributes["operands"] if isinstance(v, Value) and v.is_differentiable]
     if node.attributes.get("divides"):
         return operands[:1]
     operands = list(dict.fromkeys(operands))
     signals = [v for v in operands if not (v.producer is not None and v.producer.operation in _GATES)]
-    full = [v for v in signals if v.shape == node.output.shape]
-    return full or signals or operands
+    full = [v for v in signals if v.shape == node.output.shape and not _is_scale(v)]
+    found = full or signals or operands
+    if activations and len(found) > 1:
+        found = [v for v in found if not _is_made_by_activation(v)] or found
+    return found
+
+
+def _is_scale(value: Value) -> bool:
+    """Whether it is a norm's scale, or was broadcast by ``expand`` in the place of the product."""
+    producer = value.producer
+    while producer is not None and producer.kind in _COPIES and len(producer.sources) == 1:
+        if producer.operation in ("expand", "expand_as"):
+            return True
+        producer = producer.sources[0].producer
+    return producer is not None and producer.operation in _SCALES
+
+
+def _is_made_by_activation(value: Value) -> bool:
+    producer = value.producer
+    while producer is not None and producer.kind in _COPIES and len(producer.sources) == 1:
+        producer = producer.sources[0].producer
+    return producer is not None and producer.kind in ("activation", "attention_weights")
+
+
+def _signals(node: Node, rule: rules.Rule) -> list[Value]:
+    return signal_and_gates(node, activations=isinstance(rule, rules.ValueOnly))
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """Products and quotients: signal takes all (Arras et al. 2017), or the gradient."""
+    """Products and quotients: signal takes all (Arras et al. 2017), or the gradient.
+
+    Relevance is the same under ``Pass`` and ``ValueOnly`` in either form; chained, ``c_x = c_y`` times what ``x`` is
+    multiplied with.
+    """
     y = node.output
     if isinstance(rule, rules.Gradient):
         if len(node.inputs) == 1 and node.inputs[0].shape == y.shape:
@@ -61,9 +97,15 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         else:
             transpose_at(b, node, flow)
         return
-    if not isinstance(rule, rules.Pass):
-        raise TypeError(f"{rule} is not defined for {node}: use Pass (the signal takes all, gates nothing) or Gradient")
-    signals = signal_and_gates(node)
+    if not isinstance(rule, (rules.Pass, rules.ValueOnly)):
+        raise TypeError(
+            f"{rule} is not defined for {node}: use Pass (the signal takes all, gates nothing), ValueOnly or Gradient"
+        )
+    signals = _signals(node, rule)
+    if _flows_chained(rule) and is_chained(flow, y):
+        for x in signals:
+            _send_chained(b, node, x, 1 / len(signals), flow)
+        return
     for x in signals:
         share = flow
         if len(signals) > 1:
@@ -76,11 +118,26 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         b.send(x, sum_to_shape(b, share, y, x))
 
 
+def _flows_chained(rule: rules.Pass | rules.ValueOnly) -> bool:
+    return rule.chained if isinstance(rule, rules.Pass) else Stabilizer.ensure(rule.stabilizer).in_limit
+
+
+def _send_chained(b: Builder, node: Node, x: Value, part: float, flow: Flow) -> None:
+    operands = list(node.attributes["operands"])
+    if node.operation == "neg":
+        send_times(b, node, x, [-1.0], None, part, flow)
+    elif node.operation == "div":
+        send_times(b, node, x, [], operands[1], part, flow)
+    else:
+        operands.remove(x)
+        send_times(b, node, x, operands, None, part, flow)
+
+
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
-    if not isinstance(rule, rules.Pass):
+    if not isinstance(rule, (rules.Pass, rules.ValueOnly)):
         return textbook.gradient(walk, node, R)
-    signals = signal_and_gates(node)
+    signals = _signals(node, rule)
     broadcast = partial(torch.broadcast_to, size=walk.values[node.output].shape)
     # Summing R over the axes along which the operand was broadcast is the transpose of the broadcast.
     shares = {v: vjp(broadcast, walk.values[v], R / len(signals)) for v in signals}

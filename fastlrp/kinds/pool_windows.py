@@ -131,6 +131,7 @@ def _alpha_beta(b: Builder, node: Node, alpha: float, beta: float, rule: Any, fl
 
         total = b.cache(sums_of_part, [x.index], y.numel, key=("part", node, low is None))
         scale = b.share(flow, total, y.numel, stabilizer)
+        assert scale is not None, "sums of parts are no factor of what arrives"
         return scale if share == 1 else b.cache(lambda s: s * share, [scale], y.numel)
 
     above = part(alpha, 0.0, None)

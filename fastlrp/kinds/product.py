@@ -1,4 +1,4 @@
-"""Matrix products of two activations, as in attention: each factor gets half, or the gradient."""
+"""Matrix products of two activations, as in attention: half to each factor, all to the values, or the gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.capture.graph import Node
+from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at, vjp
 from fastlrp.kinds.kind import Kind
@@ -19,35 +19,82 @@ from fastlrp.stabilizer import Stabilizer
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """``c_A = s B^T / 2`` and ``c_B = A^T s / 2`` with ``s`` the relevance per output, by one step for both."""
+    """``c_A = s B^T / 2`` and ``c_B = A^T s / 2`` with ``s`` the relevance per output, by one step for both.
+
+    ``ValueOnly``: all of it to the factor that is no attention weight.
+    """
     if isinstance(rule, rules.Gradient):
         transpose_at(b, node, flow)
         return
-    if not isinstance(rule, rules.Uniform):
-        raise TypeError(f"{rule} is not defined for {node}: use Uniform or Gradient")
-    y, operands, forward = node.output, node.sources, bind_forward(node)
+    if not isinstance(rule, (rules.Uniform, rules.ValueOnly)):
+        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly or Gradient")
+    y = node.output
     share = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer))
+    parts = _parts(node, rule)
+    if _is_plain_matmul(node):
+        _send_through_matmul(b, node, parts, share, flow)
+        return
+    operands, forward = node.sources, bind_forward(node)
+    shares = [parts.get(x, 0.0) for x in operands]
 
-    def halves(f: Tensor, s: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        return vjp(forward, values, multiply(f, s * 0.5))
+    def halves(f: Tensor, s: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+        found = vjp(forward, values, f if s is None else multiply(f, s))
+        return tuple(c * part for c, part in zip(found, shares, strict=True))
 
     slots, numels = [share, *(x.index for x in operands)], [x.numel for x in operands]
     for x, register in zip(operands, b.step_with_results(halves, [flow.register], slots, numels), strict=True):
+        if x in parts:
+            b.send(x, Flow(register, Factor(x)))
+
+
+def _send_through_matmul(b: Builder, node: Node, parts: dict[Value, float], share: int | None, flow: Flow) -> None:
+    """Without autograd: relevance times the other factor's transpose, for all factors that take a part in one step."""
+    first, second = node.args[:2]
+    others = {first: second, second: first}
+
+    def transposed(f: Tensor, s: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        arriving, found = f if s is None else multiply(f, s), []
+        for (x, part), other in zip(parts.items(), tensors, strict=True):
+            given = (other if part == 1 else other * part).transpose(-1, -2).unsqueeze(1)
+            found.append(arriving @ given if x is first else given @ arriving)
+        return tuple(found)
+
+    slots = [share, *(others[x].index for x in parts)]
+    registers = b.step_with_results(transposed, [flow.register], slots, [x.numel for x in parts])
+    for x, register in zip(parts, registers, strict=True):
         b.send(x, Flow(register, Factor(x)))
+
+
+def _parts(node: Node, rule: rules.Uniform | rules.ValueOnly) -> dict[Value, float]:
+    """What each factor takes of the product's relevance; factors that take nothing are left out."""
+    weights = node.attributes.get("weights")
+    values = [x for x in node.sources if x is not weights]
+    if isinstance(rule, rules.ValueOnly) and weights is not None and len(values) == 1:
+        return {values[0]: 1.0}
+    return dict.fromkeys(node.sources, 0.5)
+
+
+def _is_plain_matmul(node: Node) -> bool:
+    """A product of two stacks of matrices of the same sizes, each with the batch in front."""
+    operands = node.args[:2]
+    if node.operation not in ("matmul", "bmm") or len(node.sources) != 2 or len(node.inputs) != 2:
+        return False
+    shapes = [v.shape for v in operands]
+    return len(shapes[0]) == len(shapes[1]) >= 3 and shapes[0][:-2] == shapes[1][:-2]
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
-    assert isinstance(rule, rules.Uniform)
+    assert isinstance(rule, (rules.Uniform, rules.ValueOnly))
     y = walk.values[node.output]
     s, ledger = divide(R, y, torch.zeros_like(y), Stabilizer.ensure(rule.stabilizer))
-    halves = {}
-    for x in node.sources:
+    found = {}
+    for x, part in _parts(node, rule).items():
         value = walk.values[x]
-        halves[x] = value.unsqueeze(1) * vjp_of_one(walk.alone(node, x), value, s) / 2
-    return Share(halves, ledger)
+        found[x] = part * value.unsqueeze(1) * vjp_of_one(walk.alone(node, x), value, s)
+    return Share(found, ledger)
 
 
 KIND = Kind(
@@ -55,4 +102,5 @@ KIND = Kind(
     operations="",  # It has the names of products with a weight, which send what is none here.
     lower=lower,
     textbook=through,
+    preset=lambda sums: rules.Uniform(textbook.stabilizer_of(sums)),
 )

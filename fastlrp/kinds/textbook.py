@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value, substitute
+from fastlrp.kinds import id_moves
 from fastlrp.reference import weightless
-from fastlrp.reference.redistribution import Ledger
+from fastlrp.reference.redistribution import Ledger, total
 from fastlrp.reference.weightless import MaxPoolMode
+from fastlrp.stabilizer import Stabilizer
 
 
 @dataclass(eq=False)
@@ -72,13 +74,23 @@ def gradient(walk: Walk, node: Node, R: Tensor) -> Share:
 
 
 def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
-    """For operations that copy entries: the derivative is the copy's inverse, and conserves relevance."""
-    return Share(gradient(walk, node, R).relevance, nothing_kept(R))
+    """For operations that copy entries: the derivative is the copy's inverse; what constants filled in, they keep."""
+    if not node.output.is_float:
+        return Share(id_moves.through(walk.values, node, R), nothing_kept(R))
+    sent, ledger = gradient(walk, node, R).relevance, nothing_kept(R)
+    ledger.bias = total(R) - torch.stack([total(r) for r in sent.values()]).sum(0)
+    return Share(sent, ledger)
 
 
 def unchanged(node: Node, R: Tensor) -> Share:
     """For the rule that passes relevance on as it is."""
     return Share({node.sources[0]: R}, nothing_kept(R))
+
+
+def stabilizer_of(sums: rules.Rule) -> float | Stabilizer:
+    """The stabilizer of a preset's rule for sums."""
+    found: float | Stabilizer = getattr(sums, "stabilizer", 1e-6)
+    return found
 
 
 def undefined(rule: rules.Rule | None, node: Node) -> TypeError:

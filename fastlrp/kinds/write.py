@@ -15,11 +15,15 @@ from torch import Tensor
 from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import id_moves
 from fastlrp.kinds.jacobian import vjp_each
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Factor, Flow
+
+_OWN_MAPS = ("max_unpool2d", "max_unpool3d")
+"""Operations whose indices count the entries of the sample's own map."""
 
 _SAMPLES = 3
 """Size of the batch with which an operation is tried out, to see that each sample's entries are its own."""
@@ -27,6 +31,9 @@ _SAMPLES = 3
 
 def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     """Send each source the relevance of the entries that were copied from it."""
+    if not node.output.is_float:
+        id_moves.lower(b, node, flow)
+        return
     check_batch(node)
     if any(v.is_tensor and v.depends for v in node.inputs if v not in node.sources and v not in unread(node)):
         lower_places(b, node, flow)
@@ -59,7 +66,7 @@ def check_batch(node: Node) -> None:
 def lower_places(b: Builder, node: Node, flow: Flow) -> None:
     """Which entries are copied depends on the sample: the derivative is the copy's inverse."""
     check_batch(node)
-    _check_samples(node, b.graph.batch)
+    check_samples(node, b.graph.batch)
     y, sources = node.output, node.sources
     forward = bind_forward(node)
     chained = flow.factor.value is y
@@ -75,7 +82,7 @@ def lower_places(b: Builder, node: Node, flow: Flow) -> None:
         b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
-def _check_samples(node: Node, batch: int | None) -> None:
+def check_samples(node: Node, batch: int | None) -> None:
     """Raise UnsupportedOperationError where an index that depends on the sample may reach into another sample."""
     operands = [v for v in node.inputs if v not in node.sources and v.is_tensor and v not in unread(node)]
     rank, name = len(node.output.shape), node.operation
@@ -88,14 +95,14 @@ def _check_samples(node: Node, batch: int | None) -> None:
             (len(v.shape) == rank and v.shape[0] in (None, 1)) or (len(v.shape) < rank and None not in v.shape)
             for v in operands
         )
-    elif name in ("gather", "take_along_dim", "scatter"):
+    elif name in ("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce"):
         dim = node.args[1] if len(node.args) > 1 and name != "take_along_dim" else node.kwargs.get("dim")
         dim = node.args[2] if name == "take_along_dim" and len(node.args) > 2 else dim
         ok = isinstance(dim, int) and dim % rank != 0 and all(v.has_batch_first for v in operands)
     elif name in ("index", "index_put", "_unsafe_index_put"):
         ok = _picks_own_sample(node.args[1], batch)
     else:
-        ok = False
+        ok = name in _OWN_MAPS and all(v.has_batch_first for v in operands)
     if not ok:
         raise UnsupportedOperationError(
             f"{node}: its index is computed from data and may reach from one sample into another. Index each sample "
@@ -243,16 +250,16 @@ def _plain(result: Any) -> Any:
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
     """No attributes; what adds or multiplies where it writes is another kind."""
-    if bound.get("accumulate") or bound.get("reduce") is not None:
-        return "unknown"  # Adds or multiplies where it writes.
-    return None
+    if bound.get("accumulate") or bound.get("reduce") == "add":
+        return "homogeneous"  # Adds where it writes.
+    return None if bound.get("reduce") is None else "unknown"
 
 
 KIND = Kind(
     name="write",
     operations=(
         "where masked_fill index_put _unsafe_index_put masked_scatter index_copy index_fill scatter "
-        "slice_scatter select_scatter diagonal_scatter copy fill"
+        "slice_scatter select_scatter diagonal_scatter copy fill max_unpool2d max_unpool3d"
     ),
     lower=lower,
     textbook=carry_back,

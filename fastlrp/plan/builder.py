@@ -61,6 +61,8 @@ class Builder:
         self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
         self.shared = {} if shared is None else shared
         self.keyed: dict[tuple[Any, ...], int] = {}
+        self.finite: dict[Value, int] = {}
+        """Slots of values that may be infinite where no relevance is (masked scores), with 0 there."""
         self.top = 0
         self.forward: list[ForwardStep] = []
         self.backward: list[BackwardStep] = []
@@ -92,7 +94,7 @@ class Builder:
             top=self.top,
             forward=tuple(self.forward),
             backward=tuple(self.backward),
-            flows=MappingProxyType(dict(self.flows)),
+            flows=MappingProxyType({value: self.finite_flow(value, flow) for value, flow in self.flows.items()}),
             rows=tuple(Row(d.node, d.rule, d.flows, d.backend, tuple(d.slots)) for d in self.drafts),
             keyed=MappingProxyType(dict(self.keyed)),
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
@@ -152,8 +154,13 @@ class Builder:
             self._factors[factor] = self.cache(torch.mul, ins, factor.value.numel)
         return self._factors[factor]
 
-    def share(self, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int:
-        """Slot of ``factor / st(z)``: what a proportional rule multiplies the arriving register with."""
+    def share(self, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int | None:
+        """Slot of ``factor / st(z)``: what a proportional rule multiplies the arriving register with; None for 1.
+
+        In the limit of epsilon to 0 the factor ``z`` cancels against the denominator ``z``.
+        """
+        if stabilizer.in_limit and flow.factor.value is not None and flow.factor.value.index == z:
+            return flow.factor.scale
         factor, dtype = self.slot_of(flow.factor), self.dtype
         ins = [z] if factor is None else [z, factor]
         if stabilizer.is_absolute:
@@ -174,7 +181,7 @@ class Builder:
 
     def send_shares(
         self, x: Value, z: int, numel: int, flow: Flow, stabilizer: Stabilizer, transpose: Callable[..., Tensor],
-        form_of: Callable[[int], Form | None] = lambda scale: None,
+        form_of: Callable[[int | None], Form | None] = lambda scale: None,
     ) -> None:  # fmt: skip
         """A proportional rule of a linear map of ``x``: ``c = transpose(F, factor / st(z))`` and the factor ``x``.
 
@@ -189,8 +196,8 @@ class Builder:
 
             self.send(x, Flow(self.step(relevance_in_float32, [flow.register], [scale, x.index], x.numel)))
             return
-        scale = self.share(flow, z, numel, stabilizer)
-        register = self.step(transpose, [flow.register], [scale], x.numel, form=form_of(scale))
+        quotient = self.share(flow, z, numel, stabilizer)
+        register = self.step(transpose, [flow.register], [quotient], x.numel, form=form_of(quotient))
         self.send(x, Flow(register, Factor(x)))
 
     def is_nonnegative(self, value: Value) -> bool:
@@ -222,6 +229,11 @@ class Builder:
         self.forward.append(ForwardStep(step_name(node), node, run, ins, outs, is_cache=False, part=part))
         return first
 
+    def finite_flow(self, value: Value, flow: Flow) -> Flow:
+        """The same flow read with a factor that is 0 where the value is infinite, for nothing times infinity is NaN."""
+        slot = self.finite.get(value) if flow.factor == Factor(value) else None
+        return flow if slot is None else Flow(flow.register, Factor(None, slot))
+
     # Backward side
 
     def new_register(self) -> int:
@@ -241,7 +253,8 @@ class Builder:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
-        ``reduced``, ``unpool``, ``unpooled`` and ``accepts_one_hot`` of :class:`~fastlrp.plan.steps.BackwardStep`.
+        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot`` and ``keeps_one_hot`` of
+        :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.one_hot import OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import in_float32, representable, wide
 from fastlrp.plan.steps import Factor, Flow, SweepPart
 from fastlrp.stabilizer import Stabilizer
-from fastlrp.targets import OneHot
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Coefficients:
 
     Attributes:
         u, v: slots of the coefficients times the arriving factor, ``(B, *out)`` each; None where the rule has none.
+            Both are None where nothing is to be multiplied: the plain product with the transposed weight.
         weight: ``W``, or what the rule makes of it.
         splits: whether ``v`` goes with ``W+`` where the input is positive and with ``W-`` where it is negative.
         gamma: of the generalised gamma rule, whose two products one sparse kernel does together; None for others.
@@ -50,6 +51,12 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     """One or two products with the weight, for a block of targets at once. ``signed``: the input may be negative."""
     x = layer.x
     u, v, weight = found.u, found.v, found.weight
+    if u is None and v is None:
+        if layer.node.kind == "linear":
+            register = b.step(lambda f: f @ weight, [flow.register], [], x.numel, layer.work)
+            b.send(x, Flow(register, Factor(x)))
+            return
+        u = b.cache(torch.ones_like, [layer.y.index], layer.y.numel, key=("ones", layer.node))
     split = found.splits and signed
     positive = None
     if v is not None:
@@ -57,7 +64,8 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     exact = goes_in_float32(b, layer, flow)
     for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
     product = layer.transpose(b, for_product[0], for_product[1], split, multiply=False)
-    one_hot = u is not None and v is None and layer.node.kind == "linear" and len(x.shape) == 2
+    # Without positions two coefficients are the sparse kernels' matter.
+    one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
         product = _rows_or(b, product, for_product[0])
     product = in_float32(product, b.dtype) if exact else product
@@ -82,13 +90,15 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
 
 
 def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
-    """A one-hot target selects a row of W instead of multiplying by all of them."""
+    """A one-hot target selects a row of W instead of multiplying by all of them.
+
+    An input that is not None is one whose sign decides, False one that is known to be >= 0.
+    """
     rows = b.operation("linear_one_hot_relevance")
 
-    def rows_or_product(flow: Tensor | OneHot, u: Tensor, v: None, x: None) -> Tensor:
+    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
         if isinstance(flow, OneHot):
-            selected: Tensor = rows(flow.value, flow.index, weight, u, None, None, False, False)
-            return selected
+            return flow.through(rows, weight, u, v, None if x is False else x)
         return product(flow, u, v, x)
 
     return rows_or_product
@@ -227,7 +237,7 @@ def scale_batch_norm(b: Builder, layer: AffineLayer, flow: Flow, found: Coeffici
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
 
     def scale_of(x: Tensor, u: Tensor | None, v: Tensor | None) -> Tensor:
-        result = 0.0 if u is None else u * weight
+        result = (weight.expand_as(x) if v is None else 0.0) if u is None else u * weight
         if v is not None:
             result = result + v * torch.where(x > 0, positive, torch.where(x < 0, negative, 0.0))
         assert isinstance(result, Tensor)
@@ -257,5 +267,10 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
     transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
+    one_hot = layer.node.kind == "linear"
+    if one_hot:
+        transposed = _rows_or(b, transposed, layer.weight)
     form = layer.form(b, [(layer.weight, ones, False)])
-    b.send(x, Flow(b.step(transposed, [flow.register], [ones, None, None], x.numel, layer.work, form)))
+    slots = [ones, None, None]
+    register = b.step(transposed, [flow.register], slots, x.numel, layer.work, form, accepts_one_hot=one_hot)
+    b.send(x, Flow(register))

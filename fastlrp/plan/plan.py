@@ -20,6 +20,7 @@ from fastlrp.composites import Composite, Layer
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
+from fastlrp.kinds.shares import send_shares
 from fastlrp.kinds.vocabulary import plain_name
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
@@ -40,6 +41,7 @@ from fastlrp.plan.table import plan_table
 from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.specialize import Path
+from fastlrp.stabilizer import Stabilizer
 
 Keep = Literal["coefficients", "activations", "all"]
 """What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
@@ -104,6 +106,7 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
     seen: dict[str, int] = {}
     assigned: dict[Node, rules.Rule | None] = {}
     layers: list[Layer] = []
+    missing = rules.InputGradient(missing=True) if composite.unsupported == "gradient" else None
     for node in graph.nodes:
         if node.kind not in RULED_KINDS:
             continue
@@ -115,7 +118,7 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
         )  # fmt: skip
         layers.append(layer)
         rule = composite.rule_for(layer)
-        assigned[node] = rule or KIND[node.kind].fallback or _REGISTERED.get(node.operation)
+        assigned[node] = rule or KIND[node.kind].fallback or _REGISTERED.get(node.operation) or missing
     composite.check_paths(layers)
     return assigned
 
@@ -176,19 +179,20 @@ class Plan:
         b.top = b.new_register()
         b.send(self.graph.output, Flow(b.top))
         for node in reversed(self.graph.nodes):
-            flow = b.collect(node.output) if node.output.is_differentiable else None
-            if flow is None or not node.sources:
+            flow = b.collect(node.output) if node.output.gets_relevance else None
+            if flow is None or not (node.sources or KIND[node.kind].keeps):
                 continue
             self._check(node)
             self._lower_node(b, node, flow)
         for value in self.graph.inputs:
-            if value.is_differentiable:
+            if value.gets_relevance:
                 b.collect(value)
         output = self.graph.output
-        if (output.is_differentiable or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
+        if (output.is_float or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
             raise UnsupportedOperationError(
-                "no relevance reaches the model's input: the explained output depends on it through integers only, or "
-                "on no float input's entries at all"
+                "no relevance reaches the model's input: the explained output depends on it through integers only that "
+                "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "
+                "that the model computes with"
             )
         fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
         return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
@@ -207,9 +211,11 @@ class Plan:
     def _lower_node(self, b: Builder, node: Node, flow: Flow) -> None:
         rule = self.rules.get(node)
         kind = KIND[node.kind]
-        b.begin(node, kind.title(b, rule))
+        b.begin(node, rule if isinstance(rule, rules.InputGradient) else kind.title(b, rule))
         if isinstance(rule, rules.Custom):
             lower_custom(b, node, rule, flow)
+        elif isinstance(rule, rules.InputGradient):
+            send_shares(b, node, flow, Stabilizer.ensure(rule.stabilizer), node.sources)
         else:
             kind.lower(b, node, rule, flow)
 
@@ -242,11 +248,11 @@ class Plan:
 
     @property
     def takes_one_hot(self) -> bool:
-        """True if the first step is a linear layer, which selects rows for one-hot targets."""
+        """True if a linear layer comes first, after copies at most, which selects rows for one-hot targets."""
         return self.program.takes_one_hot
 
     def explained_inputs(self) -> tuple[Value, ...]:
-        """The float inputs that relevance reaches."""
+        """The inputs that relevance reaches: floats, and ids of an embedding."""
         return tuple(v for v in self.graph.inputs if v in self.flows)
 
     def schedule(self, values: Sequence[Value], reduce: bool = False) -> Schedule:

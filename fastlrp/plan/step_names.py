@@ -8,6 +8,9 @@ import torch
 
 _WAYS = ("in the forward pass through ", "in the way down through ")
 
+NO_RULE = "gradient (no rule)"
+"""What plans call the rule of an operation that has none, where ``unsupported="gradient"`` lets it go on."""
+
 
 def profiling() -> bool:
     """Whether a profiler of PyTorch listens to this thread."""

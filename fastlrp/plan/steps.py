@@ -105,7 +105,8 @@ class BackwardStep:
         least: as many targets cost no more than one (sparse kernels take them in multiples of a vector).
         reduced: the same as ``run`` with the result's channels summed up, ``(B, K, 1, *S)``.
         unpool, unpooled: of a max-pool and of the layer above it, what :mod:`fastlrp.plan.fusion` makes one step of.
-        accepts_one_hot: whether ``run`` takes :class:`~fastlrp.targets.OneHot` in the place of initial relevance.
+        accepts_one_hot: whether ``run`` takes :class:`~fastlrp.one_hot.OneHot` in the place of initial relevance.
+        keeps_one_hot: whether it then gives another :class:`~fastlrp.one_hot.OneHot`, as copies do.
         out, numel: of the first, as a rule the only result, and of the largest.
     """
 
@@ -123,6 +124,7 @@ class BackwardStep:
     unpool: PoolGeometry | None = None
     unpooled: Callable[..., Tensor] | None = None
     accepts_one_hot: bool = False
+    keeps_one_hot: bool = False
     out: int = field(init=False)
     numel: int = field(init=False)
 
@@ -197,9 +199,16 @@ class Program:
 
     @cached_property
     def takes_one_hot(self) -> bool:
-        """True if the first step is a linear layer, which selects rows for one-hot targets."""
-        readers = [step for step in self.backward if self.top in step.ins]
-        return all(step.accepts_one_hot for step in readers)
+        """True if the first steps are copies and then a linear layer, which selects rows for one-hot targets."""
+        hot = {self.top}
+        for step in self.backward:
+            if hot.isdisjoint(step.ins):
+                continue
+            if not step.accepts_one_hot:
+                return False
+            if step.keeps_one_hot:
+                hot.update(step.outs)
+        return True
 
     def steps_to(
         self, wanted: frozenset[int], have: frozenset[int], always: Callable[[ForwardStep], bool] = lambda step: False

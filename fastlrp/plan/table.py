@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import Program
 
 
@@ -52,5 +53,7 @@ def plan_table(program: Program, name: str, where: str, read: frozenset[int], pa
         "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
         "path: of the latest call, with the shares of neurons above and below that carry relevance"
     )
+    if any(row.rule == NO_RULE for row in program.rows):
+        legend += f"\n{NO_RULE}: input times gradient, as unsupported='gradient' asks for"
     title = f"{name}: {len(program.backward)} steps per block of targets, {size_text(total)} cached per sample, {where}"
     return f"{title}\n{align(header, rows, numbers=(6,))}\n{legend}"

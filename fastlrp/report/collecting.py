@@ -34,6 +34,7 @@ def collect(
     layers: str | Sequence[str] | None = None,
     ledger: bool | int = True,
     initial: Initial = "output",
+    at: Any = None,
 ) -> list[Sample]:
     """Explain a batch and keep what a report shows of it.
 
@@ -44,7 +45,7 @@ def collect(
     Args:
         explainer: a :class:`fastlrp.Explainer`.
         x: the batch ``(B, …)``, one tensor. For many inputs call this in parts and join the lists.
-        targets, initial, layers: as for :meth:`fastlrp.ForwardRecord.relevance`.
+        targets, initial, layers, at: as for :meth:`fastlrp.ForwardRecord.relevance`.
         images: for each sample an array of uint8 ``(H, W, 3)``, ``(H, W, 1)``, ``(H, W)``, or None. Without this
             argument: x itself where it is ``(B, 1, H, W)`` or ``(B, 3, H, W)``; each sample is stretched from its
             smallest to its largest value, unless all of x lies in [0, 1].
@@ -74,11 +75,11 @@ def collect(
     pictures = _images(x, images)
     titles = [f"sample {i}" for i in range(batch)] if names is None else _each(names, batch, "names")
     with explainer.forward(x) as record:
-        asked = Targets(targets, record.scores, initial)
-        labels, scores = _labels(asked, target_names), _scores(asked)
+        asked = record.asked(targets, initial, at)
+        labels, scores = _labels(asked, target_names), asked.scores().detach().cpu().double().tolist()
         kept: list[dict[str, Maps]] = [{} for _ in range(batch)]
         block = None if explainer.max_memory is not None else max(1, BLOCK // batch)
-        for positions, found in record.stream(targets, initial, layers, "channels", block):
+        for positions, found in record.stream(targets, initial, layers, "channels", block, at):
             for name, relevance in _results(found, layers).items():
                 maps = relevance.detach().cpu().double().numpy().reshape(_shape(tuple(relevance.shape)))
                 for i in range(batch):
@@ -107,26 +108,17 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return (batch, count, math.prod(rest[:-1]), rest[-1]) if rest else (batch, count, 1, 1)
 
 
-def _scores(asked: Targets) -> list[list[float]]:
-    """The model's score of each target, ``(B, K)``; of initial relevance, its sum."""
-    if asked.index is not None:
-        output = asked.output.flatten(2).sum(2) if asked.output.dim() > 2 else asked.output
-        scores = output.gather(1, asked.index)
-    else:
-        assert asked.given is not None
-        scores = asked.given if asked.given.dim() == 2 else asked.given.flatten(2).sum(2)
-    found: list[list[float]] = scores.detach().cpu().double().tolist()
-    return found
-
-
 def _labels(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> list[list[str]]:
     """A name for each target, ``(B, K)``."""
     if asked.index is None:
         numbered = [f"target {k}" for k in range(asked.count)]
         return [numbered if names is None else _each(names, asked.count, "target_names")] * asked.batch
     classes = asked.index.tolist()
+    places = [[""] * asked.count] * asked.batch
+    if asked.position is not None:
+        places = [[f" at {t}" for t in row] for row in asked.position.tolist()]
     if names is None:
-        return [[str(c) for c in row] for row in classes]
+        return [[f"{c}{place}" for c, place in zip(*rows, strict=True)] for rows in zip(classes, places, strict=True)]
     if isinstance(names, str):
         raise TypeError(f"target_names must be a list with a name for each class, got the text {names!r}")
     known = names if isinstance(names, Mapping) else dict(enumerate(names))
@@ -136,7 +128,9 @@ def _labels(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> 
             f"target_names has no name for class {missing}: give {asked.classes} names, one for each class, or a "
             f"dict with the classes that are explained; it has {len(names)}"
         )
-    return [[str(known[c]) for c in row] for row in classes]
+    return [
+        [f"{known[c]}{place}" for c, place in zip(*rows, strict=True)] for rows in zip(classes, places, strict=True)
+    ]
 
 
 def _each(items: Any, count: int, what: str) -> list[str]:

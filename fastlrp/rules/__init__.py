@@ -4,14 +4,18 @@ from fastlrp.rules.alpha_beta import AlphaBeta
 from fastlrp.rules.carry import Pass
 from fastlrp.rules.custom import Custom
 from fastlrp.rules.epsilon import Epsilon
+from fastlrp.rules.fixed_sigma import FixedSigma
 from fastlrp.rules.flat import Flat
 from fastlrp.rules.gamma import Gamma
 from fastlrp.rules.gradient import Deconvnet, Gradient, GuidedBackprop
+from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
 from fastlrp.rules.plain_gamma import PlainGamma
 from fastlrp.rules.rule import Rule, TwoCoefficientRule, WeightRule
+from fastlrp.rules.taylor import Taylor
 from fastlrp.rules.uniform import Uniform
+from fastlrp.rules.value_only import ValueOnly
 from fastlrp.rules.wsquare import WSquare
 from fastlrp.rules.zbox import ZBox
 from fastlrp.rules.zplus import ZPlus
@@ -21,17 +25,21 @@ __all__ = [
     "Custom",
     "Deconvnet",
     "Epsilon",
+    "FixedSigma",
     "Flat",
     "Gamma",
     "Gradient",
     "GuidedBackprop",
+    "InputGradient",
     "ModifiedWeights",
     "Norm",
     "Pass",
     "PlainGamma",
     "Rule",
+    "Taylor",
     "TwoCoefficientRule",
     "Uniform",
+    "ValueOnly",
     "WSquare",
     "WeightRule",
     "ZBox",

@@ -9,4 +9,15 @@ from fastlrp.rules.rule import Rule
 
 @dataclass(frozen=True)
 class Pass(Rule):
-    """Relevance passes unchanged: element-wise activations, normalisations, gates."""
+    """Relevance passes unchanged: element-wise activations, normalisations, gates.
+
+    Args:
+        chained: what flows on is relevance per unit of the input: at an activation ``a = act(u)`` it is
+            ``c_u = c_a act(u) / u``, with the derivative ``act'(0)`` where ``u`` is 0; at a product with gates
+            ``c_x = c_y`` times the gates. Relevance is the same, ``u c_u = a c_a``. For rules in the limit of epsilon
+            to 0 (:meth:`fastlrp.Stabilizer.limit`), which then need no quotient below.
+
+    Source: Achtibat et al. 2024 (AttnLRP), eq. 9 (identity rule).
+    """
+
+    chained: bool = False

@@ -21,7 +21,8 @@ class Epsilon(TwoCoefficientRule):
     """LRP-epsilon: ``R_i = sum_j x_i w_ij / st(z_j) R_j``; with ``epsilon=0`` it is LRP-0.
 
     Args:
-        epsilon: number (absolute) or :class:`Stabilizer`.
+        epsilon: number (absolute) or :class:`Stabilizer`. With ``Stabilizer.limit()`` what arrives in chained form
+            passes the transposed weight undivided: gradient times input.
         zero_bias: leave the bias out of the denominator.
 
     Source: Bach et al. 2015, eq. 58.
@@ -38,8 +39,11 @@ class Epsilon(TwoCoefficientRule):
         return textbook(layer, x, R, Stabilizer.ensure(self.stabilizer), self.zero_bias)
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
+        stabilizer = Stabilizer.ensure(self.stabilizer)
+        if stabilizer.in_limit and flow.factor.value is layer.y and (layer.bias is None or not self.zero_bias):
+            return Coefficients(flow.factor.scale, None, layer.weight, splits=False)
         slots = [output_slot(b, layer, self.zero_bias), None, None, b.slot_of(flow.factor)]
-        u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(self.stabilizer), slots)
+        u, _ = pair(b, layer, "epsilon", 1, stabilizer, slots)
         return Coefficients(u, None, layer.weight, splits=False)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -35,6 +35,10 @@ class Rule:
 
     linear_in_relevance = True
     """False where propagation clips relevance (deconvnet, guided backprop): such plans cannot propagate a basis."""
+
+    means: ClassVar[tuple[str, ...] | None] = None
+    """The kinds that a path or a module type means with this rule: it may stand for a part of a model with many kinds
+    of operation, of which the rule is for some. None for all of them."""
 
     def __post_init__(self) -> None:
         """Called by every rule's constructor: a stabilizer that is none is noticed there, not at the first capture."""

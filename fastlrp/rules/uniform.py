@@ -1,4 +1,4 @@
-"""The uniform rule of AttnLRP at products of two activations."""
+"""The uniform rule of AttnLRP at products of two activations and at attention."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ class Uniform(Rule):
     """Both factors of a product get half: ``R_A = A * ((R / st(y)) B^T) / 2``, ``R_B = B * (A^T (R / st(y))) / 2``.
 
     For ``y = A B`` where both factors are activations: matrix products, einsum. With ``epsilon = 0`` the two halves add
-    up to ``R``.
+    up to ``R``. At attention ``softmax(Q K^T) V`` both products have it, and the softmax in between has
+    :class:`~fastlrp.rules.Taylor`: in terms of gradients the shares of ``Q``, ``K``, ``V`` are 1/4, 1/4, 1/2.
 
     Source: Achtibat et al. 2024 (AttnLRP), eq. 7.
     """
 
     stabilizer: float | Stabilizer = 1e-6
+    means = ("attention", "product")

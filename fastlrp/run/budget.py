@@ -18,16 +18,18 @@ class Budget:
 
     Attributes:
         plan, batch: what goes down, for how many samples. max_memory: bytes; None for any number of them.
+        terms: entries of each target's initial relevance where it is one-hot; None where it is dense.
     """
 
     plan: Plan
     batch: int
     max_memory: int | None
+    terms: int | None = None
 
     def need(self, steps: Steps, names: Mapping[str, Value], reduce: str | None, count: int) -> int:
         """Bytes of a block of ``count`` targets and of its results, which are the values by ``names``."""
-        each = sum(_reduced(v.numel, v.sizes, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
-        return runner.peak_bytes(self.plan, steps, self.batch, count) + count * each
+        each = sum(_reduced(v, reduce) for v in names.values()) * self.batch * self.plan.dtype.itemsize
+        return runner.peak_bytes(self.plan, steps, self.batch, count, self.terms) + count * each
 
     def check(self, names: Mapping[str, Value], reduce: str | None) -> None:
         """Refuse a budget that one target does not fit into, before anything is computed.
@@ -62,5 +64,5 @@ class Budget:
         return steps, low
 
 
-def _reduced(numel: int, sizes: tuple[int, ...], reduce: str | None) -> int:
-    return numel // sizes[0] if reduce and len(sizes) > 1 else numel
+def _reduced(value: Value, reduce: str | None) -> int:
+    return value.numel // value.sizes[0] if reduce and len(value.sizes) > 1 and value.is_float else value.numel

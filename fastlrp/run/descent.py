@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastlrp.one_hot import OneHot
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
-from fastlrp.targets import OneHot
 
 
 @dataclass(eq=False)
@@ -45,7 +45,8 @@ class Descent:
                     value = value.dense() if type(value) is OneHot else value
                     self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
                 else:
-                    if count > 1 and step.numel * self.batch * self.itemsize * count > self.block_bytes:
+                    hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
+                    if count > 1 and not hot and step.numel * self.batch * self.itemsize * count > self.block_bytes:
                         fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
                         if fits < count:
                             return _split(replace(part, position=position), fits)
@@ -110,18 +111,28 @@ def _even(count: int, fits: int) -> int:
     return min(fits, -(-size // BLOCK) * BLOCK)
 
 
-def peak_bytes(steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int) -> int:
+def peak_bytes(
+    steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int,
+    hot: dict[int, int] | None = None,
+) -> int:  # fmt: skip
     """Bytes that ``count`` targets need at once on their way down, results not included.
 
-    ``sizes``: entries per sample and target of the registers that exist at the start.
+    ``sizes``: entries per sample and target of the registers that exist at the start. ``hot``: of those of them that
+    are one-hot, what this takes in their place; they are made dense where they are asked for.
     """
-    live, sizes = set(sizes), dict(sizes)
+    live, dense, hot = set(sizes), dict(sizes), dict(hot or {})
+    sizes = {**sizes, **hot}
     peak = outside = 0  # Outside: what larger blocks hold while their smaller ones go down.
     for step, frees in steps:
         unit = batch * itemsize * count
         held = outside + sum(sizes[r] for r in live) * unit
         if type(step) is Emission:
-            peak = max(peak, held + sizes[step.register] * unit)
+            peak = max(peak, held + dense.get(step.register, sizes[step.register]) * unit)
+        elif step.keeps_one_hot and step.ins[0] in hot:
+            live.update(step.outs)
+            sizes[step.out] = hot[step.out] = hot[step.ins[0]]
+            dense[step.out] = step.numel
+            peak = max(peak, held + 2 * hot[step.out] * unit)
         else:
             fits = fitting(step, batch, itemsize, block_bytes)
             if fits < count:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.capture.graph import leaves
 from fastlrp.run.finite import all_finite
+
+_ID_TYPES = (torch.int64, torch.int32)
+"""What embeddings take."""
 
 Relevance = Any
 """A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
@@ -27,10 +32,12 @@ class Inputs:
 
     @staticmethod
     def of(x: Any) -> Inputs:
-        """A tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        """A tensor, a tuple or list of positional inputs, or keyword inputs: a dict, any mapping, a dataclass."""
         if isinstance(x, Tensor):
             return Inputs((x,), {}, [x], ["0"], "tensor")
-        if isinstance(x, dict):
+        if dataclasses.is_dataclass(x) and not isinstance(x, (type, Mapping)):
+            x = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
+        if isinstance(x, Mapping):
             args, kwargs, form = (), dict(x), "dict"
             items = [(str(k), v) for k, v in x.items()]
         elif isinstance(x, (tuple, list)):
@@ -40,10 +47,21 @@ class Inputs:
             raise TypeError(
                 f"x must be a tensor, a tuple of tensors or a dict of keyword inputs, got {type(x).__name__}"
             )
+        for name, item in items:
+            if not isinstance(item, Tensor) and any(isinstance(leaf, Tensor) for leaf in leaves(item)):
+                raise TypeError(
+                    f"input {name!r} is a {type(item).__name__} with tensors in it: give each tensor as an input of "
+                    "its own, beside numbers, truth values, strings and None"
+                )
         found = [(k, v) for k, v in items if isinstance(v, Tensor)]
         if not found:
             raise ValueError("x has no tensor")
         return Inputs(args, kwargs, [v for _, v in found], [k for k, _ in found], form)
+
+    @property
+    def has_floats(self) -> bool:
+        """False if all that it holds are integers and truth values."""
+        return any(t.is_floating_point() for t in self.tensors)
 
     def key(self) -> tuple[Any, ...]:
         """What a captured plan depends on: everything but the batch size and the tensors' values."""
@@ -54,7 +72,7 @@ class Inputs:
         return tuple((k, v.shape[1:], v.dtype, v.device) if isinstance(v, Tensor) else (k, repr(v)) for k, v in items)
 
     def like(self, relevance: list[Tensor], reached: Sequence[bool]) -> Relevance:
-        """Relevance in the structure of the input; None where an input has none (integers)."""
+        """Relevance in the structure of the input; None where an input has none (masks)."""
         if self.form == "tensor":
             return relevance[0]
         rest = iter(relevance)
@@ -71,7 +89,7 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
 
     Raises:
         ValueError: for NaN or infinity, no or different batch axes, another device. TypeError: for another dtype than
-        the model's, a sparse tensor, or no float input.
+        the model's, a sparse tensor, or an input without floats and ids.
     """
     inputs = Inputs.of(x)
     inputs.tensors = [t.detach() for t in inputs.tensors]
@@ -84,7 +102,8 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
             raise ValueError(f"{label} must have a batch axis, got a scalar")
         batch = tensor.shape[0] if batch is None else batch
         if tensor.shape[0] != batch:
-            raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}")
+            hint = f": use expand({batch}, …)" if tensor.shape[0] == 1 else ""
+            raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}{hint}")
         if home is not None and (tensor.device, tensor.dtype) != (home.device, home.dtype):
             home = find_home()
         if home is not None and tensor.device != home.device:
@@ -96,10 +115,18 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
             if home is not None and tensor.dtype != home.dtype:
                 raise TypeError(f"{label} is {tensor.dtype}, the model's parameters are {home.dtype}: convert one")
             _check_finite(tensor, label)
-    if not explainable:
-        kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
-        raise TypeError(f"x is {kinds}: relevance is defined for float inputs, convert with x.float()")
+    if not explainable and not any(t.dtype in _ID_TYPES for t in inputs.tensors):
+        raise not_defined(inputs)
     return inputs
+
+
+def not_defined(inputs: Inputs) -> TypeError:
+    """The error for inputs that have no relevance."""
+    kinds = ", ".join(str(t.dtype) for t in inputs.tensors)
+    return TypeError(
+        f"x is {kinds}: relevance is defined for float inputs, and for ids (torch.int64 or torch.int32) that choose "
+        "rows of an embedding; convert with x.float(), or x.long() for ids, before the model gets it"
+    )
 
 
 def refuse_autocast(device: torch.device) -> None:

@@ -7,27 +7,29 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastlrp.capture.canonizers import canonize
+from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import EXPORTING, Captured, capture
 from fastlrp.capture.graph import Graph
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError
 from fastlrp.plan.plan import Plan
-from fastlrp.run.inputs import Inputs, checked, refuse_autocast
+from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.choose import Chooser
 
 _KEPT = 8
 
-Trace = Callable[[nn.Module, Inputs, str | int | None, Watch], Captured]
-"""From a model, an input and an output's name to the captured model; tells the watch what a forward pass writes."""
+Trace = Callable[[nn.Module, Inputs, Output, Watch], Captured]
+"""From a model, an input and the output to explain to the captured model; tells the watch what a pass writes."""
 
 
-def trace(model: nn.Module, inputs: Inputs, output: str | int | None, watch: Watch) -> Captured:
+def trace(model: nn.Module, inputs: Inputs, output: Output, watch: Watch) -> Captured:
     """The model as torch.export sees it."""
     return capture(model, inputs.args, inputs.kwargs, output, watch.code.written)
 
@@ -49,7 +51,7 @@ class Plans:
         model: nn.Module,
         composite: Composite,
         backend: str,
-        output: str | int | None,
+        output: Output,
         chooser: Chooser,
         trace: Trace = trace,
         canonize: Callable[[Graph], object] = canonize,
@@ -98,10 +100,10 @@ class Plans:
         with EXPORTING:
             self._refuse_lazy()
             watch = self._watch or Watch(self.model)
-            captured = self._trace(self.model, inputs, self._output, watch)
+            captured = self._captured(inputs, watch)
             self._canonize(captured.graph)
-        first = next(t for t in inputs.tensors if t.is_floating_point())
-        how = (self._backend, first.device, first.dtype, self._chooser)
+        dtype = self._dtype(inputs, captured.graph.output.dtype)
+        how = (self._backend, inputs.tensors[0].device, dtype, self._chooser)
         found = self._make(captured, self.composite, *how, watch)
         if captured.fixed_batch is not None:
             key = (*key, captured.fixed_batch)
@@ -110,6 +112,29 @@ class Plans:
             self._kept.popitem(last=False)
         self._watch = watch
         return found
+
+    def _captured(self, inputs: Inputs, watch: Watch) -> Captured:
+        """The traced model.
+
+        Raises:
+            TypeError: for integers that it computes with, or does not take at all.
+        """
+        try:
+            captured = self._trace(self.model, inputs, self._output, watch)
+        except CaptureError as error:
+            looks_up = any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in self.model.modules())
+            if inputs.has_floats or looks_up or not error.of_input:
+                raise
+            raise not_defined(inputs) from error
+        if not inputs.has_floats and not any(v.gets_relevance for v in captured.graph.inputs):
+            raise not_defined(inputs)
+        return captured
+
+    def _dtype(self, inputs: Inputs, of_output: torch.dtype | None) -> torch.dtype:
+        """In which relevance is computed: that of the input; for ids that of the model."""
+        home = next((t for t in inputs.tensors if t.is_floating_point()), None)
+        home = self._home() if home is None else home
+        return home.dtype if home is not None else of_output or torch.get_default_dtype()
 
     def _refuse_lazy(self) -> None:
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):

@@ -15,6 +15,7 @@ from fastlrp.capture import structure as structures
 from fastlrp.capture.graph import Value
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
+from fastlrp.one_hot import OneHot
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Keep
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
@@ -25,6 +26,7 @@ from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
+from fastlrp.run.given_ids import ids_of
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
@@ -32,7 +34,8 @@ from fastlrp.run.prepared import Prepared
 from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Path, Specialized
-from fastlrp.targets import Initial, OneHot, Targets
+from fastlrp.spellings import next_tokens
+from fastlrp.targets import Initial, Targets
 
 LrpAware = bool | Literal["sweep"]
 
@@ -168,6 +171,9 @@ class ForwardRecord:
         """What one block of targets may take."""
         return Budget(self.plan, self.batch, self._max_memory)
 
+    def _budget_of(self, asked: Targets) -> Budget:
+        return replace(self.budget, terms=asked.terms if self.plan.takes_one_hot else None)
+
     @property
     def fixed_batch(self) -> int | None:
         """The only batch size that the captured graph takes; None if it takes any."""
@@ -190,17 +196,21 @@ class ForwardRecord:
         layers: str | Sequence[str] | None = None,
         reduce: str | None = None,
         out: Any = None,
+        at: Any = None,
     ) -> Relevance:
         """Relevance of the input for K targets.
 
         Args:
-            targets: see :class:`fastlrp.targets.Targets`.
+            targets: see :class:`fastlrp.targets.Targets`; also ``"next"``: each next token of the text that the model
+                was given, at the position before it.
             initial: ``"output"``, ``"one"`` or a callable from the output to initial relevance.
             layers: module paths, or ``"all"``: also give the relevance of those modules' outputs. Functional calls are
                 named ``path.operation``, see :attr:`layer_names`.
             reduce: ``"channels"`` sums over the channel axis: ``(B, K, H, W)``.
             out: tensor, NumPy array or memmap of the result's shape to write into (with ``layers`` or several
                 inputs: a dict of them by name).
+            at: positions of the targets on an output ``(B, S, V)``: one, a list, ``fastlrp.each(…)``, ``"all"``,
+                ``"pairs"``; see :class:`fastlrp.targets.Targets`.
 
         Returns:
             ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``layers`` a dict from module path to
@@ -211,21 +221,25 @@ class ForwardRecord:
             ValueError: if ``max_memory`` is too small for one target.
         """
         self._refuse_stale()
-        return self.relevance_at_once(targets, initial, layers, reduce, out)
+        return self.relevance_at_once(targets, initial, layers, reduce, out, at)
 
-    def relevance_at_once(self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any) -> Relevance:
+    def relevance_at_once(
+        self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any, at: Any = None
+    ) -> Relevance:
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
-        asked = self._asked(targets, initial)
+        asked = self.asked(targets, initial, at)
         return self._relevance(asked, 0, asked.count, layers, reduce, out)
 
-    def _asked(self, targets: Any, initial: Initial) -> Targets:
-        asked = Targets(targets, self._scores, initial)
+    def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
+        """The targets as they are understood, checked; see :meth:`relevance`."""
+        if isinstance(targets, str) and targets == "next":
+            targets = next_tokens(ids_of(self._inputs, self._scores))
+        asked = Targets(targets, self._scores, initial, at)
         # Relevance that starts with other numbers than the scores need not show that they are not finite.
-        if initial != "output" and asked.index is not None:
-            scores = self._scores
-            asked_for = scores.gather(1, asked.index) if scores.dim() == 2 else scores
-            if bool(asked_for.isnan().any()) or (scores.dim() == 2 and not all_finite(asked_for)):
-                raise NotFiniteError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
+        asked_for = asked.asked_for() if initial != "output" else None
+        few = asked.terms is not None
+        if asked_for is not None and (bool(asked_for.isnan().any()) or (few and not all_finite(asked_for))):
+            raise NotFiniteError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
         return asked
 
     def stream(
@@ -235,6 +249,7 @@ class ForwardRecord:
         layers: str | Sequence[str] | None = None,
         reduce: str | None = None,
         block: int | None = None,
+        at: Any = None,
     ) -> Iterator[tuple[range, Relevance]]:
         """Relevance in blocks of targets that fit into ``max_memory``.
 
@@ -242,12 +257,13 @@ class ForwardRecord:
             ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
             sets the size of a block instead.
         """
-        asked = self._asked(targets, initial)
+        asked = self.asked(targets, initial, at)
+        budget = self._budget_of(asked)
         size = block
         if size is None:
             names = self._values(layers)
-            self.budget.check(names, reduce)
-            size = self.budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
+            budget.check(names, reduce)
+            size = budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
         for start in range(0, asked.count, size):
@@ -268,10 +284,11 @@ class ForwardRecord:
             for name, value in names.items()
         }
         wanted = tuple(dict.fromkeys(names.values()))
-        self.budget.check(names, reduce)
+        budget = self._budget_of(asked)
+        budget.check(names, reduce)
         with torch.no_grad():
             state, schedule, found = self._steps(names, asked.count, reduce)
-            steps, block = self.budget.block(count, names, reduce, schedule, found)
+            steps, block = budget.block(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
@@ -299,8 +316,10 @@ class ForwardRecord:
 
     def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
         """The reason, looked for a few targets at a time: all layers' relevance is held at once."""
-        for first in range(0, count, BLOCK):
-            initial = asked.block(start + first, min(BLOCK, count - first))
+        each = self.plan.graph.output.numel * max(1, self.batch) * self.plan.dtype.itemsize
+        block = max(1, min(BLOCK, BASIS_BYTES // each))
+        for first in range(0, count, block):
+            initial = asked.block(start + first, min(block, count - first), one_hot=self.plan.takes_one_hot)
             found = not_finite(self.plan, state, initial)
             if found is not None:
                 return found

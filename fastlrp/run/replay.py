@@ -19,8 +19,11 @@ from torch import Tensor
 
 from fastlrp.capture import structure as structures
 from fastlrp.capture.export import EXPORTING
+from fastlrp.classes import Terms
+from fastlrp.kinds.embedding import LOOKS
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.steps import Schedule, Steps
+from fastlrp.positions import positions
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.plans import Plans
 from fastlrp.run.prepared import Prepared
@@ -92,8 +95,9 @@ class Replay:
     """Relevance of K class targets for inputs of one shape, repeated as one CUDA graph.
 
     Made by :meth:`fastlrp.Explainer.replay`. What depends on numbers is left out, so that every call does the same: no
-    basis of living entries, no look at the input for NaN. On a GPU weights that are written without PyTorch's knowledge
-    (fused optimisers, ``.data``) are not noticed either: looking at them would wait for the device. Make a new replay.
+    basis of living entries, no look at the input for NaN or for ids that an embedding does not have. On a GPU weights
+    that are written without PyTorch's knowledge (fused optimisers, ``.data``) are not noticed either: looking at them
+    would wait for the device. Make a new replay.
 
     Args:
         plans: of the model under its rules.
@@ -103,6 +107,7 @@ class Replay:
             wait for the device.
         reduce: ``"channels"`` sums over the channel axis. max_memory: in bytes, see :class:`fastlrp.Explainer`.
         recording: what repeats the work; a CUDA graph if None.
+        at: positions of all targets to come, see :class:`fastlrp.targets.Targets`; K counts every target at each.
 
     Raises:
         RuntimeError: without a GPU, or if something in the model or in a custom rule waits for the device.
@@ -118,15 +123,16 @@ class Replay:
         reduce: str | None = None,
         max_memory: int | None = None,
         recording: Recording | None = None,
+        at: Any = None,
     ) -> None:
         if type(targets_count) is not int or targets_count < 1:
             raise ValueError(f"targets_count must be a number of targets, at least 1, got {targets_count!r}")
         self.targets_count = targets_count
         self._plans, self._initial, self._reduce, self._max_memory = plans, initial, reduce, max_memory
-        self._lock, self._stale, self._made = threading.Lock(), "", False
+        self._lock, self._stale, self._made, self._at = threading.Lock(), "", False, at
         with torch.inference_mode(False), torch.no_grad():
             example = plans.inputs(example_inputs)
-            self._device = next(t for t in example.tensors if t.is_floating_point()).device
+            self._device = example.tensors[0].device
             self._recording: Recording | None = self._recorder() if recording is None else recording
             self._refreshed, self._switches = plans.refreshed, _switches(self._device)
             self._prepared = plans.of(example)
@@ -149,16 +155,31 @@ class Replay:
     def _try(self) -> None:
         """One ordinary pass: all that can be wrong is found here, and memory for the targets is made."""
         record = _Pass(self._prepared, self._static, self._max_memory)
-        classes = [0] * self.targets_count
-        record.explain(Targets(classes, record._scores, self._initial), self._reduce)
+        if isinstance(self._at, str) and self._at == "pairs":
+            raise ValueError(
+                "a replay keeps its positions, so that at='pairs' is not for it: name positions, at=[3, 5]"
+            )
+        self._at = None if self._at is None else positions(self._at, record._scores)
+        places = 1 if self._at is None else self._at.cells.shape[1]
+        if self.targets_count % places:
+            raise ValueError(
+                f"targets_count={self.targets_count} must be so many targets at each of {places} positions"
+            )
+        classes = [0] * (self.targets_count // places)
+        record.explain(Targets(classes, record._scores, self._initial, self._at), self._reduce)
         self._index = torch.zeros(record.batch, self.targets_count, dtype=torch.int64, device=self._device)
         # Classes are checked against this on the host. It takes no memory.
         self._shape = torch.zeros((), dtype=record._scores.dtype).expand(record._scores.shape)
 
     def _run(self) -> tuple[list[Tensor], Relevance]:
         """What is recorded: the model's outputs and the relevance, from the static input and the static classes."""
-        record = _Pass(self._prepared, self._static, self._max_memory)
-        return record.outputs(), record.explain(_Checked(self._index, record._scores, self._initial), self._reduce)
+        before = LOOKS.set(False)
+        try:
+            record = _Pass(self._prepared, self._static, self._max_memory)
+            asked = _Checked(self._index, record._scores, self._initial, self._at)
+            return record.outputs(), record.explain(asked, self._reduce)
+        finally:
+            LOOKS.reset(before)
 
     def __call__(self, x: Any, targets: Any, copy: bool = True) -> tuple[Any, Relevance]:
         """The model's output and the relevance of K classes; waits for nothing on the device.
@@ -239,9 +260,9 @@ class Replay:
             raise ValueError(
                 f"targets {targets!r} depends on the output, which a replay does not wait for: name classes"
             )
-        asked = Targets(targets, self._shape)
-        if asked.index is None and self._shape.dim() > 1:
-            raise TypeError("a replay takes classes, not initial relevance: call the explainer itself")
+        asked = Targets(targets, self._shape, at=self._at)
+        if asked.index is None:
+            raise TypeError("a replay takes classes, not initial relevance or contrasts: call the explainer itself")
         if asked.count != self.targets_count:
             raise ValueError(
                 f"got {asked.count} targets, this replay was made for {self.targets_count}: make one for that number"
@@ -299,8 +320,9 @@ class _Checked(Targets):
     def _is_relevance(self, targets: Any) -> bool:
         return False
 
-    def _classes(self, targets: Tensor) -> Tensor:
-        return targets
+    def _chosen(self, targets: Tensor) -> Terms:
+        places = 1 if self._at is None else self._at.cells.shape[1]
+        return Terms(targets.unflatten(1, (places, -1)).unsqueeze(3))
 
     def _initial_values(self, initial: Initial) -> Tensor:
         if isinstance(initial, str):

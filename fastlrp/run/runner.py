@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
+from fastlrp.one_hot import OneHot
 from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
@@ -25,7 +26,6 @@ from fastlrp.run.descent import Descent
 from fastlrp.run.sparse import specialize as alive
 from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.specialize import Specialized
-from fastlrp.targets import OneHot
 
 
 def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients") -> list[Any]:
@@ -100,10 +100,16 @@ def registers_with(plan: Plan, initial: Tensor | OneHot) -> list[Any]:
     return registers
 
 
-def peak_bytes(plan: Plan, steps: Steps, batch: int, count: int) -> int:
-    """Bytes that ``count`` targets need at once while they move down, results not included."""
-    sizes = {plan.program.top: plan.graph.output.numel}
-    return way_down.peak_bytes(steps, sizes, batch, count, plan.dtype.itemsize, plan.block_bytes)
+def peak_bytes(plan: Plan, steps: Steps, batch: int, count: int, terms: int | None = None) -> int:
+    """Bytes that ``count`` targets need at once while they move down, results not included.
+
+    ``terms``: entries of each target where they start one-hot.
+    """
+    top = plan.program.top
+    sizes = {top: plan.graph.output.numel}
+    # The values and, in eight bytes each, their places.
+    hot = {} if terms is None else {top: terms * (1 + -(-8 // plan.dtype.itemsize))}
+    return way_down.peak_bytes(steps, sizes, batch, count, plan.dtype.itemsize, plan.block_bytes, hot)
 
 
 def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) -> Neck | None:

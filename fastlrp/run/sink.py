@@ -21,7 +21,7 @@ class Result:
         self, name: str, value: Value, batch: int, count: int, reduce: str | None, destination: Any, alone: bool
     ) -> None:
         self.value, self.count, self.alone = value, count, alone
-        self.channels = reduce == "channels" and len(value.sizes) > 1
+        self.channels = reduce == "channels" and len(value.sizes) > 1 and value.is_float
         self.shape = (batch, count, *(value.sizes[1:] if self.channels else value.sizes))
         self.given = destination
         self.target: Tensor | None = None if destination is None else self._check(destination, name)

@@ -14,13 +14,14 @@ from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import BLOCK
 from fastlrp.plan.table import align
 from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Initial, Targets
-from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, floor, most, relative, sizes
+from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, coarsest, floor, most, relative, sizes
 from fastlrp.verify.walk import Walker
 
 _WORKING_BYTES = 512 << 20
@@ -109,11 +110,13 @@ class Verification:
         verdict = "ok" if self.ok else "NOT OK"
         kept = ", ".join(f"{name} {value:+.4g}" for name, value in self.kept.items())
         alone = "" if self.alone is None else f", a sample alone {self.alone:.1e}"
+        missing = [f"{r.operation} ({r.path or 'model'})" for r in self.rows if r.rule == NO_RULE]
+        note = f"\nwithout a rule, by input times gradient: {', '.join(missing)}" if missing else ""
         return (
             f"{align(header, rows, numbers=range(3, 9))}\n"
             f"{verdict}: largest error of a layer {self.max_error:.1e} (tolerance {self.tolerance:.0e}), "
             f"end to end {self.end_to_end:.1e}{alone}\n"
-            f"score {self.score:+.6g} = relevance of the input {self.relevance:+.6g} + kept: {kept}"
+            f"score {self.score:+.6g} = relevance of the input {self.relevance:+.6g} + kept: {kept}{note}"
         )
 
 
@@ -122,7 +125,7 @@ def _number(value: float | None, form: str = "{:+.4g}") -> str:
 
 
 def verify(
-    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None
+    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None, at: Any = None
 ) -> Verification:
     """Check what a record answers, :meth:`fastlrp.Explainer.verify` on an input.
 
@@ -131,21 +134,22 @@ def verify(
     reference from the output on; and samples are explained once more without the rest of the batch.
 
     Args:
-        targets, initial: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
+        targets, initial, at: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
         tolerance: largest relative error of a layer; by default that of :data:`fastlrp.verify.relative.TOLERANCE`.
 
     Returns:
         a :class:`Verification`.
     """
     state = record.state()
-    plan, asked = record.plan, Targets(targets, record.scores, initial)
+    plan, asked = record.plan, record.asked(targets, initial, at)
     with torch.no_grad():
         check = _Check(plan, state, record.batch)
         block = check.block(asked.count)
         for start in range(0, asked.count, block):
             check.add(asked.block(start, min(block, asked.count - start)))
-        verification = check.verification(TOLERANCE.get(plan.dtype, 1e-4) if tolerance is None else tolerance)
-        allowed = ALONE_TOLERANCE.get(plan.dtype, 0.1)
+        dtype = check.dtype
+        verification = check.verification(TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance)
+        allowed = ALONE_TOLERANCE.get(dtype, 0.1)
         return replace(verification, alone=_alone(record, asked), alone_tolerance=allowed)
 
 
@@ -187,7 +191,8 @@ class _Check:
             for t in (self.state[v.index],)
         }
         # Times what arrives: what an error is relative to where relevance itself is smaller.
-        self.floor = floor(plan.dtype)
+        self.dtype = coarsest((value.dtype for value in plan.flows), plan.dtype)
+        self.floor = floor(self.dtype)
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}

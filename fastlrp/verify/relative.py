@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ ALONE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.1, torch.float16: 0.3, 
 Rounding depends on the batch size, and where sums of both signs are divided by their total it can move the result of a
 whole network by 1e-2 in float32. An operation that mixes samples moved it by 0.4 to 1.1.
 """
+
+
+def coarsest(dtypes: Iterable[torch.dtype | None], own: torch.dtype) -> torch.dtype:
+    """The floating-point dtype with the fewest digits: parts of a model may compute in another one than its input's."""
+    known = [dtype for dtype in dtypes if dtype in TOLERANCE]
+    return max((own, *known), key=lambda dtype: TOLERANCE.get(dtype, 1e-4))
 
 
 def floor(dtype: torch.dtype) -> float:

@@ -14,9 +14,11 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds.registry import KIND
+from fastlrp.kinds.shares import shares_through
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.kinds.weighted import merged_layer
 from fastlrp.reference.weightless import MaxPoolMode
+from fastlrp.stabilizer import Stabilizer
 
 
 class Walker:
@@ -35,6 +37,8 @@ class Walker:
     def through(self, node: Node, R: Tensor) -> Share | None:
         """Relevance ``(B, K, …)`` of the node's output to its inputs; None without a reference (a user's rule)."""
         rule = self.rules.get(node)
+        if isinstance(rule, rules.InputGradient):
+            return shares_through(self.walk, node, R, Stabilizer.ensure(rule.stabilizer), node.sources)
         return None if isinstance(rule, rules.Custom) else KIND[node.kind].textbook(self.walk, node, rule, R)
 
     def alone(self, node: Node, free: Value) -> Callable[[Tensor], Tensor]:

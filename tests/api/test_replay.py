@@ -63,6 +63,24 @@ def test_every_way_to_name_classes():
     torch.testing.assert_close(one(x, 2)[1], expected[:, 2:])
 
 
+def test_targets_at_positions():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 9)).double().eval()
+    explainer = Explainer(model, "epsilon", backend="torch")
+    x, other = torch.randn(2, 2, 6, 4, dtype=torch.float64)
+    for at in ([5, 1], torch.tensor([[5, 1], [0, 2]])):
+        replay = replay_of(explainer, x, 6, at=at)
+        for targets in ([8, 0, 3], torch.tensor([[1, 2, 3], [8, 8, 0]])):
+            assert relative_error(replay(other, targets)[1], explainer(other, targets, at=at)) < 1e-12
+    with pytest.raises(ValueError, match="got 4 targets, this replay was made for 6"):
+        replay(x, [0, 1])
+    with pytest.raises(TypeError, match="takes classes, not initial relevance or contrasts"):
+        replay(x, [{0: 1.0, 1: -1.0}])
+    with pytest.raises(ValueError, match="targets_count=3 must be so many targets at each of 2 positions"):
+        replay_of(explainer, x, 3, at=[5, 1])
+    with pytest.raises(ValueError, match="at='pairs' is not for it"):
+        replay_of(explainer, x, 2, at="pairs")
+
+
 @pytest.mark.parametrize("name", ["mlp", "convnet"])
 def test_the_top_selects_rows_where_it_can_and_multiplies_where_it_cannot(name):
     # Epsilon on the last layer takes one-hot targets; z+ there gets them as a dense tensor.
@@ -380,3 +398,19 @@ def test_on_a_gpu(copy):
         torch.cuda.synchronize()
         torch.testing.assert_close(output, model(x), rtol=1e-3, atol=1e-3)
         assert relative_error(relevance, explainer(x, targets)) < 1e-3
+
+
+def test_ids_in_the_place_of_floats():
+    torch.manual_seed(0)
+    model = (
+        nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    )
+    explainer = Explainer(model, "epsilon", backend="torch")
+    replay = replay_of(explainer, torch.zeros(2, 5, dtype=torch.int64), 2)
+    for seed in range(2):
+        x = torch.randint(0, 9, (2, 5), generator=torch.Generator().manual_seed(seed))
+        output, relevance = replay(x, [0, 2])
+        torch.testing.assert_close(output, model(x))
+        assert relative_error(relevance, explainer(x, [0, 2])) < 1e-12
+    with pytest.raises(ValueError, match=r"x has dtype torch.int32, this replay was made for torch.int64"):
+        replay(x.int(), [0, 2])

@@ -12,6 +12,7 @@ from benchmarks import compare, layers, measure, memory, providers
 from benchmarks.models import build
 from benchmarks.providers import Provider
 from benchmarks.scenarios import OTHERS, spread_out
+from fastlrp.run import runner
 from tests.torchvision_models import import_models
 
 import_models()
@@ -158,7 +159,9 @@ def test_absent_goldens_leave_a_scenario_out(monkeypatch, tmp_path, capsys):
 
 def test_layers(capsys):
     words = ["--model", "small", "--targets", "8", "--density", "0.3"]
+    propagate = runner.propagate
     layers.main(words)
+    assert runner.propagate is propagate  # Else the steps of every later plan are kept, with their weights.
     text = capsys.readouterr().out
     assert "small, epsilon_plus, " in text
     assert "0.30 of the neurons alive" in text

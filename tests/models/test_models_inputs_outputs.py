@@ -137,21 +137,22 @@ def test_an_input_that_the_output_does_not_depend_on() -> None:
 
 
 def test_embeddings() -> None:
-    """Integers have no relevance; the embedding's output has."""
+    """The relevance of an id is that of the row that it chooses."""
     model = Written(
         lambda m, ids, x: m.c(F.relu(m.embed(ids).mean(1) + m.a(x))),
         embed=nn.Embedding(7, 16), a=nn.Linear(10, 16), c=nn.Linear(16, 4),
     ).double().eval()  # fmt: skip
     ids, x = torch.randint(0, 7, (3, 6)), vector().double()
-    nothing, relevance = fastlrp.explain(model, (ids, x), [1])
-    assert nothing is None
+    of_ids, relevance = fastlrp.explain(model, (ids, x), [1])
+    assert of_ids.shape == (3, 1, 6)
     assert relevance.shape == (3, 1, 10)
     found = fastlrp.explain(model, (ids, x), [1], "lrp0", layers=["embed", "a"])
     assert found["embed"].shape == (3, 1, 6, 16)
     score = model(ids, x)[:, 1]
     bias = torch.autograd.grad(score.sum(), [model.a.bias, model.c.bias])
     kept = sum((b * g).sum() for b, g in zip((model.a.bias, model.c.bias), bias, strict=True))
-    total = found["embed"].sum() + found["input"].sum()
+    torch.testing.assert_close(found["embed"].sum(-1), found["input"]["input.0"])
+    total = found["embed"].sum() + found["input"]["input.1"].sum()
     torch.testing.assert_close(total, (score.sum() - kept).detach())
 
 

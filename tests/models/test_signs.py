@@ -167,10 +167,15 @@ def powers(d: Draw) -> Any:
     return "Scalar", (d.number(), d.value())
 
 
+def chosen(d: Draw) -> Any:
+    """``max`` and ``min`` along an axis, or of two tensors."""
+    return d.pick(("dim", (d.value(), 1)), ("other", (d.value(), d.value())))
+
+
 ROW, MAP = (2, 4), (2, 4, 4, 4)
 UNARY = (
     "relu relu6 sigmoid hardsigmoid exp square abs selu silu hardswish mish tanh clone detach alias lift_fresh "
-    "lift_fresh_copy contiguous squeeze mean sum mT adjoint"
+    "lift_fresh_copy contiguous squeeze mean sum mT adjoint sqrt log1p expm1 asinh atan sinh erf"
 )
 DRAWS: dict[str, Callable[[Draw], Any]] = {
     **dict.fromkeys(UNARY.split(), on(MAP)),
@@ -246,6 +251,17 @@ DRAWS: dict[str, Callable[[Draw], Any]] = {
     "pixel_shuffle": on(MAP, 2),
     "pixel_unshuffle": on(MAP, 2),
     "channel_shuffle": on(MAP, 2),
+    "max": chosen,
+    "min": chosen,
+    "amax": on(MAP, [1, 2]),
+    "amin": on(MAP, [1]),
+    "median": on(MAP, 1, overload="dim"),
+    "kthvalue": on(MAP, 2, 1),
+    "mode": on(MAP, 1),
+    "topk": on(MAP, 2, 1),
+    "sort": on(MAP, 1),
+    "cummax": on(MAP, 1),
+    "cummin": on(MAP, 1),
     "index_select": on(ROW, 1, torch.tensor([2, 0])),
     "index": on(ROW, [None, torch.tensor([2, 0])], overload="Tensor"),
 }  # fmt: skip

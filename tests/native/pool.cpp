@@ -64,10 +64,13 @@ struct Problem {
     return channels_last ? (b * n + i) * C + c : (b * C + c) * n + i;
   }
   int64_t out_at(int64_t b, int64_t k, int64_t c, int64_t i) const { return cache_at(b * K + k, c, i, inputs); }
-  const T* scale_or_null() const { return scale.empty() ? nullptr : scale.data(); }
+  fastlrp::PoolFlow<T> flow() {
+    const T* scales = scale.empty() ? nullptr : scale.data();
+    return {memory.data(), stride_b, stride_k, stride_c, scales, out.data(), B, K, C, outputs, inputs, channels_last};
+  }
 
   // F * scale, in double
-  double flow(int64_t b, int64_t k, int64_t c, int64_t o) const {
+  double arriving(int64_t b, int64_t k, int64_t c, int64_t o) const {
     return static_cast<double>(memory[relevance_at(b, k, c, o)]) *
            (scale.empty() ? 1.0 : static_cast<double>(scale[cache_at(b, c, o, outputs)]));
   }
@@ -128,12 +131,10 @@ void check_average(const Axes& axes, double factor, int64_t B, int64_t K, int64_
   each_pair(axes, [&](int64_t i, int64_t o, double weight) {
     for (int64_t row = 0; row < B * K * C; ++row) {
       const int64_t b = row / C / K, k = row / C % K, c = row % C;
-      expected[p.out_at(b, k, c, i)] += p.flow(b, k, c, o) * weight * factor;
+      expected[p.out_at(b, k, c, i)] += p.arriving(b, k, c, o) * weight * factor;
     }
   });
-  fastlrp::cpu::pool_avg_relevance<T>({p.memory.data(), p.stride_b, p.stride_k, p.stride_c, p.scale_or_null(),
-                                       p.out.data(), B, K, C, axes.data(), factor},
-                                      channels_last);
+  fastlrp::cpu::pool_avg_relevance<T>({p.flow(), axes.data(), factor});
   CHECK_FOR(native::close(p.out, expected), p.context());
 }
 
@@ -159,13 +160,11 @@ void check_ties(const Axes& axes, int64_t B, int64_t K, int64_t C, bool channels
     each_pair(axes, [&](int64_t i, int64_t o, double) { winners[p.cache_at(b, c, o, p.outputs)] += wins(i, o); });
     each_pair(axes, [&](int64_t i, int64_t o, double) {
       for (int64_t k = 0; k < K && wins(i, o); ++k) {
-        expected[p.out_at(b, k, c, i)] += p.flow(b, k, c, o) / winners[p.cache_at(b, c, o, p.outputs)];
+        expected[p.out_at(b, k, c, i)] += p.arriving(b, k, c, o) / winners[p.cache_at(b, c, o, p.outputs)];
       }
     });
   }
-  fastlrp::cpu::pool_ties_relevance<T>({p.memory.data(), p.stride_b, p.stride_k, p.stride_c, input.data(),
-                                        output.data(), p.scale_or_null(), p.out.data(), B, K, C, axes.data()},
-                                       channels_last);
+  fastlrp::cpu::pool_ties_relevance<T>({p.flow(), input.data(), output.data(), axes.data()});
   CHECK_FOR(native::close(p.out, expected), p.context());
 }
 
@@ -180,16 +179,10 @@ void check_max(int64_t B, int64_t K, int64_t C, int64_t inputs, int64_t outputs,
   for (int64_t row = 0; row < B * K * C; ++row) {
     const int64_t b = row / C / K, k = row / C % K, c = row % C;
     for (int64_t o = 0; o < outputs; ++o) {
-      expected[p.out_at(b, k, c, index[p.cache_at(b, c, o, outputs)])] += p.flow(b, k, c, o);
+      expected[p.out_at(b, k, c, index[p.cache_at(b, c, o, outputs)])] += p.arriving(b, k, c, o);
     }
   }
-  const fastlrp::cpu::PoolMax<T> arguments{p.memory.data(),   p.stride_b,   p.stride_k, p.stride_c, index.data(),
-                                           p.scale_or_null(), p.out.data(), B,          K,          C,
-                                           outputs,           inputs};
-  const auto run = [&] {
-    channels_last ? fastlrp::cpu::pool_max_relevance_channels_last(arguments)
-                  : fastlrp::cpu::pool_max_relevance(arguments);
-  };
+  const auto run = [&] { fastlrp::cpu::pool_max_relevance<T>({p.flow(), index.data()}); };
   run();
   CHECK_FOR(native::close(p.out, expected), p.context());
   if (index.empty() || K == 0) {

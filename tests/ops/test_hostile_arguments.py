@@ -1,4 +1,4 @@
-"""Wrong arguments of every kind for the CPU's kernels of pools and coefficients."""
+"""Wrong arguments of every kind for the CPU's kernels of pools, coefficients and attention."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from tests import hostile
 
 RELEVANCE, MAP, INPUT = torch.ones(2, 3, 4, 3, 5), torch.ones(2, 4, 3, 5), torch.ones(2, 4, 6, 10)
 WINDOWS = {"kernel_size": [2, 2], "stride": [2, 2], "padding": [0, 0]}
+QUERY, KEY, ROWS = torch.ones(2, 4, 5, 3), torch.ones(2, 2, 6, 3), torch.ones(2, 4, 5)
+SCORES = {
+    "relevance": torch.ones(2, 3, 4, 5, 3), "query": QUERY, "key": KEY, "log_sum": ROWS,
+    "mask": torch.ones(5, 6, dtype=torch.bool), "causal": True, "scale": 0.5, "cap": 2.0,
+}  # fmt: skip
 RIGHT = {
     "pool_max_relevance": {
         "relevance": RELEVANCE, "index": torch.zeros(2, 4, 3, 5, dtype=torch.long), "scale": MAP, "input_size": [6, 10],
@@ -25,6 +30,11 @@ RIGHT = {
     "elementwise_coefficients": {
         "z": MAP, "positive": MAP, "negative": MAP, "factor": MAP, "rule": "gamma", "alpha": 0.25, "epsilon": 1e-6,
     },
+    "attention_relevance": {
+        **SCORES, "value": KEY, "output": QUERY, "share_query": 0.25, "share_key": 0.25, "share_value": 0.5,
+        "epsilon": 0.1,
+    },
+    "attention_value_relevance": SCORES,
 }  # fmt: skip
 
 

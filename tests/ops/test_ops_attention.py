@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastlrp import functional
 from fastlrp.aten import _attention as tiles
+from fastlrp.backends.extension import extension
 from tests.ops.cases import TOLERANCE, backends, bound, in_dtypes, reference, reversed_memory, same, with_gaps
 
 FORWARD, RELEVANCE, VALUE = OPS = ("attention_forward", "attention_relevance", "attention_value_relevance")
@@ -122,6 +123,31 @@ def test_half_precision(case, dtype):
         found, expected = getattr(aten, op)(*given), reference(op)(*exact)
         narrow = [right.to(got.dtype) for got, right in zip(tree_leaves(found), tree_leaves(expected), strict=True)]
         assert_equal(found, narrow, given, 0.5 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("isa", extension().available_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_instruction_set(isa, dtype):
+    compiled = extension()
+    before = compiled.isa()
+    try:
+        compiled.set_isa(isa)
+        for case in (CASES[1], CASES[6], (1, 2, 2, 1, 130, 133, 37, 19, True, "bias", 1.5, 0.1)):
+            given = arguments(case, dtype)
+            for op in (RELEVANCE, VALUE):
+                assert_equal(bound(op, "cpu", dtype)(*given[op]), reference(op)(*given[op]), given[op])
+    finally:
+        compiled.set_isa(before)
+
+
+def test_rows_without_relevance_are_skipped():
+    """A target at one position alone; blocks of targets of which some bring nothing."""
+    given = arguments((1, 5, 2, 1, 140, 140, 8, 8, True, "window", 0.0, 0.0), torch.float32)
+    for op in (RELEVANCE, VALUE):
+        g, *rest = given[op]
+        g = g.clone()
+        g[:, 0, :, :-1] = g[:, 1] = g[:, 2, :, :130] = g[:, 3, 1] = g[:, 4, :, 5:] = 0
+        assert_equal(bound(op, "cpu", torch.float32)(g, *rest), reference(op)(g, *rest), given[op])
 
 
 def two_keys(**changes: float) -> list[float]:

@@ -27,6 +27,9 @@ def work() -> list[tuple[str, tuple[object, ...]]]:
         ("pool_adaptive_avg_relevance", (r, scale, size)),
     ]
     z = torch.randn(3, 50, 41, 37)
+    g, q, k = torch.randn(1, 5, 2, 150, 8), torch.randn(1, 2, 150, 8), torch.randn(1, 1, 170, 8)
+    scores = (None, True, 0.3, 0.0)
+    output, log_sum = bound("attention_forward", "torch", torch.float32)(q, k, k, *scores)
     return [
         *pools,
         *[(op, relayouts(given, channels_last(2), channels_last(1))) for op, given in pools],
@@ -34,6 +37,9 @@ def work() -> list[tuple[str, tuple[object, ...]]]:
             ("elementwise_coefficients", (z, z.clamp(min=0), z.clamp(max=0), z.clamp(min=0), rule, 2.0, 1e-6))
             for rule in ("epsilon", "zplus", "gamma")
         ],
+        # Two query heads with one key head: each thread has some of the targets.
+        ("attention_relevance", (g, q, k, k, output, log_sum, *scores, 0.25, 0.25, 0.5, 0.0)),
+        ("attention_value_relevance", (g, q, k, log_sum, *scores)),
     ]
 
 

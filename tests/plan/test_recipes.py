@@ -16,9 +16,9 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 # In which file, after which line, which line: what the page says below each recipe.
 LINES = {
-    "fastlrp/kinds/logsumexp.py": [
-        ("fastlrp/kinds/registry.py", "    linear_map,", "    logsumexp,"),
-        ("fastlrp/kinds/registry.py", "    linear_map.KIND,", "    logsumexp.KIND,"),
+    "fastlrp/kinds/logcumsumexp.py": [
+        ("fastlrp/kinds/registry.py", "    linear_map,", "    logcumsumexp,"),
+        ("fastlrp/kinds/registry.py", "    linear_map.KIND,", "    logcumsumexp.KIND,"),
     ],
     "fastlrp/rules/absolute.py": [
         ("fastlrp/rules/__init__.py", "__all__ = [", '    "Absolute",'),
@@ -50,16 +50,16 @@ torch.manual_seed(0)
 
 
 class Net(nn.Module):
-    """logsumexp along one axis and along two, with and without the axes in the result."""
+    """logcumsumexp along either axis, and of its own result."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(4, 5), nn.Linear(9, 2)
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(45, 2)
 
     def forward(self, x):
         h = self.first(x)
-        both = h.logsumexp((1, -1)).unsqueeze(1)
-        return self.last(torch.cat([h.logsumexp(1), h.logsumexp(2), both], 1).relu())
+        one, other = h.logcumsumexp(1), h.logcumsumexp(-1)
+        return self.last(torch.cat([one, other, one.logcumsumexp(2)], 1).relu().flatten(1))
 
 
 class Double(nn.Module):
@@ -78,15 +78,15 @@ for composite in ("epsilon_plus", "gradient"):
     explainer = fastlrp.Explainer(Net().double().eval(), composite)
     report = explainer.verify(tokens, "all", initial="one" if composite == "gradient" else "output")
     assert report.ok, report
-    assert sum(row.operation == "logsumexp" for row in report.rows) == 3, report
-assert "logsumexp" in str(explainer.plan)
+    assert sum(row.operation == "logcumsumexp" for row in report.rows) == 3, report
+assert "logcumsumexp" in str(explainer.plan)
 one = nn.Sequential()
-one.forward = lambda x: x.logsumexp(1, keepdim=True)
+one.forward = lambda x: x.logcumsumexp(1)[:, 1:]
 x = torch.tensor([[0.0, 3.0]]).double().log()
 x[0, 0] = 0.0  # exp(x) is 1 and 3: a quarter and three quarters.
 found = fastlrp.explain(one, x, torch.ones(1, 1, 1).double())
 torch.testing.assert_close(found, torch.tensor([[[0.25, 0.75]]]).double())
-composites.kind("logsumexp")
+composites.kind("logcumsumexp")
 
 # The rule: 3 and 1 of |w| x, in one layer and in a network with a batch norm.
 layer = nn.Linear(2, 1).double()

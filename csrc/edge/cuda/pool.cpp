@@ -14,18 +14,9 @@ namespace kernels = fastlrp::cuda;
 constexpr int64_t kDenseFrom = 2;  // only samples and targets may have any strides
 
 template <class T>
-kernels::PoolFlow<T> flow_of(const PoolArguments& pool, const at::Tensor& out) {
-  return {data_of<T>(pool.relevance),
-          pool.relevance.stride(0),
-          pool.relevance.stride(1),
-          pool.scale.defined() ? data_of<T>(pool.scale) : nullptr,
-          data_of<T>(out),
-          pool.B,
-          pool.K,
-          pool.C,
-          pool.outputs,
-          pool.inputs,
-          pool.channels_last};
+PoolFlow<T> flow_of(const PoolArguments& pool, const at::Tensor& out) {
+  const T* scale = pool.scale.defined() ? data_of<T>(pool.scale) : nullptr;
+  return pool.flow<T>(data_of<T>(pool.relevance), scale, data_of<T>(out));
 }
 
 // launch(stream, flow) -> the result that it fills
@@ -49,7 +40,7 @@ at::Tensor pool_max_relevance(const at::Tensor& relevance, const at::Tensor& ind
   const at::Tensor index = pool.cache("index", index_, at::kLong, pool.output_size());
   const at::Tensor scratch = at::empty({kernels::pool_max_scratch(pool.B, pool.C, pool.outputs, pool.inputs)},
                                        pool.relevance.options().dtype(at::kInt));
-  return launched(pool, [&]<class T>(Stream stream, const kernels::PoolFlow<T>& flow) {
+  return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_max_relevance<T>({flow, data_of<int64_t>(index), data_of<int32_t>(scratch)}, stream);
   });
 }
@@ -66,7 +57,7 @@ at::Tensor pool_ties_relevance(const at::Tensor& relevance, const at::Tensor& in
   });
   const at::Tensor share = at::empty({pool.B * pool.C * pool.outputs},
                                      ties.output.options().dtype(dtype == at::kDouble ? at::kDouble : at::kFloat));
-  return launched(pool, [&]<class T>(Stream stream, const kernels::PoolFlow<T>& flow) {
+  return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_ties_relevance<T>({flow,
                                      data_of<T>(ties.input),
                                      data_of<T>(ties.output),
@@ -85,7 +76,7 @@ at::Tensor pool_avg_relevance(const at::Tensor& relevance, const OptionalTensor&
   const auto axes = pool.lines(Axis(), [&](size_t i) {
     return Axis(input_size[i], pool.output_size()[i], kernel_size[i], stride[i], padding[i], 1);
   });
-  return launched(pool, [&]<class T>(Stream stream, const kernels::PoolFlow<T>& flow) {
+  return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_avg_relevance<T>({flow,
                                     {axes[0], axes[1], axes[2]},
                                     !divisor_override.has_value(),
@@ -103,7 +94,7 @@ at::Tensor pool_adaptive_avg_relevance(const at::Tensor& relevance, const Option
   }
   const auto axes =
       pool.lines(AdaptiveAxis(), [&](size_t i) { return AdaptiveAxis(input_size[i], pool.output_size()[i]); });
-  return launched(pool, [&]<class T>(Stream stream, const kernels::PoolFlow<T>& flow) {
+  return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_adaptive_avg_relevance<T>({flow, {axes[0], axes[1], axes[2]}}, stream);
   });
 }

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastlrp import rules
+from fastlrp.capture.chosen import ByIdentity, Output
 from fastlrp.capture.export import Captured, capture
 from fastlrp.capture.graph import Node
 from fastlrp.capture.watch import Watch, outline
@@ -87,9 +88,9 @@ class _Prepared(Prepared):
         return ModulePlan(self.captured.graph, composite, *self._how, self._chooser, self._shared)
 
 
-def _trace(model: nn.Module, inputs: Inputs, output: str | int | None, watch: Watch) -> Captured:
+def _trace(model: nn.Module, inputs: Inputs, output: Output, watch: Watch) -> Captured:
     """The graph with its modules apart, captured once for all explainers of the model."""
-    key = (*inputs.key(), output)
+    key = (*inputs.key(), ByIdentity(output))
     batch = inputs.tensors[0].shape[0]
     with _LOCK:
         graphs = _GRAPHS.setdefault(model, OrderedDict())

@@ -59,10 +59,19 @@ def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialize
     Args:
         steps: backward steps and emissions in order. state: all slots that they read. choose: which layers are sparse.
     """
-    wants = _Wants(state, choose, {r for step, _ in steps if type(step) is not Emission for r in step.outs})
+    wants = _Wants(state, choose, _produced(steps))
     for step, _ in reversed(steps):
         wants.add(step)
     return _Rewrite(state, wants).rewritten(steps)
+
+
+def _produced(steps: Steps) -> set[int]:
+    """Registers that steps write; not those of copies of the initial relevance, which stay one-hot if that is."""
+    found: set[int] = set()
+    for step, _ in steps:
+        if type(step) is not Emission and not (step.keeps_one_hot and found.isdisjoint(step.ins)):
+            found.update(step.outs)
+    return found
 
 
 class _Wants:

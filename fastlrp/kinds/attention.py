@@ -1,0 +1,207 @@
+"""Scaled dot-product attention: the uniform rule, all to the values, or the gradient.
+
+``o = P V``, ``P = softmax(scale Q K^T + mask)``. Queries, keys and values are ``(B, H, S, D)``, ``(B, G, T, D)`` and
+``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance,
+also where it is computed from the input (a learned relative bias).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.kinds import textbook
+from fastlrp.kinds.jacobian import transpose_at
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference.redistribution import divide
+from fastlrp.stabilizer import Stabilizer
+
+UNIFORM_SHARES = 0.25, 0.25, 0.5
+"""Of query, key and value in terms of gradients: half for each product that relevance passes."""
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """Operands by name and the softmax's parameters."""
+    operands = [bound["query"], bound["key"], bound["value"]]
+    if any(not isinstance(v, Value) or len(v.shape) < 3 or not v.has_batch_first for v in operands):
+        return "unknown"
+    scale = bound.get("scale")
+    node.attributes.update(
+        operands=tuple(operands),
+        mask=bound.get("attn_mask"),
+        causal=bool(bound.get("is_causal")),
+        scale=1 / math.sqrt(operands[0].sizes[-1]) if scale is None else float(scale),
+        grouped=bool(bound.get("enable_gqa")),
+    )
+    if bound.get("dropout_p"):
+        node.attributes["fault"] = (
+            f"{node.operation} in module '{node.path or '(the model itself)'}' drops attention weights at random "
+            f"(dropout_p={bound['dropout_p']}): its output is another one each time. Pass dropout_p=0.0, or "
+            "self.dropout if self.training else 0.0"
+        )
+    return None
+
+
+def forward(b: Builder, node: Node) -> None:
+    """Output and log-sum-exp of the scores from one pass."""
+    if b.graph.batch is None or node.output.has_batch_first:
+        b.beside[node] = b.add_forward(node, 1, partial(_Operands(node).forward, b.operation("attention_forward")))
+    else:
+        b.add_forward(node)
+
+
+class _Operands:
+    """A node's operands as ``(B, H, S, D)``, from the tensors in its slots."""
+
+    def __init__(self, node: Node) -> None:
+        a = node.attributes
+        self.node, self.inputs = node, node.inputs
+        self.query, self.key, self.value = a["operands"]
+        self.mask, self.causal, self.scale = a["mask"], a["causal"], a["scale"]
+        self.heads = self.query.sizes[:-2]
+        self.slots = [v.index for v in node.inputs]
+
+    def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Query, key, value and mask."""
+        table = dict(zip(self.inputs, tensors, strict=True))
+        query, key, value = (heads_in_one_axis(table[v]) for v in (self.query, self.key, self.value))
+        mask = table[self.mask] if isinstance(self.mask, Value) else self.mask
+        mask = mask.tensor() if isinstance(mask, Constant) else mask
+        return query, key, value, self._mask(mask)
+
+    def _mask(self, mask: Tensor | None) -> Tensor | None:
+        """Broadcastable to ``(B, H, S, T)``."""
+        if mask is None or len(self.heads) == 1:
+            return mask
+        full = mask.reshape(*[1] * (len(self.heads) + 3 - mask.dim()), *mask.shape)
+        if len(self.heads) == 0:
+            return full.unsqueeze(1)
+        return full.expand(full.shape[0], *self.heads, *full.shape[-2:]).flatten(1, -3)
+
+    def forward(self, attention: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Output as the model has it, and log-sum-exp ``(B, H, S)``."""
+        output, log_sum = attention(*self.of(tensors), self.causal, self.scale, 0.0)
+        return output.reshape(-1, *self.node.output.sizes), log_sum
+
+    def wide(self, relevance: Tensor) -> Tensor:
+        """``(B, K, *heads, S, E)`` to ``(B, K, H, S, E)``."""
+        return relevance.unsqueeze(2) if not self.heads else relevance.flatten(2, -3)
+
+    def send(self, b: Builder, x: Value, register: int) -> None:
+        b.send(x, Flow(register, Factor(x)))
+
+
+def heads_in_one_axis(x: Tensor) -> Tensor:
+    """``(B, *heads, S, D)`` to ``(B, H, S, D)``."""
+    return x.unsqueeze(1) if x.dim() == 3 else x.flatten(1, -3)
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """See :func:`fastlrp.reference.attention.attention_relevance`, which is the definition."""
+    if isinstance(rule, rules.Gradient):
+        transpose_at(b, node, flow)
+        return
+    if not isinstance(rule, (rules.Uniform, rules.ValueOnly)):
+        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly or Gradient")
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    y, operands = node.output, _Operands(node)
+    share = b.share(flow, y.index, y.numel, stabilizer)
+    targets: list[Value] = [operands.value]
+    if isinstance(rule, rules.Uniform):
+        if not stabilizer.is_absolute:
+            raise TypeError(f"{rule} at {node}: attention takes one absolute epsilon, Uniform(1e-6) or Uniform(0.0)")
+        targets = [operands.query, operands.key, operands.value]
+    uniform, epsilon = isinstance(rule, rules.Uniform), stabilizer.epsilon
+    attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
+
+    def relevance_of_operands(
+        f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        g = operands.wide(f if share is None else multiply(f, share))
+        q, k, v, mask = operands.of(tensors)
+        found: tuple[Tensor, ...]
+        if uniform:
+            found = attention(
+                g, q, k, v, heads_in_one_axis(output), log_sum, mask, operands.causal, operands.scale, 0.0,
+                *UNIFORM_SHARES, epsilon,
+            )  # fmt: skip
+        else:
+            found = (attention(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
+        return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
+
+    slots = [share, y.index, b.beside[node], *operands.slots]
+    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, [x.numel for x in targets])
+    for x, register in zip(targets, registers, strict=True):
+        operands.send(b, x, register)
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step: both products by halves, the softmax by its Taylor expansion."""
+    if isinstance(rule, rules.Gradient):
+        return textbook.gradient(walk, node, R)
+    assert isinstance(rule, (rules.Uniform, rules.ValueOnly))
+    a, st = node.attributes, Stabilizer.ensure(rule.stabilizer)
+    q, k, v = (walk.values[x] for x in a["operands"])
+    times = q.shape[-3] // k.shape[-3] if a["grouped"] else 1
+    keys, values = (t.repeat_interleave(times, -3) if times > 1 else t for t in (k, v))
+    scores = a["scale"] * (q @ keys.transpose(-1, -2))
+    P = _weights(walk, node, scores)
+    s, ledger = divide(R, walk.values[node.output], torch.zeros_like(R[:, 0]), st)
+    to_values = P.unsqueeze(1).transpose(-1, -2) @ s
+    found: dict[Value, Tensor] = {}
+
+    def add(x: Value, relevance: Tensor) -> None:
+        found[x] = found[x] + relevance if x in found else relevance
+
+    if isinstance(rule, rules.ValueOnly):
+        add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times))
+        return Share(found, ledger)
+    R_weights = P.unsqueeze(1) * (s @ values.transpose(-1, -2).unsqueeze(1)) / 2
+    R_scores = scores.unsqueeze(1) * (R_weights - P.unsqueeze(1) * R_weights.sum(-1, keepdim=True))
+    c, of_scores = divide(R_scores, scores, torch.zeros_like(scores), st)
+    to_keys = a["scale"] * (c.transpose(-1, -2) @ q.unsqueeze(1)) / 2
+    add(a["operands"][0], q.unsqueeze(1) * (a["scale"] * (c @ keys.unsqueeze(1)) / 2))
+    add(a["operands"][1], k.unsqueeze(1) * _grouped(to_keys, times))
+    add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times) / 2)
+    # The expansion's constant term, and the mask as a summand of the scores, keep the rest as a bias does.
+    ledger.bias = ledger.bias + (R_weights - R_scores).flatten(2).sum(2) + of_scores.bias
+    ledger.stabilizer, ledger.dead = ledger.stabilizer + of_scores.stabilizer, ledger.dead + of_scores.dead
+    return Share(found, ledger)
+
+
+def _weights(walk: Walk, node: Node, scores: Tensor) -> Tensor:
+    """``softmax(scores + mask)``; 0 in rows that may attend to nothing."""
+    a = node.attributes
+    mask = walk.values[a["mask"]] if isinstance(a["mask"], Value) else textbook.double(a["mask"])
+    if a["causal"]:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).nan_to_num(0.0)
+
+
+def _grouped(x: Tensor, times: int) -> Tensor:
+    """The sum over the query heads of each key head, ``(B, K, H, T, D)`` to ``(B, K, H / times, T, D)``."""
+    return x.unflatten(-3, (-1, times)).sum(-3) if times > 1 else x
+
+
+KIND = Kind(
+    name="attention",
+    operations="scaled_dot_product_attention",
+    lower=lower,
+    textbook=through,
+    read=read,
+    forward=forward,
+    preset=lambda sums: rules.Uniform(textbook.stabilizer_of(sums)),
+)

@@ -1,0 +1,75 @@
+"""A softmax whose result weighs others, as in attention: its Taylor expansion, pass, or the gradient.
+
+Which softmax is one :mod:`fastlrp.capture.attention_weights` decides: one that a product of two activations reads. A
+softmax at the end of a network, or one that gates a map, is an activation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Node
+from fastlrp.kinds import activation, textbook
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.stabilizer import Stabilizer
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """``c_s = p * (c_p - sum p c_p)``."""
+    if not isinstance(rule, rules.Taylor):
+        activation.lower(b, node, rule, flow)
+        return
+    s, p = node.inputs[0], node.output
+    axis = _axis(node)
+    share = b.share(flow, p.index, p.numel, Stabilizer.limit())
+
+    def derivative(f: Tensor, share: Tensor | None, p: Tensor) -> Tensor:
+        c = (f if share is None else multiply(f, share)) * p.unsqueeze(1)
+        return c - c.sum(axis + 1, keepdim=True) * p.unsqueeze(1)
+
+    register = b.step(derivative, [flow.register], [share, p.index], s.numel)
+    b.send(s, Flow(register, Factor(s)))
+    b.finite[s] = b.cache(lambda s: torch.where(s.isfinite(), s, 0.0), [s.index], s.numel)
+
+
+def _axis(node: Node) -> int:
+    """The axis along which it is 1 in total, counted from 0."""
+    axis: int = node.attributes["parameters"]["dim"]
+    return axis % len(node.output.shape)
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """As an activation's."""
+    return activation.read(node, bound)
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step: ``R_i = s_i (R_i - p_i sum_j R_j)``; the expansion's constant keeps the rest."""
+    if not isinstance(rule, rules.Taylor):
+        return activation.through(walk, node, rule, R)
+    source = node.sources[0]
+    s, p = walk.values[source], walk.values[node.output].unsqueeze(1)
+    axis = _axis(node) + 1
+    scores = torch.where(s.isfinite(), s, 0.0).unsqueeze(1)
+    relevance = scores * (R - p * R.sum(axis, keepdim=True))
+    ledger = textbook.nothing_kept(R)
+    ledger.bias = (R - relevance).flatten(2).sum(2)
+    return Share({source: relevance}, ledger)
+
+
+KIND = Kind(
+    name="attention_weights",
+    operations="",  # Softmax is an activation until something multiplies with its result.
+    lower=lower,
+    textbook=through,
+    read=read,
+    preset=lambda sums: rules.Taylor(),
+    modules={},
+)

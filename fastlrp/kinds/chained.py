@@ -1,0 +1,58 @@
+"""Relevance per unit of a value: what rules in the limit of epsilon to 0 send on in the place of relevance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.kinds.broadcasting import sum_to_shape
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.steps import Factor, Flow
+
+
+def is_chained(flow: Flow, y: Value) -> bool:
+    """Whether the flow is relevance per unit of ``y``, times a cached scale where it has one."""
+    return flow.factor.value is y
+
+
+def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any, part: float, flow: Flow) -> None:
+    """Send ``c_x = c_y * part * others / inverse`` for an element-wise product ``y = x * others / inverse``.
+
+    Args:
+        others: values, constants and numbers. inverse: the same, or None for 1.
+        part: of ``x`` in the product's relevance. flow: relevance per unit of ``y``.
+    """
+    y = node.output
+    operands = [*others, *([] if inverse is None else [inverse])]
+    values = [v for v in operands if isinstance(v, Value)]
+    ins = [y.index, *(v.index for v in values), *(() if flow.factor.scale is None else (flow.factor.scale,))]
+    scaled = flow.factor.scale is not None
+
+    def multiplier(y: Tensor, *tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        found = [next(rest) if isinstance(v, Value) else _plain(v, y) for v in operands]
+        result: Any = part
+        for other in found if inverse is None else found[:-1]:
+            result = result * other
+        if inverse is not None:
+            result = result / found[-1]
+        if scaled:
+            result = result * next(rest)
+        return torch.as_tensor(result, dtype=y.dtype, device=y.device).expand_as(y)
+
+    if operands or part != 1:
+        scale: int | None = b.cache(multiplier, ins, y.numel)
+    else:
+        scale = flow.factor.scale
+    if x.shape == y.shape:
+        b.send(x, Flow(flow.register, Factor(x, scale)))
+    else:
+        summed = sum_to_shape(b, Flow(flow.register, Factor(None, scale)), y, x)
+        b.send(x, Flow(summed.register, Factor(x)))
+
+
+def _plain(operand: Any, y: Tensor) -> Any:
+    return operand.tensor().to(y.dtype) if isinstance(operand, Constant) else operand

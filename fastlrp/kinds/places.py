@@ -1,0 +1,137 @@
+"""Where entries come from through an operation that only copies them: places in flattened sizes, one by one.
+
+The inverse of such an operation brings whole tensors back. Where only a few entries carry relevance, as at the output,
+it is enough to say for each of them where it came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Node, Value
+from fastlrp.one_hot import OneHot
+
+Places = Callable[[Tensor], Tensor]
+"""From places in the result to places in the source, -1 for what came from nowhere; tensors of integers."""
+
+
+def same(index: Tensor) -> Tensor:
+    """Of a reshape or a conversion: entries keep their places."""
+    return index
+
+
+def permuted(sizes: Sequence[int], order: Sequence[int]) -> Places:
+    """Of a permutation. ``sizes``: of the source. ``order``: axis i of the result is axis ``order[i]`` of it."""
+    source_strides = _strides(sizes)
+    made = [sizes[axis] for axis in order]
+    terms = [(stride, size, source_strides[a]) for stride, size, a in zip(_strides(made), made, order, strict=True)]
+
+    def back(index: Tensor) -> Tensor:
+        place = torch.zeros_like(index)
+        for stride, size, source in terms:
+            place += index // stride % size * source
+        return place
+
+    return back
+
+
+def window(sizes: Sequence[int], dim: int, start: int, length: int) -> Places:
+    """Of a range of one axis. ``sizes``: of the source."""
+    inner = math.prod(sizes[dim + 1 :])
+
+    def back(index: Tensor) -> Tensor:
+        outer, rest = index // (length * inner), index % (length * inner)
+        return outer * (sizes[dim] * inner) + rest + start * inner
+
+    return back
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A range of one axis behind the batch: of ``dim`` (0 for the first of a sample) ``length`` entries from ``start``
+    on. ``drops``: whether the axis is gone then, as after ``x[:, 3]``."""
+
+    dim: int
+    start: int
+    length: int
+    drops: bool
+
+    def inverse(self, sizes: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        """What puts ``(B, K, *result)`` into zeros ``(B, K, *sizes)``."""
+
+        def embed(flow: Tensor) -> Tensor:
+            result = flow.new_zeros(*flow.shape[:2], *sizes)
+            axis = self.dim + 2
+            result.narrow(axis, self.start, self.length).copy_(flow.unsqueeze(axis) if self.drops else flow)
+            return result
+
+        return embed
+
+
+def taken(node: Node, x: Value, y: Value) -> Taken | None:
+    """What a ``select``, or a ``slice`` with step 1, takes of ``x``, if its arguments are plain numbers.
+
+    A slice of everything takes all of the first axis.
+    """
+    if node.operation not in ("select", "slice") or not x.sizes:
+        return None
+    a = node.attributes
+    dim = a.get("dim", 0)
+    names = ("index",) if node.operation == "select" else ("start", "end", "step")
+    numbers = [a.get(name) for name in names]
+    if type(dim) is not int or any(n is not None and type(n) is not int for n in numbers):
+        return None
+    dim %= len(x.shape)
+    if node.operation == "slice":
+        start, end, step = numbers
+        if step not in (None, 1):
+            return None
+        if dim == 0:
+            return Taken(0, 0, x.sizes[0], False) if not start and x.sizes == y.sizes else None
+        start, end, _ = slice(start, end).indices(x.sizes[dim - 1])
+        found = Taken(dim - 1, start, end - start, False)
+    else:
+        if dim == 0 or numbers[0] is None:
+            return None
+        found = Taken(dim - 1, numbers[0] % x.sizes[dim - 1], 1, True)
+    sizes = list(x.sizes)
+    sizes[found.dim : found.dim + 1] = [] if found.drops else [found.length]
+    return found if tuple(sizes) == y.sizes and found.length > 0 else None
+
+
+def listed(places: Tensor) -> Places:
+    """Of any other copy: ``places`` has one for each entry of the result."""
+
+    @cache  # Moved to a device once: a copy from the host would wait for it.
+    def on(device: torch.device) -> Tensor:
+        return places.to(device)
+
+    return lambda index: on(index.device)[index]
+
+
+def keeping_one_hot(
+    inverse: Callable[[Tensor], Tensor], places: Places, sizes: tuple[int, ...], dtype: torch.dtype | None
+) -> Callable[..., Tensor | OneHot]:
+    """The inverse copy, which also takes :class:`~fastlrp.one_hot.OneHot` and then gives one again.
+
+    Args:
+        sizes, dtype: of the source.
+    """
+
+    def moved(flow: Tensor | OneHot) -> Tensor | OneHot:
+        if isinstance(flow, OneHot):
+            found = flow.moved(places, sizes)
+            return found if dtype is None else found.to(dtype)
+        return inverse(flow)
+
+    return moved
+
+
+def _strides(sizes: Sequence[int]) -> list[int]:
+    return [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]

@@ -1,0 +1,109 @@
+"""Initial relevance that stands in a few entries of the output, which layers with a weight take as rows of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Rows = Callable[..., Tensor]
+"""``(value (B, K), index (B, K), weight (O, I), u (B, O), v, input, signed, multiply) -> (B, K, I)``."""
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Relevance with M entries per sample and target: one of a class, several of a contrast.
+
+    Attributes:
+        index: ``(B, K, M)`` places in the flattened sizes. value: ``(B, K, M)`` relevance there; places that occur
+            twice add up.
+        sizes: of one sample, ``(C,)`` or ``(S, V)``.
+    """
+
+    index: Tensor
+    value: Tensor
+    sizes: tuple[int, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(B, K, *sizes)``, of what it stands for."""
+        return torch.Size((*self.index.shape[:2], *self.sizes))
+
+    @property
+    def terms(self) -> int:
+        """M."""
+        return self.index.shape[2]
+
+    def dense(self) -> Tensor:
+        """``(B, K, *sizes)``."""
+        zero = self.value.new_zeros(*self.index.shape[:2], math.prod(self.sizes))
+        if self.terms == 1:
+            zero.scatter_(2, self.index, self.value)
+        else:
+            zero.scatter_add_(2, self.index, self.value)
+        return zero.view(self.shape)
+
+    def narrow(self, dim: int, start: int, length: int) -> OneHot:
+        """A block of targets."""
+        assert dim == 1, "only the target axis can be cut"
+        return replace(self, index=self.index.narrow(1, start, length), value=self.value.narrow(1, start, length))
+
+    def to(self, dtype: torch.dtype) -> OneHot:
+        """With values of that dtype."""
+        return replace(self, value=self.value.to(dtype))
+
+    def moved(self, places: Callable[[Tensor], Tensor], sizes: tuple[int, ...]) -> OneHot:
+        """Each entry at the place that ``places`` gives for its own; -1 drops it."""
+        index = places(self.index)
+        value = torch.where(index < 0, 0, self.value)
+        return OneHot(index.clamp(min=0), value, sizes)
+
+    def through(
+        self, rows: Rows, weight: Tensor, u: Tensor | None, v: Tensor | None = None, input: Tensor | None = None
+    ) -> Tensor:
+        """``c = W^T (u F) + W+^T (v F)`` of a linear layer ``(B, *L, I) -> (B, *L, O)``: rows of its weight.
+
+        Args:
+            rows: the operation ``linear_one_hot_relevance``. weight: ``(O, I)``.
+            u, v: coefficients ``(B, *L, O)``, at least one.
+            input: ``(B, *L, I)`` if the second term goes by its sign, see
+                :func:`fastlrp.reference.linear.linear_relevance`.
+
+        Returns:
+            ``(B, K, *L, I)``, zero but at the entries' positions.
+        """
+        dtype = next(t.dtype for t in (u, v) if t is not None)
+        if self.value.dtype != dtype:  # Float16 coefficients may need more range.
+            return self.to(dtype).through(rows, weight, u, v, input)
+        if len(self.sizes) == 1:
+            found = [
+                rows(self.value[..., m], self.index[..., m], weight, u, v, input, input is not None, False)
+                for m in range(self.terms)
+            ]
+            return sum(found[1:], found[0])
+        return self._at_positions(rows, weight, u, v, input)
+
+    def _at_positions(
+        self, rows: Rows, weight: Tensor, u: Tensor | None, v: Tensor | None, input: Tensor | None
+    ) -> Tensor:
+        outputs, inputs = weight.shape
+        batch, count = self.index.shape[:2]
+        position, row = self.index // outputs, self.index % outputs
+        # Each target is a sample of its own: it stands at a position with coefficients and an input of its own.
+        ones = self.value.new_ones(1, 1).expand(batch * count, outputs)
+        result = self.value.new_zeros(batch, count, math.prod(self.sizes[:-1]), inputs)
+        for m in range(self.terms):
+            where = position[:, :, m, None].expand(-1, -1, inputs)
+            x = None if input is None else input.flatten(1, -2).gather(1, where).flatten(0, 1)
+            for coefficient, first, second, sign in ((u, ones, None, None), (v, None, ones, x)):
+                if coefficient is not None:
+                    own = coefficient.flatten(1).gather(1, self.index[..., m])
+                    value = (self.value[..., m] * own).flatten().unsqueeze(1)
+                    part = rows(
+                        value, row[..., m].flatten().unsqueeze(1), weight, first, second, sign, sign is not None, False
+                    )
+                    result.scatter_add_(2, where.unsqueeze(2), part.view(batch, count, 1, inputs))
+        return result.view(batch, count, *self.sizes[:-1], inputs)

@@ -1,0 +1,23 @@
+"""The rule of CP-LRP at attention and products: all to the values, nothing to the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastlrp.rules.rule import Rule
+from fastlrp.stabilizer import Stabilizer
+
+
+@dataclass(frozen=True)
+class ValueOnly(Rule):
+    """Attention weights and gates are held constant: ``R_V = V * (P^T (R / st(y)))``, nothing to queries and keys.
+
+    At a product of two activations: all to the factor that is no attention weight, half to each where none is. At an
+    element-wise product: all to the signal, where what an activation made counts as a gate too (``act(g) * u``: all to
+    ``u``).
+
+    Source: Ali et al. 2022 (CP-LRP), eq. 9 and 10: the attention head with constant weights.
+    """
+
+    stabilizer: float | Stabilizer = 1e-6
+    means = ("attention", "product", "mul")
