@@ -7,6 +7,10 @@ namespace fastlrp::cpu {
 // How a number of the mask counts: not at all, true attends, or added to the score.
 enum class Mask { none, flags, bias };
 
+// Where a product's keys are, of which query row r attends to the first `reach + r` alone, r counted as the product's
+// other rows are. What the rest would bring is zero, or is not read.
+enum class Keys { all, in_columns, in_depth, in_rows };
+
 // A product C = A B or C += A B of small matrices. B and what its kernel pads are packed: panels of 2 x width columns
 // one after the other, the last of width columns where no more are left, each with all its rows.
 template <class T>
@@ -22,6 +26,8 @@ struct Product {
   bool fresh;       // C begins at zero
   const T* factor;  // null, or C = factor (A B - delta) with factors in rows like C's, columns padded to width
   const T* delta;
+  Keys keys;
+  int64_t reach;
 };
 
 // A tile of probabilities from one of products u = scale q k^T, both (rows, keys) with the same stride.

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/empty.h>
 
+#include "../common/memory.h"
+
 namespace fastlrp::edge {
 namespace {
 
@@ -64,10 +66,11 @@ void AttentionArguments::number(const char* name, double value) const {
 
 at::Tensor AttentionArguments::room(const at::Tensor& like, int64_t last) const {
   const int64_t between = like.size(1), positions = like.size(2);
-  if (between > 1 && positions > 1 && like.stride(1) < like.stride(2)) {
-    return at::empty({batch, targets, positions, between, last}, like.options()).transpose(2, 3);
-  }
-  return at::empty({batch, targets, between, positions, last}, like.options());
+  const bool heads_last = between > 1 && positions > 1 && like.stride(1) < like.stride(2);
+  const at::Tensor made = at::empty(
+      {batch, targets, heads_last ? positions : between, heads_last ? between : positions, last}, like.options());
+  prefer_huge_pages(made.mutable_data_ptr(), made.nbytes());
+  return heads_last ? made.transpose(2, 3) : made;
 }
 
 }  // namespace fastlrp::edge

@@ -91,7 +91,7 @@ class _Operands:
     def forward(self, attention: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Output as the model has it, and log-sum-exp ``(B, H, S)``."""
         output, log_sum = attention(*self.of(tensors), self.causal, self.scale, 0.0)
-        return output.reshape(-1, *self.node.output.sizes), log_sum
+        return output.reshape(len(output), *self.node.output.sizes), log_sum
 
     def wide(self, relevance: Tensor) -> Tensor:
         """``(B, K, *heads, S, E)`` to ``(B, K, H, S, E)``."""

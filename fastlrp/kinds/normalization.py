@@ -76,7 +76,7 @@ class Rows:
 
     def inverse_sigma(self, x: Tensor) -> Tensor:
         """``1 / sqrt(var(x) + eps)``, ``(B, *groups, 1)``; an RMS norm's without taking the mean away."""
-        rows = wide(x).reshape(-1, *self.groups, self.length)
+        rows = wide(x).reshape(len(x), *self.groups, self.length)
         mean = rows.mean(-1, keepdim=True) if self.centre else 0.0
         return ((rows - mean).square().mean(-1, keepdim=True) + self.eps).rsqrt().to(x.dtype)
 
@@ -108,7 +108,7 @@ def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow:
     def transposed(f: Tensor, s: Tensor | None, sigma: Tensor) -> Tensor:
         gain = rows.weight
         if s is not None:
-            s = s.reshape(-1, *shape)
+            s = s.reshape(len(s), *shape)
             gain = s if gain is None else s * gain
         elif gain is not None and gain.dim() > 1:
             gain = gain.expand(len(f), *gain.shape)

@@ -114,13 +114,19 @@ class ForwardRecord:
         state = self.state()
         other = copy.copy(self)
         other._lent = None if self._lent is None else self._lent.share()
-        other.plan, other._specialized = self._prepared.under(composites.resolve(composite)), Bounded(KEPT_SPECIALIZED)
+        other.plan, other._specialized = self._prepared.under(self._resolved(composite)), Bounded(KEPT_SPECIALIZED)
         other.paths = {}
         with torch.no_grad():
             other._state = runner.take_over(other.plan, self.plan, state)
             if self.lrp_aware:
                 other._state = runner.complete(other.plan, other._state, other.plan.coefficients)
         return other
+
+    def _resolved(self, composite: str | Composite) -> Composite:
+        """Operations without a rule are allowed under another composite where they are under the explainer's own."""
+        found = composites.resolve(composite)
+        allowed = self.plan.composite.unsupported
+        return found if found.unsupported == allowed or allowed == "error" else replace(found, unsupported=allowed)
 
     # Life
 

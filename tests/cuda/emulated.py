@@ -55,13 +55,16 @@ def sources() -> list[Path]:
     return [*found, *shared, *(ROOT / "csrc" / name for name in names)]
 
 
+MODE = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-w", f"-DTORCH_EXTENSION_NAME={NAME}")
+"""Flags that must be the same for whoever uses the precompiled headers."""
+
+
 def flags() -> list[str]:
     home, torch_home = toolkit(), Path(torch.__path__[0])
     includes = [ROOT / "csrc", HERE, f"{home}/include", torch_home / "include"]
     includes += [torch_home / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
     return [
-        "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-w", "-DFASTLRP_EMULATE",
-        f"-DTORCH_EXTENSION_NAME={NAME}", *os.environ.get("FASTLRP_EMULATOR_FLAGS", "").split(),
+        *MODE, "-DFASTLRP_EMULATE", *os.environ.get("FASTLRP_EMULATOR_FLAGS", "").split(),
         *(f"-I{folder}" for folder in includes),
     ]  # fmt: skip
 
@@ -94,6 +97,22 @@ def precompiled(names: Sequence[str], command: Sequence[str], folder: Path) -> l
     return ["-include", str(header)]
 
 
+def folder_of_objects() -> Path:
+    """Where object files and precompiled headers are kept."""
+    folder = ROOT / "build" / "emulated"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def headers() -> list[str]:
+    """What makes a compiler called with :data:`MODE` read PyTorch's headers precompiled; made by the first caller."""
+    folder = folder_of_objects()
+    with (folder / "headers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [flag for flag in flags() if flag != "-DFASTLRP_EMULATE"]  # Which the edge tests do not define.
+        return precompiled(TENSORS, [os.environ.get("CXX", "g++"), *command], folder)
+
+
 def _object(source: Path, folder: Path, compiler: str) -> Path:
     """The object file of a source, compiled if there is none of this state."""
     texts: dict[Path, str] = {}
@@ -101,7 +120,7 @@ def _object(source: Path, folder: Path, compiler: str) -> Path:
     state = _digest("\0".join((*texts.values(), compiler, *flags(), torch.__version__)))
     out = folder / f"{source.parent.name}_{source.stem}_{state}.o"
     if not out.exists():
-        first = precompiled(TENSORS, [compiler, *flags()], folder) if "edge" in source.parts else []
+        first = headers() if "edge" in source.parts else []
         command = [compiler, *flags(), *first, "-x", "c++", "-c", str(source), "-o", str(out.with_suffix(".part"))]
         made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
@@ -112,11 +131,10 @@ def _object(source: Path, folder: Path, compiler: str) -> Path:
 
 def build() -> Path:
     """The shared library of the present sources."""
-    compiler, folder = os.environ.get("CXX", "g++"), ROOT / "build" / "emulated"
-    folder.mkdir(parents=True, exist_ok=True)
+    compiler, folder = os.environ.get("CXX", "g++"), folder_of_objects()
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        precompiled(TENSORS, [compiler, *flags()], folder)
+        headers()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Other test processes wait for the lock meanwhile.
             objects = list(pool.map(lambda source: _object(source, folder, compiler), sources()))
         library = folder / f"{NAME}_{_digest(' '.join(map(str, objects)))}.so"

@@ -1,5 +1,6 @@
 """The CUDA sources compile with nvcc for sm_80 and sm_90a, without spills; the edge functions with PyTorch's headers.
 
+What the sources do on the host is compiled for the emulator (:mod:`tests.cuda.emulated`), and not a second time here.
 Neither needs a GPU. Skipped, with the reason, where there is no nvcc.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cuda.emulated import ROOT, TENSORS, included, precompiled, toolkit
+from tests.cuda.emulated import MODE, ROOT, headers, included, toolkit
 
 ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90a": "arch=compute_90a,code=sm_90a"}
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -36,7 +37,7 @@ def nvcc() -> str:
 
 
 def compiled(source: Path) -> tuple[str, Path]:
-    """What ptxas said of every kernel, and the object file; compiled once for each state of the source."""
+    """What ptxas said of every kernel, and the file with the kernels; compiled once for each state of the source."""
     compiler = nvcc()
     texts: dict[Path, str] = {}
     included(source, texts)
@@ -44,11 +45,11 @@ def compiled(source: Path) -> tuple[str, Path]:
     state = hashlib.sha256("\0".join((*texts.values(), version)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "nvcc"
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{source.stem}_{state}.o"
+    out = folder / f"{source.stem}_{state}.fatbin"
     log = out.with_suffix(".log")
     with (folder / f"{source.stem}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not log.exists():
+        if not (log.exists() and out.exists()):
             _compile(compiler, source, out, log)
     return log.read_text(), out
 
@@ -56,8 +57,8 @@ def compiled(source: Path) -> tuple[str, Path]:
 def _compile(compiler: str, source: Path, out: Path, log: Path) -> None:
     codes = [flag for code in ARCHITECTURES.values() for flag in ("-gencode", code)]
     command = [compiler, "-std=c++20", "-O3", *codes, "-Xptxas", "-v", f"-I{ROOT / 'csrc'}"]
-    part = out.with_suffix(".part.o")
-    made = subprocess.run([*command, "-c", str(source), "-o", str(part)], capture_output=True, text=True)
+    part = out.with_suffix(".part.fatbin")
+    made = subprocess.run([*command, "-fatbin", str(source), "-o", str(part)], capture_output=True, text=True)
     assert made.returncode == 0, f"{source.name} does not compile:\n{made.stderr[-4000:]}"
     part.rename(out)
     log.write_text(made.stderr)
@@ -144,9 +145,8 @@ def edge_command(tmp_path_factory):
     generated.touch()
     folders = [folder, ROOT / "csrc", home / "include", torch_home / "include"]
     folders += [torch_home / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
-    command = [compiler, "-std=c++20", "-w", "-DFASTLRP_WITH_CUDA=1", "-DTORCH_EXTENSION_NAME=_C"]
-    command += [f"-I{folder}" for folder in folders]
-    return [*command, "-fsyntax-only", *precompiled(TENSORS, command, folder)]
+    command = [compiler, *MODE, "-DFASTLRP_WITH_CUDA=1"]
+    return [*command, *(f"-I{folder}" for folder in folders), "-fsyntax-only", *headers()]
 
 
 @pytest.mark.parametrize("source", [*EDGES, ROOT / "csrc" / "bindings.cpp"], ids=lambda path: path.name)

@@ -64,3 +64,17 @@ def test_ids_and_their_rows_agree_with_autograd(make: Any) -> None:
         expected = (gradient * kept[0]).sum(-1).detach().unsqueeze(1)
         # Llama's norms compute in float32, whatever the model's dtype.
         assert relative_error(found["input_ids"][:, [k]], expected) <= (1e-5 if make is llama else 1e-9)
+
+
+@pytest.mark.parametrize("make", [bert, roberta, llama])
+def test_the_path_of_rows_gives_the_same(make: Any) -> None:
+    torch.manual_seed(0)
+    model, x = make().double().eval(), given()
+    explainer = Explainer(model, "attnlrp", output="logits")
+    of_ids = explainer(x, [0, 2])["input_ids"]
+    assert (of_ids[1, :, 4:] == 0).all(), "padding"
+    assert explainer.verify(x, [0, 2]).ok
+    if make is bert:  # RoBERTa and Llama's head look for padding among ids.
+        rows = model.get_input_embeddings()(x["input_ids"]).detach()
+        of_rows = explainer({"inputs_embeds": rows, "attention_mask": x["attention_mask"]}, [0, 2])["inputs_embeds"]
+        assert relative_error(of_rows.sum(-1), of_ids) <= 1e-12

@@ -314,6 +314,11 @@ def test_unsupported_takes_the_gradient_and_says_so(name: str) -> None:
     for k in range(3):
         (gradient,) = torch.autograd.grad((y * model.last.weight[k]).sum(), h, retain_graph=True)
         torch.testing.assert_close(found[:, k], h.detach() * gradient, rtol=1e-5, atol=1e-6)
+    with explainer.forward(x) as record:  # The other composite has no rule for it either.
+        torch.testing.assert_close(
+            record.under("epsilon").relevance("all"),
+            fastlrp.explain(model, x, "all", "epsilon", unsupported="gradient"),
+        )
     table = str(explainer.plan)
     assert f"{name}  " in table
     assert "gradient (no rule)" in table
