@@ -55,7 +55,7 @@ def reads_places(node: Node) -> bool:
 
 
 def chooses(node: Node) -> list[Value]:
-    """Activations that say which entries are copied: indices and masks, not what is written without carrying relevance."""
+    """Activations that say which entries are copied: indices and masks, not what is written without relevance."""
     written = {v for v in moved(node) if v.is_float}
     return [v for v in node.inputs if v not in node.sources and v not in unread(node) and v not in written]
 
