@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fastlrp
 from tests.compat.zennit.both import ZENNIT_1, agree, difference, ours, rules_of, seeded, theirs
 
 rules = pytest.importorskip("zennit.rules")
