@@ -93,8 +93,8 @@ def keep_the_batch(graph: Graph, node: Node) -> str:
     recurrent = next((n for n in graph.nodes if n.operation in _RECURRENT and n.kind != "recurrence"), None)
     if recurrent is not None and (node is recurrent or _inside(node, recurrent)):
         return (
-            f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}') in a use that is "
-            f"not supported: {_RECURRENT_FORM}."
+            f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}') in a use that "
+            f"is not supported: {_RECURRENT_FORM}."
         )
     if graph.not_lifted:
         return f"{graph.not_lifted}. Keep the batch as axis 0."

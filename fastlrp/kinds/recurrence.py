@@ -28,11 +28,11 @@ from fastlrp.kinds.recurrent_coefficients import (
     spread_relevance,
     states_of,
 )
+from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Factor, Flow
-from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
 from fastlrp.stabilizer import Stabilizer
 
 

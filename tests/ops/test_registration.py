@@ -29,7 +29,7 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
     attention = (mask, False, 0.5, 0.0)
     o, log_sum = reference("attention_forward")(q, k, v, *attention)
     z, index_of = torch.randn(2, 5), torch.randint(0, 5, (2, 3))
-    r_t, e_t, u_t = torch.randn(2, 3, 4, 5), torch.randn(2, 4, 5), torch.randn(5, 5)
+    r_t, e_t, u_t = torch.randn(2, 3, 4, 5), torch.randn(2, 4, 5), torch.randn(5, 5) / 9
     return [
         ("linear_relevance", (flow, torch.randn(5, 7), z, None, None, None, False, False)),
         ("linear_relevance", (flow, torch.randn(5, 7), z, z, torch.randn(2, 7), None, True, True)),
