@@ -31,11 +31,11 @@ std::unique_ptr<T, Free> room(int64_t size) {
 template <class T>
 struct Step {
   const Recurrence<T>* p;
-  int64_t targets, at;           // at: sample times steps plus step
-  const T* relevance;            // of the first target at this step
-  T* flows;                      // the same
-  const T* a;                    // (targets, P)
-  T *arrived, *memory, *rows;    // (targets, P), (targets, H), (targets, J H + padding)
+  int64_t targets, at;         // at: sample times steps plus step
+  const T* relevance;          // of the first target at this step
+  T* flows;                    // the same
+  const T* a;                  // (targets, P)
+  T *arrived, *memory, *rows;  // (targets, P), (targets, H), (targets, J H + padding)
 };
 
 // What arrives at the hidden states.

@@ -55,7 +55,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrence_relevance(
   TORCH_CHECK_VALUE(!gates.has_value() || gates->dim() == 4, check.op, ": gates must have shape (B, T, G, H)");
   TORCH_CHECK_VALUE(!projected || (output_scale.has_value() && output_scale->dim() == 4 && output_scale->size(2) >= 1 &&
                                    output_scale->size(2) <= 2 && !output_entry.has_value()),
-                    check.op, ": with a projection output_scale must have shape (B, T, O, H) with O 1 or 2, and "
+                    check.op,
+                    ": with a projection output_scale must have shape (B, T, O, H) with O 1 or 2, and "
                     "output_entry must be None");
   TORCH_CHECK_VALUE(projected || output_scale.has_value() == output_entry.has_value(), check.op,
                     ": output_entry and output_scale must be given together, or neither");
