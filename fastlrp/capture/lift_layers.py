@@ -241,6 +241,15 @@ def _mask(lifter: Lifter, mask: Value | Constant, outer: tuple[int, ...], heads:
     return lifter.reshape(mask, (count, *last))
 
 
+def recurrent(lifter: Lifter) -> Value:
+    """A layer and direction over several sequences of each sample."""
+    args, kwargs = lifter.tree((lifter.node.args, lifter.node.kwargs))
+    if not isinstance(args[0], Value):
+        return lifter.mapped()
+    first = [lifter.rows(state) if isinstance(state, Constant) else state for state in args[1:3]]
+    return lifter.emit(lifter.node.operation, lifter.node.call, (args[0], *first, *args[3:]), lifter.shape, kwargs)
+
+
 LAYERS: tuple[tuple[str, Form], ...] = (
     ("linear", linear),
     ("matmul mm bmm mv dot", multiplied),
@@ -252,5 +261,6 @@ LAYERS: tuple[tuple[str, Form], ...] = (
     ("batch_norm", batch_normed),
     ("group_norm instance_norm", group_normed),
     ("scaled_dot_product_attention", attention),
+    ("lstm gru rnn_tanh rnn_relu", recurrent),
 )
 """Operations and their lifted forms."""

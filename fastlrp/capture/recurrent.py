@@ -61,7 +61,14 @@ class Layer:
         bias_hh: Tensor | None,
         weight_hr: Tensor | None,
     ) -> Tensor:
-        """Hidden states ``(B, T, P)``; with ``with_cell`` ``(B, T P + H)``. First states ``(B, P)``, ``(B, H)``."""
+        """Hidden states ``(B, T, P)``; with ``with_cell`` ``(B, T P + H)``. First states ``(B, P)``, ``(B, H)``.
+
+        Several sequences for each sample, ``(B, N, T, C)``, have one more axis everywhere.
+        """
+        if x.dim() == 4:
+            several = [t if t is None else t.flatten(0, 1) for t in (x, h0, c0)]
+            y = self(*several, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)  # type: ignore[arg-type]
+            return y.unflatten(0, x.shape[:2])
         weights = [w for w in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if w is not None]
         hidden = weight_hh.shape[1]
         h = x.new_zeros(1, x.shape[0], hidden) if h0 is None else h0.unsqueeze(0)

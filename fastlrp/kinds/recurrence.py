@@ -33,6 +33,7 @@ from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference.redistribution import Ledger
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -43,7 +44,10 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One layer and direction with its sizes: ``T``, ``P`` of hidden states, ``H`` of the memory."""
+    """One layer and direction with its sizes: ``T``, ``P`` of hidden states, ``H`` of the memory.
+
+    Where each sample has several sequences, ``(B, N, T, C)``, they are computed as ``(B N, T, C)``.
+    """
 
     node: Node
 
@@ -59,8 +63,35 @@ class _Sequence:
         return list(self.node.args[:3])
 
     @property
+    def input(self) -> Value:
+        x = self.node.args[0]
+        assert isinstance(x, Value)
+        return x
+
+    @property
     def steps(self) -> int:
-        return int(self.node.inputs[0].sizes[0])
+        return self.input.sizes[-2]
+
+    @property
+    def several(self) -> int | None:
+        """Sequences of each sample, where that is an axis."""
+        return self.input.sizes[0] if len(self.input.sizes) == 3 else None
+
+    def folded(self, t: Tensor) -> Tensor:
+        """``(B, N, …)`` to ``(B N, …)``."""
+        return t if self.several is None else t.flatten(0, 1)
+
+    def unfolded(self, t: Tensor) -> Tensor:
+        """``(B N, …)`` to ``(B, N, …)``."""
+        return t if self.several is None else t.unflatten(0, (t.shape[0] // self.several, self.several))
+
+    def folded_targets(self, t: Tensor) -> Tensor:
+        """``(B, K, N, …)`` to ``(B N, K, …)``."""
+        return t if self.several is None else t.transpose(1, 2).flatten(0, 1)
+
+    def unfolded_targets(self, t: Tensor) -> Tensor:
+        """``(B N, K, …)`` to ``(B, K, N, …)``."""
+        return t if self.several is None else self.unfolded(t).transpose(1, 2)
 
     @property
     def hidden(self) -> int:
@@ -103,8 +134,8 @@ class _Sequence:
     def states(self, y: Tensor, *inputs: Tensor) -> States:
         """From the output and the activations among the operands."""
         table = dict(zip(self.node.inputs, inputs, strict=True))
-        x, h0, c0 = (_tensor(table[v] if isinstance(v, Value) else v) for v in self.operands)
-        h, _ = self.parts(wide(y), 1)
+        x, h0, c0 = (self.folded(wide(table[v])) if isinstance(v, Value) else _tensor(v) for v in self.operands)
+        h, _ = self.parts(self.folded(wide(y)), 1)
         assert x is not None
         return states_of(
             self.layer.mode, self.ordered(x, 1), self.ordered(h, 1), h0, c0, tuple(map(wide, self.weights()))
@@ -135,22 +166,22 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
     def coefficients_of_steps(y: Tensor, *inputs: Any) -> tuple[Tensor, ...] | Tensor:
         values, factor = inputs[: len(node.inputs)], inputs[len(node.inputs) :]
-        hidden, memory = sequence.parts(wide(factor[0]), 1) if factor else (None, None)
+        hidden, memory = sequence.parts(sequence.folded(wide(factor[0])), 1) if factor else (None, None)
         hidden = None if hidden is None else sequence.ordered(hidden, 1)
         arriving = Arriving(chained, hidden, memory)
         found = coefficients(mode, sequence.states(y, *values), rule, arriving, projected, with_cell)
-        made = tuple(t.to(y.dtype) for t in found.tensors())
+        made = tuple(sequence.unfolded(t.to(y.dtype)) for t in found.tensors())
         return made[0] if len(made) == 1 else made
 
     ins = [y.index, *(v.index for v in node.inputs), *([] if factor is None else [factor])]
-    first = b.cache(coefficients_of_steps, ins, sequence.steps * sequence.size, len(names))
+    first = b.cache(coefficients_of_steps, ins, (sequence.several or 1) * sequence.steps * sequence.size, len(names))
     relevance = b.operation("recurrence_relevance")
     places, targets = _targets(sequence)
 
     def through_steps(f: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
-        c = Coefficients(**dict(zip(names, cached, strict=True)))
+        c = Coefficients(**dict(zip(names, map(sequence.folded, cached), strict=True)))
         ih, hh, _, _, projection = sequence.weights()
-        hidden, memory = sequence.parts(f, 2)
+        hidden, memory = sequence.parts(sequence.folded_targets(f), 2)
         final = None if memory is None or c.final is None else multiply(memory, c.final)
         s, a, m = relevance(
             sequence.ordered(hidden, 2), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry, c.gates,
@@ -160,7 +191,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         results = [of_h0, of_h0, m]
         if 0 in places:
             results[0] = sequence.ordered(torch.matmul(s, sequence.chosen(ih, rule.gates)), 2)
-        return tuple(results[i] for i in places)
+        return tuple(sequence.unfolded_targets(results[i]) for i in places)
 
     registers = b.step_with_results(
         through_steps, [flow.register], range(first, first + len(names)), [x.numel for x in targets]
@@ -189,11 +220,11 @@ def _lower_spread(b: Builder, node: Node, rule: rules.Recurrent, flow: Flow) -> 
         if bias_ih is not None:
             of_x, of_h = sequence.chosen(bias_ih, rule.gates), sequence.chosen(bias_hh, rule.gates)
             bias = of_x + (states.acts[0] * of_h if mode == "gru" else of_h)
-        hidden, memory = sequence.parts(wide(R), 2)
+        hidden, memory = sequence.parts(sequence.folded_targets(wide(R)), 2)
         chosen = sequence.chosen(ih, rule.gates), sequence.chosen(hh, rule.gates), bias, projection
         found = spread_relevance(mode, states, rule, chosen, sequence.ordered(hidden, 2), memory)
         results = [sequence.ordered(found[0], 2), *found[1:]]
-        return tuple(results[i].to(R.dtype) for i in places)
+        return tuple(sequence.unfolded_targets(results[i].to(R.dtype)) for i in places)
 
     slots = [y.index, *(v.index for v in node.inputs)]
     registers = b.step_with_results(through_steps, [register], slots, [x.numel for x in targets])
@@ -208,18 +239,23 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     assert isinstance(rule, rules.Recurrent)
     sequence, operands = _Sequence(node), []
     for v in sequence.operands:
-        operands.append(walk.values[v] if isinstance(v, Value) else textbook.double(v))
+        operands.append(sequence.folded(walk.values[v]) if isinstance(v, Value) else textbook.double(v))
     x, h0, c0 = operands
     weights = Weights(*textbook.double(node.args[3:]))
     h0 = x.new_zeros(len(x), sequence.hidden) if h0 is None else h0
     c0 = x.new_zeros(len(x), sequence.size) if c0 is None else c0
-    hidden, memory = sequence.parts(R, 2)
+    hidden, memory = sequence.parts(sequence.folded_targets(R), 2)
     shares = Shares(Stabilizer.ensure(rule.stabilizer), rule.bias_factor, 0.5 if rule.gates == "uniform" else 0.0)
     R_x, R_h0, R_c0, ledger = through_layer(
         sequence.layer.mode, sequence.ordered(x, 1), (h0, c0), weights, sequence.ordered(hidden, 2), memory, shares
     )
+    if sequence.several is not None:
+        kept = (ledger.bias, ledger.stabilizer, ledger.dead)
+        ledger = Ledger(*(sequence.unfolded_targets(part).sum(2) for part in kept))
     found: dict[Value, Tensor] = {}
-    for v, r in zip(sequence.operands, (sequence.ordered(R_x, 2), R_h0, R_c0), strict=True):
+    for v, r in zip(
+        sequence.operands, map(sequence.unfolded_targets, (sequence.ordered(R_x, 2), R_h0, R_c0)), strict=True
+    ):
         if isinstance(v, Value) and v in node.sources:
             found[v] = found[v] + r if v in found else r
         else:  # First states that are no activations keep theirs.

@@ -174,6 +174,33 @@ def test_first_states_given(name: str, gates: Any) -> None:
     check(Given(name), sequences(), rules.Recurrent(gates, 1e-3))
 
 
+class Windows(nn.Module):
+    """Several sequences of each sample, folded into the batch; the first states of some are those of others' ends."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer = LAYERS[name](4, 6, bidirectional=True, batch_first=True)
+        self.after = LAYERS[name](4, 6, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, time, channels = x.shape
+        folded = x.reshape(batch * count, time, channels)
+        _, last = self.layer(folded)
+        y, _ = self.after(folded, last)
+        return self.head(y[:, -1].reshape(batch, count * 12))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("name", "bias_factor"), [("lstm", 0.0), ("gru", 0.0), ("lstm", 1.0)])
+def test_sequences_folded_into_the_batch(name: str, bias_factor: float) -> None:
+    model, x = Windows(name), sequences(3, 2, 5, 4)
+    check(model, x, rules.Recurrent(stabilizer=1e-3, bias_factor=bias_factor))
+    point = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(point)[:, 1].sum(), point)
+    got = fastlrp.Explainer(model, composites.gradient())(x, [1], initial="one")
+    assert torch.allclose(got[:, 0], gradient, atol=1e-12)
+
+
 def detached(name: str, layer: nn.Module, x: Tensor) -> Tensor:
     """The layer as a loop whose gates and activations' ratios are constants: input times gradient is LRP then."""
     W, U = layer.weight_ih_l0, layer.weight_hh_l0
