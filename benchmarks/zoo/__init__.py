@@ -1,1 +1,1 @@
-"""Public architectures with random weights: which of them are explained, and whether rightly. ``python -m benchmarks.zoo``."""
+"""Public architectures with random weights: which are explained, and whether rightly. ``python -m benchmarks.zoo``."""

@@ -14,7 +14,7 @@ class Case:
     """What one process examines.
 
     Attributes:
-        model: in evaluation mode and float64.
+        model: in evaluation mode; in float64, if it runs in that.
         inputs: a tensor, or a dict of keyword inputs, for two samples.
         output: the explainer's argument of that name.
         embedding: the module whose rows the integer ids of the input look up, where there is one.
@@ -44,7 +44,7 @@ Maker = Callable[[], Case]
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """In evaluation mode and float64, with batch norms as after training and layer scales that let something through."""
+    """In evaluation mode and float64, with batch norms as after training and no layer scale near zero."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             module.running_mean.normal_(0, 0.2)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterable
+from importlib.util import find_spec
 
-from benchmarks.zoo import images
+from benchmarks.zoo import families, images, single
 from benchmarks.zoo.case import Maker
 
 Entry = tuple[str, str, Maker]
@@ -13,5 +12,5 @@ Entry = tuple[str, str, Maker]
 
 def entries() -> list[Entry]:
     """Group, name and maker of each model whose library is installed."""
-    found: Iterable[Entry] = images.cases()
-    return [e for e in found if not e[0].startswith("timm") or importlib.util.find_spec("timm") is not None]
+    found = [*images.cases(), *families.cases(), *single.cases()]
+    return [e for e in found if e[0].split()[0] not in ("timm", "transformers") or find_spec(e[0].split()[0])]
