@@ -187,7 +187,8 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     found: dict[Value, Tensor] = {}
 
     def add(x: Value, relevance: Tensor) -> None:
-        found[x] = found[x] + relevance if x in found else relevance
+        own = relevance.sum_to_size(*relevance.shape[:2], *walk.values[x].shape[1:])  # Heads may share one of its axes.
+        found[x] = found[x] + own if x in found else own
 
     if isinstance(rule, rules.ValueOnly):
         add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times))
