@@ -55,6 +55,7 @@ ORDER = """
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.module_paths classes positions tune.attention
     spellings
+    markup pickling progress
     one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info
@@ -84,7 +85,7 @@ SUPPORT = {
 PEERS = {"zennit", "captum", "torchvision", "sklearn", "transformers"}
 # Who may import what an extra brings, and then in functions only.
 OPTIONAL = {
-    "matplotlib": ("viz",), "PIL": ("viz", "cli", "report"), "scipy": ("viz",), "tqdm": ("nn", "cli"),
+    "matplotlib": ("viz",), "PIL": ("viz", "cli", "report"), "scipy": ("viz",), "tqdm": ("nn", "cli", "progress"),
     "click": ("cli",), "jinja2": ("report",), "safetensors": ("cli",),
 }  # fmt: skip
 

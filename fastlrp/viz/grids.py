@@ -15,6 +15,7 @@ from fastlrp.viz.colors import colormap
 from fastlrp.viz.heatmaps import colored
 from fastlrp.viz.labels import DPI, LARGE, NORMAL, SMALL, Pen, line_height, write
 from fastlrp.viz.libraries import need
+from fastlrp.viz.saving import show_in_notebooks
 from fastlrp.viz.scale import Level, Scale
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def grid(
 
     _check_size(cells, cell)
     figure = need("matplotlib.figure").Figure(figsize=(4, 4), dpi=DPI, facecolor="white", layout="none")
+    show_in_notebooks(figure)
     pen = Pen(figure)
     own = "" if by == "shared" else by
     bar = next(iter(scales.values())) if scales and colorbar else None

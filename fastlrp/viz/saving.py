@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -36,6 +38,17 @@ def to_image(figure: Figure, dpi: float | None = None) -> Image:
         return need("PIL.Image").fromarray(_opaque(drawn.buffer_rgba()))
     finally:
         figure.dpi = own
+
+
+def show_in_notebooks(figure: Figure) -> None:
+    """Let a notebook show the figure where it is a cell's last line, though it is unknown to pyplot."""
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    to_image(figure).save(file, format="PNG", dpi=(figure.dpi, figure.dpi))
+    return file.getvalue()
 
 
 def save(picture: Image | Figure, path: str | os.PathLike[str], **options: Any) -> Path:
