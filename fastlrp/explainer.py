@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from fastlrp import composites, markup
 from fastlrp.backends.dispatch import BACKENDS
 from fastlrp.capture.chosen import Output
+from fastlrp.class_names import Labels, Names, of_model
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
 from fastlrp.pickling import Carried, plain
@@ -48,6 +49,8 @@ class Explainer:
         unsupported: ``"error"`` for an operation without a rule; or ``"gradient"``: it takes its input times its own
             gradient (:class:`fastlrp.rules.InputGradient`). The plan's table and a verification name every such
             operation.
+        labels: the names of the classes, a list or a dict from class to name: targets may then be names,
+            ``explainer(x, ["tabby cat"])``. Unless given, those of a model's own ``config.id2label``.
 
     Example::
 
@@ -72,6 +75,7 @@ class Explainer:
         paths: PathName | Mapping[str, PathName] = "auto",
         profile: str | None = None,
         unsupported: Unsupported | None = None,
+        labels: Names | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -82,6 +86,7 @@ class Explainer:
         if unsupported is not None:
             self.composite = replace(self.composite, unsupported=unsupported)
         self.max_memory = parse_bytes(max_memory)
+        self.labels = of_model(model) if labels is None else Labels(labels)
         self._options: dict[str, Any] = {"output": output, "paths": paths}
         self._capture_anew()
         if example_inputs is not None:
@@ -143,7 +148,7 @@ class Explainer:
         """One forward pass from which any number of targets can be explained.
 
         Args:
-            x: a tensor ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
+            x: a tensor or NumPy array ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
             lrp_aware: keep the coefficients of all layers (fast, more memory) or only the layers' inputs;
                 ``"sweep"`` keeps what other parameters need, too: see :meth:`fastlrp.run.record.ForwardRecord.under`.
 
@@ -157,7 +162,9 @@ class Explainer:
         inputs = self._plans.inputs(x)
         if lrp_aware not in (True, False, "sweep"):
             raise ValueError(f"lrp_aware must be True, False or 'sweep', got {lrp_aware!r}")
-        return ForwardRecord(self._plans.of(inputs), inputs, lrp_aware, self.max_memory, at_once)
+        record = ForwardRecord(self._plans.of(inputs), inputs, lrp_aware, self.max_memory, at_once)
+        record.labels = self.labels
+        return record
 
     def refresh(self) -> None:
         """Forget what was captured: the next call captures again.
@@ -215,7 +222,7 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
         options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
             captures once.
     """
-    names = ("backend", "max_memory", "output", "paths", "profile", "unsupported")
+    names = ("backend", "max_memory", "output", "paths", "profile", "unsupported", "labels")
     ours = {name: options.pop(name) for name in names if name in options}
     return Explainer(model, composite, **ours)(x, targets, **options)
 

@@ -57,7 +57,8 @@ def table(
         )
         lines.append(f"<tr{tint}>{cells}</tr>")
     top = f"<thead><tr>{head}</tr></thead>" if header else ""
-    return f'<table style="border-collapse: collapse; margin: 4px 0">{top}<tbody>{"".join(lines)}</tbody></table>'
+    look = "border-collapse: collapse; margin: 4px 0; font: inherit; color: inherit"
+    return f'<table style="{look}">{top}<tbody>{"".join(lines)}</tbody></table>'
 
 
 def _chip(text: str) -> str:

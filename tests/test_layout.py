@@ -40,8 +40,8 @@ ORDER = """
     capture.memory
     kinds.registry
     kinds
-    run.given_ids
-    run.inputs run.sink plan.table
+    run.given_ids run.hints
+    run.accept run.inputs run.sink plan.table
     run.finite
     rules
     plan.coefficients
@@ -52,7 +52,7 @@ ORDER = """
     capture.carrying capture.attention_weights capture.composed_activations
     capture.arguments plan.forms plan.narrow plan.step_names
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
-    targets capture.attributes capture.bystanders capture.fingerprint capture.structure
+    class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.module_paths classes positions tune.attention
     spellings
     markup pickling progress

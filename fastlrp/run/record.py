@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlrp import composites
 from fastlrp.capture import structure as structures
 from fastlrp.capture.graph import Value
+from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.one_hot import OneHot
@@ -65,6 +66,8 @@ class ForwardRecord(StaysHere):
 
     instead = "it holds the caches of one forward pass. Pickle or copy the explainer and the input"
     _looks_for_nan = True
+    labels: Labels | None = None
+    """The names of the classes, if the explainer knows them."""
 
     def __init__(
         self,
@@ -254,7 +257,11 @@ class ForwardRecord(StaysHere):
         """The targets as they are understood, checked; see :meth:`relevance`."""
         if isinstance(targets, str) and targets == "next":
             targets = next_tokens(ids_of(self._inputs, self._scores))
+        if not isinstance(targets, (int, Tensor)):
+            targets = by_number(targets, self.labels)
         asked = Targets(targets, self._scores, initial, at)
+        if self.labels is not None:
+            self.labels.check(asked.classes)
         # Relevance that starts with other numbers than the scores need not show that they are not finite.
         asked_for = asked.asked_for() if initial != "output" else None
         few = asked.terms is not None
