@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+PRINTED_DPI = 200
+"""Dots per inch of figures in files: twice what a screen shows."""
+
 VECTOR = (".pdf", ".svg", ".eps", ".ps")
 """Formats that matplotlib writes; all others are Pillow's."""
 
@@ -58,7 +61,7 @@ def save(picture: Image | Figure, path: str | os.PathLike[str], **options: Any) 
         picture: a Pillow image or a matplotlib figure.
         path: ends in ``.png``, ``.jpg``, ``.webp``, or another format that Pillow writes; for figures also ``.pdf``,
             ``.svg``, ``.eps``. Its folder must be there.
-        options: of the format, as Pillow's ``save`` takes them (``quality=90``), or ``dpi`` of a figure.
+        options: of the format, as Pillow's ``save`` takes them (``quality=90``), or ``dpi`` of a figure (200).
 
     Returns:
         the path.
@@ -89,7 +92,7 @@ def _writer(picture: Any, path: Path, options: dict[str, Any]) -> Callable[[Bina
         return _pillow_writer(picture, _pillow_format(path, suffix, figure=False), options)
     if not isinstance(picture, need("matplotlib.figure").Figure):
         raise TypeError(f"only a Pillow image or a matplotlib figure can be saved, got {type(picture).__name__}")
-    dpi = options.pop("dpi", None) or picture.dpi
+    dpi = options.pop("dpi", None) or max(picture.dpi, PRINTED_DPI)
     if suffix in VECTOR:
         # Pixels of heatmaps stay as they are; dpi is for what must be drawn as pixels.
         return lambda file: picture.savefig(file, format=suffix[1:], dpi=dpi, **options)
