@@ -32,11 +32,13 @@ ORDER = """
     capture.export run.basis run.sparse.specialize
     run.descent
     capture.lift
-    capture.probe composites
+    capture.lift_check
+    capture.probe capture.lift_proof composites
     capture.lift_layers
     capture.lift_moves
     capture.lifter
-    capture.translate capture.batch_axis
+    capture.translate capture.standing
+    capture.batch_axis
     capture.memory
     kinds.registry
     kinds
