@@ -47,7 +47,7 @@ ORDER = """
     run.finite
     rules
     plan.coefficients
-    plan.input_terms
+    plan.input_terms plan.late
     plan.layer plan.fusion plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
