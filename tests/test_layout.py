@@ -32,11 +32,13 @@ ORDER = """
     capture.export run.basis run.sparse.specialize
     run.descent
     capture.lift
-    capture.probe composites
+    capture.lift_check
+    capture.probe capture.lift_proof composites
     capture.lift_layers
     capture.lift_moves
     capture.lifter
-    capture.translate capture.batch_axis
+    capture.translate capture.standing
+    capture.batch_axis
     capture.memory
     kinds.registry
     kinds
@@ -45,7 +47,7 @@ ORDER = """
     run.finite
     rules
     plan.coefficients
-    plan.input_terms
+    plan.input_terms plan.late
     plan.layer plan.fusion plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose

@@ -117,10 +117,10 @@ def capture(
     program, fixed = _export(wrapper, args, kwargs, batch)
     graph = Translator(program, model, fixed, batch).translate()
     graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
-    rows = refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
-        lift(graph, rows, tensors)
-    elif batch == 0 or travels(graph, rows if batch > 1 else _batch_first(graph)):
+        lift(graph, standing, tensors)
+    elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
     return Captured(graph, wrapper._note.structure, batch if fixed else None)
 
