@@ -26,8 +26,6 @@ from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.redistribution import divide
 from fastlrp.stabilizer import Stabilizer
 
-"""Of query, key and value in terms of gradients: half for each product that relevance passes."""
-
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
     """Operands by name and the softmax's parameters."""

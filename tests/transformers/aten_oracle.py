@@ -7,6 +7,7 @@ the package is used. What is rewritten:
 - products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid, or broadcast
   over the other), which is detached; a router's weight for its expert is no gate;
 - ``scaled_dot_product_attention``: written out, with quarters for queries and keys and half for values;
+- in CP-LRP, what a softmax or an activation made is detached where it multiplies something else;
 - everything else, softmax included, has its own gradient.
 """
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from tests.transformers.oracle import act, attention, divided
 
 aten = torch.ops.aten
+VOCABULARY = 50
 _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
     "hardswish_", "hardtanh",
@@ -44,10 +46,12 @@ class Oracle(torch.fx.Interpreter):
         self.rows: list[tuple[Tensor, Tensor]] = []
         self.tags: dict[int, set[str]] = {}
         self.held: list[Any] = []
+        self.written: dict[int, Tensor] = {}
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         name = getattr(target, "_schema", None)
         name = name.name.split("::")[-1] if name is not None else getattr(target, "__name__", str(target))
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._current, (args, kwargs))
         rule: Callable[..., Any] | None = getattr(self, f"_{name.strip('_')}", None)
         if name in _ACTS and args[0].requires_grad:
             result = act(args[0], lambda u: target(u.clone(), *args[1:], **kwargs))
@@ -56,14 +60,26 @@ class Oracle(torch.fx.Interpreter):
         else:
             result = super().call_function(target, args, kwargs)
         self._tag(name, args, result)
+        if name.endswith("_") and not name.startswith("_") and isinstance(result, Tensor) and result is not args[0]:
+            self.written[id(args[0])] = result
         return result
 
+    def _current(self, t: Tensor) -> Tensor:
+        """What stands in a tensor now that an operation in place wrote into it."""
+        while id(t) in self.written:
+            t = self.written[id(t)]
+        return t
+
     def _tag(self, name: str, args: Any, result: Any) -> None:
+        if name == "getitem":
+            return
         tags: set[str] = set()
         if name in _GATES:
             tags.add("gate")
         if name in ("expand", "expand_as"):
             tags.add("gate")
+        if name in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
+            tags.add("made")
         if name == "topk":
             tags.add("routing")
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
@@ -122,6 +138,9 @@ class Oracle(torch.fx.Interpreter):
 
     def _product(self, target: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if a.requires_grad and b.requires_grad:
+            made = ["made" in self._tags(t) for t in (a, b)]
+            if self.mode == "cp_lrp" and made[0] != made[1]:
+                return target(a.detach() if made[0] else a, b.detach() if made[1] else b, *args, **kwargs)
             a, b = divided(a, 2), divided(b, 2)
         return target(a, b, *args, **kwargs)
 
@@ -131,6 +150,10 @@ class Oracle(torch.fx.Interpreter):
         if not all(isinstance(t, Tensor) and t.requires_grad for t in (a, b)):
             return a * b
         shape = torch.broadcast_shapes(a.shape, b.shape)
+        if self.mode == "cp_lrp":
+            made = ["made" in self._tags(t) or "routing" in self._tags(t) for t in (a, b)]
+            if made[0] != made[1]:
+                return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
         if "routing" in self._tags(a) | self._tags(b):
             return divided(a, 2) * divided(b, 2)
         gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
@@ -159,6 +182,12 @@ def _with_plain_gelu(model: nn.Module) -> nn.Module:
     return model
 
 
+def word_embedding(model: nn.Module) -> nn.Embedding | None:
+    """The table that input ids are looked up in."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == VOCABULARY]
+    return tables[0] if tables else None
+
+
 class _Chosen(nn.Module):
     def __init__(self, model: nn.Module, output: Any) -> None:
         super().__init__()
@@ -182,8 +211,8 @@ def relevance(model: nn.Module, x: Any, output: Any, targets: Any, mode: str = "
         kwargs["use_cache"] = False
     with torch.no_grad():
         program = torch.export.export(_Chosen(model, output), (args, kwargs), strict=False)
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    table = embeddings.weight if isinstance(embeddings, nn.Embedding) else None
+    embeddings = word_embedding(model)
+    table = None if embeddings is None else embeddings.weight
     points = {id(t): t.detach().clone().requires_grad_() for t in leaves}
     given = torch.utils._pytree.tree_leaves((args, kwargs))
     oracle = Oracle(program.module(check_guards=False), table, mode)

@@ -262,7 +262,7 @@ FAMILIES: dict[str, Family] = {
         lambda: {"input_values": floats(2, 200)}, last,
     ),  # fmt: skip
     "vit": Family(_images("ViT"), image),
-    "vit_eager": Family(_images("ViT", attn_implementation="eager"), image),
+    "vit_eager": Family(_images("ViT", attn_implementation="eager"), image, tolerance=1e-6),
     "deit": Family(_images("DeiT"), image),
     "dinov2": Family(_images("Dinov2", mlp_ratio=2), image),
     "beit": Family(_images("Beit", use_relative_position_bias=True), image),
@@ -338,7 +338,7 @@ TIMM: dict[str, Family] = {
               stem_width=8, transformer_partition_ratio=16), lambda: image(64), library="timm",
     ),  # fmt: skip
     "timm_coatnet": Family(
-        _timm("coatnet_pico_rw_224", img_size=64, embed_dim=(16, 32), depths=(1, 1), block_type=("C", "T"),
+        _timm("coatnet_pico_rw_224", img_size=64, embed_dim=(32, 32), depths=(1, 1), block_type=("C", "T"),
               stem_width=8), lambda: image(64), library="timm",
     ),  # fmt: skip
     "timm_levit": Family(
