@@ -37,6 +37,12 @@ def keeps_samples_apart(node: Node, rows: set[Value]) -> bool:
     return axes is not None and 0 not in axes
 
 
+def axes_of(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
+    """The axes along which an operation works, by its arguments ``a``; None if they do not say."""
+    reader = _READERS.get(node.operation)
+    return None if reader is None else reader(node, a)
+
+
 def arguments(node: Node) -> dict[str, Any]:
     """Arguments by name; those of the whole operation for one part of a split."""
     return bind(getattr(node.call, "whole", node.call), node.args, node.kwargs)
@@ -267,7 +273,8 @@ _READERS: dict[str, Reader] = _table([
         "log2 log10 expm1 erf erfc sinc sign floor ceil round trunc frac sgn exp2 sinh cosh asinh atan2 "
         "fmod remainder floor_divide "
         "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
-        "bitwise_not isnan isfinite isinf nan_to_num zeros_like ones_like full_like", _each_entry,
+        "bitwise_not __and__ __or__ __xor__ isnan isfinite isinf nan_to_num zeros_like ones_like full_like",
+        _each_entry,
     ),
     (
         "dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d contiguous clone "

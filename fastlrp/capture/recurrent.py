@@ -66,8 +66,8 @@ class Layer:
         Several sequences for each sample, ``(B, N, T, C)``, have one more axis everywhere.
         """
         if x.dim() == 4:
-            several = [t if t is None else t.flatten(0, 1) for t in (x, h0, c0)]
-            y = self(*several, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)  # type: ignore[arg-type]
+            first = [None if t is None else t.flatten(0, 1) for t in (h0, c0)]
+            y = self(x.flatten(0, 1), first[0], first[1], weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
             return y.unflatten(0, x.shape[:2])
         weights = [w for w in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if w is not None]
         hidden = weight_hh.shape[1]

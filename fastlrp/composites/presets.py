@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastlrp import rules
 from fastlrp.composites.composite import Composite, Matcher, MaxPoolMode, first, kind
+from fastlrp.composites.matchers import Everything
 from fastlrp.kinds.registry import KIND
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
@@ -22,7 +23,7 @@ def everything_else(stabilizer: Number, sums: Rule | None = None) -> tuple[tuple
     return tuple((kind(name), rule) for name, rule in given)
 
 
-_GRADIENT_ELSEWHERE: tuple[tuple[Matcher, Rule], ...] = ((lambda layer: True, rules.Gradient()),)
+_GRADIENT_ELSEWHERE: tuple[tuple[Matcher, Rule], ...] = ((Everything(), rules.Gradient()),)
 
 
 def epsilon_plus(
