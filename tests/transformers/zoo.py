@@ -200,12 +200,7 @@ FAMILIES: dict[str, Family] = {
     "distilbert": Family(
         _plain(
             "DistilBertForSequenceClassification/DistilBertConfig",
-            vocab_size=50,
-            dim=32,
-            n_layers=2,
-            n_heads=4,
-            hidden_dim=64,
-            num_labels=3,
+            vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=64, num_labels=3,
         ),  # fmt: skip
         text,
     ),
@@ -215,46 +210,26 @@ FAMILIES: dict[str, Family] = {
         _classifier("DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8), text
     ),
     "gpt2": Family(
-        _plain(
-            "GPT2LMHeadModel/GPT2Config", vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
-        ),
-        prompt,
-        last,
+        _plain("GPT2LMHeadModel/GPT2Config", vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1,
+               eos_token_id=2), prompt, last,
     ),  # fmt: skip
     "gpt_neox": Family(_language_model("GPTNeoX"), prompt, last),
     "opt": Family(
-        _plain(
-            "OPTForCausalLM/OPTConfig",
-            vocab_size=50,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            ffn_dim=64,
-            word_embed_proj_dim=32,
-            max_position_embeddings=32,
-            pad_token_id=0,
-        ),
-        prompt,
-        last,
+        _plain("OPTForCausalLM/OPTConfig", vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+               ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=32, pad_token_id=0), prompt, last,
     ),  # fmt: skip
     "llama": Family(_language_model("Llama", **GROUPED), prompt, last, tolerance=1e-5),
-    "llama_eager": Family(_language_model("Llama", **GROUPED, attn_implementation="eager"), text, last, tolerance=1e-5),
+    "llama_eager": Family(
+        _language_model("Llama", **GROUPED, attn_implementation="eager"), text, last, tolerance=1e-5
+    ),
     "llama3_rope": Family(
         _language_model(
-            "Llama",
-            **GROUPED,
+            "Llama", **GROUPED,
             rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 500000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
+                "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
             },
-        ),
-        prompt,
-        last,
-        tolerance=1e-5,
+        ), prompt, last, tolerance=1e-5,
     ),  # fmt: skip
     "mistral": Family(_language_model("Mistral", **GROUPED, sliding_window=3), prompt, last, tolerance=1e-5),
     "qwen2": Family(_language_model("Qwen2", num_key_value_heads=2), prompt, last, tolerance=1e-5),
@@ -264,23 +239,11 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(_language_model("Phi3", num_key_value_heads=2), prompt, last, tolerance=1e-5),
     "mixtral": Family(_language_model("Mixtral", **EXPERTS), prompt, last, tolerance=1e-5),
     "qwen3_moe": Family(
-        _language_model(
-            "Qwen3Moe",
-            **GROUPED,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=16,
-            decoder_sparse_step=1,
-            norm_topk_prob=True,
-        ),
-        prompt,
-        last,
-        tolerance=1e-5,
+        _language_model("Qwen3Moe", **GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+                        decoder_sparse_step=1, norm_topk_prob=True), prompt, last, tolerance=1e-5,
     ),  # fmt: skip
     "gpt_oss": Family(
-        _language_model("GptOss", **EXPERTS, sliding_window=3, attn_implementation="eager"),
-        text,
-        last,
+        _language_model("GptOss", **EXPERTS, sliding_window=3, attn_implementation="eager"), text, last,
         tolerance=1e-5,
     ),  # fmt: skip
     "t5_encoder": Family(_plain("T5EncoderModel/T5Config", **T5), text, pooled, tolerance=1e-5),
@@ -288,8 +251,7 @@ FAMILIES: dict[str, Family] = {
     "bart": Family(_plain("BartForConditionalGeneration/BartConfig", **BART), pair, last),
     "whisper": Family(
         _plain("WhisperForConditionalGeneration/WhisperConfig", **WHISPER),
-        lambda: {"input_features": floats(2, 8, 20), "decoder_input_ids": random_ids(2, 4)},
-        last,
+        lambda: {"input_features": floats(2, 8, 20), "decoder_input_ids": random_ids(2, 4)}, last,
     ),  # fmt: skip
     "wav2vec2": Family(
         _plain("Wav2Vec2ForSequenceClassification/Wav2Vec2Config", **WAV2VEC2),
@@ -297,8 +259,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "wav2vec2_ctc": Family(
         _plain("Wav2Vec2ForCTC/Wav2Vec2Config", **WAV2VEC2, feat_extract_norm="layer", do_stable_layer_norm=True),
-        lambda: {"input_values": floats(2, 200)},
-        last,
+        lambda: {"input_values": floats(2, 200)}, last,
     ),  # fmt: skip
     "vit": Family(_images("ViT"), image),
     "vit_eager": Family(_images("ViT", attn_implementation="eager"), image, tolerance=1e-6),
@@ -319,17 +280,8 @@ FAMILIES: dict[str, Family] = {
     "segformer": Family(_plain("SegformerForSemanticSegmentation/SegformerConfig", **SEGFORMER), image, centre),
     "detr": Family(_detr, image, first_query),
     "mamba": Family(
-        _plain(
-            "MambaForCausalLM/MambaConfig",
-            vocab_size=50,
-            hidden_size=16,
-            num_hidden_layers=2,
-            state_size=4,
-            use_mambapy=False,
-        ),
-        lambda: {"input_ids": random_ids()},
-        last,
-        tolerance=1e-5,
+        _plain("MambaForCausalLM/MambaConfig", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
+               use_mambapy=False), lambda: {"input_ids": random_ids()}, last, tolerance=1e-5,
     ),  # fmt: skip
 }
 
@@ -338,34 +290,24 @@ TORCHVISION: dict[str, Family] = {
         lambda t: t.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=3), image, library="torchvision.models"
     ),
     "tv_swin_t": Family(
-        lambda t: t.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3),
-        image,
+        lambda t: t.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3), image,
         library="torchvision.models",
     ),  # fmt: skip
     "tv_swin_v2_t": Family(
         lambda t: t.swin_transformer.SwinTransformer(
-            [4, 4],
-            16,
-            [2, 2],
-            [2, 4],
-            [4, 4],
-            num_classes=3,
-            block=t.swin_transformer.SwinTransformerBlockV2,
+            [4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3, block=t.swin_transformer.SwinTransformerBlockV2,
             downsample_layer=t.swin_transformer.PatchMergingV2,
-        ),
-        image,
-        library="torchvision.models",
+        ), image, library="torchvision.models",
     ),  # fmt: skip
     "tv_maxvit_t": Family(
-        lambda t: t.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=3),
-        image,
+        lambda t: t.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=3), image,
         library="torchvision.models",
     ),  # fmt: skip
     "tv_mvit_v2_s": Family(lambda t: _mvit(t), lambda: floats(2, 3, 4, 16, 16), library="torchvision.models"),
     "tv_swin3d_t": Family(
-        lambda t: t.video.swin_transformer.SwinTransformer3d([2, 4, 4], 16, [2, 2], [2, 4], [2, 2, 2], num_classes=3),
-        lambda: floats(2, 3, 4, 16, 16),
-        library="torchvision.models",
+        lambda t: t.video.swin_transformer.SwinTransformer3d(
+            [2, 4, 4], 16, [2, 2], [2, 4], [2, 2, 2], num_classes=3
+        ), lambda: floats(2, 3, 4, 16, 16), library="torchvision.models",
     ),  # fmt: skip
 }
 
@@ -388,36 +330,20 @@ TIMM: dict[str, Family] = {
     "timm_vit": Family(_timm("vit_tiny_patch16_224", **SMALL), image, library="timm"),
     "timm_deit": Family(_timm("deit_tiny_distilled_patch16_224", **SMALL), image, library="timm"),
     "timm_swin": Family(
-        _timm(
-            "swin_tiny_patch4_window7_224", img_size=32, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4
-        ),
-        image,
-        library="timm",
+        _timm("swin_tiny_patch4_window7_224", img_size=32, embed_dim=16, depths=(2, 2), num_heads=(2, 4),
+              window_size=4), image, library="timm",
     ),  # fmt: skip
     "timm_maxvit": Family(
-        _timm(
-            "maxvit_rmlp_pico_rw_256",
-            img_size=64,
-            embed_dim=(32, 32),
-            depths=(1, 1),
-            block_type=("M", "M"),
-            stem_width=8,
-            transformer_partition_ratio=16,
-        ),
-        lambda: image(64),
-        library="timm",
+        _timm("maxvit_rmlp_pico_rw_256", img_size=64, embed_dim=(32, 32), depths=(1, 1), block_type=("M", "M"),
+              stem_width=8, transformer_partition_ratio=16), lambda: image(64), library="timm",
     ),  # fmt: skip
     "timm_coatnet": Family(
-        _timm(
-            "coatnet_pico_rw_224", img_size=64, embed_dim=(32, 32), depths=(1, 1), block_type=("C", "T"), stem_width=8
-        ),
-        lambda: image(64),
-        library="timm",
+        _timm("coatnet_pico_rw_224", img_size=64, embed_dim=(32, 32), depths=(1, 1), block_type=("C", "T"),
+              stem_width=8), lambda: image(64), library="timm",
     ),  # fmt: skip
     "timm_levit": Family(
         _timm("levit_128s", img_size=64, embed_dim=(32, 32), depth=(1, 1), num_heads=(2, 2), key_dim=8),
-        lambda: image(64),
-        library="timm",
+        lambda: image(64), library="timm",
     ),  # fmt: skip
     "timm_beit": Family(_timm("beit_base_patch16_224", **SMALL), image, library="timm"),
     "timm_eva": Family(_timm("eva02_tiny_patch14_224", **SMALL), image, library="timm"),
@@ -452,7 +378,9 @@ class Attends(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q = x if self.batch_first else x.transpose(0, 1)
-        y, _ = self.attention(q, self.keys(q), self.values(q), need_weights=self.weights, attn_mask=self.mask)
+        y, _ = self.attention(
+            q, self.keys(q), self.values(q), need_weights=self.weights, attn_mask=self.mask
+        )
         return self.classes(y.mean(1 if self.batch_first else 0))
 
 
