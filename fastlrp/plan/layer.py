@@ -96,6 +96,34 @@ class AffineLayer:
 
         return transposed
 
+    def forward(self, weight: Tensor, weight_positive: Tensor | None, signed: bool) -> Callable[..., Tensor]:
+        """``(cotangent of c, u, v, input) -> cotangent of the register``: the transpose of :meth:`transpose`.
+
+        ``u (W t) + v (W+ t)``, with a signed input ``v (W+ (t where x > 0) + W- (t where x < 0))``: products as the
+        layer's own, for all groups at once.
+        """
+
+        def product(t: Tensor, matrix: Tensor) -> Tensor:
+            if self.node.kind == "linear":
+                return torch.nn.functional.linear(t, matrix)
+            return self.apply(channels_last(t.flatten(0, 1)), matrix, None).unflatten(0, t.shape[:2])
+
+        def forward(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+            total = None if u is None else product(t, weight).mul_(u.unsqueeze(1))
+            if v is None:
+                assert total is not None, "u or v must be given"
+                return total
+            positive = weight.clamp(min=0) if weight_positive is None else weight_positive
+            if x is False or x is None or not signed:
+                part = product(t, positive)
+            else:
+                sign = x.unsqueeze(1)
+                part = product(torch.where(sign > 0, t, 0), positive)
+                part.add_(product(torch.where(sign < 0, t, 0), weight - positive))
+            return part.mul_(v.unsqueeze(1)) if total is None else total.addcmul_(part, v.unsqueeze(1))
+
+        return forward
+
     def unpooled(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool
     ) -> Callable[..., Tensor] | None:
