@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastlrp import composites, rules
+from fastlrp import composites, groups, rules
 from fastlrp.composites import Composite
 from fastlrp.errors import BackendError, CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
@@ -37,6 +37,7 @@ __all__ = [
     "each",
     "explain",
     "functional",
+    "groups",
     "info",
     "io",
     "lrp",

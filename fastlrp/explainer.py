@@ -14,7 +14,9 @@ from fastlrp.backends.dispatch import BACKENDS
 from fastlrp.capture.chosen import Output
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
+from fastlrp.groups import Groups
 from fastlrp.plan.plan import Plan
+from fastlrp.run.direction import Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
@@ -95,13 +97,15 @@ class Explainer:
         reduce: str | None = None,
         out: Any = None,
         at: Any = None,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Relevance:
-        """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
+        """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``; of groups ``(B, K, G)``.
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self._forward(x, True, at_once=True) as record:
-            return record.relevance_at_once(targets, initial, layers, reduce, out, at)
+            return record.relevance_at_once(targets, initial, layers, reduce, out, at, groups, direction)
 
     @eager
     def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:

@@ -26,6 +26,10 @@ ORDER = """
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
+    run.contributions
+    run.grouped
+    run.direction
+    run.ascent
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner
     plan.plan
@@ -43,6 +47,7 @@ ORDER = """
     run.given_ids
     run.inputs run.sink plan.table
     run.finite
+    plan.transpose
     rules
     plan.coefficients
     plan.input_terms
@@ -54,7 +59,7 @@ ORDER = """
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.module_paths classes positions tune.attention
-    spellings
+    spellings groups
     one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info

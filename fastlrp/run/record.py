@@ -16,6 +16,7 @@ from fastlrp.capture.graph import Value
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.one_hot import OneHot
+from fastlrp.groups import Groups
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Keep
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
@@ -24,9 +25,11 @@ from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
+from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
+from fastlrp.run.grouped import relevance_of_groups, resolved_groups
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
@@ -57,6 +60,7 @@ class ForwardRecord:
     Attributes:
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
             what other rules need, see :meth:`under`.
+        direction: which way the latest call with groups went, why, and what either way was estimated to cost.
         paths: how the latest call to this record computed each layer with a weight, by module path: dense or for alive
             neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
     """
@@ -80,6 +84,7 @@ class ForwardRecord:
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
         self.paths: dict[str, Path] = {}
+        self.direction: Choice | None = None
         self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
 
     @property
@@ -203,6 +208,8 @@ class ForwardRecord:
         reduce: str | None = None,
         out: Any = None,
         at: Any = None,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Relevance:
         """Relevance of the input for K targets.
 
@@ -217,9 +224,14 @@ class ForwardRecord:
                 inputs: a dict of them by name).
             at: positions of the targets on an output ``(B, S, V)``: one, a list, ``fastlrp.each(…)``, ``"all"``,
                 ``"pairs"``; see :class:`fastlrp.targets.Targets`.
+            groups: parts of the input whose relevance is asked for as a whole: ``"tokens"`` (of ids or of a
+                ``(B, S, D)`` input), ``"inputs"``, :func:`fastlrp.groups.patches`, ``labels`` or ``features``, or
+                weights ``(G, *x.shape[1:])``.
+            direction: of groups: ``"down"`` from the targets, one target after the other; ``"up"`` from the groups,
+                for all targets at once; ``"auto"``: what is estimated to cost less, see :attr:`direction`.
 
         Returns:
-            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``layers`` a dict from module path to
+            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``groups`` ``(B, K, G)``; with ``layers`` a dict from module path to
             the relevance of its output, plus ``"input"`` and ``"output"``.
 
         Raises:
@@ -227,13 +239,18 @@ class ForwardRecord:
             ValueError: if ``max_memory`` is too small for one target.
         """
         self._refuse_stale()
-        return self.relevance_at_once(targets, initial, layers, reduce, out, at)
+        return self.relevance_at_once(targets, initial, layers, reduce, out, at, groups, direction)
 
     def relevance_at_once(
-        self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any, at: Any = None
-    ) -> Relevance:
+        self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any, at: Any = None,
+        groups: Groups = None, direction: Direction = "auto",
+    ) -> Relevance:  # fmt: skip
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
+        if groups is not None:
+            return self._of_groups(asked, groups, direction, layers, reduce, out)
+        if direction != "auto":
+            raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         return self._relevance(asked, 0, asked.count, layers, reduce, out)
 
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
@@ -256,28 +273,58 @@ class ForwardRecord:
         reduce: str | None = None,
         block: int | None = None,
         at: Any = None,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Iterator[tuple[range, Relevance]]:
         """Relevance in blocks of targets that fit into ``max_memory``.
 
         Yields:
             ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
-            sets the size of a block instead.
+            sets the size of a block instead. The way up with ``groups`` makes the whole result first.
         """
         asked = self.asked(targets, initial, at)
-        budget = self._budget_of(asked)
-        size = block
-        if size is None:
-            names = self._values(layers)
-            budget.check(names, reduce)
-            size = budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
+        size = self._block_of_targets(asked, layers, reduce) if block is None else block
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
+        if groups is not None:
+            found = self._of_groups(asked, groups, direction, layers, reduce, None)
+            for start in range(0, asked.count, size):
+                length = min(size, asked.count - start)
+                yield range(start, start + length), found.narrow(1, start, length)
+            return
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             self._refuse_stale()
             yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
 
     # Doing
+
+    def _block_of_targets(self, asked: Targets, layers: Any, reduce: str | None) -> int:
+        names, budget = self._values(layers), self._budget_of(asked)
+        budget.check(names, reduce)
+        return budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
+
+    def _of_groups(
+        self, asked: Targets, groups: Groups, direction: Direction, layers: Any, reduce: str | None, out: Any
+    ) -> Tensor:
+        if layers is not None or reduce is not None or out is not None:
+            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+
+        def down(start: int, length: int) -> list[Tensor]:
+            found = self._relevance(asked, start, length, None, None, None)
+            several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
+            return [R for R in several if R is not None]
+
+        block = None if self._max_memory is None else self._block_of_targets(asked, None, None)
+        with torch.no_grad():
+            result, self.direction = relevance_of_groups(
+                self.plan, self._open(), asked, resolved, direction, self.batch, self._max_memory, down, block
+            )
+        self.plan.latest_direction = self.direction
+        if self._looks_for_nan and not all_finite(result):
+            raise NotFiniteError(self._why_not_finite(self._open(), asked, 0, asked.count))
+        return result
 
     def _relevance(
         self, asked: Targets, start: int, count: int, layers: Any, reduce: str | None, out: Any
