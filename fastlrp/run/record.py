@@ -25,6 +25,8 @@ from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
+from fastlrp.run.contributions import Contributions
+from fastlrp.run.contributions import contributions as contributions_of
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
@@ -296,6 +298,34 @@ class ForwardRecord:
             length = min(size, asked.count - start)
             self._refuse_stale()
             yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
+
+    @eager
+    def contributions(
+        self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
+    ) -> Contributions:
+        """How much of each neuron's activation comes from each part of the input, for whole layers at once.
+
+        Args:
+            groups: as for :meth:`relevance`. layers: module paths or functional calls, or ``"all"`` modules.
+            readout: a matrix ``(M, *layer.shape[1:])``, or ``(M, D)`` for the last axis: contributions to these linear
+                readouts of a layer (a probe, an encoder's features, a difference of classes) in the place of neurons.
+
+        Returns:
+            by module path ``(B, G, *layer.shape[1:])``; with what biases and stabilizers keep (``kept``) they add up to
+            the activation. With ``readout`` ``(B, G, M)``, or ``(B, G, *positions, M)`` for the last axis.
+
+        Raises:
+            KeyError: for an unknown layer. UnsupportedOperationError: for rules that are not linear in relevance.
+        """
+        self._refuse_stale()
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+        names = layer_values(self.plan, layers)
+        asked_for = layers == "all" or "output" in layers
+        values = {name: v for name, v in names.items() if name != "output" or asked_for}
+        with torch.no_grad():
+            return contributions_of(
+                self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout
+            )
 
     # Doing
 
