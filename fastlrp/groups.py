@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Groups = Any
-"""``"tokens"``, ``"inputs"``, what the functions of this module return, or a tensor of weights ``(G, *x.shape[1:])``."""
+"""``"tokens"``, ``"inputs"``, what the functions of this module return, or weights ``(G, *x.shape[1:])``."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def resolve(groups: Groups, parts: Sequence[Part]) -> Resolved:
     part = parts[0]
     if isinstance(groups, str):
         if groups != "tokens":
-            raise ValueError(f"groups must be 'tokens', 'inputs', fastlrp.groups.… or a tensor of weights, got {groups!r}")
+            raise ValueError(
+                f"groups must be 'tokens', 'inputs', fastlrp.groups.… or a tensor of weights, got {groups!r}"
+            )
         return _partition(_tokens(part), part)
     if isinstance(groups, Patches):
         return _partition(_patches(groups.size, part), part)

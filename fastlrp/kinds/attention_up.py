@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastlrp.plan.layer import leading_zeros
+
 TILE_BYTES = 16 << 20
 """Largest tile of scores of all groups: queries are cut so that it stays in a cache or near it."""
 
@@ -34,7 +36,7 @@ def attention_up(
     shares: tuple[float, float, float],
     epsilon: float,
 ) -> Tensor:
-    """Cotangents of query ``(B, G, H, S, D)``, key ``(B, G, H', T, D)`` and value ``(B, G, H', T, E)`` to that of ``g``.
+    """The cotangent of ``g`` from those of query ``(B, G, H, S, D)``, key ``(B, G, H', T, D)`` and value of its form.
 
     Args:
         arriving: one that is None is zero. query, key, value, output, log_sum, mask, causal, scale, epsilon: as in
@@ -53,7 +55,10 @@ def attention_up(
     each = batch * heads * groups * keys.shape[2] * query.element_size()
     rows = max(1, TILE_BYTES // max(1, each))
     result = query.new_empty(batch, heads, queries, groups, value.shape[-1])
-    for start in range(0, queries, rows):
+    # Under causal order nothing of a token reaches the positions before it.
+    before = min(leading_zeros(t, 3) for t in arriving if t is not None) if causal else 0
+    result[:, :, :before] = 0
+    for start in range(before, queries, rows):
         end = min(queries, start + rows)
         # Query i sees the keys up to i alone.
         seen = min(end, keys.shape[2]) if causal else keys.shape[2]

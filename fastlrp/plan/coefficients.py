@@ -95,9 +95,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
 def _at_positions(up: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Of a linear layer ``(B, *L, I) -> (B, *L, O)`` the way up at some positions alone."""
 
-    def up_at(
-        positions: Tensor, t: Tensor, u: Tensor | None, v: Tensor | None, x: Any
-    ) -> Tensor:
+    def up_at(positions: Tensor, t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
         own = t.flatten(2, -2).index_select(2, positions)
         chosen = [
             tensor.flatten(1, -2).index_select(1, positions) if isinstance(tensor, Tensor) else tensor

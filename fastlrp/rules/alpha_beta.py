@@ -83,7 +83,7 @@ class AlphaBeta(WeightRule):
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
                 parts.append((layer.transpose(b, for_product[0], for_product[1], signed, multiply=False), v, weight))
-                ups.append(layer.forward(*for_product, signed))
+                ups.append(layer.forward(for_product[0], for_product[1], signed))
                 if is_fused_input(b, layer):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
                 unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))

@@ -203,9 +203,7 @@ def _is_same_for_all(index: Tensor) -> bool:
     return index.shape[0] == 1 or bool((index == index[:1]).all())
 
 
-def at_positions(
-    ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, block_entries: int
-) -> Tensor:
+def at_positions(ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, block_entries: int) -> Tensor:
     """``<up(t), hot>`` of a last linear layer, at the positions of the entries alone; ``(B, G, K)``.
 
     ``block_entries``: about how many entries of the layer's output may be held at once.

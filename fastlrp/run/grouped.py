@@ -107,7 +107,8 @@ def prepared(plan: Plan, path: Route, state: list[Any], batch: int, slots: froze
 
 def start(ascent: Ascent, resolved: Resolved, first: int, length: int) -> dict[int, Tensor]:
     """Cotangents of the inputs' registers: the groups' weights times what a register is multiplied with."""
-    plan, found = ascent.plan, {}
+    plan = ascent.plan
+    found: dict[int, Tensor] = {}
     for position, value in enumerate(ascent.route.starts):
         flow = plan.flows[value]
         t = resolved.weights(position, first, length, plan.dtype)
@@ -118,9 +119,7 @@ def start(ascent: Ascent, resolved: Resolved, first: int, length: int) -> dict[i
     return found
 
 
-def block_of_groups(
-    plan: Plan, path: Route, batch: int, count: int, max_memory: int | None, result_bytes: int
-) -> int:
+def block_of_groups(plan: Plan, path: Route, batch: int, count: int, max_memory: int | None, result_bytes: int) -> int:
     """Groups at once, so that a register stays within the plan's block and all of them within ``max_memory``.
 
     Raises:
@@ -158,13 +157,13 @@ def _peak(plan: Plan, path: Route) -> tuple[int, int]:
 
 def relevance_of_groups(
     plan: Plan, state: list[Any], asked: Targets, resolved: Resolved, direction: Direction, batch: int,
-    max_memory: int | None, down: Callable[[int, int], list[Tensor]], block: int | None = None,
+    max_memory: int | None, down: Callable[[int, int], list[Tensor]], block: Callable[[], int | None],
 ) -> tuple[Tensor, Choice]:  # fmt: skip
     """Either way.
 
     Args:
         down: the relevance ``(B, length, *x)`` of each input for a block of targets, ``down(start, length)``.
-        block: targets at once on the way down; None: as many as :data:`DOWN_BYTES` allow.
+        block: gives targets at once on the way down; None: as many as :data:`DOWN_BYTES` allow.
 
     Returns:
         ``(B, K, G)``, and which way it came.
@@ -187,7 +186,7 @@ def relevance_of_groups(
                 raise
             choice = Choice("down", str(error).split(". ")[0], cost, None)
     each = sum(v.numel for v in plan.explained_inputs()) * max(1, batch) * plan.dtype.itemsize
-    size = block or max(1, min(asked.count, DOWN_BYTES // max(1, each)))
+    size = block() or max(1, min(asked.count, DOWN_BYTES // max(1, each)))
     found = []
     for first in range(0, asked.count, size):
         found.append(resolved.total(down(first, min(size, asked.count - first))))

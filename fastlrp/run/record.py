@@ -15,8 +15,8 @@ from fastlrp.capture import structure as structures
 from fastlrp.capture.graph import Value
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
-from fastlrp.one_hot import OneHot
 from fastlrp.groups import Groups
+from fastlrp.one_hot import OneHot
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Keep
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
@@ -24,9 +24,9 @@ from fastlrp.run import runner
 from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
-from fastlrp.run.diagnose import not_finite
 from fastlrp.run.contributions import Contributions
 from fastlrp.run.contributions import contributions as contributions_of
+from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
@@ -233,8 +233,8 @@ class ForwardRecord:
                 for all targets at once; ``"auto"``: what is estimated to cost less, see :attr:`direction`.
 
         Returns:
-            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``groups`` ``(B, K, G)``; with ``layers`` a dict from module path to
-            the relevance of its output, plus ``"input"`` and ``"output"``.
+            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``groups`` ``(B, K, G)``; with ``layers``
+            a dict from module path to the relevance of its output, plus ``"input"`` and ``"output"``.
 
         Raises:
             KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
@@ -282,10 +282,12 @@ class ForwardRecord:
 
         Yields:
             ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
-            sets the size of a block instead. The way up with ``groups`` makes the whole result first.
+            sets the size of a block instead. With ``groups`` the whole result is made first.
         """
         asked = self.asked(targets, initial, at)
-        size = self._block_of_targets(asked, layers, reduce) if block is None else block
+        size = block
+        if size is None:
+            size = self._block_of_targets(asked, layers, reduce) if groups is None else asked.count
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
         if groups is not None:
@@ -323,9 +325,7 @@ class ForwardRecord:
         asked_for = layers == "all" or "output" in layers
         values = {name: v for name, v in names.items() if name != "output" or asked_for}
         with torch.no_grad():
-            return contributions_of(
-                self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout
-            )
+            return contributions_of(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
 
     # Doing
 
@@ -346,7 +346,9 @@ class ForwardRecord:
             several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
             return [R for R in several if R is not None]
 
-        block = None if self._max_memory is None else self._block_of_targets(asked, None, None)
+        def block() -> int | None:
+            return None if self._max_memory is None else self._block_of_targets(asked, None, None)
+
         with torch.no_grad():
             result, self.direction = relevance_of_groups(
                 self.plan, self._open(), asked, resolved, direction, self.batch, self._max_memory, down, block
