@@ -27,6 +27,9 @@ from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.redistribution import divide
 from fastlrp.stabilizer import Stabilizer
 
+_HUGE = 1e30
+"""Log-sum-exps below minus this are masks, not scores."""
+
 UNIFORM_SHARES = 0.25, 0.25, 0.5
 """Of query, key and value in terms of gradients: half for each product that relevance passes."""
 
@@ -130,6 +133,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     ) -> tuple[Tensor, ...]:
         g = operands.wide(f if share is None else multiply(f, share))
         q, k, v, mask = operands.of(tensors)
+        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, g)
         found: tuple[Tensor, ...]
         if uniform:
             found = attention(
@@ -158,6 +162,28 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up)
     for x, register in zip(targets, registers, strict=True):
         operands.send(b, x, register)
+
+
+def _told_apart(
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float, log_sum: Tensor, g: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
+
+    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
+    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
+    relevance, its logarithms of probabilities are told to the kernels by the mask.
+    """
+    if mask is None or mask.dtype == torch.bool or (g.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return mask, log_sum
+    lost = (log_sum < -_HUGE) & log_sum.isfinite()
+    if not bool((lost & (g != 0).any(-1).any(1)).any()):
+        return mask, log_sum
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = scale * (query @ keys.transpose(-1, -2))
+    allowed = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    whole = (scores + mask).masked_fill(~allowed, -math.inf) if causal else scores + mask
+    told = torch.where(lost.unsqueeze(-1), whole.log_softmax(-1) - scores, mask)
+    return told, log_sum.masked_fill(lost, 0)
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
