@@ -10,6 +10,7 @@ from fastlrp.composites import Composite
 from fastlrp.errors import BackendError, CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
 from fastlrp.layerwise import lrp
+from fastlrp.parts import generated, similarity, tokens_by_layers
 from fastlrp.plan.plan import register_rule
 from fastlrp.run.record import ForwardRecord
 from fastlrp.spellings import each, next_tokens
@@ -37,6 +38,7 @@ __all__ = [
     "each",
     "explain",
     "functional",
+    "generated",
     "groups",
     "info",
     "io",
@@ -46,6 +48,8 @@ __all__ = [
     "register_rule",
     "report",
     "rules",
+    "similarity",
+    "tokens_by_layers",
     "tune",
     "viz",
 ]

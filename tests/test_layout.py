@@ -21,7 +21,7 @@ ORDER = """
     cli
     fastlrp tune.__main__
     io
-    compat nn layerwise report convolutional
+    compat nn layerwise report convolutional parts
     viz
     explainer
     run.replay verify.compare tune.command
