@@ -18,6 +18,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.attention_up import attention_up
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -141,8 +142,22 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             found = (attention(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
 
-    slots = [share, y.index, b.beside[node], *operands.slots]
-    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, [x.numel for x in targets])
+    def up(*operands_of_step: Any) -> Tensor:
+        arriving, (share, output, log_sum, *tensors) = (
+            operands_of_step[: len(targets)], operands_of_step[len(targets) :]
+        )  # fmt: skip
+        wide = [None if t is None else operands.wide(t) for t in arriving]
+        q, k, v, mask = operands.of(tuple(tensors))
+        found = attention_up(
+            (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
+            log_sum, mask, operands.causal, operands.scale, UNIFORM_SHARES if uniform else (0.0, 0.0, 1.0), epsilon,
+        )  # fmt: skip
+        found = found.reshape(*found.shape[:2], *y.sizes)
+        return found if share is None else multiply(found, share)
+
+    slots, numels = [share, y.index, b.beside[node], *operands.slots], [x.numel for x in targets]
+    work = (5 if uniform else 1) * 2 * y.numel * operands.key.sizes[-2]
+    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up)
     for x, register in zip(targets, registers, strict=True):
         if x.gets_relevance:
             operands.send(b, x, register)

@@ -17,7 +17,7 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference import weightless
@@ -116,7 +116,16 @@ def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow:
         relevance: Tensor = norm_relevance(arriving, gain, sigma, rows.centre)
         return relevance.reshape(*f.shape[:2], *x.sizes)
 
-    b.send(x, Flow(b.step(transposed, [flow.register], [share, sigma], x.numel), Factor(x)))
+    def normalized(t: Tensor, s: Tensor | None, sigma: Tensor) -> Tensor:
+        """The norm itself with sigma held fixed."""
+        t = t.reshape(*t.shape[:2], *shape)
+        t = t - t.mean(-1, keepdim=True) if rows.centre else t
+        factor = sigma if rows.weight is None else sigma * rows.weight
+        factor = factor if s is None else factor * s.reshape(len(s), *shape)
+        return multiply(t, factor).reshape(*t.shape[:2], *y.sizes)
+
+    register = b.step(transposed, [flow.register], [share, sigma], x.numel, up=normalized)
+    b.send(x, Flow(register, Factor(x)))
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

@@ -73,6 +73,11 @@ class Taken:
 
         return embed
 
+    def take(self, t: Tensor) -> Tensor:
+        """``(B, K, *result)`` of ``(B, K, *sizes)``."""
+        axis = self.dim + 2
+        return t.select(axis, self.start) if self.drops else t.narrow(axis, self.start, self.length)
+
 
 def taken(node: Node, x: Value, y: Value) -> Taken | None:
     """What a ``select``, or a ``slice`` with step 1, takes of ``x``, if its arguments are plain numbers.

@@ -54,7 +54,8 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     u, v, weight = found.u, found.v, found.weight
     if u is None and v is None:
         if layer.node.kind == "linear":
-            register = b.step(lambda f: f @ weight, [flow.register], [], x.numel, layer.work)
+            up = lambda t: torch.nn.functional.linear(t, weight)  # noqa: E731
+            register = b.step(lambda f: f @ weight, [flow.register], [], x.numel, layer.work, up=up)
             b.send(x, Flow(register, Factor(x)))
             return
         u = b.cache(torch.ones_like, [layer.y.index], layer.y.numel, key=("ones", layer.node))
@@ -72,7 +73,9 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
         product = _rows_or(b, product, for_product[0])
-    product = in_float32(product, b.dtype) if exact else product
+    up = layer.forward(for_product[0], for_product[1], split)
+    at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
+    product, up = (in_float32(product, b.dtype), in_float32(up, b.dtype)) if exact else (product, up)
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
     form = None if exact else layer.form(b, products, sign, gamma=found.gamma if len(products) == 2 else None)
@@ -88,9 +91,23 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     slots = [u, v, sign]
     register = b.step(
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
-        accepts_one_hot=one_hot,
+        accepts_one_hot=one_hot, up=up, up_at=None if exact else at,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
+
+
+def _at_positions(up: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Of a linear layer ``(B, *L, I) -> (B, *L, O)`` the way up at some positions alone."""
+
+    def up_at(positions: Tensor, t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        own = t.flatten(2, -2).index_select(2, positions)
+        chosen = [
+            tensor.flatten(1, -2).index_select(1, positions) if isinstance(tensor, Tensor) else tensor
+            for tensor in (u, v, x)
+        ]
+        return up(own, *chosen)
+
+    return up_at
 
 
 def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
@@ -276,5 +293,9 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         transposed = _rows_or(b, transposed, layer.weight)
     form = layer.form(b, [(layer.weight, ones, False)])
     slots = [ones, None, None]
-    register = b.step(transposed, [flow.register], slots, x.numel, layer.work, form, accepts_one_hot=one_hot)
+    up = layer.forward(layer.weight, None, signed=False)
+    at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
+    register = b.step(
+        transposed, [flow.register], slots, x.numel, layer.work, form, accepts_one_hot=one_hot, up=up, up_at=at
+    )
     b.send(x, Flow(register))

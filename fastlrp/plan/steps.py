@@ -107,6 +107,11 @@ class BackwardStep:
         unpool, unpooled: of a max-pool and of the layer above it, what :mod:`fastlrp.plan.fusion` makes one step of.
         accepts_one_hot: whether ``run`` takes :class:`~fastlrp.one_hot.OneHot` in the place of initial relevance.
         keeps_one_hot: whether it then gives another :class:`~fastlrp.one_hot.OneHot`, as copies do.
+        up: the transpose, ``up(*registers[out…], *state[slots…])``: what the results' cotangents ``(B, G, …)`` are at
+            ``ins``; with several ins a tuple. Of several results those may be None that nothing comes from. None: it
+            is found by automatic differentiation, see :mod:`fastlrp.plan.transpose`.
+        up_at: of a linear layer over positions the same for some of them, ``up_at(positions, …)``.
+        is_linear: whether ``run`` is linear in its registers, so that it has a transpose at all.
         out, numel: of the first, as a rule the only result, and of the largest.
     """
 
@@ -125,6 +130,9 @@ class BackwardStep:
     unpooled: Callable[..., Tensor] | None = None
     accepts_one_hot: bool = False
     keeps_one_hot: bool = False
+    up: Callable[..., Any] | None = None
+    up_at: Callable[..., Tensor] | None = None
+    is_linear: bool = True
     out: int = field(init=False)
     numel: int = field(init=False)
 
