@@ -18,7 +18,7 @@ from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
-from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.steps import Factor, Flow, Window
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
 _PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}
@@ -78,7 +78,10 @@ def send_inverse(
     if scale is None or one_to_one:
         hot = origin is not None
         run: Any = inverse if origin is None else places.keeping_one_hot(inverse, origin, x.sizes, x.dtype)
-        register = b.step(run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot)
+        register = b.step(
+            run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
+            embeds=getattr(inverse, "window", None),
+        )  # fmt: skip
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
             left = Factor(left.value, moved)
@@ -109,7 +112,7 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
         return cast_back, True, places.same
     if node.operation in _RESHAPES:
         # Below a flatten stand convolutions and pools, which want their maps channels-last.
-        return (reshaped_to_map if len(sizes) == 3 else reshaped), True, places.same
+        return (reshaped_to_map if len(sizes) == 3 and _is_map(x) else reshaped), True, places.same
     if node.operation in _PERMUTES:
         axes = _axes(node, len(x.shape))
         back = [axes.index(i) for i in range(len(axes))]
@@ -124,6 +127,17 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
         back_to = places.window(sizes, cut.dim, cut.start, cut.length)
         return cut.inverse(sizes) if sizes != y.sizes else (lambda f: f), True, back_to
     return _by_index(node, x, y)
+
+
+def _is_map(x: Value) -> bool:
+    """Whether a convolution or a pool made ``x``, with element-wise operations after it at most."""
+    while x.producer is not None and x.producer.inputs:
+        if x.producer.kind in ("conv", "max_pool", "avg_pool", "batch_norm"):
+            return True
+        if x.producer.kind not in ("activation", "add", "mul", "identity"):
+            return False
+        x = x.producer.inputs[0]
+    return False
 
 
 def _axes(node: Node, n: int) -> list[int]:
@@ -156,6 +170,7 @@ def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places] | 
         result.narrow(dim + 1, start, length).copy_(f)
         return result
 
+    embed.window = Window(dim + 1, start, length, sizes[dim - 1])  # type: ignore[attr-defined]
     return embed, places.window(sizes, dim - 1, start, length)
 
 

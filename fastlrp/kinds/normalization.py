@@ -116,7 +116,7 @@ def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow:
         relevance: Tensor = norm_relevance(arriving, gain, sigma, rows.centre)
         return relevance.reshape(*f.shape[:2], *x.sizes)
 
-    b.send(x, Flow(b.step(transposed, [flow.register], [share, sigma], x.numel), Factor(x)))
+    b.send(x, Flow(b.step(transposed, [flow.register], [share, sigma], x.numel, fresh=True), Factor(x)))
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value
 from fastlrp.one_hot import OneHot
+from fastlrp.plan.steps import Window
 
 Places = Callable[[Tensor], Tensor]
 """From places in the result to places in the source, -1 for what came from nowhere; tensors of integers."""
@@ -71,6 +72,9 @@ class Taken:
             result.narrow(axis, self.start, self.length).copy_(flow.unsqueeze(axis) if self.drops else flow)
             return result
 
+        embed.window = Window(  # type: ignore[attr-defined]
+            self.dim + 2, self.start, self.length, sizes[self.dim], self.drops
+        )
         return embed
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.aten import _product
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
@@ -53,7 +54,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     u, v, weight = found.u, found.v, found.weight
     if u is None and v is None:
         if layer.node.kind == "linear":
-            register = b.step(lambda f: f @ weight, [flow.register], [], x.numel, layer.work)
+            register = b.step(lambda f: _product.product(f, weight), [flow.register], [], x.numel, layer.work, fresh=True)
             b.send(x, Flow(register, Factor(x)))
             return
         u = b.cache(torch.ones_like, [layer.y.index], layer.y.numel, key=("ones", layer.node))
@@ -82,11 +83,23 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         return
     unpooled = None if exact else layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
+    over = _writing_over(product, weight) if layer.node.kind == "linear" and v is None and not exact else {}
     register = b.step(
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
-        accepts_one_hot=one_hot,
+        accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
+
+
+def _writing_over(product: Callable[..., Tensor], weight: Tensor) -> dict[int, Callable[..., Tensor]]:
+    """``product`` with one coefficient, which on a CPU is multiplied into the register where nobody else reads that."""
+
+    def scaled_in_place(flow: Tensor | OneHot, u: Tensor, v: Tensor | None, x: Any) -> Tensor:
+        if isinstance(flow, OneHot) or flow.device.type != "cpu" or flow.dtype != u.dtype:
+            return product(flow, u, v, x)
+        return _product.product(flow.mul_(u.unsqueeze(1)), weight)
+
+    return {0: scaled_in_place}
 
 
 def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
