@@ -103,7 +103,7 @@ def autolrp(work: Workload) -> list[Provider]:
         scores = work.scores(leaf)
         mark()
         for k in classes[0].tolist():
-            scores[0, k].lrp(config=rules, retain_graph=True)
+            scores[0, k].lrp(config=rules)
             relevance = leaf.relevance
             found.append((relevance.sum(-1) if work.is_text else relevance).detach().clone())
         return torch.stack(found, 1).as_subclass(Tensor)

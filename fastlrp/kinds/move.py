@@ -80,7 +80,7 @@ def send_inverse(
         run: Any = inverse if origin is None else places.keeping_one_hot(inverse, origin, x.sizes, x.dtype)
         register = b.step(
             run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
-            embeds=getattr(inverse, "window", None),
+            embeds=getattr(inverse, "window", None), by_position=inverse is _unchanged,
         )  # fmt: skip
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
@@ -110,6 +110,8 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
 
     if x.dtype != y.dtype:
         return cast_back, True, places.same
+    if node.operation in _RESHAPES and sizes == y.sizes:
+        return _unchanged, True, places.same
     if node.operation in _RESHAPES:
         # Below a flatten stand convolutions and pools, which want their maps channels-last.
         return (reshaped_to_map if len(sizes) == 3 and _is_map(x) else reshaped), True, places.same
@@ -125,8 +127,13 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
     cut = places.taken(node, x, y)
     if cut is not None:
         back_to = places.window(sizes, cut.dim, cut.start, cut.length)
-        return cut.inverse(sizes) if sizes != y.sizes else (lambda f: f), True, back_to
+        return cut.inverse(sizes) if sizes != y.sizes else _unchanged, True, back_to
     return _by_index(node, x, y)
+
+
+def _unchanged(f: Tensor) -> Tensor:
+    """Of a move that moves nothing."""
+    return f
 
 
 def _is_map(x: Value) -> bool:
@@ -156,7 +163,7 @@ def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places] | 
         return None
     cut = [i for i, (have, all_) in enumerate(zip(source.shape, numbers.shape, strict=True)) if have != all_]
     if not cut and torch.equal(source, numbers):
-        return (lambda f: f), places.same
+        return _unchanged, places.same
     if len(cut) != 1 or source.numel() == 0 or source.shape[cut[0]] > numbers.shape[cut[0]]:
         return None
     dim, length, sizes = cut[0], source.shape[cut[0]], numbers.shape[1:]

@@ -253,8 +253,8 @@ class Builder:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
-        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh`` and
-        ``overwrites`` of :class:`~fastlrp.plan.steps.BackwardStep`.
+        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
+        ``by_position`` and ``overwrites`` of :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
 
@@ -366,7 +366,7 @@ class Builder:
         form = Sum(tuple(slots[i] for i in order)) if self.has_sparse_kernels else None
         over = {position: total_in(position) for position in range(plain)}
         register = self.step(
-            total, registers, scales, value.numel, form=form, adds=not scales, fresh=True, overwrites=over
+            total, registers, scales, value.numel, form=form, adds=not scales, fresh=True, by_position=True, overwrites=over
         )
         return Flow(register, Factor(value) if chained else Factor())
 

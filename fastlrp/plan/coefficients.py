@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten import _product
-from fastlrp.one_hot import OneHot
+from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer, same_layout
@@ -54,7 +54,10 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     u, v, weight = found.u, found.v, found.weight
     if u is None and v is None:
         if layer.node.kind == "linear":
-            register = b.step(lambda f: _product.product(f, weight), [flow.register], [], x.numel, layer.work, fresh=True)
+            register = b.step(
+                lambda f: _product.product(f, weight), [flow.register], [], x.numel, layer.work, fresh=True,
+                by_position=len(x.shape) > 2,
+            )  # fmt: skip
             b.send(x, Flow(register, Factor(x)))
             return
         u = b.cache(torch.ones_like, [layer.y.index], layer.y.numel, key=("ones", layer.node))
@@ -87,6 +90,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     register = b.step(
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
         accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
+        by_position=layer.node.kind == "linear" and len(x.shape) > 2,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
@@ -94,7 +98,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
 def _writing_over(product: Callable[..., Tensor], weight: Tensor) -> dict[int, Callable[..., Tensor]]:
     """``product`` with one coefficient, which on a CPU is multiplied into the register where nobody else reads that."""
 
-    def scaled_in_place(flow: Tensor | OneHot, u: Tensor, v: Tensor | None, x: Any) -> Tensor:
+    def scaled_in_place(flow: Tensor | OneHot, u: Tensor, v: Tensor | None, x: Any) -> Any:
         if isinstance(flow, OneHot) or flow.device.type != "cpu" or flow.dtype != u.dtype:
             return product(flow, u, v, x)
         return _product.product(flow.mul_(u.unsqueeze(1)), weight)
@@ -102,14 +106,14 @@ def _writing_over(product: Callable[..., Tensor], weight: Tensor) -> dict[int, C
     return {0: scaled_in_place}
 
 
-def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
+def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Any]:
     """A one-hot target selects a row of W instead of multiplying by all of them.
 
     An input that is not None is one whose sign decides, False one that is known to be >= 0.
     """
     rows = b.operation("linear_one_hot_relevance")
 
-    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor | AtPositions:
         if isinstance(flow, OneHot):
             return flow.through(rows, weight, u, v, None if x is False else x)
         return product(flow, u, v, x)

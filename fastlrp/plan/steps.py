@@ -125,6 +125,8 @@ class BackwardStep:
         keeps_one_hot: whether it then gives another :class:`~fastlrp.one_hot.OneHot`, as copies do.
         embeds: of a step that writes its operand into zeros. adds: whether it is the sum of its registers alone.
         fresh: whether its results share memory with nothing that another step reads.
+        by_position: whether it treats the first axis after the targets position by position, in registers and slots
+            alike, so that it can do with some of the positions.
         overwrites: by the position of a register among its operands, the same as ``run`` that may write over it; what
             :mod:`fastlrp.plan.joining` chooses from.
         out, numel: of the first, as a rule the only result, and of the largest.
@@ -148,6 +150,7 @@ class BackwardStep:
     embeds: Window | None = None
     adds: bool = False
     fresh: bool = False
+    by_position: bool = False
     overwrites: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
     out: int = field(init=False)
     numel: int = field(init=False)
