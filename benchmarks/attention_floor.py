@@ -1,8 +1,8 @@
 """What dense products alone cost in a transformer: for every target one product with the transposed weight of each
 layer, and the four products of each attention; random operands lie ready, nothing is passed on.
 
-Layers are those of fastlrp's captured graph but the one below the targets, of which a target takes a row. Products go by
-the faster of PyTorch's two libraries, in blocks of at most 24 MiB, as convolutions and layers of other networks do.
+Layers are those of fastlrp's captured graph but the one below the targets, of which a target takes a row. Products go
+by the faster of PyTorch's two libraries, in blocks of at most 24 MiB, as convolutions and layers of other networks do.
 """
 
 from __future__ import annotations

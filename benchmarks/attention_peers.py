@@ -1,7 +1,7 @@
 """Who explains transformers beside fastlrp: LXT, autoLRP, plain gradients.
 
-LXT changes classes for the whole process. It is undone after each forward pass, whose graph keeps the changed functions,
-so that nobody else meets them.
+LXT changes classes for the whole process. It is undone after each forward pass, whose graph keeps the changed
+functions, so that nobody else meets them.
 
 ``FASTLRP_LXT`` and ``FASTLRP_AUTOLRP`` may name folders that hold the packages ``lxt`` and ``autolrp``; without them
 the installed ones take part.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.attention_models import AT, Workload
+from benchmarks.attention_models import Workload
 from benchmarks.providers import Mark, Provider, UnavailableError
 
 COPIES = 8

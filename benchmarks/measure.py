@@ -261,7 +261,13 @@ def line(row: dict[str, Any]) -> str:
     if row["seconds_per_target"] is None:
         return f"  {row['provider']:18} not timed: {row['reason']}"
     parts = [f"  {row['provider']:18} {row['seconds_per_target']:9.5f} s/target (spread {row['spread']:.2f})"]
-    for name, text in (("zennit", "Zennit"), ("captum", "Captum"), ("toolbox", "the Toolbox"), ("lxt", "LXT"), ("autolrp", "autoLRP")):
+    for name, text in (
+        ("zennit", "Zennit"),
+        ("captum", "Captum"),
+        ("toolbox", "the Toolbox"),
+        ("lxt", "LXT"),
+        ("autolrp", "autoLRP"),
+    ):
         if row[f"times_faster_than_{name}"] is not None:
             parts.append(f"{row[f'times_faster_than_{name}']:5.1f} times {text}'s speed")
     for name, text in (("gradient", "a gradient"), ("floor", "the floor")):

@@ -27,7 +27,7 @@ def onednn_linear() -> Callable[..., Tensor] | None:
     if not torch.backends.mkldnn.is_available():
         return None
     found = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return None if found is None else found.default  # type: ignore[no-any-return]
+    return None if found is None else found.default
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

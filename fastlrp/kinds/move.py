@@ -76,11 +76,12 @@ def send_inverse(
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     left = Factor(x) if chained else Factor()
     if scale is None or one_to_one:
-        hot = origin is not None
-        run: Any = inverse if origin is None else places.keeping_one_hot(inverse, origin, x.sizes, x.dtype)
+        hot, window = origin is not None, getattr(inverse, "window", None)
+        step = inverse if window is None or b.device.type != "cpu" else places.at_positions(inverse, window)
+        run: Any = step if origin is None else places.keeping_one_hot(step, origin, x.sizes, x.dtype)
         register = b.step(
             run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
-            embeds=getattr(inverse, "window", None), by_position=inverse is _unchanged,
+            embeds=window, by_position=inverse is _unchanged,
         )  # fmt: skip
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)

@@ -366,7 +366,15 @@ class Builder:
         form = Sum(tuple(slots[i] for i in order)) if self.has_sparse_kernels else None
         over = {position: total_in(position) for position in range(plain)}
         register = self.step(
-            total, registers, scales, value.numel, form=form, adds=not scales, fresh=True, by_position=True, overwrites=over
+            total,
+            registers,
+            scales,
+            value.numel,
+            form=form,
+            adds=not scales,
+            fresh=True,
+            by_position=True,
+            overwrites=over,
         )
         return Flow(register, Factor(value) if chained else Factor())
 

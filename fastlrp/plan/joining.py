@@ -48,7 +48,7 @@ def _parts(step: Any, makers: dict[int, BackwardStep], readers: Counter[int]) ->
         return None
     parts = [makers[register] for register in step.ins]
     windows = [part.embeds for part in parts if part.embeds is not None]
-    if len({(w.axis, w.whole, w.drops) for w in windows}) != 1 or windows[0].drops:
+    if len({(w.axis, w.whole, w.drops) for w in windows}) != 1:
         return None
     ordered = sorted(parts, key=lambda part: part.embeds.start if part.embeds else 0)
     reached = 0
@@ -63,9 +63,11 @@ def _parts(step: Any, makers: dict[int, BackwardStep], readers: Counter[int]) ->
 def _joined(total: BackwardStep, parts: Sequence[BackwardStep]) -> BackwardStep:
     window = parts[0].embeds
     assert window is not None
-    axis = window.axis
+    axis, drops = window.axis, window.drops
 
     def side_by_side(*registers: Tensor) -> Tensor:
+        if drops:
+            registers = tuple(register.unsqueeze(axis) for register in registers)
         found = already_side_by_side(registers, axis)
         return torch.cat(registers, axis) if found is None else found
 
@@ -97,7 +99,7 @@ def write_over(steps: Steps) -> Steps:
         if type(step) is not Emission and step.overwrites:
             for position, register in enumerate(step.ins):
                 if register in fresh and readers[register] == 1 and position in step.overwrites:
-                    step = replace(step, run=step.overwrites[position], form=None)  # noqa: PLW2901
+                    step = replace(step, run=step.overwrites[position], form=None)
                     break
         written.append((step, frees))
     return written

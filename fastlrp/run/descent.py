@@ -52,6 +52,8 @@ class Descent:
                         if fits < count:
                             return _split(replace(part, position=position), fits)
                     ins, slots = step.ins, step.slots
+                    if few is None:
+                        _make_dense(step, registers)
                     if few is not None:
                         registers[step.out] = self._run_at_positions(step, registers, few)
                     elif len(step.outs) > 1:
@@ -68,17 +70,13 @@ class Descent:
         return []
 
     def _few_positions(self, step: BackwardStep, registers: list[Any]) -> AtPositions | None:
-        """The positions that all operands of a step have alone, if it can do with them; else all are made dense."""
+        """The positions that all operands of a step have alone, if it can do with them."""
         few = [r for r in step.ins if type(registers[r]) is AtPositions]
         if not few:
             return None
         first: AtPositions = registers[few[0]]
         same = len(few) == len(step.ins) and all(registers[r].positions is first.positions for r in few)
-        if step.by_position and same and len(step.outs) == 1:
-            return first
-        for r in few:
-            registers[r] = registers[r].dense()
-        return None
+        return first if step.by_position and same and len(step.outs) == 1 else None
 
     def _run_at_positions(self, step: BackwardStep, registers: list[Any], few: AtPositions) -> AtPositions:
         rows = [registers[r].rows for r in step.ins]
@@ -88,6 +86,12 @@ class Descent:
         results = step.run(*[registers[r] for r in step.ins], *[self.state[slot] for slot in step.slots])
         for out, result in zip(step.outs, results, strict=True):
             registers[out] = result
+
+
+def _make_dense(step: BackwardStep, registers: list[Any]) -> None:
+    for register in step.ins:
+        if type(registers[register]) is AtPositions:
+            registers[register] = registers[register].dense()
 
 
 @dataclass(eq=False)
