@@ -29,6 +29,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_sweeps
 from fastlrp.plan.steps import (
     BLOCK,
+    BackwardStep,
     Emission,
     Flow,
     Program,
@@ -173,6 +174,8 @@ class Plan(StaysHere):
         self.coefficients = self.schedule(self.explained_inputs()).slots
         self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
         self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
+        # By the steps themselves, each of which is equal to itself alone.
+        self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
         self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
 
     # Lowering
