@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastlrp.viz import text_page
 from fastlrp.viz.labels import DPI, NORMAL, SMALL, Pen, line_height, write
 from fastlrp.viz.libraries import need
 from fastlrp.viz.text_colors import on_white, share_of
-from fastlrp.viz.text_sample import TextSample
+from fastlrp.viz.text_sample import TextData, TextSample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fastlrp.viz.text_view import Text
 
 _SIZE, _MARGIN, _STEP = 11.0, 14.0, 22.0
 """Font size of the texts in points; space around everything and height of a line, pixels at ``DPI``."""
@@ -21,7 +21,7 @@ _SIZE, _MARGIN, _STEP = 11.0, 14.0, 22.0
 _BAR = 260.0
 
 
-def figure(view: Text, width: float) -> Figure:
+def figure(view: TextData, width: float) -> Figure:
     """See :meth:`fastlrp.viz.Text.figure`."""
     columns = width * DPI - 2 * _MARGIN
     if not width > 1.5:
@@ -99,17 +99,17 @@ def _letters(axes: Any, x: float, y: float, text: str, size: float, ink: str) ->
         made.set_color(ink)
 
 
-_MARK = {"box": _box, "text": _letters}
+_MARK: dict[str, Callable[..., None]] = {"box": _box, "text": _letters}
 
 
-def _legend(axes: Any, view: Text, y: float) -> None:
-    levels = [view.level_of(sample, k) for sample in view.samples for k in range(len(sample.targets))]
+def _legend(axes: Any, view: TextData, y: float) -> None:
+    level = view.largest()
     count = 64
     for n in range(count):
         share = 2 * (n + 0.5) / count - 1
         color = [c / 255 for c in on_white(share)]
         rectangle = need("matplotlib.patches").Rectangle
         axes.add_patch(rectangle((_MARGIN + n * _BAR / count, y + 8), _BAR / count + 0.5, 9, color=color, linewidth=0))
-    low, high = ("−max", "+max") if view.scale == "each" else (f"−{max(levels):.3g}", f"+{max(levels):.3g}")
+    low, high = ("−max", "+max") if view.scale == "each" else (f"−{level:.3g}", f"+{level:.3g}")
     for place, label, side in ((0.0, low, "left"), (0.5, "0", "center"), (1.0, high, "right")):
         write(axes, _MARGIN + place * _BAR, y + 20, label, SMALL, ha=side)

@@ -7,14 +7,10 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fastlrp.viz import text_page
 from fastlrp.viz.text_colors import Color, on_white, share_of
-from fastlrp.viz.text_sample import TextSample
-
-if TYPE_CHECKING:
-    from fastlrp.viz.text_view import Text
+from fastlrp.viz.text_sample import TextData, TextSample
 
 COLORS = ("truecolor", "256")
 _MARKS = ((2 / 3, 3), (1 / 3, 2), (0.1, 1))
@@ -24,7 +20,7 @@ _LEAST = 0.02
 """Shares below have no colour: white boxes on a dark terminal would say something."""
 
 
-def terminal(view: Text, color: bool | str | None, width: int | None) -> str:
+def terminal(view: TextData, color: bool | str | None, width: int | None) -> str:
     """See :meth:`fastlrp.viz.Text.terminal`."""
     mode = _mode(color)
     columns = max(20, (shutil.get_terminal_size().columns if width is None else width))
@@ -115,8 +111,8 @@ def _code(color: Color, mode: str) -> str:
     return f"5;{16 + 36 * red + 6 * green + blue}"
 
 
-def _legend(view: Text, mode: str | None) -> str:
-    level = max((view.level_of(s, k) for s in view.samples for k in range(len(s.targets))), default=0.0)
+def _legend(view: TextData, mode: str | None) -> str:
+    level = view.largest()
     low, high = ("−max", "+max") if view.scale == "each" else (f"−{level:.3g}", f"+{level:.3g}")
     if mode is None:
         bar = f"{low} [---] … 0 … [+++] {high}"

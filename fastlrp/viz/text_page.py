@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fastlrp.viz.pieces import Piece, printable
 from fastlrp.viz.text_colors import NEGATIVE, POSITIVE, share_of
-from fastlrp.viz.text_sample import TextSample
-
-if TYPE_CHECKING:
-    from fastlrp.viz.text_view import Text
+from fastlrp.viz.text_sample import TextData, TextSample
 
 _STYLE = """
 .fastlrp-text{font:16px/1.75 system-ui,sans-serif;max-width:60em}
@@ -34,20 +30,23 @@ _PAGE = """<!DOCTYPE html>
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
-<style>:root{{color-scheme:light dark}}body{{margin:1.5em auto;padding:0 1em;max-width:60em;background:Canvas;color:CanvasText}}
-h1{{font:600 20px/1.3 system-ui,sans-serif}}p.about,table{{font:14px/1.4 system-ui,sans-serif}}img{{max-width:100%;background:#fff}}
-h2{{font:600 16px/1.3 system-ui,sans-serif;margin-top:2em}}td{{padding:0 1.5em 0 0}}td.number{{text-align:right}}</style></head>
+<style>:root{{color-scheme:light dark}}
+body{{margin:1.5em auto;padding:0 1em;max-width:60em;background:Canvas;color:CanvasText}}
+h1{{font:600 20px/1.3 system-ui,sans-serif;overflow-wrap:anywhere}}
+h2{{font:600 16px/1.3 system-ui,sans-serif;margin-top:2em}}
+p.about,table{{font:14px/1.4 system-ui,sans-serif;overflow-wrap:anywhere}}
+td{{padding:0 1.5em 0 0}}td.number{{text-align:right}}img{{max-width:100%;background:#fff}}</style></head>
 <body>{body}</body></html>
 """
 
 
-def page(view: Text, title: str = "Relevance", before: str = "", after: str = "") -> str:
+def page(view: TextData, title: str = "Relevance", before: str = "", after: str = "") -> str:
     """A whole page. ``before`` and ``after`` the texts: HTML that is escaped already."""
     body = before + fragment(view) + after
     return _ascii(_PAGE.format(title=html.escape(title), body=body))
 
 
-def fragment(view: Text) -> str:
+def fragment(view: TextData) -> str:
     """A ``<div>`` with its style."""
     parts = [f'<div class="fastlrp-text"><style>{_STYLE}</style>']
     for sample in view.samples:
@@ -70,11 +69,12 @@ def facts(sample: TextSample, k: int, scale: str, level: float) -> list[str]:
     return [*found, f"colours up to {level:.2g}"] if scale == "each" else found
 
 
-def says(view: Text, what: str = "A red token speaks for the target, a blue one against it") -> str:
+def says(view: TextData, what: str = "A red token speaks for the target, a blue one against it") -> str:
     """What colours and numbers stand for."""
-    units = f"Relevance has the unit of {view.unit}; of each token it is its share in it."
     special = any(piece.special for sample in view.samples for piece in sample.pieces)
-    return f"{what}. {units}" + (" Grey: special tokens and padding." if special else "")
+    return f"{what}. Relevance is in units of the score: each token's share in it." + (
+        " Grey: special tokens and padding." if special else ""
+    )
 
 
 def shown(text: str) -> str:
@@ -82,7 +82,7 @@ def shown(text: str) -> str:
     return printable(f"␣{text[1:]}" if text.startswith(" ") else text)
 
 
-def _head(view: Text, sample: TextSample, k: int, level: float) -> str:
+def _head(view: TextData, sample: TextSample, k: int, level: float) -> str:
     name = f"<b><bdi>{html.escape(shown(sample.targets[k]))}</bdi></b>" if sample.targets[k] else ""
     return name + "".join(f"<span>{html.escape(fact)}</span>" for fact in facts(sample, k, view.scale, level))
 
@@ -96,7 +96,8 @@ def _spans(sample: TextSample, k: int, level: float) -> Iterator[str]:
         attributes = (f' class="{kind}"' if kind else "") + (f' style="{back}"' if back else "")
         text, ends = piece.text.removesuffix("\n"), "\n" if piece.text.endswith("\n") else ""
         tip = html.escape(_tip(sample, piece, value))
-        yield f'{" " if piece.spaced else ""}<span{attributes} title="{tip}">{html.escape(text) or "&#8203;"}</span>{ends}'
+        space, letters = " " if piece.spaced else "", html.escape(text) or "&#8203;"
+        yield f'{space}<span{attributes} title="{tip}">{letters}</span>{ends}'
 
 
 def _tip(sample: TextSample, piece: Piece, value: float) -> str:
@@ -105,8 +106,8 @@ def _tip(sample: TextSample, piece: Piece, value: float) -> str:
     return f"{value:+.4g}\n{where}: {' '.join(own)}"
 
 
-def _legend(view: Text) -> str:
-    level = max((view.level_of(s, k) for s in view.samples for k in range(len(s.targets))), default=0.0)
+def _legend(view: TextData) -> str:
+    level = view.largest()
     ends = ("−each text's largest", "0", "+each text's largest") if view.scale == "each" else (
         f"−{level:.3g}", "0", f"+{level:.3g}",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One text with the relevance of its tokens for some targets."""
+"""Texts with the relevance of their tokens for some targets."""
 
 from __future__ import annotations
 
@@ -57,3 +57,28 @@ class TextSample:
         if not -len(self.targets) <= target < len(self.targets):
             raise IndexError(f"there is no target {target}: there are {len(self.targets)}")
         return target % len(self.targets)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Texts that are shown together.
+
+    Attributes:
+        scale: ``"shared"`` or ``"each"``. level: ``|R|`` at the ends of the colours, if it was given.
+    """
+
+    samples: tuple[TextSample, ...]
+    scale: str = "shared"
+    level: float | None = None
+
+    def level_of(self, sample: TextSample, target: int) -> float:
+        """``|R|`` at the ends of the colours of one text: special tokens and padding don't count, unless all are."""
+        if self.level is not None:
+            return self.level
+        return sample.largest(target) if self.scale == "each" else self.largest()
+
+    def largest(self) -> float:
+        """The level that is enough for every text."""
+        if self.level is not None:
+            return self.level
+        return max(each.largest(k) for each in self.samples for k in range(len(each.targets)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from fastlrp.viz import text_lines, text_page
 from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.pieces import MARKS, Piece, folded, is_special, joined, pieces
 from fastlrp.viz.saving import save
-from fastlrp.viz.text_sample import TextSample
+from fastlrp.viz.text_sample import TextData, TextSample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,16 +24,11 @@ SCALES = ("shared", "each")
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(TextData):
     """Coloured texts, one for each sample and target; made by :func:`fastlrp.viz.text`.
 
     In a notebook it shows itself, ``str()`` of it is plain text.
     """
-
-    samples: tuple[TextSample, ...]
-    scale: str = "shared"
-    level: float | None = None
-    unit: str = field(default="the score", repr=False)
 
     def html(self) -> str:
         """A ``<div>`` that needs no other file, ASCII, everything in it escaped.
@@ -97,14 +92,6 @@ class Text:
             KeyError, IndexError: for a target that is not there.
         """
         return replace(self, samples=tuple(sample.contrast(first, second) for sample in self.samples))
-
-    def level_of(self, sample: TextSample, target: int) -> float:
-        """``|R|`` at the ends of the colours of one text: special tokens and padding don't count, unless all are."""
-        if self.level is not None:
-            return self.level
-        if self.scale == "each":
-            return sample.largest(target)
-        return max(each.largest(k) for each in self.samples for k in range(len(each.targets)))
 
 
 def text(

@@ -48,7 +48,7 @@ def token_layers(
         level, cmap: see :func:`fastlrp.viz.heatmap`. marks: of subwords, see :func:`fastlrp.viz.text`.
 
     Raises:
-        ValueError: if no layer has S positions, for unknown layers, NaN or infinity. TypeError: for anything but a dict.
+        ValueError: if no layer has S positions, for unknown layers, NaN or infinity. TypeError: for no dict.
     """
     if scale not in ("shared", "row"):
         raise ValueError(f"unknown scale {scale!r}: expected 'shared' or 'row'")
