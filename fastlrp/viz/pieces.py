@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 MARKS = ("auto", "none", "wordpiece", "sentencepiece", "bytes", "end")
@@ -51,7 +51,7 @@ def pieces(
     """
     given = list(special) if len(special) else [is_special(token) for token in tokens]
     plain = [token for token, is_it in zip(tokens, given, strict=True) if not is_it]
-    kind = _kind(plain) if marks == "auto" else marks
+    kind = marks_of(plain) if marks == "auto" else marks
     if kind in _OF_BYTES:
         found = _of_bytes(tokens, given, _OF_BYTES[kind])
     else:
@@ -100,14 +100,30 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in _KEPT else c.encode("unicode_escape").decode() for c in text)
 
 
-def _kind(tokens: Sequence[str]) -> str:
-    if any(token.startswith(("Ġ", "Ċ")) for token in tokens):
-        return "bytes"
-    if any(token.startswith("▁") for token in tokens):
-        return "sentencepiece"
-    if any(token.startswith("##") and len(token) > 2 for token in tokens):
-        return "wordpiece"
-    return "end" if any(token.endswith("</w>") for token in tokens) else "none"
+def marks_of(tokens: Iterable[str]) -> str:
+    """Which of :data:`MARKS` most tokens of a text, or of a vocabulary, have; ``"none"`` if none has any."""
+    counts = dict.fromkeys(("bytes", "sentencepiece", "wordpiece", "end"), 0)
+    for token in tokens:
+        counts["bytes"] += token.startswith(("Ġ", "Ċ"))
+        counts["sentencepiece"] += token.startswith("▁")
+        counts["wordpiece"] += token.startswith("##") and len(token) > 2
+        counts["end"] += token.endswith("</w>")
+    most = max(counts, key=lambda kind: counts[kind])
+    return most if counts[most] else "none"
+
+
+def as_text(token: str, marks: str) -> str:
+    """One token as the text that it stands for, with its space before it; ``##ing`` stays, it is no word."""
+    if marks in _OF_BYTES:
+        return printable(_OF_BYTES[marks](token).decode("utf-8", "backslashreplace"))
+    return printable(token.removesuffix("</w>") if marks == "end" else token)
+
+
+def as_token(text: str, marks: str) -> str:
+    """The token that stands for a text, if there is one."""
+    if marks == "bytes":
+        return "".join(_CHARACTER[byte] for byte in text.encode("utf-8", "surrogatepass"))
+    return text.replace(" ", "▁") if marks == "sentencepiece" else f"{text}</w>" if marks == "end" else text
 
 
 def _one(token: str, place: int, kind: str, apart: bool) -> Piece:
@@ -142,6 +158,7 @@ def _alphabet() -> dict[str, int]:
 
 
 _ALPHABET = _alphabet()
+_CHARACTER = {byte: character for character, byte in _ALPHABET.items()}
 
 
 def _gpt2(token: str) -> bytes:

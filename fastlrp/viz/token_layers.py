@@ -79,9 +79,12 @@ def _rows(found: Any, tokens: Sequence[str], sample: int, layers: Sequence[str] 
         raise ValueError(f"there is no layer {unknown[0]!r}: there are {', '.join(map(str, list(found)[:12]))}")
     rows: dict[str, np.ndarray] = {}
     for name in _order(found) if layers is None else layers:
-        if found[name] is None:
+        given = found[name]
+        if isinstance(given, Mapping):  # Several inputs, among which the ids are.
+            given = next((value for key, value in given.items() if str(key).endswith(("input_ids", "inputs_embeds"))), None)
+        if given is None:
             continue
-        values = as_array(found[name], f"relevance_by_layer[{name!r}]").astype(np.float64)
+        values = as_array(given, f"relevance_by_layer[{name!r}]").astype(np.float64)
         fits = values.ndim in (3, 4) and values.shape[2] == len(tokens)
         if not fits and layers is not None:
             raise ValueError(
