@@ -29,7 +29,6 @@ _AGAIN = "the same command goes on from here"
 @click.argument("inputs", nargs=-1)
 @shared.targets("top1")
 @shared.layers
-@shared.text
 @_RESULT("-o", "--out", default="fastlrp-out", show_default=True, metavar="FOLDER", help="Where results go.")
 @_RESULT(
     "-f",
@@ -60,6 +59,7 @@ _AGAIN = "the same command goes on from here"
 @_RESULT("--sum-channels", is_flag=True, help="Arrays without the channel axis.")
 @shared.rule
 @shared.inputs
+@shared.text
 @shared.model
 @shared.batching
 @_RESULT("--overwrite", is_flag=True, help="Remove the results that are in the folder, and start anew.")

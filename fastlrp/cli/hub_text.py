@@ -58,9 +58,8 @@ class TextReader:
         self.special = set(map(str, tokenizer.all_special_tokens))
         self.limit = _limit(tokenizer, model)
         self.mask: int | None = getattr(tokenizer, "mask_token_id", None)
-        self._padding = next(
-            (n for n in (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")) if n is not None), 0
-        )  # fmt: skip
+        fills = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+        self._padding: int = next((fill for fill in fills if fill is not None), 0)
 
     def read(self, text: str, name: str) -> Tokenized:
         """A text as tokens.
@@ -133,7 +132,7 @@ def load(folder: Path, trust: bool) -> dict[str, Any]:
         )
     if not any((folder / file).is_file() for file in TOKENIZERS):
         raise Failure(
-            f"hf:{folder}: there is no tokenizer in it (tokenizer.json): tokenizer.save_pretrained(FOLDER) puts it there"
+            f"hf:{folder}: there is no tokenizer in it (tokenizer.json): write it with tokenizer.save_pretrained"
         )
     auto, scores = hub.OF_TEXTS[end]
     try:

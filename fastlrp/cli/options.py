@@ -109,8 +109,8 @@ text = _group(
     ),
     _TEXT(
         "--at", type=parse.PLACES, metavar="N,N",
-        help="At which tokens scores are explained, if the model has some for each: -1 is the last; where [MASK] stands "
-        "unless given, else the last.",
+        help="At which tokens scores are explained, if the model has some for each: -1 is the last. Unless given where "
+        "[MASK] stands, or the last.",
     ),
     _TEXT("--words", is_flag=True, help="One colour for each word: the sum of its tokens."),
     _TEXT("--text-scale", type=click.Choice(["shared", "each"]), default="shared", show_default=True,
@@ -124,8 +124,8 @@ def targets(default: str) -> Callable[[F], F]:
     return _group(
         _TARGET(
             "-t", "--targets", type=parse.TARGETS, default=default, show_default=True,
-            help="top5 (any number), all, class numbers such as 207,281, or class: that of the --list. Of texts also labels, "
-            "tokens (' Paris'), 'A vs B', and next: each next token.",
+            help="top5 (any number), all, class numbers such as 207,281, or class: that of the --list. Of texts also "
+            "labels, tokens (' Paris'), 'A vs B', and next: each next token.",
         ),
         _TARGET("--labels", metavar="FILE", help="Names of the classes: one in each line, or JSON."),
     )  # fmt: skip

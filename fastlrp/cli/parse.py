@@ -110,7 +110,9 @@ class Targets(Parsed):
         super().__init__("targets", targets)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if ctx is not None and (ctx.params.get("text") or ctx.params.get("text_file")):
+        given = {} if ctx is None else ctx.params  # What was not given may stand there as a mark of click's.
+        texts, file = given.get("text"), given.get("text_file")
+        if (isinstance(texts, tuple) and texts) or isinstance(file, str):
             return value
         return super().convert(value, param, ctx)
 

@@ -32,7 +32,6 @@ _RESULT = option("Results")
 @click.argument("inputs", nargs=-1)
 @shared.targets("top5")
 @shared.layers
-@shared.text
 @_RESULT("-o", "--out", default="report.html", show_default=True, metavar="FILE", help="The report.")
 @_RESULT("--title", help="Of the page; the model unless given.")
 @_RESULT("--max-size", default="20MB", show_default=True, metavar="SIZE", help="Maps get coarser to stay below it.")
@@ -42,6 +41,7 @@ _RESULT = option("Results")
 )  # fmt: skip
 @shared.rule
 @shared.inputs
+@shared.text
 @shared.model
 @shared.batching
 @shared.machine

@@ -43,7 +43,7 @@ def explain(ctx: click.Context, options: dict[str, Any]) -> int:
     for one in explained:
         screen.data(text_files.record(one, files))
     view = job.view(explained)
-    screen.line(view.terminal(False if _plain() else None))
+    screen.line(view.terminal())
     screen.data({"event": "end", "inputs": len(explained) + failed, "done": len(explained), "failed": failed})
     if not (screen.quiet or screen.machine):
         click.echo(f"{', '.join(files)} in {options['out']}", err=True)
@@ -74,7 +74,8 @@ def _explained(ctx: click.Context, options: dict[str, Any], screen: Screen) -> t
         if name in options and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             raise Failure(f"--{name.replace('_', '-')} is for images and arrays: leave it out with --text")
     given = ctx.get_parameter_source("composite") == ParameterSource.COMMANDLINE
-    job = text_run.prepare(options, screen, given)
+    targets_given = ctx.get_parameter_source("targets") == ParameterSource.COMMANDLINE
+    job = text_run.prepare({**options, "targets_given": targets_given}, screen, given)
     facts = [("model", job.about), ("composite", job.rule), ("targets", str(options["targets"])),
              ("texts", str(len(job.found) + len(job.failed)))]  # fmt: skip
     screen.facts(facts)
@@ -104,7 +105,3 @@ def _ledger(job: TextJob, one: Explained, most: int) -> str:
         lines.append(f"<td>{html.escape(name)}</td>{cells}")
     title = "Where the score went" if len(job.found) == 1 else f"Where the score of {one.text.name} went"
     return f"<h2>{html.escape(title)}</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _plain() -> bool:
-    return not click.get_text_stream("stdout").isatty()

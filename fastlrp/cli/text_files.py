@@ -59,7 +59,7 @@ def page(job: TextJob, explained: Sequence[Explained], title: str | None = None,
     about = f"{job.about}: {job.rule}" if title != job.about else job.rule
     before = f'<h1>{_escaped(title)}</h1><p class="about">{_escaped(about)}</p>'
     pictures = [
-        f'<h2>{_escaped("Layers" if len(explained) == 1 else f"Layers of {one.text.name}")}</h2>'
+        f"<h2>{_escaped('Layers' if len(explained) == 1 else f'Layers of {one.text.name}')}</h2>"
         f'<img alt="Layers by tokens" src="data:image/png;base64,{base64.b64encode(_png(_layers(job, one))).decode()}">'
         for one in explained
         if one.layers

@@ -32,8 +32,9 @@ class Explained:
     """One text and what explains it.
 
     Attributes:
-        targets: K names. asked: K targets as an explainer takes them. classes: K numbers, None for contrasts. positions: K tokens whose scores are explained, None
-            where the model scores the text. scores: K. relevance: ``(K, S)``. layers: by name, ``(K, S)`` each.
+        targets: K names. asked: K targets as an explainer takes them. classes: K numbers, None for contrasts.
+        positions: K tokens whose scores are explained, None where the model scores the text. scores: K of them.
+        relevance: ``(K, S)``. layers: by name, ``(K, S)`` each.
     """
 
     text: Tokenized
@@ -71,13 +72,12 @@ class TextJob:
     def view(self, explained: Sequence[Explained]) -> Text:
         """The coloured texts."""
         options = {"special": self.reader.special, "words": self.options["words"], "marks": self.reader.marks}
+        alone = len(self.found) + len(self.failed) == 1
         rows = [
-            text(e.text.tokens, e.relevance, targets=e.targets, scores=e.scores, names=[e.text.name], **options)
+            text(e.text.tokens, e.relevance, targets=e.targets, scores=e.scores,
+                 names=["" if alone else e.text.name], **options)
             for e in explained
         ]  # fmt: skip
-        if len(rows) == 1:
-            rows = [text(explained[0].text.tokens, explained[0].relevance, targets=explained[0].targets,
-                         scores=explained[0].scores, **options)]  # fmt: skip
         return Text(tuple(row.samples[0] for row in rows), self.options["text_scale"], self.options.get("level"))
 
 
@@ -172,7 +172,9 @@ def _groups(job: TextJob) -> Iterator[list[Tokenized]]:
     size = job.options["batch_size"] or _BATCH
     by_length: dict[int, list[Tokenized]] = {}
     for found in job.found:
-        by_length.setdefault(_length(job, [found]) if padded and len(job.found) > 1 else len(found.ids), []).append(found)
+        by_length.setdefault(_length(job, [found]) if padded and len(job.found) > 1 else len(found.ids), []).append(
+            found
+        )
     for group in by_length.values():
         places = [_places(job, found) for found in group]
         counts = sorted({len(place) for place in places if place is not None})
@@ -221,7 +223,7 @@ def _explain(job: TextJob, group: list[Tokenized]) -> list[Explained]:
     places = [_places(job, found) for found in group]
     at: Any = None if places[0] is None else each(torch.tensor(places, device=device))
     with job.explainer.forward(inputs) as record:
-        wanted = text_targets.read(job.options["targets"], job.reader, job.names, record.output.shape[-1])
+        wanted = text_targets.read(_spec(job, record.scores), job.reader, job.names, record.scores.shape[-1])
         targets: Any = next_tokens(inputs["input_ids"]) if wanted == "next" else wanted
         layers = job.options["layers"]
         layers = "all" if layers == ("all",) else None if layers is None else list(layers)
@@ -235,6 +237,14 @@ def _explain(job: TextJob, group: list[Tokenized]) -> list[Explained]:
     return [
         _explained(job, found, i, wanted, index, position, scores[i], together) for i, found in enumerate(group)
     ]  # fmt: skip
+
+
+def _spec(job: TextJob, scores: Tensor) -> str:
+    """The targets as they were written; of the best ones that nobody asked for no more than there are."""
+    spec: str = job.options["targets"]
+    if job.options["targets_given"] or not spec.startswith("top"):
+        return spec
+    return f"top{min(int(spec.removeprefix('top')), scores.shape[-1])}"
 
 
 def _rows(found: Any) -> dict[str, Tensor]:

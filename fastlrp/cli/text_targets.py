@@ -38,7 +38,9 @@ def _words(spec: str) -> list[str]:
         else:
             found[-1] += part
     if not all(word.strip() for word in found):
-        raise Failure(f'--targets: {spec!r} has an empty entry: separate targets by single commas, "," in quotes is one')
+        raise Failure(
+            f'--targets: {spec!r} has an empty entry: separate targets by single commas, "," in quotes is one'
+        )
     return found
 
 
@@ -101,5 +103,6 @@ def named(target: Any, names: Any) -> str:
     """A target for people."""
     if isinstance(target, dict):
         first, second = target
-        return f"{names(first)} − {names(second)}"
+        other = str(names(second))
+        return f"{names(first)} − {'␣' + other[1:] if other.startswith(' ') else other}"
     return str(names(target))

@@ -18,9 +18,10 @@ _STYLE = """
 .fastlrp-text .words{margin:.1em 0 0;white-space:pre-wrap;overflow-wrap:anywhere}
 .fastlrp-text .words span{border-radius:.2em;padding-block:.12em}
 .fastlrp-text .words .part{box-shadow:inset 1px 0 rgba(128,128,128,.55)}
-.fastlrp-text .words .special{opacity:.6;font-size:80%;unicode-bidi:isolate;direction:ltr}
+.fastlrp-text .words .special{color:gray;color:color-mix(in srgb,currentColor 62%,transparent);
+font-size:80%;unicode-bidi:isolate;direction:ltr}
 .fastlrp-text .words span:hover{outline:2px solid}
-.fastlrp-text .legend{margin:1.2em 0 0;font-size:80%;line-height:1.4;opacity:.85;max-width:32em}
+.fastlrp-text .legend{margin:1.2em 0 0;font-size:80%;line-height:1.4;max-width:32em}
 .fastlrp-text .bar{height:.9em;border-radius:.2em;border:1px solid rgba(128,128,128,.5)}
 .fastlrp-text .ticks{display:flex;justify-content:space-between}
 """

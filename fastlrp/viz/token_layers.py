@@ -81,7 +81,9 @@ def _rows(found: Any, tokens: Sequence[str], sample: int, layers: Sequence[str] 
     for name in _order(found) if layers is None else layers:
         given = found[name]
         if isinstance(given, Mapping):  # Several inputs, among which the ids are.
-            given = next((value for key, value in given.items() if str(key).endswith(("input_ids", "inputs_embeds"))), None)
+            given = next(
+                (value for key, value in given.items() if str(key).endswith(("input_ids", "inputs_embeds"))), None
+            )
         if given is None:
             continue
         values = as_array(given, f"relevance_by_layer[{name!r}]").astype(np.float64)
@@ -124,7 +126,7 @@ def _drawn(
     left = _GAP + max(pen.width(name, SMALL) for name in names_of) + 6
     below = max(pen.width(label, SMALL) for label in labels) + 12
     inner, tall, top = _CELL * len(labels), _ROW * len(names), 26.0 if title else 6.0
-    width = max(left + inner + 70, left + 260)
+    width = max(left + inner + 70, left + 300)
     each = tall + below + 24
     height = top + each * len(maps) + 46
     made.set_size_inches(width / DPI, height / DPI)
