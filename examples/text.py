@@ -21,8 +21,8 @@ from fastlrp import viz
 GOOD = ["good", "great", "lovely", "clever", "moving"]
 BAD = ["bad", "dull", "awful", "silly", "boring"]
 OTHERS = [
-    "the", "a", "this", "film", "plot", "cast", "music", "ending", "first", "last", "long", "short", "with", "of", "about",
-    "people", "really", "then", "it", "we", "saw",
+    "the", "a", "this", "film", "plot", "cast", "music", "ending", "first", "last", "long", "short", "with", "of",
+    "about", "people", "really", "then", "it", "we", "saw",
 ]  # fmt: skip
 WORDS = ["<pad>", "not", *GOOD, *BAD, *OTHERS]
 DECAY = 0.3

@@ -154,7 +154,7 @@ def test_relevance_of_text_is_at_the_words_that_decide(tmp_path, monkeypatch, ca
     monkeypatch.setattr(text, "train", lambda: (model, accuracy))
     monkeypatch.setattr(sys, "argv", ["text.py", "--out", str(tmp_path)])
     text.main()
-    assert "lovely[+++]" in capsys.readouterr().out
+    assert "lovely[++]" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.html", "text.png", "text_layers.png"]
 
 
