@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastlrp.cli import options as shared
-from fastlrp.cli import parse
+from fastlrp.cli import parse, places
 from fastlrp.cli.drawing import Look
 from fastlrp.cli.errors import FAILED, INTERRUPTED, Failure, one_line
 from fastlrp.cli.prepare import Prepared, first_sample, prepare
@@ -92,6 +92,7 @@ def explain(**options: Any) -> None:
     screen = Screen(options["machine"], options["quiet"])
     wanted = _wanted(options)
     out = Path(options["out"])
+    places.check_folder(out)
     ready = prepare(options, screen, out)
     facts = _settings(ready.settings(options), wanted)
     with Store(out, facts, options["overwrite"], options["targets"] == "class") as store:

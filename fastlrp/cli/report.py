@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fastlrp.cli import class_choice
+from fastlrp.cli import class_choice, places
 from fastlrp.cli import options as shared
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import DONE, FAILED, INTERRUPTED, Failure, InputFailure, need, one_line
@@ -59,6 +59,7 @@ def report(**options: Any) -> None:
     screen = Screen(options["machine"], options["quiet"])
     out = Path(options["out"])
     limit = _limit(options["max_size"], out)
+    places.check_folder(out.parent)
     ready = prepare(options, screen)
     engine = ready.engine(options, "channels")
     first = first_sample(ready.reader, ready.items, ready.loaded.shape)
