@@ -226,6 +226,7 @@ def attnlrp(
     - layers with a weight, sums, pools, means: ``c`` passes the transposed map, the epsilon rule (eq. 8);
     - products of two activations: half to each, ``c_A = c_y B^T / 2`` (uniform rule, eq. 7); gates get nothing;
     - attention: shares 1/4, 1/4, 1/2 of queries, keys, values, from eq. 7 twice and prop. 3.1 (softmax);
+    - recurrent layers: signals take all, gates nothing (Arras et al. 2017);
     - activations: ``R`` is unchanged, ``c_u = c_a act(u) / u`` (identity rule, eq. 9);
     - layer, RMS, group and instance norms: sigma counts as a constant (prop. 3.4).
 
