@@ -45,7 +45,7 @@ def nan_at(index, value=torch.nan):
         ("image.png", TypeError, "x must be a tensor or array, a tuple of tensors or a dict .* got str"),
         ((), ValueError, "x has no tensor"),
         ({}, ValueError, "x has no tensor"),
-        ([np.zeros(3)], ValueError, "x has no tensor"),
+        ([None, "text"], ValueError, "x has no tensor"),
     ],
 )
 def test_bad_input(x, error, message):
