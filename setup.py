@@ -35,6 +35,11 @@ ARCHITECTURES = "8.0+PTX;9.0a"
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
+# What csrc/cuda and the headers of PyTorch that it includes read.
+HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
+LIBRARIES = ("libcudart.so*", "libcudart.dylib", "cudart.lib")
+
+
 def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
@@ -55,6 +60,17 @@ def cuda_reason() -> str | None:
     found = re.search(r"release (\d+)", text)
     if found is None or found[1] != torch.version.cuda.split(".")[0]:
         return f"nvcc is CUDA {found[1] if found else '?'}, PyTorch is built for CUDA {torch.version.cuda}"
+    return missing_of_toolkit(Path(CUDA_HOME))
+
+
+def missing_of_toolkit(home: Path) -> str | None:
+    """Which header or library of the toolkit is missing: packages of nvcc alone bring neither."""
+    for header in HEADERS:
+        if not any((folder / header).is_file() for folder in (home / "include", *home.glob("targets/*/include"))):
+            return f"{home} has nvcc but not {header}: install the toolkit's headers too (cuda-toolkit)"
+    folders = (home / "lib64", home / "lib", home / "lib" / "x64", *home.glob("targets/*/lib"))
+    if not any(any(folder.glob(pattern)) for folder in folders for pattern in LIBRARIES):
+        return f"{home} has nvcc but not the library cudart: install the whole toolkit (cuda-toolkit)"
     return None
 
 
@@ -93,10 +109,29 @@ extension = (CUDAExtension if with_cuda else CppExtension)(
     extra_link_args=OPENMP,
 )
 
+
+class Build(BuildExtension):
+    """Says in its last line what to do when a compiler fails."""
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            out = (
+                "build without CUDA (FASTLRP_BUILD_CUDA=0) or name another toolkit (CUDA_HOME=/path)"
+                if with_cuda
+                else "a compiler for C++17 is needed (g++ 9 or newer, clang 10 or newer; CXX names it)"
+            )
+            raise SystemExit(
+                f"fastlrp: the extension does not compile ({reason}); {out}. The reasons stand above."
+            ) from None
+
+
 setup(
     packages=[*find_namespace_packages(include=["fastlrp", "fastlrp.*"]), "fastlrp.kernels", *kernel_folders()],
     package_dir={"fastlrp.kernels": "kernels"},
     package_data={"fastlrp": ["py.typed", "_C.pyi"], "fastlrp.report": ["templates/*"]},
     ext_modules=[extension],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
 )

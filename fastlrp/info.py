@@ -11,8 +11,32 @@ from fastlrp.backends import dispatch
 from fastlrp.backends.extension import extension, extension_error
 
 
+def short() -> str:
+    """What to look at first, in fifteen lines at most: versions, and who computes what."""
+    lines = _versions(("compiler", "cuda", "instruction set in use"))
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        taken: dict[str, list[str]] = {}
+        for op in dispatch.OPS:
+            taken.setdefault(dispatch.select(op, "auto", torch.device(device), torch.float32).backend, []).append(op)
+        shares = ", ".join(f"{name} {len(ops)}" for name, ops in taken.items())
+        lines.append(f"on {device} the {len(dispatch.OPS)} operations are computed by: {shares}")
+    lines.append("all operations, and why a backend cannot run: fastlrp info --all")
+    return "\n".join(lines)
+
+
 def text() -> str:
     """What to paste into a bug report."""
+    lines = _versions()
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for dtype in (torch.float32, torch.float16):
+            lines += ["", f"backends on {device}, {str(dtype).removeprefix('torch.')} ('auto' takes the one marked *)"]
+            lines += _backends(torch.device(device), dtype)
+    return "\n".join(lines)
+
+
+def _versions(parts: tuple[str, ...] | None = None) -> list[str]:
+    """Versions and how the extension was built, all of that or some parts."""
     rows = [
         ("fastlrp", package_version("fastlrp")),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
@@ -22,16 +46,12 @@ def text() -> str:
     rows += [(name, package_version(name)) for name in ("numpy", "triton")]
     error = extension_error()
     if error is None:
-        rows += [(f"_C {key}", value) for key, value in extension().build_info().items()]
+        built = extension().build_info().items()
+        rows += [(f"_C {key}", value) for key, value in built if parts is None or key in parts]
     else:
         rows += [("_C", f"does not load: {error}")]
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        for dtype in (torch.float32, torch.float16):
-            lines += ["", f"backends on {device}, {str(dtype).removeprefix('torch.')} ('auto' takes the one marked *)"]
-            lines += _backends(torch.device(device), dtype)
-    return "\n".join(lines)
+    return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
 def _backends(device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -122,3 +122,33 @@ def test_make_is_done_the_second_time(tmp_path):
     assert "scripts/setup.sh" not in result.stdout
     os.utime(tmp_path / "installed", (0, 0))
     assert "scripts/setup.sh" in run("make", "-n", "install", f"VENV={tmp_path}").stdout
+
+
+def missing_of_toolkit(home: Path) -> str | None:
+    """The function of setup.py, without building anything."""
+    text = (ROOT / "setup.py").read_text()
+    names: dict[str, object] = {"Path": Path}
+    start, end = text.index("HEADERS ="), text.index("def sources")
+    exec(text[start:end], names)
+    start, end = text.index("def missing_of_toolkit"), text.index("def build_cuda")
+    exec(text[start:end], names)
+    return names["missing_of_toolkit"](home)  # type: ignore[operator, no-any-return]
+
+
+def test_a_toolkit_without_headers_or_libraries_is_named(tmp_path):
+    include, lib = tmp_path / "targets" / "x" / "include", tmp_path / "lib64"
+    include.mkdir(parents=True)
+    lib.mkdir()
+    assert "has nvcc but not cuda_runtime.h" in str(missing_of_toolkit(tmp_path))
+    for name in ("cuda_runtime.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h"):
+        (include / name).touch()
+    assert "has nvcc but not the library cudart" in str(missing_of_toolkit(tmp_path))
+    (lib / "libcudart.so.13").touch()
+    assert missing_of_toolkit(tmp_path) is None
+
+
+def test_a_failed_compile_ends_in_the_way_out(tree):
+    result = setup(tree, "build_ext", "--inplace", FASTLRP_BUILD_CUDA="0", CXX="false", CC="false", MAX_JOBS="1")
+    assert result.returncode != 0
+    assert result.stderr.strip().splitlines()[-1].startswith("fastlrp: the extension does not compile (")
+    assert "a compiler for C++17 is needed" in result.stderr

@@ -11,7 +11,7 @@ import click
 from fastlrp.cli import options, stop
 from fastlrp.cli.bench import bench
 from fastlrp.cli.demo import demo
-from fastlrp.cli.errors import FAILED, INTERRUPTED, USAGE, Failure, one_line
+from fastlrp.cli.errors import FAILED, INTERRUPTED, USAGE, Failure, one_line, printable
 from fastlrp.cli.explain import explain
 from fastlrp.cli.report import report
 from fastlrp.cli.verify import verify
@@ -36,7 +36,7 @@ class App(click.Group):
                 raise
             if ctx.meta.get(options.DEBUG):
                 traceback.print_exc()
-            click.echo(f"error: {_message(error)}", err=True)
+            click.echo(f"error: {printable(_message(error))}", err=True)
             ctx.exit(_code(error))
 
 
@@ -67,11 +67,12 @@ def app() -> None:
 
 
 @click.command(short_help="Versions and backends, for a bug report.")
-def info() -> None:
-    """Versions, how fastlrp was built, and which backends can run here: what to paste into a bug report."""
-    from fastlrp.info import text
+@click.option("--all", "everything", is_flag=True, help="Each operation, and why a backend cannot run.")
+def info(everything: bool) -> None:
+    """Versions, how fastlrp was built, and who computes here; with --all what to paste into a bug report."""
+    from fastlrp.info import short, text
 
-    click.echo(text())
+    click.echo(text() if everything else short())
 
 
 for _command in (explain, report, verify, bench, demo, info):

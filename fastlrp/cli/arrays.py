@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastlrp import io
+from fastlrp.cli import tables
 from fastlrp.cli.errors import Failure, InputFailure, one_line
 from fastlrp.explainer import parse_bytes
 
@@ -80,6 +81,8 @@ def sample(
 
 
 def _read(path: Path, key: str | None, limit: int | None) -> np.ndarray:
+    if path.suffix.lower() == ".csv":
+        return tables.read(path).values
     status = path.stat()
     named = key if path.suffix.lower() in (".npz", ".mat") else None
     return _kept(path, named, limit, status.st_size, status.st_mtime_ns)

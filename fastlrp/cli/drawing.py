@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlrp import viz
+from fastlrp.cli import figure
 from fastlrp.cli.errors import need
 from fastlrp.viz.arrays import relevance_map
-from fastlrp.viz.colors import is_diverging, table
+from fastlrp.viz.colors import SOFT, is_diverging, table
 from fastlrp.viz.scale import Scale
 
 if TYPE_CHECKING:
@@ -28,13 +29,18 @@ _EFFORT = 1
 
 @dataclass(frozen=True)
 class Look:
-    """How maps are drawn: arguments of :func:`fastlrp.viz.heatmap` and :func:`fastlrp.viz.overlay`."""
+    """How maps are drawn: arguments of :func:`fastlrp.viz.heatmap` and :func:`fastlrp.viz.overlay`.
 
-    cmap: str = "bwr"
+    ``plain``: the pixels of the map alone, on a scale to its largest ``|R|``; otherwise figures with class, score and
+    colour bar, on the scale that grids have.
+    """
+
+    cmap: str = SOFT
     normalize: str = "symmetric"
     level: float | None = None
     zoom: int = 1
     alpha: float | str = "relevance"
+    plain: bool = False
 
     def check(self) -> None:
         """Raises:
@@ -66,10 +72,30 @@ class Look:
         )
         return _png(drawn)
 
+    def figure(self, relevance: np.ndarray, title: str, below: str, picture: Image | None = None) -> bytes:
+        """A PNG file of a map, or of a map over its picture, with class, score and colour bar."""
+        values = relevance_map(relevance)
+        scale = Scale.of(self.normalize, self.level, [values], None)
+        if scale.normalize == "unaligned":
+            beyond = 0.0
+        else:
+            beyond = float((np.abs(values) > scale.high).mean())
+        size = values.shape[::-1] if picture is None else picture.size
+        options: dict[str, Any] = {
+            "normalize": self.normalize, "cmap": self.cmap, "zoom": self.zoom * figure.times(size[0], size[1]),
+            "level": (scale.low, scale.high) if scale.normalize == "unaligned" else scale.high,
+        }  # fmt: skip
+        if picture is None:
+            drawn = viz.heatmap(values, **options)
+        else:
+            drawn = viz.overlay(values, picture, alpha=self.alpha, grey=True, **options)
+        return _png(figure.framed(drawn, scale, self.cmap, title, below, beyond))
+
     def facts(self) -> dict[str, Any]:
         """What the pictures depend on."""
         return {
             "cmap": self.cmap, "normalize": self.normalize, "level": self.level, "zoom": self.zoom, "alpha": self.alpha,
+            "plain": self.plain,
         }  # fmt: skip
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.cli import class_choice
+from fastlrp.cli import class_choice, labels
 from fastlrp.cli.class_choice import Chosen
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.reading import Sample
@@ -41,6 +41,7 @@ class Engine:
     fixed: int | None = None
     batch: int = 1
     classes: int = 0
+    labels: tuple[Mapping[int, str], str] | None = None
 
     def probe(self, sample: Sample, batch: int | None) -> None:
         """Capture the model with a first sample, and find out everything that would fail for all.
@@ -54,6 +55,8 @@ class Engine:
         try:
             with self.explainer.forward(self.stacked([sample])) as record:
                 self.classes = class_choice.count(record.scores)
+                if self.labels is not None:
+                    labels.check(*self.labels, self.classes)
                 item = sample.item
                 chosen = class_choice.choose(self.targets, record.scores, [item] * len(record.scores))
                 fit = self._fit(record, sample.x.numel(), len(chosen.classes[0]))

@@ -39,6 +39,11 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def printable(text: str) -> str:
+    """Text without what could move the cursor or change colours: control characters as ``\\x1b``, lines as they are."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def need(module: str, package: str | None = None) -> ModuleType:
     """A module that comes with ``fastlrp[cli]``.
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastlrp.cli import options as shared
-from fastlrp.cli import parse, text_commands, text_files, text_run
+from fastlrp.cli import parse, places, text_commands, text_files, text_run
 from fastlrp.cli.drawing import Look
 from fastlrp.cli.errors import FAILED, INTERRUPTED, Failure, one_line
 from fastlrp.cli.prepare import Prepared, first_sample, prepare
@@ -18,6 +18,7 @@ from fastlrp.cli.sections import Command, option
 from fastlrp.cli.sheet import FORMATS, Wanted
 from fastlrp.cli.stop import Stop
 from fastlrp.cli.store import Store
+from fastlrp.viz.colors import SOFT
 from fastlrp.viz.scale import NORMALIZE
 
 _RESULT = option("Results")
@@ -43,9 +44,7 @@ _AGAIN = "the same command goes on from here"
 @_RESULT(
     "--alpha", metavar="A", default="relevance", show_default=True, help="Opacity of overlays: 0 to 1, or relevance."
 )
-@_RESULT(
-    "--cmap", default="bwr", show_default=True, metavar="NAME", help="Colour map: bwr, coldnhot, seismic, viridis, …"
-)
+@_RESULT("--cmap", default=SOFT, show_default=True, metavar="NAME", help="Colour map: soft, bwr, coldnhot, viridis, …")
 @_RESULT(
     "--normalize", type=click.Choice(NORMALIZE), default="symmetric", show_default=True, help="See docs/pictures.md."
 )
@@ -54,6 +53,7 @@ _AGAIN = "the same command goes on from here"
     type=click.FloatRange(0, min_open=True),
     help="|R| at the end of the colour map; each map's largest unless given.",
 )
+@_RESULT("--plain", is_flag=True, help="The pixels of each map alone, without class, score and colour bar.")
 @_RESULT("--zoom", type=click.IntRange(1, 64), default=1, show_default=True, help="Pixels for each entry of a map.")
 @_RESULT("--map-shape", type=parse.PAIR, metavar="HxW", help="How to draw inputs without positions, such as 28x28.")
 @_RESULT("--sum-channels", is_flag=True, help="Arrays without the channel axis.")
@@ -98,6 +98,7 @@ def explain(**options: Any) -> None:
     screen = Screen(options["machine"], options["quiet"])
     wanted = _wanted(options)
     out = Path(options["out"])
+    places.check_folder(out)
     ready = prepare(options, screen, out)
     facts = _settings(ready.settings(options), wanted)
     with Store(out, facts, options["overwrite"], options["targets"] == "class") as store:
@@ -121,7 +122,8 @@ def _wanted(options: dict[str, Any]) -> Wanted:
     if options["overlay"] and "png" not in formats:
         raise Failure("--overlay draws pictures: add png to --format")
     look = Look(
-        options["cmap"], options["normalize"], options["level"], options["zoom"], _alpha(options["alpha"])
+        options["cmap"], options["normalize"], options["level"], options["zoom"], _alpha(options["alpha"]),
+        options["plain"],
     )  # fmt: skip
     if "png" in formats:
         try:
@@ -189,7 +191,7 @@ def _run(options: dict[str, Any], screen: Screen, ready: Prepared, wanted: Wante
 
 def _look_at_first(ready: Prepared, engine: Any, wanted: Wanted, batch: int | None) -> None:
     sample = first_sample(ready.reader, ready.items, ready.loaded.shape)
-    wanted.check(sample.x.shape, sample.picture is not None)
+    wanted.check(sample.x.shape, sample.picture is not None, sample.item.is_table)
     engine.probe(sample, batch)
 
 

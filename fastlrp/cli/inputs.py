@@ -13,7 +13,7 @@ from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.file_names import is_inside
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
-ARRAYS = (".npy", ".npz", ".mat", ".txt")
+ARRAYS = (".npy", ".npz", ".mat", ".txt", ".csv")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Item:
     @property
     def is_array(self) -> bool:
         return self.path.suffix.lower() in ARRAYS
+
+    @property
+    def is_table(self) -> bool:
+        return self.path.suffix.lower() == ".csv"
 
     @property
     def label(self) -> str:

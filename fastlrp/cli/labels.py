@@ -42,6 +42,15 @@ def _json(text: str, path: Path) -> dict[int, str]:
         raise Failure(f'--labels: {path} is neither a JSON list of names nor {{"0": "name", …}}: {error}') from error
 
 
+def check(known: Mapping[int, str], path: str, classes: int) -> None:
+    """Raise Failure if the names of a file cannot be those of a model's classes."""
+    beyond = max(known, default=-1)
+    if beyond >= classes or min(known, default=0) < 0:
+        raise Failure(f"--labels: {path} names class {beyond}, and the model has {classes} classes, 0 to {classes - 1}")
+    if not path.lower().endswith(".json") and len(known) != classes:
+        raise Failure(f"--labels: {path} has {len(known)} names, and the model has {classes} classes")
+
+
 class Names(Mapping[int, str]):
     """Names of all classes; the number where there is no name."""
 

@@ -141,9 +141,9 @@ def _factory(path: Path, name: str, seed: int) -> Loaded:
             torch.manual_seed(seed)
             spec.loader.exec_module(module)
             make = getattr(module, name, None)
-            if not callable(make):
+            if not callable(make) and not isinstance(make, nn.Module):
                 raise Failure(f"{path} has no function {name!r}: it has {', '.join(_functions(module)) or 'none'}")
-            model = make()
+            model = make if isinstance(make, nn.Module) else make()
     except (Failure, KeyboardInterrupt):
         raise
     except BaseException as error:  # Whatever the user's code raises, SystemExit too.

@@ -44,8 +44,10 @@ class Prepared:
         """The explainer with what the options ask it for."""
         layers = options.get("layers")
         layers = "all" if layers == ("all",) else None if layers is None else list(layers)
+        path = options.get("labels")
         return Engine(
-            self.explainer, options.get("targets", "top1"), self.initial, layers, reduce, self.loaded.batch
+            self.explainer, options.get("targets", "top1"), self.initial, layers, reduce, self.loaded.batch,
+            labels=None if path is None else (self.names.known, str(path)),
         )  # fmt: skip
 
     def settings(self, options: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fastlrp.cli import class_choice, text_commands, text_run
+from fastlrp.cli import class_choice, places, text_commands, text_run
 from fastlrp.cli import options as shared
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import DONE, FAILED, INTERRUPTED, Failure, InputFailure, need, one_line
@@ -59,6 +59,7 @@ def report(**options: Any) -> None:
     """
     context, out = click.get_current_context(), Path(options["out"])
     limit = _limit(options["max_size"], out)
+    places.check_folder(out.parent)
     if text_run.asked(options):
         context.exit(text_commands.report(context, options, out, limit))
     text_commands.check_no_texts(context)

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.cli import class_choice
+from fastlrp.cli import class_choice, tables
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import FAILED, Failure, InputFailure, one_line
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.reading import Reader, Sample
-from fastlrp.cli.sheet import Sheet, Wanted, record
+from fastlrp.cli.sheet import Features, Sheet, Wanted, record
 from fastlrp.cli.stop import Stop
 from fastlrp.cli.store import Record, Store
 from fastlrp.errors import CaptureError, NotFiniteError
@@ -182,10 +182,14 @@ class Run:
                 sheets[row] = Pending(
                     Sheet(
                         sample.item, stamp, self.wanted, chosen.classes[row], chosen.scores[row], outputs[row],
-                        sample.picture,
+                        sample.picture, [self.names[number] for number in chosen.classes[row]],
                     ),
                     Future(),
                 )  # fmt: skip
+        for row, pending in sheets.items():
+            item, x = group[row][1].item, group[row][1].x
+            if item.is_table and x.dim() == 1:
+                pending.sheet.features = Features(tables.read(item.path).names, x.detach().cpu())
         for positions, relevance in blocks:
             size = sum(t.nbytes for t in relevance.values()) // len(group)
             for row, pending in sheets.items():

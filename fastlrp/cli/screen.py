@@ -9,12 +9,15 @@ from typing import Any
 
 import click
 
-from fastlrp.cli.errors import DONE, FAILED, need
+from fastlrp.cli.errors import DONE, FAILED, need, printable
 from fastlrp.cli.store import Record
 from fastlrp.progress import Lines
 
 FEW = 20
 """Inputs that get a line each; of more, people see the bar and the end."""
+SMALL_SCORE = 1e-5
+"""Ten times the epsilon that composites have unless told otherwise."""
+
 _SAME = 5
 
 
@@ -37,7 +40,7 @@ class Screen:
         if not self.quiet and not self.machine:
             width = max(len(name) for name, _ in rows)
             for name, value in rows:
-                click.echo(f"{name:<{width}}  {value}", err=True)
+                click.echo(printable(f"{name:<{width}}  {value}"), err=True)
 
     def note(self, text: str) -> None:
         """Something that a user should know, on stderr."""
@@ -82,6 +85,7 @@ class Screen:
         self._lines = None
 
     def _write(self, text: str, err: bool = False) -> None:
+        text = printable(text)
         if self._bar is None:
             click.echo(text, err=err)
         else:  # Above the bar, not through it.
@@ -95,6 +99,7 @@ class Tally:
         self.screen, self.total, self._out = screen, total, out
         self.done = self.kept = self.failed = 0
         self._errors: dict[str, int] = {}
+        self._told_small = False
 
     def __call__(self, line: Record) -> None:
         status = line["status"]
@@ -109,6 +114,7 @@ class Tally:
             self._tell_error(str(line["error"]), str(line["input"]))
             return
         self.done += 1
+        self._tell_small(line)
         if self.total <= FEW:
             self.screen.line(_sentence(line, self._out))
 
@@ -119,6 +125,16 @@ class Tally:
             self.screen.error(error if path in error else f"{path}: {error}")
         if self._errors[kind] == _SAME:
             self.screen.note("the same error in further inputs is counted, not shown; --json has all")
+
+    def _tell_small(self, line: Record) -> None:
+        """Scores that the rules' stabilizers may have absorbed, once."""
+        small = [target for target in line["targets"] if 0 < abs(target["score"]) < SMALL_SCORE]
+        if small and not self._told_small:
+            self._told_small = True
+            self.screen.note(
+                f"the score {small[0]['score']:.2g} of class {small[0]['class']} ({line['input']}) is near the epsilon "
+                "of the rules, which may have absorbed most of it: `fastlrp verify` shows how much"
+            )
 
     @property
     def left(self) -> int:

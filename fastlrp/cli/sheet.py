@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from fastlrp import viz
 from fastlrp.cli.drawing import Look
 from fastlrp.cli.errors import Failure
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.store import Record, Store
 from fastlrp.io import write_raw_heatmap, write_top_scores
+from fastlrp.viz.numbers import fixed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +55,7 @@ class Wanted:
             return self.map_shape
         return tuple(shape) if len(shape) in (2, 3) else None
 
-    def check(self, shape: Sequence[int], has_picture: bool) -> None:
+    def check(self, shape: Sequence[int], has_picture: bool, is_table: bool = False) -> None:
         """Raises:
         Failure: if no picture can be made of an input of this shape, or there is none to draw over.
         """
@@ -62,11 +64,19 @@ class Wanted:
         size = int(np.prod(shape))
         if self.map_shape is not None and size != self.map_shape[0] * self.map_shape[1]:
             raise Failure(f"--map-shape {self.map_shape[0]}x{self.map_shape[1]} does not fit an input {tuple(shape)}")
-        if "png" in self.formats and self.drawable(shape) is None:
+        if "png" in self.formats and self.drawable(shape) is None and not is_table:
             raise Failure(
                 f"an input {tuple(shape)} is no picture: say with --map-shape HxW how to draw it, or choose "
                 f"--format npy"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A row of a table: the names of its columns, None without a header, and its numbers."""
+
+    names: Sequence[str] | None
+    values: Tensor
 
 
 class Sheet:
@@ -85,9 +95,11 @@ class Sheet:
         scores: Sequence[float],
         outputs: Tensor,
         picture: Image | None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.item, self.stamp, self.wanted = item, stamp, wanted
         self.classes, self.scores, self.outputs, self.picture = classes, scores, outputs, picture
+        self._names = [str(number) for number in classes] if names is None else names
         self._drawn: dict[tuple[int, str], bytes] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._left, self._lock = len(classes), threading.Lock()
@@ -124,13 +136,39 @@ class Sheet:
         tag = self._tag(k, name)
         if name != "input":
             if one.dim() in (2, 3) and one.shape[-2:].numel() > 1:  # One position has no pattern.
-                self._drawn[k, f"{tag}.png"] = look.heatmap(one.numpy(), self._zoom(one))
+                array = one.numpy()
+                drawn = look.heatmap(array, self._zoom(one)) if look.plain else self._figure(k, array, f"at {name}")
+                self._drawn[k, f"{tag}.png"] = drawn
+            return
+        if self.features is not None and wanted.map_shape is None and one.dim() == 1:
+            self._drawn[k, f"{tag}.png"] = self._bars(k, one)
             return
         shape = one.shape if wanted.map_shape is None else wanted.map_shape
         values = one.reshape(shape).numpy()
-        self._drawn[k, f"{tag}.png"] = look.heatmap(values)
+        self._drawn[k, f"{tag}.png"] = look.heatmap(values) if look.plain else self._figure(k, values)
         if wanted.overlay and self.picture is not None:
-            self._drawn[k, f"{tag}_overlay.png"] = look.overlay(values, self.picture)
+            over = look.overlay(values, self.picture) if look.plain else self._figure(k, values, "", self.picture)
+            self._drawn[k, f"{tag}_overlay.png"] = over
+
+    def _title(self, k: int) -> str:
+        number, name = str(self.classes[k]), self._names[k]
+        return f"{number if name == number else f'{name} ({number})'}, score {fixed(self.scores[k])}"
+
+    def _figure(self, k: int, values: np.ndarray, where: str = "", picture: Image | None = None) -> bytes:
+        return self.wanted.look.figure(values, self._title(k), f"{self.item.label} {where}".strip(), picture)
+
+    def _bars(self, k: int, one: Tensor) -> bytes:
+        assert self.features is not None
+        title = f"{self._title(k)}\n{self.item.label}"
+        stream = io.BytesIO()
+        figure = viz.bars(
+            one, self.features.names, values=self.features.values, title=title, cmap=self.wanted.look.cmap
+        )
+        viz.to_image(figure, 200).save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+    features: Features | None = None
+    """What a row of a table holds; None for other inputs."""
 
     def _zoom(self, one: Tensor) -> int:
         """Maps of hidden layers are about as large as the picture."""

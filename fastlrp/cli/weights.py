@@ -48,6 +48,11 @@ def read(path: Path) -> dict[str, Tensor]:
             raise Failure(f"--weights: {path} is no whole safetensors file: {' '.join(str(error).split())}") from error
     if kind not in (".pt", ".pth", ".bin"):
         raise Failure(f"--weights: {path.name!r} ends in {kind or 'nothing'}: expected .pt, .pth or .safetensors")
+    if _is_torchscript(path):
+        raise Failure(
+            f"--weights: {path} is a TorchScript program (torch.jit.save), not weights: save those of the model it was "
+            "made from, torch.save(model.state_dict(), …), or the program with torch.export.save as .pt2"
+        )
     if not _is_stored(path):
         raise Failure(f"--weights: {path} is a compressed archive, which torch.save does not write: save it again")
     try:
@@ -65,16 +70,44 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
+    whole = found
     for key in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
             break
+    else:
+        inner = [value for value in found.values() if _is_weights(value)] if isinstance(found, Mapping) else []
+        if len(inner) == 1 and not _is_weights(found):
+            found = inner[0]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise Failure(f"--weights: {path} holds no state_dict (names and tensors), but {type(found).__name__}")
+        raise Failure(f"--weights: {path} holds no state_dict (names and tensors), but {_contents(whole)}")
     # torch.nn.DataParallel puts this before every name.
     if all(name.startswith("module.") for name in found):
         return {name.removeprefix("module."): value for name, value in found.items()}
     return dict(found)
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _contents(found: Any) -> str:
+    """What a file holds, one level deep."""
+    if not isinstance(found, Mapping):
+        return type(found).__name__
+    parts = [
+        f"{name} ({f'{len(value)} tensors' if _is_weights(value) else type(value).__name__})"
+        for name, value in list(found.items())[:_SHOWN]
+    ]
+    return f"{type(found).__name__} with {', '.join(parts) or 'nothing in it'}{', …' if len(found) > _SHOWN else ''}"
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def load(model: nn.Module, path: Path) -> None:

@@ -89,7 +89,8 @@ def collect(
         count = LEDGER_TARGETS if ledger is True else int(ledger)
         chosen = [[k for _, k in sorted((-score, k) for k, score in enumerate(row))][:count] for row in scores]
         rows = ledgers.by_target(record, asked, chosen) if count else [None] * batch
-    return [Sample(*parts) for parts in zip(titles, pictures, labels, scores, kept, rows, strict=True)]
+    classes = [None] * batch if asked.index is None else asked.index.tolist()
+    return [Sample(*parts) for parts in zip(titles, pictures, labels, scores, kept, rows, classes, strict=True)]
 
 
 def _results(found: Any, layers: str | Sequence[str] | None) -> dict[str, Tensor]:

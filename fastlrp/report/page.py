@@ -162,8 +162,17 @@ class _Page:
             "image": sample.image is not None,
             "height": int(shape[1]),
             "width": int(shape[2]),
+            "classes": _classes(sample),
             "ledger": None if sample.ledger is None else _ledger(sample.ledger),
         }
+
+
+def _classes(sample: Sample) -> list[int] | None:
+    """The targets' classes, None where they are their places in the list."""
+    if sample.classes is None:
+        return None
+    found = [int(number) for number in sample.classes]
+    return None if found == list(range(len(found))) else found
 
 
 def _index(layer: Layer) -> dict[str, Any]:

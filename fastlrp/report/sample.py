@@ -31,6 +31,8 @@ class Sample:
             got), ``bias``, ``stabilizer``, ``dead`` (what it kept), ``error`` (numbers, or None); ``target``, the
             position in ``targets`` that the row is about (without it: all targets together).
             :func:`fastlrp.report.ledger_rows` makes them of a verification.
+        classes: K numbers of the classes that the targets are, which the report shows and finds them by; their places
+            in the list unless given.
 
     Raises:
         TypeError, ValueError: for shapes, lengths, types that do not agree. NaN in relevance is found by
@@ -43,12 +45,15 @@ class Sample:
     scores: Sequence[float]
     relevance: Mapping[str, np.ndarray | Maps]
     ledger: Sequence[Mapping[str, Any]] | None = None
+    classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"a sample's name must be text, got {type(self.name).__name__}")
         where = f"sample {self.name!r}"
         _check_targets(self.targets, self.scores, where)
+        if self.classes is not None and len(self.classes) != len(self.targets):
+            raise ValueError(f"{where} has {len(self.targets)} targets and {len(self.classes)} classes")
         _check_relevance(self.relevance, len(self.targets), where)
         if self.image is not None:
             _check_image(self.image, self.relevance["input"].shape, where)

@@ -117,6 +117,12 @@ class Verification:
         alone = "" if self.alone is None else f", a sample alone {self.alone:.1e}"
         missing = [f"{r.operation} ({r.path or 'model'})" for r in self.rows if r.rule == NO_RULE]
         note = f"\nwithout a rule, by input times gradient: {', '.join(missing)}" if missing else ""
+        absorbed = abs(self.kept["stabilizer"])
+        if absorbed > 0.5 * abs(self.score) > 0:
+            note += (
+                f"\nthe stabilizers kept {absorbed:.3g} of a score of {self.score:+.3g}, more than half: the score is "
+                "too near to their epsilon. Take a smaller epsilon, float64, or a target with a larger score"
+            )
         return (
             f"{'ok' if self.ok else 'NOT OK'}: largest error of a layer {self.max_error:.1e} "
             f"(tolerance {self.tolerance:.0e}), end to end {self.end_to_end:.1e}{alone}\n"

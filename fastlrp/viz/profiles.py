@@ -121,7 +121,7 @@ def bars(
         numbers = as_array(values, "values")
         if numbers.shape != array.shape:
             raise ValueError(f"values must be {array.shape}, as relevance is, got {numbers.shape}")
-        labels = [f"{label} = {number(float(v), 3)}" for label, v in zip(labels, numbers, strict=True)]
+        labels = [f"{label} = {number(float(v), 5)}" for label, v in zip(labels, numbers, strict=True)]
     order = np.argsort(-np.abs(array), kind="stable")
     rows = [(labels[i], float(array[i])) for i in order[:most]]
     rest = order[most:]

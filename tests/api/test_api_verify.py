@@ -75,3 +75,15 @@ def test_relevance_from_nowhere_and_numbers_that_are_none():
     for wrong in (math.nan, math.inf):
         assert math.isnan(relative(one * wrong, one))
         assert math.isnan(relative(one, one * wrong))
+
+
+def test_a_score_that_the_stabilizer_swallowed_is_pointed_out():
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight[:] = torch.tensor([[1e-7, 1e-7]])
+    small = Explainer(model.eval(), "epsilon").verify(torch.ones(1, 2), 0)
+    # z = 2e-7, epsilon = 1e-6: z / (z + epsilon) = 1/6 of the score arrives.
+    assert small.relevance == pytest.approx(small.score / 6, rel=1e-3)
+    assert "more than half: the score is too near to their epsilon" in str(small)
+    fine = Explainer(model, "lrp0").verify(torch.ones(1, 2), 0)
+    assert "too near" not in str(fine)

@@ -66,6 +66,8 @@ def test_info(run):
     done = run("info")
     assert done.code == 0
     assert done.out.splitlines()[0] == text().splitlines()[0]
+    assert len(done.out.splitlines()) <= 15
+    assert run("info", "--all").out == text() + "\n"
     assert run("--version").out == f"fastlrp {fastlrp.__version__}\n"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastlrp
 from tests.cli.conftest import HERE, MODEL, files
 
 MODELS = HERE / "models.py"
@@ -43,7 +44,7 @@ PHOTO = "a.png"
         ([MODEL, PHOTO, "-c", "alpha_beta", "-p", "alpha=1", "-p", "beta=1"], "--composite alpha_beta: "),
         ([MODEL, PHOTO, "--profile", "lrp"], "unknown profile 'lrp': expected one of zennit"),
         ([MODEL, PHOTO, "--layers", "33"], "unknown layer '33'; did you mean 3?"),
-        ([MODEL, PHOTO, "--grey"], "expected input[batch, 1, 20, 24] to have 3 channels"),
+        ([MODEL, PHOTO, "--grey"], "to have 3 channels"),
         ([MODEL, PHOTO, "--mean", "1,2"], "--mean has 2 numbers for 3 channels: give 1 or 3"),
         ([MODEL, PHOTO, "--std", "0"], "--std must be positive, got 0"),
         ([MODEL, PHOTO, "--range", "1,0"], "'1,0' is not a range LOW,HIGH"),
@@ -62,7 +63,7 @@ PHOTO = "a.png"
         ([MODEL, PHOTO, "--map-shape", "3x3"], "--map-shape 3x3 does not fit an input (3, 20, 24)"),
         ([MODEL, "x.npy", "--resize", "8"], "arrays are the model's input as they are"),
         ([MODEL, "x.npy", "-c", "epsilon_gamma_box"], "needs the bounds of arrays: -p low=… -p high=…"),
-        ([MODEL, PHOTO, "-o", PHOTO], "--out: cannot write to 'a.png': File exists"),
+        ([MODEL, PHOTO, "-o", PHOTO], "--out: cannot write to 'a.png': "),
         ([MODEL, ".", "-o", "."], "the results would go among the inputs"),
         ([f"{MODELS}:branches", PHOTO], "the forward pass branches on the values of a tensor"),
     ],
@@ -264,12 +265,15 @@ def test_an_error_that_nobody_foresaw_is_one_line(run, photos, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_without_click(tmp_path):
-    code = "import sys; sys.modules['click'] = None; sys.argv = ['fastlrp', 'info']; import runpy; runpy.run_module('fastlrp', run_name='__main__')"  # noqa: E501
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    code = "import sys; sys.modules['click'] = None; sys.argv = ['fastlrp', *sys.argv[1:]]; import runpy; runpy.run_module('fastlrp', run_name='__main__')"  # noqa: E501
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done, version = (
+        subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, env=env)
+        for word in ("demo", "--version")
     )
     assert done.returncode == 2
     assert done.stderr == 'fastlrp: error: the command line needs click: pip install "fastlrp[cli]"\n'
+    assert (version.returncode, version.stdout) == (0, f"fastlrp {fastlrp.__version__}\n")
 
 
 @pytest.mark.slow

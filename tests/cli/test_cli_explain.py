@@ -53,7 +53,9 @@ def test_pictures_are_those_of_viz(run, photos, tmp_path):
     out = tmp_path / "out"
     look = {"cmap": "coldnhot", "normalize": "absolute", "zoom": 3}
     words = [f"--{name}={value}" for name, value in look.items()]
-    done = run("explain", MODEL, photos / "a.png", "-o", out, "-t", "4,1", "--layers", "0", "--overlay", *words)
+    done = run(
+        "explain", MODEL, photos / "a.png", "-o", out, "-t", "4,1", "--layers", "0", "--overlay", "--plain", *words
+    )
     assert done.code == 0, done.err
     assert list(files(out)) == [
         "a.png_1.png", "a.png_1@0.png", "a.png_1_overlay.png", "a.png_4.png", "a.png_4@0.png", "a.png_4_overlay.png",
@@ -165,7 +167,7 @@ def test_several_targets_in_text(run, photos, tmp_path):
 def test_a_list_says_each_inputs_class(run, photos, tmp_path):
     listed, out = photos / "list.txt", tmp_path / "out"
     listed.write_text("# file class\na.png 3\n\nmore/a.png 9\nb.jpg 10\nc.png\nnosuch.png 1\n")
-    done = run("explain", MODEL, "--list", listed, "-t", "class", "-o", out, "--json")
+    done = run("explain", MODEL, "--list", listed, "-t", "class", "-o", out, "--json", "--plain")
     assert done.code == 1
     assert list(files(out)) == ["a.png_3.png", "more/a.png_9.png"]
     errors = {line["input"].rpartition("/")[2]: line["error"] for line in done.lines[:-1]}
@@ -216,7 +218,7 @@ def test_rows_of_text_are_samples(run, tmp_path):
     over = run(*words, "--map-shape", "4x4", "--overlay")
     assert over.code == 2
     assert "--overlay draws over pictures, and an input (16,) is none" in over.err
-    assert run(*words, "--map-shape", "4x4", "--zoom", 2).code == 0
+    assert run(*words, "--map-shape", "4x4", "--zoom", 2, "--plain").code == 0
     expected = fastlrp.Explainer(loaded(spec), "epsilon")(x, "all")
     found = np.load(out / "x.txt_1_relevance.npy")
     np.testing.assert_allclose(found, expected[1], rtol=1e-5, atol=1e-7)
@@ -322,7 +324,7 @@ def test_one_of_several_outputs(run, photos, tmp_path):
 
 def test_an_image_of_another_size_is_explained_too(run, photos, tmp_path):
     Image.new("RGB", (31, 17), "red").save(photos / "b2.png")
-    done = run("explain", MODEL, photos, "-o", tmp_path / "out", "-t", 0, "--json")
+    done = run("explain", MODEL, photos, "-o", tmp_path / "out", "-t", 0, "--json", "--plain")
     assert done.code == 0
     assert [line["input"] for line in done.lines[:-1]] == [
         str(photos / name) for name in sorted([*NAMES[:4], "b2.png"])

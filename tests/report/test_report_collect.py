@@ -193,3 +193,15 @@ def test_arguments_that_do_not_fit(explainer, x, options, error, match):
     arguments = {"x": x, "targets": "all", **options}
     with pytest.raises(error, match=match):
         collect(explainer, **arguments)
+
+
+def test_targets_know_their_classes():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 9)).eval()
+    x = torch.rand(2, 1, 4, 4)
+    samples = fastlrp.report.collect(fastlrp.Explainer(model, "epsilon"), x, "top3", ledger=0)
+    best = model(x).topk(3).indices.tolist()
+    assert [list(sample.classes) for sample in samples] == best
+    assert [sample.targets for sample in samples] == [[str(c) for c in row] for row in best]
+    every = fastlrp.report.collect(fastlrp.Explainer(model, "epsilon"), x, "all", ledger=0)
+    assert list(every[0].classes) == list(range(9))

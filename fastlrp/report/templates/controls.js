@@ -44,10 +44,20 @@ function fillMenus() {
   byId('reduced').hidden = !meta.reduced;
 }
 
-// Another sample: the same targets if it has the same list, else its best two; the same layer if it has one.
+// The place of another sample's target in a sample's list: of the same class and name; -1 if it has none.
+function placeIn(after, before, k) {
+  const name = namesOf(before)[k];
+  return namesOf(after).findIndex((other, i) => other === name && classOf(after, i) === classOf(before, k));
+}
+
+// Another sample: the same targets where it has them, else its best two; the same layer if it has one.
 function withSample(view, s) {
   const [before, after] = [meta.samples[view.sample], meta.samples[s]];
-  const targets = before.targets === after.targets ? {} : best(s);
+  const targets = best(s);
+  for (const slot of SLOTS) {
+    const place = placeIn(after, before, view[slot]);
+    if (place >= 0) targets[slot] = place;
+  }
   return { sample: s, ...targets, layer: layerOf(after, view.layer).name, compare: view.compare && after.scores.length > 1 };
 }
 

@@ -4,6 +4,7 @@ const meta = JSON.parse(byId('meta').textContent);
 const SLOTS = ['a', 'b'];
 
 const namesOf = (sample) => meta.lists[sample.targets];
+const classOf = (sample, k) => sample.classes?.[k] ?? k;
 const layerOf = (sample, name) => sample.layers.find((layer) => layer.name === name) ?? sample.layers[0];
 const isRow = (layer) => layer.shape[0] === 1;
 

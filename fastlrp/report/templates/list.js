@@ -10,16 +10,16 @@ function plainNamesOf(sample) {
   return plainNames[sample.targets];
 }
 
-// Positions of the targets that match, in order. A number also finds the target with this index.
+// Positions of the targets that match, in order. A number also finds the target of this class.
 function targetsOf(sample, sort, find) {
   const wanted = plain(find.trim());
   const names = namesOf(sample);
   const { order } = ranking(sample);
-  let found = { score: order, low: [...order].reverse(), index: names.map((_, k) => k) }[sort]
+  let found = { score: order, low: [...order].reverse(), index: names.map((_, k) => k).sort((i, j) => classOf(sample, i) - classOf(sample, j) || i - j) }[sort]
     ?? names.map((_, k) => k).sort((i, j) => collator.compare(names[i], names[j]) || i - j);
   if (wanted) {
     const searched = plainNamesOf(sample);
-    found = found.filter((k) => searched[k].includes(wanted) || String(k) === wanted.replace(/^#/, ''));
+    found = found.filter((k) => searched[k].includes(wanted) || String(classOf(sample, k)) === wanted.replace(/^#/, ''));
   }
   return found;
 }
@@ -50,7 +50,7 @@ function rowOf(place) {
   const name = element('span', 'name', namesOf(sample)[k]);
   name.dir = 'auto';
   name.title = namesOf(sample)[k];
-  row.append(element('span', 'index', k), name);
+  row.append(element('span', 'index', classOf(sample, k)), name);
   for (const slot of view.compare ? SLOTS : ['a']) {
     if (k === view[slot]) row.append(element('span', `badge ${slot}`, slot.toUpperCase()));
   }

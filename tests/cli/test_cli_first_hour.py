@@ -1,0 +1,119 @@
+"""What the command line does when something around it is not as it should be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastlrp.cli import weights
+from fastlrp.cli.errors import Failure, printable
+from fastlrp.cli.pipe import Pipe
+from fastlrp.cli.places import check_folder
+from fastlrp.cli.screen import Screen, Tally
+from tests.cli.conftest import MODEL
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_closed_pipe_takes_everything():
+    reads, writes = os.pipe()
+    with os.fdopen(writes, "w") as stream:
+        pipe = Pipe(stream)
+        os.close(reads)
+        for _ in range(3):
+            assert pipe.write("x" * 100_000) == 100_000
+            pipe.flush()
+        assert not pipe.isatty()
+
+
+@pytest.mark.slow
+def test_head_and_a_closed_output(photos, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    program = f"{sys.executable} -m fastlrp explain {MODEL} {photos} -t 0 --json"
+    script = f"set -o pipefail; {program} -o {tmp_path / 'a'} | head -1; {program} -o {tmp_path / 'b'} >&-"
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+    for folder in ("a", "b"):
+        assert len(list((tmp_path / folder).rglob("*.png"))) == 6
+
+
+def test_the_output_folder_is_looked_at_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_folder(tmp_path / "new" / "newer")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(Failure, match=r"--out: cannot write to .*file/deep.*is a file, no folder"):
+        check_folder(tmp_path / "file" / "deep")
+
+
+def test_reports_look_before_they_compute(run, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("report", "nosuch:model", photos, "-o", tmp_path / "file" / "report.html")
+    assert done.code == 2
+    assert "is a file, no folder" in done.err
+
+
+def test_control_characters_are_shown():
+    assert printable("a\x1b[31mb\rü\n") == "a\\x1b[31mb\\rü\n"
+
+
+def test_checkpoints(tmp_path):
+    state = nn.Linear(2, 3).state_dict()
+    path = tmp_path / "a.pth"
+    torch.save({"epoch": 3, "net": state, "best": 0.5}, path)
+    assert weights.read(path).keys() == state.keys()
+    torch.save({"epoch": 3, "net": state, "ema": state, "optimizer": {"lr": 0.1}}, path)
+    says = r"holds no state_dict.*dict with epoch \(int\), net \(2 tensors\), ema \(2 tensors\), optimizer \(dict\)"
+    with pytest.raises(Failure, match=says):
+        weights.read(path)
+
+
+def test_torchscript_is_named(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.zeros(1, 2)), path)
+    with pytest.raises(Failure, match=r"a.pt is a TorchScript program \(torch.jit.save\).*torch.export.save"):
+        weights.read(path)
+
+
+def test_labels_of_the_wrong_length(run, photos, tmp_path):
+    path, table = tmp_path / "names.txt", tmp_path / "names.json"
+    path.write_text("a\nb\n")
+    done = run("explain", MODEL, photos / "a.png", "-o", tmp_path / "out", "--labels", path)
+    assert done.code == 2
+    assert f"--labels: {path} has 2 names, and the model has 10 classes" in done.err
+    table.write_text('{"12": "a"}')
+    done = run("explain", MODEL, photos / "a.png", "-o", tmp_path / "out", "--labels", table)
+    assert "names class 12, and the model has 10 classes, 0 to 9" in done.err
+
+
+def test_a_module_in_the_place_of_a_factory(run, photos, tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(
+        "from torch import nn\nmodel = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4))\n"
+    )
+    done = run("explain", f"{path}:model", photos / "a.png", "-o", tmp_path / "out", "-c", "epsilon")
+    assert done.code == 0, done.err
+
+
+def test_a_small_score_is_pointed_out_once(capsys):
+    tally = Tally(Screen(False, False), 30)
+    for score in (1.0, 2e-7, 3e-7):
+        target = {"class": 3, "name": "3", "score": score}
+        tally({"status": "done", "input": "a.png", "sample": None, "targets": [target], "files": [], "error": None})
+    said = capsys.readouterr().err
+    assert said.count("is near the epsilon") == 1
+    assert "the score 2e-07 of class 3 (a.png)" in said
+
+
+def test_devices(run, photos):
+    done = run("explain", MODEL, photos, "--device", "foo")
+    assert done.code == 2
+    assert done.err == "error: --device foo: there is no device of that name, expected cpu, cuda or cuda:1\n"
