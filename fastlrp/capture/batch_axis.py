@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fastlrp.capture import recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Node, Value, leaves
 
@@ -254,6 +255,12 @@ def _chosen(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
     return _NONE if len(node.inputs) == 1 and isinstance(node.args[0], Constant) else None
 
 
+def _sequence(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
+    """A recurrent layer of ``(B, T, C)`` with first states ``(B, H)``: time is axis 1, channels meet."""
+    plain = isinstance(node.call, recurrent.Layer) and all(v.has_batch_first for v in (node.output, *node.inputs))
+    return frozenset(range(1, _rank(node))) if plain else None
+
+
 def _table(entries: Iterable[tuple[str, Reader]]) -> dict[str, Reader]:
     return {name: reader for names, reader in entries for name in names.split()}
 
@@ -308,6 +315,7 @@ _READERS: dict[str, Reader] = _table([
     ("index", _index),
     ("index_select", _index_select),
     ("embedding embedding_bag", _chosen),
+    ("lstm gru rnn_tanh rnn_relu", _sequence),
 ])  # fmt: skip
 
 ELEMENTWISE = frozenset(name for name, reader in _READERS.items() if reader in (_each_entry, _alone))
