@@ -17,7 +17,9 @@ from fastlrp.viz.heatmaps import heatmap, overlay, shared_level
 from fastlrp.viz.outlines import outline
 from fastlrp.viz.profiles import bars, curve
 from fastlrp.viz.saving import save, to_image
-from fastlrp.viz.text import text_html, text_terminal
+from fastlrp.viz.text_view import Text, text
+from fastlrp.viz.texts import text_html, text_terminal
+from fastlrp.viz.token_layers import token_layers
 
 if TYPE_CHECKING:
     COLORMAPS: list[str]
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLORMAPS",
     "UNIT",
+    "Text",
     "add_to_tensorboard",
     "bars",
     "colormap",
@@ -36,9 +39,11 @@ __all__ = [
     "save",
     "segments",
     "shared_level",
+    "text",
     "text_html",
     "text_terminal",
     "to_image",
+    "token_layers",
 ]
 
 
