@@ -36,7 +36,16 @@ def send_late(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
     product = layer.transpose(b, weight, None, False, multiply=False)
     rows = b.operation("linear_one_hot_relevance")
 
-    def rows_or_product(relevance: Tensor | OneHot, z: Tensor) -> Tensor:
+    forward = layer.forward(weight, None, False)
+
+    def up(t: Tensor, z: Tensor) -> Tensor:
+        return forward(t, coefficients(z)[0], None, False)
+
+    def up_at(positions: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        own = t.flatten(2, -2).index_select(2, positions)
+        return up(own, z.flatten(1, -2).index_select(1, positions))
+
+    def rows_or_product(relevance: Tensor | OneHot, z: Tensor) -> Any:
         if not isinstance(relevance, OneHot):
             return product(relevance, coefficients(z)[0], None, False)
         batch, places = relevance.index.shape[0], relevance.index.flatten(1)
@@ -46,8 +55,9 @@ def send_late(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
 
     b.slot_bytes[u] = 0
     register = b.step(
-        rows_or_product, [flow.register], [layer.y.index], layer.x.numel, layer.work, accepts_one_hot=True
-    )
+        rows_or_product, [flow.register], [layer.y.index], layer.x.numel, layer.work, accepts_one_hot=True, fresh=True,
+        by_position=True, up=up, up_at=up_at,
+    )  # fmt: skip
     b.send(layer.x, Flow(register, Factor(layer.x)))
 
 
