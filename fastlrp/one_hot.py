@@ -41,6 +41,14 @@ class AtPositions:
         assert dim == 1, "only the target axis can be cut"
         return replace(self, rows=self.rows.narrow(1, start, length))
 
+    def to(self, dtype: torch.dtype) -> AtPositions:
+        """With rows of that dtype."""
+        return replace(self, rows=self.rows.to(dtype))
+
+    def clamp(self, low: float, high: float) -> AtPositions:
+        """With rows within these bounds."""
+        return replace(self, rows=self.rows.clamp(low, high))
+
     def of(self, slot: Any) -> Any:
         """What a step reads of a slot ``(B, S, …)``: these positions; anything else as it is."""
         has_positions = isinstance(slot, Tensor) and slot.dim() > 1 and slot.shape[1] == self.whole

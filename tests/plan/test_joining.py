@@ -128,6 +128,18 @@ def test_positions_in_blocks_of_targets_and_in_verify():
     assert explainer.verify(x, [1, 2], at=4).ok
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_positions_in_lower_precision(dtype):
+    model, x = made(dtype=dtype)
+    explainer = fastlrp.Explainer(model, "attnlrp", example_inputs=x)
+    found = explainer(x, [1, 7], at=2).double()
+    exact_model, _ = made()
+    exact_model.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    exact = fastlrp.explain(exact_model, x.double(), [1, 7], "attnlrp", at=2)
+    far = {torch.float16: 0.02, torch.bfloat16: 0.15, torch.float32: 1e-5}[dtype]
+    assert (found - exact).norm() < far * exact.norm()
+
+
 def test_at_positions_stands_for_a_dense_register():
     few = AtPositions(torch.tensor([[[[1.0], [2.0]]]]), torch.tensor([1, 3]), 4)
     assert few.shape == (1, 1, 4, 1)
