@@ -146,6 +146,12 @@ class Oracle(torch.fx.Interpreter):
 
     _matmul = _bmm = _product
 
+    def _baddbmm(self, target: Any, first: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return first + self._product(aten.bmm, a, b)
+
+    def _einsum(self, target: Any, equation: str, operands: Any, **kwargs: Any) -> Tensor:
+        return self._product(lambda a, b: torch.einsum(equation, a, b), *operands)
+
     def _mul(self, target: Any, a: Any, b: Any) -> Tensor:
         if not all(isinstance(t, Tensor) and t.requires_grad for t in (a, b)):
             return a * b
