@@ -53,7 +53,7 @@ ORDER = """
     capture.arguments plan.forms plan.narrow plan.step_names
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.wording capture.module_paths classes positions tune.attention
+    capture.wording capture.settings capture.module_paths classes positions tune.attention
     spellings
     one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.probe import refuse_mixed_samples
+from fastlrp.capture.settings import ways_out
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
@@ -114,7 +117,13 @@ def capture(
         raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")
     batch = tensors[0].shape[0] if tensors[0].dim() else 0
     program, fixed = _export(wrapper, args, kwargs, batch)
-    graph = Translator(program, model, fixed, batch).translate()
+    try:
+        graph = Translator(program, model, fixed, batch).translate()
+    except CaptureError as error:
+        hint = ways_out(model)
+        if not hint or type(error) is not CaptureError:
+            raise
+        raise CaptureError(f"{error}.{hint}") from error
     graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
     rows = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
@@ -198,6 +207,19 @@ def _tracing(wrapper: nn.Module) -> Iterator[None]:
         yield
 
 
+class _WithoutGraphs:
+    """Standard error, to which torch.export prints the half-made graph of a model that it cannot trace."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if "def forward(self, arg0_1" in text else int(self._stream.write(text) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """A failing trace logs hundreds of lines before it raises what we report."""
@@ -206,7 +228,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(cast(io.TextIOBase, _WithoutGraphs(sys.stderr))):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -215,13 +238,13 @@ def _quiet() -> Iterator[None]:
 def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
     if _reads_data(error):
-        return CaptureError(_explain(error))
+        return CaptureError(_explain(error, ways_out(wrapper)))
+    named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
+    given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
     try:
         with unchanged(wrapper):
             wrapper(args, kwargs)
     except Exception as own:
-        named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
-        given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
         hint = " Ids are integers: x.long()." if "indices" in str(own) else ""
         failure = CaptureError(
             f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
@@ -229,14 +252,16 @@ def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> Ca
         )
         failure.of_input = True
         return failure
-    return CaptureError(_explain(error))
+    sized = "size of tensor" in str(error)
+    sizes = f" The input was {given}: masks and ids have one size along positions." if sized else ""
+    return CaptureError(_explain(error, sizes + ways_out(wrapper)))
 
 
 def _reads_data(error: Exception) -> bool:
     return "data-dependent" in str(error).lower() or "guard on" in str(error).lower()
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, more: str = "") -> str:
     reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
     hint = ""
     if _reads_data(error):
@@ -245,7 +270,7 @@ def _explain(error: Exception) -> str:
             "graph. Replace the branch by torch.where, or explain the sub-module that has no branch."
         )
     return (
-        f"the model could not be captured: {type(error).__name__}: {reason}.{hint} "
+        f"the model could not be captured: {type(error).__name__}: {reason}.{hint}{more} "
         "fastlrp uses torch.export; `torch.export.export(model, (x,))` shows the same error with its full trace."
     )
 

@@ -213,7 +213,11 @@ def relevance(model: nn.Module, x: Any, output: Any, targets: Any, mode: str = "
         parameter.requires_grad_(False)
     args, kwargs = ((), dict(x)) if isinstance(x, dict) else ((x,), {})
     leaves = [t for t in (*args, *kwargs.values()) if t.is_floating_point()]
-    if "use_cache" in getattr(model.forward, "__code__", None).co_varnames if hasattr(model.forward, "__code__") else ():
+    if (
+        "use_cache" in getattr(model.forward, "__code__", None).co_varnames
+        if hasattr(model.forward, "__code__")
+        else ()
+    ):
         kwargs["use_cache"] = False
     with torch.no_grad():
         program = torch.export.export(_Chosen(model, output), (args, kwargs), strict=False)

@@ -20,7 +20,7 @@ CAUSAL = (
 ENCODERS = ("bert", "roberta", "distilbert", "albert", "electra", "deberta_v2")
 EAGER_TOO = (
     "bert", "roberta", "distilbert", "albert", "electra", "gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen3",
-    "bart", "whisper", "wav2vec2", "vit", "deit", "dinov2", "beit", "clip", "siglip", "detr",
+    "bart", "whisper", "wav2vec2", "vit", "deit", "dinov2", "beit", "clip", "siglip",
 )  # fmt: skip
 
 

@@ -112,8 +112,8 @@ def padding_changes_nothing(model: nn.Module, family: Family, left: bool, output
     padded = slice(None, 2) if left else slice(5, None)
     ids[0, padded], mask[0, padded] = 0, 0
     explainer = Explainer(model, "attnlrp", output=output)
-    found = explainer({"input_ids": ids, "attention_mask": mask}, [1, 0])["input_ids"]
-    alone = explainer({"input_ids": ids[:1, kept], "attention_mask": mask[:1, kept]}, [1, 0])["input_ids"]
+    found = explainer({"input_ids": ids, "attention_mask": mask}, [1, 2])["input_ids"]
+    alone = explainer({"input_ids": ids[:1, kept], "attention_mask": mask[:1, kept]}, [1, 2])["input_ids"]
     assert bool((found[0, :, padded] == 0).all()), "padded positions get relevance"
     error = relative_error(found[:1, :, kept], alone)
     assert error <= family.tolerance, f"{error:.1e}"
