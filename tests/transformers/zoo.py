@@ -202,7 +202,7 @@ FAMILIES: dict[str, Family] = {
         _plain(
             "DistilBertForSequenceClassification/DistilBertConfig",
             vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=64, num_labels=3,
-        ),  # fmt: skip
+        ),
         text,
     ),
     "albert": Family(_classifier("Albert", embedding_size=16), text),
@@ -323,8 +323,8 @@ def _mvit(t: Any) -> nn.Module:
         mvit.MSBlockConfig(2, 32, 32, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
     ]
     return mvit.MViT(
-        (16, 16), 4, blocks, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True,
-        num_classes=3,
+        (16, 16), 4, blocks, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True,
+        proj_after_attn=True, num_classes=3,
     )  # fmt: skip
 
 
