@@ -61,7 +61,7 @@ ORDER = """
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.wording capture.quiet capture.module_paths classes positions tune.attention
+    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
     spellings groups
     markup pickling progress
     one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary

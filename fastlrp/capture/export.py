@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import PACKED, packs_sequences
+from fastlrp.capture.settings import ways_out
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
@@ -115,7 +116,13 @@ def capture(
         raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")
     batch = tensors[0].shape[0] if tensors[0].dim() else 0
     program, fixed = _export(wrapper, args, kwargs, batch)
-    graph = Translator(program, model, fixed, batch).translate()
+    try:
+        graph = Translator(program, model, fixed, batch).translate()
+    except CaptureError as error:
+        hint = ways_out(model)
+        if not hint or type(error) is not CaptureError:
+            raise
+        raise CaptureError(f"{error}.{hint}") from error
     graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
     standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
@@ -204,13 +211,13 @@ def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> Ca
     if packs_sequences(error):
         return CaptureError(PACKED)
     if _reads_data(error):
-        return CaptureError(_explain(error))
+        return CaptureError(_explain(error, ways_out(wrapper)))
+    named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
+    given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
     try:
         with unchanged(wrapper):
             wrapper(args, kwargs)
     except Exception as own:
-        named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
-        given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
         hint = " Ids are integers: x.long()." if "indices" in str(own) else ""
         failure = CaptureError(
             f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
@@ -218,14 +225,16 @@ def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> Ca
         )
         failure.of_input = True
         return failure
-    return CaptureError(_explain(error))
+    sized = "size of tensor" in str(error)
+    sizes = f" The input was {given}: masks and ids have one size along positions." if sized else ""
+    return CaptureError(_explain(error, sizes + ways_out(wrapper)))
 
 
 def _reads_data(error: Exception) -> bool:
     return "data-dependent" in str(error).lower() or "guard on" in str(error).lower()
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, more: str = "") -> str:
     reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
     hint = ""
     if _reads_data(error):
@@ -235,7 +244,7 @@ def _explain(error: Exception) -> str:
             "backbone and head as one module, before non-maximum suppression (docs/targets.md: boxes of a detector)."
         )
     return (
-        f"the model could not be captured: {type(error).__name__}: {reason}.{hint} "
+        f"the model could not be captured: {type(error).__name__}: {reason}.{hint}{more} "
         "fastlrp uses torch.export; `torch.export.export(model, (x,))` shows the same error with its full trace."
     )
 

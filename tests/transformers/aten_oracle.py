@@ -146,6 +146,12 @@ class Oracle(torch.fx.Interpreter):
 
     _matmul = _bmm = _product
 
+    def _baddbmm(self, target: Any, first: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return first + self._product(aten.bmm, a, b)
+
+    def _einsum(self, target: Any, equation: str, operands: Any, **kwargs: Any) -> Tensor:
+        return self._product(lambda a, b: torch.einsum(equation, a, b), *operands)
+
     def _mul(self, target: Any, a: Any, b: Any) -> Tensor:
         if not all(isinstance(t, Tensor) and t.requires_grad for t in (a, b)):
             return a * b
@@ -207,7 +213,11 @@ def relevance(model: nn.Module, x: Any, output: Any, targets: Any, mode: str = "
         parameter.requires_grad_(False)
     args, kwargs = ((), dict(x)) if isinstance(x, dict) else ((x,), {})
     leaves = [t for t in (*args, *kwargs.values()) if t.is_floating_point()]
-    if "use_cache" in getattr(model.forward, "__code__", None).co_varnames if hasattr(model.forward, "__code__") else ():
+    if (
+        "use_cache" in getattr(model.forward, "__code__", None).co_varnames
+        if hasattr(model.forward, "__code__")
+        else ()
+    ):
         kwargs["use_cache"] = False
     with torch.no_grad():
         program = torch.export.export(_Chosen(model, output), (args, kwargs), strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -31,9 +32,8 @@ def equal(a: Found, b: Found, tolerance: float) -> None:
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-def is_verified(model: nn.Module, x: Any, family: Family, composite: str) -> None:
+def is_verified(explainer: Explainer, x: Any, family: Family) -> None:
     """The kernels agree with the textbook, layer by layer, and everything is finite."""
-    explainer = Explainer(model, composite, output=family.output)
     for name, relevance in named(explainer(x, list(family.targets))).items():
         assert bool(relevance.isfinite().all()), name
         assert float(relevance.abs().sum()) > 0, name
@@ -41,11 +41,11 @@ def is_verified(model: nn.Module, x: Any, family: Family, composite: str) -> Non
     assert report.ok, str(report)
 
 
-def equals_oracle(model: nn.Module, x: Any, family: Family, mode: str) -> None:
+def equals_oracle(explainer: Explainer, x: Any, family: Family, mode: str) -> None:
     """AttnLRP or CP-LRP by autograd."""
     targets = list(family.targets)
-    found = named(Explainer(model, mode, output=family.output)(x, targets))
-    y, expected = aten_oracle.relevance(model, x, family.output, targets, mode)
+    found = named(explainer(x, targets))
+    _, expected = aten_oracle.relevance(explainer.model, x, family.output, targets, mode)
     tensors = given(x)
     order = [n for n in tensors if tensors[n].is_floating_point()]
     order += [n for n in found if n not in order]
@@ -53,11 +53,14 @@ def equals_oracle(model: nn.Module, x: Any, family: Family, mode: str) -> None:
     equal(found, dict(zip(order, expected, strict=True)), family.tolerance)
 
 
-def gradient_is_autograd(model: nn.Module, x: Any, family: Family) -> None:
+def gradient_is_autograd(explainer: Explainer, x: Any, family: Family) -> None:
     """The gradient of the model itself; of ids, times the rows that they choose."""
-    targets = list(family.targets)
-    with Explainer(model, "gradient", output=family.output).forward(x) as record:
+    model, targets = explainer.model, list(family.targets)
+    with explainer.forward(x) as record:
         found = named(record.relevance(targets, initial="one"))
+    if getattr(getattr(model, "config", None), "_experts_implementation", None) == "grouped_mm":
+        model = copy.deepcopy(model)
+        model.set_experts_implementation("eager")  # PyTorch's grouped product takes no float64.
     tensors, rows = given(x), []
 
     def look_up(module: nn.Module, args: Any, result: Tensor) -> Tensor:
@@ -65,11 +68,11 @@ def gradient_is_autograd(model: nn.Module, x: Any, family: Family) -> None:
         return rows[-1]
 
     ids = [n for n in found if not tensors[n].is_floating_point()]
-    embedding = aten_oracle.word_embedding(model)
-    handle = embedding.register_forward_hook(look_up) if ids and embedding is not None else None
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == aten_oracle.VOCABULARY]
+    handles = [table.register_forward_hook(look_up) for table in tables if ids]
     points = {n: t.detach().requires_grad_() if t.is_floating_point() else t for n, t in tensors.items()}
     out = model(**points) if isinstance(x, dict) else model(points["x"])
-    if handle is not None:
+    for handle in handles:
         handle.remove()
     if callable(family.output):
         y = family.output(out)
@@ -88,9 +91,9 @@ def gradient_is_autograd(model: nn.Module, x: Any, family: Family) -> None:
     equal(found, {n: torch.stack(p, 1) for n, p in zip(order, parts, strict=True)}, family.tolerance)
 
 
-def targets_and_samples_are_apart(model: nn.Module, x: Any, family: Family) -> None:
+def targets_and_samples_are_apart(explainer: Explainer, x: Any, family: Family) -> None:
     """Targets at once as one by one; samples in another order; coefficients kept or not."""
-    explainer, targets = Explainer(model, "attnlrp", output=family.output), list(family.targets)
+    targets = list(family.targets)
     found = named(explainer(x, targets))
     tight = min(family.tolerance, 1e-6)
     for i, target in enumerate(targets):
@@ -109,8 +112,8 @@ def padding_changes_nothing(model: nn.Module, family: Family, left: bool, output
     padded = slice(None, 2) if left else slice(5, None)
     ids[0, padded], mask[0, padded] = 0, 0
     explainer = Explainer(model, "attnlrp", output=output)
-    found = explainer({"input_ids": ids, "attention_mask": mask}, [1, 0])["input_ids"]
-    alone = explainer({"input_ids": ids[:1, kept], "attention_mask": mask[:1, kept]}, [1, 0])["input_ids"]
+    found = explainer({"input_ids": ids, "attention_mask": mask}, [1, 2])["input_ids"]
+    alone = explainer({"input_ids": ids[:1, kept], "attention_mask": mask[:1, kept]}, [1, 2])["input_ids"]
     assert bool((found[0, :, padded] == 0).all()), "padded positions get relevance"
     error = relative_error(found[:1, :, kept], alone)
     assert error <= family.tolerance, f"{error:.1e}"

@@ -1,0 +1,98 @@
+"""Every family of :mod:`tests.transformers.zoo`, unmodified, under AttnLRP and the other composites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastlrp import Explainer
+from tests.transformers import zoo, zoo_checks
+
+COMMON = (
+    "bert", "gpt2", "llama", "qwen3_moe", "t5", "vit", "clip", "detr", "tv_swin_t", "timm_deit", "nn_decoder_seq",
+    "mha_all",
+)  # fmt: skip
+"""The families that are tested at every run; all others with the marker ``slow``."""
+CAUSAL = (
+    "gpt_neox", "opt", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "mixtral", "qwen3_moe",
+)  # fmt: skip
+ENCODERS = ("bert", "roberta", "distilbert", "albert", "electra", "deberta_v2")
+EAGER_TOO = (
+    "bert", "roberta", "distilbert", "albert", "electra", "gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen3",
+    "bart", "whisper", "wav2vec2", "vit", "deit", "dinov2", "beit", "clip", "siglip",
+)  # fmt: skip
+
+
+def families(*quick: str, of: Any = zoo.ALL) -> list[Any]:
+    """All names, those that are not quick marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in of]
+
+
+def explained(name: str, composite: str) -> tuple[Explainer, Any, zoo.Family]:
+    model, x = zoo.build(name)
+    family = zoo.ALL[name]
+    return Explainer(model, composite, output=family.output), x, family
+
+
+@pytest.mark.parametrize("name", families(*COMMON))
+def test_attnlrp(name: str) -> None:
+    """Equal to autograd with the fixed parts detached and to the textbook; targets and samples do not mix."""
+    explainer, x, family = explained(name, "attnlrp")
+    zoo_checks.equals_oracle(explainer, x, family, "attnlrp")
+    zoo_checks.is_verified(explainer, x, family)
+    zoo_checks.targets_and_samples_are_apart(explainer, x, family)
+
+
+@pytest.mark.parametrize("name", families("bert", "llama", "vit", "qwen3_moe"))
+def test_cp_lrp(name: str) -> None:
+    explainer, x, family = explained(name, "cp_lrp")
+    zoo_checks.is_verified(explainer, x, family)
+    zoo_checks.equals_oracle(explainer, x, family, "cp_lrp")
+
+
+@pytest.mark.parametrize("name", families("bert", "qwen3_moe", "detr", "tv_swin_t"))
+def test_gradient(name: str) -> None:
+    explainer, x, family = explained(name, "gradient")
+    zoo_checks.gradient_is_autograd(explainer, x, family)
+
+
+@pytest.mark.parametrize("name", families("gpt2", "vit"))
+def test_epsilon_plus(name: str) -> None:
+    zoo_checks.is_verified(*explained(name, "epsilon_plus"))
+
+
+@pytest.mark.parametrize("name", families("bert", of=(*ENCODERS, "gpt2", *CAUSAL)))
+def test_padding_on_the_right_changes_nothing(name: str) -> None:
+    family, (model, _) = zoo.ALL[name], zoo.build(name)
+    output = family.output if name in ENCODERS else lambda out: out.logits[:, 4]
+    zoo_checks.padding_changes_nothing(model, family, False, output)
+
+
+@pytest.mark.parametrize("name", families("llama", of=("llama", *CAUSAL)))
+def test_padding_on_the_left_changes_nothing(name: str) -> None:
+    """Of models whose positions are relative, or counted from the mask."""
+    family, (model, _) = zoo.ALL[name], zoo.build(name)
+    zoo_checks.padding_changes_nothing(model, family, True, family.output)
+
+
+@pytest.mark.parametrize("name", families("llama", of=(*ENCODERS, "gpt2", "llama", *CAUSAL, "t5_encoder")))
+def test_ids_and_their_rows_agree(name: str) -> None:
+    if name == "roberta":
+        pytest.skip("RoBERTa reads padding from ids and has other positions without them")
+    model, x = zoo.build(name)
+    zoo_checks.rows_give_what_ids_give(model, x, zoo.ALL[name])
+
+
+@pytest.mark.parametrize("name", families("bert", of=EAGER_TOO))
+def test_eager_and_fused_attention_agree(name: str) -> None:
+    zoo_checks.implementations_agree(name)
+
+
+@pytest.mark.slow
+def test_experts_by_batched_products_agree() -> None:
+    explainer, x, family = explained("mixtral", "attnlrp")
+    grouped = zoo_checks.named(explainer(x, [1]))
+    explainer.model.set_experts_implementation("batched_mm")
+    batched = zoo_checks.named(Explainer(explainer.model, "attnlrp", output=family.output)(x, [1]))
+    zoo_checks.equal(batched, grouped, 1e-12)
