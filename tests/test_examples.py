@@ -121,6 +121,49 @@ def test_example_runs(name, capsys):
     assert capsys.readouterr().out.count("\n") > 5
 
 
+def test_boxes_of_a_detector_agree_with_autograd():
+    """Each box's own score, of levels of several sizes put together."""
+    nn = torch.nn
+
+    class Levels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+
+        def forward(self, x):
+            y = self.first(x)
+            return {"0": y, "1": nn.functional.max_pool2d(y, 2)}
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.objectness, self.boxes = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 12, 1)
+
+        def forward(self, levels):
+            return [self.objectness(level) for level in levels], [self.boxes(level) for level in levels]
+
+    class Proposals(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.rpn = Levels(), nn.Module()
+            self.rpn.head = Head()
+
+    detection = example("detection")
+    model, x = detection.BackboneAndHead(Proposals().double()).eval(), torch.randn(1, 3, 16, 16).double()
+    found = model(x)
+    assert found["scores"].shape == (1, 3 * (64 + 16), 1)
+    assert found["boxes"].shape == (1, 3 * (64 + 16), 4)
+    explainer = fastlrp.Explainer(model, "gradient", output="scores")
+    point = x.clone().requires_grad_()
+    scores = model(point)["scores"]
+    chosen = detection.strongest(scores, 2)
+    assert scores[0, chosen[0][0], 0] == scores.max()
+    relevance = explainer(x, chosen, initial="one", at="pairs")
+    for k, (anchor, label) in enumerate(chosen):
+        (expected,) = torch.autograd.grad(scores[0, anchor, label], point, retain_graph=True)
+        torch.testing.assert_close(relevance[:, k], expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")

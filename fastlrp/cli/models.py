@@ -79,9 +79,18 @@ def load(options: dict[str, Any]) -> Loaded:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise Failure(f"--device {name}: there is no device of that name, expected cpu, cuda or cuda:1") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Failure(f"--device {name}: {one_line(error).splitlines()[0][:200]}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "there is no GPU here"
+        elif device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            why = f"the GPUs are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        else:
+            why = f"this PyTorch cannot use it ({type(error).__name__})"
+        raise Failure(f"--device {name}: {why}; --device cpu is always there") from error
     return device
 
 

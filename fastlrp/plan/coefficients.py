@@ -16,6 +16,7 @@ from torch import Tensor
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
+from fastlrp.plan.late import is_late, send_late
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import in_float32, representable, wide
 from fastlrp.plan.steps import Factor, Flow, SweepPart
@@ -57,6 +58,9 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
             b.send(x, Flow(register, Factor(x)))
             return
         u = b.cache(torch.ones_like, [layer.y.index], layer.y.numel, key=("ones", layer.node))
+    if u is not None and weight is layer.weight and is_late(b, layer, flow, u, v):
+        send_late(b, layer, flow, u)
+        return
     split = found.splits and signed
     positive = None
     if v is not None:

@@ -22,6 +22,7 @@ from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.kinds.vocabulary import plain_name
+from fastlrp.pickling import StaysHere
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
@@ -37,7 +38,7 @@ from fastlrp.plan.steps import (
     schedule_backward,
     schedule_forward,
 )
-from fastlrp.plan.table import plan_table
+from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.specialize import Path
@@ -123,7 +124,7 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
     return assigned
 
 
-class Plan:
+class Plan(StaysHere):
     """How one captured model is explained under one composite: data that :mod:`fastlrp.run.runner` executes.
 
     Attributes:
@@ -137,6 +138,8 @@ class Plan:
     Raises:
         UnsupportedOperationError: if relevance would reach an operation without a rule.
     """
+
+    instead = "pickle or copy its explainer, which captures anew"
 
     def __init__(
         self,
@@ -348,8 +351,13 @@ class Plan:
         ``paths``: :attr:`fastlrp.run.record.ForwardRecord.paths` of the record whose latest call the column "path"
         shows; None: of the latest call of all that were made under this plan, which is what ``print`` shows.
         """
-        shown = self.latest_paths if paths is None else paths
-        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, shown)
+        return str(self._table(self.latest_paths if paths is None else paths))
+
+    def _table(self, paths: Mapping[str, Path]) -> PlanTable:
+        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, paths)
+
+    def _repr_html_(self) -> str:
+        return self._table(self.latest_paths).html()
 
     def __str__(self) -> str:
         return self.table()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastlrp.viz.areas import segments
 from fastlrp.viz.boards import add_to_tensorboard
 from fastlrp.viz.colors import colormap, colormaps
 from fastlrp.viz.grids import UNIT, grid
 from fastlrp.viz.heatmaps import heatmap, overlay, shared_level
 from fastlrp.viz.outlines import outline
+from fastlrp.viz.profiles import bars, curve
 from fastlrp.viz.saving import save, to_image
 from fastlrp.viz.text_view import Text, text
 from fastlrp.viz.texts import text_html, text_terminal
@@ -27,12 +29,15 @@ __all__ = [
     "UNIT",
     "Text",
     "add_to_tensorboard",
+    "bars",
     "colormap",
+    "curve",
     "grid",
     "heatmap",
     "outline",
     "overlay",
     "save",
+    "segments",
     "shared_level",
     "text",
     "text_html",
