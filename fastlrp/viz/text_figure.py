@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fastlrp.viz import text_page
 from fastlrp.viz.labels import DPI, NORMAL, SMALL, Pen, line_height, write
 from fastlrp.viz.libraries import need
+from fastlrp.viz.numbers import number
+from fastlrp.viz.saving import show_in_notebooks
 from fastlrp.viz.text_colors import on_white, share_of
 from fastlrp.viz.text_sample import TextData, TextSample
 
@@ -48,6 +50,7 @@ def figure(view: TextData, width: float) -> Figure:
         _MARK[kind](axes, *arguments)
     _legend(axes, view, y)
     write(axes, _MARGIN, y + 40, says, SMALL, ha="left")
+    show_in_notebooks(made)
     return made
 
 
@@ -110,6 +113,6 @@ def _legend(axes: Any, view: TextData, y: float) -> None:
         color = [c / 255 for c in on_white(share)]
         rectangle = need("matplotlib.patches").Rectangle
         axes.add_patch(rectangle((_MARGIN + n * _BAR / count, y + 8), _BAR / count + 0.5, 9, color=color, linewidth=0))
-    low, high = ("−max", "+max") if view.scale == "each" else (f"−{level:.3g}", f"+{level:.3g}")
+    low, high = ("−max", "+max") if view.scale == "each" else (number(-level, 3), number(level, 3, sign=True))
     for place, label, side in ((0.0, low, "left"), (0.5, "0", "center"), (1.0, high, "right")):
         write(axes, _MARGIN + place * _BAR, y + 20, label, SMALL, ha=side)

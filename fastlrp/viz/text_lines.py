@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from fastlrp.viz import text_page
+from fastlrp.viz.numbers import number
 from fastlrp.viz.text_colors import Color, on_white, share_of
 from fastlrp.viz.text_sample import TextData, TextSample
 
@@ -113,7 +114,7 @@ def _code(color: Color, mode: str) -> str:
 
 def _legend(view: TextData, mode: str | None) -> str:
     level = view.largest()
-    low, high = ("−max", "+max") if view.scale == "each" else (f"−{level:.3g}", f"+{level:.3g}")
+    low, high = ("−max", "+max") if view.scale == "each" else (number(-level, 3), number(level, 3, sign=True))
     if mode is None:
         bar = f"{low} [---] … 0 … [+++] {high}"
         return f"{bar}  {text_page.says(view, '+ speaks for the target, - against it')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
+from fastlrp.viz.numbers import number
 from fastlrp.viz.pieces import Piece, printable
 from fastlrp.viz.text_colors import NEGATIVE, POSITIVE, share_of
 from fastlrp.viz.text_sample import TextData, TextSample
@@ -64,10 +65,10 @@ def fragment(view: TextData) -> str:
 def facts(sample: TextSample, k: int, scale: str, level: float) -> list[str]:
     """What stands beside a target's name."""
     special = sample.of_special(k)
-    found = [] if sample.scores is None else [f"score {sample.scores[k]:.4g}"]
-    of_special = f" ({special:+.3g} of it special tokens)" if special else ""
-    found.append(f"sum of relevance {sample.total(k):+.4g}{of_special}")
-    return [*found, f"colours up to {level:.2g}"] if scale == "each" else found
+    found = [] if sample.scores is None else [f"score {number(sample.scores[k], 4)}"]
+    of_special = f" ({number(special, 3, sign=True)} of it special tokens)" if special else ""
+    found.append(f"sum of relevance {number(sample.total(k), 4, sign=True)}{of_special}")
+    return [*found, f"colours up to {number(level)}"] if scale == "each" else found
 
 
 def says(view: TextData, what: str = "A red token speaks for the target, a blue one against it") -> str:
@@ -104,13 +105,13 @@ def _spans(sample: TextSample, k: int, level: float) -> Iterator[str]:
 def _tip(sample: TextSample, piece: Piece, value: float) -> str:
     own = [shown(token) for token in sample.tokens[slice(*piece.tokens)]]
     where = f"token {piece.tokens[0]}" if len(own) == 1 else f"tokens {piece.tokens[0]} to {piece.tokens[1] - 1}"
-    return f"{value:+.4g}\n{where}: {' '.join(own)}"
+    return f"{number(value, 4, sign=True)}\n{where}: {' '.join(own)}"
 
 
 def _legend(view: TextData) -> str:
     level = view.largest()
     ends = ("−each text's largest", "0", "+each text's largest") if view.scale == "each" else (
-        f"−{level:.3g}", "0", f"+{level:.3g}",
+        number(-level, 3), "0", number(level, 3, sign=True),
     )  # fmt: skip
     bar = "linear-gradient(to right,rgb({0},{1},{2}),rgba({0},{1},{2},0) 50%,rgba({3},{4},{5},0) 50%,rgb({3},{4},{5}))"
     bar = bar.format(*NEGATIVE, *POSITIVE)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlrp.viz.arrays import as_array, check_finite
-from fastlrp.viz.colors import colormap
+from fastlrp.viz.colors import SOFT, colormap
 from fastlrp.viz.labels import DPI, NORMAL, SMALL, Pen, write
 from fastlrp.viz.libraries import need
+from fastlrp.viz.numbers import number
 from fastlrp.viz.pieces import pieces
+from fastlrp.viz.saving import show_in_notebooks
 from fastlrp.viz.scale import Level, Scale
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def token_layers(
     layers: Sequence[str] | None = None,
     scale: str = "shared",
     level: Level = None,
-    cmap: Cmap = "bwr",
+    cmap: Cmap = SOFT,
     marks: str = "auto",
     title: str = "",
 ) -> Figure:
@@ -151,9 +153,18 @@ def _drawn(
         axes.tick_params(length=0)
         axes.spines[:].set(linewidth=0.5, color="#808080")
         for row, sums in enumerate(block.sum(1)):
-            write(page, left + inner + 8, y + 20 + (row + 0.5) * _ROW, f"{sums:+.3g}", SMALL, ha="left", at="middle")
+            write(
+                page,
+                left + inner + 8,
+                y + 20 + (row + 0.5) * _ROW,
+                number(sums, 3, sign=True),
+                SMALL,
+                ha="left",
+                at="middle",
+            )
         write(page, left + inner + 8, y + 3, "sum", SMALL, ha="left")
     _bar(made, page, (left, width, height), shared, scale, cmap)
+    show_in_notebooks(made)
     return made
 
 
@@ -163,8 +174,8 @@ def _bar(made: Any, page: Any, size: tuple[float, float, float], shared: Scale, 
     axes.imshow(np.linspace(-1, 1, 255)[None], cmap=colormap(cmap), aspect="auto")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(linewidth=0.5, color="#808080")
-    high = "max of the layer" if scale == "row" else f"+{shared.high:.2g}"
-    low = "−max" if scale == "row" else f"−{shared.high:.2g}"
+    high = "max of the layer" if scale == "row" else number(shared.high, 2, sign=True)
+    low = "−max" if scale == "row" else number(-shared.high)
     for place, label, side in ((0.0, low, "left"), (80.0, "0", "center"), (160.0, high, "right")):
         write(page, left + place, height - 27, label, SMALL, ha=side)
     write(page, left + 172, height - 42, "relevance, summed\nover channels", SMALL, ha="left")

@@ -12,6 +12,7 @@ import torch
 
 from fastlrp import viz
 from fastlrp.viz import text_page
+from fastlrp.viz.numbers import number
 from fastlrp.viz.pieces import _ALPHABET, folded, joined, pieces
 from fastlrp.viz.text_colors import NEGATIVE, POSITIVE
 
@@ -95,7 +96,7 @@ def test_page_has_colours_on_one_scale_that_special_tokens_do_not_set():
     assert spans[4][2].startswith("+0.4\ntoken 4: film")
     text = Reader(view.html()).text
     assert "score 0.3" in text
-    assert "sum of relevance -0.9 (-1.5 of it special tokens)" in text  # 0.5 + 0.1 + 0.2 - 0.1 + 0.4 - 2
+    assert "sum of relevance −0.9 (−1.5 of it special tokens)" in text  # 0.5 + 0.1 + 0.2 - 0.1 + 0.4 - 2
     assert "−0.8" in text
     assert "speaks for the target" in text
     each = viz.text(TOKENS, R, scale="each")
@@ -244,7 +245,7 @@ def test_layers_by_tokens():
     np.testing.assert_allclose(shown[0], found["h.1"][1, 1].sum(-1))
     np.testing.assert_allclose(shown[2], found["input"][1, 1])
     sums = [text.get_text() for text in figure.axes[0].texts]
-    assert f"{found['h.0'][1, 0].sum():+.3g}" in sums
+    assert number(found["h.0"][1, 0].sum(), 3, sign=True) in sums
     one = viz.token_layers(found, ["a"] * 4, layers=["h.0"], scale="row")
     assert np.abs(one.axes[1].images[0].get_array()).max() == pytest.approx(1)
     assert viz.to_image(one).width > 100
