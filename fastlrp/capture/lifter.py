@@ -20,7 +20,7 @@ from fastlrp.kinds.registry import KIND, KIND_OF
 
 aten = torch.ops.aten
 
-_GENERIC = frozenset({"move", "write", "linear_map", "product"})
+_GENERIC = frozenset({"move", "write", "linear_map", "product", "grid_sample"})
 """Kinds for which no axis is an argument: they take an operation that is mapped over samples as any other."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.zoo import catalogue, page, sweep
 from benchmarks.zoo.case import Case
 from benchmarks.zoo.examine import examine
+from tests.models.cases import Written
 
 GOOD: dict[str, Any] = {
     "group": "g", "name": "m", "dtype": "torch.float64", "captured": True, "explained": True, "finite": True,
@@ -45,7 +46,7 @@ def test_verdicts(changes: dict[str, Any], verdict: str, why: str) -> None:
 
 
 class Scale(nn.Module):
-    """Wrong on purpose: the gradient is not that of the output, since the sample's largest entry is detached."""
+    """Mixes the samples, or has a gradient of its own beside the derivative."""
 
     def __init__(self, mixed: bool) -> None:
         super().__init__()
@@ -53,6 +54,16 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x - x.mean(0)) if self.mixed else self.head(x) * x.detach().sum(1, keepdim=True)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
 
 
 def _found(model: nn.Module) -> dict[str, Any]:
@@ -67,9 +78,10 @@ def test_what_is_found() -> None:
     assert row["step"] == "done"
     assert row["composite"] == "epsilon_plus"
     assert row["input"] == [[2, 4]]
-    row = _found(Scale(mixed=False))
-    assert sweep.judgement(row) == "wrong", "relevance passes a detach, autograd does not"
-    assert row["gradient_error"] > 1e-2
+    assert sweep.judgement(_found(Scale(mixed=False))) == "explained", "a detach is passed"
+    row = _found(Written(lambda m, x: Doubled.apply(m.head(x)), head=nn.Linear(4, 3)))
+    assert sweep.judgement(row) == "wrong"
+    assert row["gradient_error"] == pytest.approx(0.5)
     row = _found(Scale(mixed=True))
     assert sweep.judgement(row) == "refused"
     assert "mixes samples" in row["refused"]

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastlrp
 from fastlrp import UnsupportedOperationError, composites, rules
@@ -228,3 +229,23 @@ def test_multihead_attention(batch_first: bool, composite: str) -> None:
     assert explainer.verify(x, [0, 2]).ok
     if composite == "gradient":
         assert relative_error(together, gradients(model, x, [0, 2])) <= EXACT
+
+
+def test_samples_of_a_grid_from_channels_folded_into_the_batch() -> None:
+    """As optical flow looks up correlations: one image per place, sampled at constant places and at chosen ones."""
+    places = torch.linspace(-0.9, 0.9, 2 * 2 * 3).double().view(1, 2, 3, 2)
+
+    def body(m: Written, x: Tensor) -> Tensor:
+        h = x.flatten(0, 1).unsqueeze(1)  # (B * C, 1, H, W)
+        fixed = F.grid_sample(h, m.places.expand(len(h), -1, -1, -1), align_corners=False)
+        moved = F.grid_sample(h, h[:, 0, :2, :2].unsqueeze(1).tanh(), align_corners=False)
+        return m.head(torch.cat([fixed.view(len(x), -1), moved.reshape(len(x), -1)], 1))
+
+    torch.manual_seed(0)
+    model = Written(body, places=nn.Parameter(places), head=nn.Linear(3 * (6 + 2), 4)).double().eval()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    found = fastlrp.Explainer(model, "gradient")(x, [0, 3], initial="one")
+    torch.testing.assert_close(found, gradients(model, x, [0, 3]), rtol=1e-10, atol=1e-12)
+    explainer = fastlrp.Explainer(model, "epsilon_plus")
+    torch.testing.assert_close(explainer(x[1:], [0, 3]), explainer(x, [0, 3])[1:], rtol=1e-10, atol=1e-12)
+    assert explainer.verify(x, [0, 3]).ok
