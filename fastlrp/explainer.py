@@ -16,10 +16,12 @@ from fastlrp.capture.chosen import Output
 from fastlrp.class_names import Labels, Names, of_model
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
+from fastlrp.groups import Groups
 from fastlrp.pickling import Carried, plain
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.table import size_text
 from fastlrp.progress import Wish
+from fastlrp.run.direction import Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
@@ -135,13 +137,17 @@ class Explainer:
         out: Any = None,
         at: Any = None,
         progress: Wish = False,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Relevance:
-        """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
+        """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``; of groups ``(B, K, G)``.
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self._forward(x, True, at_once=True) as record:
-            return record.relevance_at_once(targets, initial, layers, reduce, out, at, progress)
+            return record.relevance_at_once(
+                targets, initial, layers, reduce, out, at, progress, groups=groups, direction=direction
+            )
 
     @eager
     def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:

@@ -21,11 +21,15 @@ ORDER = """
     cli
     fastlrp tune.__main__
     io
-    compat nn layerwise report convolutional
+    compat nn layerwise report convolutional parts
     viz
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
+    run.contributions
+    run.grouped
+    run.direction
+    run.ascent
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner
     plan.plan
@@ -45,10 +49,11 @@ ORDER = """
     run.given_ids run.hints
     run.accept run.inputs run.sink plan.table
     run.finite
+    plan.transpose
     rules
     plan.coefficients
     plan.input_terms plan.late
-    plan.layer plan.fusion plan.check
+    plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.attention_weights capture.composed_activations
@@ -57,7 +62,7 @@ ORDER = """
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.quiet capture.module_paths classes positions tune.attention
-    spellings
+    spellings groups
     markup pickling progress
     one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional

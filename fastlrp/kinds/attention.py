@@ -18,6 +18,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.attention_up import attention_up
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -141,8 +142,23 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             found = (attention(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
 
-    slots = [share, y.index, b.beside[node], *operands.slots]
-    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, [x.numel for x in targets])
+    def up(*operands_of_step: Any) -> Tensor:
+        arriving, (share, output, log_sum, *tensors) = (
+            operands_of_step[: len(targets)], operands_of_step[len(targets) :]
+        )  # fmt: skip
+        wide = [None if t is None else operands.wide(t) for t in arriving]
+        q, k, v, mask = operands.of(tuple(tensors))
+        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, None)
+        found = attention_up(
+            (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
+            log_sum, mask, operands.causal, operands.scale, shares if uniform else (0.0, 0.0, 1.0), epsilon,
+        )  # fmt: skip
+        found = found.reshape(*found.shape[:2], *y.sizes)
+        return found if share is None else multiply(found, share)
+
+    slots, numels = [share, y.index, b.beside[node], *operands.slots], [x.numel for x in targets]
+    work = (5 if uniform else 1) * 2 * y.numel * operands.key.sizes[-2]
+    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up)
     for x, register in zip(targets, registers, strict=True):
         if x.gets_relevance:
             operands.send(b, x, register)
@@ -161,18 +177,18 @@ def uniform_shares(node: Node) -> tuple[float, float, float]:
 
 
 def _told_apart(
-    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float, log_sum: Tensor, g: Tensor
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float, log_sum: Tensor, g: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
 
     A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
     ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
-    relevance, its logarithms of probabilities are told to the kernels by the mask.
+    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
     """
-    if mask is None or mask.dtype == torch.bool or (g.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
         return mask, log_sum
     lost = (log_sum < -_HUGE) & log_sum.isfinite()
-    if not bool((lost & (g != 0).any(-1).any(1)).any()):
+    if not bool((lost if g is None else lost & (g != 0).any(-1).any(1)).any()):
         return mask, log_sum
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = scale * (query @ keys.transpose(-1, -2))

@@ -176,7 +176,17 @@ def send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
         values = f.reshape(*f.shape[:2], y.numel).index_select(2, taken)
         return f.new_zeros(*f.shape[:2], x.numel).index_add_(2, to, values).reshape(*f.shape[:2], *sizes)
 
-    b.send(x, Flow(b.step(relevance_of_source, [flow.register], [scale], x.numel), Factor(x) if chained else Factor()))
+    def up(t: Tensor, s: Tensor | None) -> Tensor:
+        if same:
+            copied = t.reshape(*t.shape[:2], *y.sizes)
+        else:
+            values = t.reshape(*t.shape[:2], x.numel).index_select(2, index.to(t.device))
+            copied = t.new_zeros(*t.shape[:2], y.numel).index_add_(2, places.to(t.device), values)
+            copied = copied.reshape(*t.shape[:2], *y.sizes)
+        return copied if s is None else multiply(copied, s)
+
+    register = b.step(relevance_of_source, [flow.register], [scale], x.numel, up=up)
+    b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
 def _places(node: Node, x: Value, batch: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_sweeps
 from fastlrp.plan.steps import (
     BLOCK,
+    BackwardStep,
     Emission,
     Flow,
     Program,
@@ -133,7 +134,8 @@ class Plan(StaysHere):
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
         coefficients: slots that the way down to the inputs reads. necks: those found so far, by schedule and targets.
-        latest_paths: for ``print`` alone: what the record that was asked last took, which has it as its own ``paths``.
+        latest_paths, latest_direction: for ``print`` alone: what the record that was asked last took, which has them as
+            its own ``paths`` and ``direction``.
 
     Raises:
         UnsupportedOperationError: if relevance would reach an operation without a rule.
@@ -153,6 +155,7 @@ class Plan(StaysHere):
     ) -> None:
         self.chooser = chooser or Chooser()
         self.latest_paths: Mapping[str, Path] = {}
+        self.latest_direction: object = None
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
         if device.type == "cpu" and extension_error() is None:
@@ -171,6 +174,8 @@ class Plan(StaysHere):
         self.coefficients = self.schedule(self.explained_inputs()).slots
         self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
         self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
+        # By the steps themselves, each of which is equal to itself alone.
+        self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
         self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
 
     # Lowering
@@ -351,7 +356,8 @@ class Plan(StaysHere):
         ``paths``: :attr:`fastlrp.run.record.ForwardRecord.paths` of the record whose latest call the column "path"
         shows; None: of the latest call of all that were made under this plan, which is what ``print`` shows.
         """
-        return str(self._table(self.latest_paths if paths is None else paths))
+        found = str(self._table(self.latest_paths if paths is None else paths))
+        return found if self.latest_direction is None else f"{found}\ngroups went {self.latest_direction}"
 
     def _table(self, paths: Mapping[str, Path]) -> PlanTable:
         return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, paths)
