@@ -20,7 +20,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     written = sys.stderr
-    sys.stderr = _WithoutGraphs(written)  # type: ignore[assignment]
+    sys.stderr = _WithoutGraphs(written)
     try:
         yield
     finally:
