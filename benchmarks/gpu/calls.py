@@ -22,6 +22,9 @@ from fastlrp.composites import Composite
 
 ONE_HOT = "linear_one_hot_relevance"
 
+KEPT = ("log_sum", "inverse_sigma")
+"""Arguments that stay float32 in 16-bit calls."""
+
 AT_ONCE = 8
 """Targets whose difference is computed at once, in float64."""
 
@@ -69,8 +72,10 @@ def arguments(call: Call, targets: int, device: torch.device, dtype: torch.dtype
             return item
         return item.to(device, dtype) if item.is_floating_point() else item.to(device)
 
-    made = tree.tree_map(change, given)
-    if last and call.relevance is not None and given[0].dim() > 3:
+    names = shapes.argument_names(call.op)
+    kept = [n for n, name in enumerate(names) if name in KEPT]
+    made = tuple(item.to(device) if n in kept else tree.tree_map(change, item) for n, item in enumerate(given))
+    if last and not call.op.startswith(("attention", "norm")) and call.relevance is not None and given[0].dim() > 3:
         made = (made[0].movedim(2, -1).contiguous().movedim(-1, 2), *made[1:])
     return tuple(made)
 
@@ -111,6 +116,8 @@ def difference(found: Any, expected: Any) -> float:
 
 def flops(call: Call, targets: int) -> int:
     """Floating-point operations of the dense products; none for an operation that only moves and scales."""
+    if call.op.startswith("attention"):
+        return _attention_flops(call, targets)
     if call.relevance is None:
         return 0
     named = dict(zip(shapes.argument_names(call.op)[1:], call.rest, strict=False))
@@ -127,6 +134,17 @@ def flops(call: Call, targets: int) -> int:
     elif named.get("transposed"):
         places = tuple(named["input_size"])
     return 2 * maps * math.prod(places) * weight.numel() * terms(named)
+
+
+def _attention_flops(call: Call, targets: int) -> int:
+    """Scores once, then one product with the values forward, one for each target to the values, four to everything."""
+    names = shapes.argument_names(call.op)
+    named = dict(zip(names if call.relevance is None else names[1:], call.rest, strict=False))
+    (B, H, S, D), T = named["query"].shape, named["key"].shape[2]
+    E = named["value"].shape[3] if call.relevance is None else call.relevance[0][4]
+    pairs = B * H * (sum(min(i + 1, T) for i in range(S)) if named["causal"] else S * T)
+    each = {"attention_forward": E, "attention_value_relevance": targets * E}
+    return 2 * pairs * (D + each.get(call.op, 2 * targets * (D + E)))
 
 
 def terms(named: dict[str, Any]) -> int:

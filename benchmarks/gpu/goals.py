@@ -18,6 +18,7 @@ PASSES = (
     "pool_max_relevance", "pool_ties_relevance", "pool_avg_relevance", "pool_adaptive_avg_relevance",
     "elementwise_coefficients", "elementwise_pooled_coefficients",
 )  # fmt: skip
+ATTENTION = ("attention_forward", "attention_relevance", "attention_value_relevance")
 GIGABYTE = 1e9
 SMALLEST = 64 << 20
 """Bytes of a call below which its launch is what is measured, not its rate."""
@@ -74,13 +75,15 @@ def _models(scenario: str, key: str, composite: str, model: str, name: str) -> C
     return find
 
 
-def _ops(ops: tuple[str, ...], backends: tuple[str, ...], key: str, least: int = 0) -> Callable[..., list[Found]]:
+def _ops(
+    ops: tuple[str, ...], backends: tuple[str, ...], key: str, least: int = 0, precisions: tuple[str, ...] = ()
+) -> Callable[..., list[Found]]:
     def find(rows: list[Row]) -> list[Found]:
         """Every call by the better of the backends."""
         best: dict[str, float | None] = {}
         for row in rows:
             if row.get("op") in ops and row.get("backend") in backends and not row.get("unable"):
-                if row.get("bytes", 0) < least:
+                if row.get("bytes", 0) < least or (precisions and row["precision"] not in precisions):
                     continue
                 name = f"{row['op']} {row['call']} K={row['targets']} {row['precision']}"
                 value = row.get(key)
@@ -90,6 +93,13 @@ def _ops(ops: tuple[str, ...], backends: tuple[str, ...], key: str, least: int =
         return list(best.items())
 
     return find
+
+
+def _gradient(rows: list[Row]) -> list[Found]:
+    """Attention's way down for 32 targets beside as many of PyTorch's own backward passes."""
+    own = _of(rows, part="transformer", what="gradient", backend="triton", targets=32)
+    own = [row for row in own if row["precision"] in PRECISIONS]
+    return [(f"{row['call']} {row['precision']}", row.get("times_faster_than_gradient")) for row in own]
 
 
 def _sparse(density: float) -> Callable[[list[Row]], list[Found]]:
@@ -144,6 +154,10 @@ def goals() -> list[Goal]:
     text = "pools and coefficients in CUDA C++, calls of 64 MiB and more: "
     found.append(Goal(text + "times faster than composed", _ops(PASSES, ("cuda",), ratio, SMALLEST), least=2.0))
     found.append(Goal(text + "share of the copy's bandwidth", _ops(PASSES, ("cuda",), rate, SMALLEST), least=0.8))
+    text = "attention, with tensor cores: times faster than "
+    found.append(Goal(text + "composed", _ops(ATTENTION, both, ratio, precisions=PRECISIONS), least=1.3))
+    found.append(Goal(text + "PyTorch's backward passes, K = 32", _gradient, least=1.0))
+    found.append(Goal("norms: share of the copy's bandwidth", _ops(("norm_relevance",), both, rate), least=0.7))
     for density, ratio_wanted in ((0.5, 1.2), (0.25, 2.5)):
         what = f"living neurons only, density {density:g}, K = 128: times faster than the dense product"
         found.append(Goal(what, _sparse(density), least=ratio_wanted))

@@ -116,7 +116,7 @@ def markdown(rows: list[Row], status: list[Row], short: bool = False) -> str:
     if not rows and not status:
         return NOTHING
     scenarios = {name: [r for r in rows if r.get("scenario") == name] for name in TITLES}
-    ops = [r for r in rows if r.get("part") == "ops"]
+    ops = [r for r in rows if r.get("part") in ("ops", "transformer") and r.get("what") is None]
     sections: list[tuple[str, str]] = [
         ("Parts", table(PARTS, status) if status else ""),
         ("What was to be reached", scoreboard(rows) if rows else ""),

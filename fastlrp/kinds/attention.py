@@ -18,6 +18,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.attention_up import attention_up
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -25,6 +26,9 @@ from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.redistribution import divide
 from fastlrp.stabilizer import Stabilizer
+
+_HUGE = 1e30
+"""Log-sum-exps below minus this are masks, not scores."""
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -127,6 +131,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     ) -> tuple[Tensor, ...]:
         g = operands.wide(f if share is None else multiply(f, share))
         q, k, v, mask = operands.of(tensors)
+        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, g)
         found: tuple[Tensor, ...]
         if uniform:
             found = attention(
@@ -137,8 +142,23 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             found = (attention(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
 
-    slots = [share, y.index, b.beside[node], *operands.slots]
-    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, [x.numel for x in targets])
+    def up(*operands_of_step: Any) -> Tensor:
+        arriving, (share, output, log_sum, *tensors) = (
+            operands_of_step[: len(targets)], operands_of_step[len(targets) :]
+        )  # fmt: skip
+        wide = [None if t is None else operands.wide(t) for t in arriving]
+        q, k, v, mask = operands.of(tuple(tensors))
+        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, None)
+        found = attention_up(
+            (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
+            log_sum, mask, operands.causal, operands.scale, shares if uniform else (0.0, 0.0, 1.0), epsilon,
+        )  # fmt: skip
+        found = found.reshape(*found.shape[:2], *y.sizes)
+        return found if share is None else multiply(found, share)
+
+    slots, numels = [share, y.index, b.beside[node], *operands.slots], [x.numel for x in targets]
+    work = (5 if uniform else 1) * 2 * y.numel * operands.key.sizes[-2]
+    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up)
     for x, register in zip(targets, registers, strict=True):
         if x.gets_relevance:
             operands.send(b, x, register)
@@ -154,6 +174,28 @@ def uniform_shares(node: Node) -> tuple[float, float, float]:
     weights = (0.5 if value else 1.0) if query or key else 0.0
     each = weights * (0.5 if query and key else 1.0)
     return each * query, each * key, (1.0 - weights) * value
+
+
+def _told_apart(
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float, log_sum: Tensor, g: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
+
+    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
+    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
+    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
+    """
+    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return mask, log_sum
+    lost = (log_sum < -_HUGE) & log_sum.isfinite()
+    if not bool((lost if g is None else lost & (g != 0).any(-1).any(1)).any()):
+        return mask, log_sum
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = scale * (query @ keys.transpose(-1, -2))
+    allowed = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    whole = (scores + mask).masked_fill(~allowed, -math.inf) if causal else scores + mask
+    told = torch.where(lost.unsqueeze(-1), whole.log_softmax(-1) - scores, mask)
+    return told, log_sum.masked_fill(lost, 0)
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
@@ -172,8 +214,10 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     found: dict[Value, Tensor] = {}
 
     def add(x: Value, relevance: Tensor) -> None:
-        if x.gets_relevance:
-            found[x] = found[x] + relevance if x in found else relevance
+        if not x.gets_relevance:
+            return
+        own = relevance.sum_to_size(*relevance.shape[:2], *walk.values[x].shape[1:])  # Heads may share one of its axes.
+        found[x] = found[x] + own if x in found else own
 
     share_query, share_key, share_value = uniform_shares(node)
     if isinstance(rule, rules.ValueOnly):

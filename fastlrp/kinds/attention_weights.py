@@ -39,7 +39,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         c = (f if share is None else multiply(f, share)) * p.unsqueeze(1)
         return (c - c.sum(axis + 1, keepdim=True) * p.unsqueeze(1)).to(dtype)
 
-    register = b.step(derivative, [flow.register], [share, p.index], s.numel)
+    def derivative_of_all(t: Tensor, share: Tensor | None, p: Tensor) -> Tensor:
+        p = p.unsqueeze(1)
+        t = p * (t - (t * p).sum(axis + 1, keepdim=True))
+        return t if share is None else multiply(t, share)
+
+    register = b.step(derivative, [flow.register], [share, p.index], s.numel, up=derivative_of_all)
     b.send(s, Flow(register, Factor(s)))
     b.finite[s] = b.cache(lambda s: torch.where(s.isfinite(), s, 0.0), [s.index], s.numel)
 

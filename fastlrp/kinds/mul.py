@@ -116,7 +116,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             def equal_part(f: Tensor, part: float = part) -> Tensor:
                 return f * part
 
-            share = Flow(b.step(equal_part, [flow.register], [], y.numel), flow.factor)
+            share = Flow(b.step(equal_part, [flow.register], [], y.numel, up=equal_part), flow.factor)
         b.send(x, sum_to_shape(b, share, y, x))
 
 

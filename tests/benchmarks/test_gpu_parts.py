@@ -19,6 +19,7 @@ from benchmarks.models import build
 from benchmarks.providers import Provider
 from benchmarks.shapes import Call
 from fastlrp.backends import dispatch
+from fastlrp.tune import attention
 from tests.torchvision_models import import_models
 
 import_models()
@@ -91,6 +92,25 @@ def test_counts_of_a_convolution():
     assert calls.moved(call, given, result) == 2 * numbers
     # A tensor that is there twice, or repeated by its strides, is read once.
     assert calls.moved(call, (u, u, u[:, :1].expand(1, 8, 5, 5)), None) == 4 * u.numel()
+
+
+def test_counts_of_attention():
+    """A causal query sees 1, 2, 3, 4, 4 of four keys; each pair takes scores of 3 numbers, and values of 2."""
+    small = attention.Attention("", 3, 2, (5, 4), heads=2, causal=True)
+    found = {}
+    for op in ("attention_forward", "attention_relevance", "attention_value_relevance"):
+        given = replace(small, op=op).arguments(CPU, torch.float32)
+        shape = None if op == "attention_forward" else (tuple(given[0].shape), (3, 2, 4))
+        call = Call(op, "m", shape, given if shape is None else given[1:])
+        found[op] = calls.flops(call, 16)
+        if shape is not None:
+            halves = calls.arguments(call, 16, CPU, torch.bfloat16)
+            assert {t.dtype for t in halves if isinstance(t, torch.Tensor)} == {torch.bfloat16, torch.float32}
+            assert halves[0].shape == (1, 16, 2, 5, 2)
+            result = dispatch.select(op, "torch", CPU, torch.bfloat16).call(*halves)
+            assert calls.difference(result, calls.exact(call, halves)) < 2e-2
+    pairs = 2 * 2 * 14
+    assert list(found.values()) == [pairs * (3 + 2), pairs * (3 + 16 * 10), pairs * (3 + 16 * 2)]
 
 
 def test_what_is_heard_has_every_layer():

@@ -22,7 +22,7 @@ from tests.ops.test_ops_attention import (
 )
 
 pytest.importorskip("triton")
-from fastlrp.kernels import attention
+from fastlrp.kernels import attention, configs
 from fastlrp.kernels.attention import call as calls
 from fastlrp.kernels.attention.scores import tanh_ratio
 
@@ -78,6 +78,15 @@ def test_in_16_bits(op, dtype, times):
         assert got.dtype == (torch.float32 if got.shape == wide[0].shape[:3] else dtype)
         error, allowed = ((t.double() - right).norm() / right.norm() for t in (got, other))
         assert error <= times * allowed + torch.finfo(dtype).eps, (float(error), float(allowed))
+
+
+@MANY
+def test_the_librarys_products(monkeypatch, op):
+    """Where the table says so nothing of ours is launched."""
+    monkeypatch.setattr(calls.Call, "launch", None)
+    given = arguments(SMALL, torch.float32)[op]
+    with configs.choosing(lambda *asked: configs.Config(16, 16, 1, route="library")):
+        assert_equal(kernel(op)(*given), reference(op)(*given), given)
 
 
 def test_a_sink_shows_in_the_sums_alone():

@@ -43,7 +43,7 @@ void check(const Shape& s, Mask kind, bool heads_last, bool all) {
       }
     }
   }
-  const double scale = 0.25, shares[] = {0.25, 0.5, 0.75};
+  const double scale = 0.0625, shares[] = {0.25, 0.5, 0.75};
   std::vector<T> o(B * H * S * E), log_sum(B * H * S);
   std::vector<double> expected_q(B * K * H * S * D), expected_k(B * K * G * N * D), expected_v(B * K * G * N * E);
   for (int64_t b = 0; b < B; ++b) {
