@@ -23,7 +23,7 @@ def bert() -> Any:
     [
         ({"input_ids": torch.full((2, 7), 60)}, IndexError, "id 60 .*has 50 rows: ids go from 0 to 49"),
         ({"input_ids": torch.full((2, 7), -1)}, IndexError, "id -1 .*ids go from 0 to 49"),
-        ({"attention_mask": torch.ones(3, 7).long()}, ValueError, "'attention_mask' has 3 samples, the first .* has 2"),
+        ({"attention_mask": torch.ones(3, 7).long()}, ValueError, "has 3 samples, the first input has 2"),
         ({"attention_mask": torch.ones(7).long()}, ValueError, "'attention_mask' has 7 samples"),
         ({"attention_mask": torch.ones(2, 5).long()}, CaptureError, r"attention_mask: \(2, 5\)"),
         ({"attention_mask": torch.ones(2, 7, device="meta")}, ValueError, "on meta, the model is on cpu"),
