@@ -121,6 +121,49 @@ def test_example_runs(name, capsys):
     assert capsys.readouterr().out.count("\n") > 5
 
 
+def test_boxes_of_a_detector_agree_with_autograd():
+    """Each box's own score, of levels of several sizes put together."""
+    nn = torch.nn
+
+    class Levels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+
+        def forward(self, x):
+            y = self.first(x)
+            return {"0": y, "1": nn.functional.max_pool2d(y, 2)}
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.objectness, self.boxes = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 12, 1)
+
+        def forward(self, levels):
+            return [self.objectness(level) for level in levels], [self.boxes(level) for level in levels]
+
+    class Proposals(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.rpn = Levels(), nn.Module()
+            self.rpn.head = Head()
+
+    detection = example("detection")
+    model, x = detection.BackboneAndHead(Proposals().double()).eval(), torch.randn(1, 3, 16, 16).double()
+    found = model(x)
+    assert found["scores"].shape == (1, 3 * (64 + 16), 1)
+    assert found["boxes"].shape == (1, 3 * (64 + 16), 4)
+    explainer = fastlrp.Explainer(model, "gradient", output="scores")
+    point = x.clone().requires_grad_()
+    scores = model(point)["scores"]
+    chosen = detection.strongest(scores, 2)
+    assert scores[0, chosen[0][0], 0] == scores.max()
+    relevance = explainer(x, chosen, initial="one", at="pairs")
+    for k, (anchor, label) in enumerate(chosen):
+        (expected,) = torch.autograd.grad(scores[0, anchor, label], point, retain_graph=True)
+        torch.testing.assert_close(relevance[:, k], expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
@@ -136,6 +179,26 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert printed["not accounted for"] == "0.0000 %"
     assert out.read_bytes().startswith(b"\x89PNG")
     assert 20_000 < out.stat().st_size < 200_000
+
+
+@pytest.mark.slow
+def test_relevance_of_text_is_at_the_words_that_decide(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    text = example("text")
+    model, accuracy = text.train()
+    assert accuracy > 0.98
+    texts, labels = text.sentences(100, torch.Generator().manual_seed(99))
+    for composite in ("attnlrp", "cp_lrp"):
+        relevance = fastlrp.explain(model, text.ids_of(texts), {1: 1.0, 0: -1.0}, composite)[:, 0]
+        pairs = [(row, text.deciding(words)) for row, words in zip(relevance, texts, strict=True)]
+        assert sum(int(row.abs().argmax()) in places for row, places in pairs) >= 95  # 100 and 100
+        shares = torch.stack([row[places].sum() for row, places in pairs])
+        assert int(((shares > 0) == (labels == 1)).sum()) >= 95  # 100 and 100
+    monkeypatch.setattr(text, "train", lambda: (model, accuracy))
+    monkeypatch.setattr(sys, "argv", ["text.py", "--out", str(tmp_path)])
+    text.main()
+    assert "lovely[++]" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.html", "text.png", "text_layers.png"]
 
 
 def test_tutorial_on_digits(tmp_path, capsys):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,8 @@ from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.probe import refuse_mixed_samples
+from fastlrp.capture.quiet import quiet
+from fastlrp.capture.recurrent import PACKED, packs_sequences
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
@@ -116,10 +117,10 @@ def capture(
     program, fixed = _export(wrapper, args, kwargs, batch)
     graph = Translator(program, model, fixed, batch).translate()
     graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
-    rows = refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
-        lift(graph, rows, tensors)
-    elif batch == 0 or travels(graph, rows if batch > 1 else _batch_first(graph)):
+        lift(graph, standing, tensors)
+    elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
     return Captured(graph, wrapper._note.structure, batch if fixed else None)
 
@@ -189,7 +190,7 @@ def _tracing(wrapper: nn.Module) -> Iterator[None]:
     with (
         EXPORTING,
         undisturbed(wrapper),
-        _quiet(),
+        quiet(),
         torch.inference_mode(inference),
         warnings.catch_warnings(),
         torch.no_grad(),
@@ -198,22 +199,10 @@ def _tracing(wrapper: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A failing trace logs hundreds of lines before it raises what we report."""
-    loggers = [logging.getLogger(f"torch.{n}") for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if packs_sequences(error):
+        return CaptureError(PACKED)
     if _reads_data(error):
         return CaptureError(_explain(error))
     try:
@@ -242,7 +231,8 @@ def _explain(error: Exception) -> str:
     if _reads_data(error):
         hint = (
             " The forward pass branches on the values of a tensor (an `if` or a loop over data), so it is not one "
-            "graph. Replace the branch by torch.where, or explain the sub-module that has no branch."
+            "graph. Replace the branch by torch.where, or explain the sub-module that has no branch; of a detector, "
+            "backbone and head as one module, before non-maximum suppression (docs/targets.md: boxes of a detector)."
         )
     return (
         f"the model could not be captured: {type(error).__name__}: {reason}.{hint} "

@@ -18,7 +18,7 @@ from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
-from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.steps import Factor, Flow, Window
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
 _PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}
@@ -76,9 +76,13 @@ def send_inverse(
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     left = Factor(x) if chained else Factor()
     if scale is None or one_to_one:
-        hot = origin is not None
-        run: Any = inverse if origin is None else places.keeping_one_hot(inverse, origin, x.sizes, x.dtype)
-        register = b.step(run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot, up=up)
+        hot, window = origin is not None, getattr(inverse, "window", None)
+        step = inverse if window is None or b.device.type != "cpu" else places.at_positions(inverse, window)
+        run: Any = step if origin is None else places.keeping_one_hot(step, origin, x.sizes, x.dtype)
+        register = b.step(
+            run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
+            embeds=window, by_position=inverse is _unchanged, up=up,
+        )  # fmt: skip
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
             left = Factor(left.value, moved)
@@ -114,9 +118,11 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
 
     if x.dtype != y.dtype:
         return cast_back, True, places.same, cast
+    if node.operation in _RESHAPES and sizes == y.sizes:
+        return _unchanged, True, places.same, _unchanged
     if node.operation in _RESHAPES:
         # Below a flatten stand convolutions and pools, which want their maps channels-last.
-        return (reshaped_to_map if len(sizes) == 3 else reshaped), True, places.same, reshape
+        return (reshaped_to_map if len(sizes) == 3 and _is_map(x) else reshaped), True, places.same, reshape
     if node.operation in _PERMUTES:
         axes = _axes(node, len(x.shape))
         back = [axes.index(i) for i in range(len(axes))]
@@ -129,8 +135,24 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
     cut = places.taken(node, x, y)
     if cut is not None:
         back_to = places.window(sizes, cut.dim, cut.start, cut.length)
-        return cut.inverse(sizes) if sizes != y.sizes else (lambda f: f), True, back_to, cut.take
+        return cut.inverse(sizes) if sizes != y.sizes else _unchanged, True, back_to, cut.take
     return _by_index(node, x, y)
+
+
+def _unchanged(f: Tensor) -> Tensor:
+    """Of a move that moves nothing."""
+    return f
+
+
+def _is_map(x: Value) -> bool:
+    """Whether a convolution or a pool made ``x``, with element-wise operations after it at most."""
+    while x.producer is not None and x.producer.inputs:
+        if x.producer.kind in ("conv", "max_pool", "avg_pool", "batch_norm"):
+            return True
+        if x.producer.kind not in ("activation", "add", "mul", "identity"):
+            return False
+        x = x.producer.inputs[0]
+    return False
 
 
 def _axes(node: Node, n: int) -> list[int]:
@@ -149,7 +171,7 @@ def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places, In
         return None
     cut = [i for i, (have, all_) in enumerate(zip(source.shape, numbers.shape, strict=True)) if have != all_]
     if not cut and torch.equal(source, numbers):
-        return (lambda f: f), places.same, (lambda t: t)
+        return _unchanged, places.same, _unchanged
     if len(cut) != 1 or source.numel() == 0 or source.shape[cut[0]] > numbers.shape[cut[0]]:
         return None
     dim, length, sizes = cut[0], source.shape[cut[0]], numbers.shape[1:]
@@ -163,6 +185,7 @@ def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places, In
         result.narrow(dim + 1, start, length).copy_(f)
         return result
 
+    embed.window = Window(dim + 1, start, length, sizes[dim - 1])  # type: ignore[attr-defined]
     return embed, places.window(sizes, dim - 1, start, length), lambda t: t.narrow(dim + 1, start, length)
 
 

@@ -91,6 +91,8 @@ def lower_places(b: Builder, node: Node, flow: Flow) -> None:
 
 def check_samples(node: Node, batch: int | None) -> None:
     """Raise UnsupportedOperationError where an index that depends on the sample may reach into another sample."""
+    if getattr(node.call, "keeps_samples_apart", False):
+        return
     operands = [v for v in node.inputs if v not in node.sources and v.is_tensor and v not in unread(node)]
     rank, name = len(node.output.shape), node.operation
     if any(v.depends and not v.is_tensor for v in node.inputs if v not in unread(node)):

@@ -261,8 +261,9 @@ class Builder:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
-        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``up``, ``up_at`` and
-        ``is_linear`` of :class:`~fastlrp.plan.steps.BackwardStep`.
+        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
+        ``by_position``, ``overwrites``, ``up``, ``up_at`` and ``is_linear`` of
+        :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
 
@@ -299,6 +300,9 @@ class Builder:
         if len(present) != len(slots):
             absent = [slot is None for slot in slots]
             run = _with_absent(run, len(registers), absent)
+            over = others.get("overwrites", {})
+            if over:
+                others["overwrites"] = {at: _with_absent(call, len(registers), absent) for at, call in over.items()}
             if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
                 others["unpooled"] = _with_absent(others["unpooled"], len(registers) + 2, absent)
             for name, first in (("up", len(numels)), ("up_at", 1 + len(numels))):
@@ -364,8 +368,33 @@ class Builder:
         def to_summands(t: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
             return (*[t] * plain, *(multiply(t, factor) for factor in factors))
 
+        def total_in(position: int) -> Callable[..., Tensor]:
+            def added(*operands: Tensor) -> Tensor:
+                flows, factors = operands[: len(sent)], operands[len(sent) :]
+                result = flows[position]
+                for number, flow in enumerate(flows[:plain]):
+                    if number != position:
+                        result.add_(flow)
+                for flow, factor in zip(flows[plain:], factors, strict=True):
+                    result.addcmul_(flow, factor.unsqueeze(1))
+                return result
+
+            return added
+
         form = Sum(tuple(slots[i] for i in order)) if self.has_sparse_kernels else None
-        register = self.step(total, registers, scales, value.numel, form=form, up=to_summands)
+        over = {position: total_in(position) for position in range(plain)}
+        register = self.step(
+            total,
+            registers,
+            scales,
+            value.numel,
+            form=form,
+            adds=not scales,
+            fresh=True,
+            by_position=True,
+            overwrites=over,
+            up=to_summands,
+        )
         return Flow(register, Factor(value) if chained else Factor())
 
 

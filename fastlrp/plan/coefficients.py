@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.one_hot import OneHot
+from fastlrp.aten import _product
+from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
+from fastlrp.plan.late import is_late, send_late
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import in_float32, representable, wide
 from fastlrp.plan.steps import Factor, Flow, SweepPart
@@ -54,10 +56,16 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     if u is None and v is None:
         if layer.node.kind == "linear":
             up = lambda t: torch.nn.functional.linear(t, weight)  # noqa: E731
-            register = b.step(lambda f: f @ weight, [flow.register], [], x.numel, layer.work, up=up)
+            register = b.step(
+                lambda f: _product.product(f, weight), [flow.register], [], x.numel, layer.work, fresh=True,
+                by_position=len(x.shape) > 2, up=up,
+            )  # fmt: skip
             b.send(x, Flow(register, Factor(x)))
             return
         u = b.cache(torch.ones_like, [layer.y.index], layer.y.numel, key=("ones", layer.node))
+    if u is not None and weight is layer.weight and is_late(b, layer, flow, u, v):
+        send_late(b, layer, flow, u)
+        return
     split = found.splits and signed
     positive = None
     if v is not None:
@@ -85,9 +93,11 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         return
     unpooled = None if exact else layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
+    over = _writing_over(product, weight) if layer.node.kind == "linear" and v is None and not exact else {}
     register = b.step(
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
-        accepts_one_hot=one_hot, up=up, up_at=None if exact else at,
+        accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
+        by_position=layer.node.kind == "linear" and len(x.shape) > 2, up=up, up_at=None if exact else at,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
@@ -106,14 +116,25 @@ def _at_positions(up: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return up_at
 
 
-def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
+def _writing_over(product: Callable[..., Tensor], weight: Tensor) -> dict[int, Callable[..., Tensor]]:
+    """``product`` with one coefficient, which on a CPU is multiplied into the register where nobody else reads that."""
+
+    def scaled_in_place(flow: Tensor | OneHot, u: Tensor, v: Tensor | None, x: Any) -> Any:
+        if isinstance(flow, OneHot) or flow.device.type != "cpu" or flow.dtype != u.dtype:
+            return product(flow, u, v, x)
+        return _product.product(flow.mul_(u.unsqueeze(1)), weight)
+
+    return {0: scaled_in_place}
+
+
+def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Any]:
     """A one-hot target selects a row of W instead of multiplying by all of them.
 
     An input that is not None is one whose sign decides, False one that is known to be >= 0.
     """
     rows = b.operation("linear_one_hot_relevance")
 
-    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor | AtPositions:
         if isinstance(flow, OneHot):
             return flow.through(rows, weight, u, v, None if x is False else x)
         return product(flow, u, v, x)

@@ -176,7 +176,7 @@ class AffineLayer:
         geometry = self.geometry if self.node.kind == "conv" else ConvGeometry()
         weights, slots, splits = zip(*products, strict=True)
         if self.node.kind == "linear":
-            weights = tuple(w.unsqueeze(2) for w in weights)
+            weights = tuple(w.contiguous().unsqueeze(2) for w in weights)
         if (sign is not None or factors is not None) and geometry.groups != 1:
             return None  # Twice the input channels belong to one group only.
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots

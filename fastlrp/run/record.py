@@ -13,13 +13,16 @@ from torch import Tensor
 from fastlrp import composites
 from fastlrp.capture import structure as structures
 from fastlrp.capture.graph import Value
+from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
 from fastlrp.one_hot import OneHot
+from fastlrp.pickling import StaysHere
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Keep
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
+from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
@@ -53,7 +56,7 @@ KEPT_SPECIALIZED = 64
 """Ways down for the neurons alive in one forward pass that its record remembers."""
 
 
-class ForwardRecord:
+class ForwardRecord(StaysHere):
     """One forward pass with what does not depend on the target. Made by :meth:`fastlrp.Explainer.forward`.
 
     Args:
@@ -67,7 +70,10 @@ class ForwardRecord:
             neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
     """
 
+    instead = "it holds the caches of one forward pass. Pickle or copy the explainer and the input"
     _looks_for_nan = True
+    labels: Labels | None = None
+    """The names of the classes, if the explainer knows them."""
 
     def __init__(
         self,
@@ -210,6 +216,7 @@ class ForwardRecord:
         reduce: str | None = None,
         out: Any = None,
         at: Any = None,
+        progress: Wish = False,
         groups: Groups = None,
         direction: Direction = "auto",
     ) -> Relevance:
@@ -226,6 +233,8 @@ class ForwardRecord:
                 inputs: a dict of them by name).
             at: positions of the targets on an output ``(B, S, V)``: one, a list, ``fastlrp.each(…)``, ``"all"``,
                 ``"pairs"``; see :class:`fastlrp.targets.Targets`.
+            progress: True shows how many targets are done and the time left; ``"auto"`` shows it from the third
+                second on; see :mod:`fastlrp.progress`.
             groups: parts of the input whose relevance is asked for as a whole: ``"tokens"`` (of ids or of a
                 ``(B, S, D)`` input), ``"inputs"``, :func:`fastlrp.groups.patches`, ``labels`` or ``features``, or
                 weights ``(G, *x.shape[1:])``.
@@ -241,25 +250,40 @@ class ForwardRecord:
             ValueError: if ``max_memory`` is too small for one target.
         """
         self._refuse_stale()
-        return self.relevance_at_once(targets, initial, layers, reduce, out, at, groups, direction)
+        return self.relevance_at_once(
+            targets, initial, layers, reduce, out, at, progress, groups=groups, direction=direction
+        )
 
     def relevance_at_once(
-        self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any, at: Any = None,
-        groups: Groups = None, direction: Direction = "auto",
-    ) -> Relevance:  # fmt: skip
+        self,
+        targets: Any,
+        initial: Initial,
+        layers: Any,
+        reduce: str | None,
+        out: Any,
+        at: Any = None,
+        progress: Wish = False,
+        groups: Groups = None,
+        direction: Direction = "auto",
+    ) -> Relevance:
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
         if groups is not None:
             return self._of_groups(asked, groups, direction, layers, reduce, out)
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
-        return self._relevance(asked, 0, asked.count, layers, reduce, out)
+        with Progress(asked.count, progress, "target") as bar:
+            return self._relevance(asked, 0, asked.count, layers, reduce, out, bar)
 
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
         """The targets as they are understood, checked; see :meth:`relevance`."""
         if isinstance(targets, str) and targets == "next":
             targets = next_tokens(ids_of(self._inputs, self._scores))
+        if not isinstance(targets, (int, Tensor)):
+            targets = by_number(targets, self.labels)
         asked = Targets(targets, self._scores, initial, at)
+        if self.labels is not None:
+            self.labels.check(asked.classes)
         # Relevance that starts with other numbers than the scores need not show that they are not finite.
         asked_for = asked.asked_for() if initial != "output" else None
         few = asked.terms is not None
@@ -361,7 +385,14 @@ class ForwardRecord:
         return result
 
     def _relevance(
-        self, asked: Targets, start: int, count: int, layers: Any, reduce: str | None, out: Any
+        self,
+        asked: Targets,
+        start: int,
+        count: int,
+        layers: Any,
+        reduce: str | None,
+        out: Any,
+        bar: Progress | None = None,
     ) -> Relevance:
         if reduce not in (None, "channels"):
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
@@ -377,12 +408,15 @@ class ForwardRecord:
             state, schedule, found = self._steps(names, asked.count, reduce)
             steps, block = budget.block(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}
+            last = wanted[-1]
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
 
             def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
                 for result in by_value[value]:
                     result.write(first, register, factors)
+                if bar is not None and value is last:
+                    bar.reach(first + register.shape[1])
 
             for first in range(0, count, block):
                 length = min(block, count - first)

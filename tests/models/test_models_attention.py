@@ -270,3 +270,25 @@ def test_errors():
     relative = composite(rules.Uniform(fastlrp.Stabilizer(0.1, relative="sample")))
     with pytest.raises(TypeError, match="one absolute epsilon"):
         fastlrp.Explainer(plain, relative)((x, x, x), torch.ones(1, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["attnlrp", "cp_lrp", "gradient"])
+def test_one_key_head_for_all_queries_by_broadcasting(name: str) -> None:
+    """Keys ``(B, 1, T, D)`` and values without an axis of heads: the same as when they are repeated by hand."""
+
+    def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k.expand(-1, 3, -1, -1), v[:, None].expand(-1, 3, -1, -1))
+
+    def shared(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v[:, None])
+
+    torch.manual_seed(0)
+    x = tuple(torch.randn(shape, dtype=torch.float64) for shape in ((2, 3, 4, 5), (2, 1, 6, 5), (2, 6, 2)))
+    start = torch.randn(2, 3, 3, 4, 2, dtype=torch.float64)
+    explainer = fastlrp.Explainer(Attention(shared), name)
+    for found, expected in zip(explainer(x, start), fastlrp.Explainer(Attention(repeated), name)(x, start), strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    report = explainer.verify(x, start)
+    assert report.ok, str(report)

@@ -1,0 +1,130 @@
+"""What is found out about one model: is it captured, explained, finite, verified, equal to autograd, apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastlrp
+from benchmarks.zoo.case import Case, Maker
+from fastlrp.verify.compare import Verification, verify
+
+TARGETS = (0, 1)
+_ATTENTION = {"attention", "attention_weights"}
+
+
+def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Tells what it finds as soon as it is known, so that a process that is ended has told the rest."""
+    torch.manual_seed(0)
+    tell({"step": "making the model"})
+    case = make()
+    with torch.no_grad():
+        whole = case.run(case.inputs)
+    classes = [t for t in TARGETS if whole.dim() < 2 or t < whole.shape[1]] if whole.dim() > 1 else [0]
+    tell({"dtype": str(whole.dtype)})
+    tell({"step": "capture", "parameters": sum(p.numel() for p in case.model.parameters()), **_shape(case)})
+    started = time.process_time()
+    try:
+        explainer = fastlrp.Explainer(case.model, "gradient", example_inputs=case.inputs, output=case.output)
+    except fastlrp.CaptureError as error:
+        tell({"captured": isinstance(error, fastlrp.UnsupportedOperationError), "refused": str(error)})
+        return
+    kinds = [node.kind for node in explainer.plan.graph.nodes]
+    composite = "attnlrp" if _ATTENTION & set(kinds) else "epsilon_plus"
+    tell({"captured": True, "capture_seconds": time.process_time() - started, "nodes": len(kinds)})
+    tell({"step": "gradient", "composite": composite})
+    with explainer.forward(case.inputs) as record:
+        chosen = case.explained(record.output)
+        tell({"output_error": _difference(chosen.detach(), whole)})
+        try:
+            found = record.relevance(classes, initial="one")
+            tell({"step": "explanation"})
+            started = time.process_time()
+            under = record.under(composite)
+            relevance = under.relevance(classes)
+        except fastlrp.CaptureError as error:
+            tell({"refused": str(error)})
+            return
+        finite = all(bool(t.isfinite().all()) for t in _tensors(relevance))
+        silent = not any(bool(t.any()) for t in _tensors(relevance))
+        tell({"explain_seconds": time.process_time() - started, "explained": True, "finite": finite, "silent": silent})
+        tell({"step": "autograd", "gradient_error": None})
+        tell({"gradient_error": _gradient_error(case, found, classes)})
+        tell({"step": "alone"})
+        with explainer.forward(_second(case.inputs)) as single:
+            alone = single.under(composite).relevance(classes)
+        pairs = zip(_tensors(alone), _tensors(relevance), strict=True)
+        tell({"alone_error": max(_difference(a, b[1:]) for a, b in pairs)})
+        tell({"step": "verify"})
+        report = verify(under, classes)
+        tell({"verified": bool(report.ok), "step": "done"})
+        if not report.ok:
+            tell({"report": _worst(report)})
+
+
+def _worst(report: Verification) -> str:
+    """The layers that are not as the textbook says, and the samples alone."""
+    rows = sorted(report.rows, key=lambda row: -(row.error or 0.0))
+    layers = ", ".join(f"{row.path} {row.operation} {row.error:.1e}" for row in rows[:3] if row.error)
+    return f"end to end {report.end_to_end}, alone {report.alone}, layers: {layers}"
+
+
+def _shape(case: Case) -> dict[str, Any]:
+    given = case.inputs.values() if isinstance(case.inputs, dict) else [case.inputs]
+    return {"input": [list(t.shape) for t in given]}
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    return [t for t in (found.values() if isinstance(found, dict) else [found]) if isinstance(t, Tensor)]
+
+
+def _second(inputs: Any) -> Any:
+    return {k: v[1:2] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[1:2]
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    size = float(b.double().norm())
+    return float((a.double() - b.double()).norm()) / (size or 1.0)
+
+
+def _gradient_error(case: Case, found: Any, classes: list[int]) -> float:
+    """Of the gradient preset, or of gradient times rows where the input is ids."""
+    named = isinstance(case.inputs, dict)
+    inputs = dict(case.inputs) if named else {"": case.inputs}
+    floats = {k: v.clone().requires_grad_() for k, v in inputs.items() if v.is_floating_point() and k != "mask"}
+    given = {**inputs, **floats}
+    with _rows(case) as rows:
+        output = case.run(given if named else given[""])
+    worst = 0.0
+    for position, target in enumerate(classes):
+        score = output.sum() if output.dim() < 2 else output[:, target].sum()
+        points = [*floats.values(), *rows]
+        gradients = torch.autograd.grad(score, points, retain_graph=True, allow_unused=True)
+        expected = {k: g for k, g in zip(floats, gradients, strict=False) if g is not None}
+        for row, gradient in zip(rows, gradients[len(floats) :], strict=True):
+            if gradient is not None:
+                expected["input_ids"] = expected.get("input_ids", 0) + (row * gradient).sum(-1).detach()
+        for name, gradient in expected.items():
+            of_input = found[name] if isinstance(found, dict) else found
+            if of_input is not None:
+                worst = max(worst, _difference(of_input[:, position], gradient))
+    return worst
+
+
+@contextmanager
+def _rows(case: Case) -> Iterator[list[Tensor]]:
+    """What the embedding gives while the model runs."""
+    kept: list[Tensor] = []
+    if case.embedding is None:
+        yield kept
+        return
+    handle = case.embedding.register_forward_hook(lambda module, args, rows: kept.append(rows) or None)
+    try:
+        yield kept
+    finally:
+        handle.remove()

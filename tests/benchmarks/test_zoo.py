@@ -1,0 +1,130 @@
+"""The zoo: what counts as explained, limits of a process, the page; and a few models, one for each way to build a network."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.zoo import catalogue, page, sweep
+from benchmarks.zoo.case import Case
+from benchmarks.zoo.examine import examine
+
+GOOD: dict[str, Any] = {
+    "group": "g", "name": "m", "dtype": "torch.float64", "captured": True, "explained": True, "finite": True,
+    "silent": False, "output_error": 0.0, "gradient_error": 1e-15, "alone_error": 1e-15, "verified": True,
+    "step": "done",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "why"),
+    [
+        ({}, "explained", ""),
+        ({"gradient_error": 1e-3}, "wrong", "gradient_error 1.0e-03"),
+        ({"gradient_error": float("nan")}, "wrong", "gradient_error nan"),
+        ({"dtype": "torch.float32", "gradient_error": 1e-3}, "explained", ""),
+        ({"verified": False}, "wrong", "not verified"),
+        ({"finite": False}, "wrong", "not finite"),
+        ({"silent": True}, "wrong", "all zero"),
+        ({"refused": "no rule for operation 'svd'"}, "refused", "no rule for operation 'svd'"),
+        ({"failed": "KeyError: 1", "step": "alone"}, "failed", "KeyError: 1 (while alone)"),
+        ({"ended": "more than 9 s", "step": "verify"}, "ended", "more than 9 s (while verify)"),
+    ],
+)
+def test_verdicts(changes: dict[str, Any], verdict: str, why: str) -> None:
+    row = {**GOOD, **changes}
+    assert sweep.judgement(row) == verdict
+    assert sweep.reason(row) == why
+    assert page.explained(row) == (verdict == "explained")
+
+
+class Scale(nn.Module):
+    """Wrong on purpose: the gradient is not that of the output, since the sample's largest entry is detached."""
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__()
+        self.head, self.mixed = nn.Linear(4, 3), mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x - x.mean(0)) if self.mixed else self.head(x) * x.detach().sum(1, keepdim=True)
+
+
+def _found(model: nn.Module) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    examine(lambda: Case(model.double().eval(), torch.randn(2, 4, dtype=torch.float64)), row.update)
+    return row
+
+
+def test_what_is_found() -> None:
+    row = _found(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    assert sweep.judgement(row) == "explained"
+    assert row["step"] == "done"
+    assert row["composite"] == "epsilon_plus"
+    assert row["input"] == [[2, 4]]
+    row = _found(Scale(mixed=False))
+    assert sweep.judgement(row) == "wrong", "relevance passes a detach, autograd does not"
+    assert row["gradient_error"] > 1e-2
+    row = _found(Scale(mixed=True))
+    assert sweep.judgement(row) == "refused"
+    assert "mixes samples" in row["refused"]
+
+
+def _sleeps(make: Any, tell: Any) -> None:
+    tell({"step": make})
+    if make == "works":
+        raise ValueError("a fault")
+    if make == "runs":
+        while True:
+            pass
+    if make == "takes memory":
+        torch.ones(2**28)
+    if make == "sleeps":
+        time.sleep(60)
+
+
+def test_limits_of_a_process_and_rows_on_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "examine", _sleeps)
+    file = tmp_path / "new" / "rows.jsonl"
+    names: list[Any] = ["works", "runs", "takes memory", "ends", "sleeps"]
+    monkeypatch.setattr(sweep, "PATIENCE", 100)
+    sweep.sweep([("g", name, name) for name in names[:4]], file, 4, 1, 0.75)
+    monkeypatch.setattr(sweep, "PATIENCE", 1)
+    sweep.sweep([("g", "sleeps", names[4])], file, 1, 1, 0.75)
+    rows = {name: row for (_, name), row in sweep.read(file).items()}
+    assert {row["group"] for row in rows.values()} == {"g"}
+    assert {name: row["step"] for name, row in rows.items()} == {name: name for name in names}
+    assert "finished" not in rows["works"]
+    assert rows["works"]["failed"] == "ValueError: a fault"
+    assert rows["runs"]["ended"] == "more than 1 s"
+    assert rows["sleeps"]["ended"] == "more than 1 s by the clock"
+    assert "can't allocate memory" in rows["takes memory"]["failed"]
+    assert sweep.judgement(rows["ends"]) == "explained"
+
+
+def test_the_page(tmp_path: Path) -> None:
+    rows = [
+        GOOD,
+        {**GOOD, "name": "other", "refused": "cond in module 'a.b' (s1 3) branches on data. Then more. And more."},
+        {**GOOD, "name": "third", "refused": "cond in module 'c' (s7 4) branches on data. Then more. And more."},
+    ]
+    file = tmp_path / "models.md"
+    page.write(file, {(r["group"], r["name"]): r for r in rows}, [("g", "m"), ("g", "never"), ("h", "x")])
+    text = file.read_text()
+    assert "| g | 3 (1 more not measured) | 1 (33 %) | 3 | 0 | 2 | 0 |" in text
+    assert "| h | 0 (1 more not measured) | – |" in text
+    assert "| `other`, `third` |" in text, "one cause"
+    assert "branches on data, or has sizes" in text
+
+
+def test_every_row_of_the_results_is_of_a_model_that_is_known() -> None:
+    lines = Path(page.__file__).parents[1].joinpath("results", "zoo", "sweep.jsonl").read_text().splitlines()
+    keys = [(row["group"], row["name"]) for row in map(json.loads, lines)]
+    groups = {group for group, _, _ in catalogue.entries()}
+    known = {(group, name) for group, name, _ in catalogue.entries()}
+    assert {key for key in keys if key[0] in groups} <= known
