@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fastlrp.groups import Resolved
+from fastlrp.plan.forms import Affine
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BackwardStep, Emission
 from fastlrp.run import runner
 from fastlrp.run.ascent import Frontier, Route, not_linear
+from fastlrp.run.sparse.choose import estimate
+from fastlrp.run.sparse.rates import rates_of
+from fastlrp.run.sparse.specialize import Path
 
 Direction = Literal["auto", "down", "up"]
 
@@ -48,12 +53,16 @@ def cost_of(step: BackwardStep) -> float:
     return step.work + TRAFFIC * sum(step.numels)
 
 
-def cost_down(plan: Plan, targets: int, resolved: Resolved, is_hot: bool, may_use_basis: bool) -> float:
-    """Of ``targets`` targets, with the sums over groups."""
+def cost_down(
+    plan: Plan, targets: int, resolved: Resolved, is_hot: bool, may_use_basis: bool, paths: Mapping[str, Path]
+) -> float:
+    """Of ``targets`` targets, with the sums over groups. ``paths``: of layers computed for alive neurons alone."""
     values = plan.explained_inputs()
     schedule = plan.schedule(values)
     steps = [(step, _rows_only(plan, step, is_hot)) for step, _ in schedule.steps if type(step) is not Emission]
-    each = [TRAFFIC * sum(step.numels) if hot else cost_of(step) for step, hot in steps]
+    each = [
+        TRAFFIC * sum(step.numels) if hot else cost_of(step) * _alive(plan, step, paths, targets) for step, hot in steps
+    ]
     sums = sum(v.numel for v in values) * (TRAFFIC if resolved.is_partition else 2 * resolved.count)
     neck = runner.neck(plan, schedule, values, targets) if may_use_basis else None
     if neck is None:
@@ -61,6 +70,16 @@ def cost_down(plan: Plan, targets: int, resolved: Resolved, is_hot: bool, may_us
     above = sum(type(step) is not Emission for step, _ in schedule.steps[: neck.position])
     combined = 2 * neck.width * sum(v.numel for v in values)
     return targets * (sum(each[:above]) + combined + sums) + neck.width * sum(each[above:])
+
+
+def _alive(plan: Plan, step: BackwardStep, paths: Mapping[str, Path], targets: int) -> float:
+    """The part of a dense layer's time that its alive neurons take."""
+    path = paths.get(step.form.path) if isinstance(step.form, Affine) else None
+    if path is None or not path.sparse:
+        return 1.0
+    rates = rates_of(plan.device)
+    cost = estimate(path.form, path.above, path.below, targets, plan.dtype.itemsize, rates)
+    return min(1.0, cost.sparse / cost.dense)
 
 
 def _rows_only(plan: Plan, step: BackwardStep, is_hot: bool) -> bool:

@@ -17,6 +17,7 @@ from fastlrp.plan.transpose import Shape
 from fastlrp.run import runner
 from fastlrp.run.ascent import Ascent, Frontier, Route, at_positions, combine_hot, frontier, register_shapes, route
 from fastlrp.run.direction import Choice, Direction, chosen, cost_down, cost_up
+from fastlrp.run.sparse.specialize import Path
 from fastlrp.targets import Targets
 
 DOWN_BYTES = 256 << 20
@@ -158,12 +159,14 @@ def _peak(plan: Plan, path: Route) -> tuple[int, int]:
 def relevance_of_groups(
     plan: Plan, state: list[Any], asked: Targets, resolved: Resolved, direction: Direction, batch: int,
     max_memory: int | None, down: Callable[[int, int], list[Tensor]], block: Callable[[], int | None],
+    paths: Mapping[str, Path],
 ) -> tuple[Tensor, Choice]:  # fmt: skip
     """Either way.
 
     Args:
         down: the relevance ``(B, length, *x)`` of each input for a block of targets, ``down(start, length)``.
         block: gives targets at once on the way down; None: as many as :data:`DOWN_BYTES` allow.
+        paths: how layers would go down, for the estimate.
 
     Returns:
         ``(B, K, G)``, and which way it came.
@@ -174,7 +177,7 @@ def relevance_of_groups(
         if direction == "up":
             raise
         way_up = None
-    cost = cost_down(plan, asked.count, resolved, asked.terms is not None, max_memory is None)
+    cost = cost_down(plan, asked.count, resolved, asked.terms is not None, max_memory is None, paths)
     other = None if way_up is None else way_up.cost(resolved)
     choice = chosen(plan, direction, cost, other, asked.count, resolved.count)
     if choice.direction == "up":

@@ -374,8 +374,10 @@ class ForwardRecord(StaysHere):
             return None if self._max_memory is None else self._block_of_targets(asked, None, None)
 
         with torch.no_grad():
+            names = input_values(self.plan, self._inputs)
+            paths = self._steps(names, asked.count, None)[2].by_module if direction != "up" else {}
             result, self.direction = relevance_of_groups(
-                self.plan, self._open(), asked, resolved, direction, self.batch, self._max_memory, down, block
+                self.plan, self._open(), asked, resolved, direction, self.batch, self._max_memory, down, block, paths
             )
         self.plan.latest_direction = self.direction
         if self._looks_for_nan and not all_finite(result):
