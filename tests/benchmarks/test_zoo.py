@@ -1,4 +1,4 @@
-"""The zoo: what counts as explained, limits of a process, the page; a few models, one for each way to build a network."""
+"""The zoo: what counts as explained, limits of a process, the page; a few models, one for each way to build one."""
 
 from __future__ import annotations
 
