@@ -44,10 +44,19 @@ def send_late(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
         ones: Any = torch.ones((), dtype=z.dtype, device=z.device).expand(batch, *relevance.sizes)
         return replace(relevance, value=relevance.value * found).through(rows, weight, ones)
 
+    forward = layer.forward(weight, None, signed=False)
+
+    def up(t: Tensor, z: Tensor) -> Tensor:
+        return forward(t, coefficients(z)[0], None, None)
+
+    def up_at(positions: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        return up(t.flatten(2, -2).index_select(2, positions), z.flatten(1, -2).index_select(1, positions))
+
     b.slot_bytes[u] = 0
     register = b.step(
-        rows_or_product, [flow.register], [layer.y.index], layer.x.numel, layer.work, accepts_one_hot=True
-    )
+        rows_or_product, [flow.register], [layer.y.index], layer.x.numel, layer.work, accepts_one_hot=True,
+        up=up, up_at=up_at,
+    )  # fmt: skip
     b.send(layer.x, Flow(register, Factor(layer.x)))
 
 
