@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.one_hot import AtPositions
 from fastlrp.plan.steps import BackwardStep
 
 
@@ -24,6 +25,12 @@ class Shape:
 
     sizes: tuple[int, ...]
     dtype: torch.dtype
+
+
+def results(made: Any) -> tuple[Tensor, ...]:
+    """What a step gave, each whole."""
+    several = made if isinstance(made, tuple) else (made,)
+    return tuple(t.dense() if isinstance(t, AtPositions) else t for t in several)
 
 
 def transposed(step: BackwardStep, shapes: Callable[[], dict[int, Shape]]) -> Callable[..., Any]:
@@ -54,7 +61,7 @@ def _by_derivative(step: BackwardStep, shapes: Callable[[], dict[int, Shape]]) -
                 for shape in known
             ]
             made = step.run(*points, *own)
-            found = _derivative(made if isinstance(made, tuple) else (made,), points, arriving)
+            found = _derivative(results(made), points, arriving)
         return found[0] if len(found) == 1 else found
 
     return up

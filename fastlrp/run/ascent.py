@@ -22,7 +22,7 @@ from fastlrp.one_hot import OneHot
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_up, profiling, record_function
 from fastlrp.plan.steps import BackwardStep
-from fastlrp.plan.transpose import Shape, transposed
+from fastlrp.plan.transpose import Shape, results, transposed
 
 Take = Callable[[int, Tensor], None]
 """``take(register, cotangent)``."""
@@ -139,7 +139,7 @@ def register_shapes(plan: Plan, state: list[Any], batch: int) -> dict[int, Shape
     last = {register: i for i, step in enumerate(plan.program.backward) for register in (*step.ins, *step.outs)}
     for position, step in enumerate(plan.program.backward):
         made = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
-        for out, register in zip(step.outs, made if isinstance(made, tuple) else (made,), strict=True):
+        for out, register in zip(step.outs, results(made), strict=True):
             registers[out], found[out] = register, Shape(tuple(register.shape[2:]), register.dtype)
         for register in (*step.ins, *step.outs):
             if last[register] == position:

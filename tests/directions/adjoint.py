@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.transpose import transposed
+from fastlrp.plan.transpose import results, transposed
 from fastlrp.run import runner
 from fastlrp.run.ascent import register_shapes
 from fastlrp.run.record import ForwardRecord
@@ -48,4 +48,4 @@ def errors_of_steps(record: ForwardRecord, targets: int = 3) -> dict[str, float]
 
 
 def _tuple(made: Any) -> tuple[Tensor, ...]:
-    return made if isinstance(made, tuple) else (made,)
+    return results(made)
