@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.machine import machine, provenance
-from benchmarks.scenarios import OTHERS, SCENARIOS, Options, Round
+from benchmarks.scenarios import OTHERS, PEERS, SCENARIOS, Options, Round
 from benchmarks.toolbox import GoldensMissingError
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +44,8 @@ def heading(asked: Round) -> str:
     batch, count = case.classes.shape
     share = case.density
     alive = "" if share is None else f", {share.alive:.2f} of the neurons alive ({share.reached:.2f} reached)"
+    if case.scenario == "transformers" and not asked.x.is_floating_point():
+        return f"{case.scenario}: {case.model}, {case.composite}, a text of {case.size} tokens, K = {count}"
     return f"{case.scenario}: {case.model}, {case.composite}, {batch} of {case.size}x{case.size}, K = {count}{alive}"
 
 
@@ -75,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=8, help="images, for batch and top5")
     add("--size", type=int, default=224, help="side of an image")
     add("--density", type=float, help="share of neurons to leave alive after each ReLU, e.g. 0.25")
-    add("--counts", type=numbers, help="targets, for stream and basis")
+    add("--counts", type=numbers, help="targets, for stream, basis and transformers")
     add("--backends", type=listed, default=("auto", "torch"), help="fastlrp's, each with a path if wished: auto/dense")
-    add("--others", type=listed, default=OTHERS, help=f"who is measured beside fastlrp, of {', '.join(OTHERS)}")
+    add("--others", type=listed, default=OTHERS, help=f"who is measured beside fastlrp, of {', '.join(PEERS)}")
     add("--peer-targets", type=int, default=4, help="targets per image that Zennit and Captum are measured with")
     add("--repeats", type=int, help="by default the scenario's own")
     add("--output", default=str(RESULTS / "cpu.jsonl"), help="file to append rows to; '' for none")
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = parser()
     chosen = vars(words.parse_args(given))
     scenarios, output = chosen.pop("scenario"), chosen.pop("output")
-    for name, known, asked in (("--scenario", SCENARIOS, scenarios), ("--others", OTHERS, chosen["others"])):
+    for name, known, asked in (("--scenario", SCENARIOS, scenarios), ("--others", PEERS, chosen["others"])):
         unknown = set(asked) - set(known)
         if unknown:
             words.error(f"{name}: {', '.join(sorted(unknown))} not known; expected of {', '.join(known)}")

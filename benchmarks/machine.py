@@ -57,7 +57,7 @@ def version(package: str) -> str | None:
 
 def provenance(command: str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The part of a row that says what made it."""
-    packages = ("zennit", "captum", "numpy", "torchvision")
+    packages = ("zennit", "captum", "numpy", "torchvision", "transformers", "lxt", "autolrp")
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),

@@ -246,7 +246,7 @@ def rows(case: Case, found: list[Entry], made: dict[str, Any]) -> list[dict[str,
             "peak_bytes_in_all": entry.total,
             "samples": len(entry.seconds),
         }
-        for name in ("zennit", "captum", "toolbox"):
+        for name in ("zennit", "captum", "toolbox", "lxt", "autolrp"):
             row[f"times_faster_than_{name}"] = fastest[name] / middle if middle and name in fastest else None
         for name in ("gradient", "floor"):
             row[f"share_of_{name}"] = middle / fastest[name] if middle and name in fastest else None
@@ -261,7 +261,13 @@ def line(row: dict[str, Any]) -> str:
     if row["seconds_per_target"] is None:
         return f"  {row['provider']:18} not timed: {row['reason']}"
     parts = [f"  {row['provider']:18} {row['seconds_per_target']:9.5f} s/target (spread {row['spread']:.2f})"]
-    for name, text in (("zennit", "Zennit"), ("captum", "Captum"), ("toolbox", "the Toolbox")):
+    for name, text in (
+        ("zennit", "Zennit"),
+        ("captum", "Captum"),
+        ("toolbox", "the Toolbox"),
+        ("lxt", "LXT"),
+        ("autolrp", "autoLRP"),
+    ):
         if row[f"times_faster_than_{name}"] is not None:
             parts.append(f"{row[f'times_faster_than_{name}']:5.1f} times {text}'s speed")
     for name, text in (("gradient", "a gradient"), ("floor", "the floor")):

@@ -120,6 +120,19 @@ def ours(model: nn.Module, x: Tensor, rules: str | Composite, backend: str) -> P
     return Provider(f"fastlrp {backend}", run)
 
 
+def of_transformer(work: Any, rules: str) -> tuple[Provider, Any]:
+    """fastlrp on a workload of :mod:`benchmarks.attention_models`, and the graph that it captured."""
+    name = "input_ids" if work.is_text else None
+    given = {name: work.x} if name else work.x
+    explainer = fastlrp.Explainer(work.model, rules, example_inputs=given, output="logits" if name else None)
+
+    def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
+        found: Any = explainer({name: x}, classes, at=-1)[name] if name else explainer(x, classes)
+        return found  # type: ignore[no-any-return]
+
+    return Provider("fastlrp auto", run), explainer.plan.graph
+
+
 def streaming(model: nn.Module, x: Tensor, rules: str, backend: str, block: int) -> Provider:
     """fastlrp's stream of blocks, each forgotten when the next one comes; returns the last."""
     explainer = _explainer(model, x, rules, backend)

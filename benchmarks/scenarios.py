@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import density, gates, peers, precision, providers, toolbox
+from benchmarks import (
+    attention_floor,
+    attention_models,
+    attention_peers,
+    density,
+    gates,
+    peers,
+    precision,
+    providers,
+    toolbox,
+)
 from benchmarks.measure import AGREES, Case, Gate, disagreement
 from benchmarks.models import build, lenet5
 from benchmarks.precision import PRECISIONS
@@ -21,6 +31,8 @@ from fastlrp.composites import Composite, kind
 
 PRESETS = ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1")
 OTHERS = ("gradient", "floor", "zennit", "captum")
+PEERS = (*OTHERS, "lxt", "autolrp")
+"""All who may take part; LXT and autoLRP explain transformers."""
 DIGITS = 50
 
 
@@ -319,7 +331,32 @@ def _check_golden(part: Provider, x: Tensor, variant: str, start: int = 0) -> No
         raise RuntimeError(f"{part.name} differs from the LRP Toolbox's own numbers ({variant}) by {error:.1e}")
 
 
+def transformers(options: Options) -> Iterator[Round]:
+    """One text of 128 tokens, or one image: K targets under AttnLRP (ViT: CP-LRP), beside LXT and autoLRP."""
+    names = options.models or tuple(attention_models.MADE)
+    for name in names:
+        work = attention_models.build(name)
+        for rule in options.composites or (work.composite,):
+            own, graph = providers.of_transformer(work, rule)
+            parts, left_out = [own], []
+            makers: dict[str, Callable[[], list[Provider]]] = {
+                "gradient": lambda: attention_peers.gradients(work),  # noqa: B023 (called in this turn)
+                "floor": lambda: [attention_floor.floor(work, graph)],  # noqa: B023
+                "lxt": lambda: attention_peers.lxt(work, rule),  # noqa: B023
+                "autolrp": lambda: attention_peers.autolrp(work),  # noqa: B023
+            }
+            wanted = ("lxt", "autolrp", *options.others) if options.others == OTHERS else options.others
+            for other in (word for word in wanted if word in makers):
+                try:
+                    parts += makers[other]()
+                except UnavailableError as reason:
+                    left_out.append(f"  {other:18} left out: {reason}")
+            for count in options.counts or (1, 8, 32, 256):
+                case = Case("transformers", name, rule, spread_out(count, work.classes), work.x.shape[-1])
+                yield Round(case, parts, work.x, options.repeats or 3, left_out)
+
+
 SCENARIOS: dict[str, Callable[[Options], Iterator[Round]]] = {
     "targets": targets, "batch": batch, "top5": top5, "small": small, "toolbox": lrp_toolbox, "sweep": sweep,
-    "stream": stream, "basis": basis,
+    "stream": stream, "basis": basis, "transformers": transformers,
 }  # fmt: skip

@@ -19,6 +19,7 @@ TITLES = {
     "toolbox": "LeNet-5 of the LRP Toolbox, ten classes of 50 digits",
     "sweep": "LeNet-5 of the LRP Toolbox, ten classes of 50 digits under three epsilons",
     "stream": "Targets in a stream of blocks",
+    "transformers": "Transformers: one text of 128 tokens or one image, many targets",
     "basis": "More targets than the network is wide",
 }
 """Scenarios in the order of the page."""
@@ -101,6 +102,8 @@ DETAILED = (
     Column("× Zennit", _of("times_faster_than_zennit"), "{:.1f}"),
     Column("× Captum", _of("times_faster_than_captum"), "{:.1f}"),
     Column("× Toolbox", _of("times_faster_than_toolbox"), "{:.1f}"),
+    Column("× LXT", _of("times_faster_than_lxt"), "{:.1f}"),
+    Column("× autoLRP", _of("times_faster_than_autolrp"), "{:.1f}"),
     Column("of a gradient", _of("share_of_gradient"), "{:.2f}"),
     Column("of the floor", _of("share_of_floor"), "{:.2f}"),
     Column("in gradients of one class", _of("times_one_gradient"), "{:.2f}"),
@@ -134,7 +137,7 @@ def detailed(rows: list[Row]) -> str:
     for (scenario, shifted, *_), found in groupby(rows, key=_section):
         some = list(found)
         first = some[0]
-        of = "" if scenario in ("toolbox", "sweep", "small") else f", {first['size']}×{first['size']}"
+        of = "" if scenario in ("toolbox", "sweep", "small", "transformers") else f", {first['size']}×{first['size']}"
         images = f", {first['batch']} images" if scenario in ("batch", "top5") else ""
         alive = f"; biases shifted so that {first['density_asked']:g} of the neurons are alive" if shifted else ""
         parts.append(f"### {TITLES[scenario]}{of}{images}{alive}\n\n{table(DETAILED, some)}\n\n{source(some)}")

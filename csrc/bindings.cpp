@@ -14,6 +14,7 @@
 #include "edge/attention.h"
 #include "edge/elementwise.h"
 #include "edge/pool.h"
+#include "edge/recurrence.h"
 #include "edge/sparse.h"
 #if defined(FASTLRP_WITH_CUDA) || defined(FASTLRP_EMULATE)
 #define FASTLRP_BIND_CUDA 1
@@ -155,6 +156,13 @@ void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype
         release_gil());
 }
 
+[[maybe_unused]] void bind_recurrence(py::module_& m, decltype(&edge::recurrence_relevance) relevance) {
+  m.def("recurrence_relevance", relevance, py::arg("relevance"), py::arg("final").none(true), py::arg("weight"),
+        py::arg("entry"), py::arg("scale").none(true), py::arg("carry").none(true), py::arg("gates").none(true),
+        py::arg("output_entry").none(true), py::arg("output_scale").none(true), py::arg("reset").none(true),
+        py::arg("projection").none(true), release_gil());
+}
+
 void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) coefficients) {
   m.def("elementwise_coefficients", coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
@@ -258,6 +266,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             &edge::pool_adaptive_avg_relevance);
   bind_elementwise(m, &edge::elementwise_coefficients);
   bind_attention(m, &edge::attention_relevance, &edge::attention_value_relevance);
+  bind_recurrence(m, &edge::recurrence_relevance);
   bind_sparse_pattern(m, &edge::sparse_pattern, &edge::sparse_from_dense, &edge::sparse_to_dense, &edge::sparse_sum,
                       &edge::sparse_winners, &edge::sparse_windows, &edge::sparse_gather_sum);
   bind_sparse_conv(m, &edge::sparse_pack, &edge::sparse_conv_relevance);

@@ -58,6 +58,19 @@ def attention_value_relevance(
     scale: float,
     cap: float,
 ) -> Tensor: ...
+def recurrence_relevance(
+    relevance: Tensor,
+    final: Tensor | None,
+    weight: Tensor,
+    entry: Tensor,
+    scale: Tensor | None,
+    carry: Tensor | None,
+    gates: Tensor | None,
+    output_entry: Tensor | None,
+    output_scale: Tensor | None,
+    reset: Tensor | None,
+    projection: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
 
 Pattern = tuple[Tensor, Tensor]  # offsets, channels
 Rows = tuple[Tensor, Tensor | None, Tensor, Tensor]  # values, rows, offsets, channels

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastlrp import composites, rules
+from fastlrp import composites, groups, rules
 from fastlrp.composites import Composite
 from fastlrp.errors import BackendError, CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
 from fastlrp.layerwise import lrp
+from fastlrp.parts import generated, similarity, tokens_by_layers
 from fastlrp.plan.plan import register_rule
 from fastlrp.run.record import ForwardRecord
 from fastlrp.spellings import each, next_tokens
@@ -37,6 +38,8 @@ __all__ = [
     "each",
     "explain",
     "functional",
+    "generated",
+    "groups",
     "info",
     "io",
     "lrp",
@@ -45,6 +48,8 @@ __all__ = [
     "register_rule",
     "report",
     "rules",
+    "similarity",
+    "tokens_by_layers",
     "tune",
     "viz",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.spellings import Each, warn_if_ambiguous
+from fastlrp.spellings import Each, described, warn_if_ambiguous
 
 Key = Callable[[Any], int]
 """From what a contrast names to the number of a class (or of an entry of the output), with its errors."""
@@ -114,7 +114,7 @@ def integers(targets: Any, batch: int, device: torch.device) -> Tensor:
     try:
         index = torch.as_tensor(list(targets) if isinstance(targets, range) else targets, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"targets must be {TARGETS}: {error}") from error
+        raise TypeError(f"targets must be {TARGETS}, got {described(targets)}") from error
     if index.dim() and index.shape[-1] == 0:
         raise ValueError("targets is empty: name at least one class")
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():

@@ -8,13 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from fastlrp import composites
+from fastlrp import composites, markup
 from fastlrp.backends.dispatch import BACKENDS
 from fastlrp.capture.chosen import Output
+from fastlrp.class_names import Labels, Names, of_model
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
+from fastlrp.groups import Groups
+from fastlrp.pickling import Carried, plain
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.table import size_text
+from fastlrp.progress import Wish
+from fastlrp.run.direction import Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
@@ -44,6 +51,8 @@ class Explainer:
         unsupported: ``"error"`` for an operation without a rule; or ``"gradient"``: it takes its input times its own
             gradient (:class:`fastlrp.rules.InputGradient`). The plan's table and a verification name every such
             operation.
+        labels: the names of the classes, a list or a dict from class to name: targets may then be names,
+            ``explainer(x, ["tabby cat"])``. Unless given, those of a model's own ``config.id2label``.
 
     Example::
 
@@ -68,6 +77,7 @@ class Explainer:
         paths: PathName | Mapping[str, PathName] = "auto",
         profile: str | None = None,
         unsupported: Unsupported | None = None,
+        labels: Names | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -78,12 +88,43 @@ class Explainer:
         if unsupported is not None:
             self.composite = replace(self.composite, unsupported=unsupported)
         self.max_memory = parse_bytes(max_memory)
-        self._plans = self._plans_of(model, self.composite, backend, output, Chooser(paths))
+        self.labels = of_model(model) if labels is None else Labels(labels)
+        self._options: dict[str, Any] = {"output": output, "paths": paths}
+        self._capture_anew()
         if example_inputs is not None:
             self._plans.of(self._plans.inputs(example_inputs))
 
     _plans_of: Callable[..., Plans] = Plans
     """What the drop-in replacements of :mod:`fastlrp.compat` do otherwise: arguments of their own for the plans."""
+
+    def _capture_anew(self) -> None:
+        output, chooser = self._options["output"], Chooser(self._options["paths"])
+        self._plans = self._plans_of(self.model, self.composite, self.backend, output, chooser)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Model, composite and options: pickles and deep copies capture the model anew at their first call."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_plans"}
+        output = Carried(self._options["output"], "the function given as output=")
+        return state | {"_options": self._options | {"output": output}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._options = {name: plain(value) for name, value in state["_options"].items()}
+        self._capture_anew()
+
+    def __repr__(self) -> str:
+        return f"Explainer({type(self.model).__name__}, {self.composite.name!r}, backend={self.backend!r})"
+
+    def _repr_html_(self) -> str:
+        weights = sum(p.numel() for p in self.model.parameters() if not is_lazy(p))
+        plan = self._plans.latest
+        facts = [("model", f"{type(self.model).__name__}, {weights:,} weights"), ("composite", self.composite.name)]
+        facts += [("backend", self.backend)]
+        facts += [] if self._options["output"] is None else [("output", str(self._options["output"]))]
+        facts += [] if self.max_memory is None else [("max_memory", size_text(self.max_memory))]
+        note = "Nothing is captured yet: the first call does it." if plan is None else ""
+        below = "" if plan is None else markup.details("plan", plan._repr_html_())
+        return markup.card("Explainer", markup.table((), facts) + below, note)
 
     @eager
     def __call__(
@@ -95,20 +136,25 @@ class Explainer:
         reduce: str | None = None,
         out: Any = None,
         at: Any = None,
+        progress: Wish = False,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Relevance:
-        """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``.
+        """One forward pass and the relevance of K targets, ``(B, K, *x.shape[1:])``; of groups ``(B, K, G)``.
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
         with self._forward(x, True, at_once=True) as record:
-            return record.relevance_at_once(targets, initial, layers, reduce, out, at)
+            return record.relevance_at_once(
+                targets, initial, layers, reduce, out, at, progress, groups=groups, direction=direction
+            )
 
     @eager
     def forward(self, x: Any, lrp_aware: LrpAware = True) -> ForwardRecord:
         """One forward pass from which any number of targets can be explained.
 
         Args:
-            x: a tensor ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
+            x: a tensor or NumPy array ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
             lrp_aware: keep the coefficients of all layers (fast, more memory) or only the layers' inputs;
                 ``"sweep"`` keeps what other parameters need, too: see :meth:`fastlrp.run.record.ForwardRecord.under`.
 
@@ -122,7 +168,9 @@ class Explainer:
         inputs = self._plans.inputs(x)
         if lrp_aware not in (True, False, "sweep"):
             raise ValueError(f"lrp_aware must be True, False or 'sweep', got {lrp_aware!r}")
-        return ForwardRecord(self._plans.of(inputs), inputs, lrp_aware, self.max_memory, at_once)
+        record = ForwardRecord(self._plans.of(inputs), inputs, lrp_aware, self.max_memory, at_once)
+        record.labels = self.labels
+        return record
 
     def refresh(self) -> None:
         """Forget what was captured: the next call captures again.
@@ -180,7 +228,7 @@ def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite =
         options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
             captures once.
     """
-    names = ("backend", "max_memory", "output", "paths", "profile", "unsupported")
+    names = ("backend", "max_memory", "output", "paths", "profile", "unsupported", "labels")
     ours = {name: options.pop(name) for name in names if name in options}
     return Explainer(model, composite, **ours)(x, targets, **options)
 

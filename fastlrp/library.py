@@ -59,6 +59,9 @@ SCHEMAS = {
     f" {_ATTENTION}, *, str backend='auto') -> Tensor",
     "norm_relevance": "(Tensor relevance, Tensor? gain, Tensor inverse_sigma, bool centre,"
     " *, str backend='auto') -> Tensor",
+    "recurrence_relevance": "(Tensor relevance, Tensor? final, Tensor weight, Tensor entry, Tensor? scale,"
+    " Tensor? carry, Tensor? gates, Tensor? output_entry, Tensor? output_scale, Tensor? reset, Tensor? projection,"
+    " *, str backend='auto') -> (Tensor flows, Tensor first, Tensor first_memory)",
 }
 
 
@@ -206,6 +209,21 @@ def _attention_relevance_fake(
     return tuple(relevance.new_empty((B, K, *t.shape[1:])) for t in (query, key, value))
 
 
+@torch.no_grad()
+def _recurrence_relevance(relevance: Tensor, *arguments: Any, backend: str = "auto") -> tuple[Tensor, ...]:
+    call = dispatch.select("recurrence_relevance", backend, relevance.device, relevance.dtype).call
+    return tuple(_own(c, relevance, *arguments) for c in call(relevance, *arguments))
+
+
+def _recurrence_relevance_fake(
+    relevance: Tensor, final: Tensor | None, weight: Tensor, *rest: Any, **_: Any
+) -> tuple[Tensor, ...]:
+    B, K, T, P = relevance.shape
+    projection = rest[-1]
+    H = P if projection is None else projection.shape[1]
+    return tuple(relevance.new_empty(shape) for shape in ((B, K, T, weight.shape[0]), (B, K, P), (B, K, H)))
+
+
 def _define(op: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     _LIBRARY.define(op + SCHEMAS[op])
     _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
@@ -217,5 +235,6 @@ for _op in _SHAPES:
     _define_relevance(_op)
 _define("attention_forward", _attention_forward, _attention_forward_fake)
 _define("attention_relevance", _attention_relevance, _attention_relevance_fake)
+_define("recurrence_relevance", _recurrence_relevance, _recurrence_relevance_fake)
 _define("elementwise_coefficients", _coefficients, _coefficients_fake)
 _define("elementwise_pooled_coefficients", _pooled_coefficients, _pooled_coefficients_fake)

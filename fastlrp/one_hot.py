@@ -5,12 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Rows = Callable[..., Tensor]
 """``(value (B, K), index (B, K), weight (O, I), u (B, O), v, input, signed, multiply) -> (B, K, I)``."""
+
+
+@dataclass(frozen=True)
+class AtPositions:
+    """A register of which only some positions (tokens, patches) carry relevance: the others are not there.
+
+    Attributes:
+        rows: ``(B, K, P, …)``. positions: ``(P,)``, ascending, the same for every sample and target. whole: how many
+            positions there are.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    whole: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(B, K, S, …)``, of what it stands for."""
+        return torch.Size((*self.rows.shape[:2], self.whole, *self.rows.shape[3:]))
+
+    def dense(self) -> Tensor:
+        """``(B, K, S, …)`` with zeros at the other positions."""
+        return self.rows.new_zeros(self.shape).index_copy_(2, self.positions, self.rows)
+
+    def narrow(self, dim: int, start: int, length: int) -> AtPositions:
+        """A block of targets."""
+        assert dim == 1, "only the target axis can be cut"
+        return replace(self, rows=self.rows.narrow(1, start, length))
+
+    def of(self, slot: Any) -> Any:
+        """What a step reads of a slot ``(B, S, …)``: these positions; anything else as it is."""
+        has_positions = isinstance(slot, Tensor) and slot.dim() > 1 and slot.shape[1] == self.whole
+        return slot.index_select(1, self.positions) if has_positions else slot
 
 
 @dataclass(frozen=True)
@@ -63,7 +97,7 @@ class OneHot:
 
     def through(
         self, rows: Rows, weight: Tensor, u: Tensor | None, v: Tensor | None = None, input: Tensor | None = None
-    ) -> Tensor:
+    ) -> Tensor | AtPositions:
         """``c = W^T (u F) + W+^T (v F)`` of a linear layer ``(B, *L, I) -> (B, *L, O)``: rows of its weight.
 
         Args:
@@ -73,7 +107,7 @@ class OneHot:
                 :func:`fastlrp.reference.linear.linear_relevance`.
 
         Returns:
-            ``(B, K, *L, I)``, zero but at the entries' positions.
+            ``(B, K, *L, I)``, zero but at the entries' positions; on a CPU those alone where they are few.
         """
         dtype = next(t.dtype for t in (u, v) if t is not None)
         if self.value.dtype != dtype:  # Float16 coefficients may need more range.
@@ -88,13 +122,16 @@ class OneHot:
 
     def _at_positions(
         self, rows: Rows, weight: Tensor, u: Tensor | None, v: Tensor | None, input: Tensor | None
-    ) -> Tensor:
+    ) -> Tensor | AtPositions:
         outputs, inputs = weight.shape
         batch, count = self.index.shape[:2]
         position, row = self.index // outputs, self.index % outputs
+        room, place, positions = math.prod(self.sizes[:-1]), position, self._few_positions(position)
+        if positions is not None:
+            room, place = len(positions), torch.searchsorted(positions, position)
         # Each target is a sample of its own: it stands at a position with coefficients and an input of its own.
         ones = self.value.new_ones(1, 1).expand(batch * count, outputs)
-        result = self.value.new_zeros(batch, count, math.prod(self.sizes[:-1]), inputs)
+        result = self.value.new_zeros(batch, count, room, inputs)
         for m in range(self.terms):
             where = position[:, :, m, None].expand(-1, -1, inputs)
             x = None if input is None else input.flatten(1, -2).gather(1, where).flatten(0, 1)
@@ -105,5 +142,15 @@ class OneHot:
                     part = rows(
                         value, row[..., m].flatten().unsqueeze(1), weight, first, second, sign, sign is not None, False
                     )
-                    result.scatter_add_(2, where.unsqueeze(2), part.view(batch, count, 1, inputs))
+                    into = place[:, :, m, None, None].expand(-1, -1, 1, inputs)
+                    result.scatter_add_(2, into, part.view(batch, count, 1, inputs))
+        if positions is not None:
+            return AtPositions(result, positions, self.sizes[0])
         return result.view(batch, count, *self.sizes[:-1], inputs)
+
+    def _few_positions(self, position: Tensor) -> Tensor | None:
+        """Those that any target stands at, if most of them are free; not on a GPU, where looking would wait for it."""
+        if len(self.sizes) != 2 or position.device.type != "cpu":
+            return None
+        found = position.unique()
+        return found if 2 * len(found) <= self.sizes[0] else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.spellings import Each, warn_if_ambiguous
+from fastlrp.spellings import Each, described, warn_if_ambiguous
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def _along(at: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
         index = torch.as_tensor(list(at) if isinstance(at, range) else at)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"at= must be a position, a list of positions, 'all', 'pairs' or fastlrp.each(…): {error}"
+            f"at= must be a position, a list of positions, 'all', 'pairs' or fastlrp.each(…), got {described(at)}"
         ) from error
     if index.dim() and index.shape[-1] == 0:
         raise ValueError("at= is empty: name at least one position")

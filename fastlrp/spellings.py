@@ -41,7 +41,7 @@ def each(values: Any) -> Each:
 
     Args:
         values: B integers, one for each sample of the batch: a sequence, an array or a tensor ``(B,)``; or ``(B, K)``,
-            K for each. A sequence of B contrasts (dicts from class to weight) gives each sample its own.
+            K for each. A sequence of B contrasts (dicts from class to weight) or names gives each sample its own.
 
     Returns:
         what ``targets=`` and ``at=`` take.
@@ -59,12 +59,12 @@ def each(values: Any) -> Each:
     if not hasattr(values, "dtype"):
         if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, (Sequence, range)):
             raise TypeError(f"each() takes one entry for each sample, (B,), got {type(values).__name__}")
-        if any(isinstance(item, (Mapping, tuple)) for item in values):
+        if any(isinstance(item, (Mapping, tuple, str)) for item in values):
             return Each(tuple(values))
     try:
         tensor = torch.as_tensor(list(values) if isinstance(values, range) else values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"each() takes one integer for each sample, (B,): {error}") from error
+        raise TypeError(f"each() takes one integer for each sample, (B,), got {described(values)}") from error
     if tensor.numel() == 0:
         raise ValueError("each() is empty: give one entry for each sample")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -91,12 +91,18 @@ def next_tokens(ids: Any) -> NextTokens:
     try:
         tensor = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"next_tokens() takes token ids (B, S): {error}") from error
+        raise TypeError(f"next_tokens() takes token ids (B, S), got {described(ids)}") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"next_tokens() takes token ids (B, S), which are integers, got {tensor.dtype}")
     if tensor.dim() != 2:
         raise ValueError(f"next_tokens() takes token ids (B, S), got {tuple(tensor.shape)}")
     return NextTokens(tensor.long())
+
+
+def described(values: Any) -> str:
+    """What was given, in few words: its text if that is short, else its type."""
+    text = repr(values)
+    return text if len(text) <= 60 else f"{type(values).__name__} {text[:50]}…"
 
 
 _WARNED: set[str] = set()

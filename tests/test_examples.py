@@ -181,6 +181,26 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert 20_000 < out.stat().st_size < 200_000
 
 
+@pytest.mark.slow
+def test_relevance_of_text_is_at_the_words_that_decide(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    text = example("text")
+    model, accuracy = text.train()
+    assert accuracy > 0.98
+    texts, labels = text.sentences(100, torch.Generator().manual_seed(99))
+    for composite in ("attnlrp", "cp_lrp"):
+        relevance = fastlrp.explain(model, text.ids_of(texts), {1: 1.0, 0: -1.0}, composite)[:, 0]
+        pairs = [(row, text.deciding(words)) for row, words in zip(relevance, texts, strict=True)]
+        assert sum(int(row.abs().argmax()) in places for row, places in pairs) >= 95  # 100 and 100
+        shares = torch.stack([row[places].sum() for row, places in pairs])
+        assert int(((shares > 0) == (labels == 1)).sum()) >= 95  # 100 and 100
+    monkeypatch.setattr(text, "train", lambda: (model, accuracy))
+    monkeypatch.setattr(sys, "argv", ["text.py", "--out", str(tmp_path)])
+    text.main()
+    assert "lovely[++]" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.html", "text.png", "text_layers.png"]
+
+
 def test_tutorial_on_digits(tmp_path, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")

@@ -21,40 +21,49 @@ ORDER = """
     cli
     fastlrp tune.__main__
     io
-    compat nn layerwise report convolutional
+    compat nn layerwise report convolutional parts
     viz
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
+    run.contributions
+    run.grouped
+    run.direction
+    run.ascent
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner
     plan.plan
     capture.export run.basis run.sparse.specialize
     run.descent
     capture.lift
-    capture.probe composites
+    capture.lift_check
+    capture.probe capture.lift_proof composites
     capture.lift_layers
     capture.lift_moves
     capture.lifter
-    capture.translate capture.batch_axis
+    capture.translate capture.standing
+    capture.batch_axis
     capture.memory
     kinds.registry
     kinds
-    run.given_ids
-    run.inputs run.sink plan.table
+    run.given_ids run.hints
+    run.accept run.inputs run.sink plan.table
     run.finite
+    plan.transpose
     rules
     plan.coefficients
-    plan.input_terms
-    plan.layer plan.fusion plan.check
+    plan.input_terms plan.late
+    plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.attention_weights capture.composed_activations
     capture.arguments plan.forms plan.narrow plan.step_names
+    capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
-    targets capture.attributes capture.bystanders capture.fingerprint capture.structure
+    class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.quiet capture.module_paths classes positions tune.attention
-    spellings
+    spellings groups
+    markup pickling progress
     one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info
@@ -84,7 +93,7 @@ SUPPORT = {
 PEERS = {"zennit", "captum", "torchvision", "sklearn", "transformers"}
 # Who may import what an extra brings, and then in functions only.
 OPTIONAL = {
-    "matplotlib": ("viz",), "PIL": ("viz", "cli", "report"), "scipy": ("viz",), "tqdm": ("nn", "cli"),
+    "matplotlib": ("viz",), "PIL": ("viz", "cli", "report"), "scipy": ("viz",), "tqdm": ("nn", "cli", "progress"),
     "click": ("cli",), "jinja2": ("report",), "safetensors": ("cli",),
 }  # fmt: skip
 

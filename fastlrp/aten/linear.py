@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastlrp.aten import _product
 from fastlrp.aten.elementwise import combine
 
 
@@ -21,7 +22,7 @@ def linear_relevance(
     """``c = (uF) W + (vF) W+``, (B, K, *, O) -> (B, K, *, I); see :func:`fastlrp.reference.linear.linear_relevance`."""
 
     def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
-        return (relevance * coefficient.unsqueeze(1)) @ matrix
+        return _product.product(relevance * coefficient.unsqueeze(1), matrix)
 
     return combine(product, weight, u, v, input, weight_positive, signed, multiply)
 

@@ -19,6 +19,7 @@ STEMS = {
     "attention_relevance": "attention",
     "attention_value_relevance": "attention",
     "norm_relevance": "norm",
+    "recurrence_relevance": "recurrence",
 }
 
 OPS = tuple(STEMS)

@@ -7,6 +7,7 @@ from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+_RECURRENT_FORM = "it takes sequences (batch, time, channels) of one fixed length, and weights that are parameters"
 _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
              "_native_multi_head_attention", "_transformer_encoder_layer_fwd")  # fmt: skip
 
@@ -23,7 +24,7 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     name, where = node.operation, f"module '{node.path or '(the model itself)'}'{_type_name(node)}"
     what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
     if name in _RECURRENT:
-        what = f": recurrent layers ({name}) are not supported, they have no relevance rule yet"
+        what = f": this use of a recurrent layer ({name}) is not supported, {_RECURRENT_FORM}"
     elif node.kind in ("product", "attention"):
         what = ": a product of two activations (as in attention) is not supported by this composite"
         custom = "fastlrp.rules.Uniform() (half of it to each factor), fastlrp.rules.ValueOnly()"
@@ -89,11 +90,11 @@ def keep_the_batch(graph: Graph, node: Node) -> str:
             "A size is computed from data (by a boolean index, nonzero, or the like): choose entries with torch.where, "
             "or by fixed integer indices."
         )
-    recurrent = next((n for n in graph.nodes if n.operation in _RECURRENT), None)
+    recurrent = next((n for n in graph.nodes if n.operation in _RECURRENT and n.kind != "recurrence"), None)
     if recurrent is not None and (node is recurrent or _inside(node, recurrent)):
         return (
-            f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}'), which is not "
-            "supported: it has no relevance rule yet."
+            f"The model has a recurrent layer ({recurrent.operation} in '{recurrent.path or 'model'}') in a use that "
+            f"is not supported: {_RECURRENT_FORM}."
         )
     if graph.not_lifted:
         return f"{graph.not_lifted}. Keep the batch as axis 0."

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fastlrp.capture import recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Node, Value, leaves
 
@@ -34,6 +35,12 @@ def keeps_samples_apart(node: Node, rows: set[Value]) -> bool:
         return False
     axes = reader(node, arguments(node))
     return axes is not None and 0 not in axes
+
+
+def axes_of(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
+    """The axes along which an operation works, by its arguments ``a``; None if they do not say."""
+    reader = _READERS.get(node.operation)
+    return None if reader is None else reader(node, a)
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -248,6 +255,12 @@ def _chosen(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
     return _NONE if len(node.inputs) == 1 and isinstance(node.args[0], Constant) else None
 
 
+def _sequence(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
+    """A recurrent layer of ``(B, T, C)`` with first states ``(B, H)``: time is axis 1, channels meet."""
+    plain = isinstance(node.call, recurrent.Layer) and all(v.has_batch_first for v in (node.output, *node.inputs))
+    return frozenset(range(1, _rank(node))) if plain else None
+
+
 def _table(entries: Iterable[tuple[str, Reader]]) -> dict[str, Reader]:
     return {name: reader for names, reader in entries for name in names.split()}
 
@@ -260,7 +273,8 @@ _READERS: dict[str, Reader] = _table([
         "log2 log10 expm1 erf erfc sinc sign floor ceil round trunc frac sgn exp2 sinh cosh asinh atan2 "
         "fmod remainder floor_divide "
         "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or "
-        "bitwise_not isnan isfinite isinf nan_to_num zeros_like ones_like full_like", _each_entry,
+        "bitwise_not __and__ __or__ __xor__ isnan isfinite isinf nan_to_num zeros_like ones_like full_like",
+        _each_entry,
     ),
     (
         "dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d contiguous clone "
@@ -301,6 +315,7 @@ _READERS: dict[str, Reader] = _table([
     ("index", _index),
     ("index_select", _index_select),
     ("embedding embedding_bag", _chosen),
+    ("lstm gru rnn_tanh rnn_relu", _sequence),
 ])  # fmt: skip
 
 ELEMENTWISE = frozenset(name for name, reader in _READERS.items() if reader in (_each_entry, _alone))

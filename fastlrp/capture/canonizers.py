@@ -178,4 +178,5 @@ def merged_parameters(node: Node) -> tuple[Tensor, Tensor | None]:
             weight = weight * by_group.view(*by_group.shape, *tail)
         else:
             weight = weight * scale.view(-1, 1, *tail)
-    return weight.contiguous(), bias
+    # A matrix may be the model's own, transposed: products read it in either order, and a copy would be as large.
+    return weight if node.kind == "linear" else weight.contiguous(), bias

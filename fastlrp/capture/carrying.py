@@ -41,7 +41,7 @@ def mark_ids(graph: Graph) -> None:
     for node in graph.nodes:
         if node.output.dtype in _ID_TYPES:
             node.output.carries = False
-            if node.kind in _MOVES and any(v in ids for v in _moved(node)):
+            if node.kind in _MOVES and any(v in ids for v in moved(node)):
                 ids.add(node.output)
     for value in graph.inputs:
         value.carries = value.is_float
@@ -49,14 +49,14 @@ def mark_ids(graph: Graph) -> None:
         if node.kind in LOOKUPS:
             chosen = node.inputs
         elif node.output in ids and node.output.carries:
-            chosen = tuple(_moved(node))
+            chosen = tuple(moved(node))
         else:
             continue
         for value in chosen:
             value.carries = value.carries or value in ids
 
 
-def _moved(node: Node) -> Iterator[Value]:
+def moved(node: Node) -> Iterator[Value]:
     """The values whose entries the operation copies."""
     target = getattr(node.call, "whole", node.call)
     named = bind(target, node.args, node.kwargs)

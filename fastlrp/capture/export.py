@@ -25,6 +25,7 @@ from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
+from fastlrp.capture.recurrent import PACKED, packs_sequences
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
@@ -116,10 +117,10 @@ def capture(
     program, fixed = _export(wrapper, args, kwargs, batch)
     graph = Translator(program, model, fixed, batch).translate()
     graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
-    rows = refuse_mixed_samples(graph, tensors, batch if fixed else None)
+    standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
-        lift(graph, rows, tensors)
-    elif batch == 0 or travels(graph, rows if batch > 1 else _batch_first(graph)):
+        lift(graph, standing, tensors)
+    elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
     return Captured(graph, wrapper._note.structure, batch if fixed else None)
 
@@ -200,6 +201,8 @@ def _tracing(wrapper: nn.Module) -> Iterator[None]:
 
 def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if packs_sequences(error):
+        return CaptureError(PACKED)
     if _reads_data(error):
         return CaptureError(_explain(error))
     try:

@@ -5,14 +5,14 @@ Attention with ``(S, B, D)``, windows or frames folded into the batch, tokens fl
 get the form that works on twins (:mod:`fastlrp.capture.lift_moves`, :mod:`fastlrp.capture.lift_layers`); what is
 batch-first in the model stays untouched, and a value that is so again is read as the model has it.
 
-Nothing is taken on trust: the lifted graph and the model's own are run side by side on three random samples, in
-float64, and compared wherever the layouts meet. A graph that cannot be lifted is left as it is.
+Nothing is taken on trust: a form proves that it is right (:mod:`fastlrp.capture.lift_proof`), or the part of the graph
+that it stands in is run beside the model's own (:mod:`fastlrp.capture.lift_check`). A graph that cannot be lifted is
+left as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,37 +20,31 @@ from torch import Tensor
 
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Graph, Node, Value, substitute
+from fastlrp.capture.lift_check import Lifted, as_it_is, check, random_example, reason, sizes_for, tolerance
 from fastlrp.capture.lift_layers import LAYERS
 from fastlrp.capture.lift_moves import MOVES, Form
 from fastlrp.capture.lifter import Lifter, UnliftableError
-from fastlrp.capture.probe import SAMPLES, TOLERANCE, ancestors, called, called_in_double, close
+from fastlrp.capture.probe import ancestors, called, called_in_double, close
+from fastlrp.capture.standing import Standing
 
 _FORMS: dict[str, Form] = {name: form for names, form in (*MOVES, *LAYERS) for name in names.split()}
 
 
-@dataclass(eq=False)
-class _Lifted:
-    """One node of the model's own graph with what stands for it: itself, or lifted nodes."""
-
-    node: Node
-    new: list[Node]
-    exits: list[tuple[Value, Value]] = field(default_factory=list)
-
-
-def lift(graph: Graph, rows: set[Value], examples: Sequence[Tensor]) -> None:
+def lift(graph: Graph, standing: Standing, examples: Sequence[Tensor]) -> None:
     """Rewrite what is not batch-first on the way to the explained output, if that is batch-first itself.
 
     Args:
-        rows: values whose row b is known to belong to sample b: see :mod:`fastlrp.capture.probe`.
+        standing: where the batch is in each value, as far as :mod:`fastlrp.capture.probe` knows.
         examples: the inputs that the model was captured with, in the order of ``graph.inputs``.
     """
+    rows = standing.rows
     if not travels(graph, rows) or graph.output not in rows or not graph.output.has_batch_first:
         return
     wanted, values = ancestors(graph, graph.output), graph.values
     try:
         with torch.no_grad():
             lifter, lifted = _lifted(graph, rows, wanted, examples)
-            _compare(graph, lifted, examples)
+            check(graph, lifter, lifted, standing, examples)
     except UnliftableError as error:
         graph.values = values
         graph.not_lifted = str(error)
@@ -85,13 +79,13 @@ def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: in
             try:
                 own, ours = _run(several, samples, call), _run(graph, samples, call)
             except Exception:  # An operation that insists on the model's own dtype.
-                double, call = False, _as_it_is
+                double, call = False, as_it_is
                 own, ours = _run(several, samples, call), _run(graph, samples, call)
     except Exception:  # Whatever fails, there is the graph for this batch size.
         return False
     graph.batch = None
     return all(
-        a.shape == b.shape and close(a, b, _tolerance(v, double))
+        a.shape == b.shape and close(a, b, tolerance(v, double))
         for v, a, b in zip(graph.outputs, ours, own, strict=True)
     )
 
@@ -112,13 +106,14 @@ def is_natural(node: Node, rows: set[Value]) -> bool:
 
 def _lifted(
     graph: Graph, rows: set[Value], wanted: set[Value], examples: Sequence[Tensor], whole: bool = False
-) -> tuple[Lifter, list[_Lifted]]:
+) -> tuple[Lifter, list[Lifted]]:
     """All nodes with their lifted forms; ``whole``: no node stays as it is."""
     lifter = Lifter(graph, *_alone(graph, wanted, examples), examples[0].device)
-    result: list[_Lifted] = []
+    result: list[Lifted] = []
     for node in graph.nodes:
         y = node.output
-        made = _Lifted(node, [])
+        made = Lifted(node, [])
+        result.append(made)
         if y in wanted:
             lifter.node, lifter.made = node, made.new
             if not y.depends:
@@ -129,7 +124,6 @@ def _lifted(
                 _read_natural(lifter, node, rows, made)
             elif y.is_tensor:
                 lifter.twins[y] = _twin(lifter, node)
-        result.append(made)
     for value in graph.outputs if whole else [graph.output]:
         if value in lifter.twins:
             _leave(lifter, value, result[-1])
@@ -140,15 +134,15 @@ def _twin(lifter: Lifter, node: Node) -> Value:
     try:
         twin = _FORMS.get(node.operation, Lifter.mapped)(lifter)
     except UnliftableError as error:
-        raise UnliftableError(_reason(node, str(error))) from error
+        raise UnliftableError(reason(node, str(error))) from error
     except Exception as error:  # A form may meet any use of an operation.
-        raise UnliftableError(_reason(node, f"{type(error).__name__}: {str(error).splitlines()[0]}")) from error
+        raise UnliftableError(reason(node, f"{type(error).__name__}: {str(error).splitlines()[0]}")) from error
     if twin.sizes != lifter.shapes[node.output]:
-        raise UnliftableError(_reason(node, f"its form gives {twin.sizes}, expected {lifter.shapes[node.output]}"))
+        raise UnliftableError(reason(node, f"its form gives {twin.sizes}, expected {lifter.shapes[node.output]}"))
     return twin
 
 
-def _read_natural(lifter: Lifter, node: Node, rows: set[Value], made: _Lifted) -> None:
+def _read_natural(lifter: Lifter, node: Node, rows: set[Value], made: Lifted) -> None:
     """A node that stays, reading values that are batch-first again."""
     table: dict[Value, Value] = {}
     for v in node.inputs:
@@ -178,7 +172,7 @@ def _read_natural(lifter: Lifter, node: Node, rows: set[Value], made: _Lifted) -
     )
 
 
-def _leave(lifter: Lifter, value: Value, made: _Lifted) -> None:
+def _leave(lifter: Lifter, value: Value, made: Lifted) -> None:
     """The natural layout of a lifted value that is batch-first in the model."""
     if value in lifter.natural:
         return
@@ -190,17 +184,43 @@ def _leave(lifter: Lifter, value: Value, made: _Lifted) -> None:
     made.exits.append((value, lifter.natural[value]))
 
 
-def _reason(node: Node, why: str) -> str:
-    return (
-        f"The batch axis leaves axis 0, and {node.operation} in module '{node.path or '(the model itself)'}' could not "
-        f"be written for each sample alone: {why}"
-    )
-
-
 def _alone(
     graph: Graph, wanted: set[Value], examples: Sequence[Tensor]
 ) -> tuple[dict[Value, tuple[int, ...]], dict[Value, Any]]:
-    """Shapes and numbers of a batch of one."""
+    """Shapes and numbers of a batch of one: read off the symbolic sizes, by a forward pass where that is not enough."""
+    found = _read_off(graph, wanted)
+    return _by_running(graph, wanted, examples) if found is None else found
+
+
+def _read_off(graph: Graph, wanted: set[Value]) -> tuple[dict[Value, tuple[int, ...]], dict[Value, Any]] | None:
+    shapes: dict[Value, tuple[int, ...]] = {}
+    numbers: dict[Value, Any] = {}
+    for value in graph.inputs:
+        sizes = sizes_for(value, 1)
+        if sizes is None:
+            return None
+        shapes[value] = sizes
+    for node in graph.nodes:
+        y = node.output
+        if y not in wanted:
+            continue
+        if y.is_tensor:
+            sizes = sizes_for(y, 1)
+            if sizes is None or node.operation == "squeeze":  # Which may take a batch of one, too.
+                return None
+            shapes[y] = sizes
+        elif node.operation == "sym_size":
+            numbers[y] = shapes[node.args[0]][node.args[1]]
+        elif all(v in numbers for v in node.inputs):
+            numbers[y] = node.call(*substitute(node.args, numbers), **substitute(node.kwargs, numbers))
+        elif node.kind == "scalar":
+            return None
+    return shapes, numbers
+
+
+def _by_running(
+    graph: Graph, wanted: set[Value], examples: Sequence[Tensor]
+) -> tuple[dict[Value, tuple[int, ...]], dict[Value, Any]]:
     state: dict[Value, Any] = {v: random_example(x, 1, v.index) for v, x in zip(graph.inputs, examples, strict=True)}
     shapes: dict[Value, tuple[int, ...]] = {v: tuple(t.shape) for v, t in state.items()}
     numbers: dict[Value, Any] = {}
@@ -211,7 +231,7 @@ def _alone(
         try:
             made = called(node, state, lambda t: t)
         except Exception as error:
-            raise UnliftableError(_reason(node, f"it fails for a batch of one: {error}")) from error
+            raise UnliftableError(reason(node, f"it fails for a batch of one: {error}")) from error
         state[node.output] = made
         if isinstance(made, Tensor):
             shapes[node.output] = tuple(made.shape)
@@ -223,95 +243,7 @@ def _alone(
     return shapes, numbers
 
 
-# The check
-
-
-def _compare(graph: Graph, lifted: list[_Lifted], examples: Sequence[Tensor]) -> None:
-    """Raise UnliftableError where lifted values differ from the model's own, on random samples."""
-    try:
-        _run_beside(graph, lifted, examples, True)
-    except UnliftableError:
-        raise
-    except Exception:  # An operation that insists on the model's own dtype.
-        _run_beside(graph, lifted, examples, False)
-
-
-def _run_beside(graph: Graph, lifted: list[_Lifted], examples: Sequence[Tensor], double: bool) -> None:
-    call: Callable[[Node, dict[Value, Any]], Any] = called_in_double if double else _as_it_is
-    own: dict[Value, Any] = {
-        v: random_example(x, SAMPLES, v.index) for v, x in zip(graph.inputs, examples, strict=True)
-    }
-    ours = dict(own)
-    wanted = ancestors(graph, graph.output)
-    readers: dict[Value, int] = {}
-    for entry in lifted:
-        for node in (entry.node, *entry.new):
-            for v in node.inputs:
-                readers[v] = readers.get(v, 0) + 1
-    for value in (graph.output, *(v for entry in lifted for pair in entry.exits for v in pair)):
-        readers[value] = readers.get(value, 0) + 1
-    for entry in lifted:
-        if entry.node.output not in wanted:
-            continue
-        own[entry.node.output] = call(entry.node, own)
-        for node in entry.new:
-            # Nodes of the model's own that are read for their sizes alone stay in the graph.
-            table = {v: ours[v] if v in ours else own[v] for v in node.inputs}
-            if node is entry.node and all(table[v] is own.get(v) for v in node.inputs):
-                ours[node.output] = own[node.output]  # Nothing before it was lifted.
-                continue
-            try:
-                ours[node.output] = call(node, table)
-            except Exception as error:
-                if double:
-                    raise
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                raise UnliftableError(_reason(entry.node, reason)) from error
-        for old, new in entry.exits:
-            _check_equal(entry.node, old, own[old], ours[new], double)
-        done = [v for pair in entry.exits for v in pair]
-        for node in (entry.node, *entry.new):
-            done += node.inputs
-        for v in done:
-            readers[v] -= 1
-            if not readers[v]:
-                own.pop(v, None)
-                ours.pop(v, None)
-    output = graph.output
-    if output in ours:
-        _check_equal(lifted[-1].node, output, own[output], ours[output], double)
-
-
-def _check_equal(node: Node, value: Value, own: Tensor, ours: Tensor, double: bool) -> None:
-    if own.shape != ours.shape or not close(ours, own, _tolerance(value, double)):
-        maker = node if value.producer is None else value.producer
-        raise UnliftableError(
-            _reason(maker, f"of {SAMPLES} samples together one has another result there than it has alone")
-        )
-
-
-def _tolerance(value: Value, double: bool) -> float:
-    return TOLERANCE.get(torch.float64 if double else value.dtype or torch.float64, 0.0)
-
-
-def random_example(x: Tensor, count: int, seed: int) -> Tensor:
-    """Random samples in the range of the example: floats of its mean and spread, any of its own integers."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    shape = (count, *x.shape[1:])
-    if x.numel() == 0:
-        return x.new_zeros(shape)
-    if not x.is_floating_point():
-        return x.flatten()[torch.randint(x.numel(), shape, generator=generator).to(x.device)]
-    spread = x.double().std(correction=0)
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(x.device)
-    return (x.double().mean() + noise * torch.where(spread > 0, spread, 1.0)).to(x.dtype)
-
-
-def _as_it_is(node: Node, table: dict[Value, Any]) -> Any:
-    return called(node, table, lambda t: t)
-
-
-def _commit(graph: Graph, lifter: Lifter, lifted: list[_Lifted]) -> None:
+def _commit(graph: Graph, lifter: Lifter, lifted: list[Lifted]) -> None:
     """The lifted graph in the place of the model's own; nodes of other outputs stay as they were."""
     nodes: list[Node] = []
     for entry in lifted:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Constant, Value
 from fastlrp.capture.lift_moves import Form, aligned, as_it_is
 from fastlrp.capture.lifter import Lifter, aten, derived, sizes_of
+from fastlrp.kinds.grouped import rows_by_expert
 
 _CONVOLUTIONS = {1: aten.conv2d.default, 2: aten.conv3d.default}
 _TRANSPOSED = {1: aten.conv_transpose2d.input, 2: aten.conv_transpose3d.input}
@@ -241,6 +242,17 @@ def _mask(lifter: Lifter, mask: Value | Constant, outer: tuple[int, ...], heads:
     return lifter.reshape(mask, (count, *last))
 
 
+def grouped(lifter: Lifter) -> Value:
+    """Rows of one sample sorted by expert, times the matrices of the experts."""
+    args, kwargs = lifter.tree((lifter.node.args, lifter.node.kwargs))
+    named = dict(zip(("input", "weight", "offs", "bias", "out_dtype"), args, strict=False)) | kwargs
+    x, weight, ends = named["input"], named["weight"], named.get("offs")
+    plain = named.get("bias") is None and named.get("out_dtype") in (None, lifter.node.output.dtype)
+    if not plain or not isinstance(x, Value) or not isinstance(weight, Constant) or not isinstance(ends, Value):
+        return lifter.mapped()
+    return lifter.emit(lifter.node.operation, rows_by_expert, (x, weight, ends), lifter.shape)
+
+
 LAYERS: tuple[tuple[str, Form], ...] = (
     ("linear", linear),
     ("matmul mm bmm mv dot", multiplied),
@@ -252,5 +264,6 @@ LAYERS: tuple[tuple[str, Form], ...] = (
     ("batch_norm", batch_normed),
     ("group_norm instance_norm", group_normed),
     ("scaled_dot_product_attention", attention),
+    ("transformers::grouped_mm_fallback _grouped_mm", grouped),
 )
 """Operations and their lifted forms."""

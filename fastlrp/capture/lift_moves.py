@@ -14,7 +14,7 @@ from fastlrp.capture.memory import Write
 
 Form = Callable[[Lifter], Value]
 
-_AXES = ("dim", "dims", "dim0", "dim1", "dim2", "dimension", "source", "destination")
+NAMED_AXES = ("dim", "dims", "dim0", "dim1", "dim2", "dimension", "source", "destination")
 _EVERY_AXIS = {"sum", "mean", "amax", "amin", "std", "var", "logsumexp", "linalg_vector_norm"}
 """Operations for which no axes named, or None, means all axes, and which take a list."""
 _WITH_AXES: dict[Any, Callable[..., Any]] = {aten.sum.default: aten.sum.dim_IntList, aten.mean.default: aten.mean.dim}
@@ -64,7 +64,7 @@ def along(lifter: Lifter) -> Value:
     call = _WITH_AXES.get(node.call, node.call)
     if call is not node.call:
         bound = {**bound, "dim": None, "keepdim": False}
-    names = [name for name in _AXES if name in bound]
+    names = [name for name in NAMED_AXES if name in bound]
     if not names:
         return lifter.mapped()
     if x.sizes == ():
@@ -180,11 +180,11 @@ def filled_in(lifter: Lifter) -> Value:
             return lifter.mapped()
         base, rank = lifter.rows(base), len(lifter.shape)
         for i, argument in enumerate(schema.arguments[1 : len(rest) + 1]):
-            if argument.name in _AXES:
+            if argument.name in NAMED_AXES:
                 rest[i] = _shifted(rest[i], rank)
         named = {a.name for a in schema.arguments[1 : len(rest) + 1]}
         for argument in schema.arguments[len(rest) + 1 :]:
-            if argument.name in _AXES and argument.name not in named:
+            if argument.name in NAMED_AXES and argument.name not in named:
                 kwargs = {**kwargs, argument.name: _shifted(kwargs.get(argument.name, argument.default_value), rank)}
         source = aligned(lifter, source, _rank_of_view(lifter, rest, kwargs))
         return lifter.emit(node.operation, node.call, (base, source, *rest), lifter.shape, kwargs)
@@ -192,7 +192,7 @@ def filled_in(lifter: Lifter) -> Value:
     if not bound:
         return lifter.mapped()
     base, source, rank = lifter.rows(bound["self"]), lifter.rows(bound["src"]), len(lifter.shape)
-    changed = {name: _shifted(bound[name], rank) for name in _AXES if name in bound}
+    changed = {name: _shifted(bound[name], rank) for name in NAMED_AXES if name in bound}
     args, kwargs = _ordered(node.call, {**bound, **changed, "self": base, "src": source})
     return lifter.emit(node.operation, node.call, args, lifter.shape, kwargs)
 

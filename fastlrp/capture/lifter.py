@@ -45,6 +45,9 @@ class PerSample:
         call: the operation. args, kwargs: as the node has them.
     """
 
+    keeps_samples_apart = True
+    """No index that is computed from data reaches into another sample."""
+
     def __init__(self, call: Callable[..., Any], args: Any, kwargs: Any) -> None:
         found, _ = torch.utils._pytree.tree_flatten((args, kwargs))
         self.call = call

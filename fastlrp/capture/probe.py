@@ -1,9 +1,9 @@
 """Finds operations that mix the samples of a batch: what the arguments do not prove is tried.
 
 Relevance of one sample is only defined if its output does not depend on the other samples. Most operations prove that
-by their arguments (:mod:`fastlrp.capture.batch_axis`). Any other is run once, at capture, with three random samples
-and with each of them alone; a row that differs is an error. A model that is captured for one batch size cannot take a
-sample alone: there the other samples are exchanged for others.
+by their arguments (:mod:`fastlrp.capture.batch_axis`, :mod:`fastlrp.capture.standing`). Any other is run once, at
+capture, with three random samples and with each of them alone; a row that differs is an error. A model that is captured
+for one batch size cannot take a sample alone: there the other samples are exchanged for others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from fastlrp.capture import advice
 from fastlrp.capture.batch_axis import keeps_samples_apart, shape_in_words, works_along
 from fastlrp.capture.graph import Constant, Graph, Node, Value, substitute
+from fastlrp.capture.standing import Place, Standing, alone_symbolic
 from fastlrp.errors import UnsupportedOperationError
 
 SAMPLES = 3
@@ -31,7 +32,7 @@ _WAYS_OUT = (
 )
 
 
-def refuse_mixed_samples(graph: Graph, examples: Sequence[Tensor], fixed_batch: int | None) -> set[Value]:
+def refuse_mixed_samples(graph: Graph, examples: Sequence[Tensor], fixed_batch: int | None) -> Standing:
     """Raise if the explained output of a sample depends on the rest of the batch.
 
     Args:
@@ -39,17 +40,18 @@ def refuse_mixed_samples(graph: Graph, examples: Sequence[Tensor], fixed_batch: 
         fixed_batch: the only batch size that the graph takes; None if it takes any.
 
     Returns:
-        the values on the way to the output whose row b belongs to sample b alone.
+        where the batch stands in the values on the way to the output; its ``rows`` are those whose row b belongs to
+        sample b alone.
 
     Raises:
         UnsupportedOperationError: naming the operation.
     """
     if fixed_batch is not None and fixed_batch < 2:
-        return set()
+        return Standing(set())
     with torch.no_grad():
         probe = _Probe(graph, examples, fixed_batch)
         probe.try_all()
-    return probe.rows
+    return probe.standing
 
 
 class _Probe:
@@ -57,6 +59,7 @@ class _Probe:
 
     Attributes:
         rows: values whose row b depends on sample b alone. They are not held: random rows will do.
+        standing: where the batch is in these and in values that are not batch-first, which are not held either.
         together, alone: of every other value, what it is for all samples and for each of :attr:`picked` alone.
         of_samples: values that depend on what the samples are, not only on how many.
         moved: values whose batch is another axis than 0, and which.
@@ -69,27 +72,36 @@ class _Probe:
         self.picked = sorted({0, self.count // 2, self.count - 1})
         self.examples = dict(zip(graph.inputs, examples, strict=True))
         self.rows = set(graph.inputs)
+        self.standing = Standing(self.rows)
         self.together: dict[Value, Any] = {}
         self.alone: dict[Value, list[Any]] = {}
         self.of_samples = set(graph.inputs)
         self.moved: dict[Value, int] = {}
         self.coarse: set[Value] = set()
-        self.real: dict[Value, Any] = {}
+        self.node: Node | None = None
+        self.real: dict[Value, Any] = {v: self._sample(v) for v in graph.inputs}
+        self.wanted = ancestors(graph, graph.output)
+        self.last = {v: node for node in graph.nodes if node.output in self.wanted for v in node.inputs}
+        self.ahead = iter([node for node in graph.nodes if node.output in self.wanted])
+        self.next = next(self.ahead, None)
 
     def try_all(self) -> None:
-        wanted = ancestors(self.graph, self.graph.output)
-        last = {v: node for node in self.graph.nodes if node.output in wanted for v in node.inputs}
         for node in self.graph.nodes:
-            if node.output not in wanted:
+            if node.output not in self.wanted:
                 continue
             if any(v in self.of_samples for v in node.inputs) and node.operation != "sym_size":
                 self.of_samples.add(node.output)
             if keeps_samples_apart(node, self.rows):
                 self.rows.add(node.output)
+            elif self.standing.follow(node):
+                place = self.standing.place(node.output)
+                if place is not None and node.output not in self.rows:
+                    self.moved[node.output] = place.axis
             else:
+                self.node = node
                 self._try(node)
             for value in node.inputs:
-                if last[value] is node:
+                if self.last[value] is node:
                     self.together.pop(value, None)
                     self.alone.pop(value, None)
 
@@ -108,6 +120,8 @@ class _Probe:
         for axis in range(1, together.dim() if isinstance(together, Tensor) else 0):
             if self._same(y, together, alone, axis):
                 self.moved[y] = axis
+                if y in self.of_samples and self.fixed is None and alone_symbolic(y, axis):
+                    self.standing.places[y] = Place(axis)
 
     def _results(self, node: Node) -> tuple[Any, list[Any]]:
         """Of all samples, and of each alone: on random entries, on the example's own where those will not do."""
@@ -139,6 +153,10 @@ class _Probe:
             return size, [size] * len(self.picked)
         if size is None:
             return self.count, [1 if self.fixed is None else self.count] * len(self.picked)
+        place = self.standing.place(source)
+        if place is not None:
+            each = place.before * place.after
+            return each * self.count, [each] * len(self.picked)
         whole = self._whole(source, self._real)
         parts = [self._part(source, whole, i, n) for n, i in enumerate(self.picked)]
         return whole.shape[axis], [part.shape[axis] for part in parts]
@@ -161,10 +179,14 @@ class _Probe:
     # Entries
 
     def _whole(self, value: Value, entries: Callable[[Value], Any]) -> Any:
-        return entries(value) if value in self.rows else self.together[value]
+        return entries(value) if value in self.rows or value in self.standing.places else self.together[value]
 
     def _part(self, value: Value, whole: Any, sample: int, number: int) -> Any:
         """One sample alone; in a batch of fixed size, with others in the places of the rest."""
+        place = self.standing.places.get(value)
+        if place is not None:
+            parts = whole.unflatten(place.axis, (place.before, self.count, place.after))
+            return parts.select(place.axis + 1, sample).flatten(place.axis, place.axis + 1)
         if value not in self.rows:
             return self.alone[value][number]
         if self.fixed is None:
@@ -177,21 +199,25 @@ class _Probe:
 
     def _random(self, value: Value) -> Any:
         """The same numbers whenever they are asked for. Only integers and truth values have to be real ones."""
-        if not value.is_differentiable or not value.has_batch_first:
+        place = self.standing.place(value)
+        if not value.is_differentiable or place is None:
             return self._real(value)
         dtype = torch.complex128 if value.dtype is not None and value.dtype.is_complex else torch.float64
-        shape, device = (self.count, *value.sizes), next(iter(self.examples.values())).device
+        shape, device = shape_for(value, place, self.count), next(iter(self.examples.values())).device
         return torch.randn(shape, generator=_seeded(value.index), dtype=dtype).to(device)
 
     def _real(self, value: Value) -> Any:
-        """What the model itself computes there for samples like the example."""
-        if value not in self.real:
-            needed = ancestors(self.graph, value)
-            state: dict[Value, Any] = {v: self._sample(v) for v in self.graph.inputs}
-            for node in self.graph.nodes:
-                if node.output in needed:
-                    state[node.output] = called(node, {v: state[v] for v in node.inputs}, lambda t: t)
-            self.real[value] = state[value]
+        """What the model itself computes there for samples like the example.
+
+        One forward pass in all, as far as the operation that is tried.
+        """
+        while self.next is not None and self.next is not self.node:
+            node = self.next
+            self.real[node.output] = called(node, {v: self.real[v] for v in node.inputs}, lambda t: t)
+            for v in node.inputs:
+                if self.last[v] is node:
+                    self.real.pop(v, None)
+            self.next = next(self.ahead, None)
         return self.real[value]
 
     def _sample(self, value: Value) -> Tensor:
@@ -231,6 +257,12 @@ class _Probe:
             if maker is None:
                 return node
             node = maker
+
+
+def shape_for(value: Value, place: Place, count: int) -> tuple[int, ...]:
+    """Sizes of a value for so many samples."""
+    sizes = [n if isinstance(n, int) else place.before * count * place.after for n in value.shape]
+    return tuple(sizes)
 
 
 def like_example(x: Tensor, count: int, seed: int) -> Tensor:

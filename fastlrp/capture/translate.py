@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from fastlrp.capture import faults
+from fastlrp.capture import faults, recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
 from fastlrp.capture.carrying import carries, mark_ids
@@ -38,6 +38,7 @@ class Call:
     path: str
     module_type: type | None
     shape: tuple[int | str | None, ...] | None = None
+    dtype: torch.dtype | None = None
 
 
 class Translator:
@@ -155,7 +156,9 @@ class Translator:
         trains = faults.training_mode(name, bind(fx.target, args, kwargs), path)
         if trains and not (name == "batch_norm" and not any(isinstance(v, Value) for v in leaves((args, kwargs)))):
             raise CaptureError(trains)
-        made = self._emit(Call(fx, name, call, args, kwargs, fx.target, path, module_type))
+        c = Call(fx, name, call, args, kwargs, fx.target, path, module_type)
+        made = self._recurrent(c) if name in (*recurrent.SEQUENCES, *recurrent.CELLS) else None
+        made = self._emit(c) if made is None else made
         if in_place and isinstance(made, (Value, Constant)):
             made = self._same_kind(made, fx)
         self.env[fx.name] = made
@@ -218,6 +221,23 @@ class Translator:
             return args[1]
         return self._make(c, kind)
 
+    def _recurrent(self, c: Call) -> Any:
+        """The results of a recurrent layer or cell, of which each layer and direction becomes a node."""
+        meta = c.fx.meta.get("val")
+        results = [meta] if isinstance(meta, Tensor) else list(meta or ())
+        bound = bind(c.target, c.args, c.kwargs)
+        if not results or not ("hx" in bound and ("params" in bound or "w_ih" in bound)) or "data" in bound:
+            return None
+
+        def emit(name: str, call: Any, args: tuple[Any, ...], shape: Any, dtype: torch.dtype) -> Value:
+            step = Call(c.fx, name, call, args, {}, call, c.path, c.module_type, shape, dtype)
+            return self._make(step, KIND_OF[name])
+
+        readers = [user for user in c.fx.users if user.target is operator.getitem and user.args[1] == 2]
+        with_cell = any(user.users for user in readers)
+        shapes = [self._shape(t) for t in results]
+        return recurrent.split(c.name, bound, shapes, results[0].dtype, with_cell, emit)
+
     def _of_sizes_alone(self, name: str, args: Any, meta: Any) -> Any:
         """Arguments of ``x.new_zeros(7, 7)`` and the like, which read no more of ``x`` than dtype and device."""
         if not name.startswith("new_") or self.batch is not None or not isinstance(args[0], Value):
@@ -237,7 +257,9 @@ class Translator:
     def _make(self, c: Call, kind: str) -> Value:
         fx, args, kwargs = c.fx, c.args, c.kwargs
         meta = fx.meta.get("val")
-        if isinstance(meta, Tensor):
+        if c.dtype is not None:
+            value = self.graph.new_value(fx.name, c.shape or (), c.dtype)
+        elif isinstance(meta, Tensor):
             value = self.graph.new_value(fx.name, c.shape or self._shape(meta), meta.dtype)
         else:
             value = self.graph.new_value(fx.name, (), None)
@@ -348,7 +370,13 @@ class Translator:
         value = self.env.get(fx.name)
         if not isinstance(value, Value) or not value.is_tensor:
             return
+        if fx.target is operator.getitem and fx.args[1] != 0 and _is_recurrent(fx.args[0]):
+            return  # The module's value is its output, not the last states.
         self.graph.modules.update(dict.fromkeys(calls_around(fx), value))
+
+
+def _is_recurrent(whole: Any) -> bool:
+    return isinstance(whole, torch.fx.Node) and operation(whole.target)[0] in recurrent.SEQUENCES
 
 
 def _same_dtype(fx: torch.fx.Node, value: Value) -> bool:

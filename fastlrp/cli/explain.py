@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastlrp.cli import options as shared
-from fastlrp.cli import parse
+from fastlrp.cli import parse, text_commands, text_files, text_run
 from fastlrp.cli.drawing import Look
 from fastlrp.cli.errors import FAILED, INTERRUPTED, Failure, one_line
 from fastlrp.cli.prepare import Prepared, first_sample, prepare
@@ -36,7 +36,7 @@ _AGAIN = "the same command goes on from here"
     "formats",
     type=parse.WORDS,
     metavar="LIST",
-    help=f"Some of {','.join(FORMATS)}; png unless given.",
+    help=f"Some of {','.join(FORMATS)}; png unless given. Of texts {','.join(text_files.FORMATS)}; html,csv.",
 )
 @_RESULT("--minimal", is_flag=True, help="The two text files of the LRP Toolbox for each input, nothing else.")
 @_RESULT("--overlay", is_flag=True, help="Also draw each map over its input.")
@@ -59,6 +59,7 @@ _AGAIN = "the same command goes on from here"
 @_RESULT("--sum-channels", is_flag=True, help="Arrays without the channel axis.")
 @shared.rule
 @shared.inputs
+@shared.text
 @shared.model
 @shared.batching
 @_RESULT("--overwrite", is_flag=True, help="Remove the results that are in the folder, and start anew.")
@@ -72,7 +73,7 @@ def explain(**options: Any) -> None:
       torchvision:resnet18                random weights (to try things out)
       torchvision:resnet18@IMAGENET1K_V1  trained weights from the local cache
       torchvision:resnet18 --weights FILE your own weights
-      hf:FOLDER                           a Hugging Face image classifier on disk
+      hf:FOLDER                           a Hugging Face image classifier on disk; with --text a model of texts
       path/to/file.py:factory             what your function returns
       model.pt2                           a program of torch.export.save
       network.txt, network.nn             a model of the LRP Toolbox
@@ -83,12 +84,17 @@ def explain(**options: Any) -> None:
       fastlrp explain torchvision:resnet18 --weights r18.pth photos/ -t top5 --overlay
       fastlrp explain model.py:make photos/ --resize 64 --crop 64 -c gamma -p gamma=0.1
       fastlrp explain model.py:make --list files.txt -t class -f npz --layers features.3
+      fastlrp explain hf:FOLDER --text "The capital of France is" -t " Paris, Rome"
       fastlrp explain mlp.txt digits.npy --map-shape 28x28 -c epsilon -p epsilon=0.01
 
     A folder of results knows its settings. The same command again goes on where an interrupted one stopped.
 
     Exit codes: 0 all done, 1 some inputs failed or the run had to stop, 2 not possible as asked, 130 interrupted.
     """
+    context = click.get_current_context()
+    if text_run.asked(options):
+        context.exit(text_commands.explain(context, options))
+    text_commands.check_no_texts(context)
     screen = Screen(options["machine"], options["quiet"])
     wanted = _wanted(options)
     out = Path(options["out"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import warnings
@@ -17,9 +18,18 @@ from typing import Any
 
 import torch
 
-from fastlrp.cli import metadata
+from fastlrp.cli import metadata, texts
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.preprocess import IMAGENET
+
+OF_TEXTS = {
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "classes"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "tags"),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "masked"),
+    "ForCausalLM": ("AutoModelForCausalLM", "words"),
+    "LMHeadModel": ("AutoModelForCausalLM", "words"),
+}
+"""Ends of the names of architectures that explain texts: transformers' class that loads them, and what they score."""
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
@@ -133,11 +143,11 @@ def _cached(chosen: Any, name: str, entry: str) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def huggingface(folder: Path) -> dict[str, Any]:
-    """An image classifier from a folder that ``save_pretrained`` made.
+def open_folder(folder: Path) -> ModuleType:
+    """transformers, ready to load from a folder that ``save_pretrained`` made, offline and quiet.
 
     Raises:
-        Failure: if the folder is not there or does not hold an image classifier. ImportError: without transformers.
+        Failure: if the folder is not there or is no such folder. ImportError: without transformers.
     """
     if not folder.is_dir():
         raise Failure(
@@ -152,16 +162,41 @@ def huggingface(folder: Path) -> dict[str, Any]:
         raise ImportError("hf:FOLDER needs transformers: pip install transformers")
     if importlib.util.find_spec("torchvision") is not None:
         torchvision_models()  # transformers imports it too, and would meet what is settled here.
+    import_module("transformers.utils.logging").disable_progress_bar()
+    return import_module("transformers")
+
+
+def architecture(folder: Path) -> str:
+    """The class that the folder's ``config.json`` names, as text; empty if it names none."""
     try:
-        import_module("transformers.utils.logging").disable_progress_bar()
-        auto = import_module("transformers").AutoModelForImageClassification
+        found = json.loads(texts.read(folder / "config.json"))["architectures"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def is_of_texts(name: str) -> bool:
+    """Whether an architecture of this name scores texts."""
+    return name.endswith(tuple(OF_TEXTS))
+
+
+def huggingface(folder: Path) -> dict[str, Any]:
+    """An image classifier from a folder that ``save_pretrained`` made.
+
+    Raises:
+        Failure: if the folder is not there or does not hold an image classifier. ImportError: without transformers.
+    """
+    transformers = open_folder(folder)
+    try:
+        auto = transformers.AutoModelForImageClassification
         # Neither Python files of the folder nor what a pickle of weights may name are run.
         model, loading = auto.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, weights_only=True, output_loading_info=True
         )
     except Exception as error:  # Everything from a missing file to an architecture that is no classifier.
+        hint = " (for a model of texts give --text or --text-file)" if is_of_texts(architecture(folder)) else ""
         raise Failure(
-            f"hf:{folder}: transformers cannot load an image classifier from it: {one_line(error)}"
+            f"hf:{folder}: transformers cannot load an image classifier from it{hint}: {one_line(error)}"
         ) from error
     missing = sorted(loading.get("missing_keys", ()))
     if missing:

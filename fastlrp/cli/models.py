@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastlrp.cli import archive, hub, weights
+from fastlrp.cli import archive, hub, hub_text, weights
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.preprocess import Preprocessing
 
@@ -40,7 +40,7 @@ class Loaded:
         about: for people. facts: what distinguishes it from other models, without its weights.
         preprocessing: its own, if it has any. labels: names of its classes.
         output: which output to explain. batch: the only batch size that it takes. shape: the only shape of a sample.
-        notes: what a user should know.
+        reader: its tokenizer, if it was asked for texts. notes: what a user should know.
     """
 
     module: nn.Module
@@ -52,6 +52,7 @@ class Loaded:
     batch: int | None = None
     shape: tuple[int, ...] | None = None
     notes: list[str] = field(default_factory=list)
+    reader: hub_text.TextReader | None = None
 
 
 def load(options: dict[str, Any]) -> Loaded:
@@ -61,7 +62,7 @@ def load(options: dict[str, Any]) -> Loaded:
         Failure: says what was expected. ImportError: names the package that is missing.
     """
     device = _device(options["device"])
-    found = _find(options["model"])(options)
+    found = _find(options["model"], bool(options.get("text") or options.get("text_file")))(options)
     if options["classes"] is not None and not options["model"].startswith("torchvision:"):
         raise Failure("--classes is for torchvision:NAME: other models know their number of classes")
     if options["weights"] is not None:
@@ -78,15 +79,28 @@ def load(options: dict[str, Any]) -> Loaded:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise Failure(f"--device {name}: there is no device of that name, expected cpu, cuda or cuda:1") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Failure(f"--device {name}: {one_line(error).splitlines()[0][:200]}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "there is no GPU here"
+        elif device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            why = f"the GPUs are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        else:
+            why = f"this PyTorch cannot use it ({type(error).__name__})"
+        raise Failure(f"--device {name}: {why}; --device cpu is always there") from error
     return device
 
 
-def _find(spec: str) -> Callable[[dict[str, Any]], Loaded]:
+def _find(spec: str, of_text: bool) -> Callable[[dict[str, Any]], Loaded]:
+    if of_text and not spec.startswith("hf:"):
+        raise Failure(f"--text needs a model with a tokenizer, hf:FOLDER, got {spec!r}")
     if spec.startswith("torchvision:"):
         return lambda options: Loaded(**hub.torchvision(spec.partition(":")[2], options))
+    if spec.startswith("hf:") and of_text:
+        return lambda options: Loaded(**hub_text.load(Path(spec.partition(":")[2]), options["trust"]))
     if spec.startswith("hf:"):
         return lambda options: Loaded(**hub.huggingface(Path(spec.partition(":")[2])))
     if re.search(r"\.py:[^/\\:]*$", spec):

@@ -41,7 +41,8 @@ model = _group(
     _MODEL(
         "--trust",
         is_flag=True,
-        help="Load a .pt2 program in PyTorch's own way, which runs what the file says: only for files of known origin.",
+        help="Load a .pt2 program in PyTorch's own way, which runs what the file says, and what Python an hf:FOLDER of "
+        "texts brings: only for files of known origin.",
     ),
     _MODEL("--classes", type=click.IntRange(1), help="Number of classes of torchvision:NAME."),
     _MODEL("--seed", type=int, default=0, show_default=True, help="Of random weights."),
@@ -97,12 +98,34 @@ inputs = _group(
 """What goes into the model."""
 
 
+_TEXT = option("Text")
+text = _group(
+    _TEXT(
+        "--text", multiple=True, is_eager=True, metavar="TEXT",
+        help="Explain this text, with a model of texts (hf:FOLDER). May be given several times.",
+    ),
+    _TEXT(
+        "--text-file", is_eager=True, metavar="FILE", help="One text in each line.",
+    ),
+    _TEXT(
+        "--at", type=parse.PLACES, metavar="N,N",
+        help="At which tokens scores are explained, if the model has some for each: -1 is the last. Unless given where "
+        "[MASK] stands, or the last.",
+    ),
+    _TEXT("--words", is_flag=True, help="One colour for each word: the sum of its tokens."),
+    _TEXT("--text-scale", type=click.Choice(["shared", "each"]), default="shared", show_default=True,
+          help="One scale of colours for all texts and targets, or for each its own."),
+)  # fmt: skip
+"""Texts instead of images."""
+
+
 def targets(default: str) -> Callable[[F], F]:
     """What is explained."""
     return _group(
         _TARGET(
             "-t", "--targets", type=parse.TARGETS, default=default, show_default=True,
-            help="top5 (any number), all, class numbers such as 207,281, or class: that of the --list.",
+            help="top5 (any number), all, class numbers such as 207,281, or class: that of the --list. Of texts also "
+            "labels, tokens (' Paris'), 'A vs B', and next: each next token.",
         ),
         _TARGET("--labels", metavar="FILE", help="Names of the classes: one in each line, or JSON."),
     )  # fmt: skip

@@ -103,6 +103,28 @@ def targets(text: str) -> str | list[int]:
     return found
 
 
+class Targets(Parsed):
+    """Classes of images; of texts whatever was written, for their tokenizer to read."""
+
+    def __init__(self) -> None:
+        super().__init__("targets", targets)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        given = {} if ctx is None else ctx.params  # What was not given may stand there as a mark of click's.
+        texts, file = given.get("text"), given.get("text_file")
+        if (isinstance(texts, tuple) and texts) or isinstance(file, str):
+            return value
+        return super().convert(value, param, ctx)
+
+
+def places(text: str) -> list[int]:
+    """``-1`` or ``3,5``."""
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*-?\d+\s*", part) for part in parts):
+        raise ValueError(f"{text!r} is not a list of positions, such as -1 (the last token) or 3,5")
+    return [int(part) for part in parts]
+
+
 SIZE, PAIR, SIZES = Parsed("size", size), Parsed("size", pair), Parsed("sizes", sizes)
 NUMBERS, LIMITS, WORDS = Parsed("numbers", numbers), Parsed("low,high", limits), Parsed("names", words)
-ASSIGNMENT, TARGETS = Parsed("key=value", assignment), Parsed("targets", targets)
+ASSIGNMENT, TARGETS, PLACES = Parsed("key=value", assignment), Targets(), Parsed("positions", places)

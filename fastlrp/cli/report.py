@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fastlrp.cli import class_choice
+from fastlrp.cli import class_choice, text_commands, text_run
 from fastlrp.cli import options as shared
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import DONE, FAILED, INTERRUPTED, Failure, InputFailure, need, one_line
@@ -41,6 +41,7 @@ _RESULT = option("Results")
 )  # fmt: skip
 @shared.rule
 @shared.inputs
+@shared.text
 @shared.model
 @shared.batching
 @shared.machine
@@ -51,14 +52,18 @@ def report(**options: Any) -> None:
     \b
     Examples
       fastlrp report torchvision:resnet18@DEFAULT photos/ --out report.html
+      fastlrp report hf:FOLDER --text "The capital of France is" -t top5
       fastlrp report model.py:make --list files.txt -t all --labels names.txt --layers features.3
 
     Exit codes: 0 all done, 1 some inputs failed (the report has the others), 2 not possible as asked, 130 interrupted.
     """
+    context, out = click.get_current_context(), Path(options["out"])
+    limit = _limit(options["max_size"], out)
+    if text_run.asked(options):
+        context.exit(text_commands.report(context, options, out, limit))
+    text_commands.check_no_texts(context)
     need("jinja2")
     screen = Screen(options["machine"], options["quiet"])
-    out = Path(options["out"])
-    limit = _limit(options["max_size"], out)
     ready = prepare(options, screen)
     engine = ready.engine(options, "channels")
     first = first_sample(ready.reader, ready.items, ready.loaded.shape)

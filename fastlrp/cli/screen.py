@@ -11,6 +11,7 @@ import click
 
 from fastlrp.cli.errors import DONE, FAILED, need
 from fastlrp.cli.store import Record
+from fastlrp.progress import Lines
 
 FEW = 20
 """Inputs that get a line each; of more, people see the bar and the end."""
@@ -27,6 +28,8 @@ class Screen:
     def __init__(self, machine: bool, quiet: bool) -> None:
         self.machine, self.quiet = machine, quiet
         self._bar: Any = None
+        self._lines: Lines | None = None
+        self._count = 0
         self.begun = self.ready = time.monotonic()
 
     def facts(self, rows: list[tuple[str, str]]) -> None:
@@ -56,13 +59,19 @@ class Screen:
             click.echo(json.dumps(line))
 
     def start(self, total: int, done: int, unit: str = "input") -> None:
-        """The inputs' turn begins: a bar with the rate and the time left, if a person is looking."""
+        """The inputs' turn begins: a bar with the rate and the time left, if a person is looking; lines in a log."""
         self.ready = time.monotonic()
+        self._count = done
         if not self.quiet and sys.stderr.isatty():
             bar = need("tqdm").tqdm
             self._bar = bar(total=total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
+        elif not self.quiet and not self.machine and total > FEW:
+            self._lines = Lines(total, unit, done=done)
 
     def advance(self, count: int = 1) -> None:
+        self._count += count
+        if self._lines is not None:
+            self._lines.reach(self._count)
         if self._bar is not None:
             self._bar.update(count)
 
@@ -70,6 +79,7 @@ class Screen:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        self._lines = None
 
     def _write(self, text: str, err: bool = False) -> None:
         if self._bar is None:

@@ -17,40 +17,15 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from fastlrp import rules
+from fastlrp import markup, rules
+from fastlrp.composites.matchers import First, Last, Layer, OfKind, OfOperation, OfPath, OfType, Span
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
 from fastlrp.kinds.vocabulary import plain_name
+from fastlrp.pickling import Carried, plain
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.rules import Rule
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a matcher sees of a layer.
-
-    Attributes:
-        path: dotted module path. module_type: type of that module. operation: ``conv2d``, ``relu``, ….
-        kind: see :mod:`fastlrp.kinds.registry`. index: position among convolutions and linear layers in execution order
-            (from 0), None for other kinds. count: how many of those there are.
-        kind_index: position among the layers of the same kind.
-        like: module type that does what a functional call does.
-    """
-
-    path: str
-    module_type: type | None
-    operation: str
-    kind: str
-    index: int | None
-    count: int
-    kind_index: int
-    like: type | None = None
-
-    def is_a(self, *types: type) -> bool:
-        """True if the layer's module, or the module that a functional call stands for, is of one of the types."""
-        return any(t is not None and issubclass(t, types) for t in (self.module_type, self.like))
-
 
 Predicate = Callable[[Layer], bool]
 Unsupported = Literal["error", "gradient"]
@@ -70,39 +45,32 @@ def kind(*names: str) -> Predicate:
         ValueError: for a name that is no kind.
     """
     _check_kinds(names)
-    return lambda layer: layer.kind in names
+    return OfKind(names)
 
 
 def operation(*names: str) -> Predicate:
     """Matches operations by name, ATen's as ``operation("relu", "amax")``, others as ``operation("mylib::relu")``."""
-    plain = frozenset(map(plain_name, names))
-    return lambda layer: layer.operation in plain
+    return OfOperation(frozenset(map(plain_name, names)))
 
 
 def first(*names: str) -> Predicate:
     """Matches the first layer with a weight; with names, the first of those kinds (``first("conv")``)."""
     _check_kinds(names)
-    if not names:
-        return lambda layer: layer.index == 0
+    if not names or set(names) == {"conv", "linear"}:
+        return First()
     if len(names) == 1:
-        return lambda layer: layer.kind == names[0] and layer.kind_index == 0
-    if set(names) == {"conv", "linear"}:
-        return lambda layer: layer.index == 0
+        return First(names[0])
     raise ValueError(f"first() takes one kind, or 'conv' and 'linear', got {names}")
 
 
 def last() -> Predicate:
     """Matches the last layer with a weight."""
-    return lambda layer: layer.index is not None and layer.index == layer.count - 1
+    return Last()
 
 
 def span(start: int, stop: int | None = None) -> Predicate:
     """Matches layers with a weight number ``start`` to ``stop - 1`` as executed; negative counts from the end."""
-
-    def match(layer: Layer) -> bool:
-        return layer.index is not None and layer.index in range(layer.count)[slice(start, stop)]
-
-    return match
+    return Span(start, stop)
 
 
 def _predicate(matcher: Matcher, rule: Rule) -> Predicate:
@@ -110,10 +78,10 @@ def _predicate(matcher: Matcher, rule: Rule) -> Predicate:
     if isinstance(matcher, type):
         matcher = (matcher,)
     if isinstance(matcher, tuple) and all(isinstance(t, type) for t in matcher):
-        return lambda layer: layer.is_a(*matcher) and (rule.means is None or layer.kind in rule.means)
+        return OfType(matcher, rule.means)
     if isinstance(matcher, str):
         # A path names a part of the model: a rule for weights means the layers with weights in it, and so on.
-        return lambda layer: fnmatch.fnmatchcase(layer.path, matcher) and (meant is None or layer.kind in meant)
+        return OfPath(matcher, meant)
     if callable(matcher):
         return matcher
     raise TypeError(
@@ -153,6 +121,27 @@ class Composite:
             raise ValueError(f"unsupported must be 'error' or 'gradient', got {self.unsupported!r}")
         object.__setattr__(self, "_matchers", tuple((_predicate(m, rule), rule) for m, rule in self.entries))
 
+    def __getstate__(self) -> dict[str, Any]:
+        entries = tuple(
+            (Carried(matcher, f"the matcher of entry {i} of the composite {self.name!r}"), rule)
+            for i, (matcher, rule) in enumerate(self.entries)
+        )
+        return {name: value for name, value in self.__dict__.items() if name != "_matchers"} | {"entries": entries}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        entries = tuple((plain(matcher), rule) for matcher, rule in state["entries"])
+        self.__dict__.update(
+            state, entries=entries, _matchers=tuple((_predicate(m, rule), rule) for m, rule in entries)
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(str(i), _matcher_text(m), str(rule)) for i, (m, rule) in enumerate(self.entries, 1)]
+        note = f"The first entry that matches a layer gives its rule. Max-pools: {self.max_pool}."
+        if self.unsupported != "error":
+            note += f" Operations without a rule: {self.unsupported}."
+        table = markup.table(("", "matches", "rule"), rows, numbers=(0,), rules=2)
+        return markup.card(f"Composite {self.name}", table, note)
+
     def rule_for(self, layer: Layer) -> Rule | None:
         """The first entry's rule that matches, or None."""
         matchers: Sequence[tuple[Predicate, Rule]] = self._matchers  # type: ignore[attr-defined]
@@ -176,3 +165,13 @@ class Composite:
     def __or__(self, other: Composite) -> Composite:
         """Entries of the left composite first, then those of the right one."""
         return replace(self, entries=(*self.entries, *other.entries), name=f"{self.name} | {other.name}")
+
+
+def _matcher_text(matcher: Matcher) -> str:
+    if isinstance(matcher, type):
+        return matcher.__name__
+    if isinstance(matcher, tuple):
+        return ", ".join(t.__name__ for t in matcher)
+    if isinstance(matcher, str):
+        return repr(matcher)
+    return getattr(matcher, "__qualname__", None) or str(matcher)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastlrp import rules
 from fastlrp.composites.composite import Composite, Matcher, MaxPoolMode, first, kind
+from fastlrp.composites.matchers import Everything
 from fastlrp.kinds.registry import KIND
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
@@ -22,7 +23,7 @@ def everything_else(stabilizer: Number, sums: Rule | None = None) -> tuple[tuple
     return tuple((kind(name), rule) for name, rule in given)
 
 
-_GRADIENT_ELSEWHERE: tuple[tuple[Matcher, Rule], ...] = ((lambda layer: True, rules.Gradient()),)
+_GRADIENT_ELSEWHERE: tuple[tuple[Matcher, Rule], ...] = ((Everything(), rules.Gradient()),)
 
 
 def epsilon_plus(
@@ -225,6 +226,7 @@ def attnlrp(
     - layers with a weight, sums, pools, means: ``c`` passes the transposed map, the epsilon rule (eq. 8);
     - products of two activations: half to each, ``c_A = c_y B^T / 2`` (uniform rule, eq. 7); gates get nothing;
     - attention: shares 1/4, 1/4, 1/2 of queries, keys, values, from eq. 7 twice and prop. 3.1 (softmax);
+    - recurrent layers: signals take all, gates nothing (Arras et al. 2017);
     - activations: ``R`` is unchanged, ``c_u = c_a act(u) / u`` (identity rule, eq. 9);
     - layer, RMS, group and instance norms: sigma counts as a constant (prop. 3.4).
 

@@ -12,6 +12,7 @@ from fastlrp.functional.pool import (
     pool_max_relevance,
     pool_ties_relevance,
 )
+from fastlrp.functional.recurrence import recurrence_relevance
 
 __all__ = [
     "attention_forward",
@@ -30,4 +31,5 @@ __all__ = [
     "pool_avg_relevance",
     "pool_max_relevance",
     "pool_ties_relevance",
+    "recurrence_relevance",
 ]

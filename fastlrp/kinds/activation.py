@@ -48,7 +48,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             b.send(x, flow)
     elif isinstance(rule, (rules.Deconvnet, rules.GuidedBackprop)):
         factor = b.slot_of(flow.factor)
-        register = b.step(_clip, [flow.register], [factor], y.numel)
+        register = b.step(_clip, [flow.register], [factor], y.numel, is_linear=False)
         mask = None
         if isinstance(rule, rules.GuidedBackprop):
             mask = b.cache(lambda x: (x > 0).to(x.dtype), [x.index], x.numel)

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.attention_up import attention_up
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -26,8 +27,8 @@ from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.redistribution import divide
 from fastlrp.stabilizer import Stabilizer
 
-UNIFORM_SHARES = 0.25, 0.25, 0.5
-"""Of query, key and value in terms of gradients: half for each product that relevance passes."""
+_HUGE = 1e30
+"""Log-sum-exps below minus this are masks, not scores."""
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -121,6 +122,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         if not stabilizer.is_absolute:
             raise TypeError(f"{rule} at {node}: attention takes one absolute epsilon, Uniform(1e-6) or Uniform(0.0)")
         targets = [operands.query, operands.key, operands.value]
+    shares = uniform_shares(node)
     uniform, epsilon = isinstance(rule, rules.Uniform), stabilizer.epsilon
     attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
 
@@ -129,20 +131,71 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     ) -> tuple[Tensor, ...]:
         g = operands.wide(f if share is None else multiply(f, share))
         q, k, v, mask = operands.of(tensors)
+        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, g)
         found: tuple[Tensor, ...]
         if uniform:
             found = attention(
                 g, q, k, v, heads_in_one_axis(output), log_sum, mask, operands.causal, operands.scale, 0.0,
-                *UNIFORM_SHARES, epsilon,
+                *shares, epsilon,
             )  # fmt: skip
         else:
             found = (attention(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
 
-    slots = [share, y.index, b.beside[node], *operands.slots]
-    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, [x.numel for x in targets])
+    def up(*operands_of_step: Any) -> Tensor:
+        arriving, (share, output, log_sum, *tensors) = (
+            operands_of_step[: len(targets)], operands_of_step[len(targets) :]
+        )  # fmt: skip
+        wide = [None if t is None else operands.wide(t) for t in arriving]
+        q, k, v, mask = operands.of(tuple(tensors))
+        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, None)
+        found = attention_up(
+            (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
+            log_sum, mask, operands.causal, operands.scale, shares if uniform else (0.0, 0.0, 1.0), epsilon,
+        )  # fmt: skip
+        found = found.reshape(*found.shape[:2], *y.sizes)
+        return found if share is None else multiply(found, share)
+
+    slots, numels = [share, y.index, b.beside[node], *operands.slots], [x.numel for x in targets]
+    work = (5 if uniform else 1) * 2 * y.numel * operands.key.sizes[-2]
+    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up)
     for x, register in zip(targets, registers, strict=True):
-        operands.send(b, x, register)
+        if x.gets_relevance:
+            operands.send(b, x, register)
+
+
+def uniform_shares(node: Node) -> tuple[float, float, float]:
+    """What query, key and value take: half of each product for each factor, all where the other does not carry any.
+
+    Queries that are parameters (the first decoder layer of a detector) are no factor: the scores are linear in the
+    keys alone.
+    """
+    query, key, value = (x.gets_relevance for x in node.attributes["operands"])
+    weights = (0.5 if value else 1.0) if query or key else 0.0
+    each = weights * (0.5 if query and key else 1.0)
+    return each * query, each * key, (1.0 - weights) * value
+
+
+def _told_apart(
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float, log_sum: Tensor, g: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
+
+    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
+    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
+    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
+    """
+    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return mask, log_sum
+    lost = (log_sum < -_HUGE) & log_sum.isfinite()
+    if not bool((lost if g is None else lost & (g != 0).any(-1).any(1)).any()):
+        return mask, log_sum
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = scale * (query @ keys.transpose(-1, -2))
+    allowed = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    whole = (scores + mask).masked_fill(~allowed, -math.inf) if causal else scores + mask
+    told = torch.where(lost.unsqueeze(-1), whole.log_softmax(-1) - scores, mask)
+    return told, log_sum.masked_fill(lost, 0)
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
@@ -161,19 +214,23 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     found: dict[Value, Tensor] = {}
 
     def add(x: Value, relevance: Tensor) -> None:
+        if not x.gets_relevance:
+            return
         own = relevance.sum_to_size(*relevance.shape[:2], *walk.values[x].shape[1:])  # Heads may share one of its axes.
         found[x] = found[x] + own if x in found else own
 
+    share_query, share_key, share_value = uniform_shares(node)
     if isinstance(rule, rules.ValueOnly):
         add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times))
         return Share(found, ledger)
-    R_weights = P.unsqueeze(1) * (s @ values.transpose(-1, -2).unsqueeze(1)) / 2
+    R_weights = P.unsqueeze(1) * (s @ values.transpose(-1, -2).unsqueeze(1)) * (1 - share_value)
     R_scores = scores.unsqueeze(1) * (R_weights - P.unsqueeze(1) * R_weights.sum(-1, keepdim=True))
     c, of_scores = divide(R_scores, scores, torch.zeros_like(scores), st)
-    to_keys = a["scale"] * (c.transpose(-1, -2) @ q.unsqueeze(1)) / 2
-    add(a["operands"][0], q.unsqueeze(1) * (a["scale"] * (c @ keys.unsqueeze(1)) / 2))
+    of_scores_to = [share / ((1 - share_value) or 1.0) for share in (share_query, share_key)]
+    to_keys = a["scale"] * (c.transpose(-1, -2) @ q.unsqueeze(1)) * of_scores_to[1]
+    add(a["operands"][0], q.unsqueeze(1) * (a["scale"] * (c @ keys.unsqueeze(1)) * of_scores_to[0]))
     add(a["operands"][1], k.unsqueeze(1) * _grouped(to_keys, times))
-    add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times) / 2)
+    add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times) * share_value)
     # The expansion's constant term, and the mask as a summand of the scores, keep the rest as a bias does.
     ledger.bias = ledger.bias + (R_weights - R_scores).flatten(2).sum(2) + of_scores.bias
     ledger.stabilizer, ledger.dead = ledger.stabilizer + of_scores.stabilizer, ledger.dead + of_scores.dead

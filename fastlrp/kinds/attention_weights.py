@@ -1,7 +1,8 @@
 """A softmax whose result weighs others, as in attention: its Taylor expansion, pass, or the gradient.
 
 Which softmax is one :mod:`fastlrp.capture.attention_weights` decides: one that a product of two activations reads. A
-softmax at the end of a network, or one that gates a map, is an activation.
+softmax at the end of a network, or one that gates a map, is an activation. The weights of a mixture of experts are such
+weights too: a router's softmax, and the quotient that makes the chosen ones 1 in total, ``R_i - y_i sum_j R_j``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Node
-from fastlrp.kinds import activation, textbook
+from fastlrp.kinds import activation, mul, textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder, multiply
@@ -24,19 +25,40 @@ from fastlrp.stabilizer import Stabilizer
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """``c_s = p * (c_p - sum p c_p)``."""
     if not isinstance(rule, rules.Taylor):
-        activation.lower(b, node, rule, flow)
+        (mul if node.operation == "div" else activation).lower(b, node, rule, flow)
+        return
+    if node.operation == "div":
+        _lower_normalised(b, node, flow)
         return
     s, p = node.inputs[0], node.output
     axis = _axis(node)
     share = b.share(flow, p.index, p.numel, Stabilizer.limit())
+    dtype = s.dtype  # A softmax may compute in float32 whatever its scores are.
 
     def derivative(f: Tensor, share: Tensor | None, p: Tensor) -> Tensor:
         c = (f if share is None else multiply(f, share)) * p.unsqueeze(1)
-        return c - c.sum(axis + 1, keepdim=True) * p.unsqueeze(1)
+        return (c - c.sum(axis + 1, keepdim=True) * p.unsqueeze(1)).to(dtype)
 
-    register = b.step(derivative, [flow.register], [share, p.index], s.numel)
+    def derivative_of_all(t: Tensor, share: Tensor | None, p: Tensor) -> Tensor:
+        p = p.unsqueeze(1)
+        t = p * (t - (t * p).sum(axis + 1, keepdim=True))
+        return t if share is None else multiply(t, share)
+
+    register = b.step(derivative, [flow.register], [share, p.index], s.numel, up=derivative_of_all)
     b.send(s, Flow(register, Factor(s)))
     b.finite[s] = b.cache(lambda s: torch.where(s.isfinite(), s, 0.0), [s.index], s.numel)
+
+
+def _lower_normalised(b: Builder, node: Node, flow: Flow) -> None:
+    """``c_x = (c_y - sum y c_y) / sum x`` for ``y = x / sum x``, along the last axis."""
+    (x, total), y = node.args[:2], node.output
+    share = b.share(flow, y.index, y.numel, Stabilizer.limit())
+
+    def derivative(f: Tensor, share: Tensor | None, y: Tensor, total: Tensor) -> Tensor:
+        c = f if share is None else multiply(f, share)
+        return (c - (c * y.unsqueeze(1)).sum(-1, keepdim=True)) / total.unsqueeze(1)
+
+    b.send(x, Flow(b.step(derivative, [flow.register], [share, y.index, total.index], x.numel), Factor(x)))
 
 
 def _axis(node: Node) -> int:
@@ -53,7 +75,10 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step: ``R_i = s_i (R_i - p_i sum_j R_j)``; the expansion's constant keeps the rest."""
     if not isinstance(rule, rules.Taylor):
-        return activation.through(walk, node, rule, R)
+        return (mul if node.operation == "div" else activation).through(walk, node, rule, R)
+    if node.operation == "div":
+        y = walk.values[node.output].unsqueeze(1)
+        return Share({node.args[0]: R - y * R.sum(-1, keepdim=True)}, textbook.nothing_kept(R))
     source = node.sources[0]
     s, p = walk.values[source], walk.values[node.output].unsqueeze(1)
     axis = _axis(node) + 1

@@ -22,7 +22,7 @@ from fastlrp.kinds.pool_windows import (
     window_sums,
 )
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.forms import AvgPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Flow
@@ -69,12 +69,18 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             relevance: Tensor = average(f, s, spatial, *geometry)
             return relevance
 
+    forward = bind_forward(node)
+
+    def up(t: Tensor, s: Tensor | None) -> Tensor:
+        pooled: Tensor = forward(t.flatten(0, 1)).unflatten(0, t.shape[:2])
+        return pooled if s is None else multiply(pooled, s)
+
     form_of = lambda scale: _average_form(b, node, scale, divisor)  # noqa: E731
     if isinstance(rule, rules.Gradient):
         scale = b.slot_of(flow.factor)
-        b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel, form=form_of(scale))))
+        b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel, form=form_of(scale), up=up)))
     else:
-        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transposed, form_of)
+        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transposed, form_of, up)
 
 
 def as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilizer: Stabilizer) -> None:
@@ -83,7 +89,7 @@ def as_average(b: Builder, node: Node, flow: Flow, mode: MaxPoolMode, stabilizer
     pool = Windows(b, node, 1 if mode == "sum" else window_size(node))
     sums = b.cache(pool.sums, [x.index], y.numel, key=(mode, node))
     form_of = lambda scale: _average_form(b, node, scale, pool.divisor)  # noqa: E731
-    b.send_shares(x, sums, y.numel, flow, stabilizer, pool.transpose, form_of)
+    b.send_shares(x, sums, y.numel, flow, stabilizer, pool.transpose, form_of, pool.up)
 
 
 def _average_form(b: Builder, node: Node, scale: int | None, divisor: int | None) -> AvgPool | None:

@@ -20,4 +20,8 @@ def sum_to_shape(b: Builder, flow: Flow, y: Value, x: Value) -> Flow:
         full = f if s is None else multiply(f, s)
         return full.sum(axes, keepdim=True).reshape(*f.shape[:2], *x.sizes)
 
-    return Flow(b.step(summed, [flow.register], [b.slot_of(flow.factor)], x.numel))
+    def copied(t: Tensor, s: Tensor | None) -> Tensor:
+        full = t.reshape(*t.shape[:2], *sizes).expand(*t.shape[:2], *y.sizes)
+        return full if s is None else multiply(full, s)
+
+    return Flow(b.step(summed, [flow.register], [b.slot_of(flow.factor)], x.numel, up=copied))

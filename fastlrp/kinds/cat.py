@@ -9,6 +9,7 @@ from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import id_moves
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.move import Inverse, send_inverse
+from fastlrp.kinds.places import Taken
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
@@ -36,6 +37,7 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
             index = start
             start += 1
             inverse: Inverse = lambda f, i=index: f.select(dim + 1, i)  # type: ignore[misc]  # noqa: E731
+            part_of = Taken(dim - 1, index, 1, drops=True)
         else:
             shape = part.shape if isinstance(part, Value) else part.tensor().shape
             if len(shape) != len(y.shape):
@@ -44,8 +46,9 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
             where = (start, size)
             start += size
             inverse = lambda f, w=where: f.narrow(dim + 1, *w)  # type: ignore[misc]  # noqa: E731
+            part_of = Taken(dim - 1, *where, drops=False)
         if isinstance(part, Value) and part.is_differentiable:
-            send_inverse(b, part, y, flow, inverse, one_to_one=True)
+            send_inverse(b, part, y, flow, inverse, one_to_one=True, up=part_of.inverse(y.sizes))
 
 
 KIND = Kind(

@@ -55,4 +55,5 @@ def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any
 
 
 def _plain(operand: Any, y: Tensor) -> Any:
-    return operand.tensor().to(y.dtype) if isinstance(operand, Constant) else operand
+    plain = operand.tensor() if isinstance(operand, Constant) else operand
+    return plain.to(y.dtype) if isinstance(plain, Tensor) else plain

@@ -119,7 +119,11 @@ def _over_axes(b: Builder, node: Node, flow: Flow) -> None:
     def to_the_winners(f: Tensor, mask: Tensor) -> Tensor:
         return multiply(f.reshape(*f.shape[:2], *kept), mask)
 
-    b.send(x, Flow(b.step(to_the_winners, [flow.register], [mask], x.numel), Factor(x) if chained else Factor()))
+    def from_the_winners(t: Tensor, mask: Tensor) -> Tensor:
+        return multiply(t, mask).sum([axis + 1 for axis in axes], keepdim=True).reshape(*t.shape[:2], *y.sizes)
+
+    register = b.step(to_the_winners, [flow.register], [mask], x.numel, up=from_the_winners)
+    b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
 def _by_index(b: Builder, node: Node, flow: Flow) -> None:
@@ -138,7 +142,13 @@ def _by_index(b: Builder, node: Node, flow: Flow) -> None:
         where = index.unsqueeze(1).expand_as(f)
         return f.new_zeros(*f.shape[:2], *sizes).scatter_add_(axis + 1, where, f)
 
-    register = b.step(to_the_chosen, [flow.register], [index, scale], x.numel)
+    def from_the_chosen(t: Tensor, index: Tensor, s: Tensor | None) -> Tensor:
+        index = index.unsqueeze(axis) if dropped else index
+        where = index.unsqueeze(1).expand(-1, t.shape[1], *index.shape[1:])
+        taken = t.gather(axis + 1, where).reshape(*t.shape[:2], *y.sizes)
+        return taken if s is None else multiply(taken, s)
+
+    register = b.step(to_the_chosen, [flow.register], [index, scale], x.numel, up=from_the_chosen)
     b.drafts[-1].slots.append(index)
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 

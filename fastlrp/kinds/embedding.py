@@ -18,7 +18,7 @@ from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward
+from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Ledger
 
@@ -79,7 +79,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             # (B, S, K, D) times (B, S, D, 1): no product of full size.
             return torch.matmul(f.transpose(1, 2), factor.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
 
-        b.send(x, Flow(b.step(sum_over_channels, [flow.register], [slot], x.numel, work=2 * y.numel)))
+        def to_channels(t: Tensor, factor: Tensor | None) -> Tensor:
+            wide = t.unsqueeze(-1)
+            return wide.expand(*t.shape, y.sizes[-1]) if factor is None else multiply(wide, factor)
+
+        register = b.step(sum_over_channels, [flow.register], [slot], x.numel, work=2 * y.numel, up=to_channels)
+        b.send(x, Flow(register))
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

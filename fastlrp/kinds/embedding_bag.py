@@ -95,7 +95,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if node.sources:
         rows = b.cache(summed_rows, [ids.index], ids.numel * y.numel)
         work = 2 * ids.numel * y.numel
-        b.send(ids, Flow(b.step(of_ids, [flow.register], [scale, rows], ids.numel, work=work)))
+
+        def up(t: Tensor, scale: Tensor | None, rows: Tensor) -> Tensor:
+            summed = torch.matmul(t, rows.transpose(1, 2))
+            return summed if scale is None else multiply(summed, scale)
+
+        b.send(ids, Flow(b.step(of_ids, [flow.register], [scale, rows], ids.numel, work=work, up=up)))
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

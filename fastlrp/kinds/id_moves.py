@@ -42,7 +42,11 @@ def lower(b: Builder, node: Node, flow: Flow) -> None:
             found.scatter_add_(2, origin.unsqueeze(1).expand(-1, R.shape[1], -1), R.flatten(2))
             return found[:, :, :n].unflatten(2, sizes)
 
-        b.send(x, Flow(b.step(to_origin, [flow.register], [origin], x.numel)))
+        def from_origin(t: Tensor, origin: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(t.flatten(2), (0, 1))
+            return padded.gather(2, origin.unsqueeze(1).expand(-1, t.shape[1], -1)).unflatten(2, y.sizes)
+
+        b.send(x, Flow(b.step(to_origin, [flow.register], [origin], x.numel, up=from_origin)))
 
 
 def _origins(node: Node, forward: Callable[..., Any], x: Value) -> Callable[..., Tensor]:

@@ -34,7 +34,8 @@ def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: T
             x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_() for x in own
         ]
         y = forward(*wide)
-        grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), allow_unused=True)
+        again = cotangent.requires_grad  # Somebody asks for the transpose of this product.
+        grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), create_graph=again, allow_unused=True)
     return tuple(
         (torch.zeros_like(x) if g is None else g).unflatten(0, (batch, targets))
         for g, x in zip(grads, wide, strict=True)
@@ -59,7 +60,10 @@ def vjp_each(forward: Callable[..., Tensor], inputs: tuple[Any, ...], position: 
             return torch.zeros_like(point).unsqueeze(1).repeat(1, cotangent.shape[1], *[1] * (point.dim() - 1))
         parts = []
         for k in range(cotangent.shape[1]):
-            (part,) = torch.autograd.grad(y, point, cotangent[:, k].clone(), retain_graph=True, allow_unused=True)
+            again = cotangent.requires_grad  # Somebody asks for the transpose of this product.
+            (part,) = torch.autograd.grad(
+                y, point, cotangent[:, k].clone(), retain_graph=True, create_graph=again, allow_unused=True
+            )
             parts.append(torch.zeros_like(point) if part is None else part)
     if not parts:
         return point.detach().new_zeros(cotangent.shape[0], 0, *point.shape[1:])
@@ -163,6 +167,7 @@ def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None
             checked.append(r.new_zeros(expected) if part is None else part)
         return tuple(checked)
 
-    outs = b.step_with_results(propagated, [register], slots, [x.numel for x in inputs])
+    numels = [x.numel for x in inputs]
+    outs = b.step_with_results(propagated, [register], slots, numels, is_linear=False)
     for x, out in zip(inputs, outs, strict=True):
         b.send(x, Flow(out))

@@ -14,7 +14,7 @@ from fastlrp.kinds.avg_pool import as_average
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.pool_windows import lower_pool_rule, read_pool, shares_at_pools, through_windows
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, channels_last
+from fastlrp.plan.builder import Builder, channels_last, multiply
 from fastlrp.plan.forms import MaxPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Factor, Flow, SweepPart
@@ -88,9 +88,14 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
             relevance: Tensor = winner(f, index, s, size)
             return relevance
 
+        def from_winners(t: Tensor, index: Tensor, s: Tensor | None) -> Tensor:
+            where = index.flatten(2).unsqueeze(1).expand(-1, t.shape[1], -1, -1)
+            taken = t.flatten(3).gather(3, where).unflatten(3, y.sizes[1:])
+            return taken if s is None else multiply(taken, s)
+
         register = b.step(
             at_winners, [flow.register], [index, scale], x.numel, form=max_pool_form(b, node, index, scale),
-            unpool=_disjoint_windows(node),
+            unpool=_disjoint_windows(node), up=from_winners,
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 

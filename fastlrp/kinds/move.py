@@ -18,7 +18,7 @@ from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
-from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.steps import Factor, Flow, Window
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
 _PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}
@@ -46,11 +46,11 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
     if b.graph.batch is not None and node.operation not in (_RESHAPES | _PERMUTES) and x.dtype == y.dtype:
         write.send_static(b, node, x, flow)  # It may hold for that batch size only.
         return
-    inverse, one_to_one, origin = _inverse(node, x, y)
+    inverse, one_to_one, origin, up = _inverse(node, x, y)
     fill = node.attributes.get("fill", 0)
     if isinstance(fill, float) and not math.isfinite(fill):
         _emit_finite(b, y, flow)
-    send_inverse(b, x, y, flow, inverse, one_to_one, origin)
+    send_inverse(b, x, y, flow, inverse, one_to_one, origin, up)
 
 
 def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
@@ -66,19 +66,23 @@ def _emit_finite(b: Builder, y: Value, flow: Flow) -> None:
 
 def send_inverse(
     b: Builder, x: Value, y: Value, flow: Flow, inverse: Inverse, one_to_one: bool,
-    origin: places.Places | None = None,
+    origin: places.Places | None = None, up: Inverse | None = None,
 ) -> None:  # fmt: skip
     """Send ``x`` what ``inverse`` brings back of the relevance of ``y``; factors move along where that is exact.
 
-    ``origin``: the same for single entries, if it is known.
+    ``origin``: the same for single entries, if it is known. ``up``: the transpose of ``inverse``, the copy itself.
     """
     chained = flow.factor.value is y
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     left = Factor(x) if chained else Factor()
     if scale is None or one_to_one:
-        hot = origin is not None
-        run: Any = inverse if origin is None else places.keeping_one_hot(inverse, origin, x.sizes, x.dtype)
-        register = b.step(run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot)
+        hot, window = origin is not None, getattr(inverse, "window", None)
+        step = inverse if window is None or b.device.type != "cpu" else places.at_positions(inverse, window)
+        run: Any = step if origin is None else places.keeping_one_hot(step, origin, x.sizes, x.dtype)
+        register = b.step(
+            run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
+            embeds=window, by_position=inverse is _unchanged, up=up,
+        )  # fmt: skip
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
             left = Factor(left.value, moved)
@@ -87,14 +91,21 @@ def send_inverse(
         def relevance_of_source(f: Tensor, s: Tensor) -> Tensor:
             return inverse(multiply(f, s))
 
-        register = b.step(relevance_of_source, [flow.register], [scale], x.numel)
+        times = None if up is None else lambda t, s: multiply(up(t), s)
+        register = b.step(relevance_of_source, [flow.register], [scale], x.numel, up=times)
     b.send(x, Flow(register, left))
 
 
-def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Places]:
-    """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, whether each entry of x was copied at most once, and where
-    single entries came from."""
+def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Places, Inverse]:
+    """What brings ``(B, K, *y)`` back to ``(B, K, *x)``, whether each entry of x was copied at most once, where
+    single entries came from, and the transpose of the first: the copy of ``(B, K, *x)``."""
     sizes = x.sizes
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(y.dtype)
+
+    def reshape(t: Tensor) -> Tensor:
+        return t.reshape(*t.shape[:2], *y.sizes)
 
     def cast_back(f: Tensor) -> Tensor:
         return f.to(x.dtype)
@@ -106,24 +117,42 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
         return channels_last(f.reshape(-1, *sizes)).unflatten(0, f.shape[:2])
 
     if x.dtype != y.dtype:
-        return cast_back, True, places.same
+        return cast_back, True, places.same, cast
+    if node.operation in _RESHAPES and sizes == y.sizes:
+        return _unchanged, True, places.same, _unchanged
     if node.operation in _RESHAPES:
         # Below a flatten stand convolutions and pools, which want their maps channels-last.
-        return (reshaped_to_map if len(sizes) == 3 else reshaped), True, places.same
+        return (reshaped_to_map if len(sizes) == 3 and _is_map(x) else reshaped), True, places.same, reshape
     if node.operation in _PERMUTES:
         axes = _axes(node, len(x.shape))
         back = [axes.index(i) for i in range(len(axes))]
-        order = [0, 1, *(i + 1 for i in back[1:])]
+        order, forth = [0, 1, *(i + 1 for i in back[1:])], [0, 1, *(i + 1 for i in axes[1:])]
 
         def permuted_back(f: Tensor) -> Tensor:
             return f.permute(order)
 
-        return permuted_back, True, places.permuted(sizes, [axis - 1 for axis in axes[1:]])
+        return permuted_back, True, places.permuted(sizes, [axis - 1 for axis in axes[1:]]), lambda t: t.permute(forth)
     cut = places.taken(node, x, y)
     if cut is not None:
         back_to = places.window(sizes, cut.dim, cut.start, cut.length)
-        return cut.inverse(sizes) if sizes != y.sizes else (lambda f: f), True, back_to
+        return cut.inverse(sizes) if sizes != y.sizes else _unchanged, True, back_to, cut.take
     return _by_index(node, x, y)
+
+
+def _unchanged(f: Tensor) -> Tensor:
+    """Of a move that moves nothing."""
+    return f
+
+
+def _is_map(x: Value) -> bool:
+    """Whether a convolution or a pool made ``x``, with element-wise operations after it at most."""
+    while x.producer is not None and x.producer.inputs:
+        if x.producer.kind in ("conv", "max_pool", "avg_pool", "batch_norm"):
+            return True
+        if x.producer.kind not in ("activation", "add", "mul", "identity"):
+            return False
+        x = x.producer.inputs[0]
+    return False
 
 
 def _axes(node: Node, n: int) -> list[int]:
@@ -136,13 +165,13 @@ def _axes(node: Node, n: int) -> list[int]:
     return axes
 
 
-def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places] | None:
+def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places, Inverse] | None:
     """The inverse of taking everything, or a range of one axis (slice with step 1, narrow, chunk, split)."""
     if source.dim() != numbers.dim():
         return None
     cut = [i for i, (have, all_) in enumerate(zip(source.shape, numbers.shape, strict=True)) if have != all_]
     if not cut and torch.equal(source, numbers):
-        return (lambda f: f), places.same
+        return _unchanged, places.same, _unchanged
     if len(cut) != 1 or source.numel() == 0 or source.shape[cut[0]] > numbers.shape[cut[0]]:
         return None
     dim, length, sizes = cut[0], source.shape[cut[0]], numbers.shape[1:]
@@ -156,10 +185,11 @@ def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places] | 
         result.narrow(dim + 1, start, length).copy_(f)
         return result
 
-    return embed, places.window(sizes, dim - 1, start, length)
+    embed.window = Window(dim + 1, start, length, sizes[dim - 1])  # type: ignore[attr-defined]
+    return embed, places.window(sizes, dim - 1, start, length), lambda t: t.narrow(dim + 1, start, length)
 
 
-def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Places]:
+def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Places, Inverse]:
     """Any other copy: run the operation on the entries' own numbers to learn where each came from.
 
     And once more on the negative numbers. A copy changes its sign with them; what the operation fills in (the value of
@@ -187,7 +217,7 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Pla
     source = torch.where(copied, source, 0)
     window = _window(source, numbers)
     if window is not None:
-        return window[0], True, window[1]
+        return window[0], True, window[1], window[2]
     flat = source.flatten().long() - 1
     whole_copy = bool((flat >= 0).all())
     index = flat if whole_copy else flat[flat >= 0]
@@ -205,7 +235,14 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Pla
         result = f.new_zeros(*f.shape[:2], x.numel)
         return result.index_add_(2, where, values).unflatten(2, x.sizes)
 
-    return gather_back, once, places.listed(flat)
+    def gather(t: Tensor) -> Tensor:
+        where, rows = on(t.device)
+        values = t.reshape(*t.shape[:2], x.numel).index_select(2, where)
+        if rows is not None:
+            values = t.new_zeros(*t.shape[:2], y.numel).index_copy_(2, rows, values)
+        return values.reshape(*t.shape[:2], *y.sizes)
+
+    return gather_back, once, places.listed(flat), gather
 
 
 def _for_one_sample(tree: Any, x: Value) -> Any:

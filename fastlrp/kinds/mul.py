@@ -55,6 +55,8 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
     if node.attributes.get("divides"):
         return operands[:1]
     operands = list(dict.fromkeys(operands))
+    if node.attributes.get("routing") in operands and not activations:
+        return operands  # What an expert computed, and the router's weight for it: half to each.
     signals = [v for v in operands if not (v.producer is not None and v.producer.operation in _GATES)]
     full = [v for v in signals if v.shape == node.output.shape and not _is_scale(v)]
     found = full or signals or operands
@@ -114,7 +116,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             def equal_part(f: Tensor, part: float = part) -> Tensor:
                 return f * part
 
-            share = Flow(b.step(equal_part, [flow.register], [], y.numel), flow.factor)
+            share = Flow(b.step(equal_part, [flow.register], [], y.numel, up=equal_part), flow.factor)
         b.send(x, sum_to_shape(b, share, y, x))
 
 

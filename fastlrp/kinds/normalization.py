@@ -17,7 +17,7 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference import weightless
@@ -100,13 +100,15 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow: Flow) -> None:
     """``c_x = centre(c_y w / sigma)``."""
     x, y, rows = node.inputs[0], node.output, Rows.of(node)
-    shape = (*rows.groups, rows.length)
+    whole = (*rows.groups, rows.length)
     share = b.share(flow, y.index, y.numel, stabilizer)
     norm_relevance = b.operation("norm_relevance")
     sigma = b.cache(rows.inverse_sigma, [x.index], math.prod(rows.groups), key=("inverse sigma", node))
 
+    last = node.operation in ("layer_norm", "rms_norm") and len(rows.groups) == len(x.sizes) - 1
+
     def transposed(f: Tensor, s: Tensor | None, sigma: Tensor) -> Tensor:
-        gain = rows.weight
+        gain, shape = rows.weight, f.shape[2:] if last else whole
         if s is not None:
             s = s.reshape(len(s), *shape)
             gain = s if gain is None else s * gain
@@ -114,9 +116,21 @@ def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow:
             gain = gain.expand(len(f), *gain.shape)
         arriving = f.reshape(*f.shape[:2], *shape)
         relevance: Tensor = norm_relevance(arriving, gain, sigma, rows.centre)
-        return relevance.reshape(*f.shape[:2], *x.sizes)
+        return relevance.reshape(f.shape)
 
-    b.send(x, Flow(b.step(transposed, [flow.register], [share, sigma], x.numel), Factor(x)))
+    def normalized(t: Tensor, s: Tensor | None, sigma: Tensor) -> Tensor:
+        """The norm itself with sigma held fixed."""
+        t = t.reshape(*t.shape[:2], *whole)
+        t = t - t.mean(-1, keepdim=True) if rows.centre else t
+        factor = sigma if rows.weight is None else sigma * rows.weight
+        factor = factor if s is None else factor * s.reshape(len(s), *whole)
+        return multiply(t, factor).reshape(*t.shape[:2], *y.sizes)
+
+    register = b.step(
+        transposed, [flow.register], [share, sigma], x.numel, fresh=True, by_position=last and len(x.sizes) > 1,
+        up=normalized,
+    )  # fmt: skip
+    b.send(x, Flow(register, Factor(x)))
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

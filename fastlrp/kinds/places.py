@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value
-from fastlrp.one_hot import OneHot
+from fastlrp.one_hot import AtPositions, OneHot
+from fastlrp.plan.steps import Window
 
 Places = Callable[[Tensor], Tensor]
 """From places in the result to places in the source, -1 for what came from nowhere; tensors of integers."""
@@ -71,7 +73,15 @@ class Taken:
             result.narrow(axis, self.start, self.length).copy_(flow.unsqueeze(axis) if self.drops else flow)
             return result
 
+        embed.window = Window(  # type: ignore[attr-defined]
+            self.dim + 2, self.start, self.length, sizes[self.dim], self.drops
+        )
         return embed
+
+    def take(self, t: Tensor) -> Tensor:
+        """``(B, K, *result)`` of ``(B, K, *sizes)``."""
+        axis = self.dim + 2
+        return t.select(axis, self.start) if self.drops else t.narrow(axis, self.start, self.length)
 
 
 def taken(node: Node, x: Value, y: Value) -> Taken | None:
@@ -105,6 +115,18 @@ def taken(node: Node, x: Value, y: Value) -> Taken | None:
     return found if tuple(sizes) == y.sizes and found.length > 0 else None
 
 
+def at_positions(inverse: Callable[[Tensor], Tensor], window: Window) -> Callable[[Tensor], Any]:
+    """``inverse``, or where it fills few positions, those alone: most of a class token's network above attention."""
+    if window.axis != 2 or 2 * window.length > window.whole:
+        return inverse
+    positions = torch.arange(window.start, window.start + window.length)
+
+    def few(flow: Tensor) -> AtPositions:
+        return AtPositions(flow.unsqueeze(2) if window.drops else flow, positions, window.whole)
+
+    return few
+
+
 def listed(places: Tensor) -> Places:
     """Of any other copy: ``places`` has one for each entry of the result."""
 
@@ -116,7 +138,7 @@ def listed(places: Tensor) -> Places:
 
 
 def keeping_one_hot(
-    inverse: Callable[[Tensor], Tensor], places: Places, sizes: tuple[int, ...], dtype: torch.dtype | None
+    inverse: Callable[[Tensor], Any], places: Places, sizes: tuple[int, ...], dtype: torch.dtype | None
 ) -> Callable[..., Tensor | OneHot]:
     """The inverse copy, which also takes :class:`~fastlrp.one_hot.OneHot` and then gives one again.
 

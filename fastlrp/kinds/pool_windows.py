@@ -14,7 +14,7 @@ from fastlrp import rules
 from fastlrp.capture.arguments import dims, listed
 from fastlrp.capture.graph import Node
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.pool import windows
 from fastlrp.reference.redistribution import Affine
@@ -69,6 +69,11 @@ class Windows:
         down: Tensor = self._transpose(flow, scale, *geometry)
         return down
 
+    def up(self, t: Tensor, scale: Tensor | None) -> Tensor:
+        """The transpose of :meth:`transpose`: the sums, times ``scale``."""
+        sums = self.sums(t.flatten(0, 1)).unflatten(0, t.shape[:2])
+        return sums if scale is None else multiply(sums, scale)
+
 
 def _check_window(node: Node) -> None:
     a = node.attributes
@@ -114,7 +119,7 @@ def _equal_shares(b: Builder, node: Node, rule: Any, flow: Flow) -> None:
         scale = b.cache(lambda y: inverse.expand_as(y), [y.index], y.numel)
     else:
         scale = b.cache(lambda f: f * inverse, [factor], y.numel)
-    b.send(x, Flow(b.step(pool.transpose, [flow.register], [scale], x.numel)))
+    b.send(x, Flow(b.step(pool.transpose, [flow.register], [scale], x.numel, up=pool.up)))
 
 
 def _alpha_beta(b: Builder, node: Node, alpha: float, beta: float, rule: Any, flow: Flow) -> None:
@@ -136,7 +141,7 @@ def _alpha_beta(b: Builder, node: Node, alpha: float, beta: float, rule: Any, fl
 
     above = part(alpha, 0.0, None)
     if b.is_nonnegative(x) and above is not None:
-        b.send(x, Flow(b.step(pool.transpose, [flow.register], [above], x.numel), Factor(x)))
+        b.send(x, Flow(b.step(pool.transpose, [flow.register], [above], x.numel, up=pool.up), Factor(x)))
         return
     below = part(-beta, None, 0.0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,8 +61,20 @@ def _send_through_matmul(b: Builder, node: Node, parts: dict[Value, float], shar
             found.append(arriving @ given if x is first else given @ arriving)
         return tuple(found)
 
-    slots = [share, *(others[x].index for x in parts)]
-    registers = b.step_with_results(transposed, [flow.register], slots, [x.numel for x in parts])
+    def product(*operands: Any) -> Tensor:
+        """The product with one factor's own value and the other's cotangent, added up."""
+        arriving, (s, *tensors) = operands[: len(parts)], operands[len(parts) :]
+        total: Any = None
+        for (x, part), t, other in zip(parts.items(), arriving, tensors, strict=True):
+            if t is not None:
+                given = (other if part == 1 else other * part).unsqueeze(1)
+                found = t @ given if x is first else given @ t
+                total = found if total is None else total.add_(found)
+        return total if s is None else multiply(total, s)
+
+    slots, numels = [share, *(others[x].index for x in parts)], [x.numel for x in parts]
+    work = 2 * len(parts) * node.output.numel * first.sizes[-1]
+    registers = b.step_with_results(transposed, [flow.register], slots, numels, work, up=product)
     for x, register in zip(parts, registers, strict=True):
         b.send(x, Flow(register, Factor(x)))
 

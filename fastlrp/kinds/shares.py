@@ -29,13 +29,16 @@ def send_shares(
     share = b.share(flow, y.index, y.numel, stabilizer)
     if degree != 1:
         divisor = degree_tensor(degree, y)
-        share = b.cache(lambda s: s / divisor.to(s), [share], y.numel)
+        if share is None:
+            share = b.cache(lambda y: (1 / divisor.to(y)).expand_as(y), [y.index], y.numel)
+        else:
+            share = b.cache(lambda s: s / divisor.to(s), [share], y.numel)
     slots = [share, *(v.index for v in inputs)]
     wanted = [inputs.index(x) for x in sources]
     together = len(node.sources) == len(inputs) and b.graph.batch is None
 
-    def transposed(f: Tensor, s: Tensor, *values: Any) -> tuple[Tensor, ...]:
-        arrived = multiply(f, s)
+    def transposed(f: Tensor, s: Tensor | None, *values: Any) -> tuple[Tensor, ...]:
+        arrived = f if s is None else multiply(f, s)
         if together:
             found = vjp(forward, values, arrived)
             return tuple(found[i] for i in wanted)

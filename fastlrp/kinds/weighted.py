@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp import rules
+from fastlrp.aten import _product
 from fastlrp.capture.arguments import dims, listed
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Constant, Node, Value
@@ -106,6 +107,21 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         raise TypeError(f"{rule} is not defined for {node}: use one of the rules for layers with a weight")
 
 
+def forward_linear(b: Builder, node: Node) -> None:
+    """The operation itself, on a CPU by the faster library."""
+    a, x = node.attributes, node.args[1 if node.operation == "addmm" else 0]
+    bias = a["bias"]
+    plain = isinstance(node.call, torch._ops.OpOverload) and isinstance(bias, (Constant, type(None)))
+    if not plain or b.device.type != "cpu" or node.inputs != (x,):
+        b.add_forward(node)
+        return
+    weight, shift = a["weight"].tensor(), None if bias is None else bias.tensor()
+    if shift is not None and shift.shape != (len(weight),):
+        b.add_forward(node)
+        return
+    b.add_forward(node, call=lambda x: _product.linear(x, weight, shift))
+
+
 def merged_layer(node: Node) -> Affine:
     """The layer with the batch norms folded into it, float64."""
     a = node.attributes
@@ -158,6 +174,7 @@ LINEAR = Kind(
     lower=lower,
     textbook=through,
     read=read_linear,
+    forward=forward_linear,
     weighted=True,
     modules={"linear": nn.Linear},
 )

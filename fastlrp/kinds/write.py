@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.carrying import moved
 from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
@@ -35,7 +36,7 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
         id_moves.lower(b, node, flow)
         return
     check_batch(node)
-    if any(v.is_tensor and v.depends for v in node.inputs if v not in node.sources and v not in unread(node)):
+    if any(v.is_tensor and v.depends for v in chooses(node)):
         lower_places(b, node, flow)
         return
     for x in node.sources:
@@ -51,6 +52,12 @@ def unread(node: Node) -> tuple[Value, ...]:
 def reads_places(node: Node) -> bool:
     """True if which entries are copied depends on the sample."""
     return any(v.depends for v in node.inputs if v not in node.sources and v not in unread(node))
+
+
+def chooses(node: Node) -> list[Value]:
+    """Activations that say which entries are copied: indices and masks, not what is written without relevance."""
+    written = {v for v in moved(node) if v.is_float}
+    return [v for v in node.inputs if v not in node.sources and v not in unread(node) and v not in written]
 
 
 def check_batch(node: Node) -> None:
@@ -84,6 +91,8 @@ def lower_places(b: Builder, node: Node, flow: Flow) -> None:
 
 def check_samples(node: Node, batch: int | None) -> None:
     """Raise UnsupportedOperationError where an index that depends on the sample may reach into another sample."""
+    if getattr(node.call, "keeps_samples_apart", False):
+        return
     operands = [v for v in node.inputs if v not in node.sources and v.is_tensor and v not in unread(node)]
     rank, name = len(node.output.shape), node.operation
     if any(v.depends and not v.is_tensor for v in node.inputs if v not in unread(node)):
@@ -167,7 +176,17 @@ def send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
         values = f.reshape(*f.shape[:2], y.numel).index_select(2, taken)
         return f.new_zeros(*f.shape[:2], x.numel).index_add_(2, to, values).reshape(*f.shape[:2], *sizes)
 
-    b.send(x, Flow(b.step(relevance_of_source, [flow.register], [scale], x.numel), Factor(x) if chained else Factor()))
+    def up(t: Tensor, s: Tensor | None) -> Tensor:
+        if same:
+            copied = t.reshape(*t.shape[:2], *y.sizes)
+        else:
+            values = t.reshape(*t.shape[:2], x.numel).index_select(2, index.to(t.device))
+            copied = t.new_zeros(*t.shape[:2], y.numel).index_add_(2, places.to(t.device), values)
+            copied = copied.reshape(*t.shape[:2], *y.sizes)
+        return copied if s is None else multiply(copied, s)
+
+    register = b.step(relevance_of_source, [flow.register], [scale], x.numel, up=up)
+    b.send(x, Flow(register, Factor(x) if chained else Factor()))
 
 
 def _places(node: Node, x: Value, batch: int) -> tuple[Tensor, Tensor]:

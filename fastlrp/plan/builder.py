@@ -109,7 +109,15 @@ class Builder:
         if self._row is not None and selected.backend not in self._row.backend.split("+"):
             self._row.backend = "+".join(filter(None, (self._row.backend, selected.backend)))
         implementation: Callable[..., Any] = selected.call
-        return implementation
+        if selected.backend in ("torch", "reference"):
+            return implementation
+        plain: Callable[..., Any] = select(name, "torch", self.device, self.dtype).call
+
+        def operation(first: Tensor, *others: Any) -> Any:
+            # Compiled kernels know no derivative: where one is asked for, PyTorch's operations take their place.
+            return (plain if first.requires_grad else implementation)(first, *others)
+
+        return operation
 
     def constant(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What ``make`` returns, made once for all plans of the model: weights in other forms."""
@@ -181,7 +189,7 @@ class Builder:
 
     def send_shares(
         self, x: Value, z: int, numel: int, flow: Flow, stabilizer: Stabilizer, transpose: Callable[..., Tensor],
-        form_of: Callable[[int | None], Form | None] = lambda scale: None,
+        form_of: Callable[[int | None], Form | None] = lambda scale: None, up: Callable[..., Tensor] | None = None,
     ) -> None:  # fmt: skip
         """A proportional rule of a linear map of ``x``: ``c = transpose(F, factor / st(z))`` and the factor ``x``.
 
@@ -197,7 +205,7 @@ class Builder:
             self.send(x, Flow(self.step(relevance_in_float32, [flow.register], [scale, x.index], x.numel)))
             return
         quotient = self.share(flow, z, numel, stabilizer)
-        register = self.step(transpose, [flow.register], [quotient], x.numel, form=form_of(quotient))
+        register = self.step(transpose, [flow.register], [quotient], x.numel, form=form_of(quotient), up=up)
         self.send(x, Flow(register, Factor(x)))
 
     def is_nonnegative(self, value: Value) -> bool:
@@ -253,7 +261,8 @@ class Builder:
         """One backward step; slots that are None are passed as None. Returns the register it fills.
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
-        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot`` and ``keeps_one_hot`` of
+        ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
+        ``by_position``, ``overwrites``, ``up``, ``up_at`` and ``is_linear`` of
         :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
@@ -264,15 +273,18 @@ class Builder:
         registers: Sequence[int],
         slots: Sequence[int | None],
         numels: Sequence[int],
+        work: int | None = None,
+        **others: Any,
     ) -> tuple[int, ...]:
         """One backward step whose ``run`` gives a tuple; ``numels``: entries of each. Returns their registers."""
+        work = work or sum(numels)
         if len(numels) == 1:
 
             def only_result(*operands: Any) -> Tensor:
                 return run(*operands)[0]
 
-            return self._append(only_result, registers, slots, tuple(numels), numels[0])
-        return self._append(run, registers, slots, tuple(numels), sum(numels))
+            return self._append(only_result, registers, slots, tuple(numels), work, **others)
+        return self._append(run, registers, slots, tuple(numels), work, **others)
 
     def _append(
         self,
@@ -288,8 +300,14 @@ class Builder:
         if len(present) != len(slots):
             absent = [slot is None for slot in slots]
             run = _with_absent(run, len(registers), absent)
+            over = others.get("overwrites", {})
+            if over:
+                others["overwrites"] = {at: _with_absent(call, len(registers), absent) for at, call in over.items()}
             if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
                 others["unpooled"] = _with_absent(others["unpooled"], len(registers) + 2, absent)
+            for name, first in (("up", len(numels)), ("up_at", 1 + len(numels))):
+                if others.get(name) is not None:
+                    others[name] = _with_absent(others[name], first, absent)
         place = self._name, self._node
         self.backward.append(BackwardStep(*place, run, tuple(registers), present, outs, numels, work, **others))
         return outs
@@ -301,7 +319,7 @@ class Builder:
     def relevance_register(self, flow: Flow, numel: int) -> int:
         """A register that holds R itself."""
         slot = self.slot_of(flow.factor)
-        return flow.register if slot is None else self.step(multiply, [flow.register], [slot], numel)
+        return flow.register if slot is None else self.step(multiply, [flow.register], [slot], numel, up=multiply)
 
     def begin(self, node: Node, rule: object) -> Draft:
         """What is added from here on belongs to this node under this rule."""
@@ -347,8 +365,36 @@ class Builder:
                 result = torch.addcmul(result, flow, factor.unsqueeze(1))
             return result
 
+        def to_summands(t: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+            return (*[t] * plain, *(multiply(t, factor) for factor in factors))
+
+        def total_in(position: int) -> Callable[..., Tensor]:
+            def added(*operands: Tensor) -> Tensor:
+                flows, factors = operands[: len(sent)], operands[len(sent) :]
+                result = flows[position]
+                for number, flow in enumerate(flows[:plain]):
+                    if number != position:
+                        result.add_(flow)
+                for flow, factor in zip(flows[plain:], factors, strict=True):
+                    result.addcmul_(flow, factor.unsqueeze(1))
+                return result
+
+            return added
+
         form = Sum(tuple(slots[i] for i in order)) if self.has_sparse_kernels else None
-        register = self.step(total, registers, scales, value.numel, form=form)
+        over = {position: total_in(position) for position in range(plain)}
+        register = self.step(
+            total,
+            registers,
+            scales,
+            value.numel,
+            form=form,
+            adds=not scales,
+            fresh=True,
+            by_position=True,
+            overwrites=over,
+            up=to_summands,
+        )
         return Flow(register, Factor(value) if chained else Factor())
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.one_hot import OneHot
+from fastlrp.aten import _product
+from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
+from fastlrp.plan.late import is_late, send_late
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import in_float32, representable, wide
 from fastlrp.plan.steps import Factor, Flow, SweepPart
@@ -53,10 +55,17 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     u, v, weight = found.u, found.v, found.weight
     if u is None and v is None:
         if layer.node.kind == "linear":
-            register = b.step(lambda f: f @ weight, [flow.register], [], x.numel, layer.work)
+            up = lambda t: torch.nn.functional.linear(t, weight)  # noqa: E731
+            register = b.step(
+                lambda f: _product.product(f, weight), [flow.register], [], x.numel, layer.work, fresh=True,
+                by_position=len(x.shape) > 2, up=up,
+            )  # fmt: skip
             b.send(x, Flow(register, Factor(x)))
             return
         u = b.cache(torch.ones_like, [layer.y.index], layer.y.numel, key=("ones", layer.node))
+    if u is not None and weight is layer.weight and is_late(b, layer, flow, u, v):
+        send_late(b, layer, flow, u)
+        return
     split = found.splits and signed
     positive = None
     if v is not None:
@@ -68,7 +77,9 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
         product = _rows_or(b, product, for_product[0])
-    product = in_float32(product, b.dtype) if exact else product
+    up = layer.forward(for_product[0], for_product[1], split)
+    at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
+    product, up = (in_float32(product, b.dtype), in_float32(up, b.dtype)) if exact else (product, up)
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
     form = None if exact else layer.form(b, products, sign, gamma=found.gamma if len(products) == 2 else None)
@@ -82,21 +93,48 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         return
     unpooled = None if exact else layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
+    over = _writing_over(product, weight) if layer.node.kind == "linear" and v is None and not exact else {}
     register = b.step(
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
-        accepts_one_hot=one_hot,
+        accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
+        by_position=layer.node.kind == "linear" and len(x.shape) > 2, up=up, up_at=None if exact else at,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
 
-def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
+def _at_positions(up: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Of a linear layer ``(B, *L, I) -> (B, *L, O)`` the way up at some positions alone."""
+
+    def up_at(positions: Tensor, t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        own = t.flatten(2, -2).index_select(2, positions)
+        chosen = [
+            tensor.flatten(1, -2).index_select(1, positions) if isinstance(tensor, Tensor) else tensor
+            for tensor in (u, v, x)
+        ]
+        return up(own, *chosen)
+
+    return up_at
+
+
+def _writing_over(product: Callable[..., Tensor], weight: Tensor) -> dict[int, Callable[..., Tensor]]:
+    """``product`` with one coefficient, which on a CPU is multiplied into the register where nobody else reads that."""
+
+    def scaled_in_place(flow: Tensor | OneHot, u: Tensor, v: Tensor | None, x: Any) -> Any:
+        if isinstance(flow, OneHot) or flow.device.type != "cpu" or flow.dtype != u.dtype:
+            return product(flow, u, v, x)
+        return _product.product(flow.mul_(u.unsqueeze(1)), weight)
+
+    return {0: scaled_in_place}
+
+
+def _rows_or(b: Builder, product: Callable[..., Tensor], weight: Tensor) -> Callable[..., Any]:
     """A one-hot target selects a row of W instead of multiplying by all of them.
 
     An input that is not None is one whose sign decides, False one that is known to be >= 0.
     """
     rows = b.operation("linear_one_hot_relevance")
 
-    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+    def rows_or_product(flow: Tensor | OneHot, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor | AtPositions:
         if isinstance(flow, OneHot):
             return flow.through(rows, weight, u, v, None if x is False else x)
         return product(flow, u, v, x)
@@ -272,5 +310,9 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         transposed = _rows_or(b, transposed, layer.weight)
     form = layer.form(b, [(layer.weight, ones, False)])
     slots = [ones, None, None]
-    register = b.step(transposed, [flow.register], slots, x.numel, layer.work, form, accepts_one_hot=one_hot)
+    up = layer.forward(layer.weight, None, signed=False)
+    at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
+    register = b.step(
+        transposed, [flow.register], slots, x.numel, layer.work, form, accepts_one_hot=one_hot, up=up, up_at=at
+    )
     b.send(x, Flow(register))

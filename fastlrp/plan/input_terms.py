@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import FUSED
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.steps import Flow
 from fastlrp.stabilizer import Stabilizer
@@ -64,8 +64,19 @@ def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[
         assert total is not None
         return total
 
+    forward = layer.forward
+
+    def up(t: Tensor, *tensors: Tensor) -> Tensor:
+        of, total = dict(zip(slots, tensors, strict=True)), None
+        for weight, u, m in terms:
+            part = forward(weight, None, signed=False)(t if m is None else multiply(t, of[m]), of[u], None, None)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
     work, reduced = len(terms) * layer.work, partial(relevance_of_input, True)
-    register = b.step(partial(relevance_of_input, False), [flow.register], slots, x.numel, work, form, reduced=reduced)
+    run = partial(relevance_of_input, False)
+    register = b.step(run, [flow.register], slots, x.numel, work, form, reduced=reduced, up=up)
     b.send(x, Flow(register))
 
 
@@ -80,8 +91,14 @@ def send_flat(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
         result: Tensor = relevance(flow, u, x.sizes[0], kernel, size, stride, padding, dilation, reduce)
         return result
 
-    reduced = partial(relevance_of_input, True)
-    b.send(x, Flow(b.step(partial(relevance_of_input, False), [flow.register], [u], x.numel, reduced=reduced)))
+    box = layer.forward(torch.ones_like(layer.weight[:1, :1]), None, signed=False)
+
+    def up(t: Tensor, u: Tensor) -> Tensor:
+        summed = t.sum(2, keepdim=True)
+        return multiply(box(summed, torch.ones_like(u[:, :1]), None, None), u)
+
+    run, reduced = partial(relevance_of_input, False), partial(relevance_of_input, True)
+    b.send(x, Flow(b.step(run, [flow.register], [u], x.numel, reduced=reduced, up=up)))
 
 
 def constant_shares(
@@ -111,4 +128,5 @@ def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: 
     """``R_in = W^T(u F)``, not times the input."""
     transposed = layer.transpose(b, weight, None, signed=False, multiply=False)
     form = layer.form(b, [(weight, u, False)])
-    b.send(layer.x, Flow(b.step(transposed, [flow.register], [u, None, None], layer.x.numel, layer.work, form)))
+    up, slots = layer.forward(weight, None, signed=False), [u, None, None]
+    b.send(layer.x, Flow(b.step(transposed, [flow.register], slots, layer.x.numel, layer.work, form, up=up)))

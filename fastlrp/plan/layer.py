@@ -96,6 +96,34 @@ class AffineLayer:
 
         return transposed
 
+    def forward(self, weight: Tensor, weight_positive: Tensor | None, signed: bool) -> Callable[..., Tensor]:
+        """``(cotangent of c, u, v, input) -> cotangent of the register``: the transpose of :meth:`transpose`.
+
+        ``u (W t) + v (W+ t)``, with a signed input ``v (W+ (t where x > 0) + W- (t where x < 0))``: products as the
+        layer's own, for all groups at once.
+        """
+
+        def product(t: Tensor, matrix: Tensor) -> Tensor:
+            if self.node.kind == "linear":
+                return linear_of_groups(t, matrix)
+            return self.apply(channels_last(t.flatten(0, 1)), matrix, None).unflatten(0, t.shape[:2])
+
+        def forward(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+            total = None if u is None else product(t, weight).mul_(u.unsqueeze(1))
+            if v is None:
+                assert total is not None, "u or v must be given"
+                return total
+            positive = weight.clamp(min=0) if weight_positive is None else weight_positive
+            if x is False or x is None or not signed:
+                part = product(t, positive)
+            else:
+                sign = x.unsqueeze(1)
+                part = product(torch.where(sign > 0, t, 0), positive)
+                part.add_(product(torch.where(sign < 0, t, 0), weight - positive))
+            return part.mul_(v.unsqueeze(1)) if total is None else total.addcmul_(part, v.unsqueeze(1))
+
+        return forward
+
     def unpooled(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool
     ) -> Callable[..., Tensor] | None:
@@ -148,12 +176,39 @@ class AffineLayer:
         geometry = self.geometry if self.node.kind == "conv" else ConvGeometry()
         weights, slots, splits = zip(*products, strict=True)
         if self.node.kind == "linear":
-            weights = tuple(w.unsqueeze(2) for w in weights)
+            weights = tuple(w.contiguous().unsqueeze(2) for w in weights)
         if (sign is not None or factors is not None) and geometry.groups != 1:
             return None  # Twice the input channels belong to one group only.
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes
         return Affine(weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
+
+
+def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:
+    """``t W^T``, ``(B, G, *L, I) -> (B, G, *L, O)``, without the first positions where all groups are zero.
+
+    Under causal order a token's cotangent begins at its own position: half of all products.
+    """
+    before = leading_zeros(t, 2) if t.dim() > 3 and len(weight) >= LEAST_OUTPUTS else 0
+    if before == 0:
+        return torch.nn.functional.linear(t, weight)
+    found = torch.nn.functional.linear(t.narrow(2, before, t.shape[2] - before), weight)
+    return torch.nn.functional.pad(found, [0, 0] * (t.dim() - 3) + [before, 0])
+
+
+LEAST_OUTPUTS = 32
+"""With fewer outputs a look at the positions costs as much as the product."""
+
+
+def leading_zeros(t: Tensor, axis: int) -> int:
+    """How many of the first entries along ``axis`` are zero throughout; 0 on a GPU, where looking means waiting."""
+    if t.device.type != "cpu" or t.numel() == 0 or bool(t.select(axis, 0).any()):
+        return 0
+    others = [d for d in range(t.dim()) if d != axis]
+    alive = t.any(others[-1])
+    for d in reversed(others[:-1]):
+        alive = alive.any(d)
+    return int(alive.int().argmax()) if bool(alive.any()) else t.shape[axis]
 
 
 def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:

@@ -22,12 +22,14 @@ from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.kinds.vocabulary import plain_name
+from fastlrp.pickling import StaysHere
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_sweeps
 from fastlrp.plan.steps import (
     BLOCK,
+    BackwardStep,
     Emission,
     Flow,
     Program,
@@ -37,7 +39,7 @@ from fastlrp.plan.steps import (
     schedule_backward,
     schedule_forward,
 )
-from fastlrp.plan.table import plan_table
+from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.specialize import Path
@@ -123,7 +125,7 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
     return assigned
 
 
-class Plan:
+class Plan(StaysHere):
     """How one captured model is explained under one composite: data that :mod:`fastlrp.run.runner` executes.
 
     Attributes:
@@ -132,11 +134,14 @@ class Plan:
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
         coefficients: slots that the way down to the inputs reads. necks: those found so far, by schedule and targets.
-        latest_paths: for ``print`` alone: what the record that was asked last took, which has it as its own ``paths``.
+        latest_paths, latest_direction: for ``print`` alone: what the record that was asked last took, which has them as
+            its own ``paths`` and ``direction``.
 
     Raises:
         UnsupportedOperationError: if relevance would reach an operation without a rule.
     """
+
+    instead = "pickle or copy its explainer, which captures anew"
 
     def __init__(
         self,
@@ -150,6 +155,7 @@ class Plan:
     ) -> None:
         self.chooser = chooser or Chooser()
         self.latest_paths: Mapping[str, Path] = {}
+        self.latest_direction: object = None
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
         if device.type == "cpu" and extension_error() is None:
@@ -168,6 +174,8 @@ class Plan:
         self.coefficients = self.schedule(self.explained_inputs()).slots
         self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
         self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
+        # By the steps themselves, each of which is equal to itself alone.
+        self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
         self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
 
     # Lowering
@@ -348,8 +356,14 @@ class Plan:
         ``paths``: :attr:`fastlrp.run.record.ForwardRecord.paths` of the record whose latest call the column "path"
         shows; None: of the latest call of all that were made under this plan, which is what ``print`` shows.
         """
-        shown = self.latest_paths if paths is None else paths
-        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, shown)
+        found = str(self._table(self.latest_paths if paths is None else paths))
+        return found if self.latest_direction is None else f"{found}\ngroups went {self.latest_direction}"
+
+    def _table(self, paths: Mapping[str, Path]) -> PlanTable:
+        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, paths)
+
+    def _repr_html_(self) -> str:
+        return self._table(self.latest_paths).html()
 
     def __str__(self) -> str:
         return self.table()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-_WAYS = ("in the forward pass through ", "in the way down through ")
+_WAYS = ("in the forward pass through ", "in the way down through ", "in the way up through ")
 
 NO_RULE = "gradient (no rule)"
 """What plans call the rule of an operation that has none, where ``unsupported="gradient"`` lets it go on."""
@@ -30,6 +30,11 @@ def note_forward(error: Exception, name: str) -> None:
 def note_down(error: Exception, name: str) -> None:
     """Says at the end of the traceback which step of the way down raised the error."""
     _note(error, _WAYS[1] + name)
+
+
+def note_up(error: Exception, name: str) -> None:
+    """Says at the end of the traceback which step of the way up raised the error."""
+    _note(error, _WAYS[2] + name)
 
 
 def _note(error: Exception, note: str) -> None:

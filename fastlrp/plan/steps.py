@@ -94,6 +94,22 @@ class ForwardStep:
     part: SweepPart | None = None
 
 
+@dataclass(frozen=True)
+class Window:
+    """Where a step writes its operand into zeros: from ``start`` on along one axis of ``(B, K, …)``.
+
+    Attributes:
+        axis: with batch and targets counted. length: of the operand. whole: of the result. drops: whether the operand
+            lacks the axis.
+    """
+
+    axis: int
+    start: int
+    length: int
+    whole: int
+    drops: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class BackwardStep:
     """``registers[out…] = run(*registers[in…], *state[slots…])``; with several outs ``run`` gives a tuple.
@@ -107,6 +123,17 @@ class BackwardStep:
         unpool, unpooled: of a max-pool and of the layer above it, what :mod:`fastlrp.plan.fusion` makes one step of.
         accepts_one_hot: whether ``run`` takes :class:`~fastlrp.one_hot.OneHot` in the place of initial relevance.
         keeps_one_hot: whether it then gives another :class:`~fastlrp.one_hot.OneHot`, as copies do.
+        up: the transpose, ``up(*registers[out…], *state[slots…])``: what the results' cotangents ``(B, G, …)`` are at
+            ``ins``; with several ins a tuple. Of several results those may be None that nothing comes from. None: it
+            is found by automatic differentiation, see :mod:`fastlrp.plan.transpose`.
+        up_at: of a linear layer over positions the same for some of them, ``up_at(positions, …)``.
+        is_linear: whether ``run`` is linear in its registers, so that it has a transpose at all.
+        embeds: of a step that writes its operand into zeros. adds: whether it is the sum of its registers alone.
+        fresh: whether its results share memory with nothing that another step reads.
+        by_position: whether it treats the first axis after the targets position by position, in registers and slots
+            alike, so that it can do with some of the positions.
+        overwrites: by the position of a register among its operands, the same as ``run`` that may write over it; what
+            :mod:`fastlrp.plan.joining` chooses from.
         out, numel: of the first, as a rule the only result, and of the largest.
     """
 
@@ -125,6 +152,14 @@ class BackwardStep:
     unpooled: Callable[..., Tensor] | None = None
     accepts_one_hot: bool = False
     keeps_one_hot: bool = False
+    up: Callable[..., Any] | None = None
+    up_at: Callable[..., Tensor] | None = None
+    is_linear: bool = True
+    embeds: Window | None = None
+    adds: bool = False
+    fresh: bool = False
+    by_position: bool = False
+    overwrites: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
     out: int = field(init=False)
     numel: int = field(init=False)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from fastlrp import markup
 from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import Program
 
@@ -28,7 +30,26 @@ def size_text(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
-def plan_table(program: Program, name: str, where: str, read: frozenset[int], paths: Mapping[str, object]) -> str:
+@dataclass(frozen=True)
+class PlanTable:
+    """What a plan shows of itself, as text or as HTML."""
+
+    title: str
+    rows: tuple[tuple[str, ...], ...]
+    legend: str
+
+    header = ("layer", "operation", "rule", "flows", "backend", "path", "cached/sample")
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{align(self.header, self.rows, numbers=(6,))}\n{self.legend}"
+
+    def html(self) -> str:
+        """The table folded up beyond a screenful."""
+        table = markup.table(self.header, self.rows, numbers=(6,), rules=2)
+        return markup.card(self.title, markup.folded(table, len(self.rows), "layers"), self.legend)
+
+
+def plan_table(program: Program, name: str, where: str, read: frozenset[int], paths: Mapping[str, object]) -> PlanTable:
     """Per layer, from the output down: path, operation, rule, what flows to its input, backend, cached bytes.
 
     Args:
@@ -48,7 +69,6 @@ def plan_table(program: Program, name: str, where: str, read: frozenset[int], pa
                 size_text(size),
             )
         )  # fmt: skip
-    header = ("layer", "operation", "rule", "flows", "backend", "path", "cached/sample")
     legend = (
         "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
         "path: of the latest call, with the shares of neurons above and below that carry relevance"
@@ -56,4 +76,4 @@ def plan_table(program: Program, name: str, where: str, read: frozenset[int], pa
     if any(row.rule == NO_RULE for row in program.rows):
         legend += f"\n{NO_RULE}: input times gradient, as unsupported='gradient' asks for"
     title = f"{name}: {len(program.backward)} steps per block of targets, {size_text(total)} cached per sample, {where}"
-    return f"{title}\n{align(header, rows, numbers=(6,))}\n{legend}"
+    return PlanTable(title, tuple(rows), legend)

@@ -12,6 +12,7 @@ from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
 from fastlrp.rules.plain_gamma import PlainGamma
+from fastlrp.rules.recurrent import Recurrent
 from fastlrp.rules.rule import Rule, TwoCoefficientRule, WeightRule
 from fastlrp.rules.taylor import Taylor
 from fastlrp.rules.uniform import Uniform
@@ -35,6 +36,7 @@ __all__ = [
     "Norm",
     "Pass",
     "PlainGamma",
+    "Recurrent",
     "Rule",
     "Taylor",
     "TwoCoefficientRule",

@@ -73,6 +73,7 @@ class AlphaBeta(WeightRule):
         signed = not b.is_nonnegative(x)
         exact = goes_in_float32(b, layer, flow)
         parts: list[Any] = []
+        ups: list[Any] = []
         unpooled: list[Any] = []
         terms: list[Term] = []
         for negative, share in ((False, self.alpha), (True, -self.beta)):
@@ -82,6 +83,7 @@ class AlphaBeta(WeightRule):
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
                 parts.append((layer.transpose(b, for_product[0], for_product[1], signed, multiply=False), v, weight))
+                ups.append(layer.forward(for_product[0], for_product[1], signed))
                 if is_fused_input(b, layer):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
                 unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))
@@ -89,6 +91,10 @@ class AlphaBeta(WeightRule):
 
         def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
             results = [transposed(flow, None, v, x) for (transposed, *_), v in zip(parts, vs, strict=True)]
+            return results[0] if len(results) == 1 else results[0].add_(results[1])
+
+        def total_up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
+            results = [up(t, None, v, x) for up, v in zip(ups, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])
 
         def total_unpooled(flow: Tensor, index: Tensor, pool: Any, x: Tensor | None, *vs: Tensor) -> Tensor:
@@ -102,7 +108,9 @@ class AlphaBeta(WeightRule):
         slots = [sign_of, *(v for _, v, _ in parts)]
         both = None if None in unpooled else total_unpooled
         product = in_float32(total, b.dtype) if exact else total
-        register = b.step(product, [flow.register], slots, x.numel, layer.work * len(parts), form, unpooled=both)
+        up = in_float32(total_up, b.dtype) if exact else total_up
+        work = layer.work * len(parts)
+        register = b.step(product, [flow.register], slots, x.numel, work, form, unpooled=both, up=up)
         b.send(x, Flow(register, Factor(x)))
 
 

@@ -21,3 +21,6 @@ class Pass(Rule):
     """
 
     chained: bool = False
+
+    def __repr__(self) -> str:
+        return "Pass(chained=True)" if self.chained else "Pass()"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.input_terms import constant_shares, is_fused_input, send_flat, send_product
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import wide
@@ -62,4 +62,11 @@ def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor,
         unit = summed.new_ones(1).expand(summed.shape[0], *summed.shape[2:])
         return narrow(summed, unit, None, None).expand(-1, -1, x.sizes[0], *x.sizes[1:])
 
-    b.send(x, Flow(b.step(box_filter, [flow.register], [u], x.numel)))
+    wide = layer.forward(weight[:1, :1], None, signed=False)
+
+    def up(t: Tensor, u: Tensor) -> Tensor:
+        summed = t.sum(2, keepdim=True)
+        unit = summed.new_ones(1).expand(summed.shape[0], 1, *layer.y.sizes[1:])
+        return multiply(wide(summed, unit, None, None), u)
+
+    b.send(x, Flow(b.step(box_filter, [flow.register], [u], x.numel, up=up)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.builder import Builder
+from fastlrp.plan.builder import Builder, multiply
 from fastlrp.plan.input_terms import is_fused_input, send_from_input
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import representable, wide
@@ -81,8 +81,13 @@ class ZBox(WeightRule):
         def relevance_in_box(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
             return first(flow, u, None, above).add_(second(flow, u, None, below))
 
+        first_up, second_up = (layer.forward(w, None, signed=False) for w in (positive, negative))
+
+        def up(t: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
+            return first_up(multiply(t, above), u, None, None).add_(second_up(multiply(t, below), u, None, None))
+
         slots = [u, above, below]
-        b.send(x, Flow(b.step(relevance_in_box, [flow.register], slots, x.numel, 2 * layer.work, form)))
+        b.send(x, Flow(b.step(relevance_in_box, [flow.register], slots, x.numel, 2 * layer.work, form, up=up)))
 
 
 def textbook(

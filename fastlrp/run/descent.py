@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastlrp.one_hot import OneHot
+from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 
@@ -42,16 +42,21 @@ class Descent:
                 step, frees = steps[position]
                 if type(step) is Emission:
                     value = registers[step.register]
-                    value = value.dense() if type(value) is OneHot else value
+                    value = value.dense() if type(value) in (OneHot, AtPositions) else value
                     self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
                 else:
-                    hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
+                    few = self._few_positions(step, registers)
+                    hot = few is not None or (step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot)
                     if count > 1 and not hot and step.numel * self.batch * self.itemsize * count > self.block_bytes:
                         fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
                         if fits < count:
                             return _split(replace(part, position=position), fits)
                     ins, slots = step.ins, step.slots
-                    if len(step.outs) > 1:
+                    if few is None:
+                        _make_dense(step, registers)
+                    if few is not None:
+                        registers[step.out] = self._run_at_positions(step, registers, few)
+                    elif len(step.outs) > 1:
                         self._run_for_several(step, registers)
                     elif len(ins) == 1:
                         registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
@@ -64,10 +69,29 @@ class Descent:
             raise
         return []
 
+    def _few_positions(self, step: BackwardStep, registers: list[Any]) -> AtPositions | None:
+        """The positions that all operands of a step have alone, if it can do with them."""
+        few = [r for r in step.ins if type(registers[r]) is AtPositions]
+        if not few:
+            return None
+        first: AtPositions = registers[few[0]]
+        same = len(few) == len(step.ins) and all(registers[r].positions is first.positions for r in few)
+        return first if step.by_position and same and len(step.outs) == 1 else None
+
+    def _run_at_positions(self, step: BackwardStep, registers: list[Any], few: AtPositions) -> AtPositions:
+        rows = [registers[r].rows for r in step.ins]
+        return replace(few, rows=step.run(*rows, *[few.of(self.state[slot]) for slot in step.slots]))
+
     def _run_for_several(self, step: BackwardStep, registers: list[Any]) -> None:
         results = step.run(*[registers[r] for r in step.ins], *[self.state[slot] for slot in step.slots])
         for out, result in zip(step.outs, results, strict=True):
             registers[out] = result
+
+
+def _make_dense(step: BackwardStep, registers: list[Any]) -> None:
+    for register in step.ins:
+        if type(registers[register]) is AtPositions:
+            registers[register] = registers[register].dense()
 
 
 @dataclass(eq=False)

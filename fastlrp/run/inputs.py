@@ -45,7 +45,7 @@ class Inputs:
             items = [(str(i), v) for i, v in enumerate(x)]
         else:
             raise TypeError(
-                f"x must be a tensor, a tuple of tensors or a dict of keyword inputs, got {type(x).__name__}"
+                f"x must be a tensor or array, a tuple of tensors or a dict of keyword inputs, got {type(x).__name__}"
             )
         for name, item in items:
             if not isinstance(item, Tensor) and any(isinstance(leaf, Tensor) for leaf in leaves(item)):

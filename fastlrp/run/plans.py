@@ -19,6 +19,8 @@ from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError
 from fastlrp.plan.plan import Plan
+from fastlrp.run.accept import accepted
+from fastlrp.run.hints import with_hint
 from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.choose import Chooser
@@ -67,7 +69,8 @@ class Plans:
     def inputs(self, x: Any) -> Inputs:
         """``x`` taken apart, if the model takes it; see :func:`fastlrp.run.inputs.checked` for the errors."""
         watch = self._watch
-        return checked(x, self._home() if watch is None else watch.home, self._home)
+        home = self._home() if watch is None else watch.home
+        return checked(x if isinstance(x, Tensor) else accepted(x, home), home, self._home)
 
     def _home(self) -> Tensor | None:
         with EXPORTING:  # Which swaps the parameters for tensors without data while it traces.
@@ -100,11 +103,18 @@ class Plans:
         with EXPORTING:
             self._refuse_lazy()
             watch = self._watch or Watch(self.model)
-            captured = self._captured(inputs, watch)
+            try:
+                captured = self._captured(inputs, watch)
+            except CaptureError as error:
+                raise with_hint(error, self.model, inputs) if error.of_input else error from error.__cause__
             self._canonize(captured.graph)
         dtype = self._dtype(inputs, captured.graph.output.dtype)
         how = (self._backend, inputs.tensors[0].device, dtype, self._chooser)
-        found = self._make(captured, self.composite, *how, watch)
+        try:
+            found = self._make(captured, self.composite, *how, watch)
+        except CaptureError as error:
+            lacks_batch = captured.graph.output.shape is not None and len(captured.graph.output.shape) < 2
+            raise with_hint(error, self.model, inputs) if lacks_batch else error from error.__cause__
         if captured.fixed_batch is not None:
             key = (*key, captured.fixed_batch)
         self._kept[key] = found

@@ -13,20 +13,28 @@ from torch import Tensor
 from fastlrp import composites
 from fastlrp.capture import structure as structures
 from fastlrp.capture.graph import Value
+from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
+from fastlrp.groups import Groups
 from fastlrp.one_hot import OneHot
+from fastlrp.pickling import StaysHere
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Keep
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
+from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
+from fastlrp.run.contributions import Contributions
+from fastlrp.run.contributions import contributions as contributions_of
 from fastlrp.run.diagnose import not_finite
+from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
+from fastlrp.run.grouped import relevance_of_groups, resolved_groups
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
@@ -48,7 +56,7 @@ KEPT_SPECIALIZED = 64
 """Ways down for the neurons alive in one forward pass that its record remembers."""
 
 
-class ForwardRecord:
+class ForwardRecord(StaysHere):
     """One forward pass with what does not depend on the target. Made by :meth:`fastlrp.Explainer.forward`.
 
     Args:
@@ -57,11 +65,15 @@ class ForwardRecord:
     Attributes:
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
             what other rules need, see :meth:`under`.
+        direction: which way the latest call with groups went, why, and what either way was estimated to cost.
         paths: how the latest call to this record computed each layer with a weight, by module path: dense or for alive
             neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
     """
 
+    instead = "it holds the caches of one forward pass. Pickle or copy the explainer and the input"
     _looks_for_nan = True
+    labels: Labels | None = None
+    """The names of the classes, if the explainer knows them."""
 
     def __init__(
         self,
@@ -80,6 +92,7 @@ class ForwardRecord:
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
         self.paths: dict[str, Path] = {}
+        self.direction: Choice | None = None
         self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
 
     @property
@@ -203,6 +216,9 @@ class ForwardRecord:
         reduce: str | None = None,
         out: Any = None,
         at: Any = None,
+        progress: Wish = False,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Relevance:
         """Relevance of the input for K targets.
 
@@ -217,30 +233,57 @@ class ForwardRecord:
                 inputs: a dict of them by name).
             at: positions of the targets on an output ``(B, S, V)``: one, a list, ``fastlrp.each(…)``, ``"all"``,
                 ``"pairs"``; see :class:`fastlrp.targets.Targets`.
+            progress: True shows how many targets are done and the time left; ``"auto"`` shows it from the third
+                second on; see :mod:`fastlrp.progress`.
+            groups: parts of the input whose relevance is asked for as a whole: ``"tokens"`` (of ids or of a
+                ``(B, S, D)`` input), ``"inputs"``, :func:`fastlrp.groups.patches`, ``labels`` or ``features``, or
+                weights ``(G, *x.shape[1:])``.
+            direction: of groups: ``"down"`` from the targets, one target after the other; ``"up"`` from the groups,
+                for all targets at once; ``"auto"``: what is estimated to cost less, see :attr:`direction`.
 
         Returns:
-            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``layers`` a dict from module path to
-            the relevance of its output, plus ``"input"`` and ``"output"``.
+            ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``groups`` ``(B, K, G)``; with ``layers``
+            a dict from module path to the relevance of its output, plus ``"input"`` and ``"output"``.
 
         Raises:
             KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
             ValueError: if ``max_memory`` is too small for one target.
         """
         self._refuse_stale()
-        return self.relevance_at_once(targets, initial, layers, reduce, out, at)
+        return self.relevance_at_once(
+            targets, initial, layers, reduce, out, at, progress, groups=groups, direction=direction
+        )
 
     def relevance_at_once(
-        self, targets: Any, initial: Initial, layers: Any, reduce: str | None, out: Any, at: Any = None
+        self,
+        targets: Any,
+        initial: Initial,
+        layers: Any,
+        reduce: str | None,
+        out: Any,
+        at: Any = None,
+        progress: Wish = False,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Relevance:
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
-        return self._relevance(asked, 0, asked.count, layers, reduce, out)
+        if groups is not None:
+            return self._of_groups(asked, groups, direction, layers, reduce, out)
+        if direction != "auto":
+            raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
+        with Progress(asked.count, progress, "target") as bar:
+            return self._relevance(asked, 0, asked.count, layers, reduce, out, bar)
 
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
         """The targets as they are understood, checked; see :meth:`relevance`."""
         if isinstance(targets, str) and targets == "next":
             targets = next_tokens(ids_of(self._inputs, self._scores))
+        if not isinstance(targets, (int, Tensor)):
+            targets = by_number(targets, self.labels)
         asked = Targets(targets, self._scores, initial, at)
+        if self.labels is not None:
+            self.labels.check(asked.classes)
         # Relevance that starts with other numbers than the scores need not show that they are not finite.
         asked_for = asked.asked_for() if initial != "output" else None
         few = asked.terms is not None
@@ -256,31 +299,98 @@ class ForwardRecord:
         reduce: str | None = None,
         block: int | None = None,
         at: Any = None,
+        groups: Groups = None,
+        direction: Direction = "auto",
     ) -> Iterator[tuple[range, Relevance]]:
         """Relevance in blocks of targets that fit into ``max_memory``.
 
         Yields:
             ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
-            sets the size of a block instead.
+            sets the size of a block instead. With ``groups`` the whole result is made first.
         """
         asked = self.asked(targets, initial, at)
-        budget = self._budget_of(asked)
         size = block
         if size is None:
-            names = self._values(layers)
-            budget.check(names, reduce)
-            size = budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
+            size = self._block_of_targets(asked, layers, reduce) if groups is None else asked.count
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
+        if groups is not None:
+            found = self._of_groups(asked, groups, direction, layers, reduce, None)
+            for start in range(0, asked.count, size):
+                length = min(size, asked.count - start)
+                yield range(start, start + length), found.narrow(1, start, length)
+            return
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             self._refuse_stale()
             yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
 
+    @eager
+    def contributions(
+        self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
+    ) -> Contributions:
+        """How much of each neuron's activation comes from each part of the input, for whole layers at once.
+
+        Args:
+            groups: as for :meth:`relevance`. layers: module paths or functional calls, or ``"all"`` modules.
+            readout: a matrix ``(M, *layer.shape[1:])``, or ``(M, D)`` for the last axis: contributions to these linear
+                readouts of a layer (a probe, an encoder's features, a difference of classes) in the place of neurons.
+
+        Returns:
+            by module path ``(B, G, *layer.shape[1:])``; with what biases and stabilizers keep (``kept``) they add up to
+            the activation. With ``readout`` ``(B, G, M)``, or ``(B, G, *positions, M)`` for the last axis.
+
+        Raises:
+            KeyError: for an unknown layer. UnsupportedOperationError: for rules that are not linear in relevance.
+        """
+        self._refuse_stale()
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+        names = layer_values(self.plan, layers)
+        asked_for = layers == "all" or "output" in layers
+        values = {name: v for name, v in names.items() if name != "output" or asked_for}
+        with torch.no_grad():
+            return contributions_of(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
+
     # Doing
 
+    def _block_of_targets(self, asked: Targets, layers: Any, reduce: str | None) -> int:
+        names, budget = self._values(layers), self._budget_of(asked)
+        budget.check(names, reduce)
+        return budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
+
+    def _of_groups(
+        self, asked: Targets, groups: Groups, direction: Direction, layers: Any, reduce: str | None, out: Any
+    ) -> Tensor:
+        if layers is not None or reduce is not None or out is not None:
+            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+
+        def down(start: int, length: int) -> list[Tensor]:
+            found = self._relevance(asked, start, length, None, None, None)
+            several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
+            return [R for R in several if R is not None]
+
+        def block() -> int | None:
+            return None if self._max_memory is None else self._block_of_targets(asked, None, None)
+
+        with torch.no_grad():
+            result, self.direction = relevance_of_groups(
+                self.plan, self._open(), asked, resolved, direction, self.batch, self._max_memory, down, block
+            )
+        self.plan.latest_direction = self.direction
+        if self._looks_for_nan and not all_finite(result):
+            raise NotFiniteError(self._why_not_finite(self._open(), asked, 0, asked.count))
+        return result
+
     def _relevance(
-        self, asked: Targets, start: int, count: int, layers: Any, reduce: str | None, out: Any
+        self,
+        asked: Targets,
+        start: int,
+        count: int,
+        layers: Any,
+        reduce: str | None,
+        out: Any,
+        bar: Progress | None = None,
     ) -> Relevance:
         if reduce not in (None, "channels"):
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
@@ -296,12 +406,15 @@ class ForwardRecord:
             state, schedule, found = self._steps(names, asked.count, reduce)
             steps, block = budget.block(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}
+            last = wanted[-1]
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
 
             def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
                 for result in by_value[value]:
                     result.write(first, register, factors)
+                if bar is not None and value is last:
+                    bar.reach(first + register.shape[1])
 
             for first in range(0, count, block):
                 length = min(block, count - first)

@@ -17,6 +17,7 @@ from fastlrp.one_hot import OneHot
 from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
+from fastlrp.plan.joining import economize
 from fastlrp.plan.plan import Keep, Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
@@ -63,7 +64,8 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
     """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
     work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
     if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
-        return Specialized(_fused(plan, steps, state), [], 0)
+        fused = plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps, state))
+        return Specialized(fused, [], 0)
     itemsize, rates = plan.dtype.itemsize, rates_of(plan.device)
 
     def choose(form: Affine, above: float, below: float) -> bool:
@@ -76,7 +78,7 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
 
 
 def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
-    fused = fuse_unpooling(steps)
+    fused = economize(fuse_unpooling(steps))
     if program_check.ENABLED:
         program_check.check_backward(plan.program, fused, program_check.given_registers(steps), state)
     return fused

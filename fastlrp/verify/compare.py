@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp import markup
 from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double
@@ -17,6 +18,7 @@ from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import BLOCK
 from fastlrp.plan.table import align
+from fastlrp.progress import Progress, Wish
 from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
@@ -60,6 +62,9 @@ class LayerCheck:
         return self.arrived - self.sent - self.bias - self.stabilizer - self.dead
 
 
+_HEADER = ("layer", "operation", "rule", "error", "arrived", "sent", "bias", "stabilizer", "dead")
+
+
 @dataclass(frozen=True)
 class Verification:
     """What :meth:`fastlrp.Explainer.verify` found; ``str(verification)`` is a table.
@@ -100,24 +105,33 @@ class Verification:
         names = ("bias", "stabilizer", "dead", "unexplained")
         return {name: sum(getattr(row, name) or 0.0 for row in self.rows) for name in names}
 
-    def __str__(self) -> str:
-        header = ("layer", "operation", "rule", "error", "arrived", "sent", "bias", "stabilizer", "dead")
-        rows = [
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
             (r.path or "(model)", r.operation, r.rule, _number(r.error, "{:.1e}"), _number(r.arrived),
              _number(r.sent), _number(r.bias), _number(r.stabilizer), _number(r.dead))
             for r in self.rows
         ]  # fmt: skip
-        verdict = "ok" if self.ok else "NOT OK"
+
+    def _summary(self) -> str:
         kept = ", ".join(f"{name} {value:+.4g}" for name, value in self.kept.items())
         alone = "" if self.alone is None else f", a sample alone {self.alone:.1e}"
         missing = [f"{r.operation} ({r.path or 'model'})" for r in self.rows if r.rule == NO_RULE]
         note = f"\nwithout a rule, by input times gradient: {', '.join(missing)}" if missing else ""
         return (
-            f"{align(header, rows, numbers=range(3, 9))}\n"
-            f"{verdict}: largest error of a layer {self.max_error:.1e} (tolerance {self.tolerance:.0e}), "
-            f"end to end {self.end_to_end:.1e}{alone}\n"
+            f"{'ok' if self.ok else 'NOT OK'}: largest error of a layer {self.max_error:.1e} "
+            f"(tolerance {self.tolerance:.0e}), end to end {self.end_to_end:.1e}{alone}\n"
             f"score {self.score:+.6g} = relevance of the input {self.relevance:+.6g} + kept: {kept}{note}"
         )
+
+    def __str__(self) -> str:
+        return f"{align(_HEADER, self._cells(), numbers=range(3, 9))}\n{self._summary()}"
+
+    def _repr_html_(self) -> str:
+        good = [row.error is None or row.error <= self.tolerance for row in self.rows]
+        table = markup.table(_HEADER, self._cells(), numbers=range(3, 9), rules=2, good=good)
+        verdict = markup.verdict(self.ok, "every layer agrees with the reference", "NOT OK")
+        title = f"Verification of {len(self.rows)} layers"
+        return markup.card(title, verdict + markup.folded(table, len(self.rows), "layers"), self._summary())
 
 
 def _number(value: float | None, form: str = "{:+.4g}") -> str:
@@ -125,7 +139,12 @@ def _number(value: float | None, form: str = "{:+.4g}") -> str:
 
 
 def verify(
-    record: ForwardRecord, targets: Any, initial: Initial = "output", tolerance: float | None = None, at: Any = None
+    record: ForwardRecord,
+    targets: Any,
+    initial: Initial = "output",
+    tolerance: float | None = None,
+    at: Any = None,
+    progress: Wish = False,
 ) -> Verification:
     """Check what a record answers, :meth:`fastlrp.Explainer.verify` on an input.
 
@@ -136,6 +155,7 @@ def verify(
     Args:
         targets, initial, at: as for :meth:`fastlrp.run.record.ForwardRecord.relevance`.
         tolerance: largest relative error of a layer; by default that of :data:`fastlrp.verify.relative.TOLERANCE`.
+        progress: see :meth:`fastlrp.run.record.ForwardRecord.relevance`.
 
     Returns:
         a :class:`Verification`.
@@ -145,8 +165,10 @@ def verify(
     with torch.no_grad():
         check = _Check(plan, state, record.batch)
         block = check.block(asked.count)
-        for start in range(0, asked.count, block):
-            check.add(asked.block(start, min(block, asked.count - start)))
+        with Progress(asked.count, progress, "target") as bar:
+            for start in range(0, asked.count, block):
+                check.add(asked.block(start, min(block, asked.count - start)))
+                bar.reach(min(start + block, asked.count))
         dtype = check.dtype
         verification = check.verification(TOLERANCE.get(dtype, 1e-4) if tolerance is None else tolerance)
         allowed = ALONE_TOLERANCE.get(dtype, 0.1)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastlrp.viz.areas import segments
 from fastlrp.viz.boards import add_to_tensorboard
 from fastlrp.viz.colors import colormap, colormaps
 from fastlrp.viz.grids import UNIT, grid
 from fastlrp.viz.heatmaps import heatmap, overlay, shared_level
 from fastlrp.viz.outlines import outline
+from fastlrp.viz.profiles import bars, curve
 from fastlrp.viz.saving import save, to_image
-from fastlrp.viz.text import text_html, text_terminal
+from fastlrp.viz.text_view import Text, text
+from fastlrp.viz.texts import text_html, text_terminal
+from fastlrp.viz.token_layers import token_layers
 
 if TYPE_CHECKING:
     COLORMAPS: list[str]
@@ -23,17 +27,23 @@ if TYPE_CHECKING:
 __all__ = [
     "COLORMAPS",
     "UNIT",
+    "Text",
     "add_to_tensorboard",
+    "bars",
     "colormap",
+    "curve",
     "grid",
     "heatmap",
     "outline",
     "overlay",
     "save",
+    "segments",
     "shared_level",
+    "text",
     "text_html",
     "text_terminal",
     "to_image",
+    "token_layers",
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastlrp.viz.colors import is_diverging
 from fastlrp.viz.labels import NORMAL, SMALL, Pen, write
 from fastlrp.viz.libraries import need
+from fastlrp.viz.numbers import number
 from fastlrp.viz.scale import Scale
 
 BAR_WIDTH, BAR_HEIGHT = 330.0, 40.0
@@ -61,7 +62,7 @@ def _tick(value: float, scale: Scale, own: str) -> str:
     if value == 0:
         return "0"
     if own:
-        return "max" if value == scale.high else "-max"
+        return "max" if value == scale.high else "−max"
     if scale.high == scale.low:
         return ""  # There is nothing but zero, or one number.
-    return f"{value:.2g}" if scale.normalize == "absolute" else f"{value:+.2g}"
+    return number(value, sign=scale.normalize != "absolute")

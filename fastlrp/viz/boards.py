@@ -9,6 +9,7 @@ import numpy as np
 
 from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.cells import channels_summed
+from fastlrp.viz.colors import SOFT
 from fastlrp.viz.heatmaps import colored
 from fastlrp.viz.scale import Scale
 
@@ -26,7 +27,7 @@ def add_to_tensorboard(
     *,
     tag: str = "relevance",
     normalize: str = "symmetric",
-    cmap: Cmap = "bwr",
+    cmap: Cmap = SOFT,
     max_samples: int = 8,
 ) -> None:
     """Write, for each layer, a histogram of its relevance and, for each target, a picture of its maps.

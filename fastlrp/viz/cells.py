@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlrp.viz.arrays import as_array, check_finite, picture_of, relevance_map
 from fastlrp.viz.libraries import need
+from fastlrp.viz.numbers import fixed
 from fastlrp.viz.scale import Level, Scale
 
 SCALES = ("shared", "row", "column", "cell")
@@ -73,7 +74,9 @@ def channels_summed(array: np.ndarray) -> np.ndarray:
     return array.sum(2) if array.ndim == 5 else array
 
 
-def scales_of(cells: Cells, by: str, normalize: str, level: Level, quantile: float) -> dict[tuple[int, int], Scale]:
+def scales_of(
+    cells: Cells, by: str, normalize: str, level: Level, quantile: float | None
+) -> dict[tuple[int, int], Scale]:
     """The scale of each cell that is a map."""
     key = {"shared": lambda i, j: 0, "row": lambda i, j: i, "column": lambda i, j: j, "cell": lambda i, j: (i, j)}[by]
     groups: dict[Any, list[np.ndarray]] = {}
@@ -177,4 +180,4 @@ def _caption(title: Any) -> str:
         return ""
     if isinstance(title, Tensor):
         title = title.item()
-    return f"{title:+.2f}" if isinstance(title, (float, np.floating)) else str(title)
+    return fixed(float(title)) if isinstance(title, (float, np.floating)) else str(title)

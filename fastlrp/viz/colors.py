@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     Cmap = str | Colormap | Sequence[Any]
     """A name, a colour map of matplotlib's, or colours from low to high."""
 
+SOFT = "soft"
+"""What pictures are drawn in unless told otherwise: blue to red over white, softer than ``bwr``."""
+
 Stops = tuple[tuple[float, str], ...]
 
 # Place on the map -> colour, linear in between. Sources: the names and looks of zennit.image.CMAPS (Zennit 0.5), and
@@ -30,6 +33,7 @@ SEQUENTIAL: dict[str, Stops] = {
     "zennit:cold": ((0, "#000000"), (0.5, "#0000ff"), (1, "#00ffff")),
 }
 DIVERGING: dict[str, Stops] = {
+    "fastlrp:soft": ((0, "#1d4f8f"), (0.25, "#7fabd6"), (0.5, "#ffffff"), (0.75, "#e4977f"), (1, "#a6241d")),
     "zennit:coldnhot": (
         (0, "#00ffff"), (0.25, "#0000ff"), (0.5, "#000000"), (2 / 3, "#ff0000"), (5 / 6, "#ffff00"), (1, "#ffffff"),
     ),
@@ -64,10 +68,10 @@ def colormap(name: Cmap) -> Colormap:
     """The colour map of this name.
 
     Args:
-        name: one of ``viz.COLORMAPS``: matplotlib's names, and those of Zennit and the Toolbox with ``zennit:`` or
-            ``toolbox:`` in front. The prefix may be left out where matplotlib has no map of the name (it has ``gray``,
-            ``hot``, ``bwr`` and ``seismic``). ``_r`` at the end reverses. Or a matplotlib colour map; or a list of
-            two or more colours from low to high, evenly spaced.
+        name: one of ``viz.COLORMAPS``: matplotlib's names, ``soft``, and those of Zennit and the Toolbox with
+            ``zennit:`` or ``toolbox:`` in front. The prefix may be left out where matplotlib has no map of the name
+            (it has ``gray``, ``hot``, ``bwr`` and ``seismic``). ``_r`` at the end reverses. Or a matplotlib colour map;
+            or a list of two or more colours from low to high, evenly spaced.
 
     Raises:
         ValueError: for an unknown name, with those that are close. TypeError: for anything else.

@@ -11,10 +11,12 @@ import numpy as np
 from fastlrp.viz.arrays import MAX_PIXELS, picture_of
 from fastlrp.viz.bar import BAR_HEIGHT, BAR_WIDTH, draw_bar
 from fastlrp.viz.cells import SCALES, Cells, Map, captions, cells_of, named, scales_of
-from fastlrp.viz.colors import colormap
+from fastlrp.viz.colors import SOFT, colormap
 from fastlrp.viz.heatmaps import colored
 from fastlrp.viz.labels import DPI, LARGE, NORMAL, SMALL, Pen, line_height, write
 from fastlrp.viz.libraries import need
+from fastlrp.viz.numbers import number
+from fastlrp.viz.saving import show_in_notebooks
 from fastlrp.viz.scale import Level, Scale
 
 if TYPE_CHECKING:
@@ -37,10 +39,10 @@ def grid(
     titles: Any = None,
     sample: int = 0,
     normalize: str = "symmetric",
-    cmap: Cmap = "bwr",
+    cmap: Cmap = SOFT,
     scale: str | None = None,
     level: Level = None,
-    quantile: float = 1.0,
+    quantile: float | None = None,
     cell: int = 96,
     title: str | None = None,
     unit: str = UNIT,
@@ -63,7 +65,8 @@ def grid(
             beside it. Shared unless given; for layers by column, because a layer of fewer entries has more relevance
             in each.
         level: the end of the colour map for all maps; takes the place of ``scale``.
-        quantile: of ``|R|`` that a scale ends at, see :func:`fastlrp.viz.shared_level`.
+        quantile: of ``|R|`` that a scale ends at, see :func:`fastlrp.viz.shared_level`. Unless given, one in a hundred
+            of the entries that are not zero may lie beyond; the text at the colour bar says what share does.
         cell: side of a cell in pixels, at 100 dots per inch.
         title: above all.
         unit: what the colour bar says.
@@ -89,20 +92,23 @@ def grid(
 
     _check_size(cells, cell)
     figure = need("matplotlib.figure").Figure(figsize=(4, 4), dpi=DPI, facecolor="white", layout="none")
+    show_in_notebooks(figure)
     pen = Pen(figure)
     own = "" if by == "shared" else by
     bar = next(iter(scales.values())) if scales and colorbar else None
     if bar is not None and own:  # No scale in particular.
         bar = Scale(normalize, -1.0 if normalize == "symmetric" else 0.0, 1.0)
+    beyond = _share_beyond(cells, scales)
     says = "" if bar is None else f"{unit}\neach {own} has its own scale" if own else unit
+    if bar is not None and beyond:
+        says += f"\n{number(100 * beyond)}\u2009% of the entries lie beyond the scale"
     sheet = _layout(pen, cells, below, cell, title, says)
     figure.set_size_inches(sheet.width / DPI, sheet.height / DPI)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, sheet.width), ylim=(sheet.height, 0), autoscale_on=False)
     axes.set_axis_off()
     _draw(axes, sheet, cells, scales, cmap)
     if bar is not None:
-        clipped = any(_beyond(scales[i, j], found) for i, j, found in cells.maps())
-        draw_bar(figure, axes, pen, bar, colormap(cmap), (sheet.width, sheet.height), sheet.says, own, clipped)
+        draw_bar(figure, axes, pen, bar, colormap(cmap), (sheet.width, sheet.height), sheet.says, own, beyond > 0)
     return figure
 
 
@@ -139,7 +145,7 @@ def _layout(pen: Pen, cells: Cells, below: Any, cell: int, title: str | None, sa
     if width < least:  # Cells stay in the middle of what the title and the colour bar need.
         left, width = left + (least - width) / 2, least
     title = pen.wrapped(title, LARGE, width - 2 * _MARGIN, _LABEL_LINES) if title else ""
-    says = pen.wrapped(says, NORMAL, width - _MARGIN, 3)
+    says = pen.wrapped(says, NORMAL, width - _MARGIN, 4)
     top = _MARGIN + (pen.height(title, LARGE) + _PAD if title else 0.0)
     top += max((pen.height(label, NORMAL) for label in columns), default=0.0) + _PAD
     tops = []
@@ -211,8 +217,8 @@ def _joined(text: str, scale: Scale | None) -> str:
 
 def _size(scale: Scale) -> str:
     if scale.normalize == "unaligned":
-        return f"{scale.low:.2g} … {scale.high:.2g}"
-    return f"{'±' if scale.normalize == 'symmetric' else '≤ '}{scale.high:.2g}"
+        return f"{number(scale.low)} … {number(scale.high)}"
+    return f"{'±' if scale.normalize == 'symmetric' else '≤ '}{number(scale.high)}"
 
 
 def _with_images(cells: Cells, scales: dict[Any, Scale], images: Any, below: Any, single: bool) -> Any:
@@ -233,11 +239,17 @@ def _with_images(cells: Cells, scales: dict[Any, Scale], images: Any, below: Any
     return below and [["", *row] for row in below]
 
 
-def _beyond(scale: Scale, found: Map) -> bool:
-    low, high = float(found.real.min()), float(found.real.max())
-    if scale.normalize == "unaligned":
-        return low < scale.low or high > scale.high
-    return max(-low, high) > scale.high
+def _share_beyond(cells: Cells, scales: dict[tuple[int, int], Scale]) -> float:
+    """Of all entries, those that are drawn like the end of their scale but are larger."""
+    beyond = total = 0
+    for i, j, found in cells.maps():
+        scale, values = scales[i, j], found.real
+        total += values.size
+        if scale.normalize == "unaligned":
+            beyond += int(((values < scale.low) | (values > scale.high)).sum())
+        else:
+            beyond += int((np.abs(values) > scale.high).sum())
+    return beyond / total if total else 0.0
 
 
 def _check(scale: str, level: Level, cell: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fastlrp.viz.arrays import as_array, check_finite, check_zoom, picture_of, relevance_map
-from fastlrp.viz.colors import is_diverging, table
+from fastlrp.viz.colors import SOFT, is_diverging, table
 from fastlrp.viz.libraries import need
 from fastlrp.viz.scale import Level, Scale, largest
 
@@ -25,7 +25,7 @@ def heatmap(
     relevance: Any,
     *,
     normalize: str = "symmetric",
-    cmap: Cmap = "bwr",
+    cmap: Cmap = SOFT,
     level: Level = None,
     zoom: int = 1,
     resample: str = "nearest",
@@ -68,7 +68,7 @@ def overlay(
     alpha: float | str = 0.5,
     grey: bool = False,
     normalize: str = "symmetric",
-    cmap: Cmap = "bwr",
+    cmap: Cmap = SOFT,
     level: Level = None,
     zoom: int = 1,
     resample: str = "nearest",

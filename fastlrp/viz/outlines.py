@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlrp.viz.arrays import as_array, check_finite, check_zoom, picture_of
+from fastlrp.viz.colors import SOFT
 from fastlrp.viz.heatmaps import heatmap
 from fastlrp.viz.libraries import need
 from fastlrp.viz.scale import Level
@@ -32,7 +33,7 @@ def outline(
     low: float = 0.2,
     high: float = 0.4,
     normalize: str = "symmetric",
-    cmap: Cmap = "bwr",
+    cmap: Cmap = SOFT,
     level: Level = None,
 ) -> Image:
     """The edges of an image, drawn over a heatmap, ``W * zoom`` by ``H * zoom`` pixels.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -13,6 +15,9 @@ from fastlrp.viz.libraries import need
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+PRINTED_DPI = 200
+"""Dots per inch of figures in files: twice what a screen shows."""
 
 VECTOR = (".pdf", ".svg", ".eps", ".ps")
 """Formats that matplotlib writes; all others are Pillow's."""
@@ -38,6 +43,17 @@ def to_image(figure: Figure, dpi: float | None = None) -> Image:
         figure.dpi = own
 
 
+def show_in_notebooks(figure: Figure) -> None:
+    """Let a notebook show the figure where it is a cell's last line, though it is unknown to pyplot."""
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    to_image(figure).save(file, format="PNG", dpi=(figure.dpi, figure.dpi))
+    return file.getvalue()
+
+
 def save(picture: Image | Figure, path: str | os.PathLike[str], **options: Any) -> Path:
     """Write a picture or a figure, under a temporary name first: the file is whole, or as it was before.
 
@@ -45,7 +61,7 @@ def save(picture: Image | Figure, path: str | os.PathLike[str], **options: Any) 
         picture: a Pillow image or a matplotlib figure.
         path: ends in ``.png``, ``.jpg``, ``.webp``, or another format that Pillow writes; for figures also ``.pdf``,
             ``.svg``, ``.eps``. Its folder must be there.
-        options: of the format, as Pillow's ``save`` takes them (``quality=90``), or ``dpi`` of a figure.
+        options: of the format, as Pillow's ``save`` takes them (``quality=90``), or ``dpi`` of a figure (200).
 
     Returns:
         the path.
@@ -76,7 +92,7 @@ def _writer(picture: Any, path: Path, options: dict[str, Any]) -> Callable[[Bina
         return _pillow_writer(picture, _pillow_format(path, suffix, figure=False), options)
     if not isinstance(picture, need("matplotlib.figure").Figure):
         raise TypeError(f"only a Pillow image or a matplotlib figure can be saved, got {type(picture).__name__}")
-    dpi = options.pop("dpi", None) or picture.dpi
+    dpi = options.pop("dpi", None) or max(picture.dpi, PRINTED_DPI)
     if suffix in VECTOR:
         # Pixels of heatmaps stay as they are; dpi is for what must be drawn as pixels.
         return lambda file: picture.savefig(file, format=suffix[1:], dpi=dpi, **options)

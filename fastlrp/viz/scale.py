@@ -38,14 +38,19 @@ class Scale:
     high: float
 
     @staticmethod
-    def of(normalize: str, level: Level, maps: Iterable[np.ndarray], quantile: float = 1.0) -> Scale:
-        """The scale that a picture of these maps has.
+    def of(normalize: str, level: Level, maps: Iterable[np.ndarray], quantile: float | None = 1.0) -> Scale:
+        """The scale that a picture of these maps has; without a quantile that of :func:`usual`.
 
         Raises:
             ValueError: for an unknown ``normalize`` or a level that does not fit.
         """
         if normalize not in NORMALIZE:
             raise ValueError(f"unknown normalize {normalize!r}: expected one of {', '.join(map(repr, NORMALIZE))}")
+        if quantile is None:
+            maps = list(maps)
+            quantile = 1.0
+            if level is None and normalize != "unaligned":
+                level = usual(maps)
         if normalize == "unaligned":
             low, high = _bounds(level) if level is not None else extent(maps, quantile)
             return Scale(normalize, low, high)
@@ -111,6 +116,16 @@ def extent(maps: Iterable[np.ndarray], quantile: float = 1.0) -> tuple[float, fl
     size = largest(maps, quantile)
     low, high = min(float(values.min()) for values in maps), max(float(values.max()) for values in maps)
     return max(low, -size), min(high, size)
+
+
+def usual(maps: Iterable[np.ndarray]) -> float:
+    """The level that a grid has unless told otherwise: at most one in a hundred entries that are not zero is beyond it.
+
+    It is one of the maps' own numbers, the largest where there are fewer than a hundred.
+    """
+    found = np.concatenate(_some([np.abs(values).ravel() for values in maps]))
+    found = found[found > 0]
+    return float(np.quantile(found, 0.99, method="higher")) if found.size else 0.0
 
 
 def _some(found: list[Any]) -> list[Any]:

@@ -160,17 +160,18 @@ def test_gradient_family(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_lrp0_is_gradient_times_input(seed):
+@pytest.mark.parametrize("name", ["lrp0", "attnlrp", "cp_lrp"])
+def test_epsilon_zero_is_gradient_times_input(seed, name):
     model, x = NETWORKS[seed]
-    found = Explainer(model, "lrp0")(x, "all")
+    found = Explainer(model, name)(x, "all")
     # Independent of every definition of ours. Average pools have no bias, so they keep the identity too.
     assert relative_error(found, gradient_times_input(model, x)) <= TOLERANCE
 
 
 def test_every_preset_has_been_walked():
     """A preset that is added must be added here too."""
-    walked = {"lrp0", "epsilon", "gamma", "alpha_beta", "zplus", "wsquare", "flat", "gradient", "deconvnet",
-              "guided_backprop", "excitation_backprop", *PRESETS}  # fmt: skip
+    walked = {"lrp0", "attnlrp", "cp_lrp", "epsilon", "gamma", "alpha_beta", "zplus", "wsquare", "flat", "gradient",
+              "deconvnet", "guided_backprop", "excitation_backprop", *PRESETS}  # fmt: skip
     assert walked == set(composites.PRESETS)
 
 

@@ -227,7 +227,11 @@ def test_rows_of_another_dtype():
     assert relative_error(explainer(x, 7, initial="one", at=2), expected) <= 1e-6
 
 
-@pytest.mark.parametrize("composite", ["epsilon_plus", "gradient", fastlrp.composites.uniform(RULES["gamma"])], ids=str)
+@pytest.mark.parametrize(
+    "composite",
+    ["epsilon_plus", "gradient", fastlrp.composites.uniform(RULES["gamma"])],
+    ids=["epsilon_plus", "gradient", "gamma"],
+)
 def test_no_sample_and_one_sample(composite):
     explainer = fastlrp.Explainer(text(), composite)
     for targets, at in ((7, -1), ({7: 1.0, 2: -1.0}, [0, 3]), ([(3, 7)], "pairs")):

@@ -147,7 +147,7 @@ def test_help(run, command):
     assert command in run("--help").out
     if command == "explain":
         sections = re.findall(r"^(\w+):$", done.out, re.M)
-        assert sections == ["Targets", "Results", "Relevance", "Input", "Model", "Speed", "Messages"]
+        assert sections == ["Targets", "Results", "Relevance", "Input", "Text", "Model", "Speed", "Messages"]
 
 
 def test_no_bar_without_a_terminal(run, photos, tmp_path):

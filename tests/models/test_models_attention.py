@@ -87,6 +87,14 @@ def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return sdpa(q, k, v, attn_mask=BIAS)
 
 
+LOWEST = torch.zeros(3, 5, dtype=torch.float64)
+LOWEST[1], LOWEST[2, 1:] = torch.finfo(torch.float32).min, torch.finfo(torch.float32).min
+
+
+def lowest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return sdpa(q, k, v, attn_mask=LOWEST)
+
+
 def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return sdpa(q, k, v, enable_gqa=True)
 
@@ -102,6 +110,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], list[tuple[int, ..
     "cross, one query": (sdpa, {}, [(2, 1, 3), (2, 5, 3), (2, 5, 4)]),
     "rows that attend to nothing": (rows, {"mask": ROWS}, [(4, 3, 2), (4, 5, 2), (4, 5, 2)]),
     "bias per head": (biased, {"mask": BIAS}, [(4, 3, 2), (4, 5, 2), (4, 5, 2)]),
+    "a row of the lowest number": (lowest, {"mask": LOWEST}, [(4, 3, 2), (4, 5, 2), (4, 5, 2)]),
     "grouped keys": (grouped, {}, [(4, 3, 2), (2, 5, 2), (2, 5, 3)]),
     "scale": (scaled, {"scale": 0.3}, [(4, 3, 2)] * 3),
     "no heads": (sdpa, {}, [(3, 2), (5, 2), (5, 4)]),

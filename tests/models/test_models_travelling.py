@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 import fastlrp
 from fastlrp import UnsupportedOperationError, composites, rules
-from fastlrp.capture import lift
+from fastlrp.capture import lift, lift_check
+from fastlrp.capture.graph import Value
+from fastlrp.capture.lifter import Lifter
 from tests.models.cases import Written, linear, prepared
 from tests.models.oracle import relative_error
 from tests.models.random_travels import random_travel
@@ -108,6 +110,44 @@ def test_a_form_that_differs_from_the_model_is_not_taken() -> None:
     model, x = made("time_first")
     wrong = {**lift._FORMS, "softmax": lambda lifter: lifter.tree(lifter.node.args)[0]}
     with mock.patch.object(lift, "_FORMS", wrong), pytest.raises(UnsupportedOperationError) as error:
+        fastlrp.explain(model, x, [0], lrp())
+    assert "could not be written for each sample alone" in str(error.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_forms_prove_holds_when_tried(name: str) -> None:
+    model, x = made(name)
+    usual = [node.operation for node in fastlrp.Explainer(model, lrp(), example_inputs=x).plan.graph.nodes]
+    with mock.patch.object(lift_check, "is_proved", return_value=False):
+        graph = fastlrp.Explainer(model, lrp(), example_inputs=x).plan.graph
+    assert [node.operation for node in graph.nodes] == usual
+    assert not graph.not_lifted
+
+
+@pytest.mark.parametrize(
+    ("operation", "wrong"),
+    [
+        ("permute", lambda lifter: lifter.reshape(lifter.tree(lifter.node.args)[0], lifter.shape)),
+        ("transpose", lambda lifter: lifter.reshape(lifter.tree(lifter.node.args)[0], lifter.shape)),
+        ("linear", lambda lifter: lifter.emit("linear", torch.ops.aten.linear.default, (
+            lifter.tree(lifter.node.args)[0], lifter.node.args[1]), lifter.shape)),
+        ("select", lambda lifter: lifter.emit("select", torch.ops.aten.select.int, (
+            lifter.tree(lifter.node.args)[0], 1, 0), lifter.shape)),
+    ],
+)  # fmt: skip
+def test_a_wrong_form_is_not_proved(operation: str, wrong: Callable[[Lifter], Value]) -> None:
+    """Layers are as wide as the sequence is long, so that no shape shows the mistake."""
+
+    def body(m: Written, x: Tensor) -> Tensor:
+        h = m.a(x.transpose(0, 1)).permute(2, 1, 0)
+        return m.head(h.relu().transpose(0, 2).cos().select(0, 2))
+
+    torch.manual_seed(0)
+    model = Written(body, a=nn.Linear(5, 5), head=nn.Linear(5, 4)).double().eval()
+    x = torch.randn(3, 5, 5, dtype=torch.float64)
+    assert fastlrp.explain(model, x, [0], lrp()).shape == (3, 1, 5, 5)
+    forms = mock.patch.object(lift, "_FORMS", {**lift._FORMS, operation: wrong})
+    with forms, pytest.raises(UnsupportedOperationError) as error:
         fastlrp.explain(model, x, [0], lrp())
     assert "could not be written for each sample alone" in str(error.value)
 

@@ -29,6 +29,7 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
     attention = (mask, False, 0.5, 0.0)
     o, log_sum = reference("attention_forward")(q, k, v, *attention)
     z, index_of = torch.randn(2, 5), torch.randint(0, 5, (2, 3))
+    r_t, e_t, u_t = torch.randn(2, 3, 4, 5), torch.randn(2, 4, 5), torch.randn(5, 5) / 9
     return [
         ("linear_relevance", (flow, torch.randn(5, 7), z, None, None, None, False, False)),
         ("linear_relevance", (flow, torch.randn(5, 7), z, z, torch.randn(2, 7), None, True, True)),
@@ -64,6 +65,9 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
         ("attention_value_relevance", (g, q, k, log_sum, *attention)),
         ("norm_relevance", (flow, None, z[:, :1], False)),
         ("norm_relevance", (flow, z[0], z[:, :1], True)),
+        ("recurrence_relevance", (r_t, None, u_t, e_t, None, None, None, None, None, None, None)),
+        ("recurrence_relevance", (r_t, r_t[:, :, 0], u_t.repeat(2, 1), e_t, e_t, e_t, e_t.unsqueeze(2), e_t, e_t,
+                                  e_t, None)),
         *[("elementwise_coefficients", (z, z, z, z, rule, 1.0, 1e-6)) for rule in ("epsilon", "zplus", "gamma")],
     ]  # fmt: skip
 

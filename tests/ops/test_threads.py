@@ -30,6 +30,7 @@ def work() -> list[tuple[str, tuple[object, ...]]]:
     g, q, k = torch.randn(1, 5, 2, 150, 8), torch.randn(1, 2, 150, 8), torch.randn(1, 1, 170, 8)
     scores = (None, True, 0.3, 0.0)
     output, log_sum = bound("attention_forward", "torch", torch.float32)(q, k, k, *scores)
+    steps, entry, weight = torch.randn(2, 31, 5, 40), torch.randn(2, 5, 40), torch.randn(40, 40) / 6
     return [
         *pools,
         *[(op, relayouts(given, channels_last(2), channels_last(1))) for op, given in pools],
@@ -40,6 +41,7 @@ def work() -> list[tuple[str, tuple[object, ...]]]:
         # Two query heads with one key head: each thread has some of the targets.
         ("attention_relevance", (g, q, k, k, output, log_sum, *scores, 0.25, 0.25, 0.5, 0.0)),
         ("attention_value_relevance", (g, q, k, log_sum, *scores)),
+        ("recurrence_relevance", (steps, None, weight, entry, entry, entry, entry.unsqueeze(2), *[None] * 4)),
     ]
 
 

@@ -70,11 +70,12 @@ def test_samples_by_targets():
         column_labels=["tabby", "beagle", "a $5 bill, y_1"],
         titles=scores,
         title="Two photographs",
+        quantile=1.0,
     )
     found = texts(figure)
     for text in ("cat.jpg", "dog.jpg", "image", "tabby", "beagle", "a $5 bill, y_1", "Two photographs", viz.UNIT):
         assert text in found
-    for text in ("+1.50", "-2.00", "+0.25", "+0.00", "+10.00"):
+    for text in ("+1.50", "−2.00", "+0.25", "+0.00", "+10.00"):
         assert text in found
     level = viz.shared_level(relevance)
     drawn = cells(figure)
@@ -83,7 +84,7 @@ def test_samples_by_targets():
         for target in range(3):
             expected = np.asarray(viz.heatmap(relevance[sample, target], level=level))
             np.testing.assert_array_equal(drawn[sample * 4 + 1 + target][..., :3], expected)
-    assert bar(figure) == ([-level, 0.0, level], [f"{-level:+.2g}", "0", f"{level:+.2g}"])
+    assert bar(figure) == ([-level, 0.0, level], [f"−{level:.2g}", "0", f"{level:+.2g}"])
     assert_legible(figure)
 
 
@@ -92,22 +93,22 @@ def test_colours_of_the_bar_are_those_of_the_maps():
     picture = rgb(viz.to_image(figure)).astype(int)
     axes = figure.axes[1].get_window_extent()
     row = picture[picture.shape[0] - int((axes.y0 + axes.y1) / 2), int(axes.x0) + 2 : int(axes.x1) - 2]
-    assert abs(row[0] - (0, 0, 255)).max() < 8
-    assert abs(row[-1] - (255, 0, 0)).max() < 8
+    assert abs(row[0] - (0x1D, 0x4F, 0x8F)).max() < 8
+    assert abs(row[-1] - (0xA6, 0x24, 0x1D)).max() < 8
     assert row[len(row) // 2].min() > 247
 
 
 @pytest.mark.parametrize(
     ("scale", "normalize", "expected"),
     [
-        ("shared", "symmetric", ["+8", "-8"]),
-        ("row", "symmetric", ["±2", "±8", "max", "-max"]),
+        ("shared", "symmetric", ["+8", "−8"]),
+        ("row", "symmetric", ["±2", "±8", "max", "−max"]),
         ("column", "symmetric", ["±4", "±8"]),
         ("cell", "symmetric", ["±1", "±2", "±4", "±8"]),
         ("cell", "absolute", ["≤ 1", "≤ 2", "≤ 4", "≤ 8", "max"]),
         ("shared", "absolute", ["0", "8"]),
-        ("row", "unaligned", ["-2 … 0", "0 … 8", "min", "max"]),
-        ("shared", "unaligned", ["-2", "+8", "0"]),
+        ("row", "unaligned", ["−2 … 0", "0 … 8", "min", "max"]),
+        ("shared", "unaligned", ["−2", "+8", "0"]),
     ],
 )
 def test_scales(scale, normalize, expected):
@@ -145,11 +146,11 @@ def test_scales_stay_readable_beside_small_cells_and_long_captions():
 def test_level_and_quantile_show_that_something_lies_beyond():
     relevance = torch.cat((torch.ones(1, 1, 1, 99), torch.full((1, 1, 1, 1), 50.0)), 3)
     figure = viz.grid(relevance, quantile=0.9, cell=64)
-    assert bar(figure)[1] == ["-1", "0", "+1"]
+    assert bar(figure)[1] == ["−1", "0", "+1"]
     clipped, whole = figure.axes[1], viz.grid(relevance, cell=64).axes[1]
     arrows = [len([p for p in axes.patches if p.get_visible()]) for axes in (clipped, whole)]
     assert arrows[0] == arrows[1] + 2
-    assert bar(viz.grid(relevance, level=5.0))[1] == ["-5", "0", "+5"]
+    assert bar(viz.grid(relevance, level=5.0))[1] == ["−5", "0", "+5"]
 
 
 def network() -> nn.Module:
@@ -163,7 +164,7 @@ def test_targets_by_layers_from_a_record():
     torch.manual_seed(0)
     x = torch.rand(2, 3, 12, 8)
     layers = fastlrp.Explainer(network(), "epsilon")(x, [1, 3], layers=["1", "3", "7"])
-    figure = viz.grid(layers, sample=1, images=x[1])
+    figure = viz.grid(layers, sample=1, images=x[1], quantile=1.0)
     found = texts(figure)
     for text in ("input", "3×12×8", "1", "4×12×8", "3", "6×4×2", "7", "10", "output", "target 0", "target 1"):
         assert text in found
@@ -286,3 +287,34 @@ def test_to_image_takes_figures_only():
     once, twice = viz.to_image(figure), viz.to_image(figure, dpi=200)
     assert twice.size == (once.width * 2, once.height * 2)
     assert figure.dpi == 100
+
+
+def test_one_in_a_hundred_lies_beyond_unless_told_otherwise():
+    values = torch.zeros(1, 1, 20, 50)
+    values.view(-1)[:500] = torch.arange(1.0, 501.0)
+    # Of 500 entries that are not zero, index ceil(0.99 * 499) = 495 of the sorted ones: 496. Four of 1000 are larger.
+    figure = viz.grid(values * 1e-6)
+    assert bar(figure)[1] == ["−5×10⁻⁴", "0", "+5×10⁻⁴"]
+    assert bar(figure)[0] == pytest.approx([-496e-6, 0, 496e-6])
+    assert "0.4\u2009% of the entries lie beyond the scale" in texts(figure)
+    assert_legible(figure)
+    assert not any("beyond" in text for text in texts(viz.grid(values, quantile=1.0)))
+    few = viz.grid(torch.tensor([[[[1.0, -8.0, 0.0]]]]))
+    assert bar(few)[1] == ["−8", "0", "+8"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "signed", "score"),
+    [
+        (0.0, "0", "0", "+0.00"),
+        (-0.25, "−0.25", "−0.25", "−0.25"),
+        (1234.0, "1.2×10³", "+1.2×10³", "+1234.00"),
+        (-0.00012, "−1.2×10⁻⁴", "−1.2×10⁻⁴", "−1.2×10⁻⁴"),
+        (3e-12, "3×10⁻¹²", "+3×10⁻¹²", "+3×10⁻¹²"),
+        (float("inf"), "inf", "inf", "+inf"),
+    ],
+)
+def test_numbers(value, text, signed, score):
+    from fastlrp.viz.numbers import fixed, number
+
+    assert (number(value), number(value, sign=True), fixed(value)) == (text, signed, score)

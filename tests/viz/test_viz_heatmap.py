@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from fastlrp import viz
+
+# Pure colours, which are easy to say.
+heatmap = partial(viz.heatmap, cmap="bwr")
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 
@@ -18,7 +23,7 @@ def pixels(image):
 
 
 def test_known_relevance_gives_known_colours():
-    image = viz.heatmap(torch.tensor([[2.0, 0.0, -2.0], [1.0, -1.0, 0.0]]))
+    image = heatmap(torch.tensor([[2.0, 0.0, -2.0], [1.0, -1.0, 0.0]]))
     assert image.size == (3, 2)
     found = pixels(image)
     assert [tuple(p) for p in found[0].tolist()] == [RED, WHITE, BLUE]
@@ -30,34 +35,34 @@ def test_known_relevance_gives_known_colours():
 
 def test_symmetric_scale_has_the_same_strength_on_both_sides():
     relevance = torch.linspace(-3, 3, 101).reshape(1, 101)
-    found = pixels(viz.heatmap(relevance))[0].astype(int)
+    found = pixels(heatmap(relevance))[0].astype(int)
     # Blue is the mirror image of red.
     np.testing.assert_array_equal(found, found[::-1, ::-1])
     # The same where only one sign is there: the other end of the scale is unused.
-    half = pixels(viz.heatmap(relevance[:, 50:]))[0]
+    half = pixels(heatmap(relevance[:, 50:]))[0]
     np.testing.assert_array_equal(half, found[50:])
 
 
 def test_channels_are_summed():
     relevance = torch.tensor([[[1.0, 2.0]], [[-1.0, 2.0]], [[0.0, -8.0]]])  # sums 0, -4
-    np.testing.assert_array_equal(pixels(viz.heatmap(relevance)), [[WHITE, BLUE]])
-    np.testing.assert_array_equal(pixels(viz.heatmap(relevance.sum(0))), [[WHITE, BLUE]])
+    np.testing.assert_array_equal(pixels(heatmap(relevance)), [[WHITE, BLUE]])
+    np.testing.assert_array_equal(pixels(heatmap(relevance.sum(0))), [[WHITE, BLUE]])
 
 
 def test_absolute_starts_at_zero():
     relevance = torch.tensor([[0.0, -4.0, 4.0, 2.0]])
-    grey = pixels(viz.heatmap(relevance, normalize="absolute", cmap="gray"))[0, :, 0]
+    grey = pixels(heatmap(relevance, normalize="absolute", cmap="gray"))[0, :, 0]
     np.testing.assert_array_equal(grey, [0, 255, 255, 128])
     # On a diverging map, zero stays neutral: its upper half is used.
-    np.testing.assert_array_equal(pixels(viz.heatmap(relevance, normalize="absolute"))[0, :3], [WHITE, RED, RED])
+    np.testing.assert_array_equal(pixels(heatmap(relevance, normalize="absolute"))[0, :3], [WHITE, RED, RED])
 
 
 def test_unaligned_goes_from_the_smallest_to_the_largest():
-    grey = pixels(viz.heatmap(torch.tensor([[1.0, 2.0, 3.0]]), normalize="unaligned", cmap="gray"))[0, :, 0]
+    grey = pixels(heatmap(torch.tensor([[1.0, 2.0, 3.0]]), normalize="unaligned", cmap="gray"))[0, :, 0]
     np.testing.assert_array_equal(grey, [0, 128, 255])
-    grey = viz.heatmap(torch.tensor([[1.0, 2.0, 3.0]]), normalize="unaligned", cmap="gray", level=(0, 4))
+    grey = heatmap(torch.tensor([[1.0, 2.0, 3.0]]), normalize="unaligned", cmap="gray", level=(0, 4))
     assert abs(pixels(grey)[0, :, 0].astype(int) - (64, 128, 191)).max() <= 1
-    flat = pixels(viz.heatmap(torch.full((2, 2), 7.0), normalize="unaligned"))
+    flat = pixels(heatmap(torch.full((2, 2), 7.0), normalize="unaligned"))
     assert (flat == 255).all()
 
 
@@ -65,9 +70,9 @@ def test_level_is_shared_and_clips():
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[-4.0, 1.0]])
     level = viz.shared_level([a, b])
     assert level == 4
-    np.testing.assert_array_equal(pixels(viz.heatmap(a, level=level))[0, 0], pixels(viz.heatmap(b, level=level))[0, 1])
-    np.testing.assert_array_equal(pixels(viz.heatmap(b, level=2)), pixels(viz.heatmap(b.clamp(-2, 2), level=2)))
-    assert tuple(pixels(viz.heatmap(b, level=2))[0, 0].tolist()) == BLUE
+    np.testing.assert_array_equal(pixels(heatmap(a, level=level))[0, 0], pixels(heatmap(b, level=level))[0, 1])
+    np.testing.assert_array_equal(pixels(heatmap(b, level=2)), pixels(heatmap(b.clamp(-2, 2), level=2)))
+    assert tuple(pixels(heatmap(b, level=2))[0, 0].tolist()) == BLUE
 
 
 def test_shared_level_of_what_explainers_return():
@@ -84,18 +89,18 @@ def test_shared_level_of_what_explainers_return():
 
 @pytest.mark.parametrize("normalize", ["symmetric", "absolute", "unaligned"])
 def test_relevance_of_zero_is_flat_and_neutral(normalize, recwarn):
-    assert (pixels(viz.heatmap(torch.zeros(3, 4, 5), normalize=normalize)) == 255).all()
-    assert (pixels(viz.heatmap(torch.zeros(4, 5), normalize=normalize, zoom=2, resample="bilinear")) == 255).all()
+    assert (pixels(heatmap(torch.zeros(3, 4, 5), normalize=normalize)) == 255).all()
+    assert (pixels(heatmap(torch.zeros(4, 5), normalize=normalize, zoom=2, resample="bilinear")) == 255).all()
     assert not recwarn.list
-    assert (pixels(viz.heatmap(torch.zeros(4, 5), level=0.0)) == 255).all()
+    assert (pixels(heatmap(torch.zeros(4, 5), level=0.0)) == 255).all()
 
 
 def test_zoom_repeats_pixels_and_bilinear_blends_numbers():
     relevance = torch.tensor([[1.0, -1.0]])
-    nearest = viz.heatmap(relevance, zoom=3)
+    nearest = heatmap(relevance, zoom=3)
     assert nearest.size == (6, 3)
     np.testing.assert_array_equal(pixels(nearest), np.tile([RED] * 3 + [BLUE] * 3, (3, 1, 1)))
-    smooth = pixels(viz.heatmap(relevance, zoom=9, resample="bilinear", cmap="coldnhot"))
+    smooth = pixels(heatmap(relevance, zoom=9, resample="bilinear", cmap="coldnhot"))
     # Numbers are blended, not colours: between white-hot and cyan lies black, the colour of zero.
     assert smooth[4, 8:10].max() < 90
     assert (smooth[4, 0] == 255).all()
@@ -125,42 +130,42 @@ def test_zoom_repeats_pixels_and_bilinear_blends_numbers():
 def test_any_kind_of_numbers(given):
     relevance = torch.tensor([[4.0, -2.0, 1.0], [0.0, 3.0, -4.0]])
     before = relevance.clone()
-    np.testing.assert_array_equal(pixels(viz.heatmap(given(relevance))), pixels(viz.heatmap(relevance)))
+    np.testing.assert_array_equal(pixels(heatmap(given(relevance))), pixels(heatmap(relevance)))
     assert torch.equal(relevance, before)
 
 
 def test_booleans_are_zero_and_one():
-    np.testing.assert_array_equal(pixels(viz.heatmap(np.array([[True, False]]))), [[RED, WHITE]])
+    np.testing.assert_array_equal(pixels(heatmap(np.array([[True, False]]))), [[RED, WHITE]])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_tensor_on_a_gpu():
     relevance = torch.randn(3, 8, 8)
-    np.testing.assert_array_equal(pixels(viz.heatmap(relevance.cuda())), pixels(viz.heatmap(relevance)))
+    np.testing.assert_array_equal(pixels(heatmap(relevance.cuda())), pixels(heatmap(relevance)))
 
 
 @pytest.mark.parametrize("size", [1e-320, 1e-45, 1e-38, 1e30, 1e300])
 def test_numbers_of_any_size(size, recwarn):
     relevance = np.array([[1.0, 0.0, -0.5]]) * size
-    expected = pixels(viz.heatmap(np.array([[1.0, 0.0, -0.5]])))
+    expected = pixels(heatmap(np.array([[1.0, 0.0, -0.5]])))
     for normalize in ("symmetric", "unaligned", "absolute"):
-        found = pixels(viz.heatmap(relevance, normalize=normalize))
+        found = pixels(heatmap(relevance, normalize=normalize))
         assert len({tuple(p) for p in found[0].tolist()}) == 3
     # Denormal numbers have few digits.
-    assert abs(pixels(viz.heatmap(relevance)).astype(int) - expected).max() <= (2 if size > 1e-300 else 1)
+    assert abs(pixels(heatmap(relevance)).astype(int) - expected).max() <= (2 if size > 1e-300 else 1)
     assert not recwarn.list
 
 
 def test_large_single_precision_numbers():
     relevance = torch.tensor([[3e38, -3e38]])
     for normalize in ("symmetric", "unaligned"):
-        np.testing.assert_array_equal(pixels(viz.heatmap(relevance, normalize=normalize)), [[RED, BLUE]])
+        np.testing.assert_array_equal(pixels(heatmap(relevance, normalize=normalize)), [[RED, BLUE]])
 
 
 def test_one_pixel_and_large_maps():
-    assert tuple(pixels(viz.heatmap([[-1e-9]])).ravel().tolist()) == BLUE
-    image = viz.heatmap(np.linspace(-1, 1, 6_000_000, dtype=np.float32).reshape(2000, 3000))
+    assert tuple(pixels(heatmap([[-1e-9]])).ravel().tolist()) == BLUE
+    image = heatmap(np.linspace(-1, 1, 6_000_000, dtype=np.float32).reshape(2000, 3000))
     assert image.size == (3000, 2000)
     assert image.getpixel((0, 0)) == BLUE
     assert image.getpixel((2999, 1999)) == RED
@@ -171,10 +176,10 @@ def test_speed_of_an_ordinary_map():
     import time
 
     relevance = torch.randn(3, 224, 224)
-    viz.heatmap(relevance)
+    heatmap(relevance)
     taken = []
     for _ in range(20):
         start = time.perf_counter()
-        viz.heatmap(relevance)
+        heatmap(relevance)
         taken.append(time.perf_counter() - start)
     assert min(taken) < 0.02

@@ -30,7 +30,7 @@ def test_pictures_are_read_again_as_they_were(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.jpeg", "a.webp", "a.gif"])
 def test_formats_that_lose_something(tmp_path, name):
-    for picture, size in ((viz.heatmap(R, zoom=4), (32, 32)), (figure(), viz.to_image(figure()).size)):
+    for picture, size in ((viz.heatmap(R, zoom=4), (32, 32)), (figure(), viz.to_image(figure(), 200).size)):
         with Image.open(viz.save(picture, str(tmp_path / name))) as read:
             assert read.size == size
     small, large = (viz.save(viz.heatmap(R, zoom=9), tmp_path / f"{q}.jpg", quality=q).stat().st_size for q in (10, 95))
@@ -39,12 +39,12 @@ def test_formats_that_lose_something(tmp_path, name):
 
 def test_figures(tmp_path):
     made = figure()
-    expected = viz.to_image(made)
+    expected = viz.to_image(made, 200)
     with Image.open(viz.save(made, tmp_path / "a.png")) as read:
         np.testing.assert_array_equal(np.asarray(read), np.asarray(expected))
-        assert read.info["dpi"] == pytest.approx((100, 100), abs=0.1)
-    with Image.open(viz.save(made, tmp_path / "b.png", dpi=200)) as read:
-        assert read.size == (expected.width * 2, expected.height * 2)
+        assert read.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    with Image.open(viz.save(made, tmp_path / "b.png", dpi=100)) as read:
+        assert read.size == viz.to_image(made).size == (expected.width // 2, expected.height // 2)
     assert viz.save(made, tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     assert "<svg" in viz.save(made, tmp_path / "a.svg").read_text()
     assert sorted(os.listdir(tmp_path)) == ["a.pdf", "a.png", "a.svg", "b.png"]

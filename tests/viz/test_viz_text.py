@@ -43,7 +43,7 @@ class Reader(HTMLParser):
 
 def test_html_has_the_colours_of_a_heatmap():
     found = Reader(viz.text_html(TOKENS, torch.tensor(R))).spans
-    colours = np.asarray(viz.heatmap([R]))[0]
+    colours = np.asarray(viz.heatmap([R], cmap="bwr"))[0]
     assert [s[3] for s in found] == TOKENS
     assert [s[0] for s in found] == ["#{:02x}{:02x}{:02x}".format(*c) for c in colours]
     assert [s[2] for s in found] == ["+1", "+0", "-0.5", "+0.25"]
@@ -74,7 +74,9 @@ def test_terminal_has_the_same_colours():
     parts = [m.groups() for m in pattern.finditer(found)]
     assert pattern.sub("", found) == " " * 3
     assert [p[6] for p in parts] == TOKENS
-    np.testing.assert_array_equal([[int(v) for v in p[3:6]] for p in parts], np.asarray(viz.heatmap([R]))[0])
+    np.testing.assert_array_equal(
+        [[int(v) for v in p[3:6]] for p in parts], np.asarray(viz.heatmap([R], cmap="bwr"))[0]
+    )
     assert parts[0][:3] == ("255", "255", "255")
 
 
@@ -100,7 +102,7 @@ def test_embeddings_are_summed_and_scales_are_shared():
     assert viz.text_html(TOKENS, embedded) == viz.text_html(TOKENS, R)
     weak = Reader(viz.text_html(TOKENS, R, level=2.0)).spans
     np.testing.assert_array_equal(
-        weak[0][0], "#{:02x}{:02x}{:02x}".format(*viz.heatmap([[1.0]], level=2.0).getpixel((0, 0)))
+        weak[0][0], "#{:02x}{:02x}{:02x}".format(*viz.heatmap([[1.0]], level=2.0, cmap="bwr").getpixel((0, 0)))
     )
 
 

@@ -67,6 +67,12 @@ class HookExplainer(Explainer):
         self._plans_of = partial(Plans, canonize=canonize)
         super().__init__(resolved.model, composite)
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "an explainer made from Zennit's hooks can be neither pickled nor deep-copied: it belongs to the model "
+            "that they are on. Send the model and make the attributor there"
+        )
+
     @property
     def recognised(self) -> list[str]:
         """Paths of the modules whose hooks are rules of Zennit's."""

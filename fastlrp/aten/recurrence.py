@@ -1,0 +1,56 @@
+"""Relevance through the steps of a recurrent layer, as PyTorch operations: a few for each step, for all targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def recurrence_relevance(
+    relevance: Tensor,
+    final: Tensor | None,
+    weight: Tensor,
+    entry: Tensor,
+    scale: Tensor | None,
+    carry: Tensor | None,
+    gates: Tensor | None,
+    output_entry: Tensor | None,
+    output_scale: Tensor | None,
+    reset: Tensor | None,
+    projection: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`fastlrp.reference.recurrence.recurrence_relevance`, which is the definition."""
+    dtype = relevance.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        found = [None if t is None else t.float() for t in (relevance, final, weight, entry, scale, carry, gates,
+                                                            output_entry, output_scale, reset, projection)]  # fmt: skip
+        s, first, last = recurrence_relevance(*found)  # type: ignore[arg-type]
+        return s.to(dtype), first.to(dtype), last.to(dtype)
+    B, K, T, P = relevance.shape
+    H = P if projection is None else projection.shape[1]
+    # One step's rows together, so that each step reads dense memory. Nothing is written in place: autograd may follow.
+    entered = (relevance * entry.unsqueeze(1)).permute(2, 0, 1, 3).contiguous()
+    outside = None if output_entry is None else relevance * output_entry.unsqueeze(1)
+    a, memory = relevance.new_zeros(B, K, P), final
+    flows: list[Tensor] = []
+    for t in range(T - 1, -1, -1):
+        d = entered[t] + a if scale is None else torch.addcmul(entered[t], scale[:, t, None], a)
+        output: Tensor | None = None
+        if projection is not None:
+            assert output_scale is not None
+            v = torch.matmul(d, projection)
+            d = output_scale[:, t, None, 0] * v
+            output = output_scale[:, t, None, 1] * v if output_scale.shape[2] == 2 else None
+        elif outside is not None:
+            assert output_scale is not None
+            output = torch.addcmul(outside[:, :, t], output_scale[:, t, None], a)
+        d = d if memory is None else d + memory
+        blocks = d if gates is None else (gates[:, t, None] * d.unsqueeze(2)).flatten(2)
+        flow = blocks if output is None else torch.cat([blocks, output], -1)
+        flows.append(flow)
+        if reset is not None:
+            last = flow[..., -H:] * reset[:, t, None]
+            flow = torch.cat([flow[..., :-H], last], -1) if flow.shape[-1] > H else last
+        a = torch.matmul(flow, weight)
+        memory = None if carry is None else carry[:, t, None] * d
+    return torch.stack(flows[::-1], 2), a, relevance.new_zeros(B, K, H) if memory is None else memory

@@ -1,0 +1,234 @@
+"""Recurrent layers and cells as one operation for each layer and direction, which takes sequences batch first.
+
+``lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu`` hold several layers, both directions and three results. Here each layer
+and direction is an operation of its own on ``(B, T, C)``, with moves around it: transposes where the model has the time
+in front, sums of directions side by side, last states picked out of the sequences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Constant, Value
+from fastlrp.errors import CaptureError
+
+aten = torch.ops.aten
+SEQUENCES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+CELLS = {"lstm_cell": "lstm", "gru_cell": "gru", "rnn_tanh_cell": "rnn_tanh", "rnn_relu_cell": "rnn_relu"}
+_ZEROS = ("zeros", "new_zeros", "zeros_like")
+
+PACKED = (
+    "the model could not be captured: it packs sequences of several lengths (pack_padded_sequence), whose sizes are "
+    "not known before the lengths are, so that torch.export cannot follow. Leave the sequences padded and take the "
+    "last valid step of each: y, _ = lstm(x); y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])). "
+    "Padding behind it then changes nothing and gets no relevance; a layer that reads backwards sees it first, so give "
+    "that one each sequence reversed within its length."
+)
+
+Shape = tuple[int | str | None, ...]
+Emit = Callable[[str, Any, tuple[Any, ...], Shape, torch.dtype], Value]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer and direction as a function of its input, first states and weights.
+
+    Attributes:
+        mode: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
+        reverse: whether it reads the sequence from its end.
+        with_cell: whether the last memory is a result too: then it stands behind the hidden states, all in one axis.
+    """
+
+    mode: str
+    reverse: bool = False
+    with_cell: bool = False
+
+    def __call__(
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        weight_hr: Tensor | None,
+    ) -> Tensor:
+        """Hidden states ``(B, T, P)``; with ``with_cell`` ``(B, T P + H)``. First states ``(B, P)``, ``(B, H)``."""
+        weights = [w for w in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if w is not None]
+        hidden = weight_hh.shape[1]
+        h = x.new_zeros(1, x.shape[0], hidden) if h0 is None else h0.unsqueeze(0)
+        rest = (weights, bias_ih is not None, 1, 0.0, False, False, True)
+        flipped = x.flip(1) if self.reverse else x
+        with _differentiable(x, *weights):
+            if self.mode == "lstm":
+                size = weight_ih.shape[0] // 4
+                c = x.new_zeros(1, x.shape[0], size) if c0 is None else c0.unsqueeze(0)
+                y, _, last = torch.lstm(flipped, [h, c], *rest)
+            else:
+                y, last = getattr(torch, self.mode)(flipped, h, *rest)
+        y = y.flip(1) if self.reverse else y
+        return torch.cat([y.flatten(1), last.squeeze(0)], 1) if self.with_cell else y
+
+
+def _differentiable(*tensors: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """cuDNN differentiates recurrent layers in training mode only."""
+    wanted = torch.is_grad_enabled() and any(t.is_cuda for t in tensors)
+    return torch.backends.cudnn.flags(enabled=False) if wanted else contextlib.nullcontext()
+
+
+def split(name: str, a: dict[str, Any], shapes: list[Shape], dtype: torch.dtype, with_cell: bool, emit: Emit) -> Any:
+    """The results of ``name`` as values that ``emit`` makes; None for a use that has no such form.
+
+    Args:
+        a: the arguments by name. shapes: of the results. with_cell: whether somebody reads the last memory.
+        emit: makes a node from operation, function, arguments, shape and dtype.
+
+    Raises:
+        CaptureError: where layers drop entries at random.
+    """
+    return _cell(name, a, shapes, dtype, emit) if name in CELLS else _sequence(name, a, shapes, dtype, with_cell, emit)
+
+
+def _cell(name: str, a: dict[str, Any], shapes: list[Shape], dtype: torch.dtype, emit: Emit) -> Any:
+    x, lstm = a["input"], name == "lstm_cell"
+    state = a["hx"] if lstm else [a["hx"]]
+    weights = [a["w_ih"], a["w_hh"], a.get("b_ih"), a.get("b_hh"), None]
+    if not _fits(x, 2, [w for w in weights if w is not None]):
+        return None
+    h0, c0 = _given(state[0]), _given(state[1]) if lstm else None
+    batch, channels = x.shape
+    size = shapes[0][1]
+    assert isinstance(size, int)
+    sequence = emit("unsqueeze", aten.unsqueeze.default, (x, 1), (batch, 1, channels), dtype)
+    layer = Layer(CELLS[name], with_cell=lstm)
+    shape = (batch, 2 * size) if lstm else (batch, 1, size)
+    y = emit(CELLS[name], layer, (sequence, h0, c0, *weights), shape, dtype)
+    if not lstm:
+        return emit("select", aten.select.int, (y, 1, 0), (batch, size), dtype)
+    return tuple(
+        emit("slice", aten.slice.Tensor, (y, 1, i * size, (i + 1) * size), (batch, size), dtype) for i in (0, 1)
+    )
+
+
+def _sequence(
+    name: str, a: dict[str, Any], shapes: list[Shape], dtype: torch.dtype, with_cell: bool, emit: Emit
+) -> Any:
+    x, lstm = a["input"], name == "lstm"
+    weights, layers, directions = list(a["params"]), a["num_layers"], 2 if a["bidirectional"] else 1
+    if not _fits(x, 3, weights):
+        return None
+    if a["train"] and a["dropout"] and layers > 1:
+        raise CaptureError(
+            f"{name} drops entries between its layers at random (dropout={a['dropout']}) in training mode: its output "
+            "is another one each time. Call model.eval() first"
+        )
+    states = list(a["hx"]) if lstm else [a["hx"]]
+    per_layer = len(weights) // (layers * directions)
+    biases, projected = 2 if a["has_biases"] else 0, bool(per_layer - 2 - (2 if a["has_biases"] else 0))
+    if not a["batch_first"]:
+        time, batch, channels = x.shape
+        x = emit("transpose", aten.transpose.int, (x, 0, 1), (_leading(batch), time, channels), dtype)
+    batch, time, _ = x.shape
+    if not isinstance(time, int) or time < 1:
+        return None
+    first = _States(states, (shapes[1][2], shapes[2][2] if lstm else None), batch, dtype, emit)
+    sequence, last_h = x, []
+    last_c: list[Value] = []
+    for layer in range(layers):
+        parts = []
+        for direction in range(directions):
+            index = layer * directions + direction
+            own = weights[index * per_layer : (index + 1) * per_layer]
+            given = [*own[:2], *(own[2:4] if biases else (None, None)), own[-1] if projected else None]
+            function = Layer(name, direction == 1, with_cell and lstm)
+            size = shapes[1][2]
+            assert isinstance(size, int)
+            y = _states_of(function, (sequence, *first.at(index), *given), time, size, first, last_c)
+            last = 0 if function.reverse else time - 1
+            last_h.append(emit("select", aten.select.int, (y, 1, last), (batch, size), dtype))
+            parts.append(y)
+        width = sum(int(part.shape[2] or 0) for part in parts)
+        sequence = parts[0]
+        if len(parts) > 1:
+            sequence = emit("cat", aten.cat.default, (parts, 2), (batch, time, width), dtype)
+    if not a["batch_first"]:
+        sequence = emit("transpose", aten.transpose.int, (sequence, 0, 1), shapes[0], dtype)
+    results: list[Any] = [sequence, emit("stack", aten.stack.default, (last_h, 0), shapes[1], dtype)]
+    if lstm:  # None where nobody reads it.
+        results.append(emit("stack", aten.stack.default, (last_c, 0), shapes[2], dtype) if last_c else None)
+    return tuple(results)
+
+
+@dataclass
+class _States:
+    """First states ``(L, B, P)`` and ``(L, B, H)``, of which each layer and direction takes one row."""
+
+    states: list[Any]
+    sizes: tuple[Any, Any]
+    batch: int | str | None
+    dtype: torch.dtype
+    emit: Emit
+
+    def at(self, index: int) -> tuple[Any, Any]:
+        rows: list[Any] = [None, None]
+        for i, state in enumerate(map(_given, self.states)):
+            if isinstance(state, Constant):
+                rows[i] = Constant(state.name, partial(_row, state, index), state.fault)
+            elif state is not None:
+                shape = (self.batch, self.sizes[i])
+                rows[i] = self.emit("select", aten.select.int, (state, 0, index), shape, self.dtype)
+        return rows[0], rows[1]
+
+
+def _states_of(layer: Layer, args: tuple[Any, ...], time: int, size: int, first: _States, last_c: list[Value]) -> Value:
+    """Hidden states ``(B, T, P)``; the last memory goes to ``last_c`` where it is wanted."""
+    emit, batch, dtype = first.emit, first.batch, first.dtype
+    if not layer.with_cell:
+        return emit(layer.mode, layer, args, (batch, time, size), dtype)
+    cell = first.sizes[1]
+    y = emit(layer.mode, layer, args, (batch, time * size + cell), dtype)
+    end = time * size
+    last_c.append(emit("slice", aten.slice.Tensor, (y, 1, end, end + cell), (batch, cell), dtype))
+    hidden = emit("slice", aten.slice.Tensor, (y, 1, 0, end), (batch, end), dtype)
+    return emit("unflatten", aten.unflatten.int, (hidden, 1, [time, size]), (batch, time, size), dtype)
+
+
+def _row(states: Constant, index: int) -> Tensor:
+    return states.tensor()[index]
+
+
+def _fits(x: Any, rank: int, weights: list[Any]) -> bool:
+    return isinstance(x, Value) and len(x.shape) == rank and all(isinstance(w, Constant) for w in weights)
+
+
+def _given(state: Any) -> Any:
+    """A first state, None where it is zero."""
+    zero = isinstance(state, Value) and state.producer is not None and state.producer.operation in _ZEROS
+    return None if zero else state
+
+
+def _leading(size: int | str | None) -> int | str | None:
+    """The batch size, once it is that of axis 0."""
+    return None if isinstance(size, str) and size[:1] == "s" and size[1:].isdigit() else size
+
+
+def packs_sequences(error: BaseException) -> bool:
+    """Whether an error arose where sequences are packed, unpacked, or read by a recurrent layer in that form."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        place, name = frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
+        if place.endswith("torch/nn/utils/rnn.py") and "pack" in name:
+            return True
+        if place.endswith("torch/nn/modules/rnn.py") and frame.f_locals.get("batch_sizes") is not None:
+            return True
+        trace = trace.tb_next
+    return False

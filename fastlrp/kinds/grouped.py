@@ -1,0 +1,110 @@
+"""A mixture of experts: each row of a sample times the matrix of the expert that it was routed to.
+
+Rows are sorted by expert, and ``ends`` says how many rows belong to the experts up to each. Which expert a row has is
+a condition of the sample; given that, the operation is linear, and relevance goes down in proportion, ``c_x = c_y W^T``
+with the expert's own ``W``. Rows behind the last end belong to no expert and give 0.
+
+Source: Achtibat et al. 2024 (AttnLRP), eq. 8, for the one expert that computed the row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp import rules
+from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import textbook
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.reference import weightless
+from fastlrp.stabilizer import Stabilizer
+
+
+def expert_of_row(ends: Tensor, rows: int) -> Tensor:
+    """``(B, rows)``: the number of the expert of each row, the count of experts for rows of none.
+
+    Args:
+        ends: ``(B, E)``, how many rows belong to the experts up to each.
+    """
+    numbers = torch.arange(rows, device=ends.device).view(1, rows, 1)
+    return (numbers >= ends.unsqueeze(1)).sum(2)
+
+
+def rows_by_expert(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """``(B, S, D)`` times ``(E, D, O)``: ``(B, S, O)``."""
+    expert = expert_of_row(ends, x.shape[1])
+    y = x.new_zeros(*x.shape[:2], weight.shape[2])
+    for e in expert.unique().tolist():
+        if e < weight.shape[0]:
+            y = y.index_put((expert == e).nonzero(as_tuple=True), x[expert == e] @ weight[e])
+    return y
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """In proportion, or the gradient."""
+    weight, (x, ends) = _operands(node)
+    y = node.output
+    scale: int | None
+    if isinstance(rule, rules.Gradient):
+        scale, left = b.slot_of(flow.factor), Factor()
+    elif isinstance(rule, (rules.Norm, rules.Epsilon)):
+        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
+    else:
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
+
+    def transposed(f: Tensor, s: Tensor | None, ends: Tensor) -> Tensor:
+        rows = (f if s is None else multiply(f, s)).reshape(*f.shape[:2], *y.sizes).transpose(1, 2)
+        matrices = weight.tensor().to(rows.dtype)
+        expert = expert_of_row(ends, rows.shape[1])
+        out = rows.new_zeros(*rows.shape[:3], x.sizes[1])
+        for e in expert.unique().tolist():
+            if e < matrices.shape[0]:
+                out[expert == e] = rows[expert == e] @ matrices[e].t()
+        return out.transpose(1, 2)
+
+    b.send(x, Flow(b.step(transposed, [flow.register], [scale, ends.index], x.numel), left))
+
+
+def _operands(node: Node) -> tuple[Constant, tuple[Value, Value]]:
+    """The experts' matrices, the rows and the ends; a refusal of every other form."""
+    if node.call is not rows_by_expert:
+        raise UnsupportedOperationError(
+            f"{node}: the rows of all samples are sorted by expert together, and could not be told apart. Capture the "
+            "model with a batch of two samples or more, so that each sample is routed alone"
+        )
+    x, weight, ends = node.args
+    if not isinstance(weight, Constant) or not isinstance(x, Value) or not isinstance(ends, Value):
+        raise UnsupportedOperationError(f"{node}: experts whose matrices are computed from the input have no rule")
+    return weight, (x, ends)
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step."""
+    if isinstance(rule, rules.Gradient):
+        return textbook.gradient(walk, node, R)
+    assert isinstance(rule, (rules.Norm, rules.Epsilon))
+    x = node.sources[0]
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    relevance, ledger = weightless.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
+    return Share({x: relevance}, ledger)
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """No attributes."""
+    return None
+
+
+KIND = Kind(
+    name="grouped",
+    operations="transformers::grouped_mm_fallback _grouped_mm",
+    lower=lower,
+    textbook=through,
+    read=read,
+    preset=lambda sums: sums,
+)

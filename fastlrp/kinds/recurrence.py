@@ -1,0 +1,239 @@
+"""Recurrent layers, LSTM, GRU and plain: signals take relevance, or gates and signals half each, or the gradient.
+
+A node is one layer and direction of sequences ``(B, T, C)``, see :mod:`fastlrp.capture.recurrent`. A forward step
+caches what each step of the layer multiplies relevance with; one operation, ``recurrence_relevance``, then walks a
+block of targets from the last step to the first, and one product for all steps leads to the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp import rules
+from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.capture.recurrent import Layer
+from fastlrp.kinds import textbook
+from fastlrp.kinds.jacobian import transpose_at
+from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.recurrent_coefficients import (
+    Arriving,
+    Coefficients,
+    States,
+    coefficients,
+    names_of,
+    spread_relevance,
+    states_of,
+)
+from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
+from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.narrow import wide
+from fastlrp.plan.steps import Factor, Flow
+from fastlrp.stabilizer import Stabilizer
+
+
+def read(node: Node, bound: dict[str, Any]) -> str | None:
+    """Operations that were not taken apart have no rule."""
+    return None if isinstance(node.call, Layer) else "unknown"
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One layer and direction with its sizes: ``T``, ``P`` of hidden states, ``H`` of the memory."""
+
+    node: Node
+
+    @property
+    def layer(self) -> Layer:
+        call = self.node.call
+        assert isinstance(call, Layer)
+        return call
+
+    @property
+    def operands(self) -> list[Value | Constant | None]:
+        """Input, first hidden state, first memory."""
+        return list(self.node.args[:3])
+
+    @property
+    def steps(self) -> int:
+        return int(self.node.inputs[0].sizes[0])
+
+    @property
+    def hidden(self) -> int:
+        return int(self.weights()[1].shape[1])
+
+    @property
+    def size(self) -> int:
+        return int(self.weights()[0].shape[0]) // self.count
+
+    @property
+    def count(self) -> int:
+        """Blocks of the weights."""
+        return {"lstm": 4, "gru": 3}.get(self.layer.mode, 1)
+
+    @property
+    def projected(self) -> bool:
+        return self.node.args[7] is not None
+
+    def weights(self) -> tuple[Any, ...]:
+        """Of input and hidden states, their biases, and the projection's, as they are now."""
+        return tuple(None if w is None else w.tensor() for w in self.node.args[3:])
+
+    def chosen(self, weight: Tensor, gates: str) -> Tensor:
+        """The rows of a weight whose sums get relevance: those of the candidate alone if gates get nothing."""
+        if gates == "uniform" or self.count == 1:
+            return weight
+        return weight.chunk(self.count, 0)[2]
+
+    def parts(self, y: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
+        """Hidden states and the last memory, which stand side by side where both are results."""
+        if not self.layer.with_cell:
+            return y, None
+        end = self.steps * self.hidden
+        return y.narrow(axis, 0, end).unflatten(axis, (self.steps, self.hidden)), y.narrow(axis, end, self.size)
+
+    def ordered(self, t: Tensor, axis: int) -> Tensor:
+        """As the layer reads the sequence."""
+        return t.flip(axis) if self.layer.reverse else t
+
+    def states(self, y: Tensor, *inputs: Tensor) -> States:
+        """From the output and the activations among the operands."""
+        table = dict(zip(self.node.inputs, inputs, strict=True))
+        x, h0, c0 = (_tensor(table[v] if isinstance(v, Value) else v) for v in self.operands)
+        h, _ = self.parts(wide(y), 1)
+        assert x is not None
+        return states_of(
+            self.layer.mode, self.ordered(x, 1), self.ordered(h, 1), h0, c0, tuple(map(wide, self.weights()))
+        )
+
+
+def _tensor(operand: Any) -> Any:
+    return wide(operand.tensor() if isinstance(operand, Constant) else operand)
+
+
+def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
+    """See :func:`fastlrp.reference.recurrence.recurrence_relevance` for what flows."""
+    if isinstance(rule, rules.Gradient):
+        transpose_at(b, node, flow)
+        return
+    if not isinstance(rule, rules.Recurrent):
+        raise TypeError(f"{rule} is not defined for {node}: use Recurrent or Gradient")
+    if Stabilizer.ensure(rule.stabilizer).relative is not None:
+        raise TypeError(f"{rule} at {node}: a relative stabilizer is not defined over steps, use an absolute epsilon")
+    if rule.bias_factor:
+        _lower_spread(b, node, rule, flow)
+        return
+    sequence, y = _Sequence(node), node.output
+    mode, projected, with_cell = sequence.layer.mode, sequence.projected, sequence.layer.with_cell
+    chained = flow.factor.value is y
+    factor = flow.factor.scale if chained else b.slot_of(flow.factor)
+    names = names_of(mode, rule, projected, with_cell)
+
+    def coefficients_of_steps(y: Tensor, *inputs: Any) -> tuple[Tensor, ...] | Tensor:
+        values, factor = inputs[: len(node.inputs)], inputs[len(node.inputs) :]
+        hidden, memory = sequence.parts(wide(factor[0]), 1) if factor else (None, None)
+        hidden = None if hidden is None else sequence.ordered(hidden, 1)
+        arriving = Arriving(chained, hidden, memory)
+        found = coefficients(mode, sequence.states(y, *values), rule, arriving, projected, with_cell)
+        made = tuple(t.to(y.dtype) for t in found.tensors())
+        return made[0] if len(made) == 1 else made
+
+    ins = [y.index, *(v.index for v in node.inputs), *([] if factor is None else [factor])]
+    first = b.cache(coefficients_of_steps, ins, sequence.steps * sequence.size, len(names))
+    relevance = b.operation("recurrence_relevance")
+    places, targets = _targets(sequence)
+
+    def through_steps(f: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
+        c = Coefficients(**dict(zip(names, cached, strict=True)))
+        ih, hh, _, _, projection = sequence.weights()
+        hidden, memory = sequence.parts(f, 2)
+        final = None if memory is None or c.final is None else multiply(memory, c.final)
+        s, a, m = relevance(
+            sequence.ordered(hidden, 2), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry, c.gates,
+            c.output_entry, c.output_scale, c.reset, projection,
+        )  # fmt: skip
+        of_h0 = a + m if mode == "gru" else a
+        results = [of_h0, of_h0, m]
+        if 0 in places:
+            results[0] = sequence.ordered(torch.matmul(s, sequence.chosen(ih, rule.gates)), 2)
+        return tuple(results[i] for i in places)
+
+    registers = b.step_with_results(
+        through_steps, [flow.register], range(first, first + len(names)), [x.numel for x in targets]
+    )
+    for x, register in zip(targets, registers, strict=True):
+        b.send(x, Flow(register, Factor(x)))
+
+
+def _targets(sequence: _Sequence) -> tuple[list[int], list[Value]]:
+    """Which operands get relevance, by position and themselves."""
+    found = [(i, v) for i, v in enumerate(sequence.operands) if isinstance(v, Value) and v in sequence.node.sources]
+    return [i for i, _ in found], [v for _, v in found]
+
+
+def _lower_spread(b: Builder, node: Node, rule: rules.Recurrent, flow: Flow) -> None:
+    """Relevance itself, which shares that no input has a part in make a sum and not a multiple of it."""
+    sequence, y = _Sequence(node), node.output
+    mode = sequence.layer.mode
+    register = b.relevance_register(flow, y.numel)
+    places, targets = _targets(sequence)
+
+    def through_steps(R: Tensor, y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ih, hh, bias_ih, bias_hh, projection = map(wide, sequence.weights())
+        states = sequence.states(y, *inputs)
+        bias = torch.zeros(1, device=y.device, dtype=states.h.dtype)
+        if bias_ih is not None:
+            of_x, of_h = sequence.chosen(bias_ih, rule.gates), sequence.chosen(bias_hh, rule.gates)
+            bias = of_x + (states.acts[0] * of_h if mode == "gru" else of_h)
+        hidden, memory = sequence.parts(wide(R), 2)
+        chosen = sequence.chosen(ih, rule.gates), sequence.chosen(hh, rule.gates), bias, projection
+        found = spread_relevance(mode, states, rule, chosen, sequence.ordered(hidden, 2), memory)
+        results = [sequence.ordered(found[0], 2), *found[1:]]
+        return tuple(results[i].to(R.dtype) for i in places)
+
+    slots = [y.index, *(v.index for v in node.inputs)]
+    registers = b.step_with_results(through_steps, [register], slots, [x.numel for x in targets])
+    for x, out in zip(targets, registers, strict=True):
+        b.send(x, Flow(out))
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step: relevance itself, step by step."""
+    if isinstance(rule, rules.Gradient):
+        return textbook.gradient(walk, node, R)
+    assert isinstance(rule, rules.Recurrent)
+    sequence, operands = _Sequence(node), []
+    for v in sequence.operands:
+        operands.append(walk.values[v] if isinstance(v, Value) else textbook.double(v))
+    x, h0, c0 = operands
+    weights = Weights(*textbook.double(node.args[3:]))
+    h0 = x.new_zeros(len(x), sequence.hidden) if h0 is None else h0
+    c0 = x.new_zeros(len(x), sequence.size) if c0 is None else c0
+    hidden, memory = sequence.parts(R, 2)
+    shares = Shares(Stabilizer.ensure(rule.stabilizer), rule.bias_factor, 0.5 if rule.gates == "uniform" else 0.0)
+    R_x, R_h0, R_c0, ledger = through_layer(
+        sequence.layer.mode, sequence.ordered(x, 1), (h0, c0), weights, sequence.ordered(hidden, 2), memory, shares
+    )
+    found: dict[Value, Tensor] = {}
+    for v, r in zip(sequence.operands, (sequence.ordered(R_x, 2), R_h0, R_c0), strict=True):
+        if isinstance(v, Value) and v in node.sources:
+            found[v] = found[v] + r if v in found else r
+        else:  # First states that are no activations keep theirs.
+            ledger.bias = ledger.bias + r.flatten(2).sum(2)
+    return Share(found, ledger)
+
+
+KIND = Kind(
+    name="recurrence",
+    operations="lstm gru rnn_tanh rnn_relu",
+    lower=lower,
+    textbook=through,
+    read=read,
+    preset=lambda sums: rules.Recurrent(stabilizer=textbook.stabilizer_of(sums)),
+    keeps=True,
+    modules={"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN},
+)

@@ -1,0 +1,123 @@
+"""Backward steps that need no memory of their own: parts of a whole that are put side by side, sums in place.
+
+Where a value was split into parts (queries, keys and values of one product), each part's relevance would be written
+into zeros of the whole's size, and these would be added up. One step puts the parts side by side instead; where an
+operation has written them so already, nothing is copied. And a register that only one step reads may be written over by
+that step, if no other one looks at the same memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.plan.steps import BackwardStep, Emission, Steps
+
+
+def economize(steps: Steps) -> Steps:
+    """The same relevance with fewer passes over memory."""
+    return write_over(join_parts(steps))
+
+
+def join_parts(steps: Steps) -> Steps:
+    """A sum of parts that are written into zeros side by side, and fill the whole, becomes one step."""
+    readers = _readers(steps)
+    makers = {step.out: step for step, _ in steps if type(step) is not Emission and step.embeds is not None}
+    written: list[Any] = []
+    gone: set[BackwardStep] = set()
+    for step, _ in steps:
+        parts = None if type(step) is Emission else _parts(step, makers, readers)
+        if parts is None:
+            written.append(step)
+            continue
+        gone.update(parts)
+        written.append(_joined(step, parts))
+    if not gone:
+        return steps
+    return with_frees([step for step in written if step not in gone], steps)
+
+
+def _parts(step: Any, makers: dict[int, BackwardStep], readers: Counter[int]) -> list[BackwardStep] | None:
+    """What makes the operands of a sum, in order along the axis; None if they do not fill it or have other readers."""
+    if not step.adds or not all(register in makers and readers[register] == 1 for register in step.ins):
+        return None
+    parts = [makers[register] for register in step.ins]
+    windows = [part.embeds for part in parts if part.embeds is not None]
+    if len({(w.axis, w.whole, w.drops) for w in windows}) != 1:
+        return None
+    ordered = sorted(parts, key=lambda part: part.embeds.start if part.embeds else 0)
+    reached = 0
+    for part in ordered:
+        assert part.embeds is not None
+        if part.embeds.start != reached:
+            return None
+        reached += part.embeds.length
+    return ordered if reached == windows[0].whole else None
+
+
+def _joined(total: BackwardStep, parts: Sequence[BackwardStep]) -> BackwardStep:
+    window = parts[0].embeds
+    assert window is not None
+    axis, drops = window.axis, window.drops
+
+    def side_by_side(*registers: Tensor) -> Tensor:
+        if drops:
+            registers = tuple(register.unsqueeze(axis) for register in registers)
+        found = already_side_by_side(registers, axis)
+        return torch.cat(registers, axis) if found is None else found
+
+    ins = tuple(part.ins[0] for part in parts)
+    return BackwardStep(
+        total.name, total.node, side_by_side, ins, (), total.outs, total.numels, total.work, fresh=len(set(ins)) > 1
+    )
+
+
+def already_side_by_side(parts: Sequence[Tensor], axis: int) -> Tensor | None:
+    """The whole, if these are parts of one memory that follow one another along ``axis``."""
+    first = parts[0]
+    memory, strides, at = first.untyped_storage().data_ptr(), first.stride(), first.storage_offset()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != memory or part.stride() != strides or part.storage_offset() != at:
+            return None
+        at += part.shape[axis] * strides[axis]
+    sizes = list(first.shape)
+    sizes[axis] = sum(part.shape[axis] for part in parts)
+    return first.as_strided(sizes, strides)
+
+
+def write_over(steps: Steps) -> Steps:
+    """Steps that can write over an operand do so where nobody else reads it."""
+    readers = _readers(steps)
+    fresh = {out for step, _ in steps if type(step) is not Emission and step.fresh for out in step.outs}
+    written: Steps = []
+    for step, frees in steps:
+        if type(step) is not Emission and step.overwrites:
+            for position, register in enumerate(step.ins):
+                if register in fresh and readers[register] == 1 and position in step.overwrites:
+                    step = replace(step, run=step.overwrites[position], form=None)
+                    break
+        written.append((step, frees))
+    return written
+
+
+def _readers(steps: Steps) -> Counter[int]:
+    return Counter(r for step, _ in steps for r in ([step.register] if type(step) is Emission else step.ins))
+
+
+def with_frees(steps: Sequence[Any], like: Steps) -> Steps:
+    """Steps in order, each with the registers that nobody needs after it, of those that are freed in ``like``."""
+    freed = {register for _, frees in like for register in frees}
+    last: dict[int, int] = {}
+    for position, step in enumerate(steps):
+        for register in (step.register,) if type(step) is Emission else (*step.ins, *step.outs):
+            last[register] = position
+    frees: dict[int, list[int]] = {}
+    for register, position in last.items():
+        if register in freed:
+            frees.setdefault(position, []).append(register)
+    return [(step, tuple(frees.get(position, ()))) for position, step in enumerate(steps)]

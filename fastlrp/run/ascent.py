@@ -1,0 +1,229 @@
+"""The way up: the transposed backward steps in reverse order, from the input's registers to those that are asked for.
+
+Down, a target's relevance goes from the register at the output to those at the inputs; that is a linear map of one
+sample. Its transpose takes a group of input entries, as weights of their relevance, to the output: the relevance of the
+group per unit of initial relevance at every entry. What stands at a register in between is the same for that register.
+
+A cotangent has the shape of its register with groups in the place of targets, ``(B, G, …)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Value
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.one_hot import OneHot
+from fastlrp.plan.plan import Plan
+from fastlrp.plan.step_names import note_up, profiling, record_function
+from fastlrp.plan.steps import BackwardStep
+from fastlrp.plan.transpose import Shape, transposed
+
+Take = Callable[[int, Tensor], None]
+"""``take(register, cotangent)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The steps between inputs and the registers that are asked for.
+
+    Attributes:
+        steps: in the order of the way up. starts: inputs with their registers, where it begins. ends: registers that
+            are asked for.
+    """
+
+    steps: tuple[BackwardStep, ...]
+    starts: tuple[Value, ...]
+    ends: frozenset[int]
+
+    @property
+    def slots(self) -> frozenset[int]:
+        """What its steps read."""
+        return frozenset(slot for step in self.steps for slot in step.slots)
+
+
+def route(plan: Plan, ends: frozenset[int], without: Sequence[BackwardStep] = ()) -> Route:
+    """The way up from the inputs to the registers ``ends``.
+
+    Args:
+        without: steps above the ends.
+
+    Raises:
+        UnsupportedOperationError: if a step on the way is not linear in relevance.
+    """
+    program, starts = plan.program, plan.explained_inputs()
+    below, above = set(ends), {plan.flows[value].register for value in starts}
+    leading = []
+    for step in program.backward:
+        if below.intersection(step.ins) and step not in without:
+            below.update(step.outs)
+            leading.append(step)
+    steps = []
+    for step in reversed(leading):
+        if above.intersection(step.outs):
+            above.update(step.ins)
+            steps.append(step)
+    for step in steps:
+        if not step.is_linear:
+            raise UnsupportedOperationError(
+                f"the way up needs rules that are linear in relevance, and {step.name} is not: use direction='down'"
+            )
+    return Route(tuple(steps), starts, ends)
+
+
+def not_linear(plan: Plan) -> str | None:
+    """The first step that has no transpose; None if all have."""
+    return next((step.name for step in plan.program.backward if not step.is_linear), None)
+
+
+@dataclass(eq=False)
+class Ascent:
+    """One way up.
+
+    Attributes:
+        plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
+    """
+
+    plan: Plan
+    route: Route
+    state: list[Any]
+    shapes: Callable[[], dict[int, Shape]]
+
+    def ascend(self, cotangents: dict[int, Tensor], take: Take) -> None:
+        """Carry ``cotangents``, by the registers of the inputs, to the route's ends, which ``take`` gets."""
+        steps, ends = self.route.steps, self.route.ends
+        last = {register: i for i, step in enumerate(steps) for register in step.ins}
+        for register in ends - last.keys():
+            if register in cotangents:
+                take(register, cotangents[register])
+        name = ""
+        try:
+            for position, step in enumerate(steps):
+                name = step.name
+                arriving = [cotangents.pop(out, None) for out in step.outs]
+                if all(t is None for t in arriving):
+                    continue
+                for register, t in zip(step.ins, self._through(step, arriving), strict=True):
+                    # Not in place: what a step gives may be a view of another register.
+                    cotangents[register] = cotangents[register] + t if register in cotangents else t
+                del arriving
+                for register in step.ins:
+                    if register in ends and last[register] == position:
+                        take(register, cotangents[register])
+        except Exception as error:
+            note_up(error, name)
+            raise
+
+    def _through(self, step: BackwardStep, arriving: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        up = transposed(step, self.shapes)
+        operands = [*arriving, *(self.state[slot] for slot in step.slots)]
+        if profiling():
+            with record_function(f"up: {step.name}"):
+                found = up(*operands)
+        else:
+            found = up(*operands)
+        return found if isinstance(found, tuple) else (found,)
+
+
+def register_shapes(plan: Plan, state: list[Any], batch: int) -> dict[int, Shape]:
+    """Shapes of all registers, by one target that brings nothing."""
+    registers: dict[int, Any] = {}
+    output = plan.graph.output
+    registers[plan.program.top] = torch.zeros((batch, 1, *output.sizes), dtype=plan.dtype, device=plan.device)
+    found = {plan.program.top: Shape(output.sizes, plan.dtype)}
+    last = {register: i for i, step in enumerate(plan.program.backward) for register in (*step.ins, *step.outs)}
+    for position, step in enumerate(plan.program.backward):
+        made = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
+        for out, register in zip(step.outs, made if isinstance(made, tuple) else (made,), strict=True):
+            registers[out], found[out] = register, Shape(tuple(register.shape[2:]), register.dtype)
+        for register in (*step.ins, *step.outs):
+            if last[register] == position:
+                registers.pop(register, None)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Where targets of few entries wait for what comes up: below copies of them, at layers that select rows.
+
+    Attributes:
+        final: steps that read them, each with the entries at its register; empty if the output itself is the end.
+        hot: the entries at the output.
+    """
+
+    final: tuple[tuple[BackwardStep, OneHot], ...]
+    hot: OneHot
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Registers that the way up has to reach."""
+        return frozenset(step.out for step, _ in self.final)
+
+
+def frontier(plan: Plan, hot: OneHot) -> Frontier:
+    """The last layer's rows of the asked-for positions are all that is needed of it."""
+    if not plan.takes_one_hot:
+        return Frontier((), hot)
+    registers: dict[int, OneHot] = {plan.program.top: hot}
+    final: list[tuple[BackwardStep, OneHot]] = []
+    for step in plan.program.backward:
+        if step.ins[0] not in registers:
+            continue
+        arriving = registers[step.ins[0]]
+        if step.keeps_one_hot:
+            registers[step.out] = step.run(arriving)
+        else:
+            final.append((step, arriving))
+    return Frontier(tuple(final), hot)
+
+
+def combine_hot(t: Tensor, hot: OneHot) -> Tensor:
+    """``<t, hot>``: ``(B, G, *sizes)`` and K targets to ``(B, G, K)``."""
+    flat = t.flatten(2)
+    batch, groups = flat.shape[:2]
+    total: Tensor | None = None
+    for m in range(hot.terms):
+        index = hot.index[..., m]
+        if _is_same_for_all(index):
+            taken = flat.index_select(2, index[0])
+        else:
+            taken = flat.gather(2, index.unsqueeze(1).expand(batch, groups, -1))
+        part = taken.mul_(hot.value[..., m].unsqueeze(1).to(t.dtype))
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def _is_same_for_all(index: Tensor) -> bool:
+    return index.shape[0] == 1 or bool((index == index[:1]).all())
+
+
+def at_positions(ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, block_entries: int) -> Tensor:
+    """``<up(t), hot>`` of a last linear layer, at the positions of the entries alone; ``(B, G, K)``.
+
+    ``block_entries``: about how many entries of the layer's output may be held at once.
+    """
+    slots = [ascent.state[slot] for slot in step.slots]
+    if step.up_at is None or len(hot.sizes) < 2:
+        (full,) = ascent._through(step, [t])
+        return combine_hot(full, hot)
+    outputs = hot.sizes[-1]
+    position, entry = hot.index // outputs, hot.index % outputs
+    wanted = position.unique()
+    size = max(1, block_entries // max(1, t.shape[0] * t.shape[1] * outputs))
+    result = t.new_zeros(*t.shape[:2], hot.index.shape[1])
+    for some in wanted.split(size):
+        part = step.up_at(some, t, *slots)  # (B, G, P, O)
+        place = torch.searchsorted(some, position).clamp(max=len(some) - 1)
+        here = some[place] == position
+        columns = here.flatten(2).any(2).any(0).nonzero().squeeze(1)
+        whole = columns.numel() == result.shape[2]
+        index, value = place * outputs + entry, torch.where(here, hot.value, 0)
+        found = combine_hot(part, OneHot(index[:, columns], value[:, columns], (len(some), outputs)))
+        result = found if whole and len(some) == len(wanted) else result.index_add_(2, columns, found)
+    return result

@@ -1,0 +1,117 @@
+"""How much of every neuron's activation each part of the input brings: one way up, for all neurons at once.
+
+The relevance of group g for relevance R at a layer is ``sum_j R_j t_gj / f_j``, with the cotangent ``t`` of the layer's
+register and the factor ``f`` that the register is multiplied with (``R = f * register``). Of relevance equal to the
+activation itself, ``R = a``, neuron j passes ``a_j t_gj / f_j`` on to the group: its contribution. In chained form
+``f = a`` and the contribution is ``t``. Where ``f`` is 0 nothing passes. The contributions of all groups are the
+activation but for what biases and stabilizers keep, and for what belongs to no group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Value
+from fastlrp.groups import Resolved
+from fastlrp.plan.plan import Plan
+from fastlrp.run.ascent import route
+from fastlrp.run.grouped import block_of_groups, prepared, start
+
+
+@dataclass(eq=False)
+class Contributions(Mapping[str, Tensor]):
+    """Contributions by module path, ``(B, G, *layer.shape[1:])``, or with a readout ``(B, G, M)``.
+
+    Attributes:
+        kept: by module path what belongs to no group, ``(B, *layer.shape[1:])`` or ``(B, M)``: shares of biases and
+            stabilizers, dead neurons, and entries of the input in no group. Contributions and this add up to the
+            activation, or its readout.
+    """
+
+    parts: dict[str, Tensor]
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+def contributions(
+    plan: Plan, state: list[Any], values: Mapping[str, Value], resolved: Resolved, batch: int,
+    max_memory: int | None, readout: Tensor | None,
+) -> Contributions:  # fmt: skip
+    """See :meth:`fastlrp.run.record.ForwardRecord.contributions`."""
+    ends: dict[int, list[str]] = {}
+    for name, value in values.items():
+        ends.setdefault(plan.flows[value].register, []).append(name)
+    path = route(plan, frozenset(ends))
+    own = frozenset(slot for v in values.values() for slot in (v.index, *plan.flows[v].factor.slots))
+    ascent = prepared(plan, path, state, batch, path.slots | own)
+    read = {name: _Reading(plan, name, value, ascent.state, readout) for name, value in values.items()}
+    shape = {name: (batch, resolved.count, *reading.sizes) for name, reading in read.items()}
+    found = {name: torch.zeros(shape[name], dtype=plan.dtype, device=plan.device) for name in values}
+    each = sum(t.numel() * t.element_size() for t in found.values()) // max(1, batch * resolved.count)
+    size = block_of_groups(plan, path, batch, resolved.count, max_memory, each)
+    for first in range(0, resolved.count, size):
+        length = min(size, resolved.count - first)
+
+        def take(register: int, t: Tensor, first: int = first, length: int = length) -> None:
+            for name in ends[register]:
+                found[name].narrow(1, first, length).copy_(read[name].of(t))
+
+        ascent.ascend(start(ascent, resolved, first, length), take)
+    kept = {name: read[name].whole - found[name].sum(1) for name in values}
+    return Contributions(found, kept)
+
+
+class _Reading:
+    """From the cotangent of a layer's register to contributions to the layer, or to linear readouts of it."""
+
+    def __init__(self, plan: Plan, name: str, value: Value, state: list[Any], readout: Tensor | None) -> None:
+        self.value, self.activation = value, state[value.index]
+        flow = plan.flows[value]
+        others = [s for s in flow.factor.slots if s != value.index]
+        self.scale: Tensor | None = None
+        if flow.factor.value is not value:
+            self.scale = self.activation
+        for slot in others:
+            f = state[slot]
+            inverse = torch.where(f == 0, 0, 1 / torch.where(f == 0, 1, f))
+            self.scale = inverse if self.scale is None else self.scale * inverse
+        self.matrix = None if readout is None else _matrix(readout, name, value, self.activation)
+        self.last_axis = self.matrix is not None and self.matrix.dim() == 2 and len(value.sizes) > 1
+        self.sizes, self.whole = value.sizes, self.activation
+        if self.matrix is not None:
+            self.whole = self._read(self.activation.unsqueeze(1)).squeeze(1)
+            self.sizes = tuple(self.whole.shape[1:])
+
+    def of(self, t: Tensor) -> Tensor:
+        """Contributions ``(B, G, …)``."""
+        t = t if self.scale is None else t * self.scale.unsqueeze(1)
+        return t if self.matrix is None else self._read(t)
+
+    def _read(self, t: Tensor) -> Tensor:
+        assert self.matrix is not None
+        return t @ self.matrix.t() if self.last_axis else t.flatten(2) @ self.matrix.flatten(1).t()
+
+
+def _matrix(readout: Tensor, name: str, value: Value, like: Tensor) -> Tensor:
+    whole = readout.dim() == len(value.sizes) + 1 and tuple(readout.shape[1:]) == value.sizes
+    last = readout.dim() == 2 and readout.shape[1] == value.sizes[-1]
+    if not (whole or last):
+        sizes = ", ".join(map(str, value.sizes))
+        raise ValueError(
+            f"readout of shape {tuple(readout.shape)} does not fit layer {name!r} (B, {sizes}): give (M, {sizes}), or "
+            f"(M, {value.sizes[-1]}) for readouts of its last axis"
+        )
+    return readout.detach().to(device=like.device, dtype=like.dtype)

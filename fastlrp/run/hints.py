@@ -1,0 +1,50 @@
+"""What was probably meant by an input that a model does not take: tried out, and added to the error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlrp.errors import CaptureError
+from fastlrp.run.inputs import Inputs
+
+
+def with_hint(error: CaptureError, model: nn.Module, inputs: Inputs) -> CaptureError:
+    """The error, with a sentence about the form of the input that the model takes, if one is found."""
+    for attempt, text in _attempts(inputs):
+        if _runs(model, attempt):
+            hinted = type(error)(f"{str(error).rstrip('.')}. {text}")
+            hinted.of_input = error.of_input
+            return hinted
+    return error
+
+
+def _attempts(inputs: Inputs) -> Iterator[tuple[Callable[[], Any], str]]:
+    tensors = inputs.tensors
+    x = tensors[0]
+    if inputs.form == "tensor":
+        yield lambda: (x[None],), f"x {tuple(x.shape)} has no batch axis: give x[None]"
+        if x.dim() == 4 and x.shape[3] in (1, 3, 4):
+            yield lambda: (x.permute(0, 3, 1, 2),), "Its channels are last: give x.permute(0, 3, 1, 2)"
+        if x.dim() == 3 and x.shape[2] in (1, 3, 4):
+            yield (
+                lambda: (x.permute(2, 0, 1)[None],),
+                "It has no batch axis, and its channels are last: give x.permute(2, 0, 1)[None]",
+            )
+    elif inputs.form == "tuple" and len({t.shape for t in tensors}) == 1 and len(inputs.args) == len(tensors):
+        many = f"x is a list of {len(tensors)}, which are taken as {len(tensors)} inputs of the model"
+        yield lambda: (torch.stack(tensors),), f"{many}: for one batch give torch.stack(x)"
+        yield lambda: (torch.cat(tensors),), f"{many}: for one batch give torch.cat(x)"
+
+
+def _runs(model: nn.Module, attempt: Callable[[], Any]) -> bool:
+    try:
+        with torch.no_grad():
+            found = model(*attempt())
+    except Exception:
+        return False
+    first = next((t for t in torch.utils._pytree.tree_leaves(found) if isinstance(t, Tensor)), None)
+    return first is not None and first.dim() > 1

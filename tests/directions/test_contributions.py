@@ -1,0 +1,96 @@
+"""Contributions of parts of the input to every neuron: they add up to the activation, and equal the way down."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fastlrp
+from fastlrp import composites, groups
+from tests.transformers.oracle import transformer
+
+
+def network(bias: bool = False) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=bias), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, bias=bias), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4, bias=bias),
+    ).double().eval()  # fmt: skip
+
+
+def test_by_hand():
+    """h = relu(x1 + 2 x2, x1 - 3 x2), y = h1 - h2 at x = (3, 0.5): h = (4, 1.5), y = 2.5."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 2.0], [1.0, -3.0]]))
+        model[2].weight.copy_(torch.tensor([[1.0, -1.0]]))
+    x = torch.tensor([[3.0, 0.5]], dtype=torch.float64)
+    with fastlrp.Explainer(model, composites.lrp0()).forward(x) as record:
+        found = record.contributions(groups.features([0, 1]))
+        torch.testing.assert_close(found["0"][0].tolist(), [[3.0, 3.0], [1.0, -1.5]])
+        torch.testing.assert_close(found["1"][0].tolist(), [[3.0, 3.0], [1.0, -1.5]])
+        torch.testing.assert_close(found["2"][0].tolist(), [[0.0], [2.5]])
+        readout = record.contributions(groups.features([0, 1]), ["1"], readout=torch.tensor([[2.0, 1.0]]))
+        assert list(readout) == ["1"]
+        torch.testing.assert_close(readout["1"][0].tolist(), [[9.0], [0.5]])
+        torch.testing.assert_close(readout.kept["1"].tolist(), [[0.0]])
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus"])
+def test_parts_add_up_without_biases(composite):
+    """Epsilon 1e-6 keeps less than a millionth of activations of this size; z+ passes on all of what is positive."""
+    model, x = network(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with fastlrp.Explainer(model, composite).forward(x) as record:
+        found = record.contributions(groups.patches(4))
+        layer = model[:2](x)
+        assert found["1"].shape == (2, 4, *layer.shape[1:])
+        torch.testing.assert_close(found["1"].sum(1), layer, rtol=1e-4, atol=1e-4)
+        for name in ("4", "7", "output"):
+            expected = model[: 8 if name == "output" else int(name) + 1](x)
+            torch.testing.assert_close(found[name].sum(1) + found.kept[name], expected)
+            assert float(found.kept[name].abs().max()) < 1e-4 or composite == "epsilon_plus"
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus", "alpha_beta", "gradient"])
+def test_equal_the_way_down_from_that_layer(composite):
+    """A layer's contributions are relevance of the network that ends there, started with each activation."""
+    model, x = network(bias=True), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    explainer = fastlrp.Explainer(model, composite)
+    with explainer.forward(x) as record:
+        found = record.contributions(groups.patches(4), ["4"])["4"]
+    head = nn.Sequential(*model[:5], nn.Flatten()).eval()
+    down = fastlrp.Explainer(head, composite)(x, "all", groups=groups.patches(4), direction="down")
+    torch.testing.assert_close(found.flatten(2), down.transpose(1, 2), rtol=1e-9, atol=1e-12)
+
+
+def test_residual_stream_of_a_transformer():
+    model, x = transformer(False, False, True), torch.randn(2, 6, 16, dtype=torch.float64)
+    with fastlrp.Explainer(model, composites.attnlrp(epsilon=0.0)).forward(x) as record:
+        found = record.contributions("tokens", ["blocks.0", "blocks.1"])
+        expected = model.blocks[0](x)
+        torch.testing.assert_close(found["blocks.0"].sum(1) + found.kept["blocks.0"], expected)
+        later = torch.ones(6, 6, dtype=torch.bool).triu(1)  # Causal: a token brings nothing to earlier positions.
+        assert float(found["blocks.1"][:, later.t()].abs().max()) == 0.0
+        probe = torch.randn(3, 16, dtype=torch.float64)
+        read = record.contributions("tokens", "blocks.1", readout=probe)["blocks.1"]
+        torch.testing.assert_close(read, found["blocks.1"] @ probe.t())
+
+
+def test_max_memory_changes_nothing():
+    model, x = network(), torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    one, many = (
+        fastlrp.Explainer(model, "epsilon", max_memory=budget).forward(x).contributions(groups.patches(2), ["4"])["4"]
+        for budget in ("400KB", None)
+    )
+    torch.testing.assert_close(one, many, rtol=1e-12, atol=1e-15)
+
+
+def test_errors():
+    model, x = network(), torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    record = fastlrp.Explainer(model, "epsilon").forward(x)
+    with pytest.raises(KeyError, match="unknown layer 'nope'"):
+        record.contributions(groups.patches(2), ["nope"])
+    with pytest.raises(ValueError, match="readout of shape"):
+        record.contributions(groups.patches(2), ["4"], readout=torch.zeros(2, 99))
+    with pytest.raises(fastlrp.UnsupportedOperationError, match=r"1 \(relu, GuidedBackprop\)"):
+        fastlrp.Explainer(model, "guided_backprop").forward(x).contributions(groups.patches(2), ["4"])

@@ -1,0 +1,371 @@
+"""Recurrent layers and cells: other people's numbers, autograd with gates held, loops by hand, states, batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlrp
+from fastlrp import composites, rules
+from tests import goldens
+
+LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)}
+
+
+class Reader(nn.Module):
+    """A recurrent layer, and a linear one on what is read of it."""
+
+    def __init__(self, layer: nn.Module, size: int, read: str = "last", lead: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.read, self.lead = layer, read, lead
+        self.head = nn.Linear(size, 3)
+
+    def forward(self, x: Tensor, *states: Any) -> Tensor:
+        x = x if self.lead is None else self.lead(x)
+        first: bool = self.layer.batch_first  # type: ignore[assignment]
+        y, last = self.layer(x if first else x.transpose(0, 1), *states)
+        h, c = last if isinstance(last, tuple) else (last, last)
+        found: Tensor = {
+            "last": lambda: y[:, -1] if first else y[-1],
+            "mean": lambda: y.mean(1 if first else 0),
+            "hidden": lambda: h.transpose(0, 1).flatten(1),
+            "both": lambda: torch.cat([y[:, 0] if first else y[0], h[-1], c[0]], 1),
+        }[self.read]()
+        return self.head(found)  # type: ignore[no-any-return]
+
+
+def by_rule(rule: rules.Rule, epsilon: Any = 1e-3) -> composites.Composite:
+    return composites.epsilon(epsilon).with_entries((composites.kind("recurrence"), rule))
+
+
+def check(model: nn.Module, x: Any, rule: rules.Rule, epsilon: Any = 1e-3) -> None:
+    """Against the textbook; nothing unexplained; each sample as it is alone."""
+    found = fastlrp.Explainer(model.double().eval(), by_rule(rule, epsilon)).verify(x, "all")
+    assert found.ok, str(found)
+    assert found.max_error < 1e-12, str(found)
+    assert abs(found.kept["unexplained"]) < 1e-12, str(found)
+
+
+def sequences(*size: int) -> Tensor:
+    return torch.randn(size or (3, 5, 4), generator=torch.Generator().manual_seed(3)).double()
+
+
+@pytest.mark.parametrize("bias_factor", [0.0, 1.0])
+@pytest.mark.parametrize("sample", [0, 1])
+def test_equals_the_reference_code_of_arras(sample: int, bias_factor: float) -> None:
+    data = {key: goldens.double(value) for key, value in goldens.load("arras_lstm_bidi.npz").items()}
+    lstm = nn.LSTM(60, 60, bidirectional=True, batch_first=True).double().eval()
+    lstm.load_state_dict({key.removeprefix("state/lstm."): t for key, t in data.items() if key.startswith("state/")})
+
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = lstm
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, _ = self.lstm(x)
+            return torch.cat([y[:, -1, :60], y[:, 0, 60:]], 1)
+
+    x, weight = data[f"x_{sample}"].unsqueeze(0), torch.cat([data["why_left"], data["why_right"]], 1)
+    h = Ends()(x)[0]  # The classifier by hand: its bias_factor counts the units of both directions.
+    score = weight @ h
+    assert torch.allclose(score, data[f"scores_{sample}"], atol=1e-12)
+    slack = 0.001 * torch.where(score >= 0, 1.0, -1.0)
+    R = (weight * h + bias_factor * slack.unsqueeze(1) / 120) * (score / (score + slack)).unsqueeze(1)
+    rule: rules.Rule = rules.Recurrent(stabilizer=0.001, bias_factor=bias_factor)
+    got = fastlrp.Explainer(Ends(), by_rule(rule))(x, R.unsqueeze(0))
+    expected = data[f"relevance/eps0.001_bias{bias_factor}_{sample}"]
+    assert (got.reshape(expected.shape) - expected).abs().max() <= 1e-9
+
+
+def test_one_step_of_an_lstm_by_hand() -> None:
+    """tanh(g) = g' and all gates 1/2: c = g'/2 is all of R; x_1 gets 2/3, x_2 1/3 of it at z = 2 * 1 + 0.5 * 2 + 0."""
+    layer = nn.LSTM(2, 1, batch_first=True, bias=False).double().eval()
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.tensor([[0.0, 0], [0, 0], [2, 0.5], [0, 0]]))
+
+    class Score(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0][:, 0]  # type: ignore[no-any-return]
+
+    x = torch.tensor([[[1.0, 2.0]]]).double()
+    h = Score()(x).item()
+    got = fastlrp.Explainer(Score(), composites.lrp0())(x, "all").flatten()
+    assert torch.allclose(got, h * torch.tensor([2 / 3, 1 / 3]).double(), atol=1e-14)
+
+
+@pytest.mark.parametrize(("gates", "batch_first"), [("signal", True), ("signal", False), ("uniform", True)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_the_textbook(name: str, gates: Any, batch_first: bool) -> None:
+    layer = LAYERS[name](4, 6, 2, bidirectional=True, batch_first=batch_first, dropout=0.5)
+    check(Reader(layer, 12), sequences(), rules.Recurrent(gates, 1e-3))
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [*((name, "both") for name in LAYERS), ("lstm", "mean"), ("gru", "hidden"), ("lstm", "hidden")]
+)
+def test_states_read_as_outputs(name: str, read: str) -> None:
+    layer = LAYERS[name](4, 6, 2, batch_first=True)
+    check(
+        Reader(layer, {"mean": 6, "hidden": 12, "both": 18}[read], read), sequences(), rules.Recurrent(stabilizer=1e-3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "read", "gates"), [(True, "last", "uniform"), (True, "both", "signal"), (False, "both", "uniform")]
+)
+def test_projections(batch_first: bool, read: str, gates: Any) -> None:
+    layer = nn.LSTM(4, 6, bidirectional=True, batch_first=batch_first, proj_size=2, bias=False)
+    check(Reader(layer, 4 if read == "last" else 12, read), sequences(), rules.Recurrent(gates, 1e-3))
+
+
+@pytest.mark.parametrize(("name", "bias_factor"), [*((name, 1.0) for name in (*LAYERS, "projected")), ("lstm", 0.5)])
+def test_bias_factor(name: str, bias_factor: float) -> None:
+    make = LAYERS.get(name, lambda *a, **k: nn.LSTM(*a, proj_size=3, **k))
+    layer = make(4, 6, 1, bidirectional=True, batch_first=True)
+    size = 3 if name == "projected" else 6
+    model = Reader(layer, 4 * size if name not in ("lstm", "projected") else 2 * size + size + 6, "both")
+    model.head = nn.Linear(model.head.in_features if name in ("lstm", "projected") else 4 * size, 3)
+    check(model, sequences(), rules.Recurrent(stabilizer=1e-3, bias_factor=bias_factor))
+
+
+def test_bias_factor_one_conserves_relevance() -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(4, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0][:, 0]  # type: ignore[no-any-return]
+
+    model, x = First().double().eval(), sequences(2, 1, 4)
+    found = fastlrp.Explainer(model, by_rule(rules.Recurrent(stabilizer=0.01, bias_factor=1.0))).verify(x, "all")
+    # The spread shares of the first states, which are zero, are all that is kept.
+    assert found.kept["stabilizer"] == pytest.approx(0, abs=1e-15)
+    assert found.score == pytest.approx(found.relevance + found.kept["bias"])
+
+
+class Given(nn.Module):
+    """First states from the input: a linear layer's, and a parameter for the memory."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer, self.start = LAYERS[name](4, 6, batch_first=True), nn.Linear(4, 6)
+        self.memory = nn.Parameter(torch.randn(1, 1, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.start(x[:, 0]).tanh().unsqueeze(0)
+        c = self.memory.expand(1, x.shape[0], 6).contiguous()
+        y, _ = self.layer(x[:, 1:], (h, c) if isinstance(self.layer, nn.LSTM) else h)
+        return y[:, -1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("name", "gates"), [("lstm", "signal"), ("lstm", "uniform"), ("gru", "signal"), ("rnn", "signal")]
+)
+def test_first_states_given(name: str, gates: Any) -> None:
+    check(Given(name), sequences(), rules.Recurrent(gates, 1e-3))
+
+
+def detached(name: str, layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer as a loop whose gates and activations' ratios are constants: input times gradient is LRP then."""
+    W, U = layer.weight_ih_l0, layer.weight_hh_l0
+    b, d = layer.bias_ih_l0, layer.bias_hh_l0
+    h = x.new_zeros(len(x), U.shape[1])
+    c = torch.zeros_like(h)
+
+    def kept(act: Any, z: Tensor) -> Tensor:
+        return z * (act(z) / z).detach()
+
+    for t in range(x.shape[1]):
+        of_x, of_h = x[:, t] @ W.T + b, h @ U.T + d
+        if name == "lstm":
+            i, f, g, o = (of_x + of_h).chunk(4, 1)
+            c = f.sigmoid().detach() * c + i.sigmoid().detach() * kept(torch.tanh, g)
+            h = o.sigmoid().detach() * kept(torch.tanh, c)
+        elif name == "gru":
+            (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3, 1), of_h.chunk(3, 1)
+            z = (xz + hz).sigmoid().detach()
+            h = (1 - z) * kept(torch.tanh, xn + (xr + hr).sigmoid().detach() * hn) + z * h
+        else:
+            h = kept(torch.tanh if name == "rnn" else torch.relu, of_x + of_h)
+    return h
+
+
+@pytest.mark.parametrize("epsilon", [0.0, "limit"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_autograd_with_gates_detached(name: str, epsilon: Any) -> None:
+    model = Reader(LAYERS[name](4, 6, batch_first=True), 6).double().eval()
+    x = sequences().requires_grad_()
+    scores = model.head(detached(name, model.layer, x))
+    st = fastlrp.Stabilizer.limit() if epsilon == "limit" else epsilon
+    got = fastlrp.Explainer(model, by_rule(rules.Recurrent(stabilizer=st), st))(x.detach(), "all")
+    for k in range(3):
+        (gradient,) = torch.autograd.grad(scores[:, k].sum(), x, retain_graph=True)
+        assert torch.allclose(got[:, k], x.detach() * gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradient_equals_autograd(name: str) -> None:
+    model = Reader(LAYERS[name](4, 6, bidirectional=True, batch_first=True), 12).double().eval()
+    x = sequences().requires_grad_()
+    got = fastlrp.Explainer(model, composites.gradient())(x.detach(), [1], initial="one")
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    assert torch.allclose(got[:, 0], gradient, atol=1e-12)
+
+
+class Cells(nn.Module):
+    """A loop over cells, as long as the sequence."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell, self.head = cell, nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: Any = None
+        for t in range(x.shape[1]):
+            state = self.cell(x[:, t], state)
+        return self.head(state[0] if isinstance(state, tuple) else state)  # type: ignore[no-any-return]
+
+
+class ByHand(nn.Module):
+    """An LSTM written out with linear layers and products of gate and signal."""
+
+    def __init__(self, layer: nn.LSTM, head: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.head = layer, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        h = c = torch.zeros_like(x[:, 0, :1]).expand(-1, 6)
+        weight, bias = torch.cat([layer.weight_ih_l0, layer.weight_hh_l0], 1), layer.bias_ih_l0 + layer.bias_hh_l0
+        for t in range(x.shape[1]):
+            z = nn.functional.linear(torch.cat([x[:, t], h], 1), weight, bias)
+            i, f, g, o = z.chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return self.head(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_loops_over_cells_equal_the_layer(name: str) -> None:
+    layer = LAYERS[name](4, 6, batch_first=True)
+    kinds = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+    cell = kinds[name](4, 6) if name in kinds else nn.RNNCell(4, 6, nonlinearity="relu" if name == "relu" else "tanh")
+    model = Reader(layer, 6).double().eval()
+    loop = Cells(cell).double().eval()
+    cell.load_state_dict({key.removesuffix("_l0"): t for key, t in layer.state_dict().items()})
+    loop.head = model.head
+    composite, x = by_rule(rules.Recurrent(stabilizer=1e-3)), sequences()
+    expected = fastlrp.Explainer(model, composite)(x, "all")
+    assert torch.allclose(fastlrp.Explainer(loop, composite)(x, "all"), expected, atol=1e-13)
+    if name == "lstm":
+        hand = ByHand(layer, model.head)
+        assert torch.allclose(fastlrp.Explainer(hand, composite)(x, "all"), expected, atol=1e-13)
+
+
+def test_ids_embedding_lstm_and_classifier() -> None:
+    model = Reader(nn.LSTM(8, 6, bidirectional=True, batch_first=True), 12, "last", nn.Embedding(20, 8)).double().eval()
+    ids = torch.randint(20, (3, 7))
+    explainer = fastlrp.Explainer(model, "epsilon")
+    assert explainer.verify(ids, "all").ok
+    got = explainer(ids, "all")
+    assert got.shape == (3, 3, 7)
+    for k in range(3):
+        assert torch.allclose(explainer(ids, [k])[:, 0], got[:, k], atol=1e-14)
+    for b in range(3):
+        assert torch.allclose(explainer(ids[b : b + 1], "all")[0], got[b], atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [(2, 1, 4), (0, 5, 4), (1, 5, 4)])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_short_and_empty(name: str, size: tuple[int, ...]) -> None:
+    model = Reader(LAYERS[name](4, 6, bidirectional=True, batch_first=True), 12).double().eval()
+    explainer = fastlrp.Explainer(model, "epsilon")
+    assert explainer(sequences(*size), "all").shape == (size[0], 3, *size[1:])
+
+
+def test_lengths_by_gather() -> None:
+    """Padding behind the last valid step gets nothing; what is before it is as if it ended there."""
+
+    class Valid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            y, _ = self.layer(x)
+            last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])
+            return self.head(y.gather(1, last).squeeze(1))  # type: ignore[no-any-return]
+
+    model, x = Valid().double().eval(), sequences()
+    explainer = fastlrp.Explainer(model, "epsilon")
+    got = explainer((x, torch.tensor([5, 2, 3])), "all")
+    got = got[0] if isinstance(got, tuple) else got
+    assert not got[1, :, 2:].any()
+    alone = explainer((x[1:2, :2], torch.tensor([2])), "all")
+    alone = alone[0] if isinstance(alone, tuple) else alone
+    assert torch.allclose(alone[0], got[1, :, :2], atol=1e-14)
+
+
+def test_presets_and_new_weights() -> None:
+    model, x = Reader(nn.LSTM(4, 6, batch_first=True), 6).double().eval(), sequences()
+    for preset in ("epsilon_plus", "attnlrp", "cp_lrp", "lrp0"):
+        assert fastlrp.Explainer(model, preset).verify(x, "all").ok, preset
+    explainer = fastlrp.Explainer(model, "epsilon")
+    before = explainer(x, "all")
+    assert "Recurrent" in str(explainer.plan)
+    model.layer.flatten_parameters()
+    with torch.no_grad():
+        model.layer.weight_hh_l0.mul_(2)
+    after = explainer(x, "all")
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, fastlrp.Explainer(model, "epsilon")(x, "all"))
+
+
+def test_layer_relevance_is_that_of_the_output() -> None:
+    model, x = Reader(nn.LSTM(4, 6, batch_first=True), 6, "both"), sequences()
+    model.head = nn.Linear(18, 3)
+    found = fastlrp.Explainer(model.double().eval(), "epsilon")(x, "all", layers=["layer"])
+    assert found["layer"].shape == (3, 3, 5, 6)
+
+
+def test_packed_sequences_say_what_to_do() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(4, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            lengths = torch.full((x.shape[0],), 3)
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return self.layer(packed)[1][0][-1]  # type: ignore[no-any-return]
+
+    with pytest.raises(fastlrp.CaptureError, match=r"pack_padded_sequence.*gather"):
+        fastlrp.Explainer(Packed().eval(), "epsilon")(torch.randn(2, 5, 4), [0])
+
+
+def test_dropout_in_training_mode_is_refused() -> None:
+    model = Reader(nn.LSTM(4, 6, 2, batch_first=True, dropout=0.5), 6).train()
+    with pytest.raises(fastlrp.CaptureError, match="eval"):
+        fastlrp.Explainer(model, "epsilon")(torch.randn(2, 5, 4), [0])
+
+
+def test_rule_refuses_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="'signal' or 'uniform'"):
+        rules.Recurrent("half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        rules.Recurrent(bias_factor=2.0)
+    with pytest.raises(ValueError, match="gates='signal'"):
+        rules.Recurrent("uniform", bias_factor=1.0)
+    model = Reader(nn.LSTM(4, 6, batch_first=True), 6).eval()
+    rule = rules.Recurrent(stabilizer=fastlrp.Stabilizer(0.1, relative="sample"))
+    with pytest.raises(TypeError, match="relative"):
+        fastlrp.Explainer(model, by_rule(rule))(torch.randn(2, 5, 4), [0])

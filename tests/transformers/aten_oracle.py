@@ -1,0 +1,231 @@
+"""AttnLRP and CP-LRP of any model by autograd, in float64: its ATen graph, run with what the rules hold fixed detached.
+
+``torch.export`` gives the graph, ``torch.fx.Interpreter`` runs it, and relevance is gradient times input. Nothing of
+the package is used. What is rewritten:
+
+- norms: sigma detached; activations: ``act(u) / u`` detached; quotients: the divisor detached;
+- products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid, or broadcast
+  over the other), which is detached; a router's weight for its expert is no gate;
+- ``scaled_dot_product_attention``: written out, with quarters for queries and keys and half for values;
+- in CP-LRP, what a softmax or an activation made is detached where it multiplies something else;
+- everything else, softmax included, has its own gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.transformers.oracle import act, attention, divided
+
+aten = torch.ops.aten
+VOCABULARY = 50
+_ACTS = {
+    "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
+    "hardswish_", "hardtanh",
+}  # fmt: skip
+_GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal", "sqrt"}
+_KEEP_TAGS = {
+    "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
+    "dropout", "contiguous", "slice", "select", "flatten", "type_as",
+}  # fmt: skip
+
+
+class Oracle(torch.fx.Interpreter):
+    """One forward pass; afterwards :attr:`rows` has the looked-up rows of the model's own embedding."""
+
+    def __init__(self, module: torch.fx.GraphModule, table: Tensor | None, mode: str) -> None:
+        super().__init__(module)
+        self.table, self.mode = table, mode
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.tags: dict[int, set[str]] = {}
+        self.held: list[Any] = []
+        self.written: dict[int, Tensor] = {}
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        name = getattr(target, "_schema", None)
+        name = name.name.split("::")[-1] if name is not None else getattr(target, "__name__", str(target))
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._current, (args, kwargs))
+        rule: Callable[..., Any] | None = getattr(self, f"_{name.strip('_')}", None)
+        if name in _ACTS and args[0].requires_grad:
+            result = act(args[0], lambda u: target(u.clone(), *args[1:], **kwargs))
+        elif rule is not None:
+            result = rule(target, *args, **kwargs)
+        else:
+            result = super().call_function(target, args, kwargs)
+        self._tag(name, args, result)
+        if name.endswith("_") and not name.startswith("_") and isinstance(result, Tensor) and result is not args[0]:
+            self.written[id(args[0])] = result
+        return result
+
+    def _current(self, t: Tensor) -> Tensor:
+        """What stands in a tensor now that an operation in place wrote into it."""
+        while id(t) in self.written:
+            t = self.written[id(t)]
+        return t
+
+    def _tag(self, name: str, args: Any, result: Any) -> None:
+        if name == "getitem":
+            return
+        tags: set[str] = set()
+        if name in _GATES:
+            tags.add("gate")
+        if name in ("expand", "expand_as"):
+            tags.add("gate")
+        if name in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
+            tags.add("made")
+        if name == "topk":
+            tags.add("routing")
+        if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
+            tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
+        for t in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(t, Tensor):
+                self.held.append(t)  # An id stays that of one tensor.
+                self.tags[id(t)] = set(tags)
+
+    def _tags(self, t: Tensor) -> set[str]:
+        return self.tags.get(id(t), set())
+
+    # Operations
+
+    def _embedding(self, target: Any, weight: Tensor, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = target(weight, ids, *args, **kwargs)
+        if self.table is None or weight.shape != self.table.shape or not torch.equal(weight, self.table):
+            return found.detach()
+        leaf = found.detach().clone().requires_grad_()
+        self.rows.append((ids, leaf))
+        return leaf
+
+    def _layer_norm(self, target: Any, x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+                    *rest: Any) -> Tensor:  # fmt: skip
+        axes = tuple(range(-len(shape), 0))
+        centred = x - x.mean(axes, keepdim=True)
+        y = centred / (centred.square().mean(axes, keepdim=True) + eps).sqrt().detach()
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
+
+    def _rms_norm(self, target: Any, x: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
+        axes = tuple(range(-len(shape), 0))
+        small = torch.finfo(x.dtype).eps if eps is None else eps
+        y = x * (x.square().mean(axes, keepdim=True) + small).rsqrt().detach()
+        return y if weight is None else y * weight
+
+    def _group_norm(self, target: Any, x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+                    *rest: Any) -> Tensor:  # fmt: skip
+        flat = x.reshape(x.shape[0], groups, -1)
+        centred = flat - flat.mean(-1, keepdim=True)
+        y = (centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt().detach()).reshape(x.shape)
+        sizes = (1, -1, *[1] * (x.dim() - 2))
+        y = y if weight is None else y * weight.view(sizes)
+        return y if bias is None else y + bias.view(sizes)
+
+    def _scaled_dot_product_attention(
+        self, target: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0,
+        causal: bool = False, scale: float | None = None, enable_gqa: bool = False, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        scale, enable_gqa = kwargs.get("scale", scale), kwargs.get("enable_gqa", enable_gqa)
+        causal, mask = kwargs.get("is_causal", causal), kwargs.get("attn_mask", mask)
+        grad_q, grad_k, grad_v = (t.requires_grad for t in (q, k, v))
+        weights = 2.0 if grad_v and (grad_q or grad_k) else 1.0
+        each = weights * (2.0 if grad_q and grad_k else 1.0)
+        return attention(q, k, v, mask, causal, scale, mode=self.mode, shares=(each, each, weights))
+
+    def _product(self, target: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if a.requires_grad and b.requires_grad:
+            made = ["made" in self._tags(t) for t in (a, b)]
+            if self.mode == "cp_lrp" and made[0] != made[1]:
+                return target(a.detach() if made[0] else a, b.detach() if made[1] else b, *args, **kwargs)
+            a, b = divided(a, 2), divided(b, 2)
+        return target(a, b, *args, **kwargs)
+
+    _matmul = _bmm = _product
+
+    def _mul(self, target: Any, a: Any, b: Any) -> Tensor:
+        if not all(isinstance(t, Tensor) and t.requires_grad for t in (a, b)):
+            return a * b
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        if self.mode == "cp_lrp":
+            made = ["made" in self._tags(t) or "routing" in self._tags(t) for t in (a, b)]
+            if made[0] != made[1]:
+                return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
+        if "routing" in self._tags(a) | self._tags(b):
+            return divided(a, 2) * divided(b, 2)
+        gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
+        if any(gates) and not all(gates):
+            return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
+        return divided(a, 2) * divided(b, 2)
+
+    def _div(self, target: Any, a: Any, b: Any, **kwargs: Any) -> Tensor:
+        if isinstance(b, Tensor) and b.requires_grad and "routing" not in self._tags(a):
+            b = b.detach()
+        return aten.div(a, b, **kwargs)
+
+    def _add(self, target: Any, a: Any, b: Any, **kwargs: Any) -> Tensor:
+        return aten.add(a, b, **kwargs)
+
+    def _grouped_mm_fallback(self, target: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        experts = torch.bucketize(torch.arange(len(x)), ends.long(), right=True)
+        return torch.einsum("sd,sdo->so", x, weight[experts])
+
+
+def _with_plain_gelu(model: nn.Module) -> nn.Module:
+    """Activations that are written out, as what they are."""
+    for module in model.modules():
+        if type(module).__name__ in ("NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh"):
+            module.forward = lambda x: F.gelu(x, approximate="tanh")
+    return model
+
+
+def word_embedding(model: nn.Module) -> nn.Embedding | None:
+    """The table that input ids are looked up in."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == VOCABULARY]
+    return tables[0] if tables else None
+
+
+class _Chosen(nn.Module):
+    def __init__(self, model: nn.Module, output: Any) -> None:
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, args: Any, kwargs: Any) -> Tensor:
+        out = self.model(*args, **kwargs)
+        if callable(self.output):
+            return self.output(out)
+        return out if isinstance(out, Tensor) else out[self.output or "logits"]
+
+
+def relevance(model: nn.Module, x: Any, output: Any, targets: Any, mode: str = "attnlrp") -> tuple[Tensor, list[Any]]:
+    """The model's output, and what each float input and each ids' embedding get, ``(B, K, …)``, in order."""
+    model = _with_plain_gelu(copy.deepcopy(model))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    args, kwargs = ((), dict(x)) if isinstance(x, dict) else ((x,), {})
+    leaves = [t for t in (*args, *kwargs.values()) if t.is_floating_point()]
+    if "use_cache" in getattr(model.forward, "__code__", None).co_varnames if hasattr(model.forward, "__code__") else ():
+        kwargs["use_cache"] = False
+    with torch.no_grad():
+        program = torch.export.export(_Chosen(model, output), (args, kwargs), strict=False)
+    embeddings = word_embedding(model)
+    table = None if embeddings is None else embeddings.weight
+    points = {id(t): t.detach().clone().requires_grad_() for t in leaves}
+    given = torch.utils._pytree.tree_leaves((args, kwargs))
+    oracle = Oracle(program.module(check_guards=False), table, mode)
+    with torch.enable_grad():
+        y = oracle.run(*[points.get(id(t), t) if isinstance(t, Tensor) else t for t in given])
+    y = torch.utils._pytree.tree_leaves(y)[0]
+    rows = [leaf for _, leaf in oracle.rows]
+    wanted = [*points.values(), *rows]
+    found: list[list[Tensor]] = [[] for _ in wanted]
+    for k in targets:
+        gradients = torch.autograd.grad(y[:, k].sum(), wanted, retain_graph=True, allow_unused=True)
+        for part, gradient, leaf in zip(found, gradients, wanted, strict=True):
+            product = (torch.zeros_like(leaf) if gradient is None else gradient * leaf).detach()
+            part.append(product.sum(-1) if any(leaf is r for r in rows) else product)
+    assert math.isfinite(float(y.detach().sum()))
+    return y.detach(), [torch.stack(part, 1) for part in found]
