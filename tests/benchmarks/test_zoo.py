@@ -1,4 +1,4 @@
-"""The zoo: what counts as explained, limits of a process, the page; a few models, one for each way to build one."""
+"""The zoo: what counts as explained, limits of a process, the page; and a few models themselves."""
 
 from __future__ import annotations
 
@@ -140,3 +140,25 @@ def test_every_row_of_the_results_is_of_a_model_that_is_known() -> None:
     groups = {group for group, _, _ in catalogue.entries()}
     known = {(group, name) for group, name, _ in catalogue.entries()}
     assert {key for key in keys if key[0] in groups} <= known
+
+
+SHORT = (
+    "timm files/qwen3_vit_88m", "timm files/tnt_s_patch16_224", "timm files/vit_tiny_r_s16_p8_224",
+    "timm files/test_vit_relpos", "timm files/xcit_nano_12_p16_224", "timm files/beit_base_patch16_224",
+    "transformers/BERT", "transformers/GPT-2", "transformers/Llama", "transformers/Mistral", "transformers/ViT",
+    "transformers/Swin", "transformers/ConvNeXT", "torchvision classification/resnet18",
+    "torchvision optical flow/raft_small",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_zoo(name: str) -> None:
+    entries = {f"{group}/{member}": make for group, member, make in catalogue.entries()}
+    if name not in entries:
+        pytest.skip("its library is not installed")
+    row: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        examine(entries[name], row.update)
+    assert sweep.judgement(row) == "explained", sweep.reason(row)
+    assert row["step"] == "done"
