@@ -352,7 +352,9 @@ def transformers(options: Options) -> Iterator[Round]:
                 except UnavailableError as reason:
                     left_out.append(f"  {other:18} left out: {reason}")
             for count in options.counts or (1, 8, 32, 256):
-                case = Case("transformers", name, rule, spread_out(count, work.classes), work.x.shape[-1])
+                # Not the first class: BERT's padding token, whose row of the tied weight is zero.
+                chosen = spread_out(count, work.classes - 1) + 1
+                case = Case("transformers", name, rule, chosen, work.x.shape[-1])
                 yield Round(case, parts, work.x, options.repeats or 3, left_out)
 
 
