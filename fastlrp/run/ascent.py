@@ -139,8 +139,8 @@ def register_shapes(plan: Plan, state: list[Any], batch: int) -> dict[int, Shape
     last = {register: i for i, step in enumerate(plan.program.backward) for register in (*step.ins, *step.outs)}
     for position, step in enumerate(plan.program.backward):
         made = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
-        for out, register in zip(step.outs, results(made), strict=True):
-            registers[out], found[out] = register, Shape(tuple(register.shape[2:]), register.dtype)
+        for out, result in zip(step.outs, results(made), strict=True):
+            registers[out], found[out] = result, Shape(tuple(result.shape[2:]), result.dtype)
         for register in (*step.ins, *step.outs):
             if last[register] == position:
                 registers.pop(register, None)
