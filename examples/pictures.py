@@ -114,7 +114,7 @@ def of_digits(out: Path, steps: int) -> None:
     for start in range(0, len(names), 7):
         line = names[start : start + 7]
         rows.append([viz.heatmap(with_ramp, cmap=name, zoom=12) for name in line])
-        captions.append([name.replace(":", ":\n") for name in line])
+        captions.append([name.replace(":", ":\n") for name in line] + [""] * (7 - len(line)))
     viz.save(viz.grid(rows, titles=captions, cell=104), out / "pictures_colormaps.png")
 
     kinds = {

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.looking import LOOKS
+
 Rows = Callable[..., Tensor]
 """``(value (B, K), index (B, K), weight (O, I), u (B, O), v, input, signed, multiply) -> (B, K, I)``."""
 
@@ -158,7 +160,7 @@ class OneHot:
 
     def _few_positions(self, position: Tensor) -> Tensor | None:
         """Those that any target stands at, if most of them are free; not on a GPU, where looking would wait for it."""
-        if len(self.sizes) != 2 or position.device.type != "cpu":
+        if len(self.sizes) != 2 or position.device.type != "cpu" or not LOOKS.get():
             return None
         found = position.unique()
         return found if 2 * len(found) <= self.sizes[0] else None

@@ -66,7 +66,7 @@ ORDER = """
     markup pickling progress
     one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
-    library info
+    library info looking
     backends.dispatch
     backends
     kernels

@@ -7,7 +7,6 @@ counted from a mask) keeps what arrives, as a bias does.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,12 +17,10 @@ from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.looking import LOOKS
 from fastlrp.plan.builder import Builder, bind_forward, multiply
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Ledger
-
-LOOKS: ContextVar[bool] = ContextVar("looks", default=True)
-"""Whether ids are looked at before the table is read, for which a GPU has to be waited for."""
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:

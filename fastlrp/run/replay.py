@@ -20,7 +20,7 @@ from torch import Tensor
 from fastlrp.capture import structure as structures
 from fastlrp.capture.export import EXPORTING
 from fastlrp.classes import Terms
-from fastlrp.kinds.embedding import LOOKS
+from fastlrp.looking import LOOKS
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.steps import Schedule, Steps
 from fastlrp.positions import positions
