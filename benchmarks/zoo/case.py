@@ -17,13 +17,11 @@ class Case:
         model: in evaluation mode; in float64, if it runs in that.
         inputs: a tensor, or a dict of keyword inputs, for two samples.
         output: the explainer's argument of that name.
-        embedding: the module whose rows the integer ids of the input look up, where there is one.
     """
 
     model: nn.Module
     inputs: Any
     output: str | int | Callable[[Any], Tensor] | None = None
-    embedding: nn.Module | None = None
 
     def explained(self, returned: Any) -> Tensor:
         """The tensor of what the model returned that is explained."""

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastlrp
 from benchmarks.zoo.case import Case, Maker
@@ -105,12 +105,13 @@ def _gradient_error(case: Case, found: Any, classes: list[int]) -> float:
     worst = 0.0
     for position, target in enumerate(classes):
         score = output.sum() if output.dim() < 2 else output[:, target].sum()
-        points = [*floats.values(), *rows]
+        points = [*floats.values(), *(row for _, row, _ in rows)]
         gradients = torch.autograd.grad(score, points, retain_graph=True, allow_unused=True)
         expected = {k: g for k, g in zip(floats, gradients, strict=False) if g is not None}
-        for row, gradient in zip(rows, gradients[len(floats) :], strict=True):
+        for (name, row, turned), gradient in zip(rows, gradients[len(floats) :], strict=True):
             if gradient is not None:
-                expected["input_ids"] = expected.get("input_ids", 0) + (row * gradient).sum(-1).detach()
+                of_ids = (row * gradient).sum(-1).detach()
+                expected[name] = expected.get(name, 0) + (of_ids.t() if turned else of_ids)
         for name, gradient in expected.items():
             of_input = found[name] if isinstance(found, dict) else found
             if of_input is not None:
@@ -118,15 +119,29 @@ def _gradient_error(case: Case, found: Any, classes: list[int]) -> float:
     return worst
 
 
+Row = tuple[str, Tensor, bool]
+
+
 @contextmanager
-def _rows(case: Case) -> Iterator[list[Tensor]]:
-    """What the embedding gives while the model runs."""
-    kept: list[Tensor] = []
-    if case.embedding is None:
+def _rows(case: Case) -> Iterator[list[Row]]:
+    """The input's name and the rows that its ids look up, each time the model looks them up while this holds.
+
+    The last entry says that it did so with the sequence in front of the batch (XLNet).
+    """
+    kept: list[Row] = []
+    given = case.inputs if isinstance(case.inputs, dict) else {"": case.inputs}
+    ids = {name: t for name, t in given.items() if not t.is_floating_point() and "mask" not in name}
+
+    plain = nn.functional.embedding
+
+    def embedding(looked_up: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows: Tensor = plain(looked_up, *args, **kwargs)
+        for name, t in ids.items():
+            straight = torch.equal(looked_up, t)
+            turned = not straight and t.dim() == 2 and torch.equal(looked_up, t.t())
+            if straight or turned:
+                kept.append((name, rows, turned))
+        return rows
+
+    with mock.patch.object(nn.functional, "embedding", embedding):
         yield kept
-        return
-    handle = case.embedding.register_forward_hook(lambda module, args, rows: kept.append(rows) or None)
-    try:
-        yield kept
-    finally:
-        handle.remove()

@@ -26,14 +26,16 @@ def compose_activations(graph: Graph) -> None:
     else reads what is in between. A product with a gate (``x sigmoid(1.7 x)``) stays one: there the signal takes all
     already.
     """
+    gone: set[Node] = set()  # Products within an activation that a later product stands for by now.
     for product in reversed(list(graph.nodes)):
-        if product.operation != "mul" or product.kind != "mul" or len(product.sources) != 2:
+        if product in gone or product.operation != "mul" or product.kind != "mul" or len(product.sources) != 2:
             continue
         if any(v.producer is not None and v.producer.operation in _GATES for v in product.sources):
             continue
         found = _function_of_one(graph, product)
         if found is not None:
             _replace(graph, product, *found)
+            gone.update(found[1])
 
 
 def _function_of_one(graph: Graph, product: Node) -> tuple[Value, list[Node]] | None:

@@ -175,6 +175,7 @@ class Builder:
             op, epsilon = self.operation("elementwise_coefficients"), stabilizer.epsilon
 
             def shares(z: Tensor, f: Tensor | None = None) -> Tensor:
+                f = f if f is None or f.dtype == z.dtype else f.to(z.dtype)  # The factor may be of a wider dtype.
                 quotient: Tensor = op(z, None, None, f, "epsilon", 1, epsilon)[0]
                 return quotient
         else:
@@ -330,10 +331,30 @@ class Builder:
 
     def send(self, value: Value, flow: Flow) -> None:
         """One consumer's share of the relevance of ``value``."""
+        node = self._node
+        if node is not None and node.kind != "move" and value.is_float and value.dtype != node.output.dtype:
+            flow = self._in_dtype_of(value, node.output, flow)
         self._sent.setdefault(value, []).append(flow)
         if self._row is not None and not self._row.flows:
             factor = flow.factor
             self._row.flows = "R" if factor == Factor() else "c" if factor.value is value else "f*F"
+
+    def _in_dtype_of(self, x: Value, y: Value, flow: Flow) -> Flow:
+        """What a node that promotes its operands (float32 plus float64) sends, in the operand's own dtype.
+
+        The scale of a flow may be of the wider dtype, so that it goes into the register.
+        """
+        chained = flow.factor.value is x
+
+        def narrowed(f: Tensor, s: Tensor | None) -> Tensor:
+            return (f if s is None else multiply(f, s)).to(x.dtype)
+
+        def widened(t: Tensor, s: Tensor | None) -> Tensor:
+            return (t if s is None else multiply(t, s)).to(y.dtype)
+
+        scale = flow.factor.scale if chained else self.slot_of(flow.factor)
+        register = self.step(narrowed, [flow.register], [scale], x.numel, up=widened)
+        return Flow(register, Factor(x) if chained else Factor())
 
     def collect(self, value: Value) -> Flow | None:
         """The sum of all that was sent to ``value``; None if nothing was."""

@@ -87,6 +87,38 @@ def test_what_is_found() -> None:
     assert "mixes samples" in row["refused"]
 
 
+class Translates(nn.Module):
+    """Two inputs of ids, one of which it looks up with the sequence in front; positions are told from ids."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__()
+        self.words, self.positions, self.head = nn.Embedding(9, 4), Positions(5, 4), nn.Linear(4, 3)
+        self.wrong = wrong
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        first = (2 * self.words(input_ids.t())).transpose(0, 1) + self.positions(input_ids)
+        second = self.words(decoder_input_ids) * first.mean(1, keepdim=True)
+        found = self.head(torch.tanh(second.sum(1)))
+        return Doubled.apply(found) if self.wrong else found
+
+
+class Positions(nn.Embedding):
+    """Takes the ids for their shape alone."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(torch.arange(ids.shape[1]))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_relevance_of_each_input_of_ids_is_compared(wrong: bool) -> None:
+    row: dict[str, Any] = {}
+    given = {"input_ids": torch.tensor([[1, 8, 3], [4, 5, 2]]), "decoder_input_ids": torch.tensor([[3, 6], [7, 1]])}
+    torch.manual_seed(0)
+    examine(lambda: Case(Translates(wrong).double().eval(), given), row.update)
+    assert row["gradient_error"] == (pytest.approx(0.5) if wrong else pytest.approx(0.0, abs=1e-12))
+    assert sweep.judgement(row) == ("wrong" if wrong else "explained")
+
+
 def _sleeps(make: Any, tell: Any) -> None:
     tell({"step": make})
     if make == "works":
