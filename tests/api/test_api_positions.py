@@ -399,7 +399,7 @@ def test_a_tensor_of_one_class_per_sample_warns_once(monkeypatch, recwarn):
         ([0, {}], 2, ValueError, "empty contrast {}"),
         ({3: "much"}, 2, TypeError, "the weight of 3 in a contrast must be a number, got 'much'"),
         ({3: float("nan")}, 2, ValueError, "the weight of 3 in a contrast must be finite, got nan"),
-        ({"cat": 1.0}, 2, TypeError, "targets given as classes must be integers, got 'cat'"),
+        ({"cat": 1.0}, 2, TypeError, "targets names the class 'cat', and the explainer knows no names"),
         ({True: 1.0}, 2, TypeError, "targets given as classes must be integers, got True"),
         (0, 1.5, TypeError, "at= names positions by integers, got torch.float32"),
         (0, True, TypeError, "at= names positions by integers, got torch.bool"),

@@ -174,7 +174,7 @@ def test_more_inputs_join_the_same_folder(run, many, tmp_path):
         (["-p", "epsilon=0.5"], 'parameters: {} there, {"epsilon": 0.5} here'),
         (["--resize", "32"], "resize: null there, 32 here"),
         (["--seed", "1"], "weights: "),
-        (["--cmap", "hot"], "cmap: bwr there, hot here"),
+        (["--cmap", "hot"], "cmap: soft there, hot here"),
         (["-f", "png,npy"], 'format: ["png"] there, ["npy", "png"] here'),
     ],
 )

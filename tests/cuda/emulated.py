@@ -51,7 +51,7 @@ def sources() -> list[Path]:
     folders = (ROOT / "csrc" / "cuda", ROOT / "csrc" / "edge" / "cuda", HERE)
     found = [p for folder in folders for p in sorted(folder.iterdir()) if p.suffix in (".cu", ".cpp")]
     shared = sorted((ROOT / "csrc" / "edge").glob("*_arguments.cpp"))
-    names = ("edge/tensors.cpp", "common/windows.cpp", "common/pattern_check.cpp", "bindings.cpp")
+    names = ("edge/tensors.cpp", "common/windows.cpp", "common/pattern_check.cpp", "common/memory.cpp", "bindings.cpp")
     return [*found, *shared, *(ROOT / "csrc" / name for name in names)]
 
 

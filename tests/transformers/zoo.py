@@ -474,7 +474,9 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Any]:
         model = family.make(found).double().eval()
         for key, parameter in model.named_parameters():
             with torch.no_grad():
-                if parameter.dim() > 1:
+                if not bool(parameter.any()):  # torchvision's heads begin at zero.
+                    parameter.normal_(0, 0.1)
+                elif parameter.dim() > 1:
                     parameter.mul_(3.0 if float(parameter.std(correction=0)) < 0.05 else 1.0)
                 elif "bias" in key or float(parameter.std(correction=0)) == 0:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
