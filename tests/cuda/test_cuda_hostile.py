@@ -32,7 +32,9 @@ CONV = {
     "transposed": False, "channels": None, "factors": [], "initial": [], "other": None,
 }  # fmt: skip
 SPARSE = {f"sparse_{name}": arguments for name, arguments in RIGHT.items()}
-ALL = {**POOLS, **OTHERS, **SPARSE, "sparse_conv_relevance": CONV, "sparse_pack": {"weight": torch.ones(1, 3, 4, 9)}}
+# Attention and recurrence have C++ kernels for CPUs alone.
+SHARED = {name: arguments for name, arguments in POOLS.items() if not name.startswith(("attention", "recurrence"))}
+ALL = {**SHARED, **OTHERS, **SPARSE, "sparse_conv_relevance": CONV, "sparse_pack": {"weight": torch.ones(1, 3, 4, 9)}}
 
 
 @pytest.mark.parametrize("op", ALL)
