@@ -62,5 +62,5 @@ def _unknown_layer(path: str, known: dict[str, Value], modules: dict[str, Value]
     if path in modules:
         return f"no relevance reaches the output of layer {path!r}: the explained output does not depend on it"
     close = difflib.get_close_matches(path, list(known), 3)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    hint = f"; did you mean {', '.join(close)}?" if close else "."
     return f"unknown layer {path!r}{hint} Known: {', '.join(list(known)[:12])}{', …' if len(known) > 12 else ''}"
