@@ -57,14 +57,14 @@ ORDER = """
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.attention_weights capture.composed_activations
-    capture.arguments plan.forms plan.narrow plan.step_names
+    capture.arguments plan.forms plan.narrow plan.reduced plan.step_names
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
     spellings groups
     markup pickling progress
-    one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    one_hot stabilizer precision run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking
     backends.dispatch

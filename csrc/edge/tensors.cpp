@@ -32,6 +32,7 @@ bool has_its_memory(const at::Tensor& tensor) {
 }  // namespace
 
 const Kernels kCpu{"CPU", "; use backend='torch' for other ", is_on_cpu, false, false, nullptr};
+const Kernels kCpuNarrow{"CPU", "; use backend='torch' for other ", is_on_cpu, true, false, nullptr};
 
 void Check::tensor(const char* name, const at::Tensor& tensor) const {
   TORCH_CHECK(tensor.defined(), op, ": ", name, " must be a tensor, got one that is not defined");
