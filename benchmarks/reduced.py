@@ -51,7 +51,7 @@ class Row:
     Attributes:
         error, worst: the median and the largest relative error of a target in bf16. full: the median in float32.
         correlation: the lowest rank correlation of a target's map.
-        seconds: of CPU time of one call in float32 and in bf16, the best of a few. allowed: what the median error may be.
+        seconds: of CPU time of one call in float32 and in bf16, the best of a few. allowed: what the median may be.
     """
 
     model: str
