@@ -152,7 +152,7 @@ def test_cached_bytes_counts_patterns():
         record.relevance(TARGETS)
         assert record.cached_bytes == once
         record.close()
-        assert len(record._specialized) == 0
+        assert len(record._answers.specialized) == 0
         for call in (
             lambda: record.relevance(TARGETS),
             lambda: next(record.stream(TARGETS)),
