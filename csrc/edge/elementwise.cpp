@@ -77,8 +77,7 @@ at::Tensor elementwise_scaled(const at::Tensor& relevance_, const at::Tensor& co
   const float* factor = coefficient.const_data_ptr<float>();
   Bf16* to = static_cast<Bf16*>(out.mutable_data_ptr());
   if (dtype == at::kFloat) {
-    cpu::elementwise_scaled<float>(
-        {relevance.const_data_ptr<float>(), factor, to, samples, relevance.size(1), count});
+    cpu::elementwise_scaled<float>({relevance.const_data_ptr<float>(), factor, to, samples, relevance.size(1), count});
   } else {
     cpu::elementwise_scaled<Bf16>(
         {static_cast<const Bf16*>(relevance.const_data_ptr()), factor, to, samples, relevance.size(1), count});

@@ -18,8 +18,8 @@ CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalT
                                             const OptionalTensor& negative, const OptionalTensor& factor,
                                             const std::string& rule, double alpha, double epsilon);
 
-// relevance (B, K, *S) in float32 or bfloat16 times coefficient (B, *S) in float32, rounded to bfloat16 in the same pass.
-// The result lies in memory as the coefficient does.
+// relevance (B, K, *S) in float32 or bfloat16 times coefficient (B, *S) in float32, rounded to bfloat16 in the same
+// pass. The result lies in memory as the coefficient does.
 at::Tensor elementwise_scaled(const at::Tensor& relevance, const at::Tensor& coefficient);
 
 }  // namespace fastlrp::edge

@@ -68,3 +68,19 @@ TEST(coefficients_equal_the_formulas) {
     }
   }
 }
+
+TEST(scaled_relevance_is_the_product_rounded_to_bfloat16) {
+  for (const int64_t count : {1, 15, 16, 17, 1009, 16385}) {
+    const int64_t batch = 2, targets = 3;
+    const std::vector<float> relevance = native::mixed<float>(batch * targets * count);
+    const std::vector<float> coefficient = native::mixed<float>(batch * count);
+    std::vector<fastlrp::Bf16> out(relevance.size(), fastlrp::Bf16(1e30f));
+    fastlrp::cpu::elementwise_scaled<float>({relevance.data(), coefficient.data(), out.data(), batch, targets, count});
+    bool close = true;
+    for (int64_t i = 0; i < batch * targets * count; ++i) {
+      const double expected = double{relevance[i]} * coefficient[i / count / targets * count + i % count];
+      close = close && std::abs(double{float(out[i])} - expected) <= std::abs(expected) / 256;
+    }
+    CHECK_FOR(close, "count " + std::to_string(count));
+  }
+}
