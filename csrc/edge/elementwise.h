@@ -14,7 +14,7 @@ struct CoefficientTensors {
   auto tuple() const { return std::tuple{u, v}; }
 };
 
-CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTensor& positive,
                                             const OptionalTensor& negative, const OptionalTensor& factor,
                                             const std::string& rule, double alpha, double epsilon);
 
