@@ -19,14 +19,6 @@ from pathlib import Path
 from setuptools import Extension, find_namespace_packages, setup
 
 try:
-    import pybind11
-    from pybind11.setup_helpers import ParallelCompile
-except ImportError:
-    raise SystemExit(
-        "fastlrp's extension is bound with pybind11, which is not installed. Install it first (pip install "
-        "'pybind11>=2.13' setuptools wheel ninja), or let pip do it: leave --no-build-isolation away."
-    ) from None
-try:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension
 except ImportError:
@@ -46,6 +38,21 @@ OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 # What csrc/cuda reads and links to.
 HEADERS = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h")
 LIBRARIES = ("libcudart.so*", "libcudart.dylib", "cudart.lib")
+
+
+def pybind11_headers() -> str:
+    """Of the package, or those that PyTorch brings along."""
+    try:
+        import pybind11
+
+        return pybind11.get_include()
+    except ImportError:
+        if torch is not None:
+            return str(Path(torch.__path__[0]) / "include")
+    raise SystemExit(
+        "fastlrp's extension is bound with pybind11, which is not installed. Install it first (pip install "
+        "'pybind11>=2.13' setuptools wheel ninja), or let pip do it: leave --no-build-isolation away."
+    )
 
 
 def sources(pattern: str) -> list[str]:
@@ -115,7 +122,7 @@ extension = Extension(
     ["csrc/bindings.cpp", *sources("csrc/common/*.cpp"), *sources("csrc/edge/*.cpp"), *sources("csrc/cpu/*.cpp")]
     + ([*sources("csrc/edge/cuda/*.cpp"), *sources("csrc/cuda/*.cu")] if with_cuda else []),
     depends=[*sources("csrc/**/*.h"), *sources("csrc/**/*.cuh"), *sources("csrc/**/*.inc")],
-    include_dirs=[pybind11.get_include(), *([str(cuda_home / "include")] if with_cuda else [])],
+    include_dirs=[pybind11_headers(), *([str(cuda_home / "include")] if with_cuda else [])],
     define_macros=[("FASTLRP_WITH_CUDA", "1")] if with_cuda else [],
     extra_compile_args={"cxx": cxx, "nvcc": NVCC_FLAGS} if with_cuda else cxx,
     libraries=["cudart"] if with_cuda else [],
@@ -136,21 +143,17 @@ class Build(BuildExtension):
             out = (
                 "build without CUDA (FASTLRP_BUILD_CUDA=0) or name another toolkit (CUDA_HOME=/path)"
                 if with_cuda
-                else "a compiler for C++17 is needed (g++ 9 or newer, clang 10 or newer; CXX names it)"
+                else "a compiler for C++20 is needed (g++ 11 or newer, clang 14 or newer; CXX names it)"
             )
             raise SystemExit(
                 f"fastlrp: the extension does not compile ({reason}); {out}. The reasons stand above."
             ) from None
 
 
-def is_stale(built: str, source: str) -> bool:
-    """Whether an object file is older than its source or than any header."""
-    texts = [source, *extension.depends]
-    return not os.path.exists(built) or os.path.getmtime(built) < max(map(os.path.getmtime, texts))
+if torch is None:  # Whose build compiles side by side as it is.
+    from pybind11.setup_helpers import ParallelCompile
 
-
-if not with_cuda:
-    ParallelCompile("MAX_JOBS", needs_recompile=is_stale).install()
+    ParallelCompile("MAX_JOBS").install()
 
 setup(
     packages=[*find_namespace_packages(include=["fastlrp", "fastlrp.*"]), "fastlrp.kernels", *kernel_folders()],

@@ -37,17 +37,18 @@ const dlpack::Exchange* find_exchange() {
 
 // Objects of Python that are looked up once. They are never given back: the interpreter may end before.
 struct Names {
-  py::object torch, empty, empty_strided, dtypes[static_cast<int>(ScalarType::Other)];
-  PyObject *untyped_storage, *nbytes, *is_neg;
+  py::object torch, dtypes[static_cast<int>(ScalarType::Other)];
+  PyObject *untyped_storage, *nbytes, *storage_offset, *is_neg, *new_empty, *new_empty_strided;
   const dlpack::Exchange* exchange;
 
   Names()
       : torch(py::module_::import("torch")),
-        empty(torch.attr("empty")),
-        empty_strided(torch.attr("empty_strided")),
         untyped_storage(PyUnicode_InternFromString("untyped_storage")),
         nbytes(PyUnicode_InternFromString("nbytes")),
+        storage_offset(PyUnicode_InternFromString("storage_offset")),
         is_neg(PyUnicode_InternFromString("is_neg")),
+        new_empty(PyUnicode_InternFromString("new_empty")),
+        new_empty_strided(PyUnicode_InternFromString("new_empty_strided")),
         exchange(find_exchange()) {
     const char* names[] = {"bool",  "uint8",   "int8",     "int16",   "int32",
                            "int64", "float16", "bfloat16", "float32", "float64"};
@@ -69,9 +70,9 @@ py::object checked(PyObject* made) {
   return py::reinterpret_steal<py::object>(made);
 }
 
-int64_t number(const py::object& object, PyObject* method) {
-  const py::object found = checked(PyObject_CallMethodNoArgs(object.ptr(), method));
-  return py::cast<int64_t>(found);
+int64_t number(PyObject* object, PyObject* method) {
+  const py::object found = checked(PyObject_CallMethodNoArgs(object, method));
+  return PyLong_AsLongLong(found.ptr());
 }
 
 ScalarType scalar_type_of(dlpack::DataType dtype) {
@@ -98,7 +99,7 @@ py::object object_of(const Tensor& tensor) {
 py::tuple tuple_of(Ints sizes) {
   py::tuple made(sizes.size());
   for (size_t i = 0; i < sizes.size(); ++i) {
-    made[i] = py::int_(sizes[i]);
+    PyTuple_SET_ITEM(made.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(sizes[i]));
   }
   return made;
 }
@@ -118,14 +119,6 @@ py::object object_of(const Tensor::Argument& argument) {
         }
       },
       argument);
-}
-
-Tensor made_by(const py::object& function, const py::tuple& given, const Tensor& like, std::optional<ScalarType> dtype) {
-  const py::object object = object_of(like);
-  py::dict named;
-  named["device"] = object.attr("device");
-  named["dtype"] = dtype.has_value() ? names().dtypes[static_cast<int>(*dtype)] : py::object(object.attr("dtype"));
-  return Tensor::of(function(*given, **named).ptr());
 }
 
 // The end of a DLPack tensor whose memory is ours.
@@ -174,6 +167,7 @@ struct Tensor::Body {
   void* data = nullptr;
   Sizes sizes, strides;
   ScalarType dtype = ScalarType::Other;
+  int64_t storage_bytes = 0, byte_offset = 0;
   int32_t device_type = 0, device_index = 0;
   bool dense = false, negated = false;
   int64_t numel = 0;
@@ -219,6 +213,11 @@ Tensor Tensor::of(void* object_) {
   body->device_type = view.device.type, body->device_index = view.device.index;
   const py::object negated = checked(PyObject_CallMethodNoArgs(object, names().is_neg));
   body->negated = negated.ptr() == Py_True;
+  if (body->numel > 0) {
+    const py::object storage = checked(PyObject_CallMethodNoArgs(object, names().untyped_storage));
+    body->storage_bytes = number(storage.ptr(), names().nbytes);
+    body->byte_offset = number(object, names().storage_offset) * edge::itemsize(body->dtype);
+  }
   Tensor made;
   made.body_ = body;
   return made;
@@ -250,16 +249,8 @@ std::string Tensor::device() const {
 
 std::string Tensor::layout() const { return body_->dense ? "Strided" : body_->layout; }
 
-int64_t Tensor::storage_bytes() const {
-  const py::gil_scoped_acquire gil;
-  const py::object storage = checked(PyObject_CallMethodNoArgs(body_->object, names().untyped_storage));
-  return number(storage, names().nbytes);
-}
-
-int64_t Tensor::byte_offset() const {
-  const py::gil_scoped_acquire gil;
-  return py::cast<int64_t>(object_of(*this).attr("storage_offset")()) * itemsize();
-}
+int64_t Tensor::storage_bytes() const { return body_->storage_bytes; }
+int64_t Tensor::byte_offset() const { return body_->byte_offset; }
 
 bool Tensor::is_contiguous() const {
   int64_t expected = 1;
@@ -309,7 +300,13 @@ int64_t Tensor::item() const {
 
 Tensor empty(Ints sizes, const Tensor& like, std::optional<ScalarType> dtype) {
   const py::gil_scoped_acquire gil;
-  return made_by(names().empty, py::make_tuple(tuple_of(sizes)), like, dtype);
+  const py::tuple shape = tuple_of(sizes);
+  if (dtype.has_value() && *dtype != like.scalar_type()) {
+    const auto named = py::arg("dtype") = names().dtypes[static_cast<int>(*dtype)];
+    return Tensor::of(object_of(like).attr("new_empty")(shape, named).ptr());
+  }
+  auto* object = static_cast<PyObject*>(like.object());
+  return Tensor::of(checked(PyObject_CallMethodOneArg(object, names().new_empty, shape.ptr())).ptr());
 }
 
 Tensor zeros(Ints sizes, const Tensor& like, std::optional<ScalarType> dtype) {
@@ -318,7 +315,10 @@ Tensor zeros(Ints sizes, const Tensor& like, std::optional<ScalarType> dtype) {
 
 Tensor empty_strided(Ints sizes, Ints strides, const Tensor& like) {
   const py::gil_scoped_acquire gil;
-  return made_by(names().empty_strided, py::make_tuple(tuple_of(sizes), tuple_of(strides)), like, std::nullopt);
+  const py::tuple shape = tuple_of(sizes), steps = tuple_of(strides);
+  auto* object = static_cast<PyObject*>(like.object());
+  return Tensor::of(
+      checked(PyObject_CallMethodObjArgs(object, names().new_empty_strided, shape.ptr(), steps.ptr(), nullptr)).ptr());
 }
 
 Tensor from_memory(void* data, Ints sizes, ScalarType dtype, std::function<void()> release) {

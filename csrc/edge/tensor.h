@@ -81,9 +81,9 @@ class Tensor {
   bool is_beside(const Tensor& other) const;  // on the same device
   std::string device() const;                 // as messages name it
   std::string layout() const;
-  // Bytes of its storage, and from the storage's beginning to its first element; 0 for what has no elements.
+  // Bytes of its storage, and of that behind its first element; 0 for what has no elements.
   int64_t storage_bytes() const;
-  int64_t byte_offset() const;
+  int64_t bytes_from_first() const { return storage_bytes() - byte_offset(); }
 
   const void* const_data_ptr() const;
   void* mutable_data_ptr() const { return const_cast<void*>(const_data_ptr()); }
@@ -120,6 +120,7 @@ class Tensor {
 
  private:
   struct Body;
+  int64_t byte_offset() const;
   std::shared_ptr<const Body> body_;
 };
 

@@ -25,7 +25,7 @@ int64_t span_of(const Tensor& tensor) {
 
 bool has_its_memory(const Tensor& tensor) {
   return tensor.numel() == 0 ||
-         (tensor.const_data_ptr() != nullptr && span_of(tensor) <= tensor.storage_bytes() - tensor.byte_offset());
+         (tensor.const_data_ptr() != nullptr && span_of(tensor) <= tensor.bytes_from_first());
 }
 
 }  // namespace
