@@ -16,7 +16,7 @@ from fastlrp.capture.graph import Value
 from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
-from fastlrp.groups import Groups
+from fastlrp.groups import Groups, Resolved
 from fastlrp.one_hot import OneHot
 from fastlrp.pickling import StaysHere
 from fastlrp.plan.bounded import Bounded
@@ -27,16 +27,16 @@ from fastlrp.run import runner
 from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
-from fastlrp.run.contributions import Contributions
-from fastlrp.run.contributions import contributions as contributions_of
+from fastlrp.run.contributions import Asked, Contributions
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
-from fastlrp.run.grouped import relevance_of_groups, resolved_groups
+from fastlrp.run.grouped import Question, blocks_of_groups, relevance_of_groups, resolved_groups
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
+from fastlrp.run.middle import Edge, to_edge
 from fastlrp.run.names import input_values, layer_names, layer_values
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sink import Result, destination
@@ -51,6 +51,9 @@ _KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "swee
 
 BASIS_BYTES = 64 << 20
 """Largest result of one block of basis vectors."""
+
+_RESULTS = 4
+"""Which part of ``max_memory`` one block of a stream of results of groups may take."""
 
 KEPT_SPECIALIZED = 64
 """Ways down for the neurons alive in one forward pass that its record remembers."""
@@ -239,7 +242,8 @@ class ForwardRecord(StaysHere):
                 ``(B, S, D)`` input), ``"inputs"``, :func:`fastlrp.groups.patches`, ``labels`` or ``features``, or
                 weights ``(G, *x.shape[1:])``.
             direction: of groups: ``"down"`` from the targets, one target after the other; ``"up"`` from the groups,
-                for all targets at once; ``"auto"``: what is estimated to cost less, see :attr:`direction`.
+                for all targets at once; ``"middle"``: targets down and groups up to an edge between, and one product;
+                ``"auto"``: what is estimated to cost least, see :attr:`direction`.
 
         Returns:
             ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``groups`` ``(B, K, G)``; with ``layers``
@@ -269,7 +273,9 @@ class ForwardRecord(StaysHere):
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
         if groups is not None:
-            return self._of_groups(asked, groups, direction, layers, reduce, out)
+            self._refuse_more(layers, reduce, out)
+            resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+            return self._of_groups(asked, 0, asked.count, resolved, direction)
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
@@ -301,29 +307,58 @@ class ForwardRecord(StaysHere):
         at: Any = None,
         groups: Groups = None,
         direction: Direction = "auto",
+        over: Literal["targets", "groups"] = "targets",
     ) -> Iterator[tuple[range, Relevance]]:
-        """Relevance in blocks of targets that fit into ``max_memory``.
+        """Relevance in blocks of targets, or of groups, that fit into ``max_memory``.
+
+        Args:
+            block: sets the number of targets in a block. over: with ``groups``, what comes in blocks. ``"groups"`` goes
+                up, and each block has all targets, ``(B, K, number of groups)``.
 
         Yields:
-            ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
-            sets the size of a block instead. With ``groups`` the whole result is made first.
+            ``(range of positions in targets, relevance of that block)``, or with ``over="groups"``
+            ``(range of groups, relevance of these)``; other arguments as for :meth:`relevance`.
         """
         asked = self.asked(targets, initial, at)
-        size = block
-        if size is None:
-            size = self._block_of_targets(asked, layers, reduce) if groups is None else asked.count
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"block must be at least 1, got {block!r}")
+        if over not in ("targets", "groups") or (over == "groups" and (groups is None or block is not None)):
+            raise ValueError(
+                f"over must be 'targets', or 'groups' together with groups= and without block, got {over!r}"
+            )
         if groups is not None:
-            found = self._of_groups(asked, groups, direction, layers, reduce, None)
-            for start in range(0, asked.count, size):
-                length = min(size, asked.count - start)
-                yield range(start, start + length), found.narrow(1, start, length)
+            self._refuse_more(layers, reduce, None)
+            yield from self._stream_of_groups(asked, groups, direction, over, block)
             return
+        size = self._block_of_targets(asked, layers, reduce) if block is None else block
+        _check_block(size, block)
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             self._refuse_stale()
             yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
+
+    def _stream_of_groups(
+        self, asked: Targets, groups: Groups, direction: Direction, over: str, block: int | None
+    ) -> Iterator[tuple[range, Tensor]]:
+        """See :meth:`stream`. A way up is gone anew for each block of targets."""
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+        if over == "groups":
+            found = blocks_of_groups(self._question(asked, 0, asked.count, resolved, direction))
+            while True:
+                self._refuse_stale()
+                with torch.no_grad():
+                    following = next(found, None)
+                if following is None:
+                    return
+                self._refuse_not_finite(following[1], asked, 0, asked.count)
+                yield following
+        size = asked.count if block is None else block
+        if block is None and self._max_memory is not None:
+            each = max(1, self.batch * resolved.count * self.plan.dtype.itemsize)
+            size = max(1, min(size, self._max_memory // _RESULTS // each))
+        _check_block(size, block)
+        for start in range(0, asked.count, size):
+            length = min(size, asked.count - start)
+            self._refuse_stale()
+            yield range(start, start + length), self._of_groups(asked, start, length, resolved, direction)
 
     @eager
     def contributions(
@@ -344,12 +379,35 @@ class ForwardRecord(StaysHere):
             KeyError: for an unknown layer. UnsupportedOperationError: for rules that are not linear in relevance.
         """
         self._refuse_stale()
+        with torch.no_grad():
+            return self._contributions(groups, layers, readout).whole()
+
+    def stream_contributions(
+        self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
+    ) -> Iterator[tuple[range, Contributions]]:
+        """:meth:`contributions` in blocks of groups that fit into ``max_memory``.
+
+        Yields:
+            ``(range of groups, contributions of these)``; ``kept`` is what the groups so far leave of the activation,
+            with the last block what belongs to no group.
+        """
+        self._refuse_stale()
+        found = self._contributions(groups, layers, readout).blocks()
+        while True:
+            self._refuse_stale()
+            with torch.no_grad():
+                following = next(found, None)
+            if following is None:
+                return
+            yield following
+
+    def _contributions(self, groups: Groups, layers: str | Sequence[str], readout: Tensor | None) -> Asked:
         resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
         names = layer_values(self.plan, layers)
         asked_for = layers == "all" or "output" in layers
         values = {name: v for name, v in names.items() if name != "output" or asked_for}
         with torch.no_grad():
-            return contributions_of(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
+            return Asked(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
 
     # Doing
 
@@ -358,31 +416,60 @@ class ForwardRecord(StaysHere):
         budget.check(names, reduce)
         return budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
 
-    def _of_groups(
-        self, asked: Targets, groups: Groups, direction: Direction, layers: Any, reduce: str | None, out: Any
-    ) -> Tensor:
+    def _refuse_more(self, layers: Any, reduce: str | None, out: Any) -> None:
         if layers is not None or reduce is not None or out is not None:
             raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
-        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
 
-        def down(start: int, length: int) -> list[Tensor]:
-            found = self._relevance(asked, start, length, None, None, None)
+    def _question(self, asked: Targets, start: int, count: int, resolved: Resolved, direction: Direction) -> Question:
+        """What is asked about groups, with the ways down that only a record knows."""
+
+        def down(first: int, length: int) -> list[Tensor]:
+            found = self._relevance(asked, first, length, None, None, None)
             several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
             return [R for R in several if R is not None]
+
+        def above(edge: Edge, first: int, length: int) -> Tensor:
+            return self._to_edge(asked, edge, first, length)
 
         def block() -> int | None:
             return None if self._max_memory is None else self._block_of_targets(asked, None, None)
 
+        names = input_values(self.plan, self._inputs)
         with torch.no_grad():
-            names = input_values(self.plan, self._inputs)
-            paths = self._steps(names, asked.count, None)[2].by_module if direction != "up" else {}
-            result, self.direction = relevance_of_groups(
-                self.plan, self._open(), asked, resolved, direction, self.batch, self._max_memory, down, block, paths
-            )
+            paths = self._steps(names, count, None)[2].by_module if direction != "up" else {}
+        return Question(
+            self.plan, self._open(), asked, start, count, resolved, direction, self.batch, self._max_memory, down,
+            above, block, paths,
+        )  # fmt: skip
+
+    def _of_groups(self, asked: Targets, start: int, count: int, resolved: Resolved, direction: Direction) -> Tensor:
+        with torch.no_grad():
+            question = self._question(asked, start, count, resolved, direction)
+            result, self.direction = relevance_of_groups(question)
         self.plan.latest_direction = self.direction
-        if self._looks_for_nan and not all_finite(result):
-            raise NotFiniteError(self._why_not_finite(self._open(), asked, 0, asked.count))
+        self._refuse_not_finite(result, asked, start, count)
         return result
+
+    def _refuse_not_finite(self, result: Tensor, asked: Targets, start: int, count: int) -> None:
+        if self._looks_for_nan and not all_finite(result):
+            raise NotFiniteError(self._why_not_finite(self._open(), asked, start, count))
+
+    def _to_edge(self, asked: Targets, edge: Edge, start: int, length: int) -> Tensor:
+        """The targets' registers at an edge, ``(B, length, …)``."""
+        schedule = self.plan.schedule(self.plan.explained_inputs())
+        steps, end = to_edge(schedule.steps, edge)
+        slots = frozenset(slot for step, _ in steps for slot in step.slots)
+        state = runner.complete(self.plan, self._open(), slots)
+        found = self._specialize(state, (schedule, -edge.position), steps, length).steps
+        collected: list[Tensor] = []
+
+        def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+            assert value is end
+            collected.append(register)
+
+        initial = asked.block(start, length, one_hot=self.plan.takes_one_hot)
+        runner.propagate(self.plan, state, initial, found, sink, 0)
+        return collected[0] if len(collected) == 1 else torch.cat(collected, 1)
 
     def _relevance(
         self,
@@ -509,3 +596,8 @@ class ForwardRecord(StaysHere):
 
 def _is_tensor(item: Any) -> bool:
     return isinstance(item, Tensor)
+
+
+def _check_block(size: Any, given: Any) -> None:
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"block must be at least 1, got {given!r}")
