@@ -30,7 +30,7 @@ from fastlrp.run.boxes import Boxed, Boxes, form_of
 Cotangent = Tensor | Boxed
 """``(B, G, …)``, of whole maps or in boxes."""
 
-Take = Callable[[int, int, Tensor], None]
+Take = Callable[[int, int, Cotangent], None]
 """``take(register, first group, cotangent)``."""
 
 
@@ -93,7 +93,8 @@ class Ascent:
 
     Attributes:
         plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
-        boxes: of the registers in which groups reach a part of the map alone.
+        boxes: of the registers in which groups reach a part of the map alone. made_bytes: of slots that the record did
+            not hold.
     """
 
     plan: Plan
@@ -101,6 +102,7 @@ class Ascent:
     state: list[Any]
     shapes: Callable[[], dict[int, Shape]]
     boxes: Boxes = field(default_factory=dict)
+    made_bytes: int = 0
 
     @cached_property
     def last(self) -> dict[int, int]:
@@ -129,7 +131,7 @@ class Ascent:
                     if register in ends and self.last[register] == position:
                         # An end that nothing on the route reads is not needed any more.
                         done = cotangents[register] if register in self.read else cotangents.pop(register)
-                        take(register, first, on_whole_map(done))
+                        take(register, first, done)
         except Exception as error:
             note_up(error, name)
             raise

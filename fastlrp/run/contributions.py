@@ -19,7 +19,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.groups import Resolved
 from fastlrp.plan.plan import Plan
-from fastlrp.run.ascent import route
+from fastlrp.run.ascent import Cotangent, on_whole_map, route
 from fastlrp.run.stages import blocks, stages
 from fastlrp.run.way_up import prepared, start
 
@@ -68,7 +68,9 @@ class Asked:
         count = self.resolved.count
         parts = {name: self._zeros(reading, count) for name, reading in self.read.items()}
         held = sum(t.numel() * t.element_size() for t in parts.values())
-        for _ in self._blocks(held, 0, lambda name, first, t: parts[name].narrow(1, first, t.shape[1]).copy_(t)):
+        for _ in self._blocks(
+            held, 2 * held // max(1, count), lambda name, first, t: parts[name].narrow(1, first, t.shape[1]).copy_(t)
+        ):
             pass
         return Contributions(parts, {name: self.read[name].whole - parts[name].sum(1) for name in parts})
 
@@ -77,7 +79,10 @@ class Asked:
         kept = {name: reading.whole for name, reading in self.read.items()}
         each = sum(reading.numel for reading in self.read.values()) * self.batch * self.plan.dtype.itemsize
         found: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.read}
-        for first, length in self._blocks(0, 2 * each, lambda name, at, t: found[name].append((at, t))):
+        # A group's maps are there whole, scaled, and in the block that is handed out while the next one is made; what is
+        # kept is there before, after and with the block.
+        held = 3 * sum(t.nbytes for t in kept.values())
+        for first, length in self._blocks(held, 5 * each, lambda name, at, t: found[name].append((at, t))):
             parts = {name: self._zeros(reading, length) for name, reading in self.read.items()}
             for name, pieces in found.items():
                 while pieces:
@@ -91,9 +96,12 @@ class Asked:
 
     def _blocks(self, held: int, each: int, put: Callable[[str, int, Tensor], Any]) -> Iterator[tuple[int, int]]:
         ascent, count = self.ascent, self.resolved.count
-        made = stages(self.plan, ascent.route, ascent.boxes, self.batch, count, self.max_memory, held, each)
+        made = stages(
+            self.plan, ascent.route, ascent.boxes, self.batch, count, self.max_memory, held + ascent.made_bytes, each
+        )
 
-        def take(register: int, first: int, t: Tensor) -> None:
+        def take(register: int, first: int, cotangent: Cotangent) -> None:
+            t = on_whole_map(cotangent)
             for name in self.ends[register]:
                 put(name, first, self.read[name].of(t))
 

@@ -127,12 +127,18 @@ def estimated(
         if fits(plan, edge, batch, targets, resolved.count, max_memory):
             position = sum(type(step) is not Emission for step, _ in schedule.steps[: edge.position])
             both = targets * sum(each[:position]) + resolved.count * sum(above[position:])
-            both += 2 * targets * resolved.count * edge.width
+            both += _product(edge, boxes, targets, resolved.count)
             if best is None or both < best[0]:
                 best = both, edge
     if best is None:
         return Costs(down, basis, up, None, None, width)
     return Costs(down, basis, up, *best, width)
+
+
+def _product(edge: Edge, boxes: Boxes, targets: int, groups: int) -> float:
+    """At an edge; in boxes group by group, where a part of each target's register is cut out."""
+    entries = targets * groups * edge.width
+    return (2 + TRAFFIC) * boxes[edge.register].share * entries if edge.register in boxes else 2 * entries
 
 
 def _basis(

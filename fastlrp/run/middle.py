@@ -19,6 +19,7 @@ from fastlrp.groups import Resolved
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import Emission, Steps, value_name
 from fastlrp.run.ascent import Cotangent, route
+from fastlrp.run.boxes import Boxed
 from fastlrp.run.stages import blocks, stages
 from fastlrp.run.way_up import prepared, start
 
@@ -70,10 +71,10 @@ def edges(plan: Plan, steps: Steps) -> list[Edge]:
     return found
 
 
-def to_edge(steps: Steps, edge: Edge) -> tuple[Steps, Value]:
-    """The steps above an edge, which emit what arrives there as the given value."""
+def to_edge(steps: Steps, edge: Edge) -> Steps:
+    """The steps above an edge, and an emission of what arrives there."""
     end = Value(-1, "edge", edge.value.shape, edge.value.dtype)
-    return [*steps[: edge.position], (Emission(end, edge.register, ()), (edge.register,))], end
+    return [*steps[: edge.position], (Emission(end, edge.register, ()), (edge.register,))]
 
 
 def fits(plan: Plan, edge: Edge, batch: int, targets: int, groups: int, max_memory: int | None) -> bool:
@@ -95,34 +96,40 @@ def relevance(
     ascent = prepared(plan, path, state, batch, path.slots, resolved)
     result = torch.zeros((batch, count, resolved.count), dtype=plan.dtype, device=plan.device)
     waiting = batch * edge.width * plan.dtype.itemsize
-    held = result.numel() * result.element_size() + min(count, resolved.count) * waiting
+    held = result.numel() * result.element_size() + min(count, resolved.count) * waiting + ascent.made_bytes
     made = stages(plan, path, ascent.boxes, batch, resolved.count, max_memory, held, 0)
     size = block() or max(1, min(count, MIDDLE_BYTES // max(1, waiting)))
     targets = [(first, min(size, count - first)) for first in range(0, count, size)]
-    from_groups: list[tuple[int, Tensor]] = []
+    from_groups: list[tuple[int, Cotangent]] = []
 
     def begin(first: int, length: int) -> dict[int, Cotangent]:
         return start(ascent, resolved, first, length)
 
     if count <= resolved.count:
-        arrived = [(first, above(first, length).flatten(2)) for first, length in targets]
+        arrived = [(first, above(first, length)) for first, length in targets]
 
-        def take(register: int, first: int, t: Tensor) -> None:
-            _combine(result, arrived, [(first, t.flatten(2))])
+        def take(register: int, first: int, t: Cotangent) -> None:
+            _combine(result, arrived, [(first, t)])
 
         _exhaust(blocks(ascent, made, resolved.count, begin, take))
         return result
-    keep = lambda register, first, t: from_groups.append((first, t.flatten(2)))  # noqa: E731
+    keep = lambda register, first, t: from_groups.append((first, t))  # noqa: E731
     _exhaust(blocks(ascent, made, resolved.count, begin, keep))
     for first, length in targets:
-        _combine(result, [(first, above(first, length).flatten(2))], from_groups)
+        _combine(result, [(first, above(first, length))], from_groups)
     return result
 
 
-def _combine(result: Tensor, targets: Sequence[tuple[int, Tensor]], groups: Sequence[tuple[int, Tensor]]) -> None:
+def _combine(result: Tensor, targets: Sequence[tuple[int, Tensor]], groups: Sequence[tuple[int, Cotangent]]) -> None:
     for k, c in targets:
         for g, t in groups:
-            result[:, k : k + c.shape[1], g : g + t.shape[1]] = c @ t.mT
+            part = result[:, k : k + c.shape[1]]
+            if isinstance(t, Boxed):
+                for n, where in enumerate(t.slices):
+                    own = t.rows[:, n].flatten(1).unsqueeze(2)
+                    part[:, :, g + n] = (c[where].flatten(2) @ own).squeeze(2)
+            else:
+                part[:, :, g : g + t.shape[1]] = c.flatten(2) @ t.flatten(2).mT
 
 
 def _exhaust(found: Any) -> None:

@@ -411,8 +411,10 @@ class ForwardRecord(StaysHere):
 
     # Doing
 
-    def _block_of_targets(self, asked: Targets, layers: Any, reduce: str | None) -> int:
+    def _block_of_targets(self, asked: Targets, layers: Any, reduce: str | None, taken: int = 0) -> int:
         names, budget = self._values(layers), self._budget_of(asked)
+        if budget.max_memory is not None:
+            budget = replace(budget, max_memory=budget.max_memory - taken)
         budget.check(names, reduce)
         return budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
 
@@ -432,7 +434,11 @@ class ForwardRecord(StaysHere):
             return self._to_edge(asked, edge, first, length)
 
         def block() -> int | None:
-            return None if self._max_memory is None else self._block_of_targets(asked, None, None)
+            if self._max_memory is None:
+                return None
+            # Beside a block's relevance there are its sums over groups, and all of them twice when they are joined.
+            sums = 3 * self.batch * count * resolved.count * self.plan.dtype.itemsize
+            return self._block_of_targets(asked, None, None, min(sums, self._max_memory // 2))
 
         names = input_values(self.plan, self._inputs)
         with torch.no_grad():
@@ -457,14 +463,13 @@ class ForwardRecord(StaysHere):
     def _to_edge(self, asked: Targets, edge: Edge, start: int, length: int) -> Tensor:
         """The targets' registers at an edge, ``(B, length, …)``."""
         schedule = self.plan.schedule(self.plan.explained_inputs())
-        steps, end = to_edge(schedule.steps, edge)
+        steps = to_edge(schedule.steps, edge)
         slots = frozenset(slot for step, _ in steps for slot in step.slots)
         state = runner.complete(self.plan, self._open(), slots)
         found = self._specialize(state, (schedule, -edge.position), steps, length).steps
         collected: list[Tensor] = []
 
         def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
-            assert value is end
             collected.append(register)
 
         initial = asked.block(start, length, one_hot=self.plan.takes_one_hot)

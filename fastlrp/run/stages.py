@@ -156,8 +156,7 @@ def _started(ascent: Ascent, size: int, count: int, start: Start, take: Take) ->
         length = min(size, count - first)
         cotangents = start(first, length)
         for register in direct & cotangents.keys():
-            t = cotangents[register]
-            take(register, first, t.dense() if isinstance(t, Boxed) else t)
+            take(register, first, cotangents[register])
         yield first, length, cotangents
 
 

@@ -21,6 +21,7 @@ from fastlrp.run.ascent import (
     at_positions,
     combine_hot,
     frontier,
+    on_whole_map,
     register_shapes,
     route,
 )
@@ -62,7 +63,8 @@ def prepared(
             shapes.update(register_shapes(plan, runner.complete(plan, full, every), batch))
         return shapes
 
-    return Ascent(plan, path, full, of_registers, boxes_of(plan, path, resolved))
+    made = sum(t.nbytes for t, had in zip(full, state, strict=True) if had is None and isinstance(t, Tensor))
+    return Ascent(plan, path, full, of_registers, boxes_of(plan, path, resolved), made)
 
 
 def start(ascent: Ascent, resolved: Resolved, first: int, length: int) -> dict[int, Cotangent]:
@@ -141,12 +143,12 @@ class WayUp:
         plan, count = self.plan, resolved.count
         ascent = self.prepared(state, resolved, batch)
         each = batch * plan.dtype.itemsize * (2 * self.count + 2 * self._top_entries())
-        made = stages(plan, self.path, ascent.boxes, batch, count, max_memory, held, each)
+        made = stages(plan, self.path, ascent.boxes, batch, count, max_memory, held + ascent.made_bytes, each)
         entries = TOP_ENTRIES if max_memory is None else min(TOP_ENTRIES, made[-1].size * batch * self._top_entries())
         found: list[tuple[int, Tensor]] = []
 
-        def take(register: int, first: int, t: Tensor) -> None:
-            found.append((first, self._taken(ascent, register, t, entries)))
+        def take(register: int, first: int, t: Cotangent) -> None:
+            found.append((first, self._taken(ascent, register, on_whole_map(t), entries)))
 
         def begin(first: int, length: int) -> dict[int, Cotangent]:
             return start(ascent, resolved, first, length)
