@@ -29,7 +29,12 @@ ORDER = """
     run.answers run.contributions run.recording
     run.grouped
     run.direction
+    run.middle
+    run.way_up
+    run.stages
     run.ascent
+    run.boxed_ups
+    run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner
     plan.plan

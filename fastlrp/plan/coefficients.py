@@ -55,7 +55,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     u, v, weight = found.u, found.v, found.weight
     if u is None and v is None:
         if layer.node.kind == "linear":
-            up = lambda t: torch.nn.functional.linear(t, weight)  # noqa: E731
+            up = lambda t: _product.linear(t, weight, None)  # noqa: E731
             register = b.step(
                 lambda f: _product.product(f, weight), [flow.register], [], x.numel, layer.work, fresh=True,
                 by_position=len(x.shape) > 2, up=up,

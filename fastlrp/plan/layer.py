@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.aten import _product
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
@@ -191,8 +192,8 @@ def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:
     """
     before = leading_zeros(t, 2) if t.dim() > 3 and len(weight) >= LEAST_OUTPUTS else 0
     if before == 0:
-        return torch.nn.functional.linear(t, weight)
-    found = torch.nn.functional.linear(t.narrow(2, before, t.shape[2] - before), weight)
+        return _product.linear(t, weight, None)
+    found = _product.linear(t.narrow(2, before, t.shape[2] - before), weight, None)
     return torch.nn.functional.pad(found, [0, 0] * (t.dim() - 3) + [before, 0])
 
 
