@@ -64,7 +64,7 @@ ORDER = """
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
     spellings groups
     markup pickling progress
-    one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking
     backends.dispatch
