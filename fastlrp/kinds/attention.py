@@ -19,6 +19,7 @@ from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.attention_up import attention_up
+from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -109,11 +110,14 @@ def heads_in_one_axis(x: Tensor) -> Tensor:
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """See :func:`fastlrp.reference.attention.attention_relevance`, which is the definition."""
+    if isinstance(rule, rules.Heads):
+        lower_each(b, node, rule, flow, lower)
+        return
     if isinstance(rule, rules.Gradient):
         transpose_at(b, node, flow)
         return
     if not isinstance(rule, (rules.Uniform, rules.ValueOnly)):
-        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly, Heads or Gradient")
     stabilizer = Stabilizer.ensure(rule.stabilizer)
     y, operands = node.output, _Operands(node)
     share = b.share(flow, y.index, y.numel, stabilizer)
@@ -200,6 +204,8 @@ def _told_apart(
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step: both products by halves, the softmax by its Taylor expansion."""
+    if isinstance(rule, rules.Heads):
+        return through_each(walk, node, rule, R, through)
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     assert isinstance(rule, (rules.Uniform, rules.ValueOnly))
