@@ -230,8 +230,10 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times))
         return Share(found, ledger)
     R_weights = P.unsqueeze(1) * (s @ values.transpose(-1, -2).unsqueeze(1)) * (1 - share_value)
-    R_scores = scores.unsqueeze(1) * (R_weights - P.unsqueeze(1) * R_weights.sum(-1, keepdim=True))
-    c, of_scores = divide(R_scores, scores, torch.zeros_like(scores), st)
+    c = R_weights - P.unsqueeze(1) * R_weights.sum(-1, keepdim=True)
+    R_scores, of_scores = scores.unsqueeze(1) * c, textbook.nothing_kept(R)
+    if not st.in_limit:
+        c, of_scores = divide(R_scores, scores, torch.zeros_like(scores), st)
     of_scores_to = [share / ((1 - share_value) or 1.0) for share in (share_query, share_key)]
     to_keys = a["scale"] * (c.transpose(-1, -2) @ q.unsqueeze(1)) * of_scores_to[1]
     add(a["operands"][0], q.unsqueeze(1) * (a["scale"] * (c @ keys.unsqueeze(1)) * of_scores_to[0]))
