@@ -69,8 +69,8 @@ ORDER = """
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
     spellings groups
-    markup pickling progress
-    one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    markup pickling progress run.reach
+    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking
     backends.dispatch

@@ -17,6 +17,7 @@ from fastlrp.capture.calls import operation, part
 from fastlrp.capture.carrying import carries, mark_ids
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.mapped import join_mapped
 from fastlrp.capture.memory import Memory, View, Write
 from fastlrp.capture.metadata import is_recurrent, is_whole_copy, same_dtype, sizes
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
@@ -59,6 +60,7 @@ class Translator:
         self.graph = Graph([], self.inputs, [], empty, {}, 0, self.batch)
 
     def translate(self) -> Graph:
+        join_mapped(self.program)
         for spec in self.program.graph_signature.input_specs:
             self._placeholder(spec)
         returned = self._follow(self.program.graph, self.program.graph_module)
@@ -138,8 +140,6 @@ class Translator:
             self._call_graph(fx, owner)
             return
         path, module_type = self._module_of(fx)
-        if "vmap" in str(fx.target):
-            raise CaptureError(faults.vmap(path))
         name, call, in_place = operation(fx.target)
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)

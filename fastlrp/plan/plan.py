@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,6 +33,7 @@ from fastlrp.plan.steps import (
     BackwardStep,
     Emission,
     Flow,
+    ForwardStep,
     Program,
     Row,
     Schedule,
@@ -317,12 +319,27 @@ class Plan(StaysHere):
         if keep == "coefficients":
             return always | self.coefficients
         caches = {slot for step in program.forward if step.is_cache for slot in step.outs}
-        steps = program.steps_to(self.coefficients, frozenset(program.inputs))
-        read = {slot for step in steps if step.is_cache for slot in step.ins}
-        activations = always | frozenset((read | self.coefficients) - caches)
+        steps = [s for s in program.steps_to(self.coefficients, frozenset(program.inputs)) if s.is_cache]
+        small = self._small(steps, always | self.coefficients)
+        read = {slot for step in steps if step not in small for slot in step.ins}
+        own = {slot for step in small for slot in step.outs if slot in read or slot in self.coefficients}
+        activations = always | frozenset(((read | self.coefficients) - caches) | own)
         if keep == "activations":
             return activations
         return activations | self.coefficients | frozenset(program.keyed.values())
+
+    def _small(self, caches: Sequence[ForwardStep], kept: frozenset[int]) -> list[ForwardStep]:
+        """Caches smaller than what they alone are made of: one number of a norm's row, a slope ``act(u) / u``."""
+        read = Counter(slot for step in caches for slot in set(step.ins))
+        sizes = {v.index: v.numel * (v.dtype or self.dtype).itemsize for v in self._values}
+        alone = [sum(sizes.get(s, 0) for s in set(step.ins) if read[s] == 1 and s not in kept) for step in caches]
+        own = [sum(self.program.slot_bytes.get(slot, 0) for slot in step.outs) for step in caches]
+        return [step for step, size, instead in zip(caches, own, alone, strict=True) if size < instead]
+
+    @cached_property
+    def _values(self) -> tuple[Value, ...]:
+        found = (*self.graph.inputs, *(node.output for node in self.graph.nodes))
+        return tuple(v for v in found if v.is_tensor and v.has_batch_first)
 
     def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""
