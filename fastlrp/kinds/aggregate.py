@@ -96,13 +96,26 @@ def lower_largest(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
 
 def through_largest(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
-    """The textbook step; a node without messages keeps what arrives."""
-    share = textbook.gradient(walk, node, R)
+    """The textbook step, for the gradient too: a node without messages keeps what arrives.
+
+    PyTorch's own derivative counts the zeros that it begins with among equal messages, which no model means.
+    """
+    x = node.sources[0]
+    axis, index, _ = _places(node)
+    values, same = walk.values[x].movedim(axis, -1), _same_node(index, R)
+    winner = (values == walk.values[node.output].movedim(axis, -1)[..., index]).to(R.dtype)
+    winner = winner / (winner @ same).clamp(min=1)
+    relevance = (R.movedim(axis + 1, -1)[..., index] * winner.unsqueeze(1)).movedim(-1, axis + 1)
     if isinstance(rule, rules.Gradient):
-        return share
+        return Share({x: relevance}, None)
     ledger = textbook.nothing_kept(R)
-    ledger.bias = total(R) - total(share.relevance[node.sources[0]])
-    return Share(share.relevance, ledger)
+    ledger.bias = torch.as_tensor(total(R) - total(relevance))
+    return Share({x: relevance}, ledger)
+
+
+def _same_node(index: Tensor, like: Tensor) -> Tensor:
+    """``(E, E)``: 1 for edges that arrive at the same node."""
+    return (index.unsqueeze(0) == index.unsqueeze(1)).to(like.dtype)
 
 
 def lower_softmax(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -142,9 +155,8 @@ def through_softmax(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Shar
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     source = node.sources[0]
-    axis, index, count = _places(node)
-    same = (index.unsqueeze(0) == index.unsqueeze(1)).to(R.dtype)  # (E, E): edges that arrive at the same node.
-    sums = (R.movedim(axis + 1, -1) @ same).movedim(-1, axis + 1)
+    axis, index, _ = _places(node)
+    sums = (R.movedim(axis + 1, -1) @ _same_node(index, R)).movedim(-1, axis + 1)
     relevance = walk.values[source].unsqueeze(1) * (R - walk.values[node.output].unsqueeze(1) * sums)
     ledger = textbook.nothing_kept(R)
     ledger.bias = torch.as_tensor(total(R) - total(relevance))
