@@ -34,7 +34,8 @@ class GraphExplainer(Explainer):
 
     Args:
         ids: names of integer inputs that choose rows of an embedding, and whose relevance is wanted:
-            ``ids=("x",)`` where nodes are kinds of atoms.
+            ``ids="x"`` where nodes are kinds of atoms.
+        fixed: names of float inputs that say how the graph is built: a dense adjacency matrix, edge weights.
         model, composite, and all others: see :class:`Explainer`.
 
     Raises:
@@ -47,7 +48,8 @@ class GraphExplainer(Explainer):
         model: nn.Module,
         composite: str | Composite = "epsilon_plus",
         *,
-        ids: Sequence[str] = (),
+        ids: str | Sequence[str] = (),
+        fixed: str | Sequence[str] = (),
         example_inputs: Any = None,
         backend: str = "auto",
         max_memory: int | str | None = None,
@@ -58,26 +60,27 @@ class GraphExplainer(Explainer):
         labels: Names | None = None,
     ) -> None:
         self.ids = (ids,) if isinstance(ids, str) else tuple(ids)
+        self.fixed = (fixed,) if isinstance(fixed, str) else tuple(fixed)
         super().__init__(
             model, composite, example_inputs=example_inputs, backend=backend, max_memory=max_memory, output=output,
             paths=paths, profile=profile, unsupported=unsupported, labels=labels,
         )  # fmt: skip
 
     def _plans_of(self, *args: Any, **kwargs: Any) -> Plans:
-        return GraphPlans(*args, trace=_trace, ids=self.ids, **kwargs)
+        return GraphPlans(*args, trace=_trace, ids=self.ids, fixed=self.fixed, **kwargs)
 
 
 class GraphPlans(Plans):
     """Plans for one sample each, by its sizes and what is fixed of it."""
 
-    def __init__(self, *args: Any, ids: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ids: Sequence[str] = (), fixed: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._ids = ids
+        self._ids, self._fixed = ids, fixed
 
     def inputs(self, x: Any) -> Inputs:
         """``x`` taken apart; see :func:`fastlrp.run.graph_inputs.graph_inputs` for the errors."""
         home = self._home()
-        return graph_inputs(accepted(x, home), self.model, self._ids, home, self._home)
+        return graph_inputs(accepted(x, home), self.model, self._ids, self._fixed, home, self._home)
 
 
 def _trace(model: nn.Module, inputs: Inputs, output: Output, watch: Watch) -> Captured:

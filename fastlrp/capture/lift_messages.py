@@ -33,23 +33,31 @@ def added_up(lifter: Lifter) -> Value:
         return _entry_by_entry(lifter, base, axis, index, source, reduce)
     if sizes_of(source)[:axis] + sizes_of(source)[axis + 1 :] != lifter.shape[:axis] + lifter.shape[axis + 1 :]:
         return lifter.mapped()
-    count = lifter.shape[axis]
-    where = (axis + 1, rows, count)
     if reduce in ("amax", "amin"):
-        return _largest(lifter, base, source, where, reduce == "amin", bool(bound.get("include_self")))
+        return _largest(lifter, base, source, axis, rows, reduce, bool(bound.get("include_self")))
     if reduce not in ("sum", "mean", "add") or (reduce == "mean" and bound.get("include_self", True)):
         raise UnliftableError(f"reduces by {reduce!r}: use sum, amax or amin, or mean with include_self=False")
     if bound.get("alpha", 1) != 1:
         source = lifter.emit("mul", aten.mul.Tensor, (source, bound["alpha"]), source.sizes)
-    y = lifter.emit("aggregate", added, (source, *where), lifter.shape)
+    y = _aggregated(lifter, source, axis, rows, reduce)
     if reduce == "mean":
-        dtype = y.dtype or torch.float32
-        tail = [1] * (len(lifter.shape) - axis - 1)
-        counts = derived(rows, lambda index: counted(index, count, dtype).view(-1, *tail))
-        return lifter.emit("div", aten.div.Tensor, (y, counts), lifter.shape)
+        return y
     if isinstance(base, Constant) and not bool(base.tensor().any()):
         return y
     return lifter.emit("add", aten.add.Tensor, (aligned(lifter, base, len(lifter.shape)), y), lifter.shape)
+
+
+def _aggregated(lifter: Lifter, x: Value, axis: int, index: Constant, reduce: str) -> Value:
+    """Of each sample, by places along one of its axes."""
+    count, shape = lifter.shape[axis], lifter.shape
+    if reduce in ("amax", "amin"):
+        return lifter.emit("aggregate_max", largest, (x, axis + 1, index, count, reduce == "amin"), shape)
+    y = lifter.emit("aggregate", added, (x, axis + 1, index, count), shape)
+    if reduce != "mean":
+        return y
+    dtype, tail = y.dtype or torch.float32, [1] * (len(shape) - axis - 1)
+    counts = derived(index, lambda places: counted(places, count, dtype).view(-1, *tail))
+    return lifter.emit("div", aten.div.Tensor, (y, counts), shape)
 
 
 def _rows(index: Any, axis: int, source: Value) -> Constant | None:
@@ -79,16 +87,49 @@ def _entry_by_entry(lifter: Lifter, base: Any, axis: int, index: Any, source: Va
 
 
 def _largest(
-    lifter: Lifter, base: Any, source: Value, where: tuple[int, Constant, int], smallest: bool, with_base: bool
+    lifter: Lifter, base: Any, source: Value, axis: int, rows: Constant, reduce: str, with_base: bool
 ) -> Value:
-    y = lifter.emit("aggregate_max", largest, (source, *where, smallest), lifter.shape)
+    y = _aggregated(lifter, source, axis, rows, reduce)
     if not with_base:
         return y
-    if len(where[1].tensor().unique()) != where[2]:
+    if len(rows.tensor().unique()) != lifter.shape[axis]:
         raise UnliftableError("takes the largest message where a node has none: use include_self=False")
-    call, name = (aten.minimum.default, "minimum") if smallest else (aten.maximum.default, "maximum")
+    call, name = (aten.minimum.default, "minimum") if reduce == "amin" else (aten.maximum.default, "maximum")
     return lifter.emit(name, call, (y, aligned(lifter, base, len(lifter.shape))), lifter.shape)
 
 
-MESSAGES: tuple[tuple[str, Form], ...] = (("scatter_add index_add scatter_reduce index_put", added_up),)
+def segments(lifter: Lifter) -> Value:
+    """``segment_reduce`` with constant lengths: entries that follow one another."""
+    bound = lifter.arguments()
+    x, lengths, axis = bound.get("data"), bound.get("lengths"), bound.get("axis", 0)
+    if not isinstance(x, Value) or not isinstance(lengths, Constant) or lengths.tensor().dim() != 1:
+        return lifter.mapped()
+    index = derived(lengths, lambda n: torch.repeat_interleave(torch.arange(len(n), device=n.device), n))
+    reduce = {"sum": "sum", "mean": "mean", "max": "amax", "min": "amin"}.get(bound["reduce"])
+    if reduce is None or index.tensor().shape[0] != x.sizes[axis] or bound.get("initial"):
+        return lifter.mapped()
+    return _aggregated(lifter, x, axis, index, reduce)
+
+
+def sparse_product(lifter: Lifter, matrix: Constant, x: Value) -> Value:
+    """A constant sparse matrix times ``(N, F)``: messages along its entries, added up by rows."""
+
+    def entries(part: str) -> Constant:
+        def found(t: Tensor) -> Tensor:
+            t = t.to_sparse_coo().coalesce()
+            return t.values().unsqueeze(1) if part == "values" else t.indices()[0 if part == "rows" else 1]
+
+        return derived(matrix, found)
+
+    columns, rows, values = (entries(part) for part in ("columns", "rows", "values"))
+    sizes = (columns.tensor().shape[0], *lifter.shape[1:])
+    messages = lifter.emit("index_select", aten.index_select.default, (x, 1, columns), sizes)
+    weighted = lifter.emit("mul", aten.mul.Tensor, (messages, values), sizes)
+    return _aggregated(lifter, weighted, 0, rows, "sum")
+
+
+MESSAGES: tuple[tuple[str, Form], ...] = (
+    ("scatter_add index_add scatter_reduce index_put", added_up),
+    ("segment_reduce", segments),
+)
 """Operations and their lifted forms."""

@@ -66,7 +66,7 @@ def capture_one(
     """
     refuse_scripted(model)
     named = {**dict(enumerate(args)), **kwargs}
-    kept = {key: named[key].clone() for key in fixed}
+    kept = {key: _copy(named[key]) for key in fixed}
     wrapper = _OneSample(model, output, kept)
     training = model.training
     wrapper.training, wrapper._note.after = training, after
@@ -88,6 +88,11 @@ def capture_one(
     with torch.no_grad():
         _lift(graph, examples)
     return Captured(graph, structures.without_batch(wrapper._note.structure), None)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """The same numbers in memory of its own; of sparse layouts the one that torch.export knows."""
+    return tensor.detach().clone() if tensor.layout == torch.strided else tensor.detach().to_sparse_coo().coalesce()
 
 
 def _lift(graph: Graph, examples: Sequence[Tensor]) -> None:

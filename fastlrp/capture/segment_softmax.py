@@ -40,7 +40,7 @@ def find_segment_softmax(graph: Graph) -> None:
     graph.drop_dead()
     for node in graph.nodes:
         if node.kind == "mul" and not node.attributes.get("divides"):
-            weights = [v for v in node.sources if _is_softmax(v)]
+            weights = [v for v in node.sources if _is_made_by(v, ("segment_softmax",))]
             if weights:
                 node.attributes["routing"] = weights[0]
 
@@ -76,8 +76,7 @@ def _without_largest(value: Value, segments: _Segments) -> Value:
     largest = None if taken is None else _put_together(taken[0], "aggregate_max")
     if taken is not None and largest is not None and largest[0] is scores and taken[1] == largest[1] == segments:
         return scores
-    of_all = top.numel == 1 and top.producer is not None and top.producer.operation in ("max", "amax")
-    return scores if of_all else value
+    return scores if top.numel == 1 and _is_made_by(top, ("max", "amax")) else value
 
 
 def _is(value: Any, operation: str) -> bool:
@@ -106,8 +105,9 @@ def _taken(value: Any) -> tuple[Value, _Segments] | None:
     return None
 
 
-def _is_softmax(value: Value) -> bool:
+def _is_made_by(value: Value, operations: tuple[str, ...]) -> bool:
+    """Whether it is the result of one of these, or a copy of that."""
     producer = value.producer
     while producer is not None and producer.kind in _CARRIES and len(producer.sources) == 1:
         producer = producer.sources[0].producer
-    return producer is not None and producer.kind == "segment_softmax"
+    return producer is not None and producer.operation in operations

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastlrp.run.inputs import Inputs, Relevance, checked
@@ -48,38 +49,48 @@ def _traits(tensor: Tensor, fixed: bool) -> tuple[Any, ...]:
     own = (tensor.shape, tensor.dtype, tensor.device)
     if not fixed:
         return own
-    numbers = tensor.detach().cpu().contiguous().numpy()
+    tensor = tensor.detach().cpu()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_sparse_coo().coalesce()
+        return (*own, *_traits(tensor.indices(), True), *_traits(tensor.values(), True))
+    numbers = tensor.contiguous().flatten().view(torch.uint8).numpy()
     return (*own, hashlib.blake2b(numbers.tobytes(), digest_size=16).digest())
 
 
 def graph_inputs(
-    x: Any, model: nn.Module, ids: Sequence[str], home: Tensor | None, find_home: Callable[[], Tensor | None]
+    x: Any,
+    model: nn.Module,
+    ids: Sequence[str],
+    fixed: Sequence[str],
+    home: Tensor | None,
+    find_home: Callable[[], Tensor | None],
 ) -> GraphInputs:
     """The input taken apart and checked.
 
     Args:
         x: a tensor, a tuple of positional or a dict of keyword inputs, without a batch axis.
-        ids: names of integer inputs that choose rows of an embedding.
+        ids: names of integer inputs that choose rows of an embedding. fixed: of floats that are fixed, as integers are.
         home, find_home: see :func:`fastlrp.run.inputs.checked`, which also says what it raises.
 
     Raises:
-        ValueError: for a name in ``ids`` that is no integer input. TypeError: if nothing can have relevance.
+        ValueError: for a name in ``ids`` that is no integer input, or one in ``fixed`` that is no input. TypeError: if
+        nothing can have relevance.
     """
     whole = Inputs.of(x)
     keys: list[int | str] = [k for k, v in (*enumerate(whole.args), *whole.kwargs.items()) if isinstance(v, Tensor)]
     parameters = list(inspect.signature(model.forward).parameters)
     named = [k if isinstance(k, str) else parameters[k] if k < len(parameters) else str(k) for k in keys]
     integers = {name for name, t in zip(named, whole.tensors, strict=True) if not t.is_floating_point()}
-    unknown = [name for name in ids if name not in integers]
-    if unknown:
-        raise ValueError(
-            f"ids={tuple(ids)!r}: {unknown[0]!r} is no input of integers; those are {', '.join(sorted(integers)) or '(none)'}"
-        )
-    places = [i for i, name in enumerate(named) if name not in integers or name in ids]
+    for word, wanted, known in (("ids", ids, integers), ("fixed", fixed, set(named))):
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            kind = "input of integers" if word == "ids" else "input"
+            raise ValueError(f"{word}= names {unknown[0]!r}, which is no {kind}: {', '.join(sorted(known)) or '(none)'}")
+    places = [i for i, name in enumerate(named) if (name not in integers or name in ids) and name not in fixed]
     if not places:
         raise TypeError(
-            "all inputs are integers or truth values, which say how the sample is built and have no relevance: name "
-            "those that choose rows of an embedding, ids=('x',)"
+            "all inputs are fixed, as integers and truth values are, which say how the sample is built: name those that "
+            "choose rows of an embedding, ids=('x',)"
         )
     explained = [whole.tensors[i] for i in places]
     names = [whole.names[i] for i in places]
@@ -90,7 +101,5 @@ def graph_inputs(
     away = next((n for n, t in zip(whole.names, whole.tensors, strict=True) if t.device != explained[0].device), None)
     if away is not None:
         raise ValueError(f"input {away!r} is not on {explained[0].device}, as the input {names[0]!r} is: use x.to(…)")
-    fixed = tuple(k for i, k in enumerate(keys) if i not in places)
-    return GraphInputs(
-        whole.args, whole.kwargs, batched.tensors, names, whole.form, fixed, places, len(whole.tensors)
-    )
+    held = tuple(k for i, k in enumerate(keys) if i not in places)
+    return GraphInputs(whole.args, whole.kwargs, batched.tensors, names, whole.form, held, places, len(whole.tensors))
