@@ -9,6 +9,8 @@ from fastlrp import composites, groups, rules
 from fastlrp.composites import Composite
 from fastlrp.errors import BackendError, CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
+from fastlrp.graph_explainer import GraphExplainer
+from fastlrp.graph_parts import Edges, all_walks, edge_relevance, walk_relevance
 from fastlrp.layerwise import lrp
 from fastlrp.parts import generated, similarity, tokens_by_layers
 from fastlrp.plan.plan import register_rule
@@ -28,14 +30,18 @@ __all__ = [
     "BackendError",
     "CaptureError",
     "Composite",
+    "Edges",
     "Explainer",
     "ForwardRecord",
+    "GraphExplainer",
     "NotFiniteError",
     "Stabilizer",
     "UnsupportedOperationError",
+    "all_walks",
     "compat",
     "composites",
     "each",
+    "edge_relevance",
     "explain",
     "functional",
     "generated",
@@ -52,6 +58,7 @@ __all__ = [
     "tokens_by_layers",
     "tune",
     "viz",
+    "walk_relevance",
 ]
 
 

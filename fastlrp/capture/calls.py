@@ -48,7 +48,7 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
 
 
 def _of_same_arguments(packet: Any, target: Any) -> Any:
-    """The overload without side effects that takes the same arguments: that of ``pow_.Scalar`` is ``pow.Tensor_Scalar``."""
+    """The overload without side effects for the same arguments: that of ``pow_.Scalar`` is ``pow.Tensor_Scalar``."""
     wanted = [str(a.type) for a in target._schema.arguments]
     names = sorted(packet.overloads(), key=lambda name: name != target._overloadname)
     found = (getattr(packet, name) for name in names)

@@ -267,7 +267,7 @@ def grouped(lifter: Lifter) -> Value:
 
 LAYERS: tuple[tuple[str, Form], ...] = (
     ("linear", linear),
-    ("matmul mm bmm mv dot", multiplied),
+    ("matmul mm bmm mv dot _sparse_mm", multiplied),
     ("addmm baddbmm", multiplied_and_added),
     ("einsum", einsum),
     ("embedding", embedded),

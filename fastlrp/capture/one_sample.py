@@ -65,8 +65,8 @@ def capture_one(
         ValueError: if ``output`` does not name one of the model's outputs.
     """
     refuse_scripted(model)
-    named = {**dict(enumerate(args)), **kwargs}
-    kept = {key: _copy(named[key]) for key in fixed}
+    items: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    kept = {key: _copy(value) for key, value in items if key in fixed}
     wrapper = _OneSample(model, output, kept)
     training = model.training
     wrapper.training, wrapper._note.after = training, after
@@ -124,7 +124,9 @@ def _lift(graph: Graph, examples: Sequence[Tensor]) -> None:
         else:
             lifter.evaluate(node)
     if any(v not in lifter.twins for v in graph.outputs):
-        raise CaptureError("an output of the model does not depend on its explained inputs: there is nothing to explain")
+        raise CaptureError(
+            "an output of the model does not depend on its explained inputs: there is nothing to explain"
+        )
     graph.nodes = lifter.made
     graph.outputs = [lifter.twins[v] for v in graph.outputs]
     graph.output = lifter.twins[graph.output]

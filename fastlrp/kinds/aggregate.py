@@ -5,8 +5,8 @@ at sums. Of the largest message, entry by entry, the winner takes all, and equal
 coefficients, a softmax over the edges that arrive at one node, are treated as other attention weights are: by their
 Taylor expansion, ``c_s = p * (c_p - sum p c_p)``, with the sum over the node's edges.
 
-Sources: Schnake et al. 2021 (GNN-LRP), eq. 7 to 9; winner takes all, Bach et al. 2015; the softmax, Achtibat et al. 2024
-(AttnLRP), prop. 3.1.
+Sources: sums over neighbours, Schnake et al. 2021 (GNN-LRP); winner takes all, Bach et al. 2015; the softmax, Achtibat
+et al. 2024 (AttnLRP), prop. 3.1.
 """
 
 from __future__ import annotations
@@ -165,6 +165,4 @@ def through_softmax(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Shar
 
 SUM = Kind("aggregate", "aggregate", lower_sum, through_sum, preset=lambda sums: sums)
 LARGEST = Kind("aggregate_max", "aggregate_max", lower_largest, through_largest, preset=lambda sums: rules.Pass())
-SOFTMAX = Kind(
-    "segment_softmax", "segment_softmax", lower_softmax, through_softmax, preset=lambda sums: rules.Taylor()
-)
+SOFTMAX = Kind("segment_softmax", "segment_softmax", lower_softmax, through_softmax, preset=lambda sums: rules.Taylor())

@@ -77,20 +77,24 @@ def graph_inputs(
         nothing can have relevance.
     """
     whole = Inputs.of(x)
-    keys: list[int | str] = [k for k, v in (*enumerate(whole.args), *whole.kwargs.items()) if isinstance(v, Tensor)]
+    items: list[tuple[int | str, Any]] = [*enumerate(whole.args), *whole.kwargs.items()]
+    keys = [key for key, value in items if isinstance(value, Tensor)]
     parameters = list(inspect.signature(model.forward).parameters)
     named = [k if isinstance(k, str) else parameters[k] if k < len(parameters) else str(k) for k in keys]
     integers = {name for name, t in zip(named, whole.tensors, strict=True) if not t.is_floating_point()}
-    for word, wanted, known in (("ids", ids, integers), ("fixed", fixed, set(named))):
+    kinds: tuple[tuple[str, Sequence[str], set[str]], ...] = (("ids", ids, integers), ("fixed", fixed, set(named)))
+    for word, wanted, known in kinds:
         unknown = [name for name in wanted if name not in known]
         if unknown:
             kind = "input of integers" if word == "ids" else "input"
-            raise ValueError(f"{word}= names {unknown[0]!r}, which is no {kind}: {', '.join(sorted(known)) or '(none)'}")
+            raise ValueError(
+                f"{word}= names {unknown[0]!r}, which is no {kind}: {', '.join(sorted(known)) or '(none)'}"
+            )
     places = [i for i, name in enumerate(named) if (name not in integers or name in ids) and name not in fixed]
     if not places:
         raise TypeError(
-            "all inputs are fixed, as integers and truth values are, which say how the sample is built: name those that "
-            "choose rows of an embedding, ids=('x',)"
+            "all inputs are fixed, as integers and truth values are that say how the sample is built: name those that "
+            "choose rows of an embedding, ids='x'"
         )
     explained = [whole.tensors[i] for i in places]
     names = [whole.names[i] for i in places]
