@@ -79,7 +79,7 @@ def edge_relevance(
     schedule = plan.schedule(tuple(value for value, _, _ in found.values()))
     state = runner.complete(plan, state, schedule.slots)
     relevance = {
-        value: state[value.index].new_zeros(record.batch, asked.count, len(target))
+        value: torch.zeros(record.batch, asked.count, len(target), dtype=plan.dtype, device=plan.device)
         for value, _, target in found.values()
     }
 
@@ -198,7 +198,7 @@ def walk_relevance(
         above, which = steps[:, 1:].unique(dim=0, return_inverse=True)
         schedule = plan.schedule((source,), False)
         state = runner.complete(plan, record.state(), schedule.slots)
-        result = state[source.index].new_zeros(record.batch, asked.count, len(steps))
+        result = torch.zeros(record.batch, asked.count, len(steps), dtype=plan.dtype, device=plan.device)
         for first in range(0, len(above), _ROWS):
             rows = above[first : first + _ROWS]
             here = ((which >= first) & (which < first + len(rows))).nonzero()[:, 0]
