@@ -17,7 +17,7 @@ def added_up(lifter: Lifter) -> Value:
     """``scatter_add``, ``index_add``, ``scatter_reduce`` and ``index_put`` with constant places along one axis."""
     bound = lifter.arguments()
     name, reduce = lifter.node.operation, bound.get("reduce", "sum")
-    if name == "index_put" and not bound.get("accumulate"):
+    if not bound or (name == "index_put" and not bound.get("accumulate")):
         return lifter.mapped()
     base, source = bound["self"], bound.get("src", bound.get("source", bound.get("values")))
     indices = bound.get("indices") or [bound.get("index")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -11,10 +13,8 @@ from fastlrp import GraphExplainer
 from tests.graphs.layers import EDGES, GRAPHS, NODES, gradient_times_input
 from tests.torchvision_models import import_models
 
-try:
+with contextlib.suppress(pytest.skip.Exception):
     import_models()  # It imports torchvision, if there is one.
-except pytest.skip.Exception:
-    pass
 geometric = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is not installed", exc_type=ImportError)
 
 CONVOLUTIONS = {
@@ -58,7 +58,7 @@ def test_convolutions(name):
     expected = expected / x if name in ATTENTION else expected
     assert expected.norm() > 1e-2
     torch.testing.assert_close(found[0], expected, rtol=1e-9, atol=1e-12)
-    assert list(edges)[:2] == ["first", "second"] or list(edges)[0] == "first"
+    assert {name.split("@")[0] for name in edges} == {"first", "second"}
     verification = GraphExplainer(model, "gamma").verify(given, [0, 1], at=0)
     assert verification.ok, verification
 
