@@ -19,11 +19,11 @@ from fastlrp.spellings import each, next_tokens
 from fastlrp.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
-    from fastlrp import compat, functional, info, io, nn, report, tune, viz
+    from fastlrp import compat, functional, info, io, nn, outputs, report, tune, viz
 
 __version__ = "0.1.0"
 
-_LOADED_ON_USE = ("compat", "functional", "info", "io", "nn", "report", "tune", "viz")
+_LOADED_ON_USE = ("compat", "functional", "info", "io", "nn", "outputs", "report", "tune", "viz")
 """Packages that ``import fastlrp`` does not load, and ``fastlrp.io`` does."""
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "lrp",
     "next_tokens",
     "nn",
+    "outputs",
     "register_rule",
     "report",
     "rules",
