@@ -76,7 +76,7 @@ def test_anchors_are_found_by_their_scores():
     assert outputs.strongest(scores, 2) == [(1, 0), (2, 1)]
     probabilities = scores[0].sigmoid()
     assert outputs.anchor_of(probabilities, 1, float(probabilities[2, 1])) == 2
-    with pytest.raises(ValueError, match="no anchor gives class 0 the probability 0.7000"):
+    with pytest.raises(ValueError, match=r"no anchor gives class 0 the probability 0\.7000"):
         outputs.anchor_of(probabilities, 0, 0.7)
 
 

@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="contains 1 NaN"):
         explainer((x.clone().index_fill_(0, torch.tensor(2), 0).index_put_((torch.tensor(1), torch.tensor(1)),
                   torch.tensor(torch.nan, dtype=x.dtype)), EDGES), 0)  # fmt: skip
-    with pytest.raises(TypeError, match="input '0' is torch.float32"):
+    with pytest.raises(TypeError, match=r"input '0' is torch\.float32"):
         explainer((x.float(), EDGES), 0)
     with pytest.raises(ValueError, match="ids= names 'z', which is no input of integers: edge_index"):
         GraphExplainer(model, ids="z")((x, EDGES), 0)
