@@ -147,6 +147,10 @@ def _values(graph: Graph) -> list[Value]:
 
 def _run(graph: Graph, samples: Sequence[Tensor]) -> list[Tensor]:
     state: dict[Value, Any] = dict(zip(graph.inputs, samples, strict=True))
+    last = {v: node for node in graph.nodes for v in node.inputs if v not in graph.outputs}
     for node in graph.nodes:
         state[node.output] = called_in_double(node, {v: state[v] for v in node.inputs})
+        for value in node.inputs:
+            if last.get(value) is node:
+                state.pop(value, None)
     return [state[v] for v in graph.outputs]
