@@ -21,7 +21,7 @@ ORDER = """
     cli
     fastlrp tune.__main__
     io
-    compat nn layerwise report convolutional parts
+    compat nn layerwise report convolutional parts graph_parts graph_explainer
     viz
     explainer
     run.replay verify.compare tune.command
@@ -38,12 +38,14 @@ ORDER = """
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner
     plan.plan
+    capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent
     capture.lift
     capture.lift_check
     capture.probe capture.lift_proof composites
     capture.lift_layers
+    capture.lift_messages
     capture.lift_moves
     capture.lifter
     capture.translate capture.standing
@@ -53,6 +55,7 @@ ORDER = """
     kinds.registry
     kinds
     run.given_ids run.hints
+    run.graph_inputs
     run.accept run.inputs run.sink plan.table
     run.finite
     plan.transpose
@@ -62,13 +65,14 @@ ORDER = """
     plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
-    capture.carrying capture.attention_weights capture.composed_activations
+    capture.carrying capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.step_names plan.absent plan.bind plan.total
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
+    capture.aggregation capture.fixed
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
-    spellings groups
+    spellings groups outputs
     markup pickling progress run.reach
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional

@@ -1,6 +1,7 @@
 """The rules of LRP: one small frozen dataclass each, in a file of its own, with its formula and its source."""
 
 from fastlrp.rules.alpha_beta import AlphaBeta
+from fastlrp.rules.autograd_function import AutogradFunction
 from fastlrp.rules.carry import Pass
 from fastlrp.rules.custom import Custom
 from fastlrp.rules.epsilon import Epsilon
@@ -24,6 +25,7 @@ from fastlrp.rules.zplus import ZPlus
 
 __all__ = [
     "AlphaBeta",
+    "AutogradFunction",
     "Custom",
     "Deconvnet",
     "Epsilon",
