@@ -58,6 +58,7 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.attention_weights capture.composed_activations
     capture.arguments plan.forms plan.narrow plan.step_names
+    capture.packed
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure

@@ -23,6 +23,7 @@ from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
+from fastlrp.capture.packed import kept_padded
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import PACKED, packs_sequences
@@ -197,6 +198,7 @@ def _tracing(wrapper: nn.Module) -> Iterator[None]:
     with (
         EXPORTING,
         undisturbed(wrapper),
+        kept_padded(),
         quiet(),
         torch.inference_mode(inference),
         warnings.catch_warnings(),

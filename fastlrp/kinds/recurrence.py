@@ -7,6 +7,7 @@ block of targets from the last step to the first, and one product for all steps 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
-from fastlrp.capture.recurrent import Layer
+from fastlrp.capture.recurrent import Layer, in_order
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
@@ -27,6 +28,7 @@ from fastlrp.kinds.recurrent_coefficients import (
     names_of,
     spread_relevance,
     states_of,
+    within,
 )
 from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
 from fastlrp.kinds.textbook import Share, Walk
@@ -43,7 +45,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Sequence:
+class _Layer:
     """One layer and direction with its sizes: ``T``, ``P`` of hidden states, ``H`` of the memory.
 
     Where each sample has several sequences, ``(B, N, T, C)``, they are computed as ``(B N, T, C)``.
@@ -112,7 +114,24 @@ class _Sequence:
 
     def weights(self) -> tuple[Any, ...]:
         """Of input and hidden states, their biases, and the projection's, as they are now."""
-        return tuple(None if w is None else w.tensor() for w in self.node.args[3:])
+        return tuple(None if w is None else w.tensor() for w in self.node.args[3:8])
+
+    @property
+    def given_lengths(self) -> Value | Constant | None:
+        """Of sequences that the model packs, ``(B)``."""
+        return self.node.args[8] if len(self.node.args) > 8 else None
+
+    def lengths(self, *read: Tensor) -> Tensor | None:
+        """The lengths, ``(B N)``, which are ``read`` where they are an activation."""
+        given = self.given_lengths
+        if given is None:
+            return None
+        return self.folded(read[0] if isinstance(given, Value) else given.tensor())
+
+    def lengths_among(self, inputs: Sequence[Tensor]) -> Tensor | None:
+        """The lengths, from the activations that the node reads."""
+        given = self.given_lengths
+        return self.lengths(*([inputs[self.node.inputs.index(given)]] if isinstance(given, Value) else []))
 
     def chosen(self, weight: Tensor, gates: str) -> Tensor:
         """The rows of a weight whose sums get relevance: those of the candidate alone if gates get nothing."""
@@ -127,9 +146,9 @@ class _Sequence:
         end = self.steps * self.hidden
         return y.narrow(axis, 0, end).unflatten(axis, (self.steps, self.hidden)), y.narrow(axis, end, self.size)
 
-    def ordered(self, t: Tensor, axis: int) -> Tensor:
-        """As the layer reads the sequence."""
-        return t.flip(axis) if self.layer.reverse else t
+    def ordered(self, t: Tensor, axis: int, lengths: Tensor | None) -> Tensor:
+        """As the layer reads the sequence, and back."""
+        return in_order(t, axis, lengths) if self.layer.reverse else t
 
     def states(self, y: Tensor, *inputs: Tensor) -> States:
         """From the output and the activations among the operands."""
@@ -137,9 +156,9 @@ class _Sequence:
         x, h0, c0 = (self.folded(wide(table[v])) if isinstance(v, Value) else _tensor(v) for v in self.operands)
         h, _ = self.parts(self.folded(wide(y)), 1)
         assert x is not None
-        return states_of(
-            self.layer.mode, self.ordered(x, 1), self.ordered(h, 1), h0, c0, tuple(map(wide, self.weights()))
-        )
+        lengths, weights = self.lengths_among(inputs), tuple(map(wide, self.weights()))
+        ordered_x, ordered_h = self.ordered(x, 1, lengths), self.ordered(h, 1, lengths)
+        return states_of(self.layer.mode, ordered_x, ordered_h, h0, c0, weights, lengths)
 
 
 def _tensor(operand: Any) -> Any:
@@ -158,7 +177,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if rule.bias_factor:
         _lower_spread(b, node, rule, flow)
         return
-    sequence, y = _Sequence(node), node.output
+    sequence, y = _Layer(node), node.output
     mode, projected, with_cell = sequence.layer.mode, sequence.projected, sequence.layer.with_cell
     chained = flow.factor.value is y
     factor = flow.factor.scale if chained else b.slot_of(flow.factor)
@@ -167,9 +186,11 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     def coefficients_of_steps(y: Tensor, *inputs: Any) -> tuple[Tensor, ...] | Tensor:
         values, factor = inputs[: len(node.inputs)], inputs[len(node.inputs) :]
         hidden, memory = sequence.parts(sequence.folded(wide(factor[0])), 1) if factor else (None, None)
-        hidden = None if hidden is None else sequence.ordered(hidden, 1)
+        lengths = sequence.lengths_among(values)
+        hidden = None if hidden is None else sequence.ordered(hidden, 1, lengths)
         arriving = Arriving(chained, hidden, memory)
-        found = coefficients(mode, sequence.states(y, *values), rule, arriving, projected, with_cell)
+        states = sequence.states(y, *values)
+        found = within(coefficients(mode, states, rule, arriving, projected, with_cell), states.valid)
         made = tuple(sequence.unfolded(t.to(y.dtype)) for t in found.tensors())
         return made[0] if len(made) == 1 else made
 
@@ -179,28 +200,29 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     places, targets = _targets(sequence)
 
     def through_steps(f: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
-        c = Coefficients(**dict(zip(names, map(sequence.folded, cached), strict=True)))
+        c = Coefficients(**dict(zip(names, map(sequence.folded, cached[: len(names)]), strict=True)))
+        lengths = sequence.lengths(*cached[len(names) :])
         ih, hh, _, _, projection = sequence.weights()
         hidden, memory = sequence.parts(sequence.folded_targets(f), 2)
         final = None if memory is None or c.final is None else multiply(memory, c.final)
         s, a, m = relevance(
-            sequence.ordered(hidden, 2), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry, c.gates,
+            sequence.ordered(hidden, 2, lengths), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry, c.gates,
             c.output_entry, c.output_scale, c.reset, projection,
         )  # fmt: skip
         of_h0 = a + m if mode == "gru" else a
         results = [of_h0, of_h0, m]
         if 0 in places:
-            results[0] = sequence.ordered(torch.matmul(s, sequence.chosen(ih, rule.gates)), 2)
+            results[0] = sequence.ordered(torch.matmul(s, sequence.chosen(ih, rule.gates)), 2, lengths)
         return tuple(sequence.unfolded_targets(results[i]) for i in places)
 
-    registers = b.step_with_results(
-        through_steps, [flow.register], range(first, first + len(names)), [x.numel for x in targets]
-    )
+    given = sequence.given_lengths
+    slots = [*range(first, first + len(names)), *([given.index] if isinstance(given, Value) else [])]
+    registers = b.step_with_results(through_steps, [flow.register], slots, [x.numel for x in targets])
     for x, register in zip(targets, registers, strict=True):
         b.send(x, Flow(register, Factor(x)))
 
 
-def _targets(sequence: _Sequence) -> tuple[list[int], list[Value]]:
+def _targets(sequence: _Layer) -> tuple[list[int], list[Value]]:
     """Which operands get relevance, by position and themselves."""
     found = [(i, v) for i, v in enumerate(sequence.operands) if isinstance(v, Value) and v in sequence.node.sources]
     return [i for i, _ in found], [v for _, v in found]
@@ -208,7 +230,7 @@ def _targets(sequence: _Sequence) -> tuple[list[int], list[Value]]:
 
 def _lower_spread(b: Builder, node: Node, rule: rules.Recurrent, flow: Flow) -> None:
     """Relevance itself, which shares that no input has a part in make a sum and not a multiple of it."""
-    sequence, y = _Sequence(node), node.output
+    sequence, y = _Layer(node), node.output
     mode = sequence.layer.mode
     register = b.relevance_register(flow, y.numel)
     places, targets = _targets(sequence)
@@ -222,8 +244,9 @@ def _lower_spread(b: Builder, node: Node, rule: rules.Recurrent, flow: Flow) -> 
             bias = of_x + (states.acts[0] * of_h if mode == "gru" else of_h)
         hidden, memory = sequence.parts(sequence.folded_targets(wide(R)), 2)
         chosen = sequence.chosen(ih, rule.gates), sequence.chosen(hh, rule.gates), bias, projection
-        found = spread_relevance(mode, states, rule, chosen, sequence.ordered(hidden, 2), memory)
-        results = [sequence.ordered(found[0], 2), *found[1:]]
+        lengths = sequence.lengths_among(inputs)
+        found = spread_relevance(mode, states, rule, chosen, sequence.ordered(hidden, 2, lengths), memory)
+        results = [sequence.ordered(found[0], 2, lengths), *found[1:]]
         return tuple(sequence.unfolded_targets(results[i].to(R.dtype)) for i in places)
 
     slots = [y.index, *(v.index for v in node.inputs)]
@@ -237,30 +260,49 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     assert isinstance(rule, rules.Recurrent)
-    sequence, operands = _Sequence(node), []
+    sequence, operands = _Layer(node), []
     for v in sequence.operands:
         operands.append(sequence.folded(walk.values[v]) if isinstance(v, Value) else textbook.double(v))
     x, h0, c0 = operands
-    weights = Weights(*textbook.double(node.args[3:]))
+    weights = Weights(*textbook.double(node.args[3:8]))
     h0 = x.new_zeros(len(x), sequence.hidden) if h0 is None else h0
     c0 = x.new_zeros(len(x), sequence.size) if c0 is None else c0
     hidden, memory = sequence.parts(sequence.folded_targets(R), 2)
     shares = Shares(Stabilizer.ensure(rule.stabilizer), rule.bias_factor, 0.5 if rule.gates == "uniform" else 0.0)
-    R_x, R_h0, R_c0, ledger = through_layer(
-        sequence.layer.mode, sequence.ordered(x, 1), (h0, c0), weights, sequence.ordered(hidden, 2), memory, shares
-    )
+    found_lengths = sequence.lengths_among([walk.values[v] for v in node.inputs])
+    by_sample = _by_sample(x, found_lengths)
+    ordered_x, ordered_R = sequence.ordered(x, 1, found_lengths), sequence.ordered(hidden, 2, found_lengths)
+    parts = [
+        through_layer(
+            sequence.layer.mode, ordered_x[rows, :steps], (h0[rows], c0[rows]), weights, ordered_R[rows, :, :steps],
+            None if memory is None else memory[rows], shares,
+        )
+        for rows, steps in by_sample
+    ]  # fmt: skip
+    R_x = torch.cat([nn.functional.pad(part[0], (0, 0, 0, x.shape[1] - part[0].shape[2])) for part in parts])
+    R_h0, R_c0 = (torch.cat([part[i] for part in parts]) for i in (1, 2))
+    ledger = Ledger(*(torch.cat([getattr(part[3], k) for part in parts]) for k in ("bias", "stabilizer", "dead")))
     if sequence.several is not None:
         kept = (ledger.bias, ledger.stabilizer, ledger.dead)
         ledger = Ledger(*(sequence.unfolded_targets(part).sum(2) for part in kept))
     found: dict[Value, Tensor] = {}
     for v, r in zip(
-        sequence.operands, map(sequence.unfolded_targets, (sequence.ordered(R_x, 2), R_h0, R_c0)), strict=True
+        sequence.operands,
+        map(sequence.unfolded_targets, (sequence.ordered(R_x, 2, found_lengths), R_h0, R_c0)),
+        strict=True,
     ):
         if isinstance(v, Value) and v in node.sources:
             found[v] = found[v] + r if v in found else r
         else:  # First states that are no activations keep theirs.
             ledger.bias = ledger.bias + r.flatten(2).sum(2)
     return Share(found, ledger)
+
+
+def _by_sample(x: Tensor, lengths: Tensor | None) -> list[tuple[slice, int]]:
+    """Samples that go through the layer together, and their steps: each alone where they have lengths."""
+    if lengths is None or not len(x):
+        return [(slice(None), x.shape[1])]
+    return [(slice(i, i + 1), int(n)) for i, n in enumerate(lengths)]
 
 
 KIND = Kind(

@@ -19,6 +19,7 @@ class States:
     Attributes:
         x: input. h: hidden states. before: hidden states one step earlier. c, c_before: the memory, of an LSTM.
         z: sums at the gates, one for each block. acts: their activations; of a GRU also ``r (U_n h + c_n)``.
+        valid: which steps there are, ``(B, T, 1)``; None for all. Behind them the memory stays as it is.
     """
 
     x: Tensor
@@ -28,31 +29,37 @@ class States:
     acts: tuple[Tensor, ...]
     c: Tensor | None = None
     c_before: Tensor | None = None
+    valid: Tensor | None = None
 
 
 def states_of(
-    mode: str, x: Tensor, h: Tensor, h0: Tensor | None, c0: Tensor | None, weights: tuple[Tensor | None, ...]
-) -> States:
+    mode: str, x: Tensor, h: Tensor, h0: Tensor | None, c0: Tensor | None, weights: tuple[Tensor | None, ...],
+    lengths: Tensor | None = None,
+) -> States:  # fmt: skip
     """The states from input and hidden states: all sums of all steps in one product each."""
     ih, hh, bias_ih, bias_hh = weights[:4]
     assert ih is not None
     assert hh is not None
     first = h.new_zeros(h.shape[0], 1, h.shape[2]) if h0 is None else h0.unsqueeze(1)
     before = torch.cat([first, h[:, :-1]], 1)
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(x.shape[1], device=x.device) < lengths.to(x.device).unsqueeze(1)).unsqueeze(2)
     of_x, of_h = torch.nn.functional.linear(x, ih, bias_ih), torch.nn.functional.linear(before, hh, bias_hh)
     if mode in ("rnn_tanh", "rnn_relu"):
-        return States(x, h, before, (of_x + of_h,), (h,))
+        return States(x, h, before, (of_x + of_h,), (h,), valid=valid)
     if mode == "gru":
         x_r, x_z, x_n = of_x.chunk(3, -1)
         h_r, h_z, h_n = of_h.chunk(3, -1)
         z_r, z_z = x_r + h_r, x_z + h_z
         r = z_r.sigmoid()
         y = x_n + r * h_n
-        return States(x, h, before, (z_r, z_z, y), (r, z_z.sigmoid(), y.tanh(), r * h_n))
+        return States(x, h, before, (z_r, z_z, y), (r, z_z.sigmoid(), y.tanh(), r * h_n), valid=valid)
     z = (of_x + of_h).chunk(4, -1)
     i, f, g, o = z[0].sigmoid(), z[1].sigmoid(), z[2].tanh(), z[3].sigmoid()
-    c, c_before = _memory(f, i * g, c0)
-    return States(x, h, before, tuple(z), (i, f, g, o), c, c_before)
+    keep, new = (f, i * g) if valid is None else (torch.where(valid, f, 1.0), torch.where(valid, i * g, 0.0))
+    c, c_before = _memory(keep, new, c0)
+    return States(x, h, before, tuple(z), (i, f, g, o), c, c_before, valid)
 
 
 def _memory(f: Tensor, new: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -84,6 +91,19 @@ class Coefficients:
     def tensors(self) -> tuple[Tensor, ...]:
         """Those that there are, dense."""
         return tuple(t.contiguous() for t in (getattr(self, field.name) for field in fields(self)) if t is not None)
+
+
+def within(found: Coefficients, valid: Tensor | None) -> Coefficients:
+    """Behind the last valid step nothing flows, but what comes into the last memory goes on to that step."""
+    if valid is None:
+        return found
+
+    def cut(name: str, t: Tensor | None) -> Tensor | None:
+        if t is None or name == "final":
+            return t
+        return torch.where(valid if t.dim() == 3 else valid.unsqueeze(2), t, 1.0 if name == "carry" else 0.0)
+
+    return Coefficients(**{name: cut(name, getattr(found, name)) for name in NAMES})
 
 
 NAMES = tuple(field.name for field in fields(Coefficients))
