@@ -36,7 +36,7 @@ ORDER = """
     capture.export run.basis run.sparse.specialize
     run.descent
     capture.lift
-    capture.lift_check
+    capture.lift_check capture.unpacked
     capture.probe capture.lift_proof composites
     capture.lift_layers
     capture.lift_moves

@@ -29,6 +29,7 @@ from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import PACKED, packs_sequences
 from fastlrp.capture.settings import ways_out
 from fastlrp.capture.translate import Translator
+from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
 
@@ -38,11 +39,15 @@ EXPORTING = threading.RLock()
 
 @dataclass(eq=False)
 class Captured:
-    """A graph, what the model returns (with leaves numbered), and whether any batch size will do."""
+    """A graph, what the model returns (with leaves numbered), and whether any batch size will do.
+
+    ``unpacked`` looks whether the model cuts the sequences that it unpacks.
+    """
 
     graph: Graph
     structure: Any
     fixed_batch: int | None
+    unpacked: Unpacked | None = None
 
 
 class _Note:
@@ -130,7 +135,8 @@ def capture(
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    return Captured(graph, wrapper._note.structure, batch if fixed else None)
+    unpacked = Unpacked(graph, lambda args, kwargs: _Wrapper(model, output)(args, kwargs))
+    return Captured(graph, wrapper._note.structure, batch if fixed else None, unpacked)
 
 
 def _batch_first(graph: Graph) -> set[Value]:

@@ -151,6 +151,7 @@ class Translator:
         if "vmap" in str(fx.target):
             raise CaptureError(faults.vmap(path))
         name, call, in_place = operation(fx.target)
+        call = packed.valid_steps if name == packed.VALID else call
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
         trains = faults.training_mode(name, bind(fx.target, args, kwargs), path)

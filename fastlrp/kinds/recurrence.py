@@ -2,7 +2,7 @@
 
 A node is one layer and direction of sequences ``(B, T, C)``, see :mod:`fastlrp.capture.recurrent`. A forward step
 caches what each step of the layer multiplies relevance with; one operation, ``recurrence_relevance``, then walks a
-block of targets from the last step to the first, and one product for all steps leads to the input.
+block of targets from the last step to the first and on to the input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastlrp.kinds.recurrent_coefficients import (
     States,
     coefficients,
     names_of,
-    spread_relevance,
+    spread_coefficients,
     states_of,
     within,
 )
@@ -205,14 +205,11 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         ih, hh, _, _, projection = sequence.weights()
         hidden, memory = sequence.parts(sequence.folded_targets(f), 2)
         final = None if memory is None or c.final is None else multiply(memory, c.final)
-        s, a, m = relevance(
+        of_x, a, m, _ = relevance(
             sequence.ordered(hidden, 2, lengths), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry, c.gates,
-            c.output_entry, c.output_scale, c.reset, projection,
+            c.output_entry, c.output_scale, c.reset, projection, sequence.chosen(ih, rule.gates), None,
         )  # fmt: skip
-        of_h0 = a + m if mode == "gru" else a
-        results = [of_h0, of_h0, m]
-        if 0 in places:
-            results[0] = sequence.ordered(torch.matmul(s, sequence.chosen(ih, rule.gates)), 2, lengths)
+        results = [sequence.ordered(of_x, 2, lengths), a + m if mode == "gru" else a, m]
         return tuple(sequence.unfolded_targets(results[i]) for i in places)
 
     given = sequence.given_lengths
@@ -231,25 +228,45 @@ def _targets(sequence: _Layer) -> tuple[list[int], list[Value]]:
 def _lower_spread(b: Builder, node: Node, rule: rules.Recurrent, flow: Flow) -> None:
     """Relevance itself, which shares that no input has a part in make a sum and not a multiple of it."""
     sequence, y = _Layer(node), node.output
-    mode = sequence.layer.mode
+    mode, projected = sequence.layer.mode, sequence.projected
+    names = names_of(mode, rule, projected, sequence.layer.with_cell)
     register = b.relevance_register(flow, y.numel)
+
+    def coefficients_of_steps(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        states, (_, _, of_x, of_h, _) = sequence.states(y, *inputs), map(wide, sequence.weights())
+        bias = torch.zeros(1, device=y.device, dtype=states.h.dtype)
+        if of_x is not None:
+            of_x, of_h = sequence.chosen(of_x, rule.gates), sequence.chosen(of_h, rule.gates)
+            bias = of_x + (states.acts[0] * of_h if mode == "gru" else of_h)
+        found = within(spread_coefficients(mode, states, rule, bias, projected), states.valid)
+        return tuple(sequence.unfolded(t.to(y.dtype)) for t in found.tensors())
+
+    ins = [y.index, *(v.index for v in node.inputs)]
+    first = b.cache(coefficients_of_steps, ins, (sequence.several or 1) * sequence.steps * sequence.size, len(names))
+    relevance = b.operation("recurrence_relevance")
     places, targets = _targets(sequence)
 
-    def through_steps(R: Tensor, y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ih, hh, bias_ih, bias_hh, projection = map(wide, sequence.weights())
-        states = sequence.states(y, *inputs)
-        bias = torch.zeros(1, device=y.device, dtype=states.h.dtype)
-        if bias_ih is not None:
-            of_x, of_h = sequence.chosen(bias_ih, rule.gates), sequence.chosen(bias_hh, rule.gates)
-            bias = of_x + (states.acts[0] * of_h if mode == "gru" else of_h)
-        hidden, memory = sequence.parts(sequence.folded_targets(wide(R)), 2)
-        chosen = sequence.chosen(ih, rule.gates), sequence.chosen(hh, rule.gates), bias, projection
-        lengths = sequence.lengths_among(inputs)
-        found = spread_relevance(mode, states, rule, chosen, sequence.ordered(hidden, 2, lengths), memory)
-        results = [sequence.ordered(found[0], 2, lengths), *found[1:]]
-        return tuple(sequence.unfolded_targets(results[i].to(R.dtype)) for i in places)
+    def through_steps(R: Tensor, *slots: Tensor) -> tuple[Tensor, ...]:
+        c = Coefficients(**dict(zip(names, map(sequence.folded, slots[: len(names)]), strict=True)))
+        inputs = dict(zip(node.inputs, map(sequence.folded, slots[len(names) :]), strict=True))
+        lengths = sequence.lengths_among(slots[len(names) :])
+        ih, hh, _, _, projection = sequence.weights()
+        hidden, memory = sequence.parts(sequence.folded_targets(R), 2)
+        of_x, a, m, to_all = relevance(
+            sequence.ordered(hidden, 2, lengths), memory, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry,
+            c.gates, None, c.output_scale, c.reset, projection, sequence.chosen(ih, rule.gates), c.spread,
+        )  # fmt: skip
+        results: dict[int, Tensor] = {2: m}
+        for i, v in zip(places, targets, strict=True):
+            if i == 0:
+                to_each = sequence.ordered(of_x, 2, lengths), sequence.ordered(to_all.unsqueeze(3), 2, lengths)
+                results[i] = inputs[v].unsqueeze(1) * to_each[0] + to_each[1]
+            elif i == 1:
+                results[i] = inputs[v].unsqueeze(1) * a + to_all[:, :, :1]
+                results[i] = results[i] + m if mode == "gru" else results[i]
+        return tuple(sequence.unfolded_targets(results[i]) for i in places)
 
-    slots = [y.index, *(v.index for v in node.inputs)]
+    slots = [*range(first, first + len(names)), *(v.index for v in node.inputs)]
     registers = b.step_with_results(through_steps, [register], slots, [x.numel for x in targets])
     for x, out in zip(targets, registers, strict=True):
         b.send(x, Flow(out))
