@@ -56,7 +56,7 @@ ORDER = """
     plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
-    capture.carrying capture.attention_weights capture.composed_activations
+    capture.carrying capture.selection capture.attention_weights capture.composed_activations
     capture.arguments plan.forms plan.narrow plan.step_names
     capture.packed
     capture.recurrent

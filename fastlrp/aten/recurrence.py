@@ -27,8 +27,8 @@ def recurrence_relevance(
         found = [None if t is None else t.float() for t in (relevance, final, weight, entry, scale, carry, gates,
                                                             output_entry, output_scale, reset, projection, input_weight,
                                                             spread)]  # fmt: skip
-        s, first, last, sums = recurrence_relevance(*found)  # type: ignore[arg-type]
-        return s.to(dtype), first.to(dtype), last.to(dtype), sums.to(dtype)
+        s, first, last, to_each = recurrence_relevance(*found)  # type: ignore[arg-type]
+        return s.to(dtype), first.to(dtype), last.to(dtype), to_each.to(dtype)
     B, K, T, P = relevance.shape
     H = P if projection is None else projection.shape[1]
     # One step's rows together, so that each step reads dense memory. Nothing is written in place: autograd may follow.
@@ -65,7 +65,7 @@ def recurrence_relevance(
             last = flow[..., -H:] * reset[:, t, None]
             flow = torch.cat([flow[..., :-H], last], -1) if flow.shape[-1] > H else last
         a = torch.matmul(flow, weight)
-    found = torch.stack(flows[::-1], 2)
-    found = found if input_weight is None else torch.matmul(found, input_weight)
+    sent = torch.stack(flows[::-1], 2)
+    sent = sent if input_weight is None else torch.matmul(sent, input_weight)
     to_all = torch.cat(sums[::-1], 2) if sums else relevance.new_zeros(0)
-    return found, a, relevance.new_zeros(B, K, H) if memory is None else memory, to_all
+    return sent, a, relevance.new_zeros(B, K, H) if memory is None else memory, to_all

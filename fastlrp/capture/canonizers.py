@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlrp.capture.attention_weights import find_attention_weights
 from fastlrp.capture.composed_activations import compose_activations
 from fastlrp.capture.graph import Constant, Graph, Node
+from fastlrp.capture.selection import find_selection
 
 
 def canonize(graph: Graph) -> Graph:
@@ -17,6 +18,7 @@ def canonize(graph: Graph) -> Graph:
     split_same_padding(graph)
     compose_activations(graph)
     find_attention_weights(graph)
+    find_selection(graph)
     fold_batch_norm(graph)
     graph.drop_dead()
     return graph

@@ -23,10 +23,10 @@ from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
-from fastlrp.capture.packed import kept_padded
+from fastlrp.capture.packed import kept_padded, packed_again
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
-from fastlrp.capture.recurrent import PACKED, packs_sequences
+from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import ways_out
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.unpacked import Unpacked
@@ -216,14 +216,17 @@ def _tracing(wrapper: nn.Module) -> Iterator[None]:
 
 def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if isinstance(error, CaptureError):
+        return error
     if packs_sequences(error):
         return CaptureError(PACKED)
     if _reads_data(error):
-        return CaptureError(_explain(error, ways_out(wrapper)))
+        reads_sequences = any(isinstance(m, nn.RNNBase) for m in wrapper.modules())
+        return CaptureError(_explain(error, (LENGTHS if reads_sequences else "") + ways_out(wrapper)))
     named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
     given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
     try:
-        with unchanged(wrapper):
+        with unchanged(wrapper), packed_again():
             wrapper(args, kwargs)
     except Exception as own:
         hint = " Ids are integers: x.long()." if "indices" in str(own) else ""

@@ -49,6 +49,18 @@ class Packing:
 
     def __init__(self, lengths: Tensor, steps: int, batch: Any) -> None:
         self.lengths, self.steps, self.batch = lengths, steps, batch
+        self._padded: list[tuple[Tensor, Tensor]] = []
+
+    def rows(self, padded: Tensor) -> Tensor:
+        """``(B, T, …)`` as rows ``(B T, …)``."""
+        rows = padded.flatten(0, 1)
+        self._padded.append((rows, padded))
+        return rows
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """The reverse, without a step in the graph for rows that nobody changed."""
+        known = next((padded for known, padded in self._padded if known is rows), None)
+        return rows.unflatten(0, (self.batch, self.steps)) if known is None else known
 
     def __getitem__(self, index: int) -> Any:
         if index != 0:
@@ -88,7 +100,14 @@ def _reads(what: str) -> str:
 def pack(input: Tensor, lengths: Tensor | Sequence[int], batch_first: bool, enforce_sorted: bool) -> rnn.PackedSequence:
     """In the place of ``pack_padded_sequence``; the order of the samples is their own."""
     if threading.get_ident() not in _TRACING:
-        return _OWN(input, lengths, batch_first, enforce_sorted)  # type: ignore[no-any-return]
+        own: rnn.PackedSequence = _OWN(input, lengths, batch_first, enforce_sorted)
+        return own
+    if not isinstance(lengths, Tensor) and len(set(lengths)) > 1:
+        raise CaptureError(
+            "the model could not be captured: pack_padded_sequence gets lengths as a list of numbers, one for each "
+            "sample of this batch, so that samples could not be told apart from places in the batch. Give the model "
+            "the lengths as a tensor (B,) beside x"
+        )
     given = torch.as_tensor(lengths).to(device=input.device, dtype=torch.int64)
     x = input if batch_first else input.transpose(0, 1)
     batch, steps = x.shape[:2]
@@ -97,25 +116,25 @@ def pack(input: Tensor, lengths: Tensor | Sequence[int], batch_first: bool, enfo
             f"pack_padded_sequence: lengths must have one entry for each sample, {batch}, got {tuple(given.shape)}"
         )
     packing: Any = Packing(given, int(steps), batch)
-    return rnn.PackedSequence(x.flatten(0, 1), packing)
+    return rnn.PackedSequence(packing.rows(x), packing)
 
 
 def _layer(
     mode: str, data: Tensor, packing: Packing, hx: Any, params: list[Tensor], has_biases: bool, num_layers: int,
     dropout: float, train: bool, bidirectional: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    x = data.unflatten(0, (packing.batch, packing.steps))
+    x = packing.padded(data)
     states = list(hx) if isinstance(hx, (tuple, list)) else [hx]
     y, h, c = torch.ops.fastlrp_capture.padded(
         mode, x, packing.lengths, states, params, has_biases, num_layers, dropout, train, bidirectional
     )
-    return (y.flatten(0, 1), h, c) if mode == "lstm" else (y.flatten(0, 1), h)
+    return (packing.rows(y), h, c) if mode == "lstm" else (packing.rows(y), h)
 
 
 def _unpack(
     data: Tensor, packing: Packing, batch_first: bool, padding_value: float, total_length: int
 ) -> tuple[Tensor, Tensor]:
-    y = data.unflatten(0, (packing.batch, packing.steps))
+    y = packing.padded(data)
     cut = isinstance(total_length, _Longest)
     valid = torch.ops.fastlrp_capture.valid_steps(packing.lengths, packing.steps, cut)
     valid = valid.reshape(*valid.shape, *(1,) * (y.dim() - 2))
@@ -127,12 +146,12 @@ def _unpack(
 
 
 def _stand_in(input, lengths, batch_first=False, enforce_sorted=True):  # type: ignore[no-untyped-def]
-    from fastlrp.capture import packed
+    import sys
 
-    return packed.pack(input, lengths, batch_first, enforce_sorted)
+    return sys.modules["fastlrp.capture.packed"].pack(input, lengths, batch_first, enforce_sorted)
 
 
-def _copy(function: types.FunctionType) -> Callable[..., Any]:
+def _copy(function: Any) -> Callable[..., Any]:
     return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
 
 
@@ -154,6 +173,17 @@ def kept_padded() -> Iterator[None]:
     finally:
         function.__code__ = own
         _TRACING.pop()
+
+
+@contextmanager
+def packed_again() -> Iterator[None]:
+    """Within :func:`kept_padded`: the model as it is."""
+    tracing = _TRACING.copy()
+    _TRACING.clear()
+    try:
+        yield
+    finally:
+        _TRACING.extend(tracing)
 
 
 # The operations themselves

@@ -22,6 +22,7 @@ from fastlrp.errors import CaptureError
 aten = torch.ops.aten
 SEQUENCES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 CELLS = {"lstm_cell": "lstm", "gru_cell": "gru", "rnn_tanh_cell": "rnn_tanh", "rnn_relu_cell": "rnn_relu"}
+_MODULES = (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN)
 _ZEROS = ("zeros", "new_zeros", "zeros_like")
 
 PACKED = (
@@ -30,6 +31,11 @@ PACKED = (
     "lengths.tolist() and .item() are not known before the input is. Or leave the sequences padded and take the last "
     "valid step of each: y, _ = lstm(x); y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])). Padding "
     "behind it then changes nothing and gets no relevance."
+)
+
+LENGTHS = (
+    " The lengths of packed sequences must stay a tensor: pack_padded_sequence(x, lengths.cpu(), …), not "
+    "lengths.tolist()."
 )
 
 Shape = tuple[int | str | None, ...]
@@ -70,8 +76,9 @@ class Layer:
         """
         if x.dim() == 4:
             first = [None if t is None else t.flatten(0, 1) for t in (h0, c0, lengths)]
-            weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-            return self(x.flatten(0, 1), *first[:2], *weights, first[2]).unflatten(0, x.shape[:2])
+            h0, c0, lengths = first
+            y = self(x.flatten(0, 1), h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths)
+            return y.unflatten(0, x.shape[:2])
         weights = [w for w in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if w is not None]
         hidden = weight_hh.shape[1]
         h = x.new_zeros(1, x.shape[0], hidden) if h0 is None else h0.unsqueeze(0)
@@ -249,6 +256,17 @@ def _states_of(layer: Layer, args: tuple[Any, ...], time: int, size: int, first:
     last_c.append(emit("slice", aten.slice.Tensor, (y, 1, end, end + cell), (batch, cell), dtype))
     hidden = emit("slice", aten.slice.Tensor, (y, 1, 0, end), (batch, end), dtype)
     return emit("unflatten", aten.unflatten.int, (hidden, 1, [time, size]), (batch, time, size), dtype)
+
+
+def one_state(name: str, args: Any) -> Value | None:
+    """The last state of one layer and direction, ``h[-1]``, out of those that were stacked: it has the batch first."""
+    if name != "select" or not isinstance(args[0], Value) or len(args) != 3 or args[1] != 0:
+        return None
+    made = args[0].producer
+    if made is None or made.operation != "stack" or made.args[1:] != (0,) or made.module_type not in _MODULES:
+        return None
+    state = made.args[0][args[2]]
+    return state if isinstance(state, Value) else None
 
 
 def _last_hidden(y: Value, size: int, layer: Layer, lengths: Any, emit: Emit) -> Value:

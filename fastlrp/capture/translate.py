@@ -202,6 +202,9 @@ class Translator:
             args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
             part_name = f"{name}.{position}"
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        state = recurrent.one_state(name, args)
+        if state is not None:
+            return state
         rewrite = REWRITES.get(part_name or name)
         if rewrite is not None and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
             meta = fx.meta.get("val")

@@ -206,8 +206,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         hidden, memory = sequence.parts(sequence.folded_targets(f), 2)
         final = None if memory is None or c.final is None else multiply(memory, c.final)
         of_x, a, m, _ = relevance(
-            sequence.ordered(hidden, 2, lengths), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry, c.gates,
-            c.output_entry, c.output_scale, c.reset, projection, sequence.chosen(ih, rule.gates), None,
+            sequence.ordered(hidden, 2, lengths), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry,
+            c.gates, c.output_entry, c.output_scale, c.reset, projection, sequence.chosen(ih, rule.gates), None,
         )  # fmt: skip
         results = [sequence.ordered(of_x, 2, lengths), a + m if mode == "gru" else a, m]
         return tuple(sequence.unfolded_targets(results[i]) for i in places)
@@ -297,7 +297,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         for rows, steps in by_sample
     ]  # fmt: skip
     R_x = torch.cat([nn.functional.pad(part[0], (0, 0, 0, x.shape[1] - part[0].shape[2])) for part in parts])
-    R_h0, R_c0 = (torch.cat([part[i] for part in parts]) for i in (1, 2))
+    R_h0, R_c0 = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
     ledger = Ledger(*(torch.cat([getattr(part[3], k) for part in parts]) for k in ("bias", "stabilizer", "dead")))
     if sequence.several is not None:
         kept = (ledger.bias, ledger.stabilizer, ledger.dead)

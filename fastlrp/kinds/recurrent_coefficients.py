@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -99,12 +99,12 @@ def within(found: Coefficients, valid: Tensor | None) -> Coefficients:
     if valid is None:
         return found
 
-    def cut(name: str, t: Tensor | None) -> Tensor | None:
+    def cut(name: str, t: Any) -> Any:
         if t is None or name == "final":
             return t
         return torch.where(valid if t.dim() == 3 else valid.unsqueeze(2), t, 1.0 if name == "carry" else 0.0)
 
-    return Coefficients(**{name: cut(name, getattr(found, name)) for name in NAMES})
+    return replace(found, **{name: cut(name, getattr(found, name)) for name in NAMES})
 
 
 NAMES = tuple(field.name for field in fields(Coefficients))

@@ -34,9 +34,9 @@ def recurrence_relevance(
     then ``d_t = output_scale_t[0] v_t + …`` and the output's block is ``output_scale_t[1] v_t``.
 
     With ``input_weight`` the first result is ``input_weight^T s_t``. With ``spread``, for one block of gates, parts of
-    relevance go to all lower units alike: ``e_t = spread_t[0] . d_t`` is added to ``carry_t d_t``, ``spread_t[1] e_t`` to
-    ``s_t``, and ``g_t = spread_t[2] . s_t`` to ``relevance_{t-1}``; with a projection ``spread_t[3] . (entry_t … + …)``,
-    of its first ``P`` entries, to ``d_t``.
+    relevance go to all lower units alike: ``e_t = spread_t[0] . d_t`` is added to ``carry_t d_t``, ``spread_t[1] e_t``
+    to ``s_t``, and ``g_t = spread_t[2] . s_t`` to ``relevance_{t-1}``; with a projection also
+    ``spread_t[3] . (entry_t relevance_t + scale_t a_t)``, of its first ``P`` entries, to ``d_t``.
 
     What the coefficients are says the rule: see :mod:`fastlrp.kinds.recurrence`.
 

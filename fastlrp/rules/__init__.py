@@ -8,6 +8,7 @@ from fastlrp.rules.fixed_sigma import FixedSigma
 from fastlrp.rules.flat import Flat
 from fastlrp.rules.gamma import Gamma
 from fastlrp.rules.gradient import Deconvnet, Gradient, GuidedBackprop
+from fastlrp.rules.held_selection import HeldSelection
 from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
@@ -31,6 +32,7 @@ __all__ = [
     "Gamma",
     "Gradient",
     "GuidedBackprop",
+    "HeldSelection",
     "InputGradient",
     "ModifiedWeights",
     "Norm",

@@ -104,7 +104,11 @@ def test_spread_by_hand():
         R, None, weight, ones, None, ones, input_weight=to_input, spread=spread
     )
     assert s.flatten().tolist() == [154.0, 7.0]
-    assert (a.flatten().tolist(), memory.flatten().tolist(), g.flatten().tolist()) == ([310.0] * 2, [88.0, 90.0], [-2.0, -1.0])
+    assert (a.flatten().tolist(), memory.flatten().tolist(), g.flatten().tolist()) == (
+        [310.0] * 2,
+        [88.0, 90.0],
+        [-2.0, -1.0],
+    )
 
 
 @pytest.mark.parametrize(
