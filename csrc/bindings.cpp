@@ -203,7 +203,8 @@ void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype
   m.def("recurrence_relevance", relevance, py::arg("relevance"), py::arg("final").none(true), py::arg("weight"),
         py::arg("entry"), py::arg("scale").none(true), py::arg("carry").none(true), py::arg("gates").none(true),
         py::arg("output_entry").none(true), py::arg("output_scale").none(true), py::arg("reset").none(true),
-        py::arg("projection").none(true), release_gil());
+        py::arg("projection").none(true), py::arg("input_weight").none(true), py::arg("spread").none(true),
+        release_gil());
 }
 
 void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) coefficients) {

@@ -42,7 +42,7 @@ ORDER = """
     capture.export run.basis run.sparse.specialize
     run.descent
     capture.lift
-    capture.lift_check
+    capture.lift_check capture.unpacked
     capture.probe capture.lift_proof composites
     capture.lift_layers
     capture.lift_messages
@@ -65,8 +65,9 @@ ORDER = """
     plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
-    capture.carrying capture.attention_weights capture.composed_activations capture.segment_softmax
+    capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.step_names plan.absent plan.bind plan.total
+    capture.packed
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure

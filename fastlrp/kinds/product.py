@@ -87,6 +87,10 @@ def _send_through_matmul(b: Builder, node: Node, parts: dict[Value, float], shar
 
 def _parts(node: Node, rule: rules.Uniform | rules.ValueOnly) -> dict[Value, float]:
     """What each factor takes of the product's relevance; factors that take nothing are left out."""
+    if isinstance(rule, rules.HeldSelection):
+        selects = node.attributes.get("selection", ())
+        signals = [x for x in node.sources if x not in selects]
+        return dict.fromkeys(signals, 1 / len(signals))
     weights = node.attributes.get("weights")
     values = [x for x in node.sources if x is not weights]
     if isinstance(rule, rules.ValueOnly) and weights is not None and len(values) == 1:

@@ -10,6 +10,7 @@ from fastlrp.rules.flat import Flat
 from fastlrp.rules.gamma import Gamma
 from fastlrp.rules.gradient import Deconvnet, Gradient, GuidedBackprop
 from fastlrp.rules.heads import Heads
+from fastlrp.rules.held_selection import HeldSelection
 from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
@@ -35,6 +36,7 @@ __all__ = [
     "Gradient",
     "GuidedBackprop",
     "Heads",
+    "HeldSelection",
     "InputGradient",
     "ModifiedWeights",
     "Norm",

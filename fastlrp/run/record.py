@@ -76,6 +76,8 @@ class ForwardRecord(StaysHere):
             self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
+        if prepared.captured.unpacked is not None:
+            prepared.captured.unpacked.check(inputs.tensors, inputs.args, inputs.kwargs, self._scores)
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
         self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware), max_memory)

@@ -28,7 +28,7 @@ aten = torch.ops.aten
 VOCABULARY = 50
 _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
-    "hardswish_", "hardtanh",
+    "hardswish_", "hardtanh", "exp",
 }  # fmt: skip
 _GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal", "sqrt"}
 _KEEP_TAGS = {
