@@ -1,7 +1,7 @@
 """A gallery of pictures of relevance, each made by one function: ``python examples/gallery.py --out out/gallery``.
 
 Small networks are trained in seconds on what scikit-learn brings along and on what is made up here; nothing is
-downloaded. The documentation site draws every picture anew when it is built and shows it above the function that made it.
+downloaded. The documentation site draws every picture anew when it is built and shows it above its function.
 """
 
 from __future__ import annotations
@@ -66,9 +66,19 @@ def samples_by_classes() -> Any:
 def one_digit_under_eight_composites() -> Any:
     """The same digit and class under other rules. Each map has its own scale, since the sums differ."""
     model, x = digit_reader()
-    names = ["epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "gamma", "zplus", "lrp0", "gradient"]
+    names = [
+        "epsilon",
+        "epsilon_plus",
+        "epsilon_plus_flat",
+        "epsilon_alpha2_beta1",
+        "gamma",
+        "zplus",
+        "lrp0",
+        "gradient",
+    ]
     maps = [
-        fastlrp.explain(model, x[3:], 8, name, initial="one" if name == "gradient" else "output")[0, 0] for name in names
+        fastlrp.explain(model, x[3:], 8, name, initial="one" if name == "gradient" else "output")[0, 0]
+        for name in names
     ]
     return viz.grid([maps[:4], maps[4:]], titles=[names[:4], names[4:]], scale="cell", cell=128)
 
@@ -91,7 +101,7 @@ def over_the_picture() -> Any:
 
 
 def of_patches() -> Any:
-    """Relevance of parts of the picture as a whole, asked for as such: ``groups=``. Numbers of patches, not of pixels."""
+    """Relevance of parts of the picture, asked for as such: ``groups=``. Numbers of patches, not of pixels."""
     model, collage = photo_judge()
     of_parts = fastlrp.explain(model, collage[None], "all", groups=groups.patches(28))[0]  # (K, 8 * 12)
     maps = of_parts.unflatten(1, (8, 12)).repeat_interleave(28, 1).repeat_interleave(28, 2)
@@ -178,7 +188,9 @@ def a_table() -> Any:
         chosen = torch.randint(450, (64,))
         return table[chosen], labels[chosen]
 
-    model = train(nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2)), batch, STEPS)
+    model = train(
+        nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2)), batch, STEPS
+    )
     contrast = {1: 1.0, 0: -1.0}
     row = 450 + int(labels[450:].argmax())  # The first benign one that it has not seen.
     relevance = fastlrp.explain(model, table[row : row + 1], contrast, "epsilon")[0, 0]
@@ -191,7 +203,7 @@ def sentence() -> tuple[list[str], dict[str, Tensor], Tensor]:
     import text
 
     model, _ = text.train()
-    words = "we saw this not great film then".split()
+    words = ["we", "saw", "this", "not", "great", "film", "then"]
     ids = text.ids_of([words])[:, : len(words)]
     explainer = fastlrp.Explainer(model, "attnlrp")
     with explainer.forward(ids) as record:
@@ -211,8 +223,8 @@ def a_text_layer_by_layer() -> Any:
 
 
 PICTURES = (
-    samples_by_classes, one_digit_under_eight_composites, from_layer_to_layer, over_the_picture, of_patches, segmentation,
-    a_signal, a_table, a_text, a_text_layer_by_layer,
+    samples_by_classes, one_digit_under_eight_composites, from_layer_to_layer, over_the_picture, of_patches,
+    segmentation, a_signal, a_table, a_text, a_text_layer_by_layer,
 )  # fmt: skip
 """In the order of the gallery."""
 

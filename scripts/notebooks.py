@@ -1,7 +1,7 @@
 """Executes the notebooks of ``examples/notebooks`` and writes them back with their outputs: ``make notebooks``.
 
-What differs from run to run or from machine to machine is left out of the files: times, the kernel's version, numbers of
-cells, paths.
+What differs from run to run or from machine to machine is left out of the files: times, the kernel's version, numbers
+of cells, paths.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def executed(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # The networks are small.
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
     client.execute()
     return notebook
 

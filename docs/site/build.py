@@ -120,7 +120,11 @@ def sources(source: Path, keep: bool) -> None:
 
 
 def listing(title: str, pages: list[str]) -> str:
-    return f"# {title}\n\nPrograms that run as they are.\n\n```{{toctree}}\n:maxdepth: 1\n\n" + "\n".join(pages) + "\n```\n"
+    return (
+        f"# {title}\n\nPrograms that run as they are.\n\n```{{toctree}}\n:maxdepth: 1\n\n"
+        + "\n".join(pages)
+        + "\n```\n"
+    )
 
 
 def main() -> int:

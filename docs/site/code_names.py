@@ -1,14 +1,13 @@
 """Names of code in docstrings and signatures: each must exist; those that the reference documents become links.
 
-Sphinx alone knows what is documented, by the name that it is documented under. Here a name is looked up in the code: what
-it leads to is linked wherever it is documented, is left as plain text if it exists and is not, and is a warning (which
-``make docs`` counts as an error) if there is no such thing. Nothing outside the package is asked.
+Sphinx alone knows what is documented, by the name that it is documented under. Here a name is looked up in the code:
+what it leads to is linked wherever it is documented, is left as plain text if it exists and is not, and is a warning
+(which ``make docs`` counts as an error) if there is no such thing. Nothing outside the package is asked.
 """
 
 from __future__ import annotations
 
 import builtins
-import importlib
 import inspect
 import re
 import sys
@@ -21,33 +20,14 @@ from sphinx.environment import BuildEnvironment
 from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.util.nodes import make_refnode
 
-PACKAGE = "fastlrp"
+from lookup import PACKAGE, found
+
 OUTSIDE = {
     "torch", "np", "numpy", "nn", "matplotlib", "PIL", "Any", "Tensor", "Figure", "Image", "Colormap", "collections",
     "typing", "Self", "Callable", "Sequence", "Mapping", "Iterator", "pathlib", "types", "Module", "Path",
 }  # fmt: skip
 """Packages and types of others, which are spelled in many ways in signatures and are not ours to check."""
 _ARGUMENT = re.compile(r"(?<=[.;]) (?=\*{0,2}(\w+)(?:, \w+)*: )")
-
-
-def found(name: str) -> Any:
-    """What a dotted name leads to.
-
-    Raises:
-        LookupError: if there is no such module or attribute.
-    """
-    parts = name.split(".")
-    for end in range(len(parts), 0, -1):
-        try:
-            thing = importlib.import_module(".".join(parts[:end]))
-        except ImportError:
-            continue
-        for attribute in parts[end:]:
-            if not hasattr(thing, attribute) and attribute not in getattr(thing, "__annotations__", {}):
-                raise LookupError(name)
-            thing = getattr(thing, attribute, attribute)
-        return thing
-    raise LookupError(name)
 
 
 def candidates(node: pending_xref) -> list[str]:
@@ -116,8 +96,8 @@ def _key(thing: Any, name: str) -> Any:
 def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Google's sections as fields. ``path: the file. key: its name.`` in one line becomes two entries.
 
-    Errors are a list as arguments are: several may stand before one colon. The docstrings of attributes are text, in which
-    what stands before a colon is no type.
+    Errors are a list as arguments are: several may stand before one colon. The docstrings of attributes are text, in
+    which what stands before a colon is no type.
     """
     section, made = "", []
     for line in lines:
@@ -146,7 +126,7 @@ def _split(text: str, thing: Any) -> list[str]:
     except (TypeError, ValueError):
         names = set()
     names |= set(getattr(thing, "__annotations__", {}))
-    names |= {error for error in re.findall(r"(\w+Error): ", text)}
+    names |= set(re.findall(r"(\w+Error): ", text))
     parts, start = [], 0
     for match in _ARGUMENT.finditer(text):
         if match[1] in names:

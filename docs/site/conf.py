@@ -1,8 +1,8 @@
 """Sphinx settings of the documentation site, which ``make docs`` builds; see ``docs/site/build.py``.
 
-Why Sphinx with Furo, and not MkDocs Material: the docstrings of this package are reStructuredText with roles
-(``:func:`fastlrp.explain```), which Sphinx reads as they are and checks against the code; mkdocstrings would show them as
-text. The pages are Markdown (MyST) in either case, and Furo is light, dark and narrow without anything from elsewhere.
+Why Sphinx with Furo, and not MkDocs Material: the docstrings of this package are reStructuredText with roles such as
+``:func:``, which Sphinx reads as they are and checks against the code; mkdocstrings would show them as text. The pages
+are Markdown (MyST) in either case, and Furo is light, dark and narrow without anything from elsewhere.
 """
 
 from __future__ import annotations

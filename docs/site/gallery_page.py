@@ -9,8 +9,8 @@ from pathlib import Path
 HEAD = """# Gallery
 
 Each picture was drawn when this page was built, by the function below it, on small networks that were trained on the
-spot. The whole file is `examples/gallery.py`: `python examples/gallery.py --out out/gallery`. How to draw such pictures:
-[pictures.md](pictures.md).
+spot. The whole file is `examples/gallery.py` (`python examples/gallery.py --out out/gallery`).
+[How to draw such pictures](pictures.md).
 """
 PART = """
 ## {title}
@@ -35,7 +35,6 @@ def make(source: Path, drawn: Path) -> None:
         drawn: where pictures are drawn; those that are there already are taken.
     """
     import gallery
-
     from fastlrp import viz
 
     drawn.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,40 @@ MODULES = (
     "fastlrp", "fastlrp.composites", "fastlrp.rules", "fastlrp.groups", "fastlrp.viz", "fastlrp.report", "fastlrp.io",
     "fastlrp.nn", "fastlrp.compat.zennit", "fastlrp.compat.captum", "fastlrp.functional", "fastlrp.info",
 )  # fmt: skip
+CONTEXT = """
+import numpy as np
+import torch
+from torch import nn
+
+import fastlrp
+from fastlrp import composites, groups, rules, viz
+
+model = nn.Sequential(
+    nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+    nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
+).eval()
+x = torch.rand(2, 3, 16, 16)
+explainer = fastlrp.Explainer(model, "epsilon_plus")
+record = explainer.forward(x)
+relevance = record.relevance([3, 1])  # (2, 2, 3, 16, 16)
+
+words = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50)).eval()  # ids (B, S) to scores (B, S, V)
+ids = torch.tensor([[7, 3, 9, 4], [5, 2, 8, 1]])
+reader = fastlrp.Explainer(words, "attnlrp")
+"""
+"""What the examples in docstrings stand on."""
 RESULTS = (
     "fastlrp.plan.plan.Plan", "fastlrp.verify.compare.Verification", "fastlrp.verify.compare.verify",
     "fastlrp.targets.Targets", "fastlrp.run.contributions.Contributions", "fastlrp.run.direction.Choice",
     "fastlrp.run.replay.Replay", "fastlrp.spellings.Each", "fastlrp.spellings.NextTokens",
 )  # fmt: skip
 """What the methods of an explainer and of a record return, which nobody makes by hand."""
-RESULTS_HEAD = "What calls return\n=================\n\nNobody makes these by hand: explainers, records and functions return them.\n\n"
+RESULTS_HEAD = """What calls return
+=================
+
+Nobody makes these by hand: explainers, records and functions return them.
+
+"""
 
 
 def public(module: ModuleType) -> list[str]:
@@ -61,6 +88,9 @@ def page(name: str) -> str:
     """A page with the module's docstring and its names."""
     module = importlib.import_module(name)
     parts = [f"{name}\n{'=' * len(name)}\n", f".. automodule:: {name}\n   :no-members:\n"]
+    if name == MODULES[0]:
+        code = "".join(f"   {line}\n" for line in CONTEXT.strip().splitlines())
+        parts.append(f"The examples of the reference stand on this::\n\n{code}")
     for own in public(module):
         thing = getattr(module, own)
         elsewhere = documented_elsewhere(name, thing)
@@ -74,7 +104,11 @@ def page(name: str) -> str:
 def entry(name: str, thing: Any) -> str:
     """The directive that documents one name."""
     if inspect.isclass(thing):
-        hidden = "   :exclude-members: textbook, lower, coefficients, lower_batch_norm, at_pools\n" if "rules" in name else ""
+        hidden = (
+            "   :exclude-members: textbook, lower, coefficients, lower_batch_norm, at_pools\n"
+            if "rules" in name
+            else ""
+        )
         return f".. autoclass:: {name}\n   :members:\n{hidden}"
     if inspect.isroutine(thing):
         return f".. autofunction:: {name}\n"

@@ -121,8 +121,15 @@ class ForwardRecord(StaysHere):
         costs one element-wise pass per layer and parameter, not a forward pass. Give the same
         :class:`~fastlrp.composites.Composite` object again, and its plan is used again.
 
+        Args:
+            composite: the name of a preset or a composite.
+
         Raises:
             RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
+
+        Example::
+
+            relevance = record.under("gamma").relevance("top1")
         """
         state = self.state()
         other = copy.copy(self)
@@ -144,7 +151,13 @@ class ForwardRecord(StaysHere):
     # Life
 
     def close(self) -> None:
-        """Free the caches. A closed record keeps its output and answers nothing more."""
+        """Free the caches. A closed record keeps its output and answers nothing more.
+
+        Example::
+
+            record = explainer.forward(x)
+            record.close()
+        """
         if self._state is not None and self._lent is not None:
             self._lent.close()
         self._state = None
@@ -248,6 +261,12 @@ class ForwardRecord(StaysHere):
         Raises:
             KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
             ValueError: if ``max_memory`` is too small for one target.
+
+        Example::
+
+            several = record.relevance([3, 1, 4])  # (2, 3, 3, 16, 16)
+            layers = record.relevance("top1", layers=["3"])  # a dict: "3", "input", "output"
+            patches = record.relevance("all", groups=groups.patches(8))  # (2, 10, 4)
         """
         self._refuse_stale()
         return self.relevance_at_once(
@@ -304,9 +323,21 @@ class ForwardRecord(StaysHere):
     ) -> Iterator[tuple[range, Relevance]]:
         """Relevance in blocks of targets that fit into ``max_memory``.
 
+        Args:
+            targets, initial, layers, reduce, at, groups, direction: as for :meth:`relevance`.
+            block: targets of a block; as many as fit into ``max_memory`` unless given.
+
         Yields:
             ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
             sets the size of a block instead. With ``groups`` the whole result is made first.
+
+        Raises:
+            ValueError: for a ``block`` below 1; all others as :meth:`relevance`.
+
+        Example::
+
+            for positions, maps in record.stream("all", reduce="channels", block=4):
+                assert maps.shape == (2, len(positions), 16, 16)
         """
         asked = self.asked(targets, initial, at)
         size = block
@@ -342,6 +373,11 @@ class ForwardRecord(StaysHere):
 
         Raises:
             KeyError: for an unknown layer. UnsupportedOperationError: for rules that are not linear in relevance.
+
+        Example::
+
+            parts = record.contributions(groups.patches(8), layers=["3"])
+            assert parts["3"].shape == (2, 4, 16, 8, 8)  # of each patch to each neuron
         """
         self._refuse_stale()
         resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)

@@ -79,6 +79,10 @@ def grid(
     Raises:
         ValueError, TypeError, IndexError: for shapes, labels or options that do not fit. ImportError: without
         matplotlib and Pillow.
+
+    Example::
+
+        figure = viz.grid(relevance, images=x, column_labels=["for 3", "for 1"])
     """
     cells = cells_of(relevance, sample)
     by = _check(scale if scale is not None else cells.scale, level, cell)
