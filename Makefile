@@ -61,7 +61,7 @@ notebooks: $(VENV)/documenting
 	$(PY) scripts/notebooks.py $(ARGS)
 
 $(VENV)/documenting: $(VENV)/installed
-	$(PY) -m pip --disable-pip-version-check install -q --no-build-isolation -e ".[docs]"
+	$(PY) -m pip --disable-pip-version-check install -q "fastlrp[docs]"  # Which is installed: what the extra names.
 	touch $@
 
 # Both models, three composites, 32 targets, the small network and the LRP Toolbox: under 5 minutes on two cores.

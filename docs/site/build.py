@@ -1,8 +1,8 @@
 """Builds the documentation site: ``make docs``, or ``python docs/site/build.py --out build/site``.
 
 The pages of ``docs/`` are written to be read where they lie. Here they are copied, links to files outside ``docs/`` are
-led to pages made of those files, the gallery is drawn, notebooks become pages, and a page of the reference is made for each
-public module. Then Sphinx builds it all; a warning fails the build, and so does a link that leads nowhere.
+led to pages made of those files, the gallery is drawn, notebooks become pages, and a page of the reference is made for
+each public module. Then Sphinx builds it all; a warning fails the build, and so does a link that leads nowhere.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ import reference  # noqa: E402
 
 LINK = re.compile(r"(?<=\]\()([^)#\s:]*)((?:#[^)\s]*)?)(?=\))")
 SECTION = re.compile(r"^## (.*)$", re.M)
+MERMAID = re.compile(r"^```mermaid\n.*?^```$", re.M | re.S)
+DRAWING = "![How a model and an input become relevance, folder by folder](images/architecture.svg)"
+"""Stands in the place of the text of a drawing, which a browser could draw with a script from elsewhere only."""
 FIXED = {
     "README.md": "index.md", "docs/index.md": "index.md", "benchmarks/README.md": "benchmarks.md",
     "CHANGELOG.md": "changelog.md", "examples/gallery.py": "gallery.md",
@@ -71,7 +74,8 @@ def copied(source: Path) -> None:
     for path in files:
         page = page_of(path)
         assert page is not None
-        write(source / page, relinked(path.read_text(), path.parent, page))
+        text = MERMAID.sub(DRAWING, path.read_text())
+        write(source / page, relinked(text, path.parent, page))
     shutil.copytree(ROOT / "benchmarks" / "results", source / "results", ignore=lambda _, names: unwanted(names))
     for path in sorted((ROOT / "examples").glob("*.py")):
         if path.name == "gallery.py":
@@ -112,19 +116,9 @@ def sources(source: Path, keep: bool) -> None:
     gallery_page.make(source, drawn)
     notebooks = notebook_pages.make(ROOT / "examples" / "notebooks", source / "notebooks", relinked)
     pages = reference.make(source / "reference")
-    examples = sorted(f"examples/{path.name}" for path in (source / "examples").glob("*.md"))
-    write(source / "examples.md", listing("Examples", examples))
     index = (source / "index.md").read_text()
-    extra = {"Start": notebooks, "Reference": pages, "Examples": ["examples.md"]}
+    extra = {"Start": notebooks, "Reference": pages}
     write(source / "index.md", with_navigation(index, extra))
-
-
-def listing(title: str, pages: list[str]) -> str:
-    return (
-        f"# {title}\n\nPrograms that run as they are.\n\n```{{toctree}}\n:maxdepth: 1\n\n"
-        + "\n".join(pages)
-        + "\n```\n"
-    )
 
 
 def main() -> int:

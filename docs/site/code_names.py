@@ -24,7 +24,7 @@ from lookup import PACKAGE, found
 
 OUTSIDE = {
     "torch", "np", "numpy", "nn", "matplotlib", "PIL", "Any", "Tensor", "Figure", "Image", "Colormap", "collections",
-    "typing", "Self", "Callable", "Sequence", "Mapping", "Iterator", "pathlib", "types", "Module", "Path",
+    "typing", "Self", "Cmap", "Callable", "Sequence", "Mapping", "Iterator", "pathlib", "types", "Module", "Path",
 }  # fmt: skip
 """Packages and types of others, which are spelled in many ways in signatures and are not ours to check."""
 _ARGUMENT = re.compile(r"(?<=[.;]) (?=\*{0,2}(\w+)(?:, \w+)*: )")
@@ -104,7 +104,7 @@ def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines:
         header = re.match(r"^(\s*)(Args|Attributes|Raises):\s*$", line)
         if header:
             section = header[1] + "    "
-            made.append(line.replace("Raises", "Errors"))
+            made.append(line.replace("Raises", "Errors").replace("Args", "Parameters"))
             continue
         if line.strip() and not line.startswith(section):
             section = ""
@@ -113,9 +113,8 @@ def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines:
             made += [own + part if i == 0 else section + part for i, part in enumerate(_split(line.strip(), thing))]
         else:
             made.append(line)
-    config = Config(
-        napoleon_use_rtype=False, napoleon_custom_sections=[("Errors", "params_style")], napoleon_use_ivar=True
-    )
+    styles = [(title, "params_style") for title in ("Parameters", "Attributes", "Errors")]
+    config = Config(napoleon_use_rtype=False, napoleon_custom_sections=styles)
     kind = "method" if what in ("attribute", "data", "property") else what
     lines[:] = GoogleDocstring(made, config, app, kind, name, thing, options).lines()
 

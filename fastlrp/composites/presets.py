@@ -445,3 +445,4 @@ PRESETS: dict[str, Callable[..., Composite]] = {
         zplus, wsquare, flat, deep_taylor, attnlrp, cp_lrp,
     )
 }  # fmt: skip
+"""Name -> function of every preset, as :class:`fastlrp.Explainer` takes them by name."""
