@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Groups", "features", "labels", "patches"]
+__all__ = ["features", "labels", "patches"]
 
 Groups = Any
 """``"tokens"``, ``"inputs"``, what the functions of this module return, or weights ``(G, *x.shape[1:])``."""

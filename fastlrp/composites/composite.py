@@ -28,8 +28,10 @@ from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.rules import Rule
 
 Predicate = Callable[[Layer], bool]
+"""Says of a layer whether a rule is for it."""
 Unsupported = Literal["error", "gradient"]
 Matcher = type | tuple[type, ...] | str | Predicate
+"""A module type, several, a module path with wildcards, or a predicate."""
 
 
 def _check_kinds(names: tuple[str, ...]) -> None:

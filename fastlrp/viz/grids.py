@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastlrp.viz.colors import Cmap
 
 UNIT = "relevance, in units of the model's output score"
+"""What a grid's colour bar says unless told otherwise."""
 
 _MARGIN, _GAP, _PAD = 10.0, 6.0, 4.0
 _LABEL_WIDTH, _LABEL_LINES = 150.0, 4

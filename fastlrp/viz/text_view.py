@@ -78,7 +78,7 @@ class Text(TextData):
         The file is whole, or as it was before.
 
         Raises:
-            as :func:`fastlrp.viz.save`.
+            ValueError, OSError: as :func:`fastlrp.viz.save`.
         """
         path = Path(path)
         if path.suffix.lower() not in (".html", ".htm", ".txt"):

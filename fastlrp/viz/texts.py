@@ -93,7 +93,7 @@ def text_terminal(
             ``NO_COLOR`` is set and not empty.
 
     Raises:
-        as :func:`text_html`.
+        ValueError, TypeError: as :func:`text_html`.
 
     Example::
 
