@@ -8,7 +8,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: install wheel test test-quick coverage sanitize demo lint type format bench bench-full bench-ops clean
+.PHONY: install wheel test test-quick coverage sanitize demo docs notebooks lint type format bench bench-full bench-ops clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -59,6 +59,18 @@ $(SANITIZED)/%.o: %.cpp Makefile
 
 demo: install
 	$(PY) examples/demo.py $(ARGS)
+
+# The site in build/site/html; a warning or a link that leads nowhere fails it. ARGS="--keep-gallery" draws nothing anew.
+docs: $(VENV)/documenting
+	OMP_NUM_THREADS=1 $(PY) docs/site/build.py $(ARGS)
+
+# Executes the notebooks and writes them back.
+notebooks: $(VENV)/documenting
+	$(PY) scripts/notebooks.py $(ARGS)
+
+$(VENV)/documenting: $(VENV)/installed
+	$(PY) -m pip --disable-pip-version-check install -q "fastlrp[docs]"  # Which is installed: what the extra names.
+	touch $@
 
 # Both models, three composites, 32 targets, the small network and the LRP Toolbox: under 5 minutes on two cores.
 bench: install

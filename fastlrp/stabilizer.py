@@ -24,6 +24,10 @@ class Stabilizer:
         clip: instead of adding, keep ``|z| >= epsilon`` and the sign.
         in_limit: epsilon is 0 in the limit: see :meth:`limit`.
 
+    Example::
+
+        assert fastlrp.Stabilizer(0.5)(torch.tensor([[2.0, -2.0, 0.0]])).tolist() == [[2.5, -2.5, 0.5]]
+
     Source: Bach et al. 2015, eq. 58 (absolute); Montavon et al. 2019, section 10.2 (relative).
 
     Raises:

@@ -130,7 +130,7 @@ def capture(
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    unpacked = Unpacked(graph, lambda args, kwargs: _Wrapper(model, output)(args, kwargs))
+    unpacked = Unpacked(graph, lambda args, kwargs: Wrapper(model, output)(args, kwargs))
     return Captured(graph, wrapper._note.structure, batch if fixed else None, unpacked)
 
 

@@ -29,8 +29,10 @@ from fastlrp.rules import Rule
 from fastlrp.rules.heads import head_numbers
 
 Predicate = Callable[[Layer], bool]
+"""Says of a layer whether a rule is for it."""
 Unsupported = Literal["error", "gradient"]
 Matcher = type | tuple[type, ...] | str | Predicate
+"""A module type, several, a module path with wildcards, or a predicate."""
 
 
 def _check_kinds(names: tuple[str, ...]) -> None:
@@ -42,20 +44,46 @@ def _check_kinds(names: tuple[str, ...]) -> None:
 def kind(*names: str) -> Predicate:
     """Matches operations of these kinds.
 
+    Args:
+        names: ``"conv"``, ``"linear"``, ``"add"``, ``"max_pool"``, …
+
     Raises:
         ValueError: for a name that is no kind.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.kind("conv"), rules.Gamma(0.1)))
     """
     _check_kinds(names)
     return OfKind(names)
 
 
 def operation(*names: str) -> Predicate:
-    """Matches operations by name, ATen's as ``operation("relu", "amax")``, others as ``operation("mylib::relu")``."""
+    """Matches operations by name, ATen's as ``operation("relu", "amax")``, others as ``operation("mylib::relu")``.
+
+    Args:
+        names: of operations.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.operation("amax"), rules.Norm()))
+    """
     return OfOperation(frozenset(map(plain_name, names)))
 
 
 def first(*names: str) -> Predicate:
-    """Matches the first layer with a weight; with names, the first of those kinds (``first("conv")``)."""
+    """Matches the first layer with a weight; with names, the first of those kinds (``first("conv")``).
+
+    Args:
+        names: kinds, at most one of them, or both ``"conv"`` and ``"linear"``.
+
+    Raises:
+        ValueError: for a name that is no kind, or for other combinations.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.first(), rules.Flat()))
+    """
     _check_kinds(names)
     if not names or set(names) == {"conv", "linear"}:
         return First()
@@ -65,12 +93,25 @@ def first(*names: str) -> Predicate:
 
 
 def last() -> Predicate:
-    """Matches the last layer with a weight."""
+    """Matches the last layer with a weight.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.last(), rules.Epsilon(0.0)))
+    """
     return Last()
 
 
 def span(start: int, stop: int | None = None) -> Predicate:
-    """Matches layers with a weight number ``start`` to ``stop - 1`` as executed; negative counts from the end."""
+    """Matches layers with a weight number ``start`` to ``stop - 1`` as executed; negative counts from the end.
+
+    Args:
+        start, stop: as of a slice; ``stop`` None goes up to the last.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.span(0, 2), rules.Gamma(0.25)))
+    """
     return Span(start, stop)
 
 
@@ -104,6 +145,12 @@ class Composite:
 
     Raises:
         TypeError: if an entry is not a matcher and a :class:`~fastlrp.rules.Rule`.
+        ValueError: for another ``max_pool`` or ``unsupported``.
+
+    Example::
+
+        mine = fastlrp.Composite(((nn.Conv2d, rules.Gamma(0.1)), ("7", rules.Epsilon(0.0)))) | composites.epsilon_plus()
+        relevance = record.under(mine).relevance("top1")
     """
 
     entries: tuple[tuple[Matcher, Rule], ...]

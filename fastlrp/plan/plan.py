@@ -86,6 +86,15 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     Raises:
         TypeError: if ``rule`` is not a rule.
         ValueError: for an operation that fastlrp knows: composites decide about those.
+
+    Example::
+
+        class Halves(rules.Custom):
+            # Half of the relevance to each operand of torch.hypot.
+            def propagate(self, forward, inputs, output, relevance):
+                return tuple(relevance / 2 for _ in inputs)
+
+        fastlrp.register_rule("hypot", Halves())
     """
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")

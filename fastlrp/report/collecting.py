@@ -61,6 +61,12 @@ def collect(
 
     Raises:
         TypeError, ValueError, IndexError, KeyError: for what does not fit; as for the explainer.
+
+    Example::
+
+        from fastlrp import report
+
+        samples = report.collect(explainer, x, "top3", layers=["3"], ledger=False)
     """
     if not isinstance(x, Tensor):
         raise TypeError(

@@ -56,7 +56,14 @@ def write(
 
     Raises:
         ValueError: without samples; for NaN in relevance; if not even the coarsest storage is small enough.
-        TypeError, ValueError: for other arguments. ImportError: without Jinja2. OSError: if it cannot be written.
+        TypeError, ValueError: for other arguments. ImportError: without Jinja2.
+        IsADirectoryError, OSError: if it cannot be written.
+
+    Example::
+
+        from fastlrp import report
+
+        report.write("report.html", report.collect(explainer, x, "top3", ledger=False), title="two pictures")
     """
     samples = list(samples)
     _check(samples, bits, resolution, max_bytes)

@@ -37,6 +37,13 @@ class Sample:
     Raises:
         TypeError, ValueError: for shapes, lengths, types that do not agree. NaN in relevance is found by
         :func:`fastlrp.report.write`, which reads all of it.
+
+    Example::
+
+        from fastlrp import report
+
+        maps = relevance[0].sum(1).numpy()  # (2, 16, 16)
+        sample = report.Sample("first", None, ["cat", "dog"], [2.1, -0.3], {"input": maps})
     """
 
     name: str

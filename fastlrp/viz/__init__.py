@@ -23,6 +23,7 @@ from fastlrp.viz.token_layers import token_layers
 
 if TYPE_CHECKING:
     COLORMAPS: list[str]
+    """Names of all colour maps: Zennit's, the Toolbox's, ours, matplotlib's."""
 
 __all__ = [
     "COLORMAPS",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastlrp.viz.colors import Cmap
 
 UNIT = "relevance, in units of the model's output score"
+"""What a grid's colour bar says unless told otherwise."""
 
 _MARGIN, _GAP, _PAD = 10.0, 6.0, 4.0
 _LABEL_WIDTH, _LABEL_LINES = 150.0, 4
@@ -79,6 +80,10 @@ def grid(
     Raises:
         ValueError, TypeError, IndexError: for shapes, labels or options that do not fit. ImportError: without
         matplotlib and Pillow.
+
+    Example::
+
+        figure = viz.grid(relevance, images=x, column_labels=["for 3", "for 1"])
     """
     cells = cells_of(relevance, sample)
     by = _check(scale if scale is not None else cells.scale, level, cell)
