@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fastlrp.report import ledger as ledgers
+from fastlrp.report.facts import named_truth, probabilities_of
 from fastlrp.report.maps import Maps
 from fastlrp.report.sample import Sample
 from fastlrp.targets import Initial, Targets
@@ -35,6 +36,8 @@ def collect(
     ledger: bool | int = True,
     initial: Initial = "output",
     at: Any = None,
+    truth: Sequence[int | str | None] | None = None,
+    probability: str | None = "softmax",
 ) -> list[Sample]:
     """Explain a batch and keep what a report shows of it.
 
@@ -55,6 +58,9 @@ def collect(
         ledger: for how many targets of each sample, best score first, the conservation ledger is made: a number, True
             for up to :data:`LEDGER_TARGETS`, False for none. For each of them the reference walks through the whole
             model in float64.
+        truth: for each sample the class that it really is, by number or name, or None.
+        probability: ``"softmax"`` or ``"sigmoid"`` of the scores is shown beside them where targets are classes; scores
+            that are probabilities already are shown as they are; None: nothing.
 
     Returns:
         a :class:`Sample` for each entry of x.
@@ -89,8 +95,16 @@ def collect(
         count = LEDGER_TARGETS if ledger is True else int(ledger)
         chosen = [[k for _, k in sorted((-score, k) for k, score in enumerate(row))][:count] for row in scores]
         rows = ledgers.by_target(record, asked, chosen) if count else [None] * batch
+        kind, probabilities = probabilities_of(record.scores, asked, probability)
     classes = [None] * batch if asked.index is None else asked.index.tolist()
-    return [Sample(*parts) for parts in zip(titles, pictures, labels, scores, kept, rows, classes, strict=True)]
+    found_truth = named_truth(truth, batch, None if asked.index is None else target_names)
+    return [
+        Sample(
+            titles[i], pictures[i], labels[i], scores[i], kept[i], rows[i], classes[i], *found_truth[i],
+            probabilities[i], kind,
+        )  # fmt: skip
+        for i in range(batch)
+    ]
 
 
 def _results(found: Any, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
