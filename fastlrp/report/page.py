@@ -170,6 +170,7 @@ class _Page:
             "width": int(shape[2]),
             "classes": _classes(sample),
             "truth": sample.truth,
+            "note": sample.image_note,
             "place": _true_places(sample),
             "probability": sample.probability,
             "probabilities": None if sample.probabilities is None else [_short(p) for p in sample.probabilities],

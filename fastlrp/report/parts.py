@@ -122,7 +122,7 @@ def collect_parts(
         resolved = resolved_groups(record.plan, groups, input_values(record.plan, record._inputs), record.batch)
         batch = record.batch
         titles = [f"sample {i}" for i in range(batch)] if names is None else _each(names, batch, "names")
-        pictures = _images(x, images) if isinstance(x, Tensor) else [None] * batch
+        pictures = _images(x, images)[0] if isinstance(x, Tensor) else [None] * batch
         words = [None] * batch if tokens is None else [list(row) for row in tokens]
         if len(words) != batch:
             raise ValueError(f"tokens has the parts of {len(words)} samples, there are {batch}: give a list for each")

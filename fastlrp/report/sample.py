@@ -38,6 +38,7 @@ class Sample:
             scores.
         methods: K names, where the targets were explained in several ways (composites, models); see
             :func:`fastlrp.report.compare`.
+        image_note: what was done to show the image, ``"stretched"`` for example.
 
     Raises:
         TypeError, ValueError: for shapes, lengths, types that do not agree. NaN in relevance is found by
@@ -56,6 +57,7 @@ class Sample:
     probabilities: Sequence[float] | None = None
     probability: str = "probability"
     methods: Sequence[str] | None = None
+    image_note: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):

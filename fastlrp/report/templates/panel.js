@@ -48,6 +48,7 @@ function showPhoto(view) {
   byId('name-photo').textContent = sample.name;
   byId('name-photo').title = sample.name;
   byId('truth').textContent = sample.truth;
+  byId('image-note').textContent = sample.note && `The image is ${sample.note}.`;
   byId('truth').parentElement.hidden = !sample.truth;
   if (byId('panel-photo').hidden) return;
   byId('frame-photo').style.setProperty('--ratio', ratioOf(sample.height, sample.width));
