@@ -213,6 +213,10 @@ void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) 
         py::arg("epsilon"), release_gil());
 }
 
+[[maybe_unused]] void bind_scaled(py::module_& m, decltype(&edge::elementwise_scaled) scaled) {
+  m.def("elementwise_scaled", scaled, py::arg("relevance"), py::arg("coefficient"), release_gil());
+}
+
 void bind_sparse_pattern(py::module_& m, decltype(&edge::sparse_pattern) pattern,
                          decltype(&edge::sparse_from_dense) from_dense, decltype(&edge::sparse_to_dense) to_dense,
                          decltype(&edge::sparse_sum) sum, decltype(&edge::sparse_winners) winners,
@@ -311,6 +315,7 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_pool(m, &edge::pool_max_relevance, &edge::pool_ties_relevance, &edge::pool_avg_relevance,
             &edge::pool_adaptive_avg_relevance);
   bind_elementwise(m, &edge::elementwise_coefficients);
+  bind_scaled(m, &edge::elementwise_scaled);
   bind_attention(m, &edge::attention_relevance, &edge::attention_value_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);
   bind_sparse_pattern(m, &edge::sparse_pattern, &edge::sparse_from_dense, &edge::sparse_to_dense, &edge::sparse_sum,

@@ -66,7 +66,7 @@ ORDER = """
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.arguments plan.forms plan.narrow plan.step_names plan.absent plan.bind plan.total
+    capture.arguments plan.forms plan.narrow plan.reduced plan.step_names plan.absent plan.bind plan.total
     capture.packed
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
@@ -75,7 +75,7 @@ ORDER = """
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
     spellings groups outputs
     markup pickling progress run.reach
-    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary precision
     functional
     library info looking
     backends.dispatch

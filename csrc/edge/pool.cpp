@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include "../common/bf16.h"
 #include "../common/memory.h"
 #include "../cpu/pool.h"
 #include "pool_arguments.h"
@@ -51,9 +52,18 @@ Tensor average(const PoolArguments& pool, double factor, const Make& make) {
 
 Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const OptionalTensor& scale,
                               const Sizes& input_size) {
-  const PoolArguments pool({kCpu, "pool_max_relevance"}, relevance, scale, input_size, kDenseFrom);
+  // Winners without a scale are the only ones that narrow registers pass on their way down.
+  const bool narrow = relevance.scalar_type() == kBFloat16 && !scale.has_value();
+  const PoolArguments pool({narrow ? kCpuNarrow : kCpu, "pool_max_relevance"}, relevance, scale, input_size,
+                           kDenseFrom);
   const Tensor index = pool.cache("index", index_, kLong, pool.output_size());
   Tensor out = empty_out(pool);
+  if (narrow) {
+    const PoolFlow<Bf16> flow = pool.flow<Bf16>(static_cast<const Bf16*>(pool.relevance.const_data_ptr()), nullptr,
+                                                static_cast<Bf16*>(out.mutable_data_ptr()));
+    cpu::pool_max_relevance<Bf16>({flow, index.const_data_ptr<int64_t>()});
+    return out;
+  }
   for_dtype(pool.relevance, [&](auto zero) {
     using T = decltype(zero);
     cpu::pool_max_relevance<T>({flow_of<T>(pool, out), index.const_data_ptr<int64_t>()});

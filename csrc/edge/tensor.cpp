@@ -37,12 +37,13 @@ const dlpack::Exchange* find_exchange() {
 
 // Objects of Python that are looked up once. They are never given back: the interpreter may end before.
 struct Names {
-  py::object torch, dtypes[static_cast<int>(ScalarType::Other)];
+  py::object torch, dtype, dtypes[static_cast<int>(ScalarType::Other)];
   PyObject *untyped_storage, *nbytes, *storage_offset, *is_neg, *new_empty, *new_empty_strided;
   const dlpack::Exchange* exchange;
 
   Names()
       : torch(py::module_::import("torch")),
+        dtype(py::make_tuple(py::str("dtype"))),
         untyped_storage(PyUnicode_InternFromString("untyped_storage")),
         nbytes(PyUnicode_InternFromString("nbytes")),
         storage_offset(PyUnicode_InternFromString("storage_offset")),
@@ -119,6 +120,22 @@ py::object object_of(const Tensor::Argument& argument) {
         }
       },
       argument);
+}
+
+// What a method of `like` makes of sizes and strides.
+Tensor made(PyObject* method, std::initializer_list<py::tuple> given, const Tensor& like,
+            std::optional<ScalarType> dtype) {
+  PyObject* arguments[4] = {static_cast<PyObject*>(like.object())};
+  size_t count = 1;
+  for (const py::tuple& argument : given) {
+    arguments[count++] = argument.ptr();
+  }
+  const bool other = dtype.has_value() && *dtype != like.scalar_type();
+  if (other) {
+    arguments[count] = names().dtypes[static_cast<int>(*dtype)].ptr();
+  }
+  return Tensor::of(
+      checked(PyObject_VectorcallMethod(method, arguments, count, other ? names().dtype.ptr() : nullptr)).ptr());
 }
 
 // The end of a DLPack tensor whose memory is ours.
@@ -300,25 +317,16 @@ int64_t Tensor::item() const {
 
 Tensor empty(Ints sizes, const Tensor& like, std::optional<ScalarType> dtype) {
   const py::gil_scoped_acquire gil;
-  const py::tuple shape = tuple_of(sizes);
-  if (dtype.has_value() && *dtype != like.scalar_type()) {
-    const auto named = py::arg("dtype") = names().dtypes[static_cast<int>(*dtype)];
-    return Tensor::of(object_of(like).attr("new_empty")(shape, named).ptr());
-  }
-  auto* object = static_cast<PyObject*>(like.object());
-  return Tensor::of(checked(PyObject_CallMethodOneArg(object, names().new_empty, shape.ptr())).ptr());
+  return made(names().new_empty, {tuple_of(sizes)}, like, dtype);
 }
 
 Tensor zeros(Ints sizes, const Tensor& like, std::optional<ScalarType> dtype) {
   return empty(sizes, like, dtype).zero_();
 }
 
-Tensor empty_strided(Ints sizes, Ints strides, const Tensor& like) {
+Tensor empty_strided(Ints sizes, Ints strides, const Tensor& like, std::optional<ScalarType> dtype) {
   const py::gil_scoped_acquire gil;
-  const py::tuple shape = tuple_of(sizes), steps = tuple_of(strides);
-  auto* object = static_cast<PyObject*>(like.object());
-  return Tensor::of(
-      checked(PyObject_CallMethodObjArgs(object, names().new_empty_strided, shape.ptr(), steps.ptr(), nullptr)).ptr());
+  return made(names().new_empty_strided, {tuple_of(sizes), tuple_of(strides)}, like, dtype);
 }
 
 Tensor from_memory(void* data, Ints sizes, ScalarType dtype, std::function<void()> release) {

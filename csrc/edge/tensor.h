@@ -129,7 +129,7 @@ using OptionalTensor = std::optional<Tensor>;
 // New tensors on the device of `like`, by default of its dtype.
 Tensor empty(Ints sizes, const Tensor& like, std::optional<ScalarType> dtype = std::nullopt);
 Tensor zeros(Ints sizes, const Tensor& like, std::optional<ScalarType> dtype = std::nullopt);
-Tensor empty_strided(Ints sizes, Ints strides, const Tensor& like);
+Tensor empty_strided(Ints sizes, Ints strides, const Tensor& like, std::optional<ScalarType> dtype = std::nullopt);
 inline Tensor empty_like(const Tensor& like) { return empty(like.sizes(), like); }
 
 // Contiguous CPU memory that `release` gives back when no tensor refers to it any more.

@@ -31,6 +31,7 @@ bool has_its_memory(const Tensor& tensor) {
 }  // namespace
 
 const Kernels kCpu{"CPU", "; use backend='torch' for other ", is_on_cpu, false, false, nullptr};
+const Kernels kCpuNarrow{"CPU", "; use backend='torch' for other ", is_on_cpu, true, false, nullptr};
 
 void Check::tensor(const char* name, const Tensor& tensor) const {
   REQUIRE(tensor.defined(), op, ": ", name, " must be a tensor, got one that is not defined");

@@ -34,6 +34,7 @@ struct Kernels {
 };
 
 extern const Kernels kCpu;
+extern const Kernels kCpuNarrow;  // which take 16 bits too
 
 // The checks of one operation.
 struct Check {

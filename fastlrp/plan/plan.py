@@ -42,6 +42,7 @@ from fastlrp.plan.steps import (
     schedule_forward,
 )
 from fastlrp.plan.table import PlanTable, plan_table
+from fastlrp.precision import FULL, Products
 from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.specialize import Path
@@ -140,7 +141,7 @@ class Plan(StaysHere):
     """How one captured model is explained under one composite: data that :mod:`fastlrp.run.runner` executes.
 
     Attributes:
-        graph, composite, rules, device, dtype: what it was made from; rules by node.
+        graph, composite, rules, device, dtype, products: what it was made from; rules by node.
         program: all steps. linear: whether relevance depends linearly on what arrives.
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
@@ -163,7 +164,9 @@ class Plan(StaysHere):
         dtype: torch.dtype,
         chooser: Chooser | None = None,
         shared: dict[Any, Any] | None = None,
+        products: Products = FULL,
     ) -> None:
+        self.products = products
         self.chooser = chooser or Chooser()
         self.latest_paths: Mapping[str, Path] = {}
         self.latest_direction: object = None
@@ -177,7 +180,7 @@ class Plan(StaysHere):
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            self.program = self._lower(Builder(graph, backend, device, dtype, shared, composite.max_pool))
+            self.program = self._lower(Builder(graph, backend, device, dtype, shared, composite.max_pool, products))
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
@@ -252,6 +255,11 @@ class Plan(StaysHere):
                     name = f"{first}_{number}"
                 found[name] = node.output
         return found
+
+    @property
+    def mixes_dtypes(self) -> bool:
+        """Whether registers may be of bfloat16 although the plan is of float32."""
+        return self.products.reduced and self.dtype == torch.float32
 
     # Schedules
 
@@ -386,7 +394,8 @@ class Plan(StaysHere):
         return found if self.latest_direction is None else f"{found}\ngroups went {self.latest_direction}"
 
     def _table(self, paths: Mapping[str, Path]) -> PlanTable:
-        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, paths)
+        where, products = f"{self.dtype}, {self.device}", "" if self.dtype == torch.bfloat16 else self.products.why
+        return plan_table(self.program, self.composite.name, where, self.coefficients, paths, products)
 
     def _repr_html_(self) -> str:
         return self._table(self.latest_paths).html()

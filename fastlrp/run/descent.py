@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastlrp.one_hot import AtPositions, OneHot
+from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 from fastlrp.run.reach import Reach
@@ -16,7 +17,8 @@ class Descent:
     """One way down: a state, where results go, and how large a register may get.
 
     Attributes:
-        state: slots ``(B, …)``. batch: B. itemsize: bytes per entry. block_bytes: largest register.
+        state: slots ``(B, …)``. batch: B. itemsize: bytes per entry. block_bytes: largest register. mixes_dtypes:
+            whether registers may be of bfloat16, which not all steps take.
     """
 
     state: list[Any]
@@ -24,6 +26,7 @@ class Descent:
     batch: int
     itemsize: int
     block_bytes: int
+    mixes_dtypes: bool = False
 
     def descend(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
@@ -45,6 +48,7 @@ class Descent:
                 if type(step) is Emission:
                     value = registers[step.register]
                     value = value.dense() if type(value) in (OneHot, AtPositions) else value
+                    value = widened(value) if self.mixes_dtypes else value
                     self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
                 else:
                     few = self._few_positions(step, registers, part.reach)
@@ -57,6 +61,8 @@ class Descent:
                     ins, slots = step.ins, step.slots
                     if few is None:
                         _make_dense(step, registers)
+                    if self.mixes_dtypes and not step.takes_bf16:
+                        registers_in_float32(step, registers)
                     if few is not None:
                         registers[step.out] = self._run_at_positions(step, registers, few)
                     elif len(step.outs) > 1:
@@ -107,6 +113,12 @@ def _make_dense(step: BackwardStep, registers: list[Any]) -> None:
     for register in step.ins:
         if type(registers[register]) is AtPositions:
             registers[register] = registers[register].dense()
+
+
+def registers_in_float32(step: BackwardStep, registers: list[Any]) -> None:
+    """What a step reads, for one that takes no bfloat16."""
+    for register in step.ins:
+        registers[register] = widened(registers[register])
 
 
 @dataclass(eq=False)

@@ -219,7 +219,8 @@ class _Check:
             for t in (self.state[v.index],)
         }
         # Times what arrives: what an error is relative to where relevance itself is smaller.
-        self.dtype = coarsest((value.dtype for value in plan.flows), plan.dtype)
+        dtypes = [*(value.dtype for value in plan.flows), *([torch.bfloat16] if plan.products.reduced else [])]
+        self.dtype = coarsest(dtypes, plan.dtype)
         self.floor = floor(self.dtype)
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
