@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -82,6 +83,10 @@ def pair() -> dict[str, Tensor]:
 
 def last(out: Any) -> Tensor:
     return out.logits[:, -1]
+
+
+def fifth(out: Any) -> Tensor:
+    return out.logits[:, 4]
 
 
 def pooled(out: Any) -> Tensor:
@@ -481,3 +486,14 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Any]:
                 elif "bias" in key or float(parameter.std(correction=0)) == 0:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
     return model, family.given()
+
+
+@lru_cache(maxsize=4)
+def _built(name: str) -> tuple[nn.Module, Any]:
+    return build(name)
+
+
+def built(name: str) -> tuple[nn.Module, Any]:
+    """:func:`build`, the same model for all tests of a family, which must not change it."""
+    model, x = _built(name)
+    return model, dict(x) if isinstance(x, dict) else x
