@@ -15,8 +15,7 @@ _PAGE = 4096
 GROWTH = 256 << 20
 """A process that has grown by so many bytes since it was last collected is collected again."""
 THRESHOLDS = (100_000, 20, 1000)
-"""Of Python's own collector. Its defaults walk the graphs of all models that tests share again and again: a tenth of the
-whole run."""
+"""Of Python's own collector, whose defaults walk everything that tests share again and again: a tenth of the run."""
 
 
 class Collector:

@@ -272,9 +272,7 @@ def test_float_targets_that_require_grad():
     assert not any(relevance.requires_grad for relevance in found.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "composite"), [(name, "epsilon_plus") for name in MODELS] + [("convnet", "gradient")]
-)
+@pytest.mark.parametrize(("name", "composite"), [(name, "epsilon_plus") for name in MODELS] + [("convnet", "gradient")])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_grad_mode(mode, composite, name):
     x = samples(name)

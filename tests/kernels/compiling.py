@@ -1,8 +1,8 @@
 """Compiles kernels for GPUs that are not here, and reads from the results what would go wrong on one.
 
 Run as a program, because the process must not interpret kernels as the tests beside it do:
-``python -m tests.kernels.compiling MODULE,MODULE TARGET few|many|all`` prints for each module one JSON object per compiled
-kernel, then one with the number left out; ``MODULE,MODULE kernels`` prints the names of the kernels.
+``python -m tests.kernels.compiling MODULE,MODULE TARGET few|many|all`` prints for each module one JSON object per
+compiled kernel, then one with the number left out; ``MODULE,MODULE kernels`` prints the names of the kernels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Every Triton kernel is compiled ahead of time for the GPUs that it is meant for, and the results are looked at.
 
-What a test run compiles is thinned out: :func:`tests.kernels.compiling.few`, and :func:`tests.kernels.compiling.many` in
-a full one; with ``FASTLRP_COMPILE=all`` that compiles everything. Results are kept in ``build/triton`` under the hash that Triton makes of a kernel's source, the
-sources that it calls, types, constants, options and its own version.
+What a test run compiles is thinned out: :func:`tests.kernels.compiling.few`, and in a full run
+:func:`tests.kernels.compiling.many`; a full run with ``FASTLRP_COMPILE=all`` compiles everything. Results are kept in
+``build/triton`` under the hash that Triton makes of a kernel's source, the sources that it calls, types, constants,
+options and its own version.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """torchvision's families, unmodified: the smallest member of each, on a small image, random weights, batch norms that
 have seen data.
 
-In float64 the layers against the reference, the ledger, and that nothing matters that must not. In float32, which is what
-people use, the output, the layers and the ledger of a few, of all in a full run: how much a rounding error of 1e-7 in an activation changes depends on the model. DenseNet divides
-by averages of both signs; there, in float32, another memory layout or batch size changes relevance by 1e-4 to 2e-2
-(and no other family's by more than 7e-5), while each layer is right to 5e-6 given its own activations.
+In float64 the layers against the reference, the ledger, and that nothing matters that must not. In float32, which is
+what people use, the output, the layers and the ledger: of a few at every run, of all in a full one. How much a rounding
+error of 1e-7 in an activation changes depends on the model: DenseNet divides by averages of both signs; there, in
+float32, another memory layout or batch size changes relevance by 1e-4 to 2e-2 (and no other family's by more than
+7e-5), while each layer is right to 5e-6 given its own activations.
 """
 
 from __future__ import annotations
@@ -66,9 +67,7 @@ def _case(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, list[int]]:
         return model, x, model(x).amin(0).topk(2).indices.tolist()
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in IN_FLOAT32 else pytest.param(n, marks=pytest.mark.full) for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", [n if n in IN_FLOAT32 else pytest.param(n, marks=pytest.mark.full) for n in FAMILIES])
 def test_float32(name: str) -> None:
     model, x, targets = _case(name, torch.float32)
     with unmodified(model):
