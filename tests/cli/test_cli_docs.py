@@ -8,9 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from fastlrp.cli import digits
 from tests.cli.conftest import HERE
 
 ROOT = HERE.parents[1]
@@ -30,6 +32,7 @@ def test_every_bash_block(run, tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
+    monkeypatch.setattr(digits, "train", partial(digits.train, epochs=1))
     monkeypatch.syspath_prepend(str(here))
     env = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
