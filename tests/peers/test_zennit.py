@@ -112,7 +112,9 @@ def test_composites_equal_zennit(name: str, dtype: torch.dtype, composite: str) 
     assert relative_error(found.double(), expected) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["vgg11", "resnet18", *(pytest.param(name, marks=pytest.mark.full) for name in ("vgg16_bn", "resnet50"))]
+)
 @pytest.mark.parametrize("composite", list(GRADIENTS))
 def test_gradient_family_equals_zennit(name: str, composite: str) -> None:
     """With ``initial="one"``: what flows is a gradient."""
