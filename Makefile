@@ -8,7 +8,8 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: install wheel test test-quick coverage sanitize demo docs notebooks lint type format bench bench-full bench-ops clean
+.PHONY: install wheel test test-full test-quick coverage sanitize demo docs notebooks lint type format bench bench-full
+.PHONY: bench-ops clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -29,6 +30,10 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
 test: install
 	$(PYTEST) --durations=15 $(ARGS)
+
+# Also what is marked full: sweeps of what smaller tests cover too.
+test-full: install
+	$(PYTEST) --full --durations=15 $(ARGS)
 
 # The daily loop: two cases of every test, none that is marked slow or kernels.
 test-quick: install

@@ -68,8 +68,8 @@ class Explainer:
         relevance = explainer(x, targets="top5")        # (B, 5, *x.shape[1:])
 
     Raises:
-        TypeError: for a model that is none. ValueError: for an unknown composite, backend, budget or precision, and from
-            the first call on for a model that ``"bf16"`` is not for (float16, float64, on a GPU). Capture raises
+        TypeError: for a model that is none. ValueError: for an unknown composite, backend, budget or precision, and
+            from the first call on for a model that ``"bf16"`` is not for (float16, float64, on a GPU). Capture raises
             :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
     """
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 import fastlrp.kernels
@@ -40,29 +43,38 @@ def setup(tree: Path, *arguments: str, **environment: str) -> subprocess.Complet
     return run(sys.executable, "setup.py", *arguments, cwd=tree, **environment)
 
 
-def test_one_line_says_why_cuda_is_not_built(tree):
-    assert (
-        "fastlrp: csrc/cuda is not built: FASTLRP_BUILD_CUDA=0\n"
-        in setup(tree, "--name", FASTLRP_BUILD_CUDA="0").stdout
-    )
+@pytest.fixture
+def said(tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """What setup.py says with this value of FASTLRP_BUILD_CUDA, run in this process up to the call of ``setup``."""
+
+    def call(wish: str) -> str:
+        monkeypatch.setenv("FASTLRP_BUILD_CUDA", wish)
+        monkeypatch.chdir(tree)
+        monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+        try:
+            runpy.run_path(str(tree / "setup.py"))
+        except SystemExit as error:
+            return str(error)
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_one_line_says_why_cuda_is_not_built(tree, said):
+    assert said("0") == "fastlrp: csrc/cuda is not built: FASTLRP_BUILD_CUDA=0\n"
     for file in (tree / "csrc" / "cuda").glob("*.cu") if (tree / "csrc" / "cuda").exists() else ():
         file.unlink()
-    result = setup(tree, "--name", FASTLRP_BUILD_CUDA="auto")
-    assert "fastlrp: csrc/cuda is not built: it has no .cu file yet\n" in result.stdout
-    result = setup(tree, "--name", FASTLRP_BUILD_CUDA="1")
-    assert result.returncode != 0
-    assert "FASTLRP_BUILD_CUDA=1, but csrc/cuda cannot be built: it has no .cu file yet" in result.stderr
-    result = setup(tree, "--name", FASTLRP_BUILD_CUDA="yes")
-    assert result.returncode != 0
-    assert "FASTLRP_BUILD_CUDA: expected 0, 1 or auto, got 'yes'" in result.stderr
+    assert said("auto") == "fastlrp: csrc/cuda is not built: it has no .cu file yet\n"
+    assert said("1") == "FASTLRP_BUILD_CUDA=1, but csrc/cuda cannot be built: it has no .cu file yet"
+    assert said("yes") == "FASTLRP_BUILD_CUDA: expected 0, 1 or auto, got 'yes'"
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
-def test_a_pytorch_without_cuda_is_the_reason(tree):
+def test_a_pytorch_without_cuda_is_the_reason(tree, said):
     (tree / "csrc" / "cuda").mkdir(exist_ok=True)
     (tree / "csrc" / "cuda" / "pool.cu").touch()
     line = f"fastlrp: csrc/cuda is not built: this PyTorch ({torch.__version__}) is built without CUDA\n"
-    assert line in setup(tree, "--name", FASTLRP_BUILD_CUDA="auto").stdout
+    assert said("auto") == line
 
 
 def test_the_source_distribution_is_complete(tree):

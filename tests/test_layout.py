@@ -74,8 +74,8 @@ ORDER = """
     capture.aggregation capture.fixed
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
     spellings groups outputs
-    markup pickling progress run.reach
-    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary precision
+    markup pickling progress run.reach precision
+    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking
     backends.dispatch
