@@ -1,7 +1,6 @@
 // The only file that knows pybind11. What checks tensors, allocates and calls the kernels is in edge/<stem>.cpp and,
 // for CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
 
-
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -239,12 +238,12 @@ void bind_sparse_conv(py::module_& m, decltype(&edge::sparse_pack) pack,
   m.def("sparse_pack", pack, py::arg("weight"), release_gil());
   m.def(
       "sparse_conv_relevance",
-      [conv_relevance](edge::RowTensors arriving, int64_t batch, int64_t targets, std::vector<edge::Tensor> coefficients,
-                       std::vector<edge::Tensor> weights, edge::Sizes channels_per_group, edge::PatternTensors leaving,
-                       edge::Sizes input_size, edge::Sizes output_size, edge::Sizes kernel_size, edge::Sizes stride,
-                       edge::Sizes padding, edge::Sizes dilation, bool transposed, std::optional<int64_t> channels,
-                       std::vector<edge::Tensor> factors, std::vector<edge::SummandTensors> initial,
-                       edge::OptionalTensor other) {
+      [conv_relevance](
+          edge::RowTensors arriving, int64_t batch, int64_t targets, std::vector<edge::Tensor> coefficients,
+          std::vector<edge::Tensor> weights, edge::Sizes channels_per_group, edge::PatternTensors leaving,
+          edge::Sizes input_size, edge::Sizes output_size, edge::Sizes kernel_size, edge::Sizes stride,
+          edge::Sizes padding, edge::Sizes dilation, bool transposed, std::optional<int64_t> channels,
+          std::vector<edge::Tensor> factors, std::vector<edge::SummandTensors> initial, edge::OptionalTensor other) {
         return conv_relevance({std::move(arriving),
                                batch,
                                targets,

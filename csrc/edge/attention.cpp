@@ -27,8 +27,8 @@ struct Numbers {
 };
 
 template <class T>
-void launch(const AttentionArguments& a, bool causal, const Numbers& n, const Tensor& c_query,
-            const Tensor& c_key, const Tensor& c_value) {
+void launch(const AttentionArguments& a, bool causal, const Numbers& n, const Tensor& c_query, const Tensor& c_key,
+            const Tensor& c_value) {
   cpu::Attention<T> p{};
   p.batch = a.batch, p.targets = a.targets, p.heads = a.heads, p.key_heads = a.key_heads;
   p.rows = a.rows, p.keys = a.keys, p.size = a.size, p.value_size = a.value_size;
@@ -62,15 +62,16 @@ void run(const AttentionArguments& a, bool causal, const Numbers& n, const Tenso
     return;
   }
   a.relevance.scalar_type() == kFloat ? launch<float>(a, causal, n, c_query, c_key, c_value)
-                                          : launch<double>(a, causal, n, c_query, c_key, c_value);
+                                      : launch<double>(a, causal, n, c_query, c_key, c_value);
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> attention_relevance(
-    const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& value,
-    const Tensor& output, const Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-    double cap, double share_query, double share_key, double share_value, double epsilon) {
+std::tuple<Tensor, Tensor, Tensor> attention_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
+                                                       const Tensor& value, const Tensor& output, const Tensor& log_sum,
+                                                       const OptionalTensor& mask, bool causal, double scale,
+                                                       double cap, double share_query, double share_key,
+                                                       double share_value, double epsilon) {
   AttentionArguments a({kCpu, "attention_relevance"}, relevance, query, key, log_sum, mask);
   a.take(value, output);
   a.number("cap", cap);
@@ -81,9 +82,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_relevance(
   return {c_query, c_key, c_value};
 }
 
-Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
-                                     const Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-                                     double cap) {
+Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& log_sum,
+                                 const OptionalTensor& mask, bool causal, double scale, double cap) {
   AttentionArguments a({kCpu, "attention_value_relevance"}, relevance, query, key, log_sum, mask);
   a.number("cap", cap);
   const Tensor c_value = a.room(a.key, a.value_size);

@@ -6,13 +6,13 @@
 
 namespace fastlrp::edge {
 
-std::tuple<Tensor, Tensor, Tensor> attention_relevance(
-    const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& value,
-    const Tensor& output, const Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-    double cap, double share_query, double share_key, double share_value, double epsilon);
+std::tuple<Tensor, Tensor, Tensor> attention_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
+                                                       const Tensor& value, const Tensor& output, const Tensor& log_sum,
+                                                       const OptionalTensor& mask, bool causal, double scale,
+                                                       double cap, double share_query, double share_key,
+                                                       double share_value, double epsilon);
 
-Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
-                                     const Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-                                     double cap);
+Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& log_sum,
+                                 const OptionalTensor& mask, bool causal, double scale, double cap);
 
 }  // namespace fastlrp::edge

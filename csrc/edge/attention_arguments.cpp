@@ -1,6 +1,5 @@
 #include "attention_arguments.h"
 
-
 #include "../common/memory.h"
 
 namespace fastlrp::edge {
@@ -18,7 +17,7 @@ AttentionArguments::AttentionArguments(const Check& check_, const Tensor& releva
     : check(check_) {
   check.values("relevance", relevance_);
   REQUIRE_VALUE(relevance_.dim() == 5, check.op, ": relevance must have shape (B, K, H, S, E), got ",
-                    relevance_.sizes());
+                relevance_.sizes());
   check.like("query", query_, relevance_);
   REQUIRE_VALUE(query_.dim() == 4, check.op, ": query must have shape (B, H, S, D), got ", query_.sizes());
   check.like("key", key_, relevance_);
@@ -28,8 +27,7 @@ AttentionArguments::AttentionArguments(const Check& check_, const Tensor& releva
   check.sizes("relevance", relevance_, {batch, targets, heads, rows, value_size});
   check.sizes("key", key_, {batch, key_heads, keys, size});
   REQUIRE_VALUE(key_heads > 0 && heads % key_heads == 0, check.op,
-                    ": the number of heads of query must be a multiple of that of key, got ", heads, " and ",
-                    key_heads);
+                ": the number of heads of query must be a multiple of that of key, got ", heads, " and ", key_heads);
   check.like("log_sum", log_sum_, relevance_);
   check.sizes("log_sum", log_sum_, {batch, heads, rows});
   relevance = edge::rows(relevance_), query = edge::rows(query_), key = edge::rows(key_);
@@ -38,14 +36,13 @@ AttentionArguments::AttentionArguments(const Check& check_, const Tensor& releva
     check.beside("mask", *mask_, relevance_);
     const ScalarType dtype = mask_->scalar_type();
     REQUIRE_TYPE(dtype == kBool || dtype == kFloat || dtype == relevance_.scalar_type(), check.op,
-                     ": mask must be bool, float32 or ", relevance_.scalar_type(), ", got ", dtype);
+                 ": mask must be bool, float32 or ", relevance_.scalar_type(), ", got ", dtype);
     const Sizes whole{batch, heads, rows, keys};
     bool fits = mask_->dim() <= 4;
     for (int64_t axis = 1; fits && axis <= mask_->dim(); ++axis) {
       fits = mask_->size(-axis) == 1 || mask_->size(-axis) == whole[4 - axis];
     }
-    REQUIRE_VALUE(fits, check.op, ": mask must broadcast to (B, H, S, T) = ", Ints(whole), ", got ",
-                      mask_->sizes());
+    REQUIRE_VALUE(fits, check.op, ": mask must broadcast to (B, H, S, T) = ", Ints(whole), ", got ", mask_->sizes());
     const Tensor numbers = mask_->resolve_neg();
     mask = (dtype == kBool ? numbers : numbers.to(relevance_.scalar_type())).expand(whole);
   }
@@ -66,8 +63,8 @@ void AttentionArguments::number(const char* name, double value) const {
 Tensor AttentionArguments::room(const Tensor& like, int64_t last) const {
   const int64_t between = like.size(1), positions = like.size(2);
   const bool heads_last = between > 1 && positions > 1 && like.stride(1) < like.stride(2);
-  const Tensor made = empty(
-      {batch, targets, heads_last ? positions : between, heads_last ? between : positions, last}, like);
+  const Tensor made =
+      empty({batch, targets, heads_last ? positions : between, heads_last ? between : positions, last}, like);
   prefer_huge_pages(made.mutable_data_ptr(), made.nbytes());
   return heads_last ? made.transpose(2, 3) : made;
 }

@@ -18,7 +18,7 @@ struct AttentionArguments {
                      const Tensor& log_sum, const OptionalTensor& mask);
 
   void take(const Tensor& value, const Tensor& output);
-  void number(const char* name, double value) const;            // not below 0
+  void number(const char* name, double value) const;    // not below 0
   Tensor room(const Tensor& like, int64_t size) const;  // (B, K, heads, rows of `like`, size)
 };
 

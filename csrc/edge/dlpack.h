@@ -7,7 +7,7 @@
 namespace fastlrp::edge::dlpack {
 
 constexpr uint32_t kMajor = 1;
-constexpr int32_t kCpu = 1, kCuda = 2;                                             // types of devices
+constexpr int32_t kCpu = 1, kCuda = 2;                                                    // types of devices
 constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kComplex = 5, kBool = 6;  // codes of dtypes
 
 struct Version {

@@ -1,6 +1,5 @@
 #include "elementwise.h"
 
-
 #include <algorithm>
 
 #include "../common/memory.h"
@@ -56,9 +55,8 @@ Tensor elementwise_scaled(const Tensor& relevance_, const Tensor& coefficient_) 
   check.beside("coefficient", coefficient_, relevance_);
   const ScalarType dtype = relevance_.scalar_type();
   REQUIRE_VALUE(relevance_.is_cpu() && (dtype == kFloat || dtype == kBFloat16), check.op,
-                    ": relevance must be of float32 or bfloat16 on the CPU, got ", dtype, " on ", relevance_.device());
-  REQUIRE_VALUE(relevance_.dim() >= 2, check.op, ": relevance must have shape (B, K, *S), got ",
-                    relevance_.sizes());
+                ": relevance must be of float32 or bfloat16 on the CPU, got ", dtype, " on ", relevance_.device());
+  REQUIRE_VALUE(relevance_.dim() >= 2, check.op, ": relevance must have shape (B, K, *S), got ", relevance_.sizes());
   Sizes expected = relevance_.sizes().vec();
   expected.erase(expected.begin() + 1);
   check.sizes("coefficient", coefficient_, expected);
@@ -67,8 +65,7 @@ Tensor elementwise_scaled(const Tensor& relevance_, const Tensor& coefficient_) 
   const bool whole = resolved.is_non_overlapping_and_dense() && (samples < 2 || resolved.stride(0) == count);
   const Tensor coefficient = whole ? resolved : resolved.contiguous();
   const Tensor relevance = laid_out_like(relevance_.resolve_neg(), coefficient);
-  const Tensor out =
-      empty_strided(relevance.sizes(), relevance.strides(), relevance, kBFloat16);
+  const Tensor out = empty_strided(relevance.sizes(), relevance.strides(), relevance, kBFloat16);
   if (out.numel() == 0) {
     return out;
   }
@@ -76,8 +73,7 @@ Tensor elementwise_scaled(const Tensor& relevance_, const Tensor& coefficient_) 
   const float* factor = coefficient.const_data_ptr<float>();
   Bf16* to = static_cast<Bf16*>(out.mutable_data_ptr());
   if (dtype == kFloat) {
-    cpu::elementwise_scaled<float>(
-        {relevance.const_data_ptr<float>(), factor, to, samples, relevance.size(1), count});
+    cpu::elementwise_scaled<float>({relevance.const_data_ptr<float>(), factor, to, samples, relevance.size(1), count});
   } else {
     cpu::elementwise_scaled<Bf16>(
         {static_cast<const Bf16*>(relevance.const_data_ptr()), factor, to, samples, relevance.size(1), count});

@@ -1,12 +1,11 @@
 #include "elementwise_arguments.h"
 
-
 namespace fastlrp::edge {
 
 CoefficientArguments::CoefficientArguments(const Check& check_, const Tensor& z_, const std::string& rule_)
     : check(check_), name(rule_) {
   REQUIRE_VALUE(name == "epsilon" || name == "zplus" || name == "gamma", check.op,
-                    ": rule must be 'epsilon', 'zplus' or 'gamma', got '", name, "'");
+                ": rule must be 'epsilon', 'zplus' or 'gamma', got '", name, "'");
   rule = name == "epsilon" ? Rule::epsilon : (name == "zplus" ? Rule::zplus : Rule::gamma);
   check.values("z", z_);
   z = z_.resolve_neg();
@@ -34,8 +33,7 @@ Tensor CoefficientArguments::like_z(const char* argument, const OptionalTensor& 
     return {};
   }
   const Tensor resolved = tensor->resolve_neg();
-  return resolved.strides() == z.strides() ? resolved
-                                           : empty_strided(z.sizes(), z.strides(), z).copy_(resolved);
+  return resolved.strides() == z.strides() ? resolved : empty_strided(z.sizes(), z.strides(), z).copy_(resolved);
 }
 
 }  // namespace fastlrp::edge

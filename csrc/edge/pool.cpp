@@ -51,7 +51,7 @@ Tensor average(const PoolArguments& pool, double factor, const Make& make) {
 }  // namespace
 
 Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const OptionalTensor& scale,
-                              const Sizes& input_size) {
+                          const Sizes& input_size) {
   // Winners without a scale are the only ones that narrow registers pass on their way down.
   const bool narrow = relevance.scalar_type() == kBFloat16 && !scale.has_value();
   const PoolArguments pool({narrow ? kCpuNarrow : kCpu, "pool_max_relevance"}, relevance, scale, input_size,
@@ -72,8 +72,8 @@ Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const O
 }
 
 Tensor pool_ties_relevance(const Tensor& relevance, const Tensor& input, const Tensor& output,
-                               const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
-                               const Sizes& padding, const Sizes& dilation) {
+                           const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
+                           const Sizes& padding, const Sizes& dilation) {
   const TiesArguments ties({kCpu, "pool_ties_relevance"}, relevance, input, output, scale, kernel_size, stride, padding,
                            dilation, kDenseFrom);
   const PoolArguments& pool = ties.pool;
@@ -93,9 +93,9 @@ Tensor pool_ties_relevance(const Tensor& relevance, const Tensor& input, const T
 }
 
 Tensor pool_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
-                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                              [[maybe_unused]] bool ceil_mode, bool count_include_pad,
-                              std::optional<int64_t> divisor_override) {
+                          const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                          [[maybe_unused]] bool ceil_mode, bool count_include_pad,
+                          std::optional<int64_t> divisor_override) {
   const PoolArguments pool({kCpu, "pool_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   check_average(pool, kernel_size, stride, padding, divisor_override);
   const double factor = 1.0 / static_cast<double>(divisor_override.value_or(1));
@@ -106,8 +106,7 @@ Tensor pool_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, 
   });
 }
 
-Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor& scale,
-                                       const Sizes& input_size) {
+Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size) {
   const PoolArguments pool({kCpu, "pool_adaptive_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   if (const OptionalTensor view = adaptive_view(pool)) {
     return *view;

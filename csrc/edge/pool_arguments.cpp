@@ -1,6 +1,5 @@
 #include "pool_arguments.h"
 
-
 namespace fastlrp::edge {
 
 PoolArguments::PoolArguments(const Check& check_, const Tensor& relevance_, const OptionalTensor& scale_,
@@ -8,7 +7,7 @@ PoolArguments::PoolArguments(const Check& check_, const Tensor& relevance_, cons
     : check(check_), input_size(input_size_) {
   check.values("relevance", relevance_);
   REQUIRE_VALUE(relevance_.dim() >= 4, check.op, ": relevance must have shape (B, K, C, *S'), got ",
-                    relevance_.sizes());
+                relevance_.sizes());
   relevance = relevance_.resolve_neg();
   B = relevance.size(0), K = relevance.size(1), C = relevance.size(2);
   geometry("input_size", input_size, 0);
@@ -31,8 +30,7 @@ void PoolArguments::geometry(const char* name, Ints values, int64_t least) const
   check.axes(name, values, output_size().size(), "relevance", least);
 }
 
-Tensor PoolArguments::cache(const char* name, const Tensor& tensor, ScalarType dtype,
-                                Ints size) const {
+Tensor PoolArguments::cache(const char* name, const Tensor& tensor, ScalarType dtype, Ints size) const {
   check.beside(name, tensor, relevance);
   check.dtype(name, tensor, dtype);
   check.sizes(name, tensor, with({B, C}, size));
@@ -63,16 +61,16 @@ Sizes spatial_size(const Check& check, const Tensor& input, const Tensor& releva
   check.tensor("relevance", relevance);
   check.tensor("input", input);
   REQUIRE_VALUE(input.dim() >= 3 && input.dim() == relevance.dim() - 1, check.op,
-                    ": input must have shape (B, C, *S) with as many axes in S as relevance has after (B, K, C), got ",
-                    input.sizes(), " and relevance ", relevance.sizes());
+                ": input must have shape (B, C, *S) with as many axes in S as relevance has after (B, K, C), got ",
+                input.sizes(), " and relevance ", relevance.sizes());
   return input.sizes().slice(2).vec();
 }
 
 }  // namespace
 
-TiesArguments::TiesArguments(const Check& check, const Tensor& relevance, const Tensor& input_,
-                             const Tensor& output_, const OptionalTensor& scale, const Sizes& kernel_size,
-                             const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t dense_from)
+TiesArguments::TiesArguments(const Check& check, const Tensor& relevance, const Tensor& input_, const Tensor& output_,
+                             const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t dense_from)
     : pool(check, relevance, scale, spatial_size(check, input_, relevance), dense_from) {
   const ScalarType dtype = pool.relevance.scalar_type();
   input = pool.cache("input", input_, dtype, pool.input_size);
@@ -89,7 +87,7 @@ void check_average(const PoolArguments& pool, const Sizes& kernel_size, const Si
   pool.geometry("stride", stride, 1);
   pool.geometry("padding", padding, 0);
   REQUIRE_VALUE(divisor_override != 0, pool.check.op,
-                    ": divisor_override must not be 0; None divides by the size of the window");
+                ": divisor_override must not be 0; None divides by the size of the window");
 }
 
 OptionalTensor adaptive_view(const PoolArguments& pool) {

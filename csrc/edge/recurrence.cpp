@@ -1,6 +1,5 @@
 #include "recurrence.h"
 
-
 #include "../common/memory.h"
 #include "../cpu/recurrence.h"
 
@@ -25,8 +24,8 @@ const T* pointer(const Tensor& tensor) {
 }
 
 template <class T>
-void launch(cpu::Recurrence<T> p, const Operands& o, const Tensor& flows, const Tensor& first,
-            const Tensor& memory, const Tensor& sums) {
+void launch(cpu::Recurrence<T> p, const Operands& o, const Tensor& flows, const Tensor& first, const Tensor& memory,
+            const Tensor& sums) {
   p.relevance = pointer<T>(o.relevance), p.weight = pointer<T>(o.weight), p.entry = pointer<T>(o.entry);
   p.final = pointer<T>(o.others[0]), p.scale = pointer<T>(o.others[1]), p.carry = pointer<T>(o.others[2]);
   p.gate = pointer<T>(o.others[3]), p.output_entry = pointer<T>(o.others[4]);
@@ -47,24 +46,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence_relevance(
     const OptionalTensor& projection, const OptionalTensor& input_weight, const OptionalTensor& spread) {
   const Check check{kCpu, "recurrence_relevance"};
   check.values("relevance", relevance);
-  REQUIRE_VALUE(relevance.dim() == 4, check.op, ": relevance must have shape (B, K, T, P), got ",
-                    relevance.sizes());
+  REQUIRE_VALUE(relevance.dim() == 4, check.op, ": relevance must have shape (B, K, T, P), got ", relevance.sizes());
   const int64_t B = relevance.size(0), K = relevance.size(1), T = relevance.size(2), P = relevance.size(3);
   const bool projected = projection.has_value();
   REQUIRE_VALUE(!projected || projection->dim() == 2, check.op, ": projection must have shape (P, H)");
   REQUIRE_VALUE(!gates.has_value() || gates->dim() == 4, check.op, ": gates must have shape (B, T, G, H)");
   REQUIRE_VALUE(!projected || (output_scale.has_value() && output_scale->dim() == 4 && output_scale->size(2) >= 1 &&
-                                   output_scale->size(2) <= 2 && !output_entry.has_value()),
-                    check.op,
-                    ": with a projection output_scale must have shape (B, T, O, H) with O 1 or 2, and "
-                    "output_entry must be None");
+                               output_scale->size(2) <= 2 && !output_entry.has_value()),
+                check.op,
+                ": with a projection output_scale must have shape (B, T, O, H) with O 1 or 2, and "
+                "output_entry must be None");
   REQUIRE_VALUE(projected || output_scale.has_value() == output_entry.has_value(), check.op,
-                    ": output_entry and output_scale must be given together, or neither");
+                ": output_entry and output_scale must be given together, or neither");
   const int64_t H = projected ? projection->size(1) : P, G = gates.has_value() ? gates->size(2) : 1;
   const int64_t O = projected ? output_scale->size(2) : 1;
   const int64_t J = G + (projected ? O - 1 : (output_scale.has_value() ? 1 : 0));
   REQUIRE_VALUE(!input_weight.has_value() || input_weight->dim() == 2, check.op,
-                    ": input_weight must have shape (J H, C)");
+                ": input_weight must have shape (J H, C)");
   const int64_t C = input_weight.has_value() ? input_weight->size(1) : 0, S = projected ? 4 : 3;
   REQUIRE_VALUE(!spread.has_value() || (J == 1 && P <= H), check.op, ": spread needs one block of gates");
   REQUIRE_VALUE(T > 0 && G > 0, check.op, ": there must be at least one step and one block of gates");

@@ -22,5 +22,6 @@ template <class Error, class... Parts>
 
 // RuntimeError, ValueError and TypeError in Python.
 #define REQUIRE(condition, ...) (static_cast<bool>(condition) ? void() : refuse<std::runtime_error>(__VA_ARGS__))
-#define REQUIRE_VALUE(condition, ...) (static_cast<bool>(condition) ? void() : refuse<std::invalid_argument>(__VA_ARGS__))
+#define REQUIRE_VALUE(condition, ...) \
+  (static_cast<bool>(condition) ? void() : refuse<std::invalid_argument>(__VA_ARGS__))
 #define REQUIRE_TYPE(condition, ...) (static_cast<bool>(condition) ? void() : refuse<TypeError>(__VA_ARGS__))

@@ -81,7 +81,7 @@ Tensor sparse_from_dense(const Tensor& relevance, const PatternTensors& pattern)
 Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
 
 Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                      int64_t targets);
+                  int64_t targets);
 
 // index (B, C, *S') of winners, pattern of the pool's output -> pattern of its input, and the rows of each entry.
 GatherTensors sparse_winners(const Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
@@ -94,8 +94,7 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
                              const Sizes& input_size, const Sizes& output_size, const Sizes& kernel_size,
                              const Sizes& stride, const Sizes& padding);
 
-Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows,
-                             int64_t targets);
+Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets);
 
 // weight (groups, Co, Ci, taps), channels per group -> packed for sparse_conv_relevance; see cpu::Blocks.
 Tensor sparse_pack(const Tensor& weight);

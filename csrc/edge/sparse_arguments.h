@@ -34,8 +34,7 @@ Rows<T> rows_of(const RowTensors& source, const Pattern& pattern) {
 }
 
 // Lists of rows for sparse_gather_sum, of a source with so many entries.
-void check_lists(const Check& check, const Tensor& starts, const Tensor& rows, const Tensor& like,
-                 int64_t entries);
+void check_lists(const Check& check, const Tensor& starts, const Tensor& rows, const Tensor& like, int64_t entries);
 
 // The tensor must outlive the view.
 template <class T>

@@ -40,16 +40,15 @@ cpu::Blocks linear_blocks(const ConvArguments& a) {
 void check_numbers(const Check& check, const ConvCall& call, const ConvArguments& a, const cpu::Blocks& b) {
   constexpr int64_t kTile = 64;  // more positions than a tile has along the last axis
   REQUIRE_VALUE((a.window.taps[2] + kTile) * b.tap_step <= INT32_MAX, check.op,
-                    ": weights must have fewer than 2^31 elements for a row of taps, got ",
-                    call.weights.front().sizes());
+                ": weights must have fewer than 2^31 elements for a row of taps, got ", call.weights.front().sizes());
   if (!call.other.has_value()) {
     return;
   }
   const Tensor &first = call.weights[0], &second = call.weights[1];
   REQUIRE_VALUE(static_cast<const char*>(second.const_data_ptr()) ==
-                            static_cast<const char*>(first.const_data_ptr()) + first.nbytes() &&
-                        first.numel() <= INT32_MAX / 2 && a.ins * a.outs > 1,
-                    check.op, ": the two weights that other chooses from must lie one behind the other in memory");
+                        static_cast<const char*>(first.const_data_ptr()) + first.nbytes() &&
+                    first.numel() <= INT32_MAX / 2 && a.ins * a.outs > 1,
+                check.op, ": the two weights that other chooses from must lie one behind the other in memory");
 }
 
 }  // namespace
@@ -78,9 +77,8 @@ Tensor sparse_conv_relevance(const ConvCall& call) {
   check_numbers(check, call, a, blocks);
   const Tensor& values = call.arriving.values;
   const bool dense = call.channels.has_value();
-  Tensor result =
-      dense ? empty(with({call.batch, call.targets, *call.channels}, call.geometry.input_size), values)
-            : new_rows(a.entries, call.targets, values);
+  Tensor result = dense ? empty(with({call.batch, call.targets, *call.channels}, call.geometry.input_size), values)
+                        : new_rows(a.entries, call.targets, values);
   dispatch(values, [&](auto zero) {
     using T = decltype(zero);
     cpu::SparseConv<T> p{};

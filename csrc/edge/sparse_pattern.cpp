@@ -21,9 +21,8 @@ Tensor tensor_of(std::vector<T>&& data, ScalarType dtype) {
 }
 
 GatherTensors tensors_of(cpu::Gathered&& found) {
-  return {tensor_of(std::move(found.entries.offsets), kLong),
-          tensor_of(std::move(found.entries.channels), kInt), tensor_of(std::move(found.starts), kLong),
-          tensor_of(std::move(found.rows), kLong)};
+  return {tensor_of(std::move(found.entries.offsets), kLong), tensor_of(std::move(found.entries.channels), kInt),
+          tensor_of(std::move(found.starts), kLong), tensor_of(std::move(found.rows), kLong)};
 }
 
 }  // namespace
@@ -75,7 +74,7 @@ Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets,
 }
 
 Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                      int64_t targets) {
+                  int64_t targets) {
   const SumArguments a({kCpu, "sparse_sum"}, sources, pattern, batch, targets);
   Tensor values = new_rows(pattern.channels.numel(), targets, sources.front().values);
   dispatch(values, [&](auto zero) {
@@ -108,8 +107,7 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
   return tensors_of(std::move(found));
 }
 
-Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows,
-                             int64_t targets) {
+Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets) {
   const GatherArguments a({kCpu, "sparse_gather_sum"}, source, starts, rows, targets);
   Tensor result = new_rows(a.lists, targets, source.values);
   dispatch(source.values, [&](auto zero) {

@@ -1,7 +1,6 @@
 // What the CPU's sparse functions allocate, and by which dtype they go.
 #pragma once
 
-
 #include <utility>
 
 #include "tensors.h"

@@ -158,7 +158,9 @@ dlpack::DataType datatype(ScalarType dtype) {
 
 }  // namespace
 
-bool operator==(Ints first, Ints second) { return std::equal(first.begin(), first.end(), second.begin(), second.end()); }
+bool operator==(Ints first, Ints second) {
+  return std::equal(first.begin(), first.end(), second.begin(), second.end());
+}
 
 std::ostream& operator<<(std::ostream& out, Ints sizes) {
   out << "[";
@@ -169,7 +171,7 @@ std::ostream& operator<<(std::ostream& out, Ints sizes) {
 }
 
 std::ostream& operator<<(std::ostream& out, ScalarType dtype) {
-  const char* names[] = {"Bool", "Byte",     "Char",  "Short",  "Int",  "Long",
+  const char* names[] = {"Bool", "Byte",     "Char",  "Short",  "Int",          "Long",
                          "Half", "BFloat16", "Float", "Double", "another dtype"};
   return out << names[static_cast<int>(dtype)];
 }
@@ -358,9 +360,9 @@ Tensor input_gradient(const Tensor& relevance, const Sizes& input_size, const Te
   // Of the input only the sizes count.
   const py::object input = arriving.attr("new_empty")(py::make_tuple(1)).attr("expand")(tuple_of(input_size));
   const py::object through = names().torch.attr("ops").attr("aten").attr("convolution_backward");
-  const py::tuple found = through(arriving, input, object_of(weight).attr("detach")(), py::none(), tuple_of(stride),
-                                  tuple_of(padding), tuple_of(dilation), false,
-                                  tuple_of(Sizes(stride.size(), 0)), groups, py::make_tuple(true, false, false));
+  const py::tuple found =
+      through(arriving, input, object_of(weight).attr("detach")(), py::none(), tuple_of(stride), tuple_of(padding),
+              tuple_of(dilation), false, tuple_of(Sizes(stride.size(), 0)), groups, py::make_tuple(true, false, false));
   return Tensor::of(py::object(found[0]).ptr());
 }
 

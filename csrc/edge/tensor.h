@@ -24,7 +24,7 @@ class Ints {
  public:
   Ints() = default;
   Ints(const int64_t* data, size_t count) : data_(data), count_(count) {}
-  Ints(const Sizes& sizes) : Ints(sizes.data(), sizes.size()) {}                              // NOLINT: implicit
+  Ints(const Sizes& sizes) : Ints(sizes.data(), sizes.size()) {}                     // NOLINT: implicit
   Ints(std::initializer_list<int64_t> sizes) : Ints(sizes.begin(), sizes.size()) {}  // lives as long as the call
   const int64_t* begin() const { return data_; }
   const int64_t* end() const { return data_ + count_; }

@@ -18,14 +18,11 @@ int64_t span_of(const Tensor& tensor) {
     }
   }
   int64_t bytes = 0;
-  return __builtin_mul_overflow(last + 1, tensor.itemsize(), &bytes)
-             ? std::numeric_limits<int64_t>::max()
-             : bytes;
+  return __builtin_mul_overflow(last + 1, tensor.itemsize(), &bytes) ? std::numeric_limits<int64_t>::max() : bytes;
 }
 
 bool has_its_memory(const Tensor& tensor) {
-  return tensor.numel() == 0 ||
-         (tensor.const_data_ptr() != nullptr && span_of(tensor) <= tensor.bytes_from_first());
+  return tensor.numel() == 0 || (tensor.const_data_ptr() != nullptr && span_of(tensor) <= tensor.bytes_from_first());
 }
 
 }  // namespace
@@ -35,10 +32,10 @@ const Kernels kCpuNarrow{"CPU", "; use backend='torch' for other ", is_on_cpu, t
 
 void Check::tensor(const char* name, const Tensor& tensor) const {
   REQUIRE(tensor.defined(), op, ": ", name, " must be a tensor, got one that is not defined");
-  REQUIRE(kernels.takes(tensor) && tensor.is_dense(), op, ": ", name, " must be a dense ",
-              kernels.device, " tensor, got ", tensor.layout(), " on ", tensor.device(), kernels.instead, "tensors");
+  REQUIRE(kernels.takes(tensor) && tensor.is_dense(), op, ": ", name, " must be a dense ", kernels.device,
+          " tensor, got ", tensor.layout(), " on ", tensor.device(), kernels.instead, "tensors");
   REQUIRE_VALUE(has_its_memory(tensor), op, ": ", name, " must have memory for all of its elements, got ",
-                    tensor.sizes(), " in a storage of ", tensor.storage_bytes(), " bytes");
+                tensor.sizes(), " in a storage of ", tensor.storage_bytes(), " bytes");
 }
 
 void Check::values(const char* name, const Tensor& tensor) const {
@@ -46,8 +43,8 @@ void Check::values(const char* name, const Tensor& tensor) const {
   const ScalarType dtype = tensor.scalar_type();
   const bool half = kernels.half && (dtype == kHalf || dtype == kBFloat16);
   REQUIRE_TYPE(half || dtype == kFloat || dtype == kDouble, op, ": ", name, " must be ",
-                   kernels.half ? "float16, bfloat16, float32 or float64" : "float32 or float64", ", got ", dtype,
-                   kernels.instead, "dtypes");
+               kernels.half ? "float16, bfloat16, float32 or float64" : "float32 or float64", ", got ", dtype,
+               kernels.instead, "dtypes");
 }
 
 void Check::dtype(const char* name, const Tensor& tensor, ScalarType dtype) const {
@@ -55,14 +52,13 @@ void Check::dtype(const char* name, const Tensor& tensor, ScalarType dtype) cons
 }
 
 void Check::sizes(const char* name, const Tensor& tensor, Ints expected) const {
-  REQUIRE_VALUE(tensor.sizes() == expected, op, ": ", name, " must have shape ", expected, ", got ",
-                    tensor.sizes());
+  REQUIRE_VALUE(tensor.sizes() == expected, op, ": ", name, " must have shape ", expected, ", got ", tensor.sizes());
 }
 
 void Check::beside(const char* name, const Tensor& tensor, const Tensor& first) const {
   this->tensor(name, tensor);
-  REQUIRE(tensor.is_beside(first), op, ": ", name, " must be on ", first.device(),
-              " as the others are, got ", tensor.device());
+  REQUIRE(tensor.is_beside(first), op, ": ", name, " must be on ", first.device(), " as the others are, got ",
+          tensor.device());
 }
 
 void Check::like(const char* name, const Tensor& tensor, const Tensor& first) const {
@@ -76,19 +72,19 @@ void Check::not_negative(const char* name, int64_t number) const {
 
 void Check::axes(const char* name, Ints values, size_t axes, const char* of, int64_t least) const {
   REQUIRE_VALUE(values.size() == axes, op, ": ", name, " must have one entry per spatial axis of ", of, " (", axes,
-                    "), got ", values);
+                "), got ", values);
   for (const int64_t value : values) {
-    REQUIRE_VALUE(value >= least, op, ": ", name, least == 0 ? " must not be negative" : " must be positive",
-                      ", got ", values);
+    REQUIRE_VALUE(value >= least, op, ": ", name, least == 0 ? " must not be negative" : " must be positive", ", got ",
+                  values);
     REQUIRE_VALUE(value < kBelow, op, ": ", name, " must be below 2^31, got ", values,
-                      "; use backend='torch' for larger ones");
+                  "; use backend='torch' for larger ones");
   }
 }
 
 void Check::elements(const char* name, int64_t channels, Ints size) const {
   REQUIRE_VALUE(!kernels.narrow || product({channels, product(size)}) < kBelow, op, ": ", name,
-                    " must leave fewer than 2^31 elements for one sample and target, got ", size, " for each of ",
-                    channels, " channels; use backend='torch' for larger ones");
+                " must leave fewer than 2^31 elements for one sample and target, got ", size, " for each of ", channels,
+                " channels; use backend='torch' for larger ones");
 }
 
 int64_t product(Ints sizes) {

@@ -28,9 +28,9 @@ struct Kernels {
   const char* device;  // as messages name it
   const char* instead;
   bool (*takes)(const Tensor& tensor);  // whether it is on the device
-  bool half;                                // whether float16 and bfloat16 are taken too
-  bool narrow;                              // whether the elements of a sample are numbered with 32 bits
-  Known* known;                             // null: all is looked at each time
+  bool half;                            // whether float16 and bfloat16 are taken too
+  bool narrow;                          // whether the elements of a sample are numbered with 32 bits
+  Known* known;                         // null: all is looked at each time
 };
 
 extern const Kernels kCpu;

@@ -1,7 +1,6 @@
 // What every CUDA edge function needs: its kernels' checks, the current device and stream, dtypes.
 #pragma once
 
-
 #include <utility>
 
 #include "../../cuda/device.h"

@@ -1,6 +1,5 @@
 #include "elementwise.h"
 
-
 #include "../../cuda/elementwise.h"
 #include "../axes.h"
 #include "../elementwise_arguments.h"
@@ -61,8 +60,8 @@ PooledTensors elementwise_pooled_coefficients(const Tensor& z, const OptionalTen
   constexpr const char* op = "elementwise_pooled_coefficients";
   const Check check{kCuda, op};
   CoefficientArguments a(check, z, rule);
-  REQUIRE_VALUE(z.dim() >= 3 && z.dim() <= 5, op,
-                    ": z must have shape (B, C, *S) with one to three spatial axes, got ", z.sizes());
+  REQUIRE_VALUE(z.dim() >= 3 && z.dim() <= 5, op, ": z must have shape (B, C, *S) with one to three spatial axes, got ",
+                z.sizes());
   const Ints input_size = z.sizes().slice(2);
   const size_t n = input_size.size();
   check.axes("kernel_size", kernel_size, n, "z", 1);
@@ -73,8 +72,8 @@ PooledTensors elementwise_pooled_coefficients(const Tensor& z, const OptionalTen
   for (size_t i = 0; i < n; ++i) {
     size.push_back(windows_along(input_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode));
     REQUIRE_VALUE(input_size[i] > 0 && size[i] > 0, op, ": z must be large enough for one window, got ", z.sizes(),
-                      " for kernel_size ", Ints(kernel_size), " with padding ", Ints(padding),
-                      " and dilation ", Ints(dilation));
+                  " for kernel_size ", Ints(kernel_size), " with padding ", Ints(padding), " and dilation ",
+                  Ints(dilation));
   }
   const int64_t B = z.size(0), C = z.size(1);
   check.elements("z", C, input_size);

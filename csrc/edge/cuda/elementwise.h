@@ -15,7 +15,7 @@ CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTenso
 
 struct PooledTensors {
   Tensor pooled, index;  // (B, C, *S')
-  OptionalTensor u, v;       // (B, C, *S)
+  OptionalTensor u, v;   // (B, C, *S)
 
   auto tuple() const { return std::tuple{pooled, index, u, v}; }
 };

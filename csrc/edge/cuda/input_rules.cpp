@@ -1,6 +1,5 @@
 #include "input_rules.h"
 
-
 #include <algorithm>
 
 #include "../../cuda/input_rules.h"
@@ -22,8 +21,8 @@ struct Layer {
   Sizes input_size, kernel, stride, padding, dilation;
   int64_t B, K, Co;
 
-  Layer(const char* op, const Tensor& relevance_, Ints kernel_, const Sizes& input_size_,
-        const Sizes& stride_, const Sizes& padding_, const Sizes& dilation_)
+  Layer(const char* op, const Tensor& relevance_, Ints kernel_, const Sizes& input_size_, const Sizes& stride_,
+        const Sizes& padding_, const Sizes& dilation_)
       : check{kCuda, op},
         input_size(input_size_),
         kernel(kernel_.vec()),
@@ -32,8 +31,8 @@ struct Layer {
         dilation(dilation_) {
     check.values("relevance", relevance_);
     REQUIRE_VALUE(relevance_.dim() >= 4 && relevance_.dim() <= 6, op,
-                      ": relevance must have shape (B, K, C, *S') with one to three spatial axes, got ",
-                      relevance_.sizes());
+                  ": relevance must have shape (B, K, C, *S') with one to three spatial axes, got ",
+                  relevance_.sizes());
     relevance = relevance_.resolve_neg();
     B = relevance.size(0), K = relevance.size(1), Co = relevance.size(2);
     geometry("input_size", input_size, 0);
@@ -100,8 +99,8 @@ void set_strides(int64_t (&strides)[N], const Tensor& tensor) {
 // The same values with the same strides.
 template <class Change>
 void make_alike(std::vector<Tensor>& tensors, const Change& change) {
-  const bool alike = std::all_of(tensors.begin(), tensors.end(),
-                                 [&](const Tensor& t) { return t.strides() == tensors[0].strides(); });
+  const bool alike =
+      std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.strides() == tensors[0].strides(); });
   if (!alike) {
     std::transform(tensors.begin(), tensors.end(), tensors.begin(), change);
   }
@@ -171,26 +170,26 @@ kernels::InputRelevance<T> kernel_arguments(const Layer& layer, const Terms& ter
 }  // namespace
 
 Tensor input_relevance(const Tensor& relevance, const std::vector<Tensor>& weights,
-                           const std::vector<Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
-                           const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                           int64_t groups, bool reduce) {
+                       const std::vector<Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
+                       const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                       int64_t groups, bool reduce) {
   constexpr const char* op = "input_relevance";
   const size_t count = weights.size();
   REQUIRE_VALUE(count >= 1 && count <= kernels::kMostTerms, op, ": weights must have one to ", kernels::kMostTerms,
-                    " entries, got ", count);
+                " entries, got ", count);
   REQUIRE_VALUE(coefficients.size() == count && multipliers.size() == count, op,
-                    ": coefficients and multipliers must have one entry for each of weights (", count, "), got ",
-                    coefficients.size(), " and ", multipliers.size());
+                ": coefficients and multipliers must have one entry for each of weights (", count, "), got ",
+                coefficients.size(), " and ", multipliers.size());
   const Check check{kCuda, op};
   check.values("relevance", relevance);
   check.tensor("weights[0]", weights[0]);
   REQUIRE_VALUE(weights[0].dim() >= 2 && weights[0].dim() == relevance.dim() - 1, op,
-                    ": weights must have shape (Co, Ci / groups, *k) with one size in k for each spatial axis of "
-                    "relevance, got ",
-                    weights[0].sizes(), " and relevance ", relevance.sizes());
+                ": weights must have shape (Co, Ci / groups, *k) with one size in k for each spatial axis of "
+                "relevance, got ",
+                weights[0].sizes(), " and relevance ", relevance.sizes());
   const Layer layer(op, relevance, weights[0].sizes().slice(2), input_size, stride, padding, dilation);
   REQUIRE_VALUE(groups >= 1 && groups <= std::max<int64_t>(1, layer.Co) && layer.Co % groups == 0, op,
-                    ": groups must divide the channels of relevance (", layer.Co, "), got ", groups);
+                ": groups must divide the channels of relevance (", layer.Co, "), got ", groups);
   Terms terms{{}, {}, {}, groups, weights[0].size(1) * groups, reduce};
   std::vector<Tensor> different, given;
   std::vector<int32_t> coefficient_of;
@@ -236,9 +235,9 @@ Tensor input_relevance(const Tensor& relevance, const std::vector<Tensor>& weigh
   });
 }
 
-Tensor input_flat_relevance(const Tensor& relevance, const Tensor& u_, int64_t channels,
-                                const Sizes& kernel_size, const Sizes& input_size, const Sizes& stride,
-                                const Sizes& padding, const Sizes& dilation, bool reduce) {
+Tensor input_flat_relevance(const Tensor& relevance, const Tensor& u_, int64_t channels, const Sizes& kernel_size,
+                            const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                            bool reduce) {
   constexpr const char* op = "input_flat_relevance";
   const Layer layer(op, relevance, kernel_size, input_size, stride, padding, dilation);
   layer.check.not_negative("channels", channels);
@@ -249,8 +248,8 @@ Tensor input_flat_relevance(const Tensor& relevance, const Tensor& u_, int64_t c
   }
   const ScalarType dtype = layer.relevance.scalar_type();
   return on_device(layer.relevance, [&](Stream stream) {
-    const Tensor summed = empty(with({layer.B, layer.K}, layer.output_size()),
-                                        layer.relevance, dtype == kDouble ? dtype : kFloat);
+    const Tensor summed =
+        empty(with({layer.B, layer.K}, layer.output_size()), layer.relevance, dtype == kDouble ? dtype : kFloat);
     with_type(dtype, [&](auto zero) {
       using T = decltype(zero);
       kernels::InputFlat<T> p{};

@@ -1,6 +1,5 @@
 #include "pool.h"
 
-
 #include "../../cuda/pool.h"
 #include "../pool_arguments.h"
 #include "device.h"
@@ -34,19 +33,19 @@ Tensor launched(const PoolArguments& pool, const Launch& launch) {
 }  // namespace
 
 Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const OptionalTensor& scale,
-                              const Sizes& input_size) {
+                          const Sizes& input_size) {
   const PoolArguments pool({kCuda, "pool_max_relevance"}, relevance, scale, input_size, kDenseFrom);
   const Tensor index = pool.cache("index", index_, kLong, pool.output_size());
-  const Tensor scratch = empty({kernels::pool_max_scratch(pool.B, pool.C, pool.outputs, pool.inputs)},
-                                       pool.relevance, kInt);
+  const Tensor scratch =
+      empty({kernels::pool_max_scratch(pool.B, pool.C, pool.outputs, pool.inputs)}, pool.relevance, kInt);
   return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_max_relevance<T>({flow, data_of<int64_t>(index), data_of<int32_t>(scratch)}, stream);
   });
 }
 
 Tensor pool_ties_relevance(const Tensor& relevance, const Tensor& input, const Tensor& output,
-                               const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
-                               const Sizes& padding, const Sizes& dilation) {
+                           const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
+                           const Sizes& padding, const Sizes& dilation) {
   const TiesArguments ties({kCuda, "pool_ties_relevance"}, relevance, input, output, scale, kernel_size, stride,
                            padding, dilation, kDenseFrom);
   const PoolArguments& pool = ties.pool;
@@ -54,8 +53,7 @@ Tensor pool_ties_relevance(const Tensor& relevance, const Tensor& input, const T
   const auto axes = pool.lines(Axis(), [&](size_t i) {
     return Axis(pool.input_size[i], pool.output_size()[i], kernel_size[i], stride[i], padding[i], dilation[i]);
   });
-  const Tensor share = empty({pool.B * pool.C * pool.outputs},
-                                     ties.output, dtype == kDouble ? kDouble : kFloat);
+  const Tensor share = empty({pool.B * pool.C * pool.outputs}, ties.output, dtype == kDouble ? kDouble : kFloat);
   return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_ties_relevance<T>({flow,
                                      data_of<T>(ties.input),
@@ -67,9 +65,9 @@ Tensor pool_ties_relevance(const Tensor& relevance, const Tensor& input, const T
 }
 
 Tensor pool_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
-                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                              [[maybe_unused]] bool ceil_mode, bool count_include_pad,
-                              std::optional<int64_t> divisor_override) {
+                          const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                          [[maybe_unused]] bool ceil_mode, bool count_include_pad,
+                          std::optional<int64_t> divisor_override) {
   const PoolArguments pool({kCuda, "pool_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   check_average(pool, kernel_size, stride, padding, divisor_override);
   const auto axes = pool.lines(Axis(), [&](size_t i) {
@@ -85,8 +83,7 @@ Tensor pool_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, 
   });
 }
 
-Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor& scale,
-                                       const Sizes& input_size) {
+Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size) {
   const PoolArguments pool({kCuda, "pool_adaptive_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   if (const OptionalTensor view = adaptive_view(pool)) {
     return *view;

@@ -1,6 +1,5 @@
 #include "sparse_conv.h"
 
-
 #include "../../cuda/sparse_conv.h"
 #include "../sparse_conv_arguments.h"
 #include "sparse_views.h"
@@ -57,13 +56,13 @@ Tensor sparse_pack(const Tensor& weight) {
 Tensor sparse_conv_relevance(const ConvCall& call) {
   const Check check{kCuda, "sparse_conv_relevance"};
   REQUIRE_VALUE(!call.other.has_value(), check.op,
-                    ": other is for the CPU, on CUDA two products cost no more than one: give both coefficients and "
-                    "their weights");
-  REQUIRE_VALUE(call.weights.size() <= kernels::kMaxProducts, check.op, ": expected at most ",
-                    kernels::kMaxProducts, " products, got ", call.weights.size());
+                ": other is for the CPU, on CUDA two products cost no more than one: give both coefficients and "
+                "their weights");
+  REQUIRE_VALUE(call.weights.size() <= kernels::kMaxProducts, check.op, ": expected at most ", kernels::kMaxProducts,
+                " products, got ", call.weights.size());
   const ConvArguments a(check, call, kPacking);
   REQUIRE_VALUE(a.factors.size() <= kernels::kMaxFolds, check.op, ": expected at most ", kernels::kMaxFolds,
-                    " factors, got ", a.factors.size());
+                " factors, got ", a.factors.size());
   const Tensor& values = call.arriving.values;
   const bool dense_result = call.channels.has_value();
   return with_type(values.scalar_type(), [&](auto zero) {

@@ -1,6 +1,5 @@
 #include "sparse_pattern.h"
 
-
 #include <algorithm>
 
 #include "../../cuda/scan.h"
@@ -107,7 +106,7 @@ Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets,
 }
 
 Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                      int64_t targets) {
+                  int64_t targets) {
   const SumArguments a({kCuda, "sparse_sum"}, sources, pattern, batch, targets);
   const Tensor& like = sources.front().values;
   return on_device(like, [&](Stream stream) {
@@ -139,7 +138,7 @@ GatherTensors sparse_winners(const Tensor& index_, const PatternTensors& pooled,
   const int64_t inputs = a.window.inputs(), positions = batch * inputs,
                 width = channel_count / 32 + (channel_count % 32 > 0);
   REQUIRE_VALUE(channel_count <= INT32_MAX - 31 && times(inputs, width) <= INT32_MAX, op, ": a sample of ",
-                    Ints(input_size), " times ", channel_count, " channels is too large: 2^36 neurons fit");
+                Ints(input_size), " times ", channel_count, " channels is too large: 2^36 neurons fit");
   const Made made;
   return on_device(index_, [&](Stream stream) -> GatherTensors {
     const Tensor index = flattened(index_, 2);
@@ -152,8 +151,8 @@ GatherTensors sparse_winners(const Tensor& index_, const PatternTensors& pooled,
                        nullptr,
                        nullptr};
     if (p.items() == 0) {
-      return made.lists({zeros({positions + 1}, index, kLong), empty({0}, index, kInt),
-                         zeros({1}, index, kLong), empty({0}, index, kLong)},
+      return made.lists({zeros({positions + 1}, index, kLong), empty({0}, index, kInt), zeros({1}, index, kLong),
+                         empty({0}, index, kLong)},
                         0, 0);
     }
     const Tensor entry_counts = empty({p.items() + 1}, index, kLong), row_counts = empty_like(entry_counts);
@@ -208,8 +207,7 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
   });
 }
 
-Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows,
-                             int64_t targets) {
+Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets) {
   const GatherArguments a({kCuda, "sparse_gather_sum"}, source, starts, rows, targets);
   const Tensor& values = source.values;
   return on_device(values, [&](Stream stream) {

@@ -17,7 +17,7 @@ Tensor sparse_from_dense(const Tensor& relevance, const PatternTensors& pattern)
 Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
 
 Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                      int64_t targets);
+                  int64_t targets);
 
 GatherTensors sparse_winners(const Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
@@ -27,7 +27,6 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
                              const Sizes& input_size, const Sizes& output_size, const Sizes& kernel_size,
                              const Sizes& stride, const Sizes& padding);
 
-Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows,
-                             int64_t targets);
+Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets);
 
 }  // namespace fastlrp::edge::cuda

@@ -1,7 +1,6 @@
 // What the CUDA kernels of shared sparsity are given.
 #pragma once
 
-
 #include "../../cuda/sparse.h"
 #include "../sparse_arguments.h"
 #include "device.h"
