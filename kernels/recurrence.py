@@ -24,10 +24,10 @@ from fastlrp.aten import recurrence as composed
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.launch import Launch, matmul_precision, power_of_two
 
-_TARGETS = 32
+_TARGETS = 16
 _BLOCK = 64
 """Columns of a tile."""
-_DEPTH = 32
+_DEPTH = 16
 """Of a product's step."""
 _WARPS = 8
 

@@ -75,7 +75,12 @@ def arguments(call: Call, targets: int, device: torch.device, dtype: torch.dtype
     names = shapes.argument_names(call.op)
     kept = [n for n, name in enumerate(names) if name in KEPT]
     made = tuple(item.to(device) if n in kept else tree.tree_map(change, item) for n, item in enumerate(given))
-    if last and not call.op.startswith(("attention", "norm", "recurrence")) and call.relevance is not None and given[0].dim() > 3:
+    if (
+        last
+        and not call.op.startswith(("attention", "norm", "recurrence"))
+        and call.relevance is not None
+        and given[0].dim() > 3
+    ):
         made = (made[0].movedim(2, -1).contiguous().movedim(-1, 2), *made[1:])
     return tuple(made)
 

@@ -12,7 +12,6 @@ from fastlrp import Explainer
 from tests.models.oracle import relative_error
 from tests.transformers import aten_oracle, zoo, zoo_checks
 
-
 MAMBA2 = zoo.Family(
     zoo._plain("Mamba2ForCausalLM/Mamba2Config", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
                num_heads=4, head_dim=8, n_groups=1, chunk_size=4),
