@@ -1,4 +1,4 @@
-"""Attention, norms and recurrent layers at the shapes of models of texts, beside the same composed of PyTorch calls and beside a gradient.
+"""Attention, norms and recurrent layers of models of texts, beside the same composed of PyTorch calls and a gradient.
 
     python -m benchmarks.gpu.transformer --output rows.jsonl --ops attention --targets 1,32
 
