@@ -32,6 +32,7 @@ def elementwise_coefficients(
     alpha: float,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
+def elementwise_scaled(relevance: Tensor, coefficient: Tensor) -> Tensor: ...
 def attention_relevance(
     relevance: Tensor,
     query: Tensor,

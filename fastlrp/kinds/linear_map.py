@@ -14,8 +14,10 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_beside, vjp
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
@@ -65,8 +67,8 @@ def _refuse_left_product(node: Node) -> None:
     if node.operation in ("matmul", "mm", "bmm") and isinstance(second, Value) and len(second.shape) < 3:
         raise UnsupportedOperationError(
             f"{node} multiplies from the left, which sums over axis 0: that is the batch, and relevance of one sample "
-            "cannot be told from that of the others. For a graph with its nodes along axis 0, give the model the input "
-            "(1, nodes, features)"
+            "cannot be told from that of the others. For a graph with its nodes along axis 0 use "
+            "fastlrp.GraphExplainer, or give the model the input (1, nodes, features)"
         )
 
 

@@ -14,10 +14,11 @@ from fastlrp.kinds.avg_pool import as_average
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.pool_windows import lower_pool_rule, read_pool, shares_at_pools, through_windows
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, channels_last, multiply
+from fastlrp.plan.builder import Builder, channels_last
 from fastlrp.plan.forms import MaxPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Factor, Flow, SweepPart
+from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
@@ -95,7 +96,7 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
 
         register = b.step(
             at_winners, [flow.register], [index, scale], x.numel, form=max_pool_form(b, node, index, scale),
-            unpool=_disjoint_windows(node), up=from_winners,
+            unpool=_disjoint_windows(node), takes_bf16=scale is None, up=from_winners,
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 

@@ -80,7 +80,7 @@ def _is_made_by_activation(value: Value) -> bool:
     producer = value.producer
     while producer is not None and producer.kind in _COPIES and len(producer.sources) == 1:
         producer = producer.sources[0].producer
-    return producer is not None and producer.kind in ("activation", "attention_weights")
+    return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
 
 
 def _signals(node: Node, rule: rules.Rule) -> list[Value]:

@@ -10,11 +10,14 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at, vjp
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import divide
 from fastlrp.reference.redistribution import vjp as vjp_of_one
 from fastlrp.stabilizer import Stabilizer
@@ -25,11 +28,14 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
     ``ValueOnly``: all of it to the factor that is no attention weight.
     """
+    if isinstance(rule, rules.Heads):
+        lower_each(b, node, rule, flow, lower)
+        return
     if isinstance(rule, rules.Gradient):
         transpose_at(b, node, flow)
         return
     if not isinstance(rule, (rules.Uniform, rules.ValueOnly)):
-        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly, Heads or Gradient")
     y = node.output
     share = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer))
     parts = _parts(node, rule)
@@ -103,6 +109,8 @@ def _is_plain_matmul(node: Node) -> bool:
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
+    if isinstance(rule, rules.Heads):
+        return through_each(walk, node, rule, R, through)
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     assert isinstance(rule, (rules.Uniform, rules.ValueOnly))
