@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import rnn
 
-from fastlrp.capture.recurrent import SEQUENCES
+from fastlrp.capture.recurrent import PACKED, SEQUENCES
 from fastlrp.errors import CaptureError
 
 PADDED = "fastlrp_capture::padded"
@@ -102,6 +102,8 @@ def pack(input: Tensor, lengths: Tensor | Sequence[int], batch_first: bool, enfo
     if threading.get_ident() not in _TRACING:
         own: rnn.PackedSequence = _OWN(input, lengths, batch_first, enforce_sorted)
         return own
+    if not isinstance(lengths, Tensor) and not all(isinstance(n, int) for n in lengths):
+        raise CaptureError(PACKED)
     if not isinstance(lengths, Tensor) and len(set(lengths)) > 1:
         raise CaptureError(
             "the model could not be captured: pack_padded_sequence gets lengths as a list of numbers, one for each "
