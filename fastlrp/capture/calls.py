@@ -72,4 +72,5 @@ def part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
         return call(*args, **kwargs)[index]
 
     result_at_index.whole = call  # type: ignore[attr-defined]
+    result_at_index.position = index  # type: ignore[attr-defined]
     return result_at_index

@@ -23,11 +23,13 @@ from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
+from fastlrp.capture.packed import kept_padded, packed_again
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
-from fastlrp.capture.recurrent import PACKED, packs_sequences
+from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import ways_out
 from fastlrp.capture.translate import Translator
+from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
 
@@ -37,11 +39,15 @@ EXPORTING = threading.RLock()
 
 @dataclass(eq=False)
 class Captured:
-    """A graph, what the model returns (with leaves numbered), and whether any batch size will do."""
+    """A graph, what the model returns (with leaves numbered), and whether any batch size will do.
+
+    ``unpacked`` looks whether the model cuts the sequences that it unpacks.
+    """
 
     graph: Graph
     structure: Any
     fixed_batch: int | None
+    unpacked: Unpacked | None = None
 
 
 class _Note:
@@ -124,7 +130,8 @@ def capture(
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    return Captured(graph, wrapper._note.structure, batch if fixed else None)
+    unpacked = Unpacked(graph, lambda args, kwargs: Wrapper(model, output)(args, kwargs))
+    return Captured(graph, wrapper._note.structure, batch if fixed else None, unpacked)
 
 
 def refuse_scripted(model: nn.Module) -> None:
@@ -202,6 +209,7 @@ def tracing(wrapper: nn.Module) -> Iterator[None]:
     with (
         EXPORTING,
         undisturbed(wrapper),
+        kept_padded(),
         quiet(),
         torch.inference_mode(inference),
         warnings.catch_warnings(),
@@ -213,14 +221,17 @@ def tracing(wrapper: nn.Module) -> Iterator[None]:
 
 def failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if isinstance(error, CaptureError):
+        return error
     if packs_sequences(error):
         return CaptureError(PACKED)
     if _reads_data(error):
-        return CaptureError(_explain(error, ways_out(wrapper)))
+        reads_sequences = any(isinstance(m, nn.RNNBase) for m in wrapper.modules())
+        return CaptureError(_explain(error, (LENGTHS if reads_sequences else "") + ways_out(wrapper)))
     named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
     given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
     try:
-        with unchanged(wrapper):
+        with unchanged(wrapper), packed_again():
             wrapper(args, kwargs)
     except Exception as own:
         hint = " Ids are integers: x.long()." if "indices" in str(own) else ""

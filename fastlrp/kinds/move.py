@@ -84,7 +84,7 @@ def send_inverse(
         run: Any = step if origin is None else places.keeping_one_hot(step, origin, x.sizes, x.dtype)
         register = b.step(
             run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
-            embeds=window, by_position=inverse is _unchanged, up=up,
+            embeds=window, by_position=inverse is _unchanged, takes_bf16=True, up=up,
         )  # fmt: skip
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)

@@ -9,6 +9,8 @@ from fastlrp.rules.fixed_sigma import FixedSigma
 from fastlrp.rules.flat import Flat
 from fastlrp.rules.gamma import Gamma
 from fastlrp.rules.gradient import Deconvnet, Gradient, GuidedBackprop
+from fastlrp.rules.heads import Heads
+from fastlrp.rules.held_selection import HeldSelection
 from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
@@ -33,6 +35,8 @@ __all__ = [
     "Gamma",
     "Gradient",
     "GuidedBackprop",
+    "Heads",
+    "HeldSelection",
     "InputGradient",
     "ModifiedWeights",
     "Norm",
