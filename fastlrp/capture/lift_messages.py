@@ -128,8 +128,21 @@ def sparse_product(lifter: Lifter, matrix: Constant, x: Value) -> Value:
     return _aggregated(lifter, weighted, 0, rows, "sum")
 
 
+def written_rows(lifter: Lifter) -> Value:
+    """``index_copy`` and ``index_fill`` along one axis by constant places: the same of each sample."""
+    bound = lifter.arguments()
+    index, source = bound.get("index"), bound.get("source", bound.get("value"))
+    if not isinstance(index, Constant):
+        return lifter.mapped()
+    base = lifter.rows(bound["self"])
+    source = lifter.rows(source) if isinstance(source, Constant) and lifter.node.operation == "index_copy" else source
+    args = (base, bound["dim"] % len(lifter.shape) + 1, index, source)
+    return lifter.emit(lifter.node.operation, lifter.node.call, args, lifter.shape)
+
+
 MESSAGES: tuple[tuple[str, Form], ...] = (
     ("scatter_add index_add scatter_reduce index_put", added_up),
     ("segment_reduce", segments),
+    ("index_copy index_fill", written_rows),
 )
 """Operations and their lifted forms."""

@@ -19,15 +19,13 @@ from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import Captured, Wrapper, choose_output, failure, refuse_scripted, tracing
 from fastlrp.capture.fixed import Fixed
-from fastlrp.capture.graph import Graph, Value, substitute
+from fastlrp.capture.graph import Graph, Node, Value, substitute
 from fastlrp.capture.lift import twin_of
+from fastlrp.capture.lift_check import as_it_is
 from fastlrp.capture.lifter import Lifter, UnliftableError
-from fastlrp.capture.probe import called_in_double, close
+from fastlrp.capture.probe import TOLERANCE, close
 from fastlrp.capture.translate import Translator
 from fastlrp.errors import CaptureError, UnsupportedOperationError
-
-_TOLERANCE = 1e-5
-"""Between a graph and its lifted form in float64, of which a model may convert parts to float32."""
 
 
 class _OneSample(Wrapper):
@@ -39,10 +37,14 @@ class _OneSample(Wrapper):
         self._held = [dict(fixed)]
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        with Fixed(self._held[0].values()):
+            return self.plain(args, kwargs)
+
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """What the model gives, computed as it is."""
         held = self._held[0]
-        with Fixed(held.values()):
-            filled = tuple(held.get(i, item) for i, item in enumerate(args))
-            return super().forward(filled, {name: held.get(name, item) for name, item in kwargs.items()})
+        filled = tuple(held.get(i, item) for i, item in enumerate(args))
+        return super().forward(filled, {name: held.get(name, item) for name, item in kwargs.items()})
 
 
 def capture_one(
@@ -86,7 +88,9 @@ def capture_one(
     graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
     examples = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     with torch.no_grad():
-        _lift(graph, examples)
+        with unchanged(wrapper):
+            own = wrapper.plain(args, kwargs)
+        _lift(graph, examples, own)
     return Captured(graph, structures.without_batch(wrapper._note.structure), None)
 
 
@@ -95,34 +99,26 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone() if tensor.layout == torch.strided else tensor.detach().to_sparse_coo().coalesce()
 
 
-def _lift(graph: Graph, examples: Sequence[Tensor]) -> None:
-    """A batch axis of size 1 in front of every value of the graph, in place; compared with the graph as it was."""
+def _lift(graph: Graph, examples: Sequence[Tensor], own: Sequence[Tensor]) -> None:
+    """A batch axis of size 1 in front of every value of the graph, in place; compared with what the model gives."""
     if any(not isinstance(n, int) for v in _values(graph) for n in v.shape):
         raise CaptureError(
             "the size of a tensor depends on the entries of an input that is no fixed part of the sample: "
             "integers and truth values are fixed unless ids= names them"
         )
     before = Graph(graph.nodes, graph.inputs, graph.outputs, graph.output, graph.modules, graph.values)
-    expected = _run(before, [x.double() if x.is_floating_point() else x for x in examples])
-    own, graph.inputs = graph.inputs, [graph.new_value(v.name, (None, *v.shape), v.dtype) for v in graph.inputs]
+    given, graph.inputs = graph.inputs, [graph.new_value(v.name, (None, *v.shape), v.dtype) for v in graph.inputs]
     shapes: dict[Value, tuple[int, ...]] = {v: tuple(int(n or 0) for n in v.shape) for v in _values(before)}
     numbers: dict[Value, Any] = {}
     lifter = Lifter(graph, shapes, numbers, examples[0].device)
-    lifter.twins.update(zip(own, graph.inputs, strict=True))
+    lifter.twins.update(zip(given, graph.inputs, strict=True))
     for node in before.nodes:
-        y, lifter.node = node.output, node
-        if not y.is_tensor:
-            if all(v in numbers for v in node.inputs):
-                numbers[y] = node.call(*substitute(node.args, numbers), **substitute(node.kwargs, numbers))
-        elif y.depends:
-            try:
-                lifter.twins[y] = twin_of(lifter, node)
-            except UnliftableError as error:
-                raise UnsupportedOperationError(
-                    f"{node} has no form with a batch axis in front, which one sample is given here: {error}"
-                ) from error
-        else:
-            lifter.evaluate(node)
+        try:
+            _lift_node(lifter, node, numbers)
+        except UnliftableError as error:
+            raise UnsupportedOperationError(
+                f"{node} has no form with a batch axis in front, which one sample is given here: {error}"
+            ) from error
     if any(v not in lifter.twins for v in graph.outputs):
         raise CaptureError(
             "an output of the model does not depend on its explained inputs: there is nothing to explain"
@@ -133,12 +129,23 @@ def _lift(graph: Graph, examples: Sequence[Tensor]) -> None:
     graph.modules = {path: lifter.twins[v] for path, v in graph.modules.items() if v in lifter.twins}
     graph.drop_dead()
     mark_ids(graph)
-    found = _run(graph, [x[None].double() if x.is_floating_point() else x[None] for x in examples])
-    for value, a, b in zip(graph.outputs, found, expected, strict=True):
-        if a.shape[1:] != b.shape or not close(a[0], b, _TOLERANCE):
+    found = _run(graph, [x.unsqueeze(0) for x in examples])
+    for value, a, b in zip(graph.outputs, found, own, strict=True):
+        if a.shape[1:] != b.shape or not close(a[0], b, TOLERANCE.get(b.dtype, 0.0)):
             raise UnsupportedOperationError(
                 f"the model could not be written with a batch axis in front: its output '{value.name}' differs"
             )
+
+
+def _lift_node(lifter: Lifter, node: Node, numbers: dict[Value, Any]) -> None:
+    y, lifter.node = node.output, node
+    if not y.is_tensor:
+        if all(v in numbers for v in node.inputs):
+            numbers[y] = node.call(*substitute(node.args, numbers), **substitute(node.kwargs, numbers))
+    elif y.depends:
+        lifter.twins[y] = twin_of(lifter, node)
+    else:
+        lifter.evaluate(node)
 
 
 def _values(graph: Graph) -> list[Value]:
@@ -149,7 +156,7 @@ def _run(graph: Graph, samples: Sequence[Tensor]) -> list[Tensor]:
     state: dict[Value, Any] = dict(zip(graph.inputs, samples, strict=True))
     last = {v: node for node in graph.nodes for v in node.inputs if v not in graph.outputs}
     for node in graph.nodes:
-        state[node.output] = called_in_double(node, {v: state[v] for v in node.inputs})
+        state[node.output] = as_it_is(node, {v: state[v] for v in node.inputs})
         for value in node.inputs:
             if last.get(value) is node:
                 state.pop(value, None)

@@ -65,6 +65,39 @@ class Sum(nn.Module):
         return torch.zeros_like(x).index_add_(0, target, x[source])
 
 
+class Masked(nn.Module):
+    """Sizes that only the edges say: self-loops taken out of float weights, and nodes treated by their degree."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 2) for _ in range(3))
+
+    def forward(self, x, edge_index, weight):
+        other = edge_index[0] != edge_index[1]
+        source, target = edge_index[:, other]
+        weight = weight[other]
+        count = torch.zeros(len(x), dtype=torch.long).scatter_add_(0, target, torch.ones_like(target))
+        h = torch.zeros_like(x).index_add_(0, target, weight[:, None] * x[source])
+        y = x.new_zeros(len(x), 2)
+        for degree, layer in enumerate(self.layers):
+            nodes = (count.clamp(max=2) == degree).nonzero().view(-1)
+            y = y.index_copy(0, nodes, layer(h[nodes]))
+        if bool(torch.tensor([1.0, 2.0]) @ torch.tensor([3.0, 4.0]) > 0):
+            y = 2 * y
+        return y
+
+
+def test_sizes_that_depend_on_the_edges_alone():
+    model, x = Masked().double().eval(), features()
+    weight = torch.rand(EDGES.shape[1], dtype=torch.float64)
+    explainer = GraphExplainer(model, "attnlrp")
+    found, edges, weights = explainer((x, EDGES, weight), [0, 1], at="all")
+    assert edges is None
+    assert weights is None  # Broadcast over the channels: a gate, which takes nothing.
+    torch.testing.assert_close(found[0], gradient_times_input(model, x, EDGES, weight), rtol=1e-10, atol=1e-14)
+    assert explainer.verify((x, EDGES, weight), [0, 1], at="all").ok
+
+
 def test_fractions_by_hand():
     """Node 1 adds up 2 and 6, node 0 keeps 6: of the 8 of node 1 two come from node 0 and six from node 1."""
     edges = torch.tensor([[0, 1, 1], [1, 1, 0]])
