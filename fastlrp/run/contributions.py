@@ -79,8 +79,8 @@ class Asked:
         kept = {name: reading.whole for name, reading in self.read.items()}
         each = sum(reading.numel for reading in self.read.values()) * self.batch * self.plan.dtype.itemsize
         found: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.read}
-        # A group's maps are there whole, scaled, and in the block that is handed out while the next one is made; what is
-        # kept is there before, after and with the block.
+        # A group's maps are there whole, scaled, and in the block that is handed out while the next one is made;
+        # what is kept is there before, after and with the block.
         held = 3 * sum(t.nbytes for t in kept.values())
         for first, length in self._blocks(held, 5 * each, lambda name, at, t: found[name].append((at, t))):
             parts = {name: self._zeros(reading, length) for name, reading in self.read.items()}

@@ -33,7 +33,7 @@ from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
-from fastlrp.run.grouped import Question, blocks_of_groups, relevance_of_groups, resolved_groups
+from fastlrp.run.grouped import Question, blocks_of_groups, estimate_of_groups, relevance_of_groups, resolved_groups
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.middle import Edge, to_edge
@@ -280,6 +280,19 @@ class ForwardRecord(StaysHere):
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
             return self._relevance(asked, 0, asked.count, layers, reduce, out, bar)
+
+    @eager
+    def estimate(self, targets: Any, initial: Initial = "output", at: Any = None, groups: Groups = None) -> Choice:
+        """Which way :meth:`relevance` of groups would go, why, and what each way is estimated to cost; goes none.
+
+        Raises:
+            ValueError: without groups.
+        """
+        if groups is None:
+            raise ValueError("estimate compares ways for groups=: relevance of every entry goes down")
+        asked = self.asked(targets, initial, at)
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+        return estimate_of_groups(self._question(asked, 0, asked.count, resolved, "auto"))
 
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
         """The targets as they are understood, checked; see :meth:`relevance`."""
