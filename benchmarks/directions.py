@@ -70,12 +70,12 @@ class Workload:
         return found
 
 
-def _vgg16() -> Workload:
+def _vgg16(size: int = 224) -> Workload:
     def make() -> tuple[fastlrp.Explainer, Any]:
-        model, x = models.build("vgg16")
+        model, x = models.build("vgg16", size=size)
         return fastlrp.Explainer(model, "epsilon_plus", example_inputs=x), x
 
-    parts = {16: groups.patches(56), 49: groups.patches(32), 196: groups.patches(16)}
+    parts = {n * n: groups.patches(size // n) for n in (4, 7, 14)}
     return Workload("vgg16", 1000, parts, (1, 16, 64), make, {})
 
 
@@ -225,29 +225,29 @@ def _unavailable(reason: UnavailableError) -> Callable[[], tuple[Tensor, float]]
     return run
 
 
-def vgg_patches() -> Iterator[Row]:
-    """196 patches by 1,000 classes."""
-    work, seen = _vgg16(), [i * 1000 // 32 for i in range(32)]
-    parts = groups.patches(16)
+def vgg_patches(size: int) -> Iterator[Row]:
+    """Patches of 16 x 16 by 1,000 classes."""
+    work, seen = _vgg16(size), [i * 1000 // 32 for i in range(32)]
+    parts, number = groups.patches(16), (size // 16) ** 2
     ways: list[tuple[str, Any]] = [
         ("fastlrp all classes", _all_at_once(work, parts, seen)),
         ("fastlrp down, 32 at once", _downward(work, parts, seen)),
     ]
-    model, x = models.build("vgg16")
+    model, x = models.build("vgg16", size=size)
     try:
         others = peers.zennit(model, "epsilon_plus", "vgg", 4)
         ways += [(part.name, _provider(part, x, seen, lambda R: _of_patches(R, 16))) for part in others]
     except UnavailableError as reason:
         ways.append(("zennit", _unavailable(reason)))
-    return compared(f"VGG-16, 196 patches x 1,000 classes, epsilon_plus, {machine()}", "class", ways)
+    return compared(f"VGG-16, {number} patches x 1,000 classes, epsilon_plus, {machine()}", "class", ways)
 
 
-def bilrp() -> Iterator[Row]:
-    """Similarity of two images by VGG-16's 512 pooled features, 49 patches each."""
+def bilrp(size: int) -> Iterator[Row]:
+    """Similarity of two images by VGG-16's 512 pooled features, for patches of 32 x 32."""
     model, _ = models.build("vgg16")
     features = torch.nn.Sequential(model.features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
     generator = torch.Generator().manual_seed(3)
-    a, b = (torch.rand(1, 3, 224, 224, generator=generator) for _ in range(2))
+    a, b = (torch.rand(1, 3, size, size, generator=generator) for _ in range(2))
     parts, few = groups.patches(32), list(range(0, 512, 128))
     explainer = fastlrp.Explainer(features, "gamma", example_inputs=a)
 
@@ -272,15 +272,20 @@ def bilrp() -> Iterator[Row]:
         for m in few:
             for x in (a, b):
                 leaf = library.tensor(x)
-                features(leaf)[0, m].lrp(config=config)
+                feature = features(leaf)[0, m]
+                feature.lrp(config=config)  # Of one unit of the feature.
                 if x is a:
-                    found.append(leaf.relevance.detach().as_subclass(Tensor))
+                    found.append((leaf.relevance * feature).detach().as_subclass(Tensor))
         spent = (time.perf_counter() - begin) / len(few)
         R = torch.stack(found, 1)
         return _of_patches(R, 32), spent
 
     ways = [("fastlrp similarity", at_once), ("loop over features", looped), ("autolrp", autolrp)]
-    return compared(f"BiLRP, VGG-16, 512 features, 49 x 49 patches, gamma, {machine()}", "feature", ways)
+    return compared(
+        f"BiLRP, VGG-16, 512 features, images of {size} x {size}, patches of 32 x 32, gamma, {machine()}",
+        "feature",
+        ways,
+    )
 
 
 def _of_patches(R: Tensor, size: int) -> Tensor:
@@ -289,7 +294,7 @@ def _of_patches(R: Tensor, size: int) -> Tensor:
     return tiles.sum((2, 4, 6)).flatten(2)
 
 
-def next_tokens() -> Iterator[Row]:
+def next_tokens(size: int) -> Iterator[Row]:
     """128 tokens by all 50,257 next tokens."""
     work, seen = _gpt2(), [i * 50257 // 32 for i in range(32)]
     ways: list[tuple[str, Any]] = [
@@ -314,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=("choice", "others", "both"), default="both")
     parser.add_argument("--models", default=",".join(WORKLOADS), help="of the first part, with commas")
     parser.add_argument("--others", default=",".join(OTHERS), help="comparisons of the second part, with commas")
+    parser.add_argument("--size", type=int, default=224, help="side of the images of the second part")
     parser.add_argument("--cut", type=float, default=3.0, help="how many times the best estimate is still run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", default=str(RESULTS), help="file to append rows to; '' for none")
@@ -329,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"  within 15 % of the best: {within} of {len(rows)}, at worst {100 * worst:.0f} %", flush=True)
     if chosen.part != "choice":
         for name in filter(None, chosen.others.split(",")):
-            rows += list(OTHERS[name]())
+            rows += list(OTHERS[name](chosen.size))
     if chosen.output:
         Path(chosen.output).parent.mkdir(parents=True, exist_ok=True)
         with open(chosen.output, "a") as file:

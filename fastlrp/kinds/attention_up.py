@@ -46,6 +46,13 @@ def attention_up(
     Returns:
         ``(B, G, H, S, E)``.
     """
+    if query.dtype in (torch.float16, torch.bfloat16):  # Weights and sums over keys in float32.
+        wide = [None if t is None else t.float() for t in (*arriving, query, key, value, output)]
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        t_q, t_k, t_v, q, k, v, o = wide
+        assert q is not None and k is not None and v is not None
+        given = (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask
+        return attention_up(*given, causal, scale, shares, epsilon).to(query.dtype)
     batch, heads, queries, _ = query.shape
     first = next(t for t in arriving if t is not None)
     groups, times = first.shape[1], heads // key.shape[1]
