@@ -50,7 +50,9 @@ def attention_up(
         wide = [None if t is None else t.float() for t in (*arriving, query, key, value, output)]
         mask = mask.float() if mask is not None and mask.is_floating_point() else mask
         t_q, t_k, t_v, q, k, v, o = wide
-        assert q is not None and k is not None and v is not None
+        assert q is not None
+        assert k is not None
+        assert v is not None
         given = (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask
         return attention_up(*given, causal, scale, shares, epsilon).to(query.dtype)
     batch, heads, queries, _ = query.shape
