@@ -26,8 +26,9 @@ ORDER = """
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
-    run.answers run.contributions run.recording
-    run.grouped
+    run.group_answers
+    run.answers run.recording
+    run.contributions run.grouped
     run.direction
     run.middle
     run.way_up

@@ -49,8 +49,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     alone = not any(isinstance(leaf, Constant) for leaf in leaves((node.args, node.kwargs)))
     if b.dtype == torch.float16 and alone and not isinstance(rule, rules.Gradient):
 
-        def transpose(f: Tensor, s: Tensor) -> Tensor:
-            return vjp(forward, (zero.to(f.dtype),), multiply(f, s))[0]
+        def transpose(f: Tensor, s: Tensor | None) -> Tensor:
+            return vjp(forward, (zero.to(f.dtype),), f if s is None else multiply(f, s))[0]
 
         b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose)
         return

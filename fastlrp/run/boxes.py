@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.groups import Resolved
-from fastlrp.plan.builder import multiply
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.plan.steps import BackwardStep
+from fastlrp.plan.total import multiply
 
 LARGEST_SHARE = 0.5
 """Of a map: a box above that is no longer worth its edges, and the whole map is computed."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.groups import Resolved
+from fastlrp.plan.narrow import wide
 from fastlrp.plan.plan import Plan
 from fastlrp.run.ascent import Cotangent, on_whole_map, route
 from fastlrp.run.stages import blocks, stages
@@ -79,8 +80,8 @@ class Asked:
         kept = {name: reading.whole for name, reading in self.read.items()}
         each = sum(reading.numel for reading in self.read.values()) * self.batch * self.plan.dtype.itemsize
         found: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.read}
-        # A group's maps are there whole, scaled, and in the block that is handed out while the next one is made; what
-        # is kept is there before, after and with the block.
+        # A group's maps are there whole, scaled, and in the block that is handed out while the next one is made;
+        # what is kept is there before, after and with the block.
         held = 3 * sum(t.nbytes for t in kept.values())
         for first, length in self._blocks(held, 5 * each, lambda name, at, t: found[name].append((at, t))):
             parts = {name: self._zeros(reading, length) for name, reading in self.read.items()}
@@ -119,7 +120,7 @@ class _Reading:
         if flow.factor.value is not value:
             self.scale = self.activation
         for slot in others:
-            f = state[slot]
+            f = wide(state[slot])  # One over a small factor is out of float16's range.
             inverse = torch.where(f == 0, 0, 1 / torch.where(f == 0, 1, f))
             self.scale = inverse if self.scale is None else self.scale * inverse
         self.matrix = None if readout is None else _matrix(readout, name, value, self.activation)
@@ -136,7 +137,7 @@ class _Reading:
 
     def of(self, t: Tensor) -> Tensor:
         """Contributions ``(B, G, …)``."""
-        t = t if self.scale is None else t * self.scale.unsqueeze(1)
+        t = t if self.scale is None else (t * self.scale.unsqueeze(1)).to(t.dtype)
         return t if self.matrix is None else self._read(t)
 
     def _read(self, t: Tensor) -> Tensor:

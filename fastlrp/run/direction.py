@@ -121,7 +121,7 @@ def estimated(
         return Costs(down, basis, None, None, None, width)
     boxes = boxes_of(plan, way_up.path, resolved)
     above = [_cost_up(step, boxes) for step in steps]
-    up = _up(plan, way_up, dict(zip(steps, above, strict=True)), targets, resolved.count, boxes)
+    up = _up(plan, way_up, dict(zip(steps, above, strict=True)), targets, resolved.count)
     best: tuple[float, Edge] | None = None
     for edge in edges(plan, schedule.steps):
         if fits(plan, edge, batch, targets, resolved.count, max_memory):
@@ -172,16 +172,16 @@ def _cost_up(step: BackwardStep, boxes: Boxes) -> float:
     """Of one group."""
     box = boxes.get(step.out)
     if box is None or form_of(step) is None:
+        # Causal order saves half of the products of tokens, and is not counted: with it GPT-2's 128 tokens took 15 seconds
+        # of one core for 3,030 GFLOP of this estimate (AMD EPYC), 200 a second as other models.
         return (1 if step.up is not None else BY_DERIVATIVE) * cost_of(step)
     above = [boxes[register].share if register in boxes else 1.0 for register in step.ins]
     return max(above) * cost_of(step) + IN_BOXES
 
 
-def _up(
-    plan: Plan, way_up: WayUp, above: Mapping[BackwardStep, float], targets: int, groups: int, boxes: Boxes
-) -> float:
+def _up(plan: Plan, way_up: WayUp, above: Mapping[BackwardStep, float], targets: int, groups: int) -> float:
     """Of all groups, with what each target takes of the result."""
-    each = sum(above[step] if step in above else _cost_up(step, boxes) for step in way_up.path.steps)
+    each = sum(above[step] for step in way_up.path.steps)
     if way_up.front is None:
         return groups * (each + 2 * targets * plan.graph.output.numel)
     for step, hot in way_up.front.final:

@@ -102,6 +102,12 @@ def relevance_of_groups(question: Question) -> tuple[Tensor, Choice]:
     return found, choice
 
 
+def estimate_of_groups(question: Question) -> Choice:
+    """Which way they would go."""
+    q = question
+    return chosen(q.plan, q.direction, q.costs(q.way_up()), q.count, q.resolved.count)
+
+
 def _down(q: Question) -> Tensor:
     each = sum(v.numel for v in q.plan.explained_inputs()) * max(1, q.batch) * q.plan.dtype.itemsize
     size = q.block() or max(1, min(q.count, DOWN_BYTES // max(1, each)))

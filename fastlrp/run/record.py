@@ -23,16 +23,16 @@ from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget
-from fastlrp.run.contributions import Asked, Contributions
+from fastlrp.run.contributions import Contributions
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
-from fastlrp.run.grouped import blocks_of_groups, resolved_groups
+from fastlrp.run.group_answers import GroupAnswers, Over, check_block, check_over, contributions_asked, refuse_more
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
-from fastlrp.run.names import input_values, layer_names, layer_values
+from fastlrp.run.names import layer_names
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.specialize import Path
 from fastlrp.spellings import next_tokens
@@ -41,9 +41,6 @@ from fastlrp.targets import Initial, Targets
 LrpAware = bool | Literal["sweep"]
 
 _KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "sweep": "all"}
-
-_RESULTS = 4
-"""Which part of ``max_memory`` one block of a stream of results of groups may take."""
 
 
 class ForwardRecord(StaysHere):
@@ -286,9 +283,8 @@ class ForwardRecord(StaysHere):
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
         if groups is not None:
-            self._refuse_more(layers, reduce, out)
-            resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
-            return self._answers.of_groups(self._open(), asked, 0, asked.count, resolved, direction)
+            refuse_more(layers, reduce, out)
+            return self._of_groups(asked, groups, direction).relevance(0, asked.count)
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
@@ -320,7 +316,7 @@ class ForwardRecord(StaysHere):
         at: Any = None,
         groups: Groups = None,
         direction: Direction = "auto",
-        over: Literal["targets", "groups"] = "targets",
+        over: Over = "targets",
     ) -> Iterator[tuple[range, Relevance]]:
         """Relevance in blocks of targets, or of groups, that fit into ``max_memory``.
 
@@ -342,53 +338,55 @@ class ForwardRecord(StaysHere):
             for positions, maps in record.stream("all", reduce="channels", block=4):
                 assert maps.shape == (2, len(positions), 16, 16)
         """
-        asked, answers = self.asked(targets, initial, at), self._answers
-        if over not in ("targets", "groups") or (over == "groups" and (groups is None or block is not None)):
-            raise ValueError(
-                f"over must be 'targets', or 'groups' together with groups= and without block, got {over!r}"
-            )
+        asked = self.asked(targets, initial, at)
+        check_over(over, groups, block)
         if groups is not None:
-            self._refuse_more(layers, reduce, None)
-            yield from self._stream_of_groups(asked, groups, direction, over, block)
+            refuse_more(layers, reduce)
+        about = None if groups is None else self._of_groups(asked, groups, direction)
+        if about is not None and over == "groups":
+            for found in about.blocks_of_groups():
+                yield found
+                self._refuse_stale()
             return
-        size = answers.block_of_targets(self._open(), asked, layers, reduce) if block is None else block
-        _check_block(size, block)
+        size = block
+        if size is None and about is None:
+            size = self._answers.block_of_targets(self._open(), asked, layers, reduce)
+        elif size is None and about is not None:
+            size = about.block_of_targets()
+        check_block(size, block)
+        assert size is not None
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             self._refuse_stale()
+            if about is not None:
+                yield range(start, start + length), about.relevance(start, length)
+                continue
             yield (
                 range(start, start + length),
-                answers.relevance(self._open(), asked, start, length, layers, reduce, None),
+                self._answers.relevance(self._open(), asked, start, length, layers, reduce, None),
             )
 
-    def _stream_of_groups(
-        self, asked: Targets, groups: Groups, direction: Direction, over: str, block: int | None
-    ) -> Iterator[tuple[range, Tensor]]:
-        """See :meth:`stream`. A way up is gone anew for each block of targets."""
-        answers = self._answers
-        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
-        if over == "groups":
-            found = blocks_of_groups(answers.question(self._open(), asked, 0, asked.count, resolved, direction))
-            while True:
-                self._refuse_stale()
-                with torch.no_grad():
-                    following = next(found, None)
-                if following is None:
-                    return
-                answers.refuse_not_finite(self._open(), following[1], asked, 0, asked.count)
-                yield following
-        size = asked.count if block is None else block
-        if block is None and self._max_memory is not None:
-            each = max(1, self.batch * resolved.count * self.plan.dtype.itemsize)
-            size = max(1, min(size, self._max_memory // _RESULTS // each))
-        _check_block(size, block)
-        for start in range(0, asked.count, size):
-            length = min(size, asked.count - start)
-            self._refuse_stale()
-            yield (
-                range(start, start + length),
-                answers.of_groups(self._open(), asked, start, length, resolved, direction),
-            )
+    def _of_groups(self, asked: Targets, groups: Groups, direction: Direction) -> GroupAnswers:
+        return GroupAnswers(self._answers, self._open(), asked, groups, direction)
+
+    @eager
+    def estimate(self, targets: Any, initial: Initial = "output", at: Any = None, groups: Groups = None) -> Choice:
+        """Which way :meth:`relevance` of groups would go, why, and what each way is estimated to cost; goes none.
+
+        Args:
+            targets, initial, at, groups: as for :meth:`relevance`.
+
+        Raises:
+            ValueError: without groups.
+
+        Example::
+
+            print(record.estimate("all", groups=groups.patches(8)))
+        """
+        if groups is None:
+            raise ValueError("estimate compares ways for groups=: relevance of every entry goes down")
+        self._refuse_stale()
+        return self._of_groups(self.asked(targets, initial, at), groups, "auto").estimate()
 
     @eager
     def contributions(
@@ -415,19 +413,27 @@ class ForwardRecord(StaysHere):
         """
         self._refuse_stale()
         with torch.no_grad():
-            return self._contributions(groups, layers, readout).whole()
+            return contributions_asked(self._answers, self._open(), groups, layers, readout).whole()
 
     def stream_contributions(
         self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
     ) -> Iterator[tuple[range, Contributions]]:
         """:meth:`contributions` in blocks of groups that fit into ``max_memory``.
 
+        Args:
+            groups, layers, readout: as for :meth:`contributions`.
+
         Yields:
             ``(range of groups, contributions of these)``; ``kept`` is what the groups so far leave of the activation,
             with the last block what belongs to no group.
+
+        Example::
+
+            for range_of_groups, found in record.stream_contributions(groups.patches(8), layers=["3"]):
+                print(range_of_groups, found["3"].shape)
         """
         self._refuse_stale()
-        found = self._contributions(groups, layers, readout).blocks()
+        found = contributions_asked(self._answers, self._open(), groups, layers, readout).blocks()
         while True:
             self._refuse_stale()
             with torch.no_grad():
@@ -435,18 +441,6 @@ class ForwardRecord(StaysHere):
             if following is None:
                 return
             yield following
-
-    def _contributions(self, groups: Groups, layers: str | Sequence[str], readout: Tensor | None) -> Asked:
-        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
-        names = layer_values(self.plan, layers)
-        asked_for = layers == "all" or "output" in layers
-        values = {name: v for name, v in names.items() if name != "output" or asked_for}
-        with torch.no_grad():
-            return Asked(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
-
-    def _refuse_more(self, layers: Any, reduce: str | None, out: Any) -> None:
-        if layers is not None or reduce is not None or out is not None:
-            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
 
     @property
     def layer_names(self) -> list[str]:
@@ -461,8 +455,3 @@ class ForwardRecord(StaysHere):
 
 def _is_tensor(item: Any) -> bool:
     return isinstance(item, Tensor)
-
-
-def _check_block(size: Any, given: Any) -> None:
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"block must be at least 1, got {given!r}")

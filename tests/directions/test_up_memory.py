@@ -1,4 +1,4 @@
-"""Streams of groups, targets and contributions: peaks stay within ``max_memory``, numbers are those of the whole."""
+"""Streams of groups, targets and contributions: measured peaks stay within ``max_memory``, numbers are the whole's."""
 
 from __future__ import annotations
 
