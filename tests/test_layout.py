@@ -32,6 +32,7 @@ ORDER = """
     run.ascent
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner
+    run.asked_rows
     plan.plan
     capture.export run.basis run.sparse.specialize
     run.descent
