@@ -55,7 +55,7 @@ ORDER = """
     rules
     plan.coefficients
     plan.input_terms plan.late
-    plan.layer plan.fusion plan.joining plan.check
+    plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.attention_weights capture.composed_activations

@@ -18,7 +18,7 @@ from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
 from fastlrp.pickling import StaysHere
-from fastlrp.plan.plan import Keep
+from fastlrp.plan.kept import Keep
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers

@@ -18,7 +18,8 @@ from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
-from fastlrp.plan.plan import Keep, Plan
+from fastlrp.plan.kept import Keep
+from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
