@@ -52,12 +52,14 @@ def _widened(op: str) -> SimpleNamespace:
     """A module with the operation for 16-bit tensors too: sums in float32, results in the relevance's own dtype."""
     kernel: Callable[..., Any] = getattr(extension.extension(), op)
 
-    def widened(relevance: Tensor, *others: Any) -> Any:
+    def wide(t: Any) -> Any:
+        return t.float() if isinstance(t, Tensor) and t.dtype in NARROW else t
+
+    def widened(relevance: Tensor, *others: Any, **named: Any) -> Any:
         dtype = relevance.dtype
         if dtype not in NARROW:
-            return kernel(relevance, *others)
-        wide = [t.float() if isinstance(t, Tensor) and t.dtype in NARROW else t for t in others]
-        found = kernel(relevance.float(), *wide)
+            return kernel(relevance, *others, **named)
+        found = kernel(wide(relevance), *map(wide, others), **{name: wide(t) for name, t in named.items()})
         return tuple(t.to(dtype) for t in found) if isinstance(found, tuple) else found.to(dtype)
 
     return SimpleNamespace(**{op: widened})
