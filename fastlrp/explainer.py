@@ -155,7 +155,7 @@ class Explainer:
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
-        with self._forward(x, True, at_once=True) as record:
+        with self._forward(x, True, at_once=True, at=at) as record:
             return record.relevance_at_once(
                 targets, initial, layers, reduce, out, at, progress, groups=groups, direction=direction
             )
@@ -180,11 +180,11 @@ class Explainer:
         """
         return self._forward(x, lrp_aware)
 
-    def _forward(self, x: Any, lrp_aware: LrpAware, at_once: bool = False) -> ForwardRecord:
+    def _forward(self, x: Any, lrp_aware: LrpAware, at_once: bool = False, at: Any = None) -> ForwardRecord:
         inputs = self._plans.inputs(x)
         if lrp_aware not in (True, False, "sweep"):
             raise ValueError(f"lrp_aware must be True, False or 'sweep', got {lrp_aware!r}")
-        record = ForwardRecord(self._plans.of(inputs), inputs, lrp_aware, self.max_memory, at_once)
+        record = ForwardRecord(self._plans.of(inputs), inputs, lrp_aware, self.max_memory, at_once, at)
         record.labels = self.labels
         return record
 

@@ -38,6 +38,7 @@ ORDER = """
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner
+    run.asked_rows
     plan.plan
     capture.one_sample
     capture.export run.basis run.sparse.specialize
@@ -63,7 +64,7 @@ ORDER = """
     rules
     plan.coefficients
     plan.input_terms plan.late
-    plan.layer plan.fusion plan.joining plan.check
+    plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax

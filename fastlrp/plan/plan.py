@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
-from typing import Any, Literal, get_args
+from functools import cache
+from typing import Any, get_args
 
 import torch
 
@@ -28,12 +27,12 @@ from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.kept import Keep, kept_slots
 from fastlrp.plan.steps import (
     BLOCK,
     BackwardStep,
     Emission,
     Flow,
-    ForwardStep,
     Program,
     Row,
     Schedule,
@@ -47,10 +46,6 @@ from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.specialize import Path
 from fastlrp.stabilizer import Stabilizer
-
-Keep = Literal["coefficients", "activations", "all"]
-"""What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
-can be computed; or both, and all from which the coefficients of other rules can be."""
 
 KEPT_SCHEDULES = 64
 """Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
@@ -321,7 +316,8 @@ class Plan(StaysHere):
         return self._forwards.get(keep, lambda: self._make_forward(keep))
 
     def _make_forward(self, keep: Keep) -> Schedule:
-        program, kept = self.program, self._kept(keep)
+        program = self.program
+        kept = kept_slots(self.graph, program, self.dtype, self.coefficients, keep)
         steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
@@ -329,34 +325,6 @@ class Plan(StaysHere):
         if program_check.ENABLED:
             program_check.check_forward(made, program.inputs, program.slots)
         return made
-
-    def _kept(self, keep: Keep) -> frozenset[int]:
-        program = self.program
-        always = frozenset(v.index for v in self.graph.outputs) | frozenset(program.inputs)
-        if keep == "coefficients":
-            return always | self.coefficients
-        caches = {slot for step in program.forward if step.is_cache for slot in step.outs}
-        steps = [s for s in program.steps_to(self.coefficients, frozenset(program.inputs)) if s.is_cache]
-        small = self._small(steps, always | self.coefficients)
-        read = {slot for step in steps if step not in small for slot in step.ins}
-        own = {slot for step in small for slot in step.outs if slot in read or slot in self.coefficients}
-        activations = always | frozenset(((read | self.coefficients) - caches) | own)
-        if keep == "activations":
-            return activations
-        return activations | self.coefficients | frozenset(program.keyed.values())
-
-    def _small(self, caches: Sequence[ForwardStep], kept: frozenset[int]) -> list[ForwardStep]:
-        """Caches smaller than what they alone are made of: one number of a norm's row, a slope ``act(u) / u``."""
-        read = Counter(slot for step in caches for slot in set(step.ins))
-        sizes = {v.index: v.numel * (v.dtype or self.dtype).itemsize for v in self._values}
-        alone = [sum(sizes.get(s, 0) for s in set(step.ins) if read[s] == 1 and s not in kept) for step in caches]
-        own = [sum(self.program.slot_bytes.get(slot, 0) for slot in step.outs) for step in caches]
-        return [step for step, size, instead in zip(caches, own, alone, strict=True) if size < instead]
-
-    @cached_property
-    def _values(self) -> tuple[Value, ...]:
-        found = (*self.graph.inputs, *(node.output for node in self.graph.nodes))
-        return tuple(v for v in found if v.is_tensor and v.has_batch_first)
 
     def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""

@@ -18,7 +18,7 @@ from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
 from fastlrp.pickling import StaysHere
-from fastlrp.plan.plan import Keep
+from fastlrp.plan.kept import Keep
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers
@@ -48,6 +48,7 @@ class ForwardRecord(StaysHere):
 
     Args:
         at_once: it is asked right away and then closed: nothing can change in between.
+        at: the positions of the output that it is then asked for, if they are known.
 
     Attributes:
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
@@ -66,11 +67,12 @@ class ForwardRecord(StaysHere):
         lrp_aware: LrpAware,
         max_memory: int | None,
         at_once: bool = False,
+        at: Any = None,
     ) -> None:
         self._prepared, self._values_read = prepared, prepared.values
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
         with torch.no_grad():
-            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
+            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware], at)
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
         if prepared.captured.unpacked is not None:

@@ -59,4 +59,4 @@ def _with_quotient(rule: Any, known: LimitAt) -> Any:
     """The rule with ``known`` in the place of a stabilizer in the limit; the rule itself if it has none."""
     values = {field.name: getattr(rule, field.name) for field in fields(rule)} if is_dataclass(rule) else {}
     in_limit = [name for name, value in values.items() if isinstance(value, Stabilizer) and value.in_limit]
-    return replace(rule, **dict.fromkeys(in_limit, known)) if in_limit else rule  # type: ignore[type-var]
+    return replace(rule, **dict.fromkeys(in_limit, known)) if in_limit else rule

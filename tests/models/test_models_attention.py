@@ -265,7 +265,7 @@ def test_errors():
     with pytest.raises(fastlrp.UnsupportedOperationError, match=r"dropout_p=0\.1"):
         fastlrp.Explainer(random, "attnlrp")((x, x, x), torch.ones(1, 1, 2, 3, 4))
     plain = Attention(F.scaled_dot_product_attention)
-    with pytest.raises(TypeError, match="use Uniform, ValueOnly or Gradient"):
+    with pytest.raises(TypeError, match="use Uniform, ValueOnly, Heads or Gradient"):
         fastlrp.Explainer(plain, composite(rules.ZPlus()))((x, x, x), torch.ones(1, 1, 2, 3, 4))
     relative = composite(rules.Uniform(fastlrp.Stabilizer(0.1, relative="sample")))
     with pytest.raises(TypeError, match="one absolute epsilon"):

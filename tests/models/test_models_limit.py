@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -183,3 +185,30 @@ def test_stabilizer():
         Stabilizer(0.1, in_limit=True)
     assert composites.attnlrp(epsilon=0.0).entries[0][1] == rules.Epsilon(Stabilizer.limit())
     assert composites.attnlrp(epsilon=0.1).entries[0][1] == rules.Epsilon(Stabilizer(0.1))
+
+
+@pytest.mark.parametrize(
+    ("written", "one_pass"),
+    [
+        (lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), True),
+        (lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))), True),
+        (lambda x: 0.5 * x * (1 + torch.tanh(0.7979 * (x + 0.044715 * x**3))), False),
+    ],
+    ids=["tanh", "erf", "another"],
+)
+def test_gelu_as_written_is_one_pass(written, one_pass):
+    class Spelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(written(self.first(x)))
+
+    torch.manual_seed(0)
+    model, x = Spelled().double(), torch.randn(3, 4, dtype=torch.float64)
+    explainer = fastlrp.Explainer(model, "attnlrp", example_inputs=x)
+    (node,) = (node for node in explainer.plan.graph.nodes if node.operation == "composed_activation")
+    assert ("composed" not in node.call.__name__) == one_pass
+    expected = relevance(lambda x: model.last(act(model.first(x), written)), x, [0, 1])
+    torch.testing.assert_close(explainer(x, [0, 1]), expected, rtol=1e-11, atol=1e-13)
