@@ -53,7 +53,7 @@ def public() -> dict[str, Any]:
 
 def methods() -> dict[str, Any]:
     """Those that users call."""
-    hidden = ("state", "relevance_at_once", "of_sample", "asked")
+    hidden = ("state", "relevance_at_once", "of_sample", "asked", "values_of")
     return {
         f"fastlrp.{owner.__name__}.{name}": method
         for owner in (fastlrp.Explainer, fastlrp.ForwardRecord)
@@ -124,6 +124,12 @@ def test_examples_are_there_and_run(tmp_path, monkeypatch):
                 except Exception as error:
                     faults.append(f"{name}: {type(error).__name__}: {error}")
     assert not faults, "\n".join(faults)
+
+
+def test_the_table_of_contents_has_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert not [page for page in pages if f"]({page})" not in index]
 
 
 def test_names_of_code_in_the_pages_exist():
