@@ -14,7 +14,8 @@ def test_links_files_and_anchors(tmp_path):
     spec.loader.exec_module(check)
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.html").write_text(
-        '<h1 id="top">A</h1><a href="sub/b.html#here">right</a><a href="#top">right</a><a href="https://x.y/z">not asked</a>'
+        '<h1 id="top">A</h1><a href="sub/b.html#here">right</a><a href="#top">right</a>'
+        '<a href="https://x.y/z">not asked</a>'
         '<a href="sub/b.html#there">no anchor</a><img src="c.png"><a href="#nowhere">no anchor</a>'
     )
     (tmp_path / "sub" / "b.html").write_text('<p id="here"><a href="../a.html#top">right</a></p>')
