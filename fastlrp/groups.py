@@ -151,10 +151,12 @@ class Resolved:
             if found.is_floating_point():
                 result += flat @ found.flatten(1).to(R.dtype).t()
                 continue
-            # Entries of no group go to one more, which is left out.
-            numbers = torch.where(found < 0, self.count, found).flatten(1).unsqueeze(1).expand_as(flat)
-            wide = flat.new_zeros(batch, count, self.count + 1).scatter_add_(2, numbers, flat)
-            result += wide[..., : self.count]
+            for sample in range(batch):
+                own = found[sample % len(found)].flatten()
+                # Rows of all targets are added at once. Entries of no group go to one more, which is left out.
+                rows, numbers = flat[sample].t(), torch.where(own < 0, self.count, own)
+                total = flat.new_zeros(self.count + 1, count).index_add_(0, numbers, rows.contiguous())
+                result[sample] += total[: self.count].t()
         return result
 
 

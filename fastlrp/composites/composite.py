@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastlrp import markup, rules
-from fastlrp.composites.matchers import First, Last, Layer, OfKind, OfOperation, OfPath, OfType, Span
+from fastlrp.composites.matchers import First, Last, Layer, OfKind, OfOperation, OfPath, OfType, Span, Within
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
 from fastlrp.kinds.vocabulary import plain_name
 from fastlrp.pickling import Carried, plain
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.rules import Rule
+from fastlrp.rules.heads import head_numbers
 
 Predicate = Callable[[Layer], bool]
 """Says of a layer whether a rule is for it."""
@@ -198,16 +199,37 @@ class Composite:
         """Raise ValueError if a module path of an entry matches none of the layers: it is probably mistyped."""
         paths = sorted({layer.path for layer in layers})
         for matcher, rule in self.entries:
-            if isinstance(matcher, str) and not fnmatch.filter(paths, matcher):
-                close = difflib.get_close_matches(matcher, paths, 3) or paths[:8]
+            pattern = matcher.pattern if isinstance(matcher, Within) else matcher
+            if isinstance(pattern, str) and not fnmatch.filter(paths, pattern):
+                close = difflib.get_close_matches(pattern, paths, 3) or paths[:8]
                 raise ValueError(
-                    f"composite entry ({matcher!r}, {rule}) matches no layer of this model: its paths are, for "
+                    f"composite entry ({pattern!r}, {rule}) matches no layer of this model: its paths are, for "
                     f"example, {', '.join(map(repr, close))}"
                 )
 
     def with_entries(self, *entries: tuple[Matcher, Rule], name: str | None = None) -> Composite:
         """The same composite with entries of higher precedence in front."""
         return replace(self, entries=(*entries, *self.entries), name=name or self.name)
+
+    def through_heads(self, heads: Mapping[str, int | Sequence[int]], name: str | None = None) -> Composite:
+        """The same composite with relevance through these heads of attention alone, by the rules that it has for them.
+
+        ``attnlrp().through_heads({"h.2.attn": (3, 5)})``: in layer 2 what comes to other heads ends there.
+
+        Args:
+            heads: module paths with wildcards, of modules that hold attention, to heads counted from 0.
+
+        Raises:
+            TypeError, ValueError: see :class:`fastlrp.rules.Heads`.
+        """
+        matchers: Sequence[tuple[Predicate, Rule]] = self._matchers  # type: ignore[attr-defined]
+        entries = tuple(
+            (Within(path, matches, rules.Heads.means), rules.Heads({head_numbers(numbers): rule}))
+            for path, numbers in heads.items()
+            for matches, rule in matchers
+            if isinstance(rule, rules.Heads.takes)
+        )
+        return self.with_entries(*entries, name=name or f"{self.name} through heads {dict(heads)}")
 
     def __or__(self, other: Composite) -> Composite:
         """Entries of the left composite first, then those of the right one."""

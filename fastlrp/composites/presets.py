@@ -421,6 +421,26 @@ def cp_lrp(
     return base.with_entries((kind("attention", "product", "mul"), rules.ValueOnly(small)), name="cp_lrp")
 
 
+def mamba_lrp(
+    gamma: float | None = None,
+    conv_gamma: float | None = None,
+    epsilon: Number = 0.0,
+    stabilizer: Number = 1e-6,
+    max_pool: MaxPoolMode = "winner",
+) -> Composite:
+    """MambaLRP: state-space layers with what selects held fixed; SiLU by the identity rule, half at the gate.
+
+    Everything else as in :func:`attnlrp`, with the same parameters. ``exp(Delta A)``, ``Delta``, ``B`` and ``C`` count
+    as constants (:class:`~fastlrp.rules.HeldSelection`), ``y silu(z)`` gives half to ``y`` and half to ``z``, RMS norms
+    have sigma held fixed.
+
+    Source: Rezaei Jafari et al. 2024, MambaLRP: Explaining Selective State Space Sequence Models, section 4.
+    """
+    small = _limit_of(epsilon)
+    base = attnlrp(gamma, conv_gamma, epsilon, stabilizer, max_pool)
+    return base.with_entries((kind("product", "mul"), rules.HeldSelection(small)), name="mamba_lrp")
+
+
 def _limit_of(epsilon: Number) -> Stabilizer:
     found = Stabilizer.ensure(epsilon)
     return Stabilizer.limit() if found == Stabilizer(0.0) else found
@@ -442,7 +462,7 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     for f in (
         epsilon_plus, epsilon_plus_flat, epsilon_gamma_box, epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat,
         deconvnet, guided_backprop, excitation_backprop, gradient, lrp0, epsilon, gamma, alpha_beta,
-        zplus, wsquare, flat, deep_taylor, attnlrp, cp_lrp,
+        zplus, wsquare, flat, deep_taylor, attnlrp, cp_lrp, mamba_lrp,
     )
 }  # fmt: skip
 """Name -> function of every preset, as :class:`fastlrp.Explainer` takes them by name."""

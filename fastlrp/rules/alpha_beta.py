@@ -116,7 +116,8 @@ class AlphaBeta(WeightRule):
         product = in_float32(total, b.dtype) if exact else total
         up = in_float32(total_up, b.dtype) if exact else total_up
         work = layer.work * len(parts)
-        register = b.step(product, [flow.register], slots, x.numel, work, form, unpooled=both, up=up)
+        place = [flow.register], slots, x.numel, work, form
+        register = b.step(product, *place, unpooled=both, takes_bf16=layer.is_reduced, up=up)
         b.send(x, Flow(register, Factor(x)))
 
 

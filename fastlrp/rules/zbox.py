@@ -72,7 +72,7 @@ class ZBox(WeightRule):
         below = b.cache(lambda x: _minus(x, high), [x.index], x.numel)
 
         def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
-            z = layer.apply(above, positive, None).add_(layer.apply(below, negative, None))
+            z = layer.sum_of_one_sign(above, positive, None).add_(layer.sum_of_one_sign(below, negative, None))
             inverse = stabilizer.reciprocal(wide(z))
             quotient = inverse * f[0] if f else inverse
             return same_layout(layer, representable(quotient, z, z.dtype))
@@ -94,7 +94,8 @@ class ZBox(WeightRule):
             return first_up(multiply(t, above), u, None, None).add_(second_up(multiply(t, below), u, None, None))
 
         slots = [u, above, below]
-        b.send(x, Flow(b.step(relevance_in_box, [flow.register], slots, x.numel, 2 * layer.work, form, up=up)))
+        place = [flow.register], slots, x.numel, 2 * layer.work, form
+        b.send(x, Flow(b.step(relevance_in_box, *place, takes_bf16=layer.is_reduced, up=up)))
 
 
 def textbook(

@@ -15,6 +15,7 @@ from fastlrp.viz.colors import colormap, colormaps
 from fastlrp.viz.grids import UNIT, grid
 from fastlrp.viz.heatmaps import heatmap, overlay, shared_level
 from fastlrp.viz.outlines import outline
+from fastlrp.viz.pictures import picture
 from fastlrp.viz.profiles import bars, curve
 from fastlrp.viz.saving import save, to_image
 from fastlrp.viz.text_view import Text, text
@@ -37,6 +38,7 @@ __all__ = [
     "heatmap",
     "outline",
     "overlay",
+    "picture",
     "save",
     "segments",
     "shared_level",
