@@ -422,9 +422,17 @@ class ForwardRecord(StaysHere):
     ) -> Iterator[tuple[range, Contributions]]:
         """:meth:`contributions` in blocks of groups that fit into ``max_memory``.
 
+        Args:
+            groups, layers, readout: as for :meth:`contributions`.
+
         Yields:
             ``(range of groups, contributions of these)``; ``kept`` is what the groups so far leave of the activation,
             with the last block what belongs to no group.
+
+        Example::
+
+            for range_of_groups, found in record.stream_contributions(groups.patches(8), layers=["3"]):
+                print(range_of_groups, found["3"].shape)
         """
         self._refuse_stale()
         found = self._contributions(groups, layers, readout).blocks()
