@@ -124,7 +124,7 @@ class Segmenter(nn.Module):
 
 
 def segmentation() -> Any:
-    """Why is this patch of ink a part of a 3? The start is the score of one class at all pixels of a mask."""
+    """Why does it take this ink for that digit? A target is the score of one class at all pixels of a mask."""
     torch.manual_seed(0)
     images, classes = digits()
 

@@ -219,7 +219,7 @@ class Explainer:
 
         Args:
             example_inputs: of the shape and dtype of those to come, on the GPU.
-            targets_count: K.
+            targets_count: how many targets each call has, K.
             initial, reduce, at: see :meth:`fastlrp.ForwardRecord.relevance`.
 
         Raises:

@@ -37,6 +37,7 @@ class GraphExplainer(Explainer):
             ``ids="x"`` where nodes are kinds of atoms.
         fixed: names of float inputs that say how the graph is built: a dense adjacency matrix, edge weights.
         model, composite, and all others: see :class:`Explainer`.
+        example_inputs, backend, max_memory, output, paths, profile, unsupported, labels: see :class:`Explainer`.
 
     Raises:
         TypeError: where no input can have relevance. ValueError: for a name in ``ids`` that is no integer input. Else

@@ -133,6 +133,11 @@ def all_walks(edge_index: Tensor, length: int, nodes: int | None = None, self_lo
     Args:
         edge_index: ``(2, E)``, sources and targets. length: L, the number of layers. nodes: how many there are.
         self_loops: whether a walk may stay at a node, as layers let it that add self-loops or the node's own state.
+
+    Example::
+
+        edges = torch.tensor([[0, 1], [1, 0]])
+        assert fastlrp.all_walks(edges, 2).shape == (8, 3)
     """
     count = int(edge_index.max()) + 1 if nodes is None else nodes
     edges = edge_index.T

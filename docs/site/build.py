@@ -25,6 +25,8 @@ import reference  # noqa: E402
 
 LINK = re.compile(r"(?<=\]\()([^)#\s:]*)((?:#[^)\s]*)?)(?=\))")
 SECTION = re.compile(r"^## (.*)$", re.M)
+ANCHORS = {"#how-it-compares": "benchmarks.md"}
+"""Sections of the README that pages link to -> the pages that have the same."""
 MERMAID = re.compile(r"^```mermaid\n.*?^```$", re.M | re.S)
 DRAWING = "![How a model and an input become relevance, folder by folder](images/architecture.svg)"
 """Stands in the place of the text of a drawing, which a browser could draw with a script from elsewhere only."""
@@ -60,9 +62,9 @@ def relinked(text: str, home: Path, page: str) -> str:
         found = page_of(target)
         if found is None:
             return match[0]
-        # A page that took the place of another has other headings.
-        keeps_anchor = target.relative_to(ROOT).as_posix() != "README.md"
-        return os.path.relpath(found, Path(page).parent) + (anchor if keeps_anchor else "")
+        if target == ROOT / "README.md" and anchor:
+            found, anchor = ANCHORS[anchor], ""
+        return os.path.relpath(found, Path(page).parent) + anchor
 
     return LINK.sub(moved, text)
 

@@ -99,18 +99,20 @@ def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines:
     Errors are a list as arguments are: several may stand before one colon. The docstrings of attributes are text, in
     which what stands before a colon is no type.
     """
-    section, made = "", []
+    section, title, made = "", "", []
     for line in lines:
         header = re.match(r"^(\s*)(Args|Attributes|Raises):\s*$", line)
         if header:
-            section = header[1] + "    "
+            section, title = header[1] + "    ", header[2]
             made.append(line.replace("Raises", "Errors").replace("Args", "Parameters"))
             continue
         if line.strip() and not line.startswith(section):
             section = ""
         if section and line.strip():
             own = line[: len(line) - len(line.lstrip())]
-            made += [own + part if i == 0 else section + part for i, part in enumerate(_split(line.strip(), thing))]
+            made += [
+                own + part if i == 0 else section + part for i, part in enumerate(_split(line.strip(), thing, title))
+            ]
         else:
             made.append(line)
     styles = [(title, "params_style") for title in ("Parameters", "Attributes", "Errors")]
@@ -119,16 +121,15 @@ def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines:
     lines[:] = GoogleDocstring(made, config, app, kind, name, thing, options).lines()
 
 
-def _split(text: str, thing: Any) -> list[str]:
+def _split(text: str, thing: Any, title: str) -> list[str]:
     try:
         names = set(inspect.signature(thing).parameters)
     except (TypeError, ValueError):
         names = set()
     names |= set(getattr(thing, "__annotations__", {}))
-    names |= set(re.findall(r"(\w+Error): ", text))
     parts, start = [], 0
     for match in _ARGUMENT.finditer(text):
-        if match[1] in names:
+        if match[1] in names or title == "Attributes" or (title == "Raises" and match[1].endswith("Error")):
             parts.append(text[start : match.start()])
             start = match.end()
     return [*parts, text[start:]]

@@ -31,7 +31,6 @@ suppress_warnings = ["myst.header"]  # A page that begins with a table's own hea
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True}
 python_maximum_signature_line_length = 88
 add_module_names = False
 nitpicky = True

@@ -36,12 +36,19 @@ ids = torch.tensor([[7, 3, 9, 4], [5, 2, 8, 1]])
 reader = fastlrp.Explainer(words, "attnlrp")
 """
 """What the examples in docstrings stand on."""
-RESULTS = (
-    "fastlrp.plan.plan.Plan", "fastlrp.verify.compare.Verification", "fastlrp.verify.compare.verify",
-    "fastlrp.targets.Targets", "fastlrp.run.contributions.Contributions", "fastlrp.run.direction.Choice",
-    "fastlrp.run.replay.Replay", "fastlrp.spellings.Each", "fastlrp.spellings.NextTokens",
-)  # fmt: skip
-"""What the methods of an explainer and of a record return, which nobody makes by hand."""
+RESULTS = {
+    "fastlrp.plan.plan.Plan": "table", "fastlrp.verify.compare.Verification": "",
+    "fastlrp.verify.compare.LayerCheck": "", "fastlrp.verify.compare.verify": "",
+    "fastlrp.targets.Targets": "scores", "fastlrp.run.contributions.Contributions": "",
+    "fastlrp.run.direction.Choice": "", "fastlrp.run.replay.Replay": "",
+    "fastlrp.spellings.Each": "", "fastlrp.spellings.NextTokens": "",
+}  # fmt: skip
+"""What methods of explainers and records return, and what users call of it; everything unless it is named."""
+INNER = {
+    "fastlrp.rules": "textbook, lower, coefficients, lower_batch_norm, at_pools",
+    "fastlrp.ForwardRecord": "state, budget, of_sample, values_of, relevance_at_once, fixed_batch, labels, instead",
+}
+"""By the beginning of a name: what plans, the reference and other parts of the package use, and users do not."""
 RESULTS_HEAD = """What calls return
 =================
 
@@ -74,14 +81,14 @@ def make(folder: Path) -> list[str]:
     folder.mkdir(parents=True)
     for name in MODULES:
         (folder / f"{name}.rst").write_text(page(name))
-    entries = "\n".join(entry(name, importlib_of(name)) for name in RESULTS)
+    entries = "\n".join(entry(name, thing_of(name), members) for name, members in RESULTS.items())
     (folder / "results.rst").write_text(RESULTS_HEAD + entries)
     return [f"reference/{name}.rst" for name in (MODULES[0], "results", *MODULES[1:])]
 
 
-def importlib_of(name: str) -> Any:
-    module, attribute = name.rsplit(".", 1)
-    return getattr(importlib.import_module(module), attribute)
+def thing_of(name: str) -> Any:
+    module, own = name.rsplit(".", 1)
+    return getattr(importlib.import_module(module), own)
 
 
 def page(name: str) -> str:
@@ -101,15 +108,12 @@ def page(name: str) -> str:
     return "\n".join(parts)
 
 
-def entry(name: str, thing: Any) -> str:
-    """The directive that documents one name."""
+def entry(name: str, thing: Any, members: str = "") -> str:
+    """The directive that documents one name, with all of its public members or those that are given."""
     if inspect.isclass(thing):
-        hidden = (
-            "   :exclude-members: textbook, lower, coefficients, lower_batch_norm, at_pools\n"
-            if "rules" in name
-            else ""
-        )
-        return f".. autoclass:: {name}\n   :members:\n{hidden}"
+        hidden = [names for beginning, names in INNER.items() if name.startswith(beginning)]
+        lines = "".join(f"   :exclude-members: {names}\n" for names in hidden)
+        return f".. autoclass:: {name}\n   :members: {members}\n{lines}"
     if inspect.isroutine(thing):
         return f".. autofunction:: {name}\n"
     return f".. autodata:: {home_of_data(name)}\n   :no-value:\n"

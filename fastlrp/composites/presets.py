@@ -434,6 +434,13 @@ def mamba_lrp(
     as constants (:class:`~fastlrp.rules.HeldSelection`), ``y silu(z)`` gives half to ``y`` and half to ``z``, RMS norms
     have sigma held fixed.
 
+    Args:
+        gamma, conv_gamma, epsilon, stabilizer, max_pool: see :func:`attnlrp`.
+
+    Example::
+
+        relevance = reader.forward(ids).under(composites.mamba_lrp()).relevance(3, at=-1)
+
     Source: Rezaei Jafari et al. 2024, MambaLRP: Explaining Selective State Space Sequence Models, section 4.
     """
     small = _limit_of(epsilon)

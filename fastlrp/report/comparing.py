@@ -27,6 +27,14 @@ def compare(ways: Mapping[str, Sequence[Sample]]) -> list[Sample]:
 
     Raises:
         ValueError: for fewer than two ways, for other inputs, for maps of the input of different shapes.
+
+    Example::
+
+        from fastlrp import report
+
+        explainers = {name: fastlrp.Explainer(model, name) for name in ("epsilon", "gamma")}
+        ways = {name: report.collect(made, x, [3], ledger=False) for name, made in explainers.items()}
+        samples = report.compare(ways)
     """
     if len(ways) < 2:
         raise ValueError(f"compare needs at least two ways, got {list(ways)}: pass the samples to write as they are")

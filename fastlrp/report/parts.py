@@ -40,6 +40,13 @@ class Parts:
 
     Raises:
         TypeError, ValueError: for shapes, lengths, types that do not agree, NaN and infinity.
+
+    Example::
+
+        from fastlrp import report
+
+        found = np.array([[1.5, 0.6], [-0.2, -0.1]])
+        parts = report.Parts("a text", ["good", "bad"], [2.1, -0.3], found, tokens=["not", "bad"])
     """
 
     name: str
@@ -117,6 +124,12 @@ def collect_parts(
 
     Raises:
         TypeError, ValueError, KeyError: for what does not fit; as for the explainer.
+
+    Example::
+
+        from fastlrp import report
+
+        samples = report.collect_parts(explainer, x, groups.patches(8))
     """
     with explainer.forward(x) as record:
         resolved = resolved_groups(record.plan, groups, input_values(record.plan, record._inputs), record.batch)

@@ -50,6 +50,13 @@ def write_parts(
     Raises:
         ValueError: without samples, or for a file that would be larger. ImportError: without Jinja2.
         OSError: if it cannot be written.
+        IsADirectoryError: where ``path`` is a folder.
+
+    Example::
+
+        from fastlrp import report
+
+        report.write_parts("parts.html", report.collect_parts(explainer, x, groups.patches(8)), title="two pictures")
     """
     samples = list(samples)
     if not samples or not all(isinstance(sample, Parts) for sample in samples):

@@ -35,6 +35,11 @@ class Heads(Rule):
         TypeError: for a head that is no integer, or a rule that is none of these.
         ValueError: for a negative head, or one that is named twice.
 
+    Example::
+
+        only_two = rules.Heads({(0, 3): rules.Uniform()})
+        mine = composites.attnlrp().with_entries((composites.kind("attention"), only_two))
+
     Source: relevance of single heads, as in Voita et al. 2019, Analyzing Multi-Head Self-Attention, section 4.
     """
 

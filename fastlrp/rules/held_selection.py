@@ -18,6 +18,13 @@ class HeldSelection(ValueOnly):
 
     Which factors select: :mod:`fastlrp.capture.selection`.
 
+    Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.attnlrp().with_entries((composites.kind("product"), rules.HeldSelection()))
+
     Source: Rezaei Jafari et al. 2024, MambaLRP: Explaining Selective State Space Sequence Models, section 4: the SSM
     layer, SiLU and the multiplicative gate.
     """

@@ -33,6 +33,10 @@ def picture(image: Any, statistics: str | tuple[Any, Any] | None = None, name: s
 
     Raises:
         ValueError: for statistics that do not fit the image, and as for :func:`fastlrp.viz.overlay`.
+
+    Example::
+
+        image, done = viz.picture(x[0])
     """
     pil = need("PIL.Image")
     if isinstance(image, pil.Image):
