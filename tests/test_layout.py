@@ -26,7 +26,7 @@ ORDER = """
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
-    run.contributions
+    run.answers run.contributions run.recording
     run.grouped
     run.direction
     run.ascent
@@ -42,6 +42,7 @@ ORDER = """
     capture.lift_moves
     capture.lifter
     capture.translate capture.standing
+    capture.metadata
     capture.batch_axis
     capture.memory
     kinds.registry
@@ -57,7 +58,7 @@ ORDER = """
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.attention_weights capture.composed_activations
-    capture.arguments plan.forms plan.narrow plan.step_names
+    capture.arguments plan.forms plan.narrow plan.step_names plan.absent plan.bind plan.total
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure

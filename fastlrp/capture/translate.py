@@ -18,6 +18,7 @@ from fastlrp.capture.carrying import carries, mark_ids
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Memory, View, Write
+from fastlrp.capture.metadata import is_recurrent, is_whole_copy, same_dtype, sizes
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
 from fastlrp.capture.rewrite import REWRITES, Step, Steps
 from fastlrp.errors import CaptureError, UnsupportedOperationError
@@ -115,18 +116,7 @@ class Translator:
             raise CaptureError(f"the captured model takes an input of an unknown kind: {spec.kind}")
 
     def _shape(self, meta: Tensor) -> tuple[int | str | None, ...]:
-        sizes: list[int | str | None] = []
-        for axis, n in enumerate(meta.shape):
-            if isinstance(n, torch.SymInt):
-                symbol = n.node.expr
-                if getattr(symbol, "is_Integer", False):  # How many entries a constant mask takes.
-                    sizes.append(int(symbol))
-                    continue
-                batch = axis == 0 and getattr(symbol, "is_Symbol", False) and str(symbol).startswith("s")
-                sizes.append(None if batch else str(symbol))
-            else:
-                sizes.append(None if axis == 0 and self.batch is not None and n == self.batch else int(n))
-        return tuple(sizes)
+        return sizes(meta, self.batch)
 
     def _resolve(self, tree: Any) -> Any:
         if isinstance(tree, torch.fx.Node):
@@ -214,10 +204,10 @@ class Translator:
         kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
         first = args[0] if args else None
         if kind == "identity" and isinstance(first, Value):
-            if _same_dtype(fx, first):
+            if same_dtype(fx, first):
                 return first
             kind = "move"  # A conversion to another dtype.
-        if name == "copy" and isinstance(args[1], (Value, Constant)) and _is_whole_copy(fx, args[1], self._shape):
+        if name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(fx, args[1], self.batch):
             return args[1]
         return self._make(c, kind)
 
@@ -317,7 +307,7 @@ class Translator:
 
     def _same_kind(self, made: Value | Constant, fx: torch.fx.Node) -> Value | Constant:
         """What an in-place operation leaves has the dtype of what it wrote into."""
-        if isinstance(made, Value) and not _same_dtype(fx, made) and isinstance(fx.meta.get("val"), Tensor):
+        if isinstance(made, Value) and not same_dtype(fx, made) and isinstance(fx.meta.get("val"), Tensor):
             to = torch.ops.aten.to.dtype
             dtype = fx.meta["val"].dtype
             path, type_ = self._module_of(fx)
@@ -370,22 +360,6 @@ class Translator:
         value = self.env.get(fx.name)
         if not isinstance(value, Value) or not value.is_tensor:
             return
-        if fx.target is operator.getitem and fx.args[1] != 0 and _is_recurrent(fx.args[0]):
+        if fx.target is operator.getitem and fx.args[1] != 0 and is_recurrent(fx.args[0]):
             return  # The module's value is its output, not the last states.
         self.graph.modules.update(dict.fromkeys(calls_around(fx), value))
-
-
-def _is_recurrent(whole: Any) -> bool:
-    return isinstance(whole, torch.fx.Node) and operation(whole.target)[0] in recurrent.SEQUENCES
-
-
-def _same_dtype(fx: torch.fx.Node, value: Value) -> bool:
-    return isinstance(fx.meta.get("val"), Tensor) and fx.meta["val"].dtype == value.dtype
-
-
-def _is_whole_copy(fx: torch.fx.Node, source: Value | Constant, shape: Callable[[Tensor], Any]) -> bool:
-    """True if ``copy_`` gives its source as it is: no other dtype, nothing broadcast."""
-    meta = fx.meta.get("val")
-    if not isinstance(source, Value) or not isinstance(meta, Tensor):
-        return False
-    return source.dtype == meta.dtype and source.shape == shape(meta)

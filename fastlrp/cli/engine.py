@@ -82,7 +82,7 @@ class Engine:
 
     def _fit(self, record: Any, numbers: int, targets: int) -> int:
         """Samples at once, of this many numbers and targets each. Refuses layers that the model does not have."""
-        names = record._values(self.layers)
+        names = record.values_of(self.layers)
         fit = max(1, min(_BATCH_BYTES // (4 * numbers * targets), _BATCH_NUMBERS // numbers, _MOST))
         limit = self.explainer.max_memory
         if limit is None:
@@ -133,7 +133,7 @@ class Engine:
 
     def _block(self, record: Any, chosen: Chosen) -> int:
         """Targets at once: all, if their relevance is not too large."""
-        values = record._values(self.layers).values()
+        values = record.values_of(self.layers).values()
         each = sum(math.prod(v.sizes[1:] if self.reduce and len(v.sizes) > 1 else v.sizes) for v in values)
         return max(1, min(len(chosen.classes[0]), BLOCK_BYTES // (4 * each * len(record.scores))))
 

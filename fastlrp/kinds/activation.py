@@ -15,8 +15,10 @@ from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow, SweepPart
+from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 
 

@@ -17,8 +17,9 @@ from fastlrp.capture.graph import Node
 from fastlrp.kinds import activation, mul, textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.stabilizer import Stabilizer
 
 

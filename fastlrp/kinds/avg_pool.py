@@ -22,10 +22,12 @@ from fastlrp.kinds.pool_windows import (
     window_sums,
 )
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.forms import AvgPool
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.steps import Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
+from fastlrp.plan.total import multiply
 
 
 def sum_to_shape(b: Builder, flow: Flow, y: Value, x: Value) -> Flow:

@@ -18,8 +18,10 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.looking import LOOKS
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import Ledger
 
 

@@ -18,8 +18,9 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.embedding import add_checked_lookup, refuse_unknown
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 

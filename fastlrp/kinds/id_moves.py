@@ -15,7 +15,8 @@ from torch import Tensor
 from fastlrp.capture.graph import Constant, Node, Value, substitute
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.plan.builder import Builder, bind_forward
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 
 _NUMBERED = (torch.int32, torch.int64)

@@ -11,8 +11,10 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 
 
 def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:

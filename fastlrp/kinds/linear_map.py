@@ -14,8 +14,10 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_beside, vjp
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 

@@ -17,8 +17,10 @@ from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
-from fastlrp.plan.builder import Builder, bind_forward, channels_last, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder, channels_last
 from fastlrp.plan.steps import Factor, Flow, Window
+from fastlrp.plan.total import multiply
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
 _PERMUTES = {"permute", "transpose", "t", "movedim", "swapaxes", "adjoint", "mT"}

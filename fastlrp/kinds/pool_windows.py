@@ -14,8 +14,9 @@ from fastlrp import rules
 from fastlrp.capture.arguments import dims, listed
 from fastlrp.capture.graph import Node
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference.pool import windows
 from fastlrp.reference.redistribution import Affine
 from fastlrp.rules.rule import PoolShares

@@ -13,8 +13,10 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at, vjp
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import divide
 from fastlrp.reference.redistribution import vjp as vjp_of_one
 from fastlrp.stabilizer import Stabilizer

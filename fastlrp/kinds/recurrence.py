@@ -30,9 +30,10 @@ from fastlrp.kinds.recurrent_coefficients import (
 )
 from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import Ledger
 from fastlrp.stabilizer import Stabilizer
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds.jacobian import vjp, vjp_each
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import Ledger, divide, total
 from fastlrp.reference.redistribution import vjp as vjp_of_one
 from fastlrp.stabilizer import Stabilizer

@@ -20,8 +20,10 @@ from fastlrp.kinds import id_moves
 from fastlrp.kinds.jacobian import vjp_each
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
-from fastlrp.plan.builder import Builder, bind_forward, multiply
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 
 _OWN_MAPS = ("max_unpool2d", "max_unpool3d")
 """Operations whose indices count the entries of the sample's own map."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import compiled_backend, select, sparse_kernels
-from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves, substitute
+from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.signs import nonnegative
+from fastlrp.plan.absent import without_absent
+from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.forms import Form, Sum
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
+from fastlrp.plan.total import Total, multiply
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
-
-
-def multiply(register: Tensor, factor: Tensor) -> Tensor:
-    """``(B, K, …) * (B, …)``."""
-    return register * factor.unsqueeze(1)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -300,15 +298,7 @@ class Builder:
         present = tuple(slot for slot in slots if slot is not None)
         if len(present) != len(slots):
             absent = [slot is None for slot in slots]
-            run = _with_absent(run, len(registers), absent)
-            over = others.get("overwrites", {})
-            if over:
-                others["overwrites"] = {at: _with_absent(call, len(registers), absent) for at, call in over.items()}
-            if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
-                others["unpooled"] = _with_absent(others["unpooled"], len(registers) + 2, absent)
-            for name, first in (("up", len(numels)), ("up_at", 1 + len(numels))):
-                if others.get(name) is not None:
-                    others[name] = _with_absent(others[name], first, absent)
+            run, others = without_absent(run, others, len(registers), len(numels), absent)
         place = self._name, self._node
         self.backward.append(BackwardStep(*place, run, tuple(registers), present, outs, numels, work, **others))
         return outs
@@ -376,34 +366,9 @@ class Builder:
         scales = [slots[i] for i in order if slots[i] is not None]
         plain = len(sent) - len(scales)
 
-        def total(*operands: Tensor) -> Tensor:
-            flows, factors = operands[: len(sent)], operands[len(sent) :]
-            result = flows[0] if plain else multiply(flows[0], factors[0])
-            for flow in flows[1:plain]:
-                result = result + flow
-            start = max(plain, 1)
-            for flow, factor in zip(flows[start:], factors[start - plain :], strict=True):
-                result = torch.addcmul(result, flow, factor.unsqueeze(1))
-            return result
-
-        def to_summands(t: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
-            return (*[t] * plain, *(multiply(t, factor) for factor in factors))
-
-        def total_in(position: int) -> Callable[..., Tensor]:
-            def added(*operands: Tensor) -> Tensor:
-                flows, factors = operands[: len(sent)], operands[len(sent) :]
-                result = flows[position]
-                for number, flow in enumerate(flows[:plain]):
-                    if number != position:
-                        result.add_(flow)
-                for flow, factor in zip(flows[plain:], factors, strict=True):
-                    result.addcmul_(flow, factor.unsqueeze(1))
-                return result
-
-            return added
-
+        total = Total(len(sent), plain)
         form = Sum(tuple(slots[i] for i in order)) if self.has_sparse_kernels else None
-        over = {position: total_in(position) for position in range(plain)}
+        over = {position: partial(total.into, position) for position in range(plain)}
         register = self.step(
             total,
             registers,
@@ -414,44 +379,6 @@ class Builder:
             fresh=True,
             by_position=True,
             overwrites=over,
-            up=to_summands,
+            up=total.up,
         )
         return Flow(register, Factor(value) if chained else Factor())
-
-
-def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool]) -> Callable[..., Tensor]:
-    def with_absent(*operands: Tensor) -> Tensor:
-        rest = iter(operands[registers:])
-        return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))
-
-    return with_absent
-
-
-def bind_forward(node: Node) -> Callable[..., Any]:
-    """The node's function of its input values alone, with constants bound."""
-
-    def plain(tree: Any) -> Any:
-        if isinstance(tree, Constant):
-            return tree.tensor()
-        if isinstance(tree, (tuple, list)):
-            return type(tree)(plain(item) for item in tree)
-        return {key: plain(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
-
-    args, kwargs, call = plain(node.args), plain(node.kwargs), node.call
-    inner = [leaf for leaf in leaves((args[1:], kwargs)) if isinstance(leaf, Value)]
-    if args and isinstance(args[0], Value) and not inner:
-        rest = args[1:]
-        if not rest and not kwargs:
-            return call
-
-        def forward_of_one(x: Any) -> Any:
-            return call(x, *rest, **kwargs)
-
-        return forward_of_one
-    inputs = node.inputs
-
-    def forward(*tensors: Any) -> Any:
-        table = dict(zip(inputs, tensors, strict=True))
-        return call(*substitute(args, table), **substitute(kwargs, table))
-
-    return forward

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import FUSED
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.steps import Flow
+from fastlrp.plan.total import multiply
 from fastlrp.stabilizer import Stabilizer
 
 MOST_TERMS = 3

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import constant_shares, is_fused_input, send_flat, send_product
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import Affine, Ledger, Stabilize, part_of, redistribute
 from fastlrp.rules.rule import PoolShares, WeightRule
 from fastlrp.stabilizer import Stabilizer

@@ -17,15 +17,11 @@ from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
-from fastlrp.one_hot import OneHot
 from fastlrp.pickling import StaysHere
-from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Keep
-from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
-from fastlrp.run.basis import Neck, Reduce
-from fastlrp.run.basis import propagate as propagate_basis
+from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget
 from fastlrp.run.contributions import Contributions
 from fastlrp.run.contributions import contributions as contributions_of
@@ -34,26 +30,18 @@ from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
-from fastlrp.run.grouped import relevance_of_groups, resolved_groups
+from fastlrp.run.grouped import resolved_groups
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
 from fastlrp.run.prepared import Prepared
-from fastlrp.run.sink import Result, destination
-from fastlrp.run.sparse.choose import LEAST_TARGETS
-from fastlrp.run.sparse.specialize import Path, Specialized
+from fastlrp.run.sparse.specialize import Path
 from fastlrp.spellings import next_tokens
 from fastlrp.targets import Initial, Targets
 
 LrpAware = bool | Literal["sweep"]
 
 _KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "sweep": "all"}
-
-BASIS_BYTES = 64 << 20
-"""Largest result of one block of basis vectors."""
-
-KEPT_SPECIALIZED = 64
-"""Ways down for the neurons alive in one forward pass that its record remembers."""
 
 
 class ForwardRecord(StaysHere):
@@ -65,13 +53,10 @@ class ForwardRecord(StaysHere):
     Attributes:
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
             what other rules need, see :meth:`under`.
-        direction: which way the latest call with groups went, why, and what either way was estimated to cost.
-        paths: how the latest call to this record computed each layer with a weight, by module path: dense or for alive
-            neurons only. ``print(record.plan.table(record.paths))`` shows it in the plan's table.
     """
 
     instead = "it holds the caches of one forward pass. Pickle or copy the explainer and the input"
-    _looks_for_nan = True
+    _answering = Answers
     labels: Labels | None = None
     """The names of the classes, if the explainer knows them."""
 
@@ -91,9 +76,7 @@ class ForwardRecord(StaysHere):
         self._scores: Tensor = self._state[self.plan.graph.output.index]
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
-        self.paths: dict[str, Path] = {}
-        self.direction: Choice | None = None
-        self._specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
+        self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware), max_memory)
 
     @property
     def output(self) -> Any:
@@ -127,8 +110,8 @@ class ForwardRecord(StaysHere):
         state = self.state()
         other = copy.copy(self)
         other._lent = None if self._lent is None else self._lent.share()
-        other.plan, other._specialized = self._prepared.under(self._resolved(composite)), Bounded(KEPT_SPECIALIZED)
-        other.paths = {}
+        other.plan = self._prepared.under(self._resolved(composite))
+        other._answers = self._answers.under(other.plan)
         with torch.no_grad():
             other._state = runner.take_over(other.plan, self.plan, state)
             if self.lrp_aware:
@@ -148,7 +131,7 @@ class ForwardRecord(StaysHere):
         if self._state is not None and self._lent is not None:
             self._lent.close()
         self._state = None
-        self._specialized.clear()
+        self._answers.specialized.clear()
 
     def __enter__(self) -> ForwardRecord:
         return self
@@ -160,7 +143,7 @@ class ForwardRecord(StaysHere):
     def cached_bytes(self) -> int:
         """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
         seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
-        return sum(seen.values()) + sum(found.nbytes for found in self._specialized)
+        return sum(seen.values()) + sum(found.nbytes for found in self._answers.specialized)
 
     def _open(self) -> list[Any]:
         if self._state is None:
@@ -188,10 +171,20 @@ class ForwardRecord(StaysHere):
     @property
     def budget(self) -> Budget:
         """What one block of targets may take."""
-        return Budget(self.plan, self.batch, self._max_memory)
+        return self._answers.budget
 
-    def _budget_of(self, asked: Targets) -> Budget:
-        return replace(self.budget, terms=asked.terms if self.plan.takes_one_hot else None)
+    @property
+    def paths(self) -> dict[str, Path]:
+        """How the latest call computed each layer with a weight, by module path: dense or for alive neurons only.
+
+        ``print(record.plan.table(record.paths))`` shows it in the plan's table.
+        """
+        return self._answers.paths
+
+    @property
+    def direction(self) -> Choice | None:
+        """Which way the latest call with groups went, why, and what either way was estimated to cost."""
+        return self._answers.direction
 
     @property
     def fixed_batch(self) -> int | None:
@@ -269,11 +262,11 @@ class ForwardRecord(StaysHere):
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
         if groups is not None:
-            return self._of_groups(asked, groups, direction, layers, reduce, out)
+            return self._answers.of_groups(self._open(), asked, groups, direction, layers, reduce, out)
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
-            return self._relevance(asked, 0, asked.count, layers, reduce, out, bar)
+            return self._answers.relevance(self._open(), asked, 0, asked.count, layers, reduce, out, bar)
 
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
         """The targets as they are understood, checked; see :meth:`relevance`."""
@@ -311,11 +304,13 @@ class ForwardRecord(StaysHere):
         asked = self.asked(targets, initial, at)
         size = block
         if size is None:
-            size = self._block_of_targets(asked, layers, reduce) if groups is None else asked.count
+            size = (
+                self._answers.block_of_targets(self._open(), asked, layers, reduce) if groups is None else asked.count
+            )
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"block must be at least 1, got {block!r}")
         if groups is not None:
-            found = self._of_groups(asked, groups, direction, layers, reduce, None)
+            found = self._answers.of_groups(self._open(), asked, groups, direction, layers, reduce, None)
             for start in range(0, asked.count, size):
                 length = min(size, asked.count - start)
                 yield range(start, start + length), found.narrow(1, start, length)
@@ -323,7 +318,10 @@ class ForwardRecord(StaysHere):
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             self._refuse_stale()
-            yield range(start, start + length), self._relevance(asked, start, length, layers, reduce, None)
+            yield (
+                range(start, start + length),
+                self._answers.relevance(self._open(), asked, start, length, layers, reduce, None),
+            )
 
     @eager
     def contributions(
@@ -351,160 +349,15 @@ class ForwardRecord(StaysHere):
         with torch.no_grad():
             return contributions_of(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
 
-    # Doing
-
-    def _block_of_targets(self, asked: Targets, layers: Any, reduce: str | None) -> int:
-        names, budget = self._values(layers), self._budget_of(asked)
-        budget.check(names, reduce)
-        return budget.block(asked.count, names, reduce, *self._steps(names, asked.count, reduce)[1:])[1]
-
-    def _of_groups(
-        self, asked: Targets, groups: Groups, direction: Direction, layers: Any, reduce: str | None, out: Any
-    ) -> Tensor:
-        if layers is not None or reduce is not None or out is not None:
-            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
-        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
-
-        def down(start: int, length: int) -> list[Tensor]:
-            found = self._relevance(asked, start, length, None, None, None)
-            several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
-            return [R for R in several if R is not None]
-
-        def block() -> int | None:
-            return None if self._max_memory is None else self._block_of_targets(asked, None, None)
-
-        with torch.no_grad():
-            names = input_values(self.plan, self._inputs)
-            paths = self._steps(names, asked.count, None)[2].by_module if direction != "up" else {}
-            result, self.direction = relevance_of_groups(
-                self.plan, self._open(), asked, resolved, direction, self.batch, self._max_memory, down, block, paths
-            )
-        self.plan.latest_direction = self.direction
-        if self._looks_for_nan and not all_finite(result):
-            raise NotFiniteError(self._why_not_finite(self._open(), asked, 0, asked.count))
-        return result
-
-    def _relevance(
-        self,
-        asked: Targets,
-        start: int,
-        count: int,
-        layers: Any,
-        reduce: str | None,
-        out: Any,
-        bar: Progress | None = None,
-    ) -> Relevance:
-        if reduce not in (None, "channels"):
-            raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
-        names = self._values(layers)
-        results = {
-            name: Result(name, value, self.batch, count, reduce, destination(out, name, names), len(names) == 1)
-            for name, value in names.items()
-        }
-        wanted = tuple(dict.fromkeys(names.values()))
-        budget = self._budget_of(asked)
-        budget.check(names, reduce)
-        with torch.no_grad():
-            state, schedule, found = self._steps(names, asked.count, reduce)
-            steps, block = budget.block(count, names, reduce, schedule, found)
-            by_value: dict[Value, list[Result]] = {}
-            last = wanted[-1]
-            for result in results.values():
-                by_value.setdefault(result.value, []).append(result)
-
-            def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
-                for result in by_value[value]:
-                    result.write(first, register, factors)
-                if bar is not None and value is last:
-                    bar.reach(first + register.shape[1])
-
-            for first in range(0, count, block):
-                length = min(block, count - first)
-                initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
-                neck = runner.neck(self.plan, schedule, wanted, length) if self._max_memory is None else None
-                if neck is None:
-                    runner.propagate(self.plan, state, initial, steps, sink, first)
-                else:
-                    self._by_basis(state, initial, schedule, neck, sink, by_value)
-            if self._looks_for_nan and not all(result.is_finite() for result in results.values()):
-                raise NotFiniteError(self._why_not_finite(state, asked, start, count))
-        given = {name: result.finish() for name, result in results.items()}
-        if layers is not None:
-            inputs = {name: given.pop(name) for name in input_values(self.plan, self._inputs)}
-            given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
-            return given
-        return self._inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
-
-    def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
-        """The reason, looked for a few targets at a time: all layers' relevance is held at once."""
-        each = self.plan.graph.output.numel * max(1, self.batch) * self.plan.dtype.itemsize
-        block = max(1, min(BLOCK, BASIS_BYTES // each))
-        for first in range(0, count, block):
-            initial = asked.block(start + first, min(block, count - first), one_hot=self.plan.takes_one_hot)
-            found = not_finite(self.plan, state, initial)
-            if found is not None:
-                return found
-        return "relevance is NaN or infinite: `explainer.verify(x, targets)` shows where"
-
-    def _steps(
-        self, names: dict[str, Value], count: int, reduce: str | None
-    ) -> tuple[list[Any], Schedule, Specialized]:
-        """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
-        schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
-        slots = schedule.slots
-        state = runner.complete(self.plan, self._open(), slots)
-        return state, schedule, self._specialize(state, (schedule, 0), schedule.steps, count)
-
-    def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
-        # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
-        size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
-        if self.lrp_aware:
-            make = lambda: runner.specialize(self.plan, steps, state, size, self.batch)  # noqa: E731
-            found = self._specialized.get((*key, size), make)
-        else:
-            found = runner.specialize(self.plan, steps, state, size, self.batch)
-        below_a_neck = key[1] > 0
-        self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
-        self.plan.latest_paths = self.paths
-        return found
-
-    def _by_basis(
-        self,
-        state: list[Any],
-        initial: Tensor | OneHot,
-        schedule: Schedule,
-        neck: Neck,
-        sink: Sink,
-        by_value: dict[Value, list[Result]],
-    ) -> None:
-        """All targets at once through a basis of a narrow edge."""
-        plan = self.plan
-        emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
-        below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
-        slots = plan.flows[neck.value].factor.slots
-        state = runner.complete(plan, state, frozenset(slots))
-        factors = [state[s] for s in slots]
-        block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
-        block = block // BLOCK * BLOCK or block
-        steps, at = schedule.steps, neck.position
-        lower = self._specialize(state, (schedule, at), steps[at:], max(2, neck.width)).steps
-        found = propagate_basis(
-            runner.descent(plan, state, sink, self.batch), steps[:at], lower, neck, factors,
-            runner.registers_with(plan, initial), initial.shape[1], below, block,
-        )  # fmt: skip
-        for value, parts in found.items():
-            for result, part in zip(by_value[value], parts, strict=True):
-                result.put(0, part)
-
     @property
     def layer_names(self) -> list[str]:
         """What ``layers=`` may name, in execution order: modules without children by path, functional calls as
         ``path.operation``."""
         return layer_names(self.plan)
 
-    def _values(self, layers: Any) -> dict[str, Value]:
+    def values_of(self, layers: Any) -> dict[str, Value]:
         """Name -> value of everything that is asked for."""
-        return {**layer_values(self.plan, layers), **input_values(self.plan, self._inputs)}
+        return self._answers.values(layers)
 
 
 def _is_tensor(item: Any) -> bool:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,71 +22,14 @@ from fastlrp.looking import LOOKS
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.steps import Schedule, Steps
 from fastlrp.positions import positions
+from fastlrp.run.answers import Answers
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.plans import Plans
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.record import ForwardRecord
+from fastlrp.run.recording import CudaGraph, Recording
 from fastlrp.run.sparse.specialize import Specialized
 from fastlrp.targets import Initial, Targets
-
-T = TypeVar("T")
-
-_WARM_UPS = 2
-"""Runs before the recorded one, in which libraries choose algorithms and kernels are compiled."""
-
-
-class Recording(Protocol):
-    """Runs a function once, and from then on repeats what it did, on the same memory."""
-
-    def record(self, run: Callable[[], T]) -> T:
-        """What ``run`` returns; :meth:`replay` fills these very tensors again."""
-
-    def turn(self, buffers: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """A call's work on the device, behind that of the call before. ``buffers``: memory that it writes to."""
-
-    def replay(self) -> None:
-        """Repeat it."""
-
-
-class CudaGraph:
-    """A :class:`Recording` on a GPU, with memory of its own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._graph, self._done = device, torch.cuda.CUDAGraph(), torch.cuda.Event()
-
-    def record(self, run: Callable[[], T]) -> T:
-        with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UPS):
-                    run()
-            torch.cuda.current_stream().wait_stream(side)
-            try:
-                # Other threads may use the device meanwhile.
-                with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
-                    return run()
-            except RuntimeError as error:
-                raise RuntimeError(
-                    "no CUDA graph could be recorded: the model, a rule of your own or `initial` waits for the device "
-                    f"or moves data to it ({error}). Call the explainer itself, or take out what waits (.item(), "
-                    ".cpu(), nonzero, torch.tensor(…) on the device)"
-                ) from error
-
-    @contextmanager
-    def turn(self, buffers: Sequence[Tensor]) -> Iterator[None]:
-        with torch.cuda.device(self._device):
-            stream = torch.cuda.current_stream()
-            stream.wait_event(self._done)  # The call before may have been on another stream.
-            for buffer in buffers:
-                buffer.record_stream(stream)
-            try:
-                yield
-            finally:
-                self._done.record(stream)
-
-    def replay(self) -> None:
-        self._graph.replay()
 
 
 class Replay:
@@ -292,17 +233,23 @@ class Replay:
         return "" if self._plans.refreshed == self._refreshed else "explainer.refresh() was called"
 
 
+class _SameWork(Answers):
+    """The same work whatever the numbers are: nothing is looked at, no neuron is left out."""
+
+    looks_for_nan = False
+
+    def specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
+        return Specialized(fuse_unpooling(steps), [], 0)
+
+
 class _Pass(ForwardRecord):
     """A forward pass and its explanation by the same work whatever the numbers are."""
 
-    _looks_for_nan = False
+    _answering = _SameWork
 
     def __init__(self, prepared: Prepared, inputs: Inputs, max_memory: int | None) -> None:
         # With a budget there is no basis, whose size depends on how many entries are alive.
         super().__init__(prepared, inputs, True, sys.maxsize if max_memory is None else max_memory, at_once=True)
-
-    def _specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
-        return Specialized(fuse_unpooling(steps), [], 0)
 
     def outputs(self) -> list[Tensor]:
         """All tensors that the model returns."""
@@ -311,7 +258,7 @@ class _Pass(ForwardRecord):
 
     def explain(self, asked: Targets, reduce: str | None) -> Relevance:
         """Relevance of the input."""
-        return self._relevance(asked, 0, asked.count, None, reduce, None)
+        return self._answers.relevance(self._open(), asked, 0, asked.count, None, reduce, None)
 
 
 class _Checked(Targets):

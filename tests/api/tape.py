@@ -28,7 +28,7 @@ WAITS = {
 
 
 class Tape(TorchDispatchMode):
-    """A :class:`fastlrp.run.replay.Recording` without a GPU. ``turns``: how many calls were made."""
+    """A :class:`fastlrp.run.recording.Recording` without a GPU. ``turns``: how many calls were made."""
 
     def __init__(self) -> None:
         super().__init__()

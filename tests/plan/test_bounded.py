@@ -12,7 +12,7 @@ from torch import nn
 import fastlrp
 from fastlrp.plan import plan
 from fastlrp.plan.bounded import Bounded
-from fastlrp.run import record
+from fastlrp.run import answers
 
 
 def test_the_value_not_asked_for_in_the_longest_time_is_forgotten():
@@ -52,7 +52,7 @@ def test_threads_get_the_same_value():
 
 def test_a_plan_remembers_the_latest_questions_only(monkeypatch):
     monkeypatch.setattr(plan, "KEPT_SCHEDULES", 3)
-    monkeypatch.setattr(record, "KEPT_SPECIALIZED", 3)
+    monkeypatch.setattr(answers, "KEPT_SPECIALIZED", 3)
     torch.manual_seed(0)
     net = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(5, 5), nn.ReLU())]).double().eval()
     x = torch.randn(2, 5, dtype=torch.float64)
@@ -67,5 +67,5 @@ def test_a_plan_remembers_the_latest_questions_only(monkeypatch):
         made.relevance([0] * count)
         with explainer.forward(x, lrp_aware=False) as other:
             other.relevance([0] * count, layers=[str(count - 1)])
-    caches = (made.plan._schedules, made.plan._completions, made.plan.necks, made._specialized)
+    caches = (made.plan._schedules, made.plan._completions, made.plan.necks, made._answers.specialized)
     assert [len(cache) for cache in caches] == [3, 3, 3, 3]

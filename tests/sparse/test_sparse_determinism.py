@@ -201,7 +201,7 @@ def test_explanations_by_threads(name):
         expected = r.relevance([i * 5 % 12 for i in range(40)], layers="all")
         for number in (2, 3):
             torch.set_num_threads(number)
-            r._specialized.clear()
+            r._answers.specialized.clear()
             found = r.relevance([i * 5 % 12 for i in range(40)], layers="all")
             assert identical(found.values(), expected.values())
 

@@ -152,7 +152,7 @@ def test_cached_bytes_counts_patterns():
         record.relevance(TARGETS)
         assert record.cached_bytes == once
         record.close()
-        assert len(record._specialized) == 0
+        assert len(record._answers.specialized) == 0
         for call in (
             lambda: record.relevance(TARGETS),
             lambda: next(record.stream(TARGETS)),
@@ -233,7 +233,7 @@ def computed(monkeypatch):
     propagate = runner.propagate
 
     def spy(plan, state, initial, steps, *rest):
-        names = [step.run.__qualname__ for step, _ in steps if hasattr(step, "run")]
+        names = [getattr(step.run, "__qualname__", "") for step, _ in steps if hasattr(step, "run")]
         seen.append((initial.shape[1], any("specialize" in name or "_Rewrite" in name for name in names)))
         return propagate(plan, state, initial, steps, *rest)
 

@@ -21,7 +21,8 @@ from fastlrp.compat.captum.graph import TIMES, before
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.kinds.jacobian import transpose_from
 from fastlrp.kinds.max_pool import max_pool_form, max_pool_forward
-from fastlrp.plan.builder import Builder, bind_forward
+from fastlrp.plan.bind import bind_forward
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 
 _WITH_VALUES = ("activation", "normalization", "mul", "max_pool", "unknown")

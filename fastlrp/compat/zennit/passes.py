@@ -18,7 +18,7 @@ from fastlrp.compat.zennit import notices
 from fastlrp.compat.zennit.choose import Hooked, scaled
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds.registry import RULED_KINDS
-from fastlrp.plan.builder import bind_forward
+from fastlrp.plan.bind import bind_forward
 from fastlrp.rules import Norm
 
 _CARRIES = ("move", "cat")

@@ -1,0 +1,32 @@
+"""Steps whose factor is 1: the functions get None in its place, and no slot is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def without_absent(
+    run: Callable[..., Any], others: dict[str, Any], registers: int, results: int, absent: list[bool]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A step's functions, called without the slots that are absent: ``run`` and those among its ``others``."""
+    others = dict(others)
+    over = others.get("overwrites", {})
+    if over:
+        others["overwrites"] = {at: _with_absent(call, registers, absent) for at, call in over.items()}
+    if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
+        others["unpooled"] = _with_absent(others["unpooled"], registers + 2, absent)
+    for name, first in (("up", results), ("up_at", 1 + results)):
+        if others.get(name) is not None:
+            others[name] = _with_absent(others[name], first, absent)
+    return _with_absent(run, registers, absent), others
+
+
+def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool]) -> Callable[..., Tensor]:
+    def with_absent(*operands: Tensor) -> Tensor:
+        rest = iter(operands[registers:])
+        return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))
+
+    return with_absent

@@ -1,0 +1,227 @@
+"""Relevance from the slots of one forward pass: steps for its alive neurons, blocks of targets, a basis, groups."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Value
+from fastlrp.errors import NotFiniteError
+from fastlrp.groups import Groups
+from fastlrp.one_hot import OneHot
+from fastlrp.plan.bounded import Bounded
+from fastlrp.plan.plan import Plan
+from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
+from fastlrp.progress import Progress
+from fastlrp.run import runner
+from fastlrp.run.basis import Neck, Reduce
+from fastlrp.run.basis import propagate as propagate_basis
+from fastlrp.run.budget import Budget
+from fastlrp.run.diagnose import not_finite
+from fastlrp.run.direction import Choice, Direction
+from fastlrp.run.finite import all_finite
+from fastlrp.run.grouped import relevance_of_groups, resolved_groups
+from fastlrp.run.inputs import Inputs, Relevance
+from fastlrp.run.names import input_values, layer_values
+from fastlrp.run.sink import Result, destination
+from fastlrp.run.sparse.choose import LEAST_TARGETS
+from fastlrp.run.sparse.specialize import Path, Specialized
+from fastlrp.targets import Targets
+
+BASIS_BYTES = 64 << 20
+"""Largest result of one block of basis vectors."""
+
+KEPT_SPECIALIZED = 64
+"""Ways down for the neurons alive in one forward pass that are remembered."""
+
+
+class Answers:
+    """How one forward pass under one plan answers; the slots of the pass are given to each call as ``state``.
+
+    Args:
+        keeps: whether ways down for the neurons alive in this pass are remembered from call to call.
+
+    Attributes:
+        paths, direction: of the latest call, see :class:`fastlrp.run.record.ForwardRecord`.
+    """
+
+    looks_for_nan = True
+
+    def __init__(self, plan: Plan, inputs: Inputs, batch: int, keeps: bool, max_memory: int | None) -> None:
+        self.plan, self.inputs, self.batch, self.keeps, self.max_memory = plan, inputs, batch, keeps, max_memory
+        self.paths: dict[str, Path] = {}
+        self.direction: Choice | None = None
+        self.specialized: Bounded[Any, Specialized] = Bounded(KEPT_SPECIALIZED)
+
+    def under(self, plan: Plan) -> Answers:
+        """The same pass under another plan; nothing has been asked yet."""
+        return type(self)(plan, self.inputs, self.batch, self.keeps, self.max_memory)
+
+    @property
+    def budget(self) -> Budget:
+        """What one block of targets may take."""
+        return Budget(self.plan, self.batch, self.max_memory)
+
+    def _budget_of(self, asked: Targets) -> Budget:
+        return replace(self.budget, terms=asked.terms if self.plan.takes_one_hot else None)
+
+    def values(self, layers: Any) -> dict[str, Value]:
+        """Name -> value of everything that is asked for."""
+        return {**layer_values(self.plan, layers), **input_values(self.plan, self.inputs)}
+
+    def block_of_targets(self, state: list[Any], asked: Targets, layers: Any, reduce: str | None) -> int:
+        """How many targets fit into ``max_memory`` at a time."""
+        names, budget = self.values(layers), self._budget_of(asked)
+        budget.check(names, reduce)
+        return budget.block(asked.count, names, reduce, *self._steps(state, names, asked.count, reduce)[1:])[1]
+
+    def of_groups(
+        self,
+        state: list[Any],
+        asked: Targets,
+        groups: Groups,
+        direction: Direction,
+        layers: Any,
+        reduce: str | None,
+        out: Any,
+    ) -> Tensor:
+        if layers is not None or reduce is not None or out is not None:
+            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self.inputs), self.batch)
+
+        def down(start: int, length: int) -> list[Tensor]:
+            found = self.relevance(state, asked, start, length, None, None, None)
+            several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
+            return [R for R in several if R is not None]
+
+        def block() -> int | None:
+            return None if self.max_memory is None else self.block_of_targets(state, asked, None, None)
+
+        with torch.no_grad():
+            names = input_values(self.plan, self.inputs)
+            paths = self._steps(state, names, asked.count, None)[2].by_module if direction != "up" else {}
+            result, self.direction = relevance_of_groups(
+                self.plan, state, asked, resolved, direction, self.batch, self.max_memory, down, block, paths
+            )
+        self.plan.latest_direction = self.direction
+        if self.looks_for_nan and not all_finite(result):
+            raise NotFiniteError(self._why_not_finite(state, asked, 0, asked.count))
+        return result
+
+    def relevance(
+        self,
+        state: list[Any],
+        asked: Targets,
+        start: int,
+        count: int,
+        layers: Any,
+        reduce: str | None,
+        out: Any,
+        bar: Progress | None = None,
+    ) -> Relevance:
+        """Relevance for ``count`` of the targets from ``start`` on; see :meth:`ForwardRecord.relevance`."""
+        if reduce not in (None, "channels"):
+            raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
+        names = self.values(layers)
+        results = {
+            name: Result(name, value, self.batch, count, reduce, destination(out, name, names), len(names) == 1)
+            for name, value in names.items()
+        }
+        wanted = tuple(dict.fromkeys(names.values()))
+        budget = self._budget_of(asked)
+        budget.check(names, reduce)
+        with torch.no_grad():
+            state, schedule, found = self._steps(state, names, asked.count, reduce)
+            steps, block = budget.block(count, names, reduce, schedule, found)
+            by_value: dict[Value, list[Result]] = {}
+            last = wanted[-1]
+            for result in results.values():
+                by_value.setdefault(result.value, []).append(result)
+
+            def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+                for result in by_value[value]:
+                    result.write(first, register, factors)
+                if bar is not None and value is last:
+                    bar.reach(first + register.shape[1])
+
+            for first in range(0, count, block):
+                length = min(block, count - first)
+                initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
+                neck = runner.neck(self.plan, schedule, wanted, length) if self.max_memory is None else None
+                if neck is None:
+                    runner.propagate(self.plan, state, initial, steps, sink, first)
+                else:
+                    self._by_basis(state, initial, schedule, neck, sink, by_value)
+            if self.looks_for_nan and not all(result.is_finite() for result in results.values()):
+                raise NotFiniteError(self._why_not_finite(state, asked, start, count))
+        given = {name: result.finish() for name, result in results.items()}
+        if layers is not None:
+            inputs = {name: given.pop(name) for name in input_values(self.plan, self.inputs)}
+            given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+            return given
+        return self.inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
+
+    def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
+        """The reason, looked for a few targets at a time: all layers' relevance is held at once."""
+        each = self.plan.graph.output.numel * max(1, self.batch) * self.plan.dtype.itemsize
+        block = max(1, min(BLOCK, BASIS_BYTES // each))
+        for first in range(0, count, block):
+            initial = asked.block(start + first, min(block, count - first), one_hot=self.plan.takes_one_hot)
+            found = not_finite(self.plan, state, initial)
+            if found is not None:
+                return found
+        return "relevance is NaN or infinite: `explainer.verify(x, targets)` shows where"
+
+    def _steps(
+        self, state: list[Any], names: dict[str, Value], count: int, reduce: str | None
+    ) -> tuple[list[Any], Schedule, Specialized]:
+        """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
+        schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
+        slots = schedule.slots
+        state = runner.complete(self.plan, state, slots)
+        return state, schedule, self.specialize(state, (schedule, 0), schedule.steps, count)
+
+    def specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
+        """The steps of one way down, for the neurons alive in this pass where that costs less."""
+        # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
+        size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
+        if self.keeps:
+            make = lambda: runner.specialize(self.plan, steps, state, size, self.batch)  # noqa: E731
+            found = self.specialized.get((*key, size), make)
+        else:
+            found = runner.specialize(self.plan, steps, state, size, self.batch)
+        below_a_neck = key[1] > 0
+        self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
+        self.plan.latest_paths = self.paths
+        return found
+
+    def _by_basis(
+        self,
+        state: list[Any],
+        initial: Tensor | OneHot,
+        schedule: Schedule,
+        neck: Neck,
+        sink: Sink,
+        by_value: dict[Value, list[Result]],
+    ) -> None:
+        """All targets at once through a basis of a narrow edge."""
+        plan = self.plan
+        emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
+        below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
+        slots = plan.flows[neck.value].factor.slots
+        state = runner.complete(plan, state, frozenset(slots))
+        factors = [state[s] for s in slots]
+        block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
+        block = block // BLOCK * BLOCK or block
+        steps, at = schedule.steps, neck.position
+        lower = self.specialize(state, (schedule, at), steps[at:], max(2, neck.width)).steps
+        found = propagate_basis(
+            runner.descent(plan, state, sink, self.batch), steps[:at], lower, neck, factors,
+            runner.registers_with(plan, initial), initial.shape[1], below, block,
+        )  # fmt: skip
+        for value, parts in found.items():
+            for result, part in zip(by_value[value], parts, strict=True):
+                result.put(0, part)
