@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -135,6 +136,7 @@ def two_classes():
 """
 
 
+@pytest.mark.slow
 def test_a_segmentation_by_class_over_its_picture(run, photos, tmp_path):
     (tmp_path / "net.py").write_text(SEGMENTS)
     spec, out = f"{tmp_path / 'net.py'}:make", tmp_path / "out"
@@ -176,3 +178,20 @@ def test_verify_names_the_layer_that_makes_nan(run, photos, tmp_path):
     assert done.code == 1
     assert "a.png: the model's output is NaN or infinite" in done.err
     assert "mul (2)" in done.err
+
+
+def test_a_signal_is_drawn_as_curves(run, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n"
+        "    return nn.Sequential(nn.Conv1d(2, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(224, 3))\n"
+    )
+    np.save(tmp_path / "ecg.npy", np.random.default_rng(0).normal(size=(2, 2, 60)).astype(np.float32))
+    words = ["explain", f"{tmp_path / 'net.py'}:make", tmp_path / "ecg.npy", "--sample-shape", "2,60", "-t", 1]
+    for more, wide in (([], True), (["--plain"], False)):
+        out = tmp_path / f"out{len(more)}"
+        done = run(*words, "-o", out, *more)
+        assert done.code == 0, done.err
+        from PIL import Image
+
+        _, height = Image.open(out / "ecg.npy_0_1.png").size
+        assert (height > 100) == wide  # A map of two rows otherwise.
