@@ -100,13 +100,15 @@ def of_texts(job: TextJob, options: dict[str, Any]) -> tuple[list[Parts], list[t
     names: list[str] | None = None
     for one in job.found:
         inputs = job.reader.batch([one], device, len(one.ids))
-        places = text_run._places(job, one) if job.reader.scores != "classes" else None
+        places = text_run._places(job, one) if job.reader.of_positions else None
         try:
             text_run._check_places(job, one)
             if names is None:
                 with torch.no_grad():
                     scores = job.explainer.forward(inputs).scores
                 names = [job.name(number) for number in range(scores.shape[-1])]
+            if job.reader.scores == "spans":
+                names = [text_run._of_token(job, one, number) for number in range(len(one.ids))]
             targets = _targets(options)
             if isinstance(targets, str) and not re.fullmatch(r"all|top[1-9]\d*", targets):
                 raise Failure("--parts shows all classes or tokens, or the best: -t all or -t top100")

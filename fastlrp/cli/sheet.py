@@ -24,6 +24,7 @@ from fastlrp.viz.numbers import fixed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_CHANNELS = 16
 FORMATS = ("png", "npy", "npz", "raw")
 
 
@@ -77,6 +78,11 @@ class Features:
 
     names: Sequence[str] | None
     values: Tensor
+
+
+def is_signal(shape: Sequence[int]) -> bool:
+    """Whether a sample of an array ``(C, L)`` is a signal of a few channels, and no grey picture."""
+    return len(shape) == 2 and shape[0] <= _CHANNELS and shape[1] > 4 * shape[0]
 
 
 class Sheet:
@@ -151,6 +157,9 @@ class Sheet:
             return
         shape = one.shape if wanted.map_shape is None else wanted.map_shape
         values = one.reshape(shape).numpy()
+        if self.signal is not None and wanted.map_shape is None and not look.plain and one.shape == self.signal.shape:
+            self._drawn[k, f"{tag}.png"] = self._curve(k, values)
+            return
         # What a model says of each place is looked at over the picture.
         over = self.picture if self._winners is not None and wanted.map_shape is None else None
         self._drawn[k, f"{tag}.png"] = look.heatmap(values) if look.plain else self._figure(k, values, "", over)
@@ -179,6 +188,15 @@ class Sheet:
         viz.to_image(figure, 200).save(stream, "PNG", compress_level=1)
         return stream.getvalue()
 
+    def _curve(self, k: int, values: np.ndarray) -> bytes:
+        assert self.signal is not None
+        title, stream = f"{self._title(k)}\n{self.item.label}", io.BytesIO()
+        figure = viz.curve(self.signal.numpy(), values, title=title, cmap=self.wanted.look.cmap)
+        viz.to_image(figure, 200).save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+    signal: Tensor | None = None
+    """A signal ``(C, L)``, which is drawn as curves; None for other inputs."""
     features: Features | None = None
     """What a row of a table holds; None for other inputs."""
 

@@ -20,7 +20,7 @@ _OF_IMAGES = (
     "resize", "crop", "interpolation", "range", "mean", "std", "grey", "preprocessing", "max_input", "classes",
     "compare",
 )  # fmt: skip
-_OF_TEXTS = ("at", "words", "text_scale")
+_OF_TEXTS = ("at", "words", "text_scale", "context")
 
 
 def check_no_texts(ctx: click.Context) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastlrp.viz.arrays import MAX_PIXELS
 from fastlrp.viz.bar import BAR_HEIGHT, BAR_WIDTH, draw_bar
+from fastlrp.viz.cell_bars import MOST, draw_bars
 from fastlrp.viz.cells import SCALES, Cells, Map, captions, cells_of, named, scales_of
 from fastlrp.viz.colors import SOFT, colormap
 from fastlrp.viz.heatmaps import colored
@@ -56,8 +57,9 @@ def grid(
     Args:
         relevance: ``(B, K, C, H, W)`` or ``(B, K, H, W)``: a row for each sample, a column for each target. Or the dict
             that ``record.relevance(…, layers=[…])`` returns: a row for each target of one sample, a column for each
-            layer, from the input up; layers of different sizes fill the same cell, those without axes of space are laid
-            out row by row in a block. Or a list of rows of maps ``(H, W)`` or ``(C, H, W)``, Pillow images, None.
+            layer, from the input up; layers of different sizes fill the same cell, those without axes of space are
+            bars, of more than 32 entries a block, row by row. Or a list of rows of maps ``(H, W)`` or ``(C, H, W)``,
+            Pillow images, None.
         images: a column of inputs before the others: one for each row, as :func:`fastlrp.viz.overlay` takes them, or
             None where there is none. For a dict of layers, one image. Normalised images are de-normalised with
             ``statistics``, else stretched; the text at the colour bar says which.
@@ -176,16 +178,25 @@ def _draw(axes: Any, sheet: _Sheet, cells: Cells, scales: dict[tuple[int, int], 
         top, height = sheet.tops[i], sheet.heights[i]
         write(axes, sheet.left - 2 * _PAD, top + height / 2, sheet.rows[i], ha="right", at="middle")
         for j, found in enumerate(row):
-            if found is not None:
+            scale = scales.get((i, j))
+            if scale is not None and _is_bars(found, scale):
+                draw_bars(axes, found.real, scale, cmap, (lefts[j], top + (height - sheet.cell) / 2), sheet.cell)
+            elif found is not None:
                 shown = _shown(found, sheet.cell)
                 corner = lefts[j] + (sheet.cell - shown[0]) / 2, top + (height - shown[1]) / 2
-                _place(axes, _rgba(found, scales.get((i, j)), cmap), corner, shown)
+                _place(axes, _rgba(found, scale, cmap), corner, shown)
         for x, text in zip(lefts, sheet.captions[i] if sheet.captions else (), strict=False):
             write(axes, x + sheet.cell / 2, top + height + _PAD, text, SMALL)
 
 
+def _is_bars(found: Map, scale: Scale) -> bool:
+    return found.is_row and 1 < len(found.real) <= MOST and scale.normalize != "unaligned"
+
+
 def _shown(found: Any, cell: int) -> tuple[float, float]:
     """Width and height of a picture in its cell, as large as its proportions allow."""
+    if isinstance(found, Map) and found.is_row and len(found.real) <= MOST:
+        return cell, cell
     w, h = found.values.shape[::-1] if isinstance(found, Map) else found.size
     return cell * min(1.0, w / h), cell * min(1.0, h / w)
 

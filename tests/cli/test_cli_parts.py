@@ -79,6 +79,7 @@ def test_next_tokens_of_texts(run, tmp_path):
     assert (done.code, "texts have tokens" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_two_composites_in_one_report(run, photos, tmp_path):
     listed = photos / "list.txt"
     listed.write_text("a.png 3\nc.png 1\n")
