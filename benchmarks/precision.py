@@ -36,3 +36,9 @@ def using(name: str) -> Iterator[Precision]:
         yield found
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+
+
+if __name__ == "__main__":
+    from benchmarks.reduced import main
+
+    main()

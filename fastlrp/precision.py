@@ -58,11 +58,9 @@ def products_of(wish: Precision, backend: str, device: torch.device, dtype: torc
     """
     if wish == "float32":
         return FULL
-    why_not = _why_not(backend, device, dtype)
     if wish == "auto":
-        return FULL if why_not is not None else _as_switched(dtype)
-    if why_not is not None:
-        raise ValueError(f"precision='bf16' {why_not}")
+        return FULL if _why_not(backend, device, dtype) is not None else _as_switched(dtype)
+    check_possible(wish, backend, device, dtype)
     unit = instruction_set()
     if unit is None:
         message = (
@@ -72,6 +70,13 @@ def products_of(wish: Precision, backend: str, device: torch.device, dtype: torc
         warnings.warn(f"precision: {message}", stacklevel=2)
         return Products(True, True, message)
     return Products(True, True, f"bf16 as asked for, by {unit}")
+
+
+def check_possible(wish: Precision, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises ValueError where bfloat16 is asked for and there is no such path."""
+    why_not = _why_not(backend, device, dtype) if wish == "bf16" else None
+    if why_not is not None:
+        raise ValueError(f"precision='bf16' {why_not}")
 
 
 def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:

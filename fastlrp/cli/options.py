@@ -13,6 +13,7 @@ from fastlrp.cli.models import DTYPES
 from fastlrp.cli.preprocess import FILTERS
 from fastlrp.cli.sections import option
 from fastlrp.composites import PROFILES
+from fastlrp.precision import PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MODEL, _RULE, _INPUT, _TARGET = map(option, ("Model", "Relevance", "Input", "Targets"))
@@ -56,6 +57,13 @@ model = _group(
         default="auto",
         show_default=True,
         help="How layers with weights are computed on a CPU.",
+    ),
+    _MODEL(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        show_default=True,
+        help="What their products read on a CPU: bf16 is faster with AMX or AVX512-BF16, to about three digits.",
     ),
 )
 """Which model, and where it runs."""

@@ -21,6 +21,7 @@ from fastlrp.cli.reading import Reader, Sample
 from fastlrp.cli.screen import Screen
 from fastlrp.explainer import Explainer, parse_bytes
 from fastlrp.info import package_version
+from fastlrp.precision import check_possible
 
 
 @dataclass
@@ -57,12 +58,14 @@ class Prepared:
     def settings(self, options: dict[str, Any]) -> dict[str, Any]:
         """What numbers depend on, as JSON has it."""
         pictures = {} if all(item.is_array for item in self.items) else self.preprocessing.facts()
+        reduced = {} if options["precision"] == "auto" else {"precision": options["precision"]}
         return {
             "fastlrp": package_version("fastlrp"), **self.loaded.facts,
             "weights": weights.digest(self.loaded.module), **pictures,
             "composite": options["composite"], "parameters": self.parameters, "profile": options["profile"],
             "initial": self.initial, "targets": options["targets"], "layers": options["layers"],
             "sample_shape": options["sample_shape"], "key": options["key"],
+            **reduced,
         }  # fmt: skip
 
     def facts(self, options: dict[str, Any]) -> list[tuple[str, str]]:
@@ -106,9 +109,11 @@ def prepare(options: dict[str, Any], screen: Screen, out: Path | None = None, no
         screen.note("the box of epsilon_gamma_box is that of the images, for the arrays too")
     composite = rules.composite(options["composite"], given, options["profile"], bounds, like)
     try:
+        check_possible(options["precision"], "auto", torch.device(options["device"]), models.DTYPES[options["dtype"]])
         explainer = Explainer(
-            loaded.module, composite, max_memory=options["max_memory"], output=loaded.output, paths=options["paths"]
-        )
+            loaded.module, composite, max_memory=options["max_memory"], output=loaded.output, paths=options["paths"],
+            precision=options["precision"],
+        )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise Failure(one_line(error)) from error
     reader = Reader(

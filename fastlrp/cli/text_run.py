@@ -17,6 +17,7 @@ from fastlrp.cli.hub_text import TextReader, Tokenized
 from fastlrp.cli.screen import Screen
 from fastlrp.errors import CaptureError, NotFiniteError
 from fastlrp.explainer import Explainer
+from fastlrp.precision import check_possible
 from fastlrp.spellings import each, next_tokens
 from fastlrp.viz import Text, text
 from fastlrp.viz.pieces import as_text
@@ -123,9 +124,11 @@ def prepare(options: dict[str, Any], screen: Screen, composite_given: bool) -> T
     like = next((t for t in loaded.module.parameters() if t.is_floating_point()), torch.empty(0))
     initial = rules.initial(name, options["initial"])
     try:
+        check_possible(options["precision"], "auto", torch.device(options["device"]), models.DTYPES[options["dtype"]])
         explainer = Explainer(
             loaded.module, rules.composite(name, given, options["profile"], None, like),
             max_memory=options["max_memory"], output=loaded.output, paths=options["paths"],
+            precision=options["precision"],
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise Failure(one_line(error)) from error

@@ -28,7 +28,7 @@ class AffineLayer:
         is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
     """
 
-    def __init__(self, node: Node, products: Products = FULL) -> None:
+    def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0) -> None:
         self.node = node
         self.x, self.y = node.inputs[0], node.output
         a = node.attributes
@@ -45,13 +45,19 @@ class AffineLayer:
                 a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"]
             )
         wanted = products.convolutions if node.kind == "conv" else products.matrices
-        self.is_reduced = wanted and reduced.pays(node.kind, self.work, getattr(self, "geometry", None))
+        share, geometry = self.work / max(1, work_of_all), getattr(self, "geometry", None)
+        self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
         self._narrow: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
         """The node's layer, made once for all plans of the model."""
-        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products))
+
+        def work_of_all() -> int:
+            return sum(work_of(other) for other in b.graph.nodes if other.kind in ("conv", "linear"))
+
+        total = b.constant(("work",), work_of_all) if b.products.reduced else 0
+        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products, total))
         return layer
 
     @cached_property
@@ -72,10 +78,7 @@ class AffineLayer:
     @property
     def work(self) -> int:
         """Floating-point operations of one product with the weight, per sample."""
-        if self.node.kind == "batch_norm":
-            return self.x.numel
-        outer = self.x if self.node.kind == "conv" and self.geometry.transposed else self.y
-        return 2 * outer.numel * (self.weight.numel() // self.weight.shape[0])
+        return self.x.numel if self.node.kind == "batch_norm" else work_of(self.node)
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias``."""
@@ -105,26 +108,47 @@ class AffineLayer:
         return self._narrow[key][1]
 
     def _reduced_transpose(
-        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
+        self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool, multiply: bool
     ) -> Callable[..., Tensor]:
-        """:meth:`transpose` with products of bfloat16."""
+        """:meth:`transpose` with products of bfloat16, of weights side by side along their outputs."""
         b.note("bf16")
         if self.node.kind == "linear":
-            positive = None if weight_positive is None else self.narrow(weight_positive)
-            return reduced.through_linear(self.narrow(weight), positive, signed, multiply)
-        few = few_channels(weight, self.geometry.transposed, self.geometry.groups)
-        turned = None if few else reduced.turned(self.geometry, tuple(weight.shape[2:]))
-        found, turns = (self.geometry, False) if turned is None else (turned, True)
-        positive = None if weight_positive is None else self.narrow(weight_positive, turns)
+            narrow, parts = ([self.narrow(w) for w in tensors] for tensors in (weights, positives))
+            return reduced.through_linear(torch.cat(narrow), torch.cat(parts) if parts else None, signed, multiply)
+        few = few_channels(weights[0], self.geometry.transposed, self.geometry.groups)
+        turned = None if few else reduced.turned(self.geometry, tuple(weights[0].shape[2:]))
+        geometry = self.geometry if turned is None else turned
+
+        def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+            found = [self.narrow(w, turned is not None) for w in tensors]
+            return found[0] if len(found) == 1 else channels_last(torch.cat(found, 1 if geometry.transposed else 0))
+
+        whole = side_by_side(positives) if positives else None
         sizes = list(self.x.sizes[1:])
-        return reduced.through_conv(self.narrow(weight, turns), positive, sizes, found, signed, multiply)
+        return reduced.through_conv(side_by_side(weights), whole, sizes, geometry, signed, multiply)
+
+    @property
+    def adds_in_one_product(self) -> bool:
+        """Whether the products of several weights can be one with these side by side."""
+        return self.is_reduced and (self.node.kind == "linear" or self.geometry.groups == 1)
+
+    def transpose_of_both(
+        self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool
+    ) -> Callable[..., Tensor]:
+        """``(register, vs, input) -> c``, the sum of what each weight and its coefficient v give, rounded once.
+
+        For layers that :attr:`adds_in_one_product` holds for.
+        """
+        product = self._reduced_transpose(b, weights, positives, signed, multiply=False)
+        return lambda flow, vs, x: product(flow, None, vs, x)
 
     def transpose(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
     ) -> Callable[..., Tensor]:
         """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
         if self.is_reduced:
-            return self._reduced_transpose(b, weight, weight_positive, signed, multiply)
+            parts = [] if weight_positive is None else [weight_positive]
+            return self._reduced_transpose(b, [weight], parts, signed, multiply)
         before: tuple[Any, ...] = ()
         if self.node.kind == "linear":
             relevance = b.operation("linear_relevance")
@@ -246,6 +270,13 @@ class AffineLayer:
         sizes = self.y.sizes, self.x.sizes
         affine = (weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
         return Affine(*affine, is_reduced=self.is_reduced)
+
+
+def work_of(node: Node) -> int:
+    """Floating-point operations of one product with the weight of a convolution or linear layer, per sample."""
+    outer = node.inputs[0] if node.attributes.get("transposed") else node.output
+    weight = node.attributes["weight"].tensor()
+    return 2 * outer.numel * (weight.numel() // weight.shape[0])
 
 
 def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:

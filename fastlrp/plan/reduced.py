@@ -8,7 +8,7 @@ weight and result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,20 +23,32 @@ from fastlrp.plan.geometry import ConvGeometry
 LEAST_WORK = 1 << 16
 """Floating-point operations per target below which a layer's conversions cost what its product saves."""
 
+SMALL_SHARE = 1 / 16
+"""Linear layers without positions that are a smaller share of a model's work than this stay float32."""
+
 DTYPE = torch.bfloat16
 
 
-def pays(kind: str, work: int, geometry: ConvGeometry | None) -> bool:
-    """Whether a layer's product is faster in bfloat16.
+def pays(kind: str, work: int, share: float, geometry: ConvGeometry | None, positions: bool) -> bool:
+    """Whether a layer's product is made of bfloat16.
 
-    Not where groups of channels go down through a stride: oneDNN has no kernel for that transpose, and its own takes a
-    hundred times as long as float32 (depthwise 3x3 with stride 2, 144 channels, PyTorch 2.13).
+    Not where that saves nothing; and not in the last linear layers of a convolutional network: under the epsilon rule
+    their sums are of both signs and lose the most (half of the error of VGG-16), for a hundredth of the work.
+
+    Args:
+        kind: of the layer. work: floating-point operations per target. share: what that is of the model's.
+        geometry: of a convolution. positions: whether a linear layer has positions.
     """
-    return kind in ("conv", "linear") and work >= LEAST_WORK and not lacks_kernel(geometry)
+    if kind == "linear":
+        return work >= LEAST_WORK and (positions or share >= SMALL_SHARE)
+    return kind == "conv" and work >= LEAST_WORK and not lacks_kernel(geometry)
 
 
 def lacks_kernel(geometry: ConvGeometry | None) -> bool:
-    """Whether oneDNN has no kernel of bfloat16 for the transpose."""
+    """Whether oneDNN has no kernel of bfloat16 for the transpose, where groups of channels go down through a stride.
+
+    It then takes a hundred times as long as in float32 (depthwise 3x3 with stride 2, 144 channels, PyTorch 2.13).
+    """
     strided = geometry is not None and not geometry.transposed and any(step != 1 for step in geometry.stride)
     return geometry is not None and strided and geometry.groups > 1
 
@@ -50,6 +62,12 @@ def scaled(relevance: Tensor, coefficient: Tensor) -> Tensor:
         return (relevance * coefficient.unsqueeze(1)).to(DTYPE)
     product: Tensor = kernel(relevance, coefficient)
     return product
+
+
+def scaled_side_by_side(relevance: Tensor, coefficients: Sequence[Tensor], channels: int) -> Tensor:
+    """``(B, K, *O)`` times each of several coefficients, one behind the other along the axis ``channels``."""
+    parts = [scaled(relevance, coefficient) for coefficient in coefficients]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, channels)
 
 
 def _is_traced(t: Tensor) -> bool:
@@ -76,16 +94,19 @@ def turned_weight(weight: Tensor, groups: int) -> Tensor:
     return swapped.flip(list(range(2, weight.dim())))
 
 
-def through_linear(
-    weight: Tensor, positive: Tensor | None, signed: bool, multiply: bool
-) -> Callable[[Tensor, Tensor | None, Tensor | None, Any], Tensor]:
-    """``(register, u, v, input) -> c`` of :func:`fastlrp.aten.linear.linear_relevance` with weights of bfloat16."""
+Through = Callable[[Tensor, Any, Any, Any], Tensor]
+"""``(register, u, v, input) -> c``. ``v`` may be several coefficients, for as many weights side by side along their
+outputs: what these products add up to is then rounded once, as a sum of float32."""
 
-    def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+
+def through_linear(weight: Tensor, positive: Tensor | None, signed: bool, multiply: bool) -> Through:
+    """:func:`fastlrp.aten.linear.linear_relevance` with weights of bfloat16."""
+
+    def transposed(flow: Tensor, u: Any, v: Any, x: Any) -> Tensor:
         given, split = (None, False) if x is False else (x, signed)
 
-        def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
-            return scaled(flow, coefficient) @ matrix
+        def product(coefficient: Any, matrix: Tensor) -> Tensor:
+            return scaled_side_by_side(flow, _several(coefficient), -1) @ matrix
 
         return combine(product, weight, u, v, given, positive, split, multiply)
 
@@ -94,16 +115,16 @@ def through_linear(
 
 def through_conv(
     weight: Tensor, positive: Tensor | None, input_size: list[int], geometry: ConvGeometry, signed: bool, multiply: bool
-) -> Callable[[Tensor, Tensor | None, Tensor | None, Any], Tensor]:
-    """``(register, u, v, input) -> c`` of :func:`fastlrp.aten.conv.conv_relevance` with weights of bfloat16."""
+) -> Through:
+    """:func:`fastlrp.aten.conv.conv_relevance` with weights of bfloat16."""
     stride, padding, dilation, is_transposed, _, groups = geometry.arguments
     few = aten_conv.few_channels(weight, is_transposed, groups)
 
-    def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+    def transposed(flow: Tensor, u: Any, v: Any, x: Any) -> Tensor:
         given, split = (None, False) if x is False else (x, signed)
 
-        def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
-            operand = scaled(flow, coefficient)
+        def product(coefficient: Any, matrix: Tensor) -> Tensor:
+            operand = scaled_side_by_side(flow, _several(coefficient), 2)
             return aten_conv.transposed_product(
                 operand, matrix, input_size, stride, padding, dilation, is_transposed, groups, few
             )
@@ -111,6 +132,10 @@ def through_conv(
         return combine(product, weight, u, v, given, positive, split, multiply, joint=few)
 
     return transposed
+
+
+def _several(coefficient: Any) -> Sequence[Tensor]:
+    return [coefficient] if isinstance(coefficient, Tensor) else coefficient
 
 
 def widened(register: Any) -> Any:

@@ -99,6 +99,13 @@ class AlphaBeta(WeightRule):
             results = [transposed(flow, None, v, x) for (transposed, *_), v in zip(parts, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])
 
+        if len(parts) == 2 and layer.adds_in_one_product:
+            weights = [layer.weight, layer.negated], [layer.positive, layer.negated_positive]
+            both_parts = layer.transpose_of_both(b, *weights, signed)
+
+            def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
+                return both_parts(flow, vs, x)
+
         def total_up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
             results = [up(t, None, v, x) for up, v in zip(ups, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])

@@ -27,8 +27,9 @@ from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import Neck, find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.rates import rates_of
-from fastlrp.run.sparse.specialize import Specialized
+from fastlrp.run.sparse.choose import estimate
+from fastlrp.run.sparse.rates import Rates, rates_of
+from fastlrp.run.sparse.specialize import Path, Specialized
 
 
 def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients", at: Any = None) -> list[Any]:
@@ -74,13 +75,27 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
         return Specialized(fused, [], 0)
     itemsize, rates = plan.dtype.itemsize, rates_of(plan.device)
 
-    def choose(form: Affine, above: float, below: float) -> bool:
-        return plan.chooser.sparse(form, above, below, count, itemsize, rates)
+    def specialized(rates: Rates | None) -> Specialized:
+        def choose(form: Affine, above: float, below: float) -> bool:
+            return plan.chooser.sparse(form, above, below, count, itemsize, rates)
 
-    found = alive.specialize(steps, state, choose)
+        return alive.specialize(steps, state, choose)
+
+    found = specialized(rates)
+    if plan.mixes_dtypes and rates is not None:
+        # Layer by layer a dense product of bfloat16 may win, because the dense one below it wants everything, although
+        # sparse ones all the way down would be cheaper: both ways are compared as a whole.
+        other = specialized(replace(rates, reduced=1.0))
+        found = min(found, other, key=lambda each: cost_of(each.paths, count, itemsize, rates))
     if program_check.ENABLED:
         program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
     return Specialized(_fused(plan, found.steps, state), found.paths, found.nbytes)
+
+
+def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> float:
+    """Estimated seconds of all layers as they were chosen, per target."""
+    costs = [(estimate(path.form, path.above, path.below, count, itemsize, rates), path) for path in paths]
+    return sum(cost.sparse if path.sparse else cost.dense for cost, path in costs)
 
 
 def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:

@@ -58,6 +58,7 @@ PHOTO = "a.png"
         ([MODEL, PHOTO, "--labels", "nolabels"], "--labels: there is no file 'nolabels'"),
         ([MODEL, PHOTO, "--labels", "blank.txt"], "--labels: blank.txt is empty"),
         ([MODEL, PHOTO, "--max-memory", "lots"], "must be a positive number of bytes or text such as '2GB'"),
+        ([MODEL, PHOTO, "--precision", "bf16", "--dtype", "float64"], "precision='bf16' is for models of float32 and"),
         ([MODEL, PHOTO, "--max-memory", "1KB"], "too small for one target: a batch of 1 needs"),
         ([MODEL, PHOTO, "--device", "warp"], "--device warp: "),
         ([MODEL, PHOTO, "--map-shape", "3x3"], "--map-shape 3x3 does not fit an input (3, 20, 24)"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.run.runner import cost_of
 from fastlrp.run.sparse.choose import LEAST_TARGETS, Chooser, estimate
 from fastlrp.run.sparse.rates import Rates
+from fastlrp.run.sparse.specialize import Path
 
 RATES = Rates()
 
@@ -77,6 +80,22 @@ def test_double_costs_more_both_ways():
     single, double = cost(layer(), 0.3, 0.3, 32, 4), cost(layer(), 0.3, 0.3, 32, 8)
     assert 1.5 < double.sparse / single.sparse <= 2
     assert 1.5 < double.dense / single.dense <= 2
+
+
+def test_products_of_bfloat16_are_cheaper_where_they_are_dense():
+    form, rates = layer(), replace(RATES, reduced=4.0)
+    full, reduced = (estimate(f, 0.5, 0.5, 32, 4, rates) for f in (form, replace(form, is_reduced=True)))
+    assert reduced.sparse == full.sparse
+    assert 0.2 * full.dense < reduced.dense < 0.3 * full.dense
+
+
+def test_all_ways_down_are_compared_as_a_whole():
+    """Half of the neurons are alive. Each dense layer wants all below it, which makes the next one dense too."""
+    form, rates = replace(layer(), is_reduced=True), replace(RATES, reduced=2.5)
+    sparse, dense = ([Path(form, s, 0.5, 0.5 if s else 1.0)] * 9 for s in (True, False))
+    assert cost_of(sparse, 32, 4, rates) < cost_of(dense, 32, 4, rates)
+    assert cost_of(sparse, 32, 4, replace(rates, reduced=7.0)) > cost_of(dense, 32, 4, replace(rates, reduced=7.0))
+    assert not Chooser().sparse(form, 0.5, 1.0, 32, 4, rates), "layer by layer it would be dense throughout"
 
 
 def test_rates_are_numbers_of_a_machine():
