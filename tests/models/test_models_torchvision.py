@@ -2,10 +2,10 @@
 have seen data.
 
 In float64 the layers against the reference, the ledger, and that nothing matters that must not: of those that are not
-beside Zennit elsewhere. In float32, which is what people use, the output, the layers and the ledger of a few. A full run
-has all in both. How much a rounding error of 1e-7 in an activation changes depends on the model: DenseNet divides by
-averages of both signs; there, in float32, another memory layout or batch size changes relevance by 1e-4 to 2e-2 (and no
-other family's by more than 7e-5), while each layer is right to 5e-6 given its own activations.
+beside Zennit elsewhere. In float32, which is what people use, the output, the layers and the ledger of a few. A full
+run has all in both. How much a rounding error of 1e-7 in an activation changes depends on the model: DenseNet divides
+by averages of both signs; there, in float32, another memory layout or batch size changes relevance by 1e-4 to 2e-2
+(and no other family's by more than 7e-5), while each layer is right to 5e-6 given its own activations.
 """
 
 from __future__ import annotations
