@@ -22,8 +22,8 @@ from tests.cuda.emulated import MODE, ROOT, headers, included, toolkit
 
 ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90a": "arch=compute_90a,code=sm_90a"}
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-EDGE = ROOT / "csrc" / "edge"
-EDGES = [*sorted((EDGE / "cuda").glob("*.cpp")), *sorted(EDGE.glob("*_arguments.cpp"))]
+EDGES = sorted((ROOT / "csrc" / "edge" / "cuda").glob("*.cpp"))
+"""Those that have a part of their own for a PyTorch with CUDA; the other edges include nothing of CUDA."""
 # A block has at most 227 KB of shared memory, of which 48 KB without asking for it.
 STATIC_SHARED = 48 * 1024
 
