@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.errors import NotFiniteError
-from fastlrp.groups import Groups
+from fastlrp.groups import Resolved
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Plan
@@ -23,8 +23,9 @@ from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.finite import all_finite
-from fastlrp.run.grouped import relevance_of_groups, resolved_groups
+from fastlrp.run.grouped import Question, relevance_of_groups
 from fastlrp.run.inputs import Inputs, Relevance
+from fastlrp.run.middle import Edge, to_edge
 from fastlrp.run.names import input_values, layer_values
 from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
@@ -72,44 +73,75 @@ class Answers:
         """Name -> value of everything that is asked for."""
         return {**layer_values(self.plan, layers), **input_values(self.plan, self.inputs)}
 
-    def block_of_targets(self, state: list[Any], asked: Targets, layers: Any, reduce: str | None) -> int:
-        """How many targets fit into ``max_memory`` at a time."""
+    def block_of_targets(
+        self, state: list[Any], asked: Targets, layers: Any, reduce: str | None, taken: int = 0
+    ) -> int:
+        """How many targets fit into ``max_memory`` at a time, beside what is ``taken`` already."""
         names, budget = self.values(layers), self._budget_of(asked)
+        if budget.max_memory is not None:
+            budget = replace(budget, max_memory=budget.max_memory - taken)
         budget.check(names, reduce)
         return budget.block(asked.count, names, reduce, *self._steps(state, names, asked.count, reduce)[1:])[1]
 
-    def of_groups(
-        self,
-        state: list[Any],
-        asked: Targets,
-        groups: Groups,
-        direction: Direction,
-        layers: Any,
-        reduce: str | None,
-        out: Any,
-    ) -> Tensor:
-        if layers is not None or reduce is not None or out is not None:
-            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
-        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self.inputs), self.batch)
+    def question(
+        self, state: list[Any], asked: Targets, start: int, count: int, resolved: Resolved, direction: Direction
+    ) -> Question:
+        """What is asked about groups, with the ways down of this pass."""
 
-        def down(start: int, length: int) -> list[Tensor]:
-            found = self.relevance(state, asked, start, length, None, None, None)
+        def down(first: int, length: int) -> list[Tensor]:
+            found = self.relevance(state, asked, first, length, None, None, None)
             several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
             return [R for R in several if R is not None]
 
-        def block() -> int | None:
-            return None if self.max_memory is None else self.block_of_targets(state, asked, None, None)
+        def above(edge: Edge, first: int, length: int) -> Tensor:
+            return self._to_edge(state, asked, edge, first, length)
 
+        def block() -> int | None:
+            if self.max_memory is None:
+                return None
+            # Beside a block's relevance there are its sums over groups, and all of them twice when they are joined.
+            sums = 3 * self.batch * count * resolved.count * self.plan.dtype.itemsize
+            return self.block_of_targets(state, asked, None, None, min(sums, self.max_memory // 2))
+
+        names = input_values(self.plan, self.inputs)
         with torch.no_grad():
-            names = input_values(self.plan, self.inputs)
-            paths = self._steps(state, names, asked.count, None)[2].by_module if direction != "up" else {}
-            result, self.direction = relevance_of_groups(
-                self.plan, state, asked, resolved, direction, self.batch, self.max_memory, down, block, paths
-            )
+            paths = self._steps(state, names, count, None)[2].by_module if direction != "up" else {}
+        return Question(
+            self.plan, state, asked, start, count, resolved, direction, self.batch, self.max_memory, down, above,
+            block, paths,
+        )  # fmt: skip
+
+    def of_groups(
+        self, state: list[Any], asked: Targets, start: int, count: int, resolved: Resolved, direction: Direction
+    ) -> Tensor:
+        """Relevance ``(B, count, G)`` of whole groups of inputs, the way that costs less."""
+        with torch.no_grad():
+            question = self.question(state, asked, start, count, resolved, direction)
+            result, self.direction = relevance_of_groups(question)
         self.plan.latest_direction = self.direction
-        if self.looks_for_nan and not all_finite(result):
-            raise NotFiniteError(self._why_not_finite(state, asked, 0, asked.count))
+        self.refuse_not_finite(state, result, asked, start, count)
         return result
+
+    def refuse_not_finite(self, state: list[Any], result: Tensor, asked: Targets, start: int, count: int) -> None:
+        """Raise a NotFiniteError, with the place where it began, if a result for these targets is not finite."""
+        if self.looks_for_nan and not all_finite(result):
+            raise NotFiniteError(self._why_not_finite(state, asked, start, count))
+
+    def _to_edge(self, state: list[Any], asked: Targets, edge: Edge, start: int, length: int) -> Tensor:
+        """The targets' registers at an edge, ``(B, length, …)``."""
+        schedule = self.plan.schedule(self.plan.explained_inputs())
+        steps = to_edge(schedule.steps, edge)
+        slots = frozenset(slot for step, _ in steps for slot in step.slots)
+        state = runner.complete(self.plan, state, slots)
+        found = self.specialize(state, (schedule, -edge.position), steps, length).steps
+        collected: list[Tensor] = []
+
+        def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+            collected.append(register)
+
+        initial = asked.block(start, length, one_hot=self.plan.takes_one_hot)
+        runner.propagate(self.plan, state, initial, found, sink, 0)
+        return collected[0] if len(collected) == 1 else torch.cat(collected, 1)
 
     def relevance(
         self,

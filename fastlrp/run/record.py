@@ -23,14 +23,13 @@ from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget
-from fastlrp.run.contributions import Contributions
-from fastlrp.run.contributions import contributions as contributions_of
+from fastlrp.run.contributions import Asked, Contributions
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
-from fastlrp.run.grouped import resolved_groups
+from fastlrp.run.grouped import blocks_of_groups, resolved_groups
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.names import input_values, layer_names, layer_values
@@ -42,6 +41,9 @@ from fastlrp.targets import Initial, Targets
 LrpAware = bool | Literal["sweep"]
 
 _KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "sweep": "all"}
+
+_RESULTS = 4
+"""Which part of ``max_memory`` one block of a stream of results of groups may take."""
 
 
 class ForwardRecord(StaysHere):
@@ -74,6 +76,8 @@ class ForwardRecord(StaysHere):
             self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
+        if prepared.captured.unpacked is not None:
+            prepared.captured.unpacked.check(inputs.tensors, inputs.args, inputs.kwargs, self._scores)
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
         self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware), max_memory)
@@ -104,8 +108,15 @@ class ForwardRecord(StaysHere):
         costs one element-wise pass per layer and parameter, not a forward pass. Give the same
         :class:`~fastlrp.composites.Composite` object again, and its plan is used again.
 
+        Args:
+            composite: the name of a preset or a composite.
+
         Raises:
             RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
+
+        Example::
+
+            relevance = record.under("gamma").relevance("top1")
         """
         state = self.state()
         other = copy.copy(self)
@@ -127,7 +138,13 @@ class ForwardRecord(StaysHere):
     # Life
 
     def close(self) -> None:
-        """Free the caches. A closed record keeps its output and answers nothing more."""
+        """Free the caches. A closed record keeps its output and answers nothing more.
+
+        Example::
+
+            record = explainer.forward(x)
+            record.close()
+        """
         if self._state is not None and self._lent is not None:
             self._lent.close()
         self._state = None
@@ -232,7 +249,8 @@ class ForwardRecord(StaysHere):
                 ``(B, S, D)`` input), ``"inputs"``, :func:`fastlrp.groups.patches`, ``labels`` or ``features``, or
                 weights ``(G, *x.shape[1:])``.
             direction: of groups: ``"down"`` from the targets, one target after the other; ``"up"`` from the groups,
-                for all targets at once; ``"auto"``: what is estimated to cost less, see :attr:`direction`.
+                for all targets at once; ``"middle"``: targets down and groups up to an edge between, and one product;
+                ``"auto"``: what is estimated to cost least, see :attr:`direction`.
 
         Returns:
             ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``groups`` ``(B, K, G)``; with ``layers``
@@ -241,6 +259,12 @@ class ForwardRecord(StaysHere):
         Raises:
             KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
             ValueError: if ``max_memory`` is too small for one target.
+
+        Example::
+
+            several = record.relevance([3, 1, 4])  # (2, 3, 3, 16, 16)
+            layers = record.relevance("top1", layers=["3"])  # a dict: "3", "input", "output"
+            patches = record.relevance("all", groups=groups.patches(8))  # (2, 10, 4)
         """
         self._refuse_stale()
         return self.relevance_at_once(
@@ -262,7 +286,9 @@ class ForwardRecord(StaysHere):
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
         if groups is not None:
-            return self._answers.of_groups(self._open(), asked, groups, direction, layers, reduce, out)
+            self._refuse_more(layers, reduce, out)
+            resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+            return self._answers.of_groups(self._open(), asked, 0, asked.count, resolved, direction)
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
@@ -294,33 +320,74 @@ class ForwardRecord(StaysHere):
         at: Any = None,
         groups: Groups = None,
         direction: Direction = "auto",
+        over: Literal["targets", "groups"] = "targets",
     ) -> Iterator[tuple[range, Relevance]]:
-        """Relevance in blocks of targets that fit into ``max_memory``.
+        """Relevance in blocks of targets, or of groups, that fit into ``max_memory``.
+
+        Args:
+            targets, initial, layers, reduce, at, groups, direction: as for :meth:`relevance`.
+            block: targets of a block; as many as fit into ``max_memory`` unless given.
+            over: with ``groups``, what comes in blocks: ``"targets"``, or ``"groups"``, which goes up and gives all
+                targets in each block, ``(B, K, number of groups)``.
 
         Yields:
-            ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
-            sets the size of a block instead. With ``groups`` the whole result is made first.
+            ``(range of positions in targets, relevance of that block)``, or with ``over="groups"``
+            ``(range of groups, relevance of these)``; other arguments as for :meth:`relevance`.
+
+        Raises:
+            ValueError: for a ``block`` below 1; all others as :meth:`relevance`.
+
+        Example::
+
+            for positions, maps in record.stream("all", reduce="channels", block=4):
+                assert maps.shape == (2, len(positions), 16, 16)
         """
-        asked = self.asked(targets, initial, at)
-        size = block
-        if size is None:
-            size = (
-                self._answers.block_of_targets(self._open(), asked, layers, reduce) if groups is None else asked.count
+        asked, answers = self.asked(targets, initial, at), self._answers
+        if over not in ("targets", "groups") or (over == "groups" and (groups is None or block is not None)):
+            raise ValueError(
+                f"over must be 'targets', or 'groups' together with groups= and without block, got {over!r}"
             )
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"block must be at least 1, got {block!r}")
         if groups is not None:
-            found = self._answers.of_groups(self._open(), asked, groups, direction, layers, reduce, None)
-            for start in range(0, asked.count, size):
-                length = min(size, asked.count - start)
-                yield range(start, start + length), found.narrow(1, start, length)
+            self._refuse_more(layers, reduce, None)
+            yield from self._stream_of_groups(asked, groups, direction, over, block)
             return
+        size = answers.block_of_targets(self._open(), asked, layers, reduce) if block is None else block
+        _check_block(size, block)
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             self._refuse_stale()
             yield (
                 range(start, start + length),
-                self._answers.relevance(self._open(), asked, start, length, layers, reduce, None),
+                answers.relevance(self._open(), asked, start, length, layers, reduce, None),
+            )
+
+    def _stream_of_groups(
+        self, asked: Targets, groups: Groups, direction: Direction, over: str, block: int | None
+    ) -> Iterator[tuple[range, Tensor]]:
+        """See :meth:`stream`. A way up is gone anew for each block of targets."""
+        answers = self._answers
+        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
+        if over == "groups":
+            found = blocks_of_groups(answers.question(self._open(), asked, 0, asked.count, resolved, direction))
+            while True:
+                self._refuse_stale()
+                with torch.no_grad():
+                    following = next(found, None)
+                if following is None:
+                    return
+                answers.refuse_not_finite(self._open(), following[1], asked, 0, asked.count)
+                yield following
+        size = asked.count if block is None else block
+        if block is None and self._max_memory is not None:
+            each = max(1, self.batch * resolved.count * self.plan.dtype.itemsize)
+            size = max(1, min(size, self._max_memory // _RESULTS // each))
+        _check_block(size, block)
+        for start in range(0, asked.count, size):
+            length = min(size, asked.count - start)
+            self._refuse_stale()
+            yield (
+                range(start, start + length),
+                answers.of_groups(self._open(), asked, start, length, resolved, direction),
             )
 
     @eager
@@ -340,14 +407,46 @@ class ForwardRecord(StaysHere):
 
         Raises:
             KeyError: for an unknown layer. UnsupportedOperationError: for rules that are not linear in relevance.
+
+        Example::
+
+            parts = record.contributions(groups.patches(8), layers=["3"])
+            assert parts["3"].shape == (2, 4, 16, 8, 8)  # of each patch to each neuron
         """
         self._refuse_stale()
+        with torch.no_grad():
+            return self._contributions(groups, layers, readout).whole()
+
+    def stream_contributions(
+        self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
+    ) -> Iterator[tuple[range, Contributions]]:
+        """:meth:`contributions` in blocks of groups that fit into ``max_memory``.
+
+        Yields:
+            ``(range of groups, contributions of these)``; ``kept`` is what the groups so far leave of the activation,
+            with the last block what belongs to no group.
+        """
+        self._refuse_stale()
+        found = self._contributions(groups, layers, readout).blocks()
+        while True:
+            self._refuse_stale()
+            with torch.no_grad():
+                following = next(found, None)
+            if following is None:
+                return
+            yield following
+
+    def _contributions(self, groups: Groups, layers: str | Sequence[str], readout: Tensor | None) -> Asked:
         resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
         names = layer_values(self.plan, layers)
         asked_for = layers == "all" or "output" in layers
         values = {name: v for name, v in names.items() if name != "output" or asked_for}
         with torch.no_grad():
-            return contributions_of(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
+            return Asked(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
+
+    def _refuse_more(self, layers: Any, reduce: str | None, out: Any) -> None:
+        if layers is not None or reduce is not None or out is not None:
+            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
 
     @property
     def layer_names(self) -> list[str]:
@@ -362,3 +461,8 @@ class ForwardRecord(StaysHere):
 
 def _is_tensor(item: Any) -> bool:
     return isinstance(item, Tensor)
+
+
+def _check_block(size: Any, given: Any) -> None:
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"block must be at least 1, got {given!r}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import groups
-from fastlrp.run import grouped
+from fastlrp.run import way_up
 from tests.transformers.oracle import Block
 
 
@@ -105,5 +105,5 @@ def test_many_positions_in_pieces(language, monkeypatch):
     explainer, ids = language
     with explainer.forward(ids) as record:
         whole = record.relevance("all", at="all", groups="tokens", direction="up")
-        monkeypatch.setattr(grouped, "TOP_ENTRIES", 300)
+        monkeypatch.setattr(way_up, "TOP_ENTRIES", 300)
         torch.testing.assert_close(record.relevance("all", at="all", groups="tokens", direction="up"), whole)

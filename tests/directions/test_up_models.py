@@ -168,4 +168,4 @@ def test_errors():
     with pytest.raises(ValueError, match="leave layers, reduce and out away"):
         record.relevance("all", groups=groups.patches(2), reduce="channels")
     with pytest.raises(ValueError, match="too small for the way up"):
-        fastlrp.Explainer(model, "epsilon", max_memory=6_000)(x, "all", groups=groups.patches(2), direction="up")
+        fastlrp.Explainer(model, "epsilon", max_memory=3_000)(x, "all", groups=groups.patches(2), direction="up")

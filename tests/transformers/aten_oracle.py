@@ -28,7 +28,7 @@ aten = torch.ops.aten
 VOCABULARY = 50
 _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
-    "hardswish_", "hardtanh",
+    "hardswish_", "hardtanh", "exp",
 }  # fmt: skip
 _GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal", "sqrt"}
 _KEEP_TAGS = {
@@ -55,6 +55,8 @@ class Oracle(torch.fx.Interpreter):
         rule: Callable[..., Any] | None = getattr(self, f"_{name.strip('_')}", None)
         if name in _ACTS and args[0].requires_grad:
             result = act(args[0], lambda u: target(u.clone(), *args[1:], **kwargs))
+        elif name == "view":  # Of memory that the graph's own clones would have put in order.
+            result = args[0].reshape(args[1])
         elif rule is not None:
             result = rule(target, *args, **kwargs)
         else:

@@ -289,7 +289,7 @@ FAMILIES: dict[str, Family] = {
     "detr": Family(_detr, image, first_query),
     "mamba": Family(
         _plain("MambaForCausalLM/MambaConfig", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
-               use_mambapy=False), lambda: {"input_ids": random_ids()}, last, tolerance=1e-3,
+               use_mambapy=False), lambda: {"input_ids": random_ids()}, last, tolerance=1e-6,
     ),
 }
 # fmt: on
@@ -457,6 +457,13 @@ TORCH: dict[str, Family] = {
 ALL = {**FAMILIES, **TORCHVISION, **TIMM, **TORCH}
 
 
+BEFORE_5 = {
+    **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), "experts are a loop over data before transformers 5"),
+    **dict.fromkeys(("clip", "clip_text"), "the text tower of CLIP does not run in float64 before transformers 5"),
+}
+"""Families that cannot be tested with transformers 4.57, and why."""
+
+
 def library(name: str) -> ModuleType:
     """The library that models come from, or a skip."""
     if name == "torch":
@@ -476,6 +483,8 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Any]:
     """The model of a family in float64, with weights that make its attention uneven, and its input."""
     family = ALL[name]
     found = library(family.library)
+    if family.library == "transformers" and found.__version__ < "5" and name in BEFORE_5:
+        pytest.skip(BEFORE_5[name])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = family.make(found).double().eval()
