@@ -35,7 +35,7 @@ test: install
 test-full: install
 	$(PYTEST) --full --durations=15 $(ARGS)
 
-# The daily loop: two cases of every test, none that is marked slow or kernels.
+# The daily loop: one case of every test, none that is marked slow or kernels.
 test-quick: install
 	$(PYTEST) --quick $(ARGS)
 

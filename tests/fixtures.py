@@ -48,7 +48,8 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def remembered(model: Any, args: Any, kwargs: Any, output: Any, *rest: Any) -> Captured:
         shapes = [(key, t.shape[1:], t.dtype) for key, t in [*enumerate(args), *kwargs.items()]]
         key = (id(model), repr(shapes), output)
-        if key not in _CAPTURED:
+        batch = next(t.shape[0] if t.dim() else 0 for t in (*args, *kwargs.values()))
+        if key not in _CAPTURED or _CAPTURED[key][1].fixed_batch not in (None, batch):
             # The model is kept too, so that its id is not given away.
             _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
         _CAPTURED.move_to_end(key)

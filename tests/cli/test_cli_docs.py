@@ -25,6 +25,8 @@ def commands(block: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="runs a shell")
 def test_every_bash_block(run, tmp_path, monkeypatch):
     """The program in this process: tests/cli/test_cli_commands.py has what starting one adds."""

@@ -247,6 +247,7 @@ def test_sum_channels_and_memory(run, photos, tmp_path):
         np.testing.assert_allclose(summed, whole.sum(1), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_of_targets_are_put_together(run, photos, tmp_path, monkeypatch):
     from fastlrp.cli import engine
 

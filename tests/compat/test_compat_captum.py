@@ -139,6 +139,7 @@ def test_an_integer_on_pooled_scores() -> None:
     agree(script)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_further_arguments() -> None:
     def script(lib: Library) -> Any:
         model = prepared(TwoInputs())
@@ -216,6 +217,7 @@ def test_resnet18_with_additions_as_modules() -> None:
     agree(script)
 
 
+@pytest.mark.slow
 def test_resnet18_as_it_is() -> None:
     """Captum runs, and ``out += identity`` is the gradient there: relevance grows to 1e13. The same here."""
 

@@ -152,6 +152,7 @@ def test_tunes_with_real_products(workload, dtype, kind):
     assert configs.parse({"format": 1, "device": "other", "rows": rows}).rows == {(kernel, shape, kind): tried.best()}
 
 
+@pytest.mark.slow
 def test_both_routes_are_tried():
     library = Config(16, 16, 16, route="library")
     clock = Clock({A: 3.0, library: 0.5})
@@ -162,6 +163,7 @@ def test_both_routes_are_tried():
     assert found.rows()[0]["route"] == "library"
 
 
+@pytest.mark.slow
 def test_only_the_kernels_that_are_asked_for():
     found = tuner(Clock({}))
     found.tune([LINEAR, CONV], ["linear_signed"], torch.float32, "ieee")

@@ -52,6 +52,7 @@ def made(order: tuple[int, int, int] = (0, 1, 2), dtype: torch.dtype = torch.flo
         return Model(order).to(dtype).eval(), torch.randn(2, S, D, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_fused_steps_give_the_same(order, backend, monkeypatch):
@@ -130,6 +131,7 @@ def test_positions_in_blocks_of_targets_and_in_verify():
     assert explainer.verify(x, [1, 2], at=4).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_positions_in_lower_precision(dtype):
     model, x = made(dtype=dtype)
@@ -193,6 +195,7 @@ class ClassToken(nn.Module):
         return self.head(x[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp", "epsilon_plus"])
 def test_a_class_token_and_stacked_parts_give_the_same(composite, monkeypatch):
     torch.manual_seed(0)

@@ -128,6 +128,7 @@ def test_entries_do_not_depend_on_their_neighbours(name, dtype, isa):
         assert torch.equal(few[:, :, channel], many[:, :, channel])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_moves_by_threads_and_blocks():
     x = torch.randn(3, 40, 34, 36)

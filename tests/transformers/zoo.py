@@ -228,7 +228,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": Family(_language_model("Llama", **GROUPED), prompt, last, tolerance=1e-5),
     "llama_eager": Family(
-        _language_model("Llama", **ONE, **GROUPED, attn_implementation="eager"), text, last, tolerance=1e-5
+        _language_model("Llama", **GROUPED, attn_implementation="eager"), text, last, tolerance=1e-5
     ),
     "llama3_rope": Family(
         _language_model(

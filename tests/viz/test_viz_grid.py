@@ -240,6 +240,7 @@ def test_maps_of_zero_and_of_one_pixel():
         assert_legible(figure)
 
 
+@pytest.mark.slow
 def test_figures_are_made_in_threads():
     torch.manual_seed(0)
     maps = [torch.randn(2, 3, 8, 8) for _ in range(8)]
