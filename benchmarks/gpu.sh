@@ -33,6 +33,7 @@ ops 180 560 every fused operation beside the same composed of PyTorch calls
 sparse 60 180 living neurons only beside the dense product
 attention 120 400 attention of transformers beside composed PyTorch calls and PyTorch's backward pass
 norm 40 90 norms of transformers beside composed PyTorch calls
+recurrence 40 60 all steps of an LSTM beside composed PyTorch calls
 models 300 580 one image, 256 targets: fastlrp, Zennit, a gradient, the floor
 batch 120 400 64 images, one target each
 stream 60 150 1000 targets in blocks: flat time, bounded memory
@@ -227,7 +228,7 @@ command_of() { # part, seconds; sets the array command
       command=("${bench[@]}")
       in_quick --precisions tf32 --densities "0.5,0.25"
       ;;
-    attention | norm)
+    attention | norm | recurrence)
       command=("$py" -m benchmarks.gpu.transformer --output "$rows" --seconds "$(($2 > 40 ? $2 - 20 : $2))" --ops "$1")
       in_quick --targets 32 --precisions "$both"
       ;;
@@ -260,7 +261,7 @@ rehearsed() { # part: the same on the CPU
     roofline) command+=("${cpu[@]}" --precisions float32 --floor-precisions float32) ;;
     ops) command+=("${cpu[@]}" --targets 3 --precisions float32 --backends cpu --few 1) ;;
     sparse) command+=("${cpu[@]}" --targets 16 --precisions float32) ;;
-    attention | norm) command+=(--device cpu --tiny --targets 3 --precisions float32 --backends torch) ;;
+    attention | norm | recurrence) command+=(--device cpu --tiny --targets 3 --precisions float32 --backends torch) ;;
     models | batch | stream)
       command+=("${cpu[@]}" --composites epsilon_plus --precisions float32 --backends auto --counts "4,10" --repeats 1)
       ;;

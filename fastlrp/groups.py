@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["features", "labels", "patches"]
+
 Groups = Any
 """``"tokens"``, ``"inputs"``, what the functions of this module return, or weights ``(G, *x.shape[1:])``."""
 
@@ -56,8 +58,15 @@ def patches(size: int | Sequence[int]) -> Patches:
 
     What is left over at the far end of an axis is a smaller patch.
 
+    Args:
+        size: one for all axes, or one for each.
+
     Raises:
         ValueError: for a size below 1.
+
+    Example::
+
+        relevance = explainer(x, "all", groups=groups.patches(8))  # (2, 10, 4)
     """
     sizes = (size,) if isinstance(size, int) else tuple(size)
     if not sizes or any(not isinstance(n, int) or n < 1 for n in sizes):
@@ -75,6 +84,11 @@ def labels(map: Any, count: int | None = None) -> Labels:
 
     Raises:
         TypeError: for numbers that are not integers.
+
+    Example::
+
+        halves = (torch.arange(16) >= 8).long().expand(16, 16)
+        relevance = explainer(x, "all", groups=groups.labels(halves))  # (2, 10, 2): left and right
     """
     tensor = torch.as_tensor(map)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -85,8 +99,15 @@ def labels(map: Any, count: int | None = None) -> Labels:
 def features(indices: Sequence[int | Sequence[int]]) -> Features:
     """Each item is one group: an index, or several, along the input's first axis behind the batch.
 
+    Args:
+        indices: an index or a list of indices for each group; negative ones count from the end.
+
     Raises:
         TypeError: for indices that are not integers. ValueError: if there are none.
+
+    Example::
+
+        relevance = explainer(x, "all", groups=groups.features([0, [1, 2]]))  # (2, 10, 2): red, and the others
     """
     found = tuple((item,) if isinstance(item, int) else tuple(item) for item in indices)
     if not found:
@@ -130,10 +151,12 @@ class Resolved:
             if found.is_floating_point():
                 result += flat @ found.flatten(1).to(R.dtype).t()
                 continue
-            # Entries of no group go to one more, which is left out.
-            numbers = torch.where(found < 0, self.count, found).flatten(1).unsqueeze(1).expand_as(flat)
-            wide = flat.new_zeros(batch, count, self.count + 1).scatter_add_(2, numbers, flat)
-            result += wide[..., : self.count]
+            for sample in range(batch):
+                own = found[sample % len(found)].flatten()
+                # Rows of all targets are added at once. Entries of no group go to one more, which is left out.
+                rows, numbers = flat[sample].t(), torch.where(own < 0, self.count, own)
+                total = flat.new_zeros(self.count + 1, count).index_add_(0, numbers, rows.contiguous())
+                result[sample] += total[: self.count].t()
         return result
 
 

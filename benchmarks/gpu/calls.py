@@ -75,7 +75,12 @@ def arguments(call: Call, targets: int, device: torch.device, dtype: torch.dtype
     names = shapes.argument_names(call.op)
     kept = [n for n, name in enumerate(names) if name in KEPT]
     made = tuple(item.to(device) if n in kept else tree.tree_map(change, item) for n, item in enumerate(given))
-    if last and not call.op.startswith(("attention", "norm")) and call.relevance is not None and given[0].dim() > 3:
+    if (
+        last
+        and not call.op.startswith(("attention", "norm", "recurrence"))
+        and call.relevance is not None
+        and given[0].dim() > 3
+    ):
         made = (made[0].movedim(2, -1).contiguous().movedim(-1, 2), *made[1:])
     return tuple(made)
 
@@ -128,6 +133,8 @@ def flops(call: Call, targets: int) -> int:
     weight = named.get("weight")
     if weight is None:
         return 0
+    if call.op == "recurrence_relevance":
+        return 2 * maps * shape[2] * (weight.numel() + named["input_weight"].numel())
     places = shape[2:-1] if call.op == "linear_relevance" else shape[3:]
     if call.op == "conv_unpooled_relevance":
         places = tuple(named["unpooled_size"])

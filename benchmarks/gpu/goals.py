@@ -158,6 +158,8 @@ def goals() -> list[Goal]:
     found.append(Goal(text + "composed", _ops(ATTENTION, both, ratio, precisions=PRECISIONS), least=1.3))
     found.append(Goal(text + "PyTorch's backward passes, K = 32", _gradient, least=1.0))
     found.append(Goal("norms: share of the copy's bandwidth", _ops(("norm_relevance",), both, rate), least=0.7))
+    walk = _ops(("recurrence_relevance",), ("triton",), ratio)
+    found.append(Goal("recurrent layers: times faster than composed, one call per operation and step", walk, least=3.0))
     for density, ratio_wanted in ((0.5, 1.2), (0.25, 2.5)):
         what = f"living neurons only, density {density:g}, K = 128: times faster than the dense product"
         found.append(Goal(what, _sparse(density), least=ratio_wanted))

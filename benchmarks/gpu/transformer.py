@@ -1,4 +1,4 @@
-"""Attention and norms at the shapes of transformers, beside the same composed of PyTorch calls and beside a gradient.
+"""Attention, norms and recurrent layers of models of texts, beside the same composed of PyTorch calls and a gradient.
 
     python -m benchmarks.gpu.transformer --output rows.jsonl --ops attention --targets 1,32
 
@@ -53,7 +53,16 @@ def norm_calls(tiny: bool) -> Iterator[Call]:
         yield Call("norm_relevance", name, ((1, 1, L, N), (2, 3)), (torch.randn(N), torch.rand(1, L, 1) + 0.5, centre))
 
 
-CALLS = {"attention": attention_calls, "norm": norm_calls}
+def recurrence_calls(tiny: bool) -> Iterator[Call]:
+    """All steps of an LSTM whose gates get nothing."""
+    T, H = (5, 8) if tiny else (200, 256)
+    vector = torch.rand(1, T, H)
+    weights = torch.randn(H, H) / H**0.5, torch.randn(H, H) / H**0.5
+    rest = (None, weights[0], vector, vector, vector, vector.unsqueeze(2), *[None] * 4, weights[1], None)
+    yield Call("recurrence_relevance", f"LSTM of {H}, {T} steps", ((1, 1, T, H), (2, 3)), rest)
+
+
+CALLS = {"attention": attention_calls, "norm": norm_calls, "recurrence": recurrence_calls}
 
 
 def gradient(given: tuple[Any, ...], backend: Callable[..., Any]) -> dict[str, Callable[[], Any]]:
@@ -106,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = parser(__doc__)
     add = words.add_argument
-    add("--ops", type=listed, default=tuple(CALLS), help="attention, norm")
+    add("--ops", type=listed, default=tuple(CALLS), help="attention, norm, recurrence")
     add("--backends", type=listed, default=("triton", "cuda"))
     add("--precisions", type=listed, default=("float32", "tf32", "bfloat16", "float16"))
     add("--targets", type=numbers, default=(1, 32))

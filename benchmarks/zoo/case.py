@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import fastlrp
+
 
 @dataclass
 class Case:
@@ -36,6 +38,15 @@ class Case:
     def run(self, inputs: Any) -> Tensor:
         returned = self.model(**inputs) if isinstance(inputs, dict) else self.model(inputs)
         return self.explained(returned)
+
+    def explainer(self, composite: str) -> fastlrp.Explainer:
+        """An explainer that has captured the model."""
+        return fastlrp.Explainer(self.model, composite, example_inputs=self.inputs, output=self.output)
+
+    def alone(self) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """The second sample, and which part of the relevance of both has to be the same."""
+        x = self.inputs
+        return {k: v[1:2] for k, v in x.items()} if isinstance(x, dict) else x[1:2], lambda t: t[1:]
 
 
 Maker = Callable[[], Case]

@@ -16,7 +16,7 @@ from benchmarks.zoo.case import Case, Maker
 from fastlrp.verify.compare import Verification, verify
 
 TARGETS = (0, 1)
-_ATTENTION = {"attention", "attention_weights"}
+_ATTENTION = {"attention", "attention_weights", "segment_softmax"}
 
 
 def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -31,7 +31,7 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
     tell({"step": "capture", "parameters": sum(p.numel() for p in case.model.parameters()), **_shape(case)})
     started = time.process_time()
     try:
-        explainer = fastlrp.Explainer(case.model, "gradient", example_inputs=case.inputs, output=case.output)
+        explainer = case.explainer("gradient")
     except fastlrp.CaptureError as error:
         tell({"captured": isinstance(error, fastlrp.UnsupportedOperationError), "refused": str(error)})
         return
@@ -40,8 +40,7 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
     tell({"captured": True, "capture_seconds": time.process_time() - started, "nodes": len(kinds)})
     tell({"step": "gradient", "composite": composite})
     with explainer.forward(case.inputs) as record:
-        chosen = case.explained(record.output)
-        tell({"output_error": _difference(chosen.detach(), whole)})
+        tell({"output_error": _difference(record.scores.detach(), whole)})
         try:
             found = record.relevance(classes, initial="one")
             tell({"step": "explanation"})
@@ -57,10 +56,11 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
         tell({"step": "autograd", "gradient_error": None})
         tell({"gradient_error": _gradient_error(case, found, classes)})
         tell({"step": "alone"})
-        with explainer.forward(_second(case.inputs)) as single:
+        second, same = case.alone()
+        with explainer.forward(second) as single:
             alone = single.under(composite).relevance(classes)
         pairs = zip(_tensors(alone), _tensors(relevance), strict=True)
-        tell({"alone_error": max(_difference(a, b[1:]) for a, b in pairs)})
+        tell({"alone_error": max(_difference(a, same(b)) for a, b in pairs)})
         tell({"step": "verify"})
         report = verify(under, classes)
         tell({"verified": bool(report.ok), "step": "done"})
@@ -82,10 +82,6 @@ def _shape(case: Case) -> dict[str, Any]:
 
 def _tensors(found: Any) -> list[Tensor]:
     return [t for t in (found.values() if isinstance(found, dict) else [found]) if isinstance(t, Tensor)]
-
-
-def _second(inputs: Any) -> Any:
-    return {k: v[1:2] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[1:2]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

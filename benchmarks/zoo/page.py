@@ -23,7 +23,8 @@ loaded). A model counts as **explained** if all of these hold:
   zero everywhere;
 - the output of the captured graph is the model's, and relevance under `gradient` is what autograd computes (of ids:
   gradient times rows), to 1e-5 in float64 and 1e-2 in float32 (2-norm, relative);
-- every layer agrees with the textbook (`explainer.verify`), and a sample alone gets what it gets in a batch.
+- every layer agrees with the textbook (`explainer.verify`), and a sample alone gets what it gets in a batch;
+  a graph's nodes get the same under other numbers.
 
 """
 

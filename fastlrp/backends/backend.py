@@ -34,13 +34,18 @@ class Backend:
         """Why it cannot run on this device, or None."""
         return None
 
-    def why_not_dtype(self, dtype: torch.dtype) -> str | None:
-        """Why it cannot compute with this dtype, or None."""
-        if self.dtypes is None:
+    def dtypes_of(self, op: str) -> tuple[torch.dtype, ...] | None:
+        """Those of one operation, where its kernels take others than the backend's usual ones."""
+        return self.dtypes
+
+    def why_not_dtype(self, dtype: torch.dtype, op: str) -> str | None:
+        """Why it cannot compute the operation with this dtype, or None."""
+        dtypes = self.dtypes_of(op)
+        if dtypes is None:
             return None if dtype.is_floating_point else f"dtype is {dtype}, relevance needs a floating-point one"
-        if dtype in self.dtypes:
+        if dtype in dtypes:
             return None
-        *others, last = (str(known).removeprefix("torch.") for known in self.dtypes)
+        *others, last = (str(known).removeprefix("torch.") for known in dtypes)
         return f"dtype is {dtype}, kernels are for {', '.join(others)} and {last}"
 
     def load(self, op: str) -> ModuleType | Any:

@@ -94,7 +94,7 @@ def reason(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str 
     """Why the backend cannot run the operation on tensors of this device and dtype, or None if it can."""
     _check_op(op)
     backend = BACKEND[name]
-    why_not = backend.why_not(device) or backend.why_not_dtype(dtype)
+    why_not = backend.why_not(device) or backend.why_not_dtype(dtype, op)
     if why_not is not None:
         return why_not
     return None if backend.has(op) else _NO_KERNEL

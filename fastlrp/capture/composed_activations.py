@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves, substitute
@@ -78,11 +80,34 @@ def _replace(graph: Graph, product: Node, root: Value, nodes: list[Node]) -> Non
         result: Tensor = table[steps[-1][3]]
         return result
 
-    product.kind, product.operation, product.call = "activation", "composed_activation", composed
+    fixed = not any(isinstance(leaf, Constant) for _, args, kwargs, _ in steps for leaf in leaves((args, kwargs)))
+    call = (_one_pass(composed) if fixed else None) or composed
+    product.kind, product.operation, product.call = "activation", "composed_activation", call
     product.args, product.kwargs, product.inputs = (root,), {}, (root,)
     product.attributes = {"low": None, "parameters": {}, "unread": ()}
     graph.nodes = [node for node in graph.nodes if node not in gone]
     graph.modules = {path: v for path, v in graph.modules.items() if v.producer not in gone}
+
+
+def _one_pass(composed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor] | None:
+    """PyTorch's own operation for the same function, which reads its operand once; None if there is none.
+
+    The GELU of GPT-2 is eight operations as written. Compared in float64 at 97 places from -12 to 12.
+    """
+    places = torch.linspace(-12, 12, 97, dtype=torch.float64)
+    try:
+        found = composed(places)
+    except Exception:  # It is made for one dtype or shape.
+        return None
+    same = (call for call in _ONE_PASS if torch.allclose(call(places), found, rtol=1e-12, atol=1e-14))
+    return next(same, None)
+
+
+def _gelu_by_tanh(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+_ONE_PASS: tuple[Callable[[Tensor], Tensor], ...] = (_gelu_by_tanh, torch.nn.functional.gelu)
 
 
 def _plain(tree: Any) -> Any:

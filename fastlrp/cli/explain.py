@@ -92,13 +92,13 @@ def explain(**options: Any) -> None:
     Exit codes: 0 all done, 1 some inputs failed or the run had to stop, 2 not possible as asked, 130 interrupted.
     """
     context = click.get_current_context()
+    out = Path(options["out"])
+    places.check_folder(out)
     if text_run.asked(options):
         context.exit(text_commands.explain(context, options))
     text_commands.check_no_texts(context)
     screen = Screen(options["machine"], options["quiet"])
     wanted = _wanted(options)
-    out = Path(options["out"])
-    places.check_folder(out)
     ready = prepare(options, screen, out)
     facts = _settings(ready.settings(options), wanted)
     with Store(out, facts, options["overwrite"], options["targets"] == "class") as store:
@@ -192,6 +192,8 @@ def _run(options: dict[str, Any], screen: Screen, ready: Prepared, wanted: Wante
 def _look_at_first(ready: Prepared, engine: Any, wanted: Wanted, batch: int | None) -> None:
     sample = first_sample(ready.reader, ready.items, ready.loaded.shape)
     wanted.check(sample.x.shape, sample.picture is not None, sample.item.is_table)
+    if sample.x.dim() == 2:  # Signals and matrices: the first axis is drawn too.
+        engine.reduce = None
     engine.probe(sample, batch)
 
 

@@ -28,6 +28,8 @@ OF_TEXTS = {
     "ForMaskedLM": ("AutoModelForMaskedLM", "masked"),
     "ForCausalLM": ("AutoModelForCausalLM", "words"),
     "LMHeadModel": ("AutoModelForCausalLM", "words"),
+    "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "first"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "spans"),
 }
 """Ends of the names of architectures that explain texts: transformers' class that loads them, and what they score."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastlrp.cli import hub
 from fastlrp.cli.errors import Failure, InputFailure, one_line
+from fastlrp.cli.first_word import FirstWord
 from fastlrp.viz.pieces import as_text, as_token, marks_of
 
 TOKENIZERS = (
@@ -44,8 +45,10 @@ class TextReader:
     """A tokenizer beside its model.
 
     Attributes:
-        scores: what the model scores: ``"classes"`` of a text, ``"tags"`` of each token, the next ``"words"``, or those
-            of tokens that are ``"masked"``.
+        scores: what the model scores: ``"classes"`` of a text, ``"tags"`` of each token, the next ``"words"``, those of
+            tokens that are ``"masked"``, the ``"first"`` token of an answer, or the tokens themselves, as the beginning
+            or end of an answer (``"spans"``).
+        context: the text in which answers are looked for.
         marks: how its vocabulary marks subwords. special: its special tokens. limit: tokens that the model takes.
     """
 
@@ -57,6 +60,7 @@ class TextReader:
         self.marks = marks_of(self.vocabulary)
         self.special = set(map(str, tokenizer.all_special_tokens))
         self.limit = _limit(tokenizer, model)
+        self.context: str | None = None
         self.mask: int | None = getattr(tokenizer, "mask_token_id", None)
         fills = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         self._padding: int = next((fill for fill in fills if fill is not None), 0)
@@ -70,7 +74,8 @@ class TextReader:
         if not text.strip():
             raise InputFailure(f"{name} is empty")
         try:
-            found = self._tokenizer(text, return_attention_mask="attention_mask" in self._takes)
+            both = (text,) if self.context is None else (text, self.context)
+            found = self._tokenizer(*both, return_attention_mask="attention_mask" in self._takes)
         except Exception as error:  # Whatever a tokenizer raises.
             raise InputFailure(f"{name}: the tokenizer fails: {one_line(error)}") from error
         inputs = {key: list(map(int, value)) for key, value in found.items() if key in self._takes}
@@ -110,7 +115,12 @@ class TextReader:
     @property
     def pads(self) -> bool:
         """Whether texts of different lengths can go together: the model is told what is padding."""
-        return "attention_mask" in self._takes
+        return "attention_mask" in self._takes and self.scores != "spans"
+
+    @property
+    def of_positions(self) -> bool:
+        """Whether scores stand at positions of the text, of which some are asked for."""
+        return self.scores not in ("classes", "first", "spans")
 
 
 def load(folder: Path, trust: bool) -> dict[str, Any]:
@@ -148,7 +158,11 @@ def load(folder: Path, trust: bool) -> dict[str, Any]:
     if missing:
         raise Failure(f"hf:{folder}: the folder has no weights for {', '.join(missing[:6])}: the model is not trained")
     labels = {int(number): str(label) for number, label in (model.config.id2label or {}).items()}
-    found = {"module": model.eval(), "about": f"hf:{folder} ({type(model).__name__})", "output": "logits"}
+    about = f"hf:{folder} ({type(model).__name__})"
+    output: str | None = "start_logits" if scores == "spans" else "logits"
+    if scores == "first":
+        model, output = FirstWord(model), None
+    found = {"module": model.eval(), "about": about, "output": output}
     of_classes = scores in ("classes", "tags")
     return {**found, "labels": labels if of_classes else None, "reader": TextReader(tokenizer, model, scores)}
 

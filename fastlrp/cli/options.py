@@ -120,6 +120,7 @@ text = _group(
         help="At which tokens scores are explained, if the model has some for each: -1 is the last. Unless given where "
         "[MASK] stands, or the last.",
     ),
+    _TEXT("--context", metavar="TEXT", help="Where a model that answers questions looks; the question is --text."),
     _TEXT("--words", is_flag=True, help="One colour for each word: the sum of its tokens."),
     _TEXT("--text-scale", type=click.Choice(["shared", "each"]), default="shared", show_default=True,
           help="One scale of colours for all texts and targets, or for each its own."),

@@ -23,7 +23,7 @@ from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import FAILED, Failure, InputFailure, one_line
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.reading import Reader, Sample
-from fastlrp.cli.sheet import Features, Sheet, Wanted, record
+from fastlrp.cli.sheet import Features, Sheet, Wanted, is_signal, record
 from fastlrp.cli.stop import Stop
 from fastlrp.cli.store import Record, Store
 from fastlrp.errors import CaptureError, NotFiniteError
@@ -183,6 +183,7 @@ class Run:
                     Sheet(
                         sample.item, stamp, self.wanted, chosen.classes[row], chosen.scores[row], outputs[row],
                         sample.picture, [self.names[number] for number in chosen.classes[row]],
+                        None if chosen.winners is None else chosen.winners[row], self.names.__getitem__,
                     ),
                     Future(),
                 )  # fmt: skip
@@ -190,6 +191,8 @@ class Run:
             item, x = group[row][1].item, group[row][1].x
             if item.is_table and x.dim() == 1:
                 pending.sheet.features = Features(tables.read(item.path).names, x.detach().cpu())
+            elif item.is_array and is_signal(x.shape):
+                pending.sheet.signal = x.detach().float().cpu()
         for positions, relevance in blocks:
             size = sum(t.nbytes for t in relevance.values()) // len(group)
             for row, pending in sheets.items():

@@ -20,6 +20,7 @@ from fastlrp.explainer import Explainer
 from fastlrp.precision import check_possible
 from fastlrp.spellings import each, next_tokens
 from fastlrp.viz import Text, text
+from fastlrp.viz.pieces import as_text
 
 COMPOSITE = "attnlrp"
 """For texts, unless another one is asked for."""
@@ -103,6 +104,13 @@ def prepare(options: dict[str, Any], screen: Screen, composite_given: bool) -> T
     for note in loaded.notes:
         screen.note(note)
     assert loaded.reader is not None
+    if options.get("context") is not None and loaded.reader.scores != "spans":
+        raise Failure("--context is for models that answer questions (…ForQuestionAnswering): leave it out")
+    if options.get("context") is None and loaded.reader.scores == "spans":
+        raise Failure(
+            "the model answers questions: give the text to look in with --context, and the question as --text"
+        )
+    loaded.reader.context = options.get("context")
     found, failed = [], []
     for number, line in enumerate(lines, 1):
         title = f"text {number}" if len(lines) > 1 else "the text"
@@ -197,7 +205,7 @@ def _length(job: TextJob, group: Sequence[Tokenized]) -> int:
 def _places(job: TextJob, found: Tokenized) -> list[int] | None:
     """The tokens whose scores are explained; None where there is one score for the text, or each next token's."""
     at, scores = job.options["at"], job.reader.scores
-    if scores == "classes" or (job.options["targets"] == "next" and at is None):
+    if not job.reader.of_positions or (job.options["targets"] == "next" and at is None):
         return None
     if at is None and scores == "masked":
         return [i for i, number in enumerate(found.ids) if number == job.reader.mask]
@@ -217,7 +225,7 @@ def _check_places(job: TextJob, found: Tokenized) -> None:
 def _explain(job: TextJob, group: list[Tokenized]) -> list[Explained]:
     for found in group:
         _check_places(job, found)
-    if job.options["at"] is not None and job.reader.scores == "classes":
+    if job.options["at"] is not None and not job.reader.of_positions:
         raise Failure("--at is for models that score each token: this one scores the text as a whole")
     device = next(job.explainer.model.parameters()).device
     alone = len(job.found) == 1 or job.options["targets"] == "next"
@@ -274,7 +282,8 @@ def _explained(
         names = [text_targets.named(target, job.name) for target in asked_for]
     else:
         classes = asked_for = list(index[i])
-        names = [job.name(number) for number in index[i]]
+        of_text = job.reader.scores == "spans"
+        names = [_of_token(job, found, number) if of_text else job.name(number) for number in index[i]]
     own = None if position is None else position[i]
     if own is None and _places(job, found) is not None:
         own = [place for place in _places(job, found) or [] for _ in range(count // len(_places(job, found) or [0]))]
@@ -282,6 +291,11 @@ def _explained(
         names = [f"{name} at {place}" for name, place in zip(names, own, strict=True)]
     values = {name: t[i, :, :length].float().double().numpy() for name, t in together.items()}
     return Explained(found, names, asked_for, classes, own, scores, values.pop("input"), values)
+
+
+def _of_token(job: TextJob, found: Tokenized, number: int) -> str:
+    """A token of the text as a target."""
+    return f"{as_text(found.tokens[number], job.reader.marks).strip()} at {number}"
 
 
 def kept(job: TextJob, one: Explained, most: int) -> list[tuple[str, float, float, dict[str, float]]]:

@@ -26,6 +26,11 @@ def read(spec: str, reader: TextReader, labels: Mapping[int, str] | None, classe
         if spec == "next" and reader.scores != "words":
             raise Failure("--targets next is for language models that score the next token")
         return spec
+    if reader.scores == "spans" and not re.fullmatch(r"\d+(\s*,\s*\d+)*", spec):
+        raise Failure(
+            f"--targets: {spec!r}: of models that answer questions the targets are tokens of the text, by number or "
+            "the best: 7,8 or top3; --output start_logits or end_logits says which end"
+        )
     return [_one(word, reader, labels, classes) for word in _words(spec)]
 
 

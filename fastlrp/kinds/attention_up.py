@@ -46,6 +46,15 @@ def attention_up(
     Returns:
         ``(B, G, H, S, E)``.
     """
+    if query.dtype in (torch.float16, torch.bfloat16):  # Weights and sums over keys in float32.
+        wide = [None if t is None else t.float() for t in (*arriving, query, key, value, output)]
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        t_q, t_k, t_v, q, k, v, o = wide
+        assert q is not None
+        assert k is not None
+        assert v is not None
+        given = (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask
+        return attention_up(*given, causal, scale, shares, epsilon).to(query.dtype)
     batch, heads, queries, _ = query.shape
     first = next(t for t in arriving if t is not None)
     groups, times = first.shape[1], heads // key.shape[1]
@@ -55,7 +64,8 @@ def attention_up(
     each = batch * heads * groups * keys.shape[2] * query.element_size()
     rows = max(1, TILE_BYTES // max(1, each))
     result = query.new_empty(batch, heads, queries, groups, value.shape[-1])
-    # Under causal order nothing of a token reaches the positions before it.
+    # Under causal order nothing of a token reaches the positions before it, also where a mask says so.
+    causal = causal or hides_later(mask, queries, keys.shape[2])
     before = min(leading_zeros(t, 3) for t in arriving if t is not None) if causal else 0
     result[:, :, :before] = 0
     for start in range(before, queries, rows):
@@ -79,6 +89,14 @@ def attention_up(
         assert found is not None
         result[:, :, start:end] = found
     return result.permute(0, 3, 1, 2, 4)
+
+
+def hides_later(mask: Tensor | None, queries: int, keys: int) -> bool:
+    """Whether a mask lets no query see a later key; not looked at on a GPU, where looking means waiting."""
+    if mask is None or mask.device.type != "cpu" or queries != keys or mask.shape[-2:] != (queries, keys):
+        return False
+    seen = mask if mask.dtype == torch.bool else mask != -torch.inf
+    return not bool(seen.triu(1).any())
 
 
 def _scores(

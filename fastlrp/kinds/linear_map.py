@@ -49,8 +49,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     alone = not any(isinstance(leaf, Constant) for leaf in leaves((node.args, node.kwargs)))
     if b.dtype == torch.float16 and alone and not isinstance(rule, rules.Gradient):
 
-        def transpose(f: Tensor, s: Tensor) -> Tensor:
-            return vjp(forward, (zero.to(f.dtype),), multiply(f, s))[0]
+        def transpose(f: Tensor, s: Tensor | None) -> Tensor:
+            return vjp(forward, (zero.to(f.dtype),), f if s is None else multiply(f, s))[0]
 
         b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose)
         return
@@ -67,8 +67,8 @@ def _refuse_left_product(node: Node) -> None:
     if node.operation in ("matmul", "mm", "bmm") and isinstance(second, Value) and len(second.shape) < 3:
         raise UnsupportedOperationError(
             f"{node} multiplies from the left, which sums over axis 0: that is the batch, and relevance of one sample "
-            "cannot be told from that of the others. For a graph with its nodes along axis 0, give the model the input "
-            "(1, nodes, features)"
+            "cannot be told from that of the others. For a graph with its nodes along axis 0 use "
+            "fastlrp.GraphExplainer, or give the model the input (1, nodes, features)"
         )
 
 

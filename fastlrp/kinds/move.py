@@ -16,6 +16,7 @@ from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.rows_taken import rows_taken
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder, channels_last
@@ -138,7 +139,7 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
     if cut is not None:
         back_to = places.window(sizes, cut.dim, cut.start, cut.length)
         return cut.inverse(sizes) if sizes != y.sizes else _unchanged, True, back_to, cut.take
-    return _by_index(node, x, y)
+    return rows_taken(node, x, y) or _by_index(node, x, y)
 
 
 def _unchanged(f: Tensor) -> Tensor:

@@ -216,7 +216,8 @@ def _places(node: Node, x: Value, batch: int) -> tuple[Tensor, Tensor]:
     numbers = plus.nan_to_num(0).round().long() - 1
     start = torch.arange(batch).view(-1, 1) * x.numel
     own = torch.where(mine, numbers - start, 0)
-    if bool((mine != mine[:1]).any()) or bool((own != own[:1]).any()) or bool(((own < 0) | (own >= x.numel)).any()):
+    outside = (own < 0) | (own >= max(x.numel, 1))
+    if bool((mine != mine[:1]).any()) or bool((own != own[:1]).any()) or bool(outside.any()):
         raise UnsupportedOperationError(
             f"{node} treats the samples of a batch differently, or writes from one into another, so relevance of one "
             "sample cannot be told from that of the others: write along other axes than axis 0"

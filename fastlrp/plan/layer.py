@@ -171,7 +171,7 @@ class AffineLayer:
         """``register -> register W`` of a linear layer, and its transpose."""
         linear = torch.nn.functional.linear
         if not self.is_reduced:
-            return lambda f: _product.product(f, weight), lambda t: linear(t, weight)
+            return lambda f: _product.product(f, weight), lambda t: _product.linear(t, weight, None)
         narrow = self.narrow(weight)
         return lambda f: f.to(reduced.DTYPE) @ narrow, lambda t: linear(t.to(reduced.DTYPE), narrow).to(t.dtype)
 
@@ -286,8 +286,8 @@ def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:
     """
     before = leading_zeros(t, 2) if t.dim() > 3 and len(weight) >= LEAST_OUTPUTS else 0
     if before == 0:
-        return torch.nn.functional.linear(t, weight)
-    found = torch.nn.functional.linear(t.narrow(2, before, t.shape[2] - before), weight)
+        return _product.linear(t, weight, None)
+    found = _product.linear(t.narrow(2, before, t.shape[2] - before), weight, None)
     return torch.nn.functional.pad(found, [0, 0] * (t.dim() - 3) + [before, 0])
 
 

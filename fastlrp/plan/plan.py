@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -27,6 +27,7 @@ from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.kept import Keep, kept_slots
 from fastlrp.plan.steps import (
     BLOCK,
     BackwardStep,
@@ -45,10 +46,6 @@ from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.specialize import Path
 from fastlrp.stabilizer import Stabilizer
-
-Keep = Literal["coefficients", "activations", "all"]
-"""What a forward pass leaves in its slots: what relevance is multiplied with; or only the activations from which that
-can be computed; or both, and all from which the coefficients of other rules can be."""
 
 KEPT_SCHEDULES = 64
 """Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
@@ -85,6 +82,15 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     Raises:
         TypeError: if ``rule`` is not a rule.
         ValueError: for an operation that fastlrp knows: composites decide about those.
+
+    Example::
+
+        class Halves(rules.Custom):
+            # Half of the relevance to each operand of torch.hypot.
+            def propagate(self, forward, inputs, output, relevance):
+                return tuple(relevance / 2 for _ in inputs)
+
+        fastlrp.register_rule("hypot", Halves())
     """
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
@@ -310,7 +316,8 @@ class Plan(StaysHere):
         return self._forwards.get(keep, lambda: self._make_forward(keep))
 
     def _make_forward(self, keep: Keep) -> Schedule:
-        program, kept = self.program, self._kept(keep)
+        program = self.program
+        kept = kept_slots(self.graph, program, self.dtype, self.coefficients, keep)
         steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
@@ -318,19 +325,6 @@ class Plan(StaysHere):
         if program_check.ENABLED:
             program_check.check_forward(made, program.inputs, program.slots)
         return made
-
-    def _kept(self, keep: Keep) -> frozenset[int]:
-        program = self.program
-        always = frozenset(v.index for v in self.graph.outputs) | frozenset(program.inputs)
-        if keep == "coefficients":
-            return always | self.coefficients
-        caches = {slot for step in program.forward if step.is_cache for slot in step.outs}
-        steps = program.steps_to(self.coefficients, frozenset(program.inputs))
-        read = {slot for step in steps if step.is_cache for slot in step.ins}
-        activations = always | frozenset((read | self.coefficients) - caches)
-        if keep == "activations":
-            return activations
-        return activations | self.coefficients | frozenset(program.keyed.values())
 
     def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""

@@ -36,6 +36,12 @@ class AlphaBeta(WeightRule):
     Args:
         alpha, beta: ``alpha >= 0``, ``alpha - beta = 1``. With ``alpha < 1`` both parts add up (``alpha = 0``: the
             negative part alone).
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.AlphaBeta(2.0, 1.0))).relevance("top1")
 
     Source: Bach et al. 2015, eq. 60.
 

@@ -46,6 +46,18 @@ class Gamma(TwoCoefficientRule):
     ``R_i = sum_j (x_i w_ij + gamma (x_i w_ij)+) / st(z_j + gamma (P_j + b_j+)) R_j`` where ``z_j > 0``,
     the same with ``-``, ``N`` and ``b-`` where ``z_j < 0``, nothing where ``z_j = 0``.
 
+    Args:
+        gamma: how much more positive contributions count, at least 0; 0 is the epsilon rule.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Raises:
+        ValueError: for a gamma below 0 or infinite.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.Gamma(0.1))).relevance("top1")
+
     Source: Andeol et al. 2021; Montavon et al. 2019, section 10.2.3, for ``x >= 0``.
     """
 

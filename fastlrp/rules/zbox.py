@@ -34,6 +34,12 @@ class ZBox(WeightRule):
     Args:
         low, high: lowest and highest possible input, number or tensor that broadcasts to ``(B, C, H, W)``
             (``(1, 3, 1, 1)`` for bounds per channel), in the units of the model's own (normalised) input.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.first(), rules.ZBox(0.0, 1.0)))
+        relevance = record.under(mine).relevance("top1")
 
     Source: Montavon et al. 2017, eq. 13.
     """

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.errors import NotFiniteError
-from fastlrp.groups import Groups
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.plan import Plan
@@ -21,9 +20,8 @@ from fastlrp.run.basis import Neck, Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
-from fastlrp.run.direction import Choice, Direction
+from fastlrp.run.direction import Choice
 from fastlrp.run.finite import all_finite
-from fastlrp.run.grouped import relevance_of_groups, resolved_groups
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.names import input_values, layer_values
 from fastlrp.run.sink import Result, destination
@@ -72,44 +70,28 @@ class Answers:
         """Name -> value of everything that is asked for."""
         return {**layer_values(self.plan, layers), **input_values(self.plan, self.inputs)}
 
-    def block_of_targets(self, state: list[Any], asked: Targets, layers: Any, reduce: str | None) -> int:
-        """How many targets fit into ``max_memory`` at a time."""
+    def block_of_targets(
+        self, state: list[Any], asked: Targets, layers: Any, reduce: str | None, taken: int = 0
+    ) -> int:
+        """How many targets fit into ``max_memory`` at a time, of which ``taken`` bytes are taken."""
         names, budget = self.values(layers), self._budget_of(asked)
+        if budget.max_memory is not None:
+            budget = replace(budget, max_memory=budget.max_memory - taken)
         budget.check(names, reduce)
         return budget.block(asked.count, names, reduce, *self._steps(state, names, asked.count, reduce)[1:])[1]
 
-    def of_groups(
-        self,
-        state: list[Any],
-        asked: Targets,
-        groups: Groups,
-        direction: Direction,
-        layers: Any,
-        reduce: str | None,
-        out: Any,
-    ) -> Tensor:
-        if layers is not None or reduce is not None or out is not None:
-            raise ValueError("groups are parts of the input, summed up: leave layers, reduce and out away")
-        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self.inputs), self.batch)
+    def paths_down(self, state: list[Any], names: dict[str, Value], count: int) -> dict[str, Path]:
+        """How layers would go down for so many targets, by module."""
+        return self._steps(state, names, count, None)[2].by_module
 
-        def down(start: int, length: int) -> list[Tensor]:
-            found = self.relevance(state, asked, start, length, None, None, None)
-            several = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
-            return [R for R in several if R is not None]
+    def refuse_not_finite(self, state: list[Any], result: Tensor, asked: Targets, start: int, count: int) -> None:
+        """Name the layer where relevance became NaN or infinite.
 
-        def block() -> int | None:
-            return None if self.max_memory is None else self.block_of_targets(state, asked, None, None)
-
-        with torch.no_grad():
-            names = input_values(self.plan, self.inputs)
-            paths = self._steps(state, names, asked.count, None)[2].by_module if direction != "up" else {}
-            result, self.direction = relevance_of_groups(
-                self.plan, state, asked, resolved, direction, self.batch, self.max_memory, down, block, paths
-            )
-        self.plan.latest_direction = self.direction
+        Raises:
+            NotFiniteError: if it did.
+        """
         if self.looks_for_nan and not all_finite(result):
-            raise NotFiniteError(self._why_not_finite(state, asked, 0, asked.count))
-        return result
+            raise NotFiniteError(self._why_not_finite(state, asked, start, count))
 
     def relevance(
         self,

@@ -10,7 +10,8 @@ A cotangent has the shape of its register with groups in the place of targets, `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,9 +25,14 @@ from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_up, profiling, record_function
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.transpose import Shape, results, transposed
+from fastlrp.run.boxed_ups import UPS
+from fastlrp.run.boxes import Boxed, Boxes, form_of
 
-Take = Callable[[int, Tensor], None]
-"""``take(register, cotangent)``."""
+Cotangent = Tensor | Boxed
+"""``(B, G, …)``, of whole maps or in boxes."""
+
+Take = Callable[[int, int, Cotangent], None]
+"""``take(register, first group, cotangent)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,47 +94,83 @@ class Ascent:
 
     Attributes:
         plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
+        boxes: of the registers in which groups reach a part of the map alone. made_bytes: of slots that the record did
+            not hold.
     """
 
     plan: Plan
     route: Route
     state: list[Any]
     shapes: Callable[[], dict[int, Shape]]
+    boxes: Boxes = field(default_factory=dict)
+    made_bytes: int = 0
 
-    def ascend(self, cotangents: dict[int, Tensor], take: Take) -> None:
-        """Carry ``cotangents``, by the registers of the inputs, to the route's ends, which ``take`` gets."""
+    @cached_property
+    def last(self) -> dict[int, int]:
+        """The position of the last step that adds to a register."""
+        return {register: i for i, step in enumerate(self.route.steps) for register in step.ins}
+
+    def ascend(self, positions: range, cotangents: dict[int, Cotangent], first: int, take: Take) -> None:
+        """Go through the steps at ``positions``; what arrives at the route's ends goes to ``take``.
+
+        Args:
+            cotangents: of groups from ``first`` on, by register; left are those that later steps read.
+        """
         steps, ends = self.route.steps, self.route.ends
-        last = {register: i for i, step in enumerate(steps) for register in step.ins}
-        for register in ends - last.keys():
-            if register in cotangents:
-                take(register, cotangents[register])
         name = ""
         try:
-            for position, step in enumerate(steps):
+            for position in positions:
+                step = steps[position]
                 name = step.name
                 arriving = [cotangents.pop(out, None) for out in step.outs]
                 if all(t is None for t in arriving):
                     continue
-                for register, t in zip(step.ins, self._through(step, arriving), strict=True):
-                    # Not in place: what a step gives may be a view of another register.
-                    cotangents[register] = cotangents[register] + t if register in cotangents else t
+                for register, t in zip(step.ins, self.through(step, arriving), strict=True):
+                    cotangents[register] = _added(cotangents[register], t) if register in cotangents else t
                 del arriving
                 for register in step.ins:
-                    if register in ends and last[register] == position:
-                        take(register, cotangents[register])
+                    if register in ends and self.last[register] == position:
+                        # An end that nothing on the route reads is not needed any more.
+                        done = cotangents[register] if register in self.read else cotangents.pop(register)
+                        take(register, first, done)
         except Exception as error:
             note_up(error, name)
             raise
 
-    def _through(self, step: BackwardStep, arriving: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        up = transposed(step, self.shapes)
-        operands = [*arriving, *(self.state[slot] for slot in step.slots)]
+    @cached_property
+    def read(self) -> frozenset[int]:
+        """Registers that steps read."""
+        return frozenset(out for step in self.route.steps for out in step.outs)
+
+    def through(self, step: BackwardStep, arriving: Sequence[Cotangent | None]) -> Sequence[Cotangent]:
+        """One step up, in boxes where that is planned."""
         if profiling():
             with record_function(f"up: {step.name}"):
-                found = up(*operands)
-        else:
-            found = up(*operands)
+                return self._through(step, arriving)
+        return self._through(step, arriving)
+
+    def _through(self, step: BackwardStep, arriving: Sequence[Cotangent | None]) -> Sequence[Cotangent]:
+        first = arriving[0]
+        if isinstance(first, Boxed) and all(register in self.boxes for register in step.ins):
+            form = form_of(step)
+            return UPS[type(form)](form, first, [self.boxes[register] for register in step.ins], self.state)
+        up = transposed(step, self.shapes)
+        found = up(
+            *(None if t is None else on_whole_map(t) for t in arriving), *(self.state[slot] for slot in step.slots)
+        )
         return found if isinstance(found, tuple) else (found,)
+
+
+def on_whole_map(t: Cotangent) -> Tensor:
+    """On the whole map."""
+    return t.dense() if isinstance(t, Boxed) else t
+
+
+def _added(one: Cotangent, other: Cotangent) -> Cotangent:
+    # Not in place: what a step gives may be a view of another register.
+    if isinstance(one, Boxed) and isinstance(other, Boxed) and one.box is other.box:
+        return Boxed(one.rows + other.rows, one.box, one.first)
+    return on_whole_map(one) + on_whole_map(other)
 
 
 def register_shapes(plan: Plan, state: list[Any], batch: int) -> dict[int, Shape]:
@@ -218,8 +260,8 @@ def at_positions(ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, blo
     """
     slots = [ascent.state[slot] for slot in step.slots]
     if step.up_at is None or len(hot.sizes) < 2:
-        (full,) = ascent._through(step, [t])
-        return combine_hot(full, hot)
+        (full,) = ascent.through(step, [t])
+        return combine_hot(on_whole_map(full), hot)
     outputs = hot.sizes[-1]
     position, entry = hot.index // outputs, hot.index % outputs
     wanted = position.unique()

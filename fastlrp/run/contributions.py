@@ -9,7 +9,7 @@ activation but for what biases and stabilizers keep, and for what belongs to no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.groups import Resolved
+from fastlrp.plan.narrow import wide
 from fastlrp.plan.plan import Plan
-from fastlrp.run.ascent import route
-from fastlrp.run.grouped import block_of_groups, prepared, start
+from fastlrp.run.ascent import Cotangent, on_whole_map, route
+from fastlrp.run.stages import blocks, stages
+from fastlrp.run.way_up import prepared, start
 
 
 @dataclass(eq=False)
@@ -46,32 +48,65 @@ class Contributions(Mapping[str, Tensor]):
         return len(self.parts)
 
 
-def contributions(
-    plan: Plan, state: list[Any], values: Mapping[str, Value], resolved: Resolved, batch: int,
-    max_memory: int | None, readout: Tensor | None,
-) -> Contributions:  # fmt: skip
-    """See :meth:`fastlrp.run.record.ForwardRecord.contributions`."""
-    ends: dict[int, list[str]] = {}
-    for name, value in values.items():
-        ends.setdefault(plan.flows[value].register, []).append(name)
-    path = route(plan, frozenset(ends))
-    own = frozenset(slot for v in values.values() for slot in (v.index, *plan.flows[v].factor.slots))
-    ascent = prepared(plan, path, state, batch, path.slots | own)
-    read = {name: _Reading(plan, name, value, ascent.state, readout) for name, value in values.items()}
-    shape = {name: (batch, resolved.count, *reading.sizes) for name, reading in read.items()}
-    found = {name: torch.zeros(shape[name], dtype=plan.dtype, device=plan.device) for name in values}
-    each = sum(t.numel() * t.element_size() for t in found.values()) // max(1, batch * resolved.count)
-    size = block_of_groups(plan, path, batch, resolved.count, max_memory, each)
-    for first in range(0, resolved.count, size):
-        length = min(size, resolved.count - first)
+class Asked:
+    """What is asked of hidden layers; see :meth:`fastlrp.run.record.ForwardRecord.contributions`."""
 
-        def take(register: int, t: Tensor, first: int = first, length: int = length) -> None:
-            for name in ends[register]:
-                found[name].narrow(1, first, length).copy_(read[name].of(t))
+    def __init__(
+        self, plan: Plan, state: list[Any], values: Mapping[str, Value], resolved: Resolved, batch: int,
+        max_memory: int | None, readout: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.plan, self.resolved, self.batch, self.max_memory = plan, resolved, batch, max_memory
+        self.ends: dict[int, list[str]] = {}
+        for name, value in values.items():
+            self.ends.setdefault(plan.flows[value].register, []).append(name)
+        path = route(plan, frozenset(self.ends))
+        own = frozenset(slot for v in values.values() for slot in (v.index, *plan.flows[v].factor.slots))
+        self.ascent = prepared(plan, path, state, batch, path.slots | own, resolved)
+        self.read = {name: _Reading(plan, name, value, self.ascent.state, readout) for name, value in values.items()}
 
-        ascent.ascend(start(ascent, resolved, first, length), take)
-    kept = {name: read[name].whole - found[name].sum(1) for name in values}
-    return Contributions(found, kept)
+    def whole(self) -> Contributions:
+        """Of all groups."""
+        count = self.resolved.count
+        parts = {name: self._zeros(reading, count) for name, reading in self.read.items()}
+        held = sum(t.numel() * t.element_size() for t in parts.values())
+        for _ in self._blocks(
+            held, 2 * held // max(1, count), lambda name, first, t: parts[name].narrow(1, first, t.shape[1]).copy_(t)
+        ):
+            pass
+        return Contributions(parts, {name: self.read[name].whole - parts[name].sum(1) for name in parts})
+
+    def blocks(self) -> Iterator[tuple[range, Contributions]]:
+        """Of one block of groups after the other."""
+        kept = {name: reading.whole for name, reading in self.read.items()}
+        each = sum(reading.numel for reading in self.read.values()) * self.batch * self.plan.dtype.itemsize
+        found: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.read}
+        # A group's maps are there whole, scaled, and in the block that is handed out while the next one is made;
+        # what is kept is there before, after and with the block.
+        held = 3 * sum(t.nbytes for t in kept.values())
+        for first, length in self._blocks(held, 5 * each, lambda name, at, t: found[name].append((at, t))):
+            parts = {name: self._zeros(reading, length) for name, reading in self.read.items()}
+            for name, pieces in found.items():
+                while pieces:
+                    at, t = pieces.pop()
+                    parts[name].narrow(1, at - first, t.shape[1]).copy_(t)
+                kept[name] = kept[name] - parts[name].sum(1)
+            yield range(first, first + length), Contributions(parts, dict(kept))
+
+    def _zeros(self, reading: _Reading, count: int) -> Tensor:
+        return torch.zeros((self.batch, count, *reading.sizes), dtype=self.plan.dtype, device=self.plan.device)
+
+    def _blocks(self, held: int, each: int, put: Callable[[str, int, Tensor], Any]) -> Iterator[tuple[int, int]]:
+        ascent, count = self.ascent, self.resolved.count
+        made = stages(
+            self.plan, ascent.route, ascent.boxes, self.batch, count, self.max_memory, held + ascent.made_bytes, each
+        )
+
+        def take(register: int, first: int, cotangent: Cotangent) -> None:
+            t = on_whole_map(cotangent)
+            for name in self.ends[register]:
+                put(name, first, self.read[name].of(t))
+
+        return blocks(ascent, made, count, lambda first, length: start(ascent, self.resolved, first, length), take)
 
 
 class _Reading:
@@ -85,7 +120,7 @@ class _Reading:
         if flow.factor.value is not value:
             self.scale = self.activation
         for slot in others:
-            f = state[slot]
+            f = wide(state[slot])  # One over a small factor is out of float16's range.
             inverse = torch.where(f == 0, 0, 1 / torch.where(f == 0, 1, f))
             self.scale = inverse if self.scale is None else self.scale * inverse
         self.matrix = None if readout is None else _matrix(readout, name, value, self.activation)
@@ -95,9 +130,14 @@ class _Reading:
             self.whole = self._read(self.activation.unsqueeze(1)).squeeze(1)
             self.sizes = tuple(self.whole.shape[1:])
 
+    @property
+    def numel(self) -> int:
+        """Numbers of one sample and group."""
+        return torch.Size(self.sizes).numel()
+
     def of(self, t: Tensor) -> Tensor:
         """Contributions ``(B, G, …)``."""
-        t = t if self.scale is None else t * self.scale.unsqueeze(1)
+        t = t if self.scale is None else (t * self.scale.unsqueeze(1)).to(t.dtype)
         return t if self.matrix is None else self._read(t)
 
     def _read(self, t: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
+from fastlrp.run.reach import Reach
 
 
 @dataclass(eq=False)
@@ -31,7 +32,8 @@ class Descent:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
         if profiling():
             steps = [(step if type(step) is Emission else _profiled(step), frees) for step, frees in steps]
-        parts = [_Part(start, registers, first, count)]
+        reach = next(filter(None, map(Reach.of, registers)), None)
+        parts = [_Part(start, registers, first, count, reach)]
         while parts:
             # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
             parts += reversed(self._advance(steps, parts.pop()))
@@ -49,10 +51,11 @@ class Descent:
                     value = widened(value) if self.mixes_dtypes else value
                     self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
                 else:
-                    few = self._few_positions(step, registers)
-                    hot = few is not None or (step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot)
-                    if count > 1 and not hot and step.numel * self.batch * self.itemsize * count > self.block_bytes:
-                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
+                    few = self._few_positions(step, registers, part.reach)
+                    hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
+                    numel = step.numel if few is None else -(-step.numel * len(few.positions) // few.whole)
+                    if count > 1 and not hot and numel * self.batch * self.itemsize * count > self.block_bytes:
+                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes, numel)
                         if fits < count:
                             return _split(replace(part, position=position), fits)
                     ins, slots = step.ins, step.slots
@@ -75,14 +78,26 @@ class Descent:
             raise
         return []
 
-    def _few_positions(self, step: BackwardStep, registers: list[Any]) -> AtPositions | None:
+    def _few_positions(self, step: BackwardStep, registers: list[Any], reach: Reach | None) -> AtPositions | None:
         """The positions that all operands of a step have alone, if it can do with them."""
-        few = [r for r in step.ins if type(registers[r]) is AtPositions]
-        if not few:
+        if not step.by_position or len(step.outs) != 1:
             return None
-        first: AtPositions = registers[few[0]]
-        same = len(few) == len(step.ins) and all(registers[r].positions is first.positions for r in few)
-        return first if step.by_position and same and len(step.outs) == 1 else None
+        few = [r for r in step.ins if type(registers[r]) is AtPositions]
+        if len(few) == len(step.ins):
+            first: AtPositions = registers[few[0]]
+            if all(registers[r].positions is first.positions for r in few):
+                return first
+        if reach is None or not reach.is_short:
+            return None
+        for r in few:
+            if registers[r].positions is not reach.prefix:  # Those of the targets themselves.
+                registers[r] = registers[r].dense()
+        cut = reach.cut([registers[r] for r in step.ins])
+        if cut is None:
+            return None
+        for r, register in zip(step.ins, cut, strict=True):
+            registers[r] = register
+        return cut[0]
 
     def _run_at_positions(self, step: BackwardStep, registers: list[Any], few: AtPositions) -> AtPositions:
         rows = [registers[r].rows for r in step.ins]
@@ -114,6 +129,7 @@ class _Part:
     registers: list[Any]
     first: int
     count: int
+    reach: Reach | None = None
 
 
 def _split(part: _Part, fits: int) -> list[_Part]:
@@ -123,7 +139,8 @@ def _split(part: _Part, fits: int) -> list[_Part]:
     for offset in range(0, part.count, size):
         length = min(size, part.count - offset)
         registers = [None if r is None else r.narrow(1, offset, length) for r in part.registers]
-        found.append(_Part(part.position, registers, part.first + offset, length))
+        reach = None if part.reach is None else part.reach.narrow(offset, length)
+        found.append(_Part(part.position, registers, part.first + offset, length, reach))
     return found
 
 
@@ -135,9 +152,12 @@ def _profiled(step: BackwardStep) -> BackwardStep:
     return replace(step, run=in_profile)
 
 
-def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:
-    """How many targets at once keep a step's register within ``block_bytes``, at least as many as it takes at once."""
-    fits = block_bytes // max(1, step.numel * max(1, batch) * itemsize)
+def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int, numel: int | None = None) -> int:
+    """How many targets at once keep a step's register within ``block_bytes``, at least as many as it takes at once.
+
+    ``numel``: entries of the register, if they are fewer than the step's own.
+    """
+    fits = block_bytes // max(1, (step.numel if numel is None else numel) * max(1, batch) * itemsize)
     return max(1, step.least, fits // BLOCK * BLOCK if fits >= BLOCK else fits)
 
 

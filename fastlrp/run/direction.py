@@ -1,22 +1,26 @@
-"""Down from the targets or up from the groups: which costs less, by the work of the steps on either way."""
+"""Down from the targets, up from the groups, or to an edge in between: which costs less, by the work of the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fastlrp.groups import Resolved
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.steps import BackwardStep, Emission
+from fastlrp.plan.steps import BackwardStep, Emission, Schedule
 from fastlrp.run import runner
-from fastlrp.run.ascent import Frontier, Route, not_linear
+from fastlrp.run.ascent import not_linear
+from fastlrp.run.boxes import Boxes, form_of
+from fastlrp.run.middle import Edge, edges, fits
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.specialize import Path
+from fastlrp.run.way_up import WayUp, boxes_of
 
-Direction = Literal["auto", "down", "up"]
+Direction = Literal["auto", "down", "up", "middle"]
+Way = Literal["down", "up", "middle"]
 
 TRAFFIC = 8
 """Floating-point operations in whose time one entry is written and read again (AVX-512 CPU, matrix products)."""
@@ -24,24 +28,67 @@ TRAFFIC = 8
 BY_DERIVATIVE = 3
 """A step that has no transpose of its own is run, recorded and differentiated."""
 
+IN_BOXES = 2e6
+"""Floating-point operations in whose time a step in boxes cuts and places what belongs to one group."""
+
+WORTH_MEETING = 0.95
+"""Both ways to an edge are taken only if they are estimated to cost less than this share of the best single way."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Estimated floating-point operations of one sample for each way; None where it is not possible.
+
+    Attributes:
+        down: target by target. basis: the same from a narrow edge on by a basis of it, where the way down takes that.
+        up: group by group. middle: up to ``edge``, down to it, and one product. width: of the basis.
+    """
+
+    down: float
+    basis: float | None
+    up: float | None
+    middle: float | None
+    edge: Edge | None
+    width: int = 0
+
+    @property
+    def below(self) -> float:
+        """What the way down costs as it is taken."""
+        return self.down if self.basis is None else self.basis
+
 
 @dataclass(frozen=True)
 class Choice:
     """Which way was taken.
 
     Attributes:
-        direction: ``"down"`` or ``"up"``. why: the reason in words. down, up: estimated floating-point operations of
-            one sample either way; None where that way is not possible.
+        direction: ``"down"``, ``"up"`` or ``"middle"``. why: the reason in words. costs: of every way.
     """
 
-    direction: Literal["down", "up"]
+    direction: Way
     why: str
-    down: float | None
-    up: float | None
+    costs: Costs
+
+    @property
+    def down(self) -> float:
+        """Estimated floating-point operations of one sample on the way down, by a basis where one is used."""
+        return self.costs.below
+
+    @property
+    def up(self) -> float | None:
+        """The same on the way up; None where that is not possible."""
+        return self.costs.up
+
+    @property
+    def middle(self) -> float | None:
+        """The same of both ways to the best edge between; None where there is none."""
+        return self.costs.middle
 
     def __str__(self) -> str:
-        costs = [f"{name} {_text(cost)}" for name, cost in (("down", self.down), ("up", self.up))]
-        return f"{self.direction}: {self.why} (estimated: {', '.join(costs)})"
+        c = self.costs
+        named = [("down", c.down), ("basis", c.basis), ("up", c.up), ("middle", c.middle)]
+        said = [f"{name} {_text(cost)}" for name, cost in named if cost is not None or name == "up"]
+        return f"{self.direction}: {self.why} (estimated: {', '.join(said)})"
 
 
 def _text(cost: float | None) -> str:
@@ -53,23 +100,58 @@ def cost_of(step: BackwardStep) -> float:
     return step.work + TRAFFIC * sum(step.numels)
 
 
-def cost_down(
-    plan: Plan, targets: int, resolved: Resolved, is_hot: bool, may_use_basis: bool, paths: Mapping[str, Path]
-) -> float:
-    """Of ``targets`` targets, with the sums over groups. ``paths``: of layers computed for alive neurons alone."""
+def estimated(
+    plan: Plan, way_up: WayUp | None, targets: int, resolved: Resolved, is_hot: bool, batch: int,
+    max_memory: int | None, paths: Mapping[str, Path],
+) -> Costs:  # fmt: skip
+    """Of all ways. ``paths``: of layers computed for alive neurons alone on the way down."""
     values = plan.explained_inputs()
     schedule = plan.schedule(values)
-    steps = [(step, _rows_only(plan, step, is_hot)) for step, _ in schedule.steps if type(step) is not Emission]
+    steps = [step for step, _ in schedule.steps if type(step) is not Emission]
     each = [
-        TRAFFIC * sum(step.numels) if hot else cost_of(step) * _alive(plan, step, paths, targets) for step, hot in steps
+        TRAFFIC * sum(step.numels)
+        if _rows_only(plan, step, is_hot)
+        else cost_of(step) * _alive(plan, step, paths, targets)
+        for step in steps
     ]
     sums = sum(v.numel for v in values) * (TRAFFIC if resolved.is_partition else 2 * resolved.count)
-    neck = runner.neck(plan, schedule, values, targets) if may_use_basis else None
+    down = targets * (sum(each) + sums)
+    basis, width = _basis(plan, schedule, each, targets, sums) if max_memory is None else (None, 0)
+    if way_up is None:
+        return Costs(down, basis, None, None, None, width)
+    boxes = boxes_of(plan, way_up.path, resolved)
+    above = [_cost_up(step, boxes) for step in steps]
+    up = _up(plan, way_up, dict(zip(steps, above, strict=True)), targets, resolved.count)
+    best: tuple[float, Edge] | None = None
+    for edge in edges(plan, schedule.steps):
+        if fits(plan, edge, batch, targets, resolved.count, max_memory):
+            position = sum(type(step) is not Emission for step, _ in schedule.steps[: edge.position])
+            both = targets * sum(each[:position]) + resolved.count * sum(above[position:])
+            both += _product(edge, boxes, targets, resolved.count)
+            if best is None or both < best[0]:
+                best = both, edge
+    if best is None:
+        return Costs(down, basis, up, None, None, width)
+    return Costs(down, basis, up, *best, width)
+
+
+def _product(edge: Edge, boxes: Boxes, targets: int, groups: int) -> float:
+    """At an edge; in boxes group by group, where a part of each target's register is cut out."""
+    entries = targets * groups * edge.width
+    return (2 + TRAFFIC) * boxes[edge.register].share * entries if edge.register in boxes else 2 * entries
+
+
+def _basis(
+    plan: Plan, schedule: Schedule, each: Sequence[float], targets: int, sums: float
+) -> tuple[float | None, int]:
+    """What the way down costs by a basis, and its width; None where it takes none."""
+    values = plan.explained_inputs()
+    neck = runner.neck(plan, schedule, values, targets)
     if neck is None:
-        return targets * (sum(each) + sums)
+        return None, 0
     above = sum(type(step) is not Emission for step, _ in schedule.steps[: neck.position])
     combined = 2 * neck.width * sum(v.numel for v in values)
-    return targets * (sum(each[:above]) + combined + sums) + neck.width * sum(each[above:])
+    return targets * (sum(each[:above]) + combined + sums) + neck.width * sum(each[above:]), neck.width
 
 
 def _alive(plan: Plan, step: BackwardStep, paths: Mapping[str, Path], targets: int) -> float:
@@ -86,27 +168,56 @@ def _rows_only(plan: Plan, step: BackwardStep, is_hot: bool) -> bool:
     return is_hot and plan.takes_one_hot and step.accepts_one_hot and step.ins[0] == plan.program.top
 
 
-def cost_up(path: Route, front: Frontier | None, targets: int, resolved: Resolved, output: int) -> float:
+def _cost_up(step: BackwardStep, boxes: Boxes) -> float:
+    """Of one group."""
+    box = boxes.get(step.out)
+    if box is None or form_of(step) is None:
+        # Causal order saves half of the products of tokens, and is not counted: with it GPT-2's 128 tokens took 15
+        # seconds of one core for 3,030 GFLOP of this estimate (AMD EPYC), 200 a second as other models.
+        return (1 if step.up is not None else BY_DERIVATIVE) * cost_of(step)
+    above = [boxes[register].share if register in boxes else 1.0 for register in step.ins]
+    return max(above) * cost_of(step) + IN_BOXES
+
+
+def _up(plan: Plan, way_up: WayUp, above: Mapping[BackwardStep, float], targets: int, groups: int) -> float:
     """Of all groups, with what each target takes of the result."""
-    each = sum((1 if step.up is not None else BY_DERIVATIVE) * cost_of(step) for step in path.steps)
-    if front is None:
-        return resolved.count * (each + 2 * targets * output)
-    for step, hot in front.final:
+    each = sum(above[step] for step in way_up.path.steps)
+    if way_up.front is None:
+        return groups * (each + 2 * targets * plan.graph.output.numel)
+    for step, hot in way_up.front.final:
         share = 1.0
         if step.up_at is not None and len(hot.sizes) > 1:
             places = (hot.index[0] // hot.sizes[-1]).unique().numel()
             share = places * hot.sizes[-1] / max(1, hot.shape[2:].numel())
         each += share * cost_of(step)
-    return resolved.count * (each + TRAFFIC * targets * front.hot.terms)
+    return groups * (each + TRAFFIC * targets * way_up.front.hot.terms)
 
 
-def chosen(plan: Plan, asked: Direction, down: float, up: float | None, targets: int, groups: int) -> Choice:
-    """The cheaper way, or the one asked for."""
-    if asked not in ("auto", "down", "up"):
-        raise ValueError(f"direction must be 'auto', 'down' or 'up', got {asked!r}")
+def chosen(plan: Plan, asked: Direction, costs: Costs, targets: int, groups: int) -> Choice:
+    """The cheapest way, or the one asked for.
+
+    Raises:
+        ValueError: for another word, or where there is no edge to meet at.
+    """
+    if asked not in ("auto", "down", "up", "middle"):
+        raise ValueError(f"direction must be 'auto', 'down', 'up' or 'middle', got {asked!r}")
+    if asked == "middle" and costs.edge is None:
+        raise ValueError(
+            "direction='middle' needs an edge that all relevance goes through and that max_memory has room for, and "
+            "there is none: use direction='auto'"
+        )
     if asked != "auto":
-        return Choice(asked, "as asked for", down, up)
-    if up is None:
-        return Choice("down", f"{not_linear(plan)} is not linear in relevance", down, None)
+        return Choice(asked, "as asked for" + _details(asked, costs), costs)
+    if costs.up is None:
+        return Choice("down", f"{not_linear(plan)} is not linear in relevance", costs)
+    best: Way = "down" if costs.below <= costs.up else "up"
+    if costs.middle is not None and costs.middle < WORTH_MEETING * min(costs.below, costs.up):
+        best = "middle"
     word = f"{targets} target{'s' * (targets != 1)} and {groups} group{'s' * (groups != 1)}"
-    return Choice("down" if down <= up else "up", f"the cheaper one for {word}", down, up)
+    return Choice(best, f"the cheaper one for {word}{_details(best, costs)}", costs)
+
+
+def _details(way: Way, costs: Costs) -> str:
+    if way == "middle" and costs.edge is not None:
+        return f", meeting at {costs.edge.name}, {costs.edge.width} entries"
+    return f", by a basis of {costs.width}" if way == "down" and costs.basis is not None else ""

@@ -18,22 +18,21 @@ from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
 from fastlrp.pickling import StaysHere
-from fastlrp.plan.plan import Keep
+from fastlrp.plan.kept import Keep
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget
 from fastlrp.run.contributions import Contributions
-from fastlrp.run.contributions import contributions as contributions_of
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.given_ids import ids_of
-from fastlrp.run.grouped import resolved_groups
+from fastlrp.run.group_answers import GroupAnswers, Over, check_block, check_over, contributions_asked, refuse_more
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
-from fastlrp.run.names import input_values, layer_names, layer_values
+from fastlrp.run.names import layer_names
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.specialize import Path
 from fastlrp.spellings import next_tokens
@@ -49,6 +48,7 @@ class ForwardRecord(StaysHere):
 
     Args:
         at_once: it is asked right away and then closed: nothing can change in between.
+        at: the positions of the output that it is then asked for, if they are known.
 
     Attributes:
         lrp_aware: whether the coefficients of all layers are kept, or computed again for each call; ``"sweep"``: also
@@ -67,13 +67,16 @@ class ForwardRecord(StaysHere):
         lrp_aware: LrpAware,
         max_memory: int | None,
         at_once: bool = False,
+        at: Any = None,
     ) -> None:
         self._prepared, self._values_read = prepared, prepared.values
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
         with torch.no_grad():
-            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
+            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware], at)
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
+        if prepared.captured.unpacked is not None:
+            prepared.captured.unpacked.check(inputs.tensors, inputs.args, inputs.kwargs, self._scores)
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
         self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware), max_memory)
@@ -104,8 +107,15 @@ class ForwardRecord(StaysHere):
         costs one element-wise pass per layer and parameter, not a forward pass. Give the same
         :class:`~fastlrp.composites.Composite` object again, and its plan is used again.
 
+        Args:
+            composite: the name of a preset or a composite.
+
         Raises:
             RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
+
+        Example::
+
+            relevance = record.under("gamma").relevance("top1")
         """
         state = self.state()
         other = copy.copy(self)
@@ -127,7 +137,13 @@ class ForwardRecord(StaysHere):
     # Life
 
     def close(self) -> None:
-        """Free the caches. A closed record keeps its output and answers nothing more."""
+        """Free the caches. A closed record keeps its output and answers nothing more.
+
+        Example::
+
+            record = explainer.forward(x)
+            record.close()
+        """
         if self._state is not None and self._lent is not None:
             self._lent.close()
         self._state = None
@@ -232,7 +248,8 @@ class ForwardRecord(StaysHere):
                 ``(B, S, D)`` input), ``"inputs"``, :func:`fastlrp.groups.patches`, ``labels`` or ``features``, or
                 weights ``(G, *x.shape[1:])``.
             direction: of groups: ``"down"`` from the targets, one target after the other; ``"up"`` from the groups,
-                for all targets at once; ``"auto"``: what is estimated to cost less, see :attr:`direction`.
+                for all targets at once; ``"middle"``: targets down and groups up to an edge between, and one product;
+                ``"auto"``: what is estimated to cost least, see :attr:`direction`.
 
         Returns:
             ``(B, K, *x.shape[1:])``, structured as the model's input is; with ``groups`` ``(B, K, G)``; with ``layers``
@@ -241,6 +258,12 @@ class ForwardRecord(StaysHere):
         Raises:
             KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
             ValueError: if ``max_memory`` is too small for one target.
+
+        Example::
+
+            several = record.relevance([3, 1, 4])  # (2, 3, 3, 16, 16)
+            layers = record.relevance("top1", layers=["3"])  # a dict: "3", "input", "output"
+            patches = record.relevance("all", groups=groups.patches(8))  # (2, 10, 4)
         """
         self._refuse_stale()
         return self.relevance_at_once(
@@ -262,7 +285,8 @@ class ForwardRecord(StaysHere):
         """:meth:`relevance` right after the forward pass: nothing can have changed since."""
         asked = self.asked(targets, initial, at)
         if groups is not None:
-            return self._answers.of_groups(self._open(), asked, groups, direction, layers, reduce, out)
+            refuse_more(layers, reduce, out)
+            return self._of_groups(asked, groups, direction).relevance(0, asked.count)
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
@@ -294,34 +318,77 @@ class ForwardRecord(StaysHere):
         at: Any = None,
         groups: Groups = None,
         direction: Direction = "auto",
+        over: Over = "targets",
     ) -> Iterator[tuple[range, Relevance]]:
-        """Relevance in blocks of targets that fit into ``max_memory``.
+        """Relevance in blocks of targets, or of groups, that fit into ``max_memory``.
+
+        Args:
+            targets, initial, layers, reduce, at, groups, direction: as for :meth:`relevance`.
+            block: targets of a block; as many as fit into ``max_memory`` unless given.
+            over: with ``groups``, what comes in blocks: ``"targets"``, or ``"groups"``, which goes up and gives all
+                targets in each block, ``(B, K, number of groups)``.
 
         Yields:
-            ``(range of positions in targets, relevance of that block)``; arguments as for :meth:`relevance`, ``block``
-            sets the size of a block instead. With ``groups`` the whole result is made first.
+            ``(range of positions in targets, relevance of that block)``, or with ``over="groups"``
+            ``(range of groups, relevance of these)``; other arguments as for :meth:`relevance`.
+
+        Raises:
+            ValueError: for a ``block`` below 1; all others as :meth:`relevance`.
+
+        Example::
+
+            for positions, maps in record.stream("all", reduce="channels", block=4):
+                assert maps.shape == (2, len(positions), 16, 16)
         """
         asked = self.asked(targets, initial, at)
-        size = block
-        if size is None:
-            size = (
-                self._answers.block_of_targets(self._open(), asked, layers, reduce) if groups is None else asked.count
-            )
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"block must be at least 1, got {block!r}")
+        check_over(over, groups, block)
         if groups is not None:
-            found = self._answers.of_groups(self._open(), asked, groups, direction, layers, reduce, None)
-            for start in range(0, asked.count, size):
-                length = min(size, asked.count - start)
-                yield range(start, start + length), found.narrow(1, start, length)
+            refuse_more(layers, reduce)
+        about = None if groups is None else self._of_groups(asked, groups, direction)
+        if about is not None and over == "groups":
+            for found in about.blocks_of_groups():
+                yield found
+                self._refuse_stale()
             return
+        size = block
+        if size is None and about is None:
+            size = self._answers.block_of_targets(self._open(), asked, layers, reduce)
+        elif size is None and about is not None:
+            size = about.block_of_targets()
+        check_block(size, block)
+        assert size is not None
         for start in range(0, asked.count, size):
             length = min(size, asked.count - start)
             self._refuse_stale()
+            if about is not None:
+                yield range(start, start + length), about.relevance(start, length)
+                continue
             yield (
                 range(start, start + length),
                 self._answers.relevance(self._open(), asked, start, length, layers, reduce, None),
             )
+
+    def _of_groups(self, asked: Targets, groups: Groups, direction: Direction) -> GroupAnswers:
+        return GroupAnswers(self._answers, self._open(), asked, groups, direction)
+
+    @eager
+    def estimate(self, targets: Any, initial: Initial = "output", at: Any = None, groups: Groups = None) -> Choice:
+        """Which way :meth:`relevance` of groups would go, why, and what each way is estimated to cost; goes none.
+
+        Args:
+            targets, initial, at, groups: as for :meth:`relevance`.
+
+        Raises:
+            ValueError: without groups.
+
+        Example::
+
+            print(record.estimate("all", groups=groups.patches(8)))
+        """
+        if groups is None:
+            raise ValueError("estimate compares ways for groups=: relevance of every entry goes down")
+        self._refuse_stale()
+        return self._of_groups(self.asked(targets, initial, at), groups, "auto").estimate()
 
     @eager
     def contributions(
@@ -340,14 +407,42 @@ class ForwardRecord(StaysHere):
 
         Raises:
             KeyError: for an unknown layer. UnsupportedOperationError: for rules that are not linear in relevance.
+
+        Example::
+
+            parts = record.contributions(groups.patches(8), layers=["3"])
+            assert parts["3"].shape == (2, 4, 16, 8, 8)  # of each patch to each neuron
         """
         self._refuse_stale()
-        resolved = resolved_groups(self.plan, groups, input_values(self.plan, self._inputs), self.batch)
-        names = layer_values(self.plan, layers)
-        asked_for = layers == "all" or "output" in layers
-        values = {name: v for name, v in names.items() if name != "output" or asked_for}
         with torch.no_grad():
-            return contributions_of(self.plan, self._open(), values, resolved, self.batch, self._max_memory, readout)
+            return contributions_asked(self._answers, self._open(), groups, layers, readout).whole()
+
+    def stream_contributions(
+        self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
+    ) -> Iterator[tuple[range, Contributions]]:
+        """:meth:`contributions` in blocks of groups that fit into ``max_memory``.
+
+        Args:
+            groups, layers, readout: as for :meth:`contributions`.
+
+        Yields:
+            ``(range of groups, contributions of these)``; ``kept`` is what the groups so far leave of the activation,
+            with the last block what belongs to no group.
+
+        Example::
+
+            for range_of_groups, found in record.stream_contributions(groups.patches(8), layers=["3"]):
+                print(range_of_groups, found["3"].shape)
+        """
+        self._refuse_stale()
+        found = contributions_asked(self._answers, self._open(), groups, layers, readout).blocks()
+        while True:
+            self._refuse_stale()
+            with torch.no_grad():
+                following = next(found, None)
+            if following is None:
+                return
+            yield following
 
     @property
     def layer_names(self) -> list[str]:

@@ -18,10 +18,12 @@ from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
-from fastlrp.plan.plan import Keep, Plan
+from fastlrp.plan.kept import Keep
+from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
+from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import Neck, find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.sparse import specialize as alive
@@ -30,12 +32,16 @@ from fastlrp.run.sparse.rates import Rates, rates_of
 from fastlrp.run.sparse.specialize import Path, Specialized
 
 
-def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients") -> list[Any]:
-    """One forward pass. Returns the slots, of which those are filled that ``keep`` names."""
+def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients", at: Any = None) -> list[Any]:
+    """One forward pass. Returns the slots, of which those are filled that ``keep`` names.
+
+    ``at``: positions of the output that are asked for and no others; None if that is not known.
+    """
     state: list[Any] = [None] * plan.program.slots
     for slot, tensor in zip(plan.program.inputs, inputs, strict=True):
         state[slot] = tensor
-    run_forward(plan.forward_schedule(keep), state)
+    schedule = plan.forward_schedule(keep)
+    run_forward(schedule if at is None else only_rows(plan, schedule, at), state)
     return state
 
 

@@ -19,10 +19,14 @@ SCALES = ("shared", "row", "column", "cell")
 
 @dataclass
 class Map:
-    """Relevance ``(H, W)``; of its last row, the last ``blank`` entries stand for nothing."""
+    """Relevance ``(H, W)``; of its last row, the last ``blank`` entries stand for nothing.
+
+    ``is_row``: of a layer without axes of space, whose entries were laid row by row.
+    """
 
     values: np.ndarray
     blank: int = 0
+    is_row: bool = False
 
     @property
     def real(self) -> np.ndarray:
@@ -126,7 +130,7 @@ def _block(vector: np.ndarray) -> Map:
     width = int(np.ceil(np.sqrt(len(vector))))
     height = -(-len(vector) // width)
     blank = width * height - len(vector)
-    return Map(np.pad(vector, (0, blank)).reshape(height, width), blank)
+    return Map(np.pad(vector, (0, blank)).reshape(height, width), blank, True)
 
 
 def _cell(item: Any, name: str) -> Any:

@@ -27,6 +27,7 @@ X = torch.linspace(-1, 2, 2 * 3 * 64).reshape(2, 3, 8, 8)
 NAMES = ["tabby, tabby cat", "tiger cat", "crane", "Crane", "school_bus"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "x", [X.numpy(), X.double().numpy(), X.numpy()[::-1][::-1], X.numpy().astype(">f4"), (X.numpy(),)]
 )

@@ -111,6 +111,7 @@ def failing():
     return rule, Explainer(make("convnet"), composite, example_inputs=samples("convnet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lrp_aware", [True, False])
 def test_an_exception_leaves_nothing_behind_and_the_record_works(failing, lrp_aware):
     rule, explainer = failing
@@ -133,6 +134,7 @@ def test_an_exception_leaves_nothing_behind_and_the_record_works(failing, lrp_aw
         assert torch.equal(record.relevance("all"), expected)
 
 
+@pytest.mark.slow
 def test_an_exception_inside_a_call_closes_its_record(failing):
     rule, explainer = failing
     x = samples("convnet")
@@ -186,6 +188,7 @@ def test_an_error_in_one_thread_is_not_anothers(failing):
 # Life of a record
 
 
+@pytest.mark.slow
 def test_close_frees():
     explainer, x = shared("convnet"), samples("convnet", 3)
     explainer(x, 0)
@@ -246,6 +249,7 @@ def test_cached_bytes_counts_what_is_cached():
         assert plain.cached_bytes == 2 * 80_000
 
 
+@pytest.mark.slow
 def test_repeated_calls_do_not_grow():
     explainer, x = Explainer(make("residual"), "gamma"), samples("residual")
     with explainer.forward(x) as record:

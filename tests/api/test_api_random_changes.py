@@ -92,6 +92,7 @@ CHANGES: list[Change] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_after_any_changes_an_explainer_answers_as_a_new_one(seed):
     rng = random.Random(seed)

@@ -20,8 +20,8 @@ from benchmarks.gpu.part import no_gpu
 ROOT = Path(__file__).parents[2]
 SCRIPT = "benchmarks/gpu.sh"
 PARTS = [
-    "build", "tests", "memcheck", "racecheck", "roofline", "ops", "sparse", "attention", "norm", "models", "batch",
-    "stream", "replay",
+    "build", "tests", "memcheck", "racecheck", "roofline", "ops", "sparse", "attention", "norm", "recurrence",
+    "models", "batch", "stream", "replay",
 ]  # fmt: skip
 
 
@@ -140,13 +140,13 @@ def test_parts_share_the_seconds(python, tmp_path):
 
 def test_rehearsal_measures_on_the_cpu(tmp_path):
     """The parts themselves, with tiny shapes. Their rows say that they are a CPU's, so no goal is judged by them."""
-    done = script("--rehearse", "--only", "roofline,ops,sparse,attention,norm", str(tmp_path))
+    done = script("--rehearse", "--only", "roofline,ops,sparse,attention,norm,recurrence", str(tmp_path))
     assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["part"] for row in rows} == {"roofline", "ops", "sparse", "transformer"}
     assert {row["device"] for row in rows} == {"cpu"}
     assert {"commit", "torch", "date", "command"} <= rows[0].keys()
-    assert "of 47 goals are not measured by this run." in done.stdout
+    assert "of 48 goals are not measured by this run." in done.stdout
     summary = (tmp_path / "summary.md").read_text()
     for title in ("### Parts", "### Peaks, measured", "### Living neurons only", "### The floor, layer by layer"):
         assert title in summary

@@ -176,6 +176,7 @@ ROUTES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_program_that_would_run_code_is_refused(route, program, run, tmp_path):
     spoil, message, runs = ROUTES[route]
@@ -327,6 +328,7 @@ def test_a_damaged_archive_is_told(program, run, tmp_path):
         assert "is no program of torch.export.save" in done.err
 
 
+@pytest.mark.slow
 def test_nothing_in_a_folder_of_hugging_face_is_run(run, tmp_path):
     """Python files that its configuration names, and pickles of weights; only where transformers is installed."""
     pytest.importorskip("transformers")

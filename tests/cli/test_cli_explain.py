@@ -247,6 +247,7 @@ def test_sum_channels_and_memory(run, photos, tmp_path):
         np.testing.assert_allclose(summed, whole.sum(1), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_of_targets_are_put_together(run, photos, tmp_path, monkeypatch):
     from fastlrp.cli import engine
 
@@ -317,7 +318,7 @@ def test_one_of_several_outputs(run, photos, tmp_path):
     words = ["explain", spec, photos / "a.png", "-t", 0, "--json", "-o", tmp_path / "out"]
     refused = run(*words)
     assert refused.code == 2
-    assert "the model returns 2 tensors (logits, doubled): name one with output=" in refused.err
+    assert "the model returns 2 tensors (logits, doubled): name one with --output" in refused.err
     score = run(*words, "--output", "doubled").lines[0]["targets"][0]["score"]
     assert score == pytest.approx(2 * float(loaded(spec)(pixels(photos / "a.png"))["logits"][0, 0].detach()), rel=1e-5)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -117,3 +119,79 @@ def test_devices(run, photos):
     done = run("explain", MODEL, photos, "--device", "foo")
     assert done.code == 2
     assert done.err == "error: --device foo: there is no device of that name, expected cpu, cuda or cuda:1\n"
+
+
+SEGMENTS = """
+import torch
+from torch import nn
+
+def make():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    with torch.no_grad():
+        model[2].bias.copy_(torch.tensor([0.0, 50.0, -50.0]))  # Class 1 wins everywhere, then 0.
+    return model
+
+def two_classes():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+"""
+
+
+@pytest.mark.slow
+def test_a_segmentation_by_class_over_its_picture(run, photos, tmp_path):
+    (tmp_path / "net.py").write_text(SEGMENTS)
+    spec, out = f"{tmp_path / 'net.py'}:make", tmp_path / "out"
+    done = run("explain", spec, photos / "a.png", "-t", "top2", "-o", out, "--json")
+    assert done.code == 0, done.err
+    assert [target["class"] for target in done.lines[0]["targets"]] == [1, 0]
+    assert sorted(done.lines[0]["files"]) == ["a.png_segments.png", "a.png_top1_1.png", "a.png_top2_0.png"]
+    from PIL import Image
+
+    picture, figure = Image.open(photos / "a.png"), Image.open(out / "a.png_top2_0.png").convert("L")
+    # Over the picture: many greys; a map alone would have the colours of its scale only.
+    assert figure.crop((20, 60, figure.width - 20, 200)).entropy() > 4
+    assert Image.open(out / "a.png_segments.png").width > picture.width
+    refused = run("explain", spec, photos / "a.png", "-t", "top4", "-o", tmp_path / "more")
+    assert refused.code == 2
+    if run("report", spec, photos / "a.png", "-o", tmp_path / "r.html").code != 0:
+        pytest.fail("the default of five targets is more than there are")
+
+
+def test_torchscript_as_a_model_is_named(run, photos, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)), tmp_path / "m.pt")
+    done = run("explain", tmp_path / "m.pt", photos / "a.png", "-o", tmp_path / "out")
+    assert (done.code, "that is a TorchScript program" in done.err) == (2, True)
+
+
+def test_arguments_come_first_in_the_usage(run):
+    for command, start in (("explain", "MODEL [INPUTS]... [OPTIONS]"), ("verify", "MODEL INPUT [OPTIONS]")):
+        assert run(command, "--help").out.startswith(f"Usage: fastlrp {command} {start}")
+
+
+def test_verify_names_the_layer_that_makes_nan(run, photos, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Bad(nn.Module):\n    def forward(self, x):\n        return x * float('nan')\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(1440, 3), Bad())\n"
+    )
+    done = run("verify", f"{tmp_path / 'net.py'}:make", photos / "a.png")
+    assert done.code == 1
+    assert "a.png: the model's output is NaN or infinite" in done.err
+    assert "mul (2)" in done.err
+
+
+def test_a_signal_is_drawn_as_curves(run, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n"
+        "    return nn.Sequential(nn.Conv1d(2, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(224, 3))\n"
+    )
+    np.save(tmp_path / "ecg.npy", np.random.default_rng(0).normal(size=(2, 2, 60)).astype(np.float32))
+    words = ["explain", f"{tmp_path / 'net.py'}:make", tmp_path / "ecg.npy", "--sample-shape", "2,60", "-t", 1]
+    for more, wide in (([], True), (["--plain"], False)):
+        out = tmp_path / f"out{len(more)}"
+        done = run(*words, "-o", out, *more)
+        assert done.code == 0, done.err
+        from PIL import Image
+
+        _, height = Image.open(out / "ecg.npy_0_1.png").size
+        assert (height > 100) == wide  # A map of two rows otherwise.

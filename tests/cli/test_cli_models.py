@@ -136,6 +136,7 @@ def test_seed_of_random_weights(run, photos, tmp_path):
 # torchvision
 
 
+@pytest.mark.slow
 def test_torchvision_with_random_weights(run, photos, tmp_path):
     import_models()
     words = ["--classes", 7, "-f", "png", "--json"]
@@ -166,6 +167,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "hub" / "checkpoints"
 
 
+@pytest.mark.slow
 def test_weights_come_from_the_cache_only(run, photos, tmp_path, cache, monkeypatch):
     models = import_models()
     spec, words = "torchvision:mobilenet_v2@IMAGENET1K_V2", [photos / "a.png", "-t", "top1", "--json"]

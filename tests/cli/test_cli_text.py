@@ -230,3 +230,44 @@ def test_commas_quotes_and_numbers_of_targets():
     assert text_targets.read("top3", reader, None, 3) == "top3"
     with pytest.raises(Failure, match="near are 'good'"):
         text_targets.read("goood", reader, None, 3)
+
+
+@pytest.mark.slow
+def test_the_first_token_that_an_encoder_and_decoder_answer(run, tmp_path):
+    torch.manual_seed(0)
+    folder = text_folders.encoder_decoder(tmp_path / "t5")
+    words = ["--text", "the film was good", "-t", "top2", "-o", tmp_path / "out", "--json"]
+    (found,) = lines(run("explain", f"hf:{folder}", *words))
+    model = text_folders.transformers().AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    ids = torch.tensor([found["ids"]])
+    logits = model(input_ids=ids, decoder_input_ids=torch.zeros_like(ids[:, :1])).logits[0, 0].detach()
+    best = logits.topk(2)
+    assert [target["class"] for target in found["targets"]] == best.indices.tolist()
+    assert [target["score"] for target in found["targets"]] == pytest.approx(best.values.tolist(), rel=1e-4)
+    assert len(found["targets"][0]["relevance"]) == len(found["tokens"])
+    refused = run("explain", f"hf:{folder}", *words, "--at", "0")
+    assert (refused.code, "--at is for models that score each token" in refused.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_where_an_answer_begins_and_ends(run, tmp_path):
+    torch.manual_seed(0)
+    folder = text_folders.classifier(tmp_path / "qa", "BertForQuestionAnswering")
+    words = ["--text", "capital of france", "--context", "paris is the capital", "-o", tmp_path / "out", "--json"]
+    model = text_folders.transformers().AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    for output in ("start_logits", "end_logits"):
+        (found,) = lines(run("explain", f"hf:{folder}", *words, "-t", "top1", "--output", output, "--json"))
+        assert len(found["tokens"]) > 7
+        ids = torch.tensor([found["ids"]])
+        scores = getattr(model(ids, torch.ones_like(ids)), output)[0].detach()
+        (target,) = found["targets"]
+        assert target["class"] == int(scores.argmax())
+        assert target["name"].endswith(f" at {target['class']}")
+    for more, message in (
+        (words[:2], "with --context"),
+        ([*words, "-t", "paris"], "the targets are tokens of the text"),
+    ):
+        done = run("explain", f"hf:{folder}", *more)
+        assert (done.code, message in done.err) == (2, True), done.err
+    done = run("explain", f"hf:{text_folders.classifier(tmp_path / 'c')}", *words)
+    assert "--context is for models that answer questions" in done.err

@@ -35,6 +35,16 @@ def language_model(folder: Path) -> Path:
     return _saved(found.GPT2LMHeadModel(config), tokenizer, folder)
 
 
+def encoder_decoder(folder: Path) -> Path:
+    """T5 with the words of :func:`classifier`."""
+    found = transformers()
+    tokenizer = found.AutoTokenizer.from_pretrained(classifier(folder.with_name(f"{folder.name}-words")))
+    config = found.T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0,
+    )  # fmt: skip
+    return _saved(found.T5ForConditionalGeneration(config), tokenizer, folder)
+
+
 def classifier(folder: Path, name: str = "BertForSequenceClassification") -> Path:
     """BERT with words as tokens, ``[CLS]`` before and ``[SEP]`` behind."""
     found = transformers()
@@ -44,7 +54,9 @@ def classifier(folder: Path, name: str = "BertForSequenceClassification") -> Pat
     words = sorted({word for sentence in SENTENCES for word in sentence.replace(",", " ,").split()})
     made = Tokenizer(models.WordLevel({word: n for n, word in enumerate([*special, *words])}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    made.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer = found.PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token="[MASK]",
@@ -54,6 +66,8 @@ def classifier(folder: Path, name: str = "BertForSequenceClassification") -> Pat
         max_position_embeddings=24, id2label={0: "negative", 1: "neutral", 2: "positive"},
         label2id={"negative": 0, "neutral": 1, "positive": 2},
     )  # fmt: skip
+    if name.endswith("QuestionAnswering"):
+        config.num_labels = 2
     return _saved(getattr(found, name)(config), tokenizer, folder)
 
 

@@ -196,6 +196,7 @@ def test_one_capture_for_all_rules_objects_and_batch_sizes(captured: list[nn.Mod
     assert len(captured) == 2
 
 
+@pytest.mark.slow
 def test_changed_weights_and_modules_are_noticed(captured: list[nn.Module]) -> None:
     model, x = prepared(SmallCnn()), images()
     lrp = LRP(model)

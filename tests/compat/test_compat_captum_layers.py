@@ -113,6 +113,7 @@ def test_inputs_of_a_sum(shared: bool) -> None:
         assert relative_error(f, e) <= 1e-9
 
 
+@pytest.mark.slow
 def test_resnet18() -> None:
     def script(lib: Library) -> Any:
         model = additive_resnet18(lib.Addition_Module, 64)[0].double()

@@ -1,4 +1,4 @@
-"""The CUDA sources compile with nvcc for sm_80 and sm_90a, without spills; the edge functions with PyTorch's headers.
+"""The CUDA sources compile with nvcc for sm_90a (sm_80 in a full run) without spills; the edges with its headers.
 
 What the sources do on the host is compiled for the emulator (:mod:`tests.cuda.emulated`), and not a second time here.
 Neither needs a GPU. Skipped, with the reason, where there is no nvcc.
@@ -12,18 +12,16 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.cuda.emulated import MODE, ROOT, headers, included, toolkit
+from tests.cuda.emulated import MODE, ROOT, included, includes, toolkit
 
 ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90a": "arch=compute_90a,code=sm_90a"}
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-EDGE = ROOT / "csrc" / "edge"
-EDGES = [*sorted((EDGE / "cuda").glob("*.cpp")), *sorted(EDGE.glob("*_arguments.cpp"))]
+EDGES = sorted((ROOT / "csrc" / "edge" / "cuda").glob("*.cpp"))
+"""Those that have a part of their own for a PyTorch with CUDA; the other edges include nothing of CUDA."""
 # A block has at most 227 KB of shared memory, of which 48 KB without asking for it.
 STATIC_SHARED = 48 * 1024
 
@@ -36,7 +34,7 @@ def nvcc() -> str:
     return found
 
 
-def compiled(source: Path) -> tuple[str, Path]:
+def compiled(source: Path, architecture: str = "sm_90a") -> tuple[str, Path]:
     """What ptxas said of every kernel, and the file with the kernels; compiled once for each state of the source."""
     compiler = nvcc()
     texts: dict[Path, str] = {}
@@ -45,18 +43,26 @@ def compiled(source: Path) -> tuple[str, Path]:
     state = hashlib.sha256("\0".join((*texts.values(), version)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "nvcc"
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{source.stem}_{state}.fatbin"
+    out = folder / f"{source.stem}_{architecture}_{state}.fatbin"
     log = out.with_suffix(".log")
     with (folder / f"{source.stem}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (log.exists() and out.exists()):
-            _compile(compiler, source, out, log)
+            _compile(compiler, source, architecture, out, log)
     return log.read_text(), out
 
 
-def _compile(compiler: str, source: Path, out: Path, log: Path) -> None:
-    codes = [flag for code in ARCHITECTURES.values() for flag in ("-gencode", code)]
-    command = [compiler, "-std=c++20", "-O3", *codes, "-Xptxas", "-v", f"-I{ROOT / 'csrc'}"]
+def _compile(compiler: str, source: Path, architecture: str, out: Path, log: Path) -> None:
+    command = [
+        compiler,
+        "-std=c++20",
+        "-O3",
+        "-gencode",
+        ARCHITECTURES[architecture],
+        "-Xptxas",
+        "-v",
+        f"-I{ROOT / 'csrc'}",
+    ]
     part = out.with_suffix(".part.fatbin")
     made = subprocess.run([*command, "-fatbin", str(source), "-o", str(part)], capture_output=True, text=True)
     assert made.returncode == 0, f"{source.name} does not compile:\n{made.stderr[-4000:]}"
@@ -96,16 +102,17 @@ def complaints(log: str) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.full), "sm_90a"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_kernels_compile_without_spills(source):
-    log, _ = compiled(source)
+def test_kernels_compile_without_spills(source, architecture):
+    log, _ = compiled(source, architecture)
     rows = figures(log)
-    assert {row["architecture"] for row in rows} == set(ARCHITECTURES) or not rows
+    assert {row["architecture"] for row in rows} <= {architecture}
     assert complaints(log) == []
 
 
 def test_every_kernel_is_looked_at():
-    assert sum(len(figures(compiled(source)[0])) for source in SOURCES) > 50
+    assert sum(len(figures(compiled(source)[0])) for source in SOURCES) > 25
 
 
 def test_a_kernel_that_spills_is_noticed(tmp_path):
@@ -134,22 +141,15 @@ def test_shared_memory_is_declared_in_one_place():
 
 
 @pytest.fixture(scope="module")
-def edge_command(tmp_path_factory):
-    """What checks the syntax and types of a file, with c10's CUDA headers; what its build generates is left empty."""
-    home, torch_home, compiler = toolkit(), Path(torch.__path__[0]), os.environ.get("CXX", "g++")
-    if home is None or shutil.which(compiler) is None or not (torch_home / "include" / "c10" / "cuda").exists():
-        pytest.skip("there are no headers of a CUDA toolkit, no g++ or no c10/cuda in this PyTorch")
-    folder = tmp_path_factory.mktemp("edges")
-    generated = folder / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
-    generated.parent.mkdir(parents=True)
-    generated.touch()
-    folders = [folder, ROOT / "csrc", home / "include", torch_home / "include"]
-    folders += [torch_home / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
-    command = [compiler, *MODE, "-DFASTLRP_WITH_CUDA=1"]
-    return [*command, *(f"-I{folder}" for folder in folders), "-fsyntax-only", *headers()]
+def edge_command():
+    """What checks the syntax and types of a file."""
+    compiler = os.environ.get("CXX", "g++")
+    if toolkit() is None or shutil.which(compiler) is None:
+        pytest.skip("there are no headers of a CUDA toolkit or no g++")
+    return [compiler, *MODE, "-DFASTLRP_WITH_CUDA=1", *includes(), "-fsyntax-only"]
 
 
 @pytest.mark.parametrize("source", [*EDGES, ROOT / "csrc" / "bindings.cpp"], ids=lambda path: path.name)
-def test_edges_compile_for_a_pytorch_with_cuda(source, edge_command):
+def test_edges_compile_for_cuda(source, edge_command):
     made = subprocess.run([*edge_command, str(source)], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-4000:]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import groups
-from fastlrp.run import grouped
+from fastlrp.kinds.attention_up import hides_later
+from fastlrp.run import way_up
 from tests.transformers.oracle import Block
 
 
@@ -105,5 +106,16 @@ def test_many_positions_in_pieces(language, monkeypatch):
     explainer, ids = language
     with explainer.forward(ids) as record:
         whole = record.relevance("all", at="all", groups="tokens", direction="up")
-        monkeypatch.setattr(grouped, "TOP_ENTRIES", 300)
+        monkeypatch.setattr(way_up, "TOP_ENTRIES", 300)
         torch.testing.assert_close(record.relevance("all", at="all", groups="tokens", direction="up"), whole)
+
+
+def test_masks_that_hide_later_keys_are_causal_order():
+    lower = torch.ones(5, 5, dtype=torch.bool).tril()
+    weights = torch.zeros(1, 1, 5, 5).masked_fill(~lower, -torch.inf)
+    assert hides_later(lower[None, None], 5, 5)
+    assert hides_later(weights, 5, 5)
+    assert not hides_later(lower.roll(1, 1), 5, 5), "the first query sees the second key"
+    assert not hides_later(torch.zeros(5, 5), 5, 5)
+    assert not hides_later(lower, 5, 6)
+    assert not hides_later(None, 5, 5)

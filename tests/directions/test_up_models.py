@@ -127,6 +127,26 @@ def test_the_choice_says_why():
         assert record.direction.down < record.direction.up
 
 
+def test_the_middle_where_receptive_fields_are_small_below_and_targets_few_above():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 100),
+    )  # fmt: skip
+    x = torch.rand(1, 1, 64, 64, dtype=torch.float64)
+    with fastlrp.Explainer(model.double().eval(), "epsilon_plus", paths="dense").forward(x) as record:
+        ways = [record.estimate(list(range(count)), groups=groups.patches(8)).direction for count in (1, 8, 100)]
+        assert ways == ["down", "middle", "up"]
+        found = record.relevance(list(range(8)), groups=groups.patches(8))
+        assert record.direction.direction == "middle"
+        assert "meeting at " in record.direction.why
+        assert record.direction.middle < min(record.direction.down, record.direction.up)
+        assert difference(found, record.relevance(list(range(8)), groups=groups.patches(8), direction="down")) < BOUND
+        with pytest.raises(ValueError, match="estimate compares ways for groups="):
+            record.estimate([0])
+
+
 def test_rules_that_are_not_linear():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
     x = torch.randn(2, 4, dtype=torch.float64)
@@ -168,4 +188,4 @@ def test_errors():
     with pytest.raises(ValueError, match="leave layers, reduce and out away"):
         record.relevance("all", groups=groups.patches(2), reduce="channels")
     with pytest.raises(ValueError, match="too small for the way up"):
-        fastlrp.Explainer(model, "epsilon", max_memory=6_000)(x, "all", groups=groups.patches(2), direction="up")
+        fastlrp.Explainer(model, "epsilon", max_memory=3_000)(x, "all", groups=groups.patches(2), direction="up")

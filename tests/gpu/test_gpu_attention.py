@@ -9,6 +9,10 @@ from tests.gpu.cases import BACKENDS, DEVICE, PRODUCTS, bound, cast, check
 from tests.ops.test_ops_attention import CASES, OPS, RELEVANCE, arguments
 from tests.ops.test_ops_norm import OP as NORM
 from tests.ops.test_ops_norm import SHAPES, gains
+from tests.ops.test_ops_recurrence import FORMS
+from tests.ops.test_ops_recurrence import OP as RECURRENCE
+from tests.ops.test_ops_recurrence import SHAPES as WALKS
+from tests.ops.test_ops_recurrence import arguments as walk
 
 pytestmark = pytest.mark.gpu
 
@@ -67,3 +71,9 @@ def test_norm(shape, backend, name):
         for centre in (False, True):
             inverse = torch.rand(B, *L, 1) + 0.5
             check(NORM, backend, name, (torch.randn(B, K, *L, N), gain, inverse, centre), layouts=1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_recurrence(form):
+    for shape in (*WALKS, (2, 33, 20, 256, 256, 1), (1, 5, 9, 70, 130, 1)):
+        check(RECURRENCE, "triton", "float32", tuple(walk(shape, form, torch.float32)), layouts=1)

@@ -125,9 +125,14 @@ def test_the_best_is_best_over_all_shapes():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.float16, "half")], ids=str
+    ("workload", "dtype", "kind"),
+    [
+        (LINEAR, torch.float32, "ieee"),
+        (LINEAR, torch.float16, "half"),
+        (CONV, torch.float32, "tf32"),
+    ],
+    ids=lambda value: getattr(value, "op", str(value)),
 )
-@pytest.mark.parametrize("workload", [LINEAR, CONV], ids=lambda w: w.op)
 def test_tunes_with_real_products(workload, dtype, kind):
     clock = Clock({A: 3.0, B: 2.0, C: 2.5}, default=9.0)
     found = tuner(clock)
@@ -147,6 +152,7 @@ def test_tunes_with_real_products(workload, dtype, kind):
     assert configs.parse({"format": 1, "device": "other", "rows": rows}).rows == {(kernel, shape, kind): tried.best()}
 
 
+@pytest.mark.slow
 def test_both_routes_are_tried():
     library = Config(16, 16, 16, route="library")
     clock = Clock({A: 3.0, library: 0.5})
@@ -157,6 +163,7 @@ def test_both_routes_are_tried():
     assert found.rows()[0]["route"] == "library"
 
 
+@pytest.mark.slow
 def test_only_the_kernels_that_are_asked_for():
     found = tuner(Clock({}))
     found.tune([LINEAR, CONV], ["linear_signed"], torch.float32, "ieee")

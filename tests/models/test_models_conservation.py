@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -65,12 +66,24 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }  # fmt: skip
 
 
+@cache
+def made(net: str, biased: bool = False) -> tuple[nn.Module, Tensor]:
+    """A network in float64 and its input, the same for all tests."""
+    make, sample = NETS[net]
+    x = sample()
+    model = prepared(make(), x)
+    for module in model.modules() if biased else ():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            module.bias = nn.Parameter(torch.randn(channels, dtype=torch.float64) / 4)
+    return model, x.double()
+
+
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("net", list(NETS))
 @pytest.mark.parametrize("composite", list(COMPOSITES))
 def test_relevance_sums_to_the_score(net: str, composite: str) -> None:
-    make, sample = NETS[net]
-    x = sample()
-    model, x = prepared(make(), x), x.double()
+    model, x = made(net)
     rule = COMPOSITES[composite]()
     with fastlrp.Explainer(model, rule).forward(x) as record:
         sums = record.relevance("all").flatten(2).sum(2)
@@ -78,6 +91,7 @@ def test_relevance_sums_to_the_score(net: str, composite: str) -> None:
         torch.testing.assert_close(sums, record.scores, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("net", list(NETS))
 @pytest.mark.parametrize(
     "composite", ["epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "alpha_beta", "wsquare"]
@@ -85,13 +99,7 @@ def test_relevance_sums_to_the_score(net: str, composite: str) -> None:
 @pytest.mark.parametrize("epsilon", [1e-6, 0.1])
 def test_every_loss_is_in_the_ledger(net: str, composite: str, epsilon: float) -> None:
     """With biases and a large epsilon: score = relevance + bias + epsilon + dead, in total and layer by layer."""
-    make, sample = NETS[net]
-    x = sample()
-    model, x = prepared(make(), x), x.double()
-    for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            module.bias = nn.Parameter(torch.randn(channels, dtype=torch.float64) / 4)
+    model, x = made(net, biased=True)
     report = fastlrp.Explainer(model, composites.preset(composite, stabilizer=epsilon)).verify(x, "all")
     assert report.ok, str(report)
     scale = abs(report.score) + sum(abs(row.arrived) for row in report.rows)

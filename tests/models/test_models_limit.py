@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,36 @@ def test_an_output_of_exactly_zero_passes():
     x = torch.tensor([[2.0, 2.0]], dtype=torch.float64)
     assert fastlrp.explain(Zero(), x, [0], "attnlrp").flatten().tolist() == [6.0, -4.0]
     assert fastlrp.explain(Zero(), x, [0], "lrp0").flatten().tolist() == [2.0, 0.0]
+    report = fastlrp.Explainer(Zero(), "attnlrp").verify(x, [0])
+    assert report.ok
+    assert (report.max_error, report.end_to_end, report.kept["unexplained"]) == (0.0, 0.0, 0.0)
+
+
+def test_verify_of_zeros_in_attention():
+    """A projection that begins at zero, as LoRA's do, queries without a bias at a zero row, and a head that is zero."""
+
+    class Zeros(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.down, self.up, self.last = (
+                nn.Linear(4, 12, bias=False), nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False), nn.Linear(4, 3)
+            )  # fmt: skip
+            self.up.weight.data.zero_()
+            self.qkv.weight.data[8:10].zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (t.unflatten(-1, (2, 2)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            o = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.last((o + self.up(self.down(x)) + F.layer_norm(x, (4,))).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Zeros().double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    x[:, 2] = 0
+    explainer = fastlrp.Explainer(model, "attnlrp")
+    report = explainer.verify(x, [0, 2])
+    assert report.max_error < 1e-13
+    assert report.end_to_end < 1e-13
+    assert abs(report.kept["unexplained"]) < 1e-13
 
 
 ACTIVATIONS = [
@@ -153,3 +185,30 @@ def test_stabilizer():
         Stabilizer(0.1, in_limit=True)
     assert composites.attnlrp(epsilon=0.0).entries[0][1] == rules.Epsilon(Stabilizer.limit())
     assert composites.attnlrp(epsilon=0.1).entries[0][1] == rules.Epsilon(Stabilizer(0.1))
+
+
+@pytest.mark.parametrize(
+    ("written", "one_pass"),
+    [
+        (lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), True),
+        (lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))), True),
+        (lambda x: 0.5 * x * (1 + torch.tanh(0.7979 * (x + 0.044715 * x**3))), False),
+    ],
+    ids=["tanh", "erf", "another"],
+)
+def test_gelu_as_written_is_one_pass(written, one_pass):
+    class Spelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(written(self.first(x)))
+
+    torch.manual_seed(0)
+    model, x = Spelled().double(), torch.randn(3, 4, dtype=torch.float64)
+    explainer = fastlrp.Explainer(model, "attnlrp", example_inputs=x)
+    (node,) = (node for node in explainer.plan.graph.nodes if node.operation == "composed_activation")
+    assert ("composed" not in node.call.__name__) == one_pass
+    expected = relevance(lambda x: model.last(act(model.first(x), written)), x, [0, 1])
+    torch.testing.assert_close(explainer(x, [0, 1]), expected, rtol=1e-11, atol=1e-13)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -71,19 +73,22 @@ EVERY = [
 ]
 
 
+@cache
 def _network(pool: nn.Module, positive: bool) -> nn.Module:
     torch.manual_seed(0)
     middle = [nn.ReLU()] if positive else []
-    return nn.Sequential(nn.Conv2d(2, 4, 3), *middle, pool, nn.Flatten(), nn.LazyLinear(20)).double().eval()
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), *middle, pool, nn.Flatten(), nn.LazyLinear(20)).double().eval()
+    model(torch.zeros(2, 2, 9, 8, dtype=torch.float64))
+    return model
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize(("pool", "kinds"), POOLS, ids=lambda p: str(p) if isinstance(p, nn.Module) else "")
 @pytest.mark.parametrize("rule", EVERY, ids=str)
 def test_against_the_reference(rule, pool, kinds, positive):
     model = _network(pool, positive)
     x = torch.randn(2, 2, 9, 8, dtype=torch.float64)
-    model(x)
     composite = Composite(((kinds, rule),)) | Composite(
         ((kind("conv", "linear"), rules.Epsilon(0.01)), (kind("activation"), rules.Pass()))
     )
@@ -96,7 +101,6 @@ def test_against_the_reference(rule, pool, kinds, positive):
 def test_max_pools_against_the_reference(rule, pool):
     model = _network(pool, True)
     x = torch.randn(2, 2, 9, 8, dtype=torch.float64)
-    model(x)
     composite = Composite(((MAX, rule), (kind("conv", "linear"), rules.ZPlus()), (kind("activation"), rules.Pass())))
     explainer = Explainer(model, composite)
     report = explainer.verify(x, "all")

@@ -36,6 +36,7 @@ def neck_of(record: fastlrp.ForwardRecord, count: int) -> basis.Neck | None:
     return runner.neck(record.plan, record.plan.schedule(values), values, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"reduce": "channels"}, {"layers": "all"}, {"layers": ["2", "7"]}])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_the_direct_way(always, monkeypatch, options, batch):

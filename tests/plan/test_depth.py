@@ -81,6 +81,7 @@ def test_a_deep_model_is_explained(deep: nn.Module, composite: str) -> None:
     assert "relu" in str(explainer.plan)
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_verified(deep: nn.Module) -> None:
     report = Explainer(deep, "epsilon").verify(torch.rand(1, 2, dtype=torch.float64), [1])
     assert report.ok

@@ -141,6 +141,7 @@ def test_a_relu_that_others_read_too_is_not_swept():
     assert (record.relevance([0, 1]) - expected).norm() <= 1e-12 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fused")
 def test_other_rules_on_the_same_forward_pass():
     net = vgg()

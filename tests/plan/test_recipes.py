@@ -133,6 +133,7 @@ def copy(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_each_recipe_is_a_file_and_a_line(copy):
     found = recipes()
     assert list(found) == list(LINES)

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 
 import fastlrp
@@ -18,6 +19,7 @@ def seconds(run) -> float:
     return time.perf_counter() - begin
 
 
+@pytest.mark.slow
 def test_ten_classes_cost_at_most_three_gradients(monkeypatch):
     monkeypatch.setattr(program_check, "ENABLED", False)  # As users have it.
     torch.manual_seed(0)

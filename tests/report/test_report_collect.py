@@ -38,6 +38,7 @@ def assert_holds(maps: Maps, R: torch.Tensor) -> None:
     assert (np.abs(np.asarray(maps) - R) <= largest * (1 / 65534 + 1e-6)).all()
 
 
+@pytest.mark.slow
 def test_input_layers_and_neurons(explainer, x):
     found = collect(explainer, x, "all", layers=["7", "3", "output"], ledger=False)
     wanted = explainer(x, "all", layers=["7", "3"], reduce="channels")

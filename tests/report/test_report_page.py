@@ -125,6 +125,7 @@ def test_templates_are_plain(file):
 # Size
 
 
+@pytest.mark.slow
 def test_a_thousand_noisy_maps_of_224_by_224_are_under_20_MB(tmp_path):
     maps = Maps((1000, 224, 224))
     for first in range(0, 1000, 50):

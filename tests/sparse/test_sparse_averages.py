@@ -75,6 +75,7 @@ def form_of(name, scale, dtype):
 # Lists of rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POOLS)
 def test_windows(name):
     """Wanted entries that are in the window of an output's entry, each with all of these, in ascending order."""

@@ -36,6 +36,7 @@ def layers() -> dict[str, torch.Tensor]:
     return fastlrp.Explainer(model, "epsilon")(torch.rand(3, 1, 6, 8), [4, 0], layers=["1", "2"])
 
 
+@pytest.mark.slow
 def test_pictures_and_histograms_per_layer():
     writer, relevance = Writer(), layers()
     viz.add_to_tensorboard(writer, relevance, 7, targets=["five", 0])

@@ -14,6 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_example_makes_every_picture_of_the_page(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("scipy")

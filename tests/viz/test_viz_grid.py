@@ -169,20 +169,30 @@ def test_targets_by_layers_from_a_record():
     for text in ("input", "3×12×8", "1", "4×12×8", "3", "6×4×2", "7", "10", "output", "target 0", "target 1"):
         assert text in found
     drawn = cells(figure)
-    assert len(drawn) == 2 * 5 + 1  # One image, in the first row.
-    assert [c.shape[:2] for c in drawn[:6]] == [(12, 8), (12, 8), (12, 8), (4, 2), (3, 4), (3, 3)]
+    assert len(drawn) == 2 * 3 + 1  # One image, in the first row; ten features and seven classes are bars.
+    assert [c.shape[:2] for c in drawn[:4]] == [(12, 8), (12, 8), (12, 8), (4, 2)]
     for position, name in enumerate(["input", "1", "3"]):
         level = viz.shared_level(list(layers[name][1]))
         np.testing.assert_array_equal(
             drawn[1 + position][..., :3], np.asarray(viz.heatmap(layers[name][1, 0], level=level))
         )
-    # Ten features in a block of 3 x 4, seven classes in one of 3 x 3: what is left over is transparent.
-    assert (drawn[4][..., 3] == 255).sum() == 10
-    assert (drawn[5][..., 3] == 255).sum() == 7
-    values = layers["7"][1, 0].numpy()
-    expected = np.asarray(viz.heatmap(values[None], level=float(layers["7"][1].abs().max())))[0]
-    np.testing.assert_array_equal(drawn[4][..., :3].reshape(-1, 3)[:10], expected)
+    values, level = layers["7"][1, 0].numpy(), float(layers["7"][1].abs().max())
+    expected = np.asarray(viz.heatmap(values[None], level=level))[0] / 255
+    bars = [patch for patch in figure.axes[0].patches if patch.get_fill()][:10]
+    np.testing.assert_allclose([bar.get_facecolor()[:3] for bar in bars], expected)
+    sizes = np.array([bar.get_height() for bar in bars])
+    np.testing.assert_allclose(sizes / sizes.max() * np.abs(values).max(), np.abs(values), atol=1e-6)
     assert_legible(figure)
+
+
+def test_many_entries_without_axes_of_space_are_a_block():
+    values = torch.randn(1, 1, 40)
+    (drawn,) = cells(viz.grid({"input": values}, quantile=1.0))
+    # 40 entries in a block of 6 x 7: what is left over is transparent.
+    assert drawn.shape[:2] == (6, 7)
+    assert (drawn[..., 3] == 255).sum() == 40
+    expected = np.asarray(viz.heatmap(values[0], level=float(values.abs().max())))[0]
+    np.testing.assert_array_equal(drawn[..., :3].reshape(-1, 3)[:40], expected)
 
 
 def test_rows_of_anything():
@@ -230,6 +240,7 @@ def test_maps_of_zero_and_of_one_pixel():
         assert_legible(figure)
 
 
+@pytest.mark.slow
 def test_figures_are_made_in_threads():
     torch.manual_seed(0)
     maps = [torch.randn(2, 3, 8, 8) for _ in range(8)]

@@ -59,6 +59,7 @@ def _input() -> Tensor:
     return torch.randn(2, 3, 6, 6, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composite", ["zennit", "fastlrp", "none"])
 def test_model_stays_as_it_was(composite: str) -> None:
     model = random_model("resnet18", classes=4)
@@ -222,6 +223,7 @@ def test_other_precision() -> None:
     assert difference(single.double(), double) < 1e-4
 
 
+@pytest.mark.slow
 def test_models_are_not_kept_alive() -> None:
     model, x = _network(), _input()
     ours.Gradient(model, EpsilonPlus(canonizers=[SequentialMergeBatchNorm()]))(x)
@@ -233,6 +235,7 @@ def test_models_are_not_kept_alive() -> None:
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_at_most_a_few_explainers_are_kept_per_model() -> None:
     model, x = _network(), _input()
     for number in range(8):

@@ -22,6 +22,7 @@ from zennit.composites import EpsilonPlus
 TARGET = torch.eye(4, dtype=torch.float64)[[1, 3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon", "gradient"])
 def test_a_model_that_zennit_has_explained(composite: str) -> None:
     with torch.random.fork_rng():
