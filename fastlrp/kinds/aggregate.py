@@ -21,8 +21,9 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.builder import Builder, multiply
+from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import total
 from fastlrp.stabilizer import Stabilizer

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlrp.capture.aggregation import added, largest, segment_softmax
 from fastlrp.capture.graph import Constant, Node, Value, substitute
 from fastlrp.capture.signs import PROOFS, proves
 from fastlrp.kinds.registry import KIND_OF
@@ -172,6 +173,8 @@ def chosen(d: Draw) -> Any:
     return d.pick(("dim", (d.value(), 1)), ("other", (d.value(), d.value())))
 
 
+OURS = {"aggregate": added, "aggregate_max": largest, "segment_softmax": segment_softmax}
+"""Operations of ours, made of several of ATen's."""
 ROW, MAP = (2, 4), (2, 4, 4, 4)
 UNARY = (
     "relu relu6 sigmoid hardsigmoid exp square abs selu silu hardswish mish tanh clone detach alias lift_fresh "
@@ -264,6 +267,7 @@ DRAWS: dict[str, Callable[[Draw], Any]] = {
     "cummin": on(MAP, 1),
     "index_select": on(ROW, 1, torch.tensor([2, 0])),
     "index": on(ROW, [None, torch.tensor([2, 0])], overload="Tensor"),
+    **dict.fromkeys(OURS, on(MAP, 1, Constant("places", torch.tensor([0, 2, 2, 0])), 3)),
 }  # fmt: skip
 
 
@@ -271,7 +275,7 @@ def drawn(name: str, seed: int) -> tuple[Node, Draw, Tensor] | None:
     """A node of this operation and what it returns; None where PyTorch refuses the arguments."""
     d = Draw(seed)
     overload, args, *kwargs = DRAWS[name](d)
-    call = getattr(getattr(aten, name), overload)
+    call = OURS[name] if name in OURS else getattr(getattr(aten, name), overload)
     given = torch.utils._pytree.tree_map(
         lambda leaf: leaf.tensor() if isinstance(leaf, Constant) else leaf, substitute(args, d.values)
     )
