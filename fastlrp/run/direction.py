@@ -172,8 +172,8 @@ def _cost_up(step: BackwardStep, boxes: Boxes) -> float:
     """Of one group."""
     box = boxes.get(step.out)
     if box is None or form_of(step) is None:
-        # Causal order saves half of the products of tokens, and is not counted: with it GPT-2's 128 tokens took 15 seconds
-        # of one core for 3,030 GFLOP of this estimate (AMD EPYC), 200 a second as other models.
+        # Causal order saves half of the products of tokens, and is not counted: with it GPT-2's 128 tokens took 15
+        # seconds of one core for 3,030 GFLOP of this estimate (AMD EPYC), 200 a second as other models.
         return (1 if step.up is not None else BY_DERIVATIVE) * cost_of(step)
     above = [boxes[register].share if register in boxes else 1.0 for register in step.ins]
     return max(above) * cost_of(step) + IN_BOXES
