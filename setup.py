@@ -1,5 +1,8 @@
 """Builds ``fastlrp._C``: all of csrc but csrc/cuda always, that when PyTorch and nvcc allow it.
 
+The extension includes no header of PyTorch and links to no library of it (csrc/edge/tensor.h), so that one build runs
+with every version from 2.11 on. PyTorch is asked here for the version of its CUDA only, and builds csrc/cuda.
+
 Environment: ``FASTLRP_BUILD_CUDA`` = ``auto`` (default), ``0`` or ``1`` (fail, with the reason, where it cannot be
 built); ``TORCH_CUDA_ARCH_LIST`` (default: sm_80, sm_90a, and PTX for later GPUs) and ``MAX_JOBS`` as for any PyTorch
 extension.
@@ -13,31 +16,43 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import find_namespace_packages, setup
+from setuptools import Extension, find_namespace_packages, setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
-except ImportError as error:
-    raise SystemExit(
-        f"fastlrp builds against the PyTorch that it will run with, and importing torch failed ({error}).\n"
-        "Install it first (pip install 'torch>=2.11' setuptools wheel ninja), then install fastlrp with "
-        "pip install --no-build-isolation; or run 'make install', which does both."
-    ) from None
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension
+except ImportError:
+    torch, CUDA_HOME = None, None
+    from setuptools.command.build_ext import build_ext as BuildExtension
 
 ROOT = Path(__file__).parent
 # No -march=native: kernels carry several instruction sets and choose at run time. No fast-math: the two -fno- flags
 # change no result, they only allow a select instead of a branch.
-CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-fno-trapping-math", "-fno-math-errno", "-g0", "-Wall"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-fno-trapping-math", "-fno-math-errno", "-g0", "-Wall"]
 NVCC_FLAGS = ["-O3", "-lineinfo"]  # no fast-math here either; line numbers for profilers cost nothing
 ARCHITECTURES = "8.0+PTX;9.0a"
 # Apple's clang has no OpenMP; there the kernels run on one thread.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
-# What csrc/cuda and the headers of PyTorch that it includes read.
-HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
+# What csrc/cuda reads and links to.
+HEADERS = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h")
 LIBRARIES = ("libcudart.so*", "libcudart.dylib", "cudart.lib")
+
+
+def pybind11_headers() -> str:
+    """Of the package, or those that PyTorch brings along."""
+    try:
+        import pybind11
+
+        return pybind11.get_include()
+    except ImportError:
+        if torch is not None:
+            return str(Path(torch.__path__[0]) / "include")
+    raise SystemExit(
+        "fastlrp's extension is bound with pybind11, which is not installed. Install it first (pip install "
+        "'pybind11>=2.13' setuptools wheel ninja), or let pip do it: leave --no-build-isolation away."
+    )
 
 
 def sources(pattern: str) -> list[str]:
@@ -48,6 +63,8 @@ def cuda_reason() -> str | None:
     """Why csrc/cuda cannot be built here, or None."""
     if not sources("csrc/cuda/*.cu"):
         return "it has no .cu file yet"
+    if torch is None:
+        return "there is no PyTorch to build it for (with pip: --no-build-isolation)"
     if torch.version.cuda is None:
         return f"this PyTorch ({torch.__version__}) is built without CUDA"
     if CUDA_HOME is None:
@@ -99,14 +116,19 @@ print(f"fastlrp: csrc/cuda is {cuda_line}", flush=True)
 # Not among define_macros, which nvcc gets too: it splits them at commas and blanks.
 told = {"FASTLRP_FLAGS": " ".join(CXX_FLAGS + OPENMP), "FASTLRP_CUDA": cuda_line}
 cxx = [*CXX_FLAGS, *OPENMP, *(f'-D{name}="{text}"' for name, text in told.items())]
-extension = (CUDAExtension if with_cuda else CppExtension)(
+cuda_home = Path(CUDA_HOME or "")
+extension = Extension(
     "fastlrp._C",
     ["csrc/bindings.cpp", *sources("csrc/common/*.cpp"), *sources("csrc/edge/*.cpp"), *sources("csrc/cpu/*.cpp")]
     + ([*sources("csrc/edge/cuda/*.cpp"), *sources("csrc/cuda/*.cu")] if with_cuda else []),
     depends=[*sources("csrc/**/*.h"), *sources("csrc/**/*.cuh"), *sources("csrc/**/*.inc")],
+    include_dirs=[pybind11_headers(), *([str(cuda_home / "include")] if with_cuda else [])],
     define_macros=[("FASTLRP_WITH_CUDA", "1")] if with_cuda else [],
     extra_compile_args={"cxx": cxx, "nvcc": NVCC_FLAGS} if with_cuda else cxx,
-    extra_link_args=OPENMP,
+    libraries=["cudart"] if with_cuda else [],
+    library_dirs=[str(cuda_home / "lib64"), str(cuda_home / "lib")] if with_cuda else [],
+    extra_link_args=[*OPENMP, *([] if sys.platform == "darwin" else ["-Wl,--as-needed"])],
+    language="c++",
 )
 
 
@@ -121,12 +143,17 @@ class Build(BuildExtension):
             out = (
                 "build without CUDA (FASTLRP_BUILD_CUDA=0) or name another toolkit (CUDA_HOME=/path)"
                 if with_cuda
-                else "a compiler for C++17 is needed (g++ 9 or newer, clang 10 or newer; CXX names it)"
+                else "a compiler for C++20 is needed (g++ 11 or newer, clang 14 or newer; CXX names it)"
             )
             raise SystemExit(
                 f"fastlrp: the extension does not compile ({reason}); {out}. The reasons stand above."
             ) from None
 
+
+if torch is None:  # Whose build compiles side by side as it is.
+    from pybind11.setup_helpers import ParallelCompile
+
+    ParallelCompile("MAX_JOBS").install()
 
 setup(
     packages=[*find_namespace_packages(include=["fastlrp", "fastlrp.*"]), "fastlrp.kernels", *kernel_folders()],

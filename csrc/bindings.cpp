@@ -1,8 +1,8 @@
 // The only file that knows pybind11. What checks tensors, allocates and calls the kernels is in edge/<stem>.cpp and,
 // for CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
 
-#include <ATen/Parallel.h>
-#include <torch/csrc/utils/pybind.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <map>
 #include <string>
@@ -44,6 +44,9 @@
 #else
 #define FASTLRP_COMPILER "GCC " __VERSION__
 #endif
+#ifndef FASTLRP_NAME
+#define FASTLRP_NAME _C
+#endif
 #ifndef FASTLRP_FLAGS
 #define FASTLRP_FLAGS "unknown"
 #endif
@@ -52,12 +55,6 @@
 #endif
 
 namespace fastlrp {
-
-void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  at::parallel_for(0, count, grain, body);
-}
-
-int64_t thread_count() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 #ifndef FASTLRP_EMULATE
 namespace {
@@ -85,6 +82,24 @@ std::map<std::string, std::string> build_info() {
 
 // Structs of tensors are tuples in Python.
 namespace pybind11::detail {
+
+template <>
+struct type_caster<fastlrp::edge::Tensor> {
+  PYBIND11_TYPE_CASTER(fastlrp::edge::Tensor, const_name("torch.Tensor"));
+
+  bool load(handle source, bool) {
+    static const handle type = object(module_::import("torch").attr("Tensor")).release();
+    if (!isinstance(source, type)) {
+      return false;
+    }
+    value = fastlrp::edge::Tensor::of(source.ptr());
+    return true;
+  }
+
+  static handle cast(const fastlrp::edge::Tensor& source, return_value_policy, handle) {
+    return source.defined() ? handle(static_cast<PyObject*>(source.object())).inc_ref() : none().release();
+  }
+};
 
 template <class Struct>
 struct struct_caster {
@@ -129,7 +144,34 @@ namespace {
 
 namespace py = pybind11;
 namespace edge = fastlrp::edge;
-using release_gil = py::call_guard<py::gil_scoped_release>;
+
+// While a function runs other Python threads may; kernels run on as many threads as PyTorch would take.
+class Running {
+ public:
+  Running() : Running(settled()) {}
+
+ private:
+  explicit Running(bool) {}
+  // PyTorch tells OpenMP how many threads to take when a thread first asks it.
+  static bool settled() {
+    thread_local const bool asked = (py::module_::import("torch").attr("get_num_threads")(), true);
+    return asked;
+  }
+
+  py::gil_scoped_release release_;
+};
+
+using release_gil = py::call_guard<Running>;
+
+void translate_errors() {
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const edge::TypeError& error) {
+      PyErr_SetString(PyExc_TypeError, error.what());
+    }
+  });
+}
 
 void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype(&edge::pool_ties_relevance) ties,
                decltype(&edge::pool_avg_relevance) avg, decltype(&edge::pool_adaptive_avg_relevance) adaptive_avg) {
@@ -160,13 +202,18 @@ void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype
   m.def("recurrence_relevance", relevance, py::arg("relevance"), py::arg("final").none(true), py::arg("weight"),
         py::arg("entry"), py::arg("scale").none(true), py::arg("carry").none(true), py::arg("gates").none(true),
         py::arg("output_entry").none(true), py::arg("output_scale").none(true), py::arg("reset").none(true),
-        py::arg("projection").none(true), release_gil());
+        py::arg("projection").none(true), py::arg("input_weight").none(true), py::arg("spread").none(true),
+        release_gil());
 }
 
 void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) coefficients) {
   m.def("elementwise_coefficients", coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
         py::arg("epsilon"), release_gil());
+}
+
+[[maybe_unused]] void bind_scaled(py::module_& m, decltype(&edge::elementwise_scaled) scaled) {
+  m.def("elementwise_scaled", scaled, py::arg("relevance"), py::arg("coefficient"), release_gil());
 }
 
 void bind_sparse_pattern(py::module_& m, decltype(&edge::sparse_pattern) pattern,
@@ -191,12 +238,12 @@ void bind_sparse_conv(py::module_& m, decltype(&edge::sparse_pack) pack,
   m.def("sparse_pack", pack, py::arg("weight"), release_gil());
   m.def(
       "sparse_conv_relevance",
-      [conv_relevance](edge::RowTensors arriving, int64_t batch, int64_t targets, std::vector<at::Tensor> coefficients,
-                       std::vector<at::Tensor> weights, edge::Sizes channels_per_group, edge::PatternTensors leaving,
-                       edge::Sizes input_size, edge::Sizes output_size, edge::Sizes kernel_size, edge::Sizes stride,
-                       edge::Sizes padding, edge::Sizes dilation, bool transposed, std::optional<int64_t> channels,
-                       std::vector<at::Tensor> factors, std::vector<edge::SummandTensors> initial,
-                       edge::OptionalTensor other) {
+      [conv_relevance](
+          edge::RowTensors arriving, int64_t batch, int64_t targets, std::vector<edge::Tensor> coefficients,
+          std::vector<edge::Tensor> weights, edge::Sizes channels_per_group, edge::PatternTensors leaving,
+          edge::Sizes input_size, edge::Sizes output_size, edge::Sizes kernel_size, edge::Sizes stride,
+          edge::Sizes padding, edge::Sizes dilation, bool transposed, std::optional<int64_t> channels,
+          std::vector<edge::Tensor> factors, std::vector<edge::SummandTensors> initial, edge::OptionalTensor other) {
         return conv_relevance({std::move(arriving),
                                batch,
                                targets,
@@ -255,16 +302,19 @@ void bind_cuda(py::module_ m) {
 }  // namespace
 
 #ifdef FASTLRP_EMULATE
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+PYBIND11_MODULE(FASTLRP_NAME, m) {
+  translate_errors();
   bind_cuda(m);
   m.def("set_order", &emulator::set_order, py::arg("order"), py::arg("seed"));
   m.def("launches", &emulator::launches);
 }
 #else
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+PYBIND11_MODULE(FASTLRP_NAME, m) {
+  translate_errors();
   bind_pool(m, &edge::pool_max_relevance, &edge::pool_ties_relevance, &edge::pool_avg_relevance,
             &edge::pool_adaptive_avg_relevance);
   bind_elementwise(m, &edge::elementwise_coefficients);
+  bind_scaled(m, &edge::elementwise_scaled);
   bind_attention(m, &edge::attention_relevance, &edge::attention_value_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);
   bind_sparse_pattern(m, &edge::sparse_pattern, &edge::sparse_from_dense, &edge::sparse_to_dense, &edge::sparse_sum,

@@ -32,6 +32,7 @@ def elementwise_coefficients(
     alpha: float,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
+def elementwise_scaled(relevance: Tensor, coefficient: Tensor) -> Tensor: ...
 def attention_relevance(
     relevance: Tensor,
     query: Tensor,
@@ -70,7 +71,9 @@ def recurrence_relevance(
     output_scale: Tensor | None,
     reset: Tensor | None,
     projection: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]: ...
+    input_weight: Tensor | None,
+    spread: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
 Pattern = tuple[Tensor, Tensor]  # offsets, channels
 Rows = tuple[Tensor, Tensor | None, Tensor, Tensor]  # values, rows, offsets, channels

@@ -9,6 +9,8 @@ from fastlrp import composites, groups, rules
 from fastlrp.composites import Composite
 from fastlrp.errors import BackendError, CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
+from fastlrp.graph_explainer import GraphExplainer
+from fastlrp.graph_parts import Edges, all_walks, edge_relevance, walk_relevance
 from fastlrp.layerwise import lrp
 from fastlrp.parts import generated, similarity, tokens_by_layers
 from fastlrp.plan.plan import register_rule
@@ -17,25 +19,29 @@ from fastlrp.spellings import each, next_tokens
 from fastlrp.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
-    from fastlrp import compat, functional, info, io, nn, report, tune, viz
+    from fastlrp import compat, functional, info, io, nn, outputs, report, tune, viz
 
 __version__ = "0.1.0"
 
-_LOADED_ON_USE = ("compat", "functional", "info", "io", "nn", "report", "tune", "viz")
+_LOADED_ON_USE = ("compat", "functional", "info", "io", "nn", "outputs", "report", "tune", "viz")
 """Packages that ``import fastlrp`` does not load, and ``fastlrp.io`` does."""
 
 __all__ = [
     "BackendError",
     "CaptureError",
     "Composite",
+    "Edges",
     "Explainer",
     "ForwardRecord",
+    "GraphExplainer",
     "NotFiniteError",
     "Stabilizer",
     "UnsupportedOperationError",
+    "all_walks",
     "compat",
     "composites",
     "each",
+    "edge_relevance",
     "explain",
     "functional",
     "generated",
@@ -45,6 +51,7 @@ __all__ = [
     "lrp",
     "next_tokens",
     "nn",
+    "outputs",
     "register_rule",
     "report",
     "rules",
@@ -52,6 +59,7 @@ __all__ = [
     "tokens_by_layers",
     "tune",
     "viz",
+    "walk_relevance",
 ]
 
 

@@ -20,6 +20,7 @@ from fastlrp.groups import Groups
 from fastlrp.pickling import Carried, plain
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.table import size_text
+from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
 from fastlrp.run.direction import Direction
 from fastlrp.run.eager import eager
@@ -53,6 +54,13 @@ class Explainer:
             operation.
         labels: the names of the classes, a list or a dict from class to name: targets may then be names,
             ``explainer(x, ["tabby cat"])``. Unless given, those of a model's own ``config.id2label``.
+        profile: whose stabilizers, biases and pools a preset given by name has; a key of
+            :data:`fastlrp.composites.PROFILES`.
+        precision: what products with weights read on a CPU. ``"float32"``: the model's own dtype; ``"bf16"``: bfloat16,
+            with sums, coefficients and results in float32 (2 to 8 times as fast with AVX512-BF16 or AMX, about three
+            digits); ``"auto"``: bfloat16 if PyTorch's own switches allow it and the processor gains by it,
+            ``torch.backends.mkldnn.{conv,matmul}.fp32_precision = "bf16"`` or
+            ``torch.set_float32_matmul_precision("medium")``. The model's output is the same in all of them.
 
     Example::
 
@@ -60,9 +68,9 @@ class Explainer:
         relevance = explainer(x, targets="top5")        # (B, 5, *x.shape[1:])
 
     Raises:
-        ValueError: for an unknown composite, backend or budget. Capture raises
-            :class:`fastlrp.errors.CaptureError`; an operation without a rule
-            :class:`fastlrp.errors.UnsupportedOperationError`.
+        TypeError: for a model that is none. ValueError: for an unknown composite, backend, budget or precision, and
+            from the first call on for a model that ``"bf16"`` is not for (float16, float64, on a GPU). Capture raises
+            :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
     """
 
     def __init__(
@@ -78,12 +86,14 @@ class Explainer:
         profile: str | None = None,
         unsupported: Unsupported | None = None,
         labels: Names | None = None,
+        precision: Precision = "auto",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if backend != "auto" and backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
-        self.model, self.backend = model, backend
+        check_wish(precision)
+        self.model, self.backend, self.precision = model, backend, precision
         self.composite = composites.resolve(composite, profile)
         if unsupported is not None:
             self.composite = replace(self.composite, unsupported=unsupported)
@@ -99,7 +109,8 @@ class Explainer:
 
     def _capture_anew(self) -> None:
         output, chooser = self._options["output"], Chooser(self._options["paths"])
-        self._plans = self._plans_of(self.model, self.composite, self.backend, output, chooser)
+        how = (self.model, self.composite, self.backend, output, chooser)
+        self._plans = self._plans_of(*how, precision=self.precision)
 
     def __getstate__(self) -> dict[str, Any]:
         """Model, composite and options: pickles and deep copies capture the model anew at their first call."""
@@ -161,6 +172,11 @@ class Explainer:
         Raises:
             ValueError: for NaN or infinity in the input. TypeError, ValueError: for a dtype or device that is not the
             model's.
+
+        Example::
+
+            with explainer.forward(x) as record:
+                relevance, best = record.relevance([3, 1]), record.relevance("top1")
         """
         return self._forward(x, lrp_aware)
 
@@ -179,6 +195,10 @@ class Explainer:
         of large tensors that were written without PyTorch's knowledge (through NumPy or ``.data``), which are noticed
         at the latest after 32 calls, see :mod:`fastlrp.capture.fingerprint`; and settings inside an object that a
         module holds, such as a configuration.
+
+        Example::
+
+            explainer.refresh()
         """
         self._plans.refresh()
 
@@ -197,13 +217,30 @@ class Explainer:
             replay = explainer.replay(x, targets_count=10)
             output, relevance = replay(x, range(10))
 
+        Args:
+            example_inputs: of the shape and dtype of those to come, on the GPU.
+            targets_count: K.
+            initial, reduce, at: see :meth:`fastlrp.ForwardRecord.relevance`.
+
         Raises:
             RuntimeError: without a GPU. TypeError, ValueError: for arguments that do not fit.
         """
         return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory, at=at)
 
     def verify(self, x: Any, targets: Any, **options: Any) -> Verification:
-        """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.compare.verify`."""
+        """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.compare.verify`.
+
+        Args:
+            x: as for :meth:`forward`.
+            targets: as for :meth:`fastlrp.ForwardRecord.relevance`.
+            options: ``initial``, ``tolerance``, ``at``, ``progress``.
+
+        Example::
+
+            verification = explainer.verify(x, "top1")
+            assert verification.ok
+            print(verification)
+        """
         with self.forward(x) as record:
             return verify(record, targets, **options)
 
@@ -220,17 +257,69 @@ class Explainer:
         return plan
 
 
-def explain(model: nn.Module, x: Any, targets: Any, composite: str | Composite = "epsilon_plus", **options: Any) -> Any:
+def explain(
+    model: nn.Module,
+    x: Any,
+    targets: Any,
+    composite: str | Composite = "epsilon_plus",
+    *,
+    initial: Initial = "output",
+    layers: str | Sequence[str] | None = None,
+    reduce: str | None = None,
+    out: Any = None,
+    at: Any = None,
+    progress: Wish = False,
+    groups: Groups = None,
+    direction: Direction = "auto",
+    backend: str = "auto",
+    max_memory: int | str | None = None,
+    output: Output = None,
+    paths: PathName | Mapping[str, PathName] = "auto",
+    profile: str | None = None,
+    unsupported: Unsupported | None = None,
+    labels: Names | None = None,
+    precision: Precision = "auto",
+) -> Any:
     """Relevance of ``x`` for K targets in one call, ``(B, K, *x.shape[1:])``.
 
+    For several calls on one model make an :class:`Explainer`, which captures it once.
+
     Args:
-        model, x, targets, composite: see :class:`Explainer` and :meth:`Explainer.__call__`.
-        options: any other argument of either. For several calls on one model make an :class:`Explainer`, which
-            captures once.
+        model: any ``nn.Module`` in evaluation mode; never modified.
+        x: a tensor or NumPy array ``(B, …)``, a tuple of positional inputs or a dict of keyword inputs.
+        targets: a class, a list of classes, ``"all"``, ``"top5"``, a contrast, …, see
+            :meth:`fastlrp.ForwardRecord.relevance`.
+        composite: a preset's name or a :class:`fastlrp.Composite`.
+        initial: ``"output"``: a target starts with its score; ``"one"``; or a function of the output.
+        layers: module paths, or ``"all"``: then the result is a dict with the relevance of those modules' outputs.
+        reduce: ``"channels"`` sums over the channel axis.
+        out: where to write the result.
+        at: positions of the targets on an output ``(B, S, V)`` or ``(B, C, H, W)``.
+        progress: True, ``"auto"`` or False: show how many targets are done.
+        groups: parts of the input whose relevance is asked for as a whole, see :mod:`fastlrp.groups`.
+        direction: of groups: ``"down"``, ``"up"`` or ``"auto"``.
+        backend, max_memory, output, paths, profile, unsupported, labels, precision: see :class:`Explainer`.
+
+    Returns:
+        as :meth:`fastlrp.ForwardRecord.relevance`: ``(B, K, *x.shape[1:])``, structured as the model's input is; with
+        ``groups`` ``(B, K, G)``; with ``layers`` a dict from module path to relevance.
+
+    Raises:
+        TypeError, ValueError, IndexError, KeyError: as :class:`Explainer` and :meth:`fastlrp.ForwardRecord.relevance`.
+        CaptureError: if the model cannot be captured. UnsupportedOperationError: for an operation without a rule.
+
+    Example::
+
+        relevance = fastlrp.explain(model, x, "top5", "epsilon_plus", reduce="channels")  # (2, 5, 16, 16)
     """
-    names = ("backend", "max_memory", "output", "paths", "profile", "unsupported", "labels")
-    ours = {name: options.pop(name) for name in names if name in options}
-    return Explainer(model, composite, **ours)(x, targets, **options)
+    explainer = Explainer(
+        model, composite, backend=backend, max_memory=max_memory, output=output, paths=paths, profile=profile,
+        unsupported=unsupported, labels=labels, precision=precision,
+    )  # fmt: skip
+    return explainer(
+        x, targets, initial=initial, layers=layers, reduce=reduce, out=out, at=at, progress=progress, groups=groups,
+        direction=direction,
+    )  # fmt: skip
 
 
 def parse_bytes(budget: int | str | None) -> int | None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["features", "labels", "patches"]
+
 Groups = Any
 """``"tokens"``, ``"inputs"``, what the functions of this module return, or weights ``(G, *x.shape[1:])``."""
 
@@ -56,8 +58,15 @@ def patches(size: int | Sequence[int]) -> Patches:
 
     What is left over at the far end of an axis is a smaller patch.
 
+    Args:
+        size: one for all axes, or one for each.
+
     Raises:
         ValueError: for a size below 1.
+
+    Example::
+
+        relevance = explainer(x, "all", groups=groups.patches(8))  # (2, 10, 4)
     """
     sizes = (size,) if isinstance(size, int) else tuple(size)
     if not sizes or any(not isinstance(n, int) or n < 1 for n in sizes):
@@ -75,6 +84,11 @@ def labels(map: Any, count: int | None = None) -> Labels:
 
     Raises:
         TypeError: for numbers that are not integers.
+
+    Example::
+
+        halves = (torch.arange(16) >= 8).long().expand(16, 16)
+        relevance = explainer(x, "all", groups=groups.labels(halves))  # (2, 10, 2): left and right
     """
     tensor = torch.as_tensor(map)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -85,8 +99,15 @@ def labels(map: Any, count: int | None = None) -> Labels:
 def features(indices: Sequence[int | Sequence[int]]) -> Features:
     """Each item is one group: an index, or several, along the input's first axis behind the batch.
 
+    Args:
+        indices: an index or a list of indices for each group; negative ones count from the end.
+
     Raises:
         TypeError: for indices that are not integers. ValueError: if there are none.
+
+    Example::
+
+        relevance = explainer(x, "all", groups=groups.features([0, [1, 2]]))  # (2, 10, 2): red, and the others
     """
     found = tuple((item,) if isinstance(item, int) else tuple(item) for item in indices)
     if not found:

@@ -12,7 +12,12 @@ from fastlrp.backends.extension import extension, extension_error
 
 
 def short() -> str:
-    """What to look at first, in fifteen lines at most: versions, and who computes what."""
+    """What to look at first, in fifteen lines at most: versions, and who computes what.
+
+    Example::
+
+        print(fastlrp.info.short())
+    """
     lines = _versions(("compiler", "cuda", "instruction set in use"))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
@@ -26,7 +31,12 @@ def short() -> str:
 
 
 def text() -> str:
-    """What to paste into a bug report."""
+    """What to paste into a bug report.
+
+    Example::
+
+        print(fastlrp.info.text())
+    """
     lines = _versions()
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in (torch.float32, torch.float16):
@@ -68,6 +78,15 @@ def _backends(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def package_version(package: str) -> str:
+    """The version of an installed package, or ``"not installed"``.
+
+    Args:
+        package: its name, as pip has it.
+
+    Example::
+
+        assert fastlrp.info.package_version("numpy") != "not installed"
+    """
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -31,6 +31,11 @@ def lrp(
         name -> relevance ``(B, *shape of the layer's output)``, ``(B, K, …)`` where several targets were asked for:
         ``"output"`` first, then modules by path and functional calls as ``path.operation`` (``"relu"``,
         ``"block.add_1"``), ``"input"`` last. Layers whose output does not have the batch as first axis are left out.
+
+    Example::
+
+        layers = fastlrp.lrp(model, x)
+        assert list(layers)[0] == "output" and layers["input"].shape == x.shape
     """
     single = target is None or (isinstance(target, int) and not isinstance(target, bool))
     single = single and (at is None or isinstance(at, (int, tuple)))

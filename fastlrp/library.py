@@ -61,7 +61,8 @@ SCHEMAS = {
     " *, str backend='auto') -> Tensor",
     "recurrence_relevance": "(Tensor relevance, Tensor? final, Tensor weight, Tensor entry, Tensor? scale,"
     " Tensor? carry, Tensor? gates, Tensor? output_entry, Tensor? output_scale, Tensor? reset, Tensor? projection,"
-    " *, str backend='auto') -> (Tensor flows, Tensor first, Tensor first_memory)",
+    " Tensor? input_weight, Tensor? spread, *, str backend='auto')"
+    " -> (Tensor flows, Tensor first, Tensor first_memory, Tensor spread_sums)",
 }
 
 
@@ -219,9 +220,11 @@ def _recurrence_relevance_fake(
     relevance: Tensor, final: Tensor | None, weight: Tensor, *rest: Any, **_: Any
 ) -> tuple[Tensor, ...]:
     B, K, T, P = relevance.shape
-    projection = rest[-1]
+    projection, input_weight, spread = rest[-3:]
     H = P if projection is None else projection.shape[1]
-    return tuple(relevance.new_empty(shape) for shape in ((B, K, T, weight.shape[0]), (B, K, P), (B, K, H)))
+    width = weight.shape[0] if input_weight is None else input_weight.shape[1]
+    sums = (0,) if spread is None else (B, K, T)
+    return tuple(relevance.new_empty(shape) for shape in ((B, K, T, width), (B, K, P), (B, K, H), sums))
 
 
 def _define(op: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:

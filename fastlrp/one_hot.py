@@ -22,12 +22,13 @@ class AtPositions:
 
     Attributes:
         rows: ``(B, K, P, …)``. positions: ``(P,)``, ascending, the same for every sample and target. whole: how many
-            positions there are.
+            positions there are. is_prefix: whether they are the first P.
     """
 
     rows: Tensor
     positions: Tensor
     whole: int
+    is_prefix: bool = False
 
     @property
     def shape(self) -> torch.Size:
@@ -36,6 +37,12 @@ class AtPositions:
 
     def dense(self) -> Tensor:
         """``(B, K, S, …)`` with zeros at the other positions."""
+        if self.is_prefix:
+            result = self.rows.new_empty(self.shape)
+            first = len(self.positions)
+            result.narrow(2, 0, first).copy_(self.rows)
+            result.narrow(2, first, self.whole - first).zero_()
+            return result
         return self.rows.new_zeros(self.shape).index_copy_(2, self.positions, self.rows)
 
     def narrow(self, dim: int, start: int, length: int) -> AtPositions:
@@ -54,7 +61,9 @@ class AtPositions:
     def of(self, slot: Any) -> Any:
         """What a step reads of a slot ``(B, S, …)``: these positions; anything else as it is."""
         has_positions = isinstance(slot, Tensor) and slot.dim() > 1 and slot.shape[1] == self.whole
-        return slot.index_select(1, self.positions) if has_positions else slot
+        if not has_positions:
+            return slot
+        return slot.narrow(1, 0, len(self.positions)) if self.is_prefix else slot.index_select(1, self.positions)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,11 @@ def similarity(
     Raises:
         ValueError: for an output that is not ``(B, D)``, or batches of different sizes.
 
+    Example::
+
+        features = nn.Sequential(*list(model)[:-1])
+        pairs = fastlrp.similarity(features, x[:1], x[1:], groups.patches(8))  # (1, 4, 4): patches by patches
+
     Source: Eberle et al. 2022 (BiLRP), eq. 5.
     """
     explainer = model if isinstance(model, Explainer) else Explainer(model, composite, **options)
@@ -72,6 +77,11 @@ def generated(record: ForwardRecord, prompt: int, groups: Groups = "tokens", dir
 
     Raises:
         ValueError: if there is no such token.
+
+    Example::
+
+        with reader.forward(ids) as whole:
+            relevance = fastlrp.generated(whole, prompt=2)  # (2, 2, 4): what made each of the last two tokens
     """
     shape = tuple(record.scores.shape)
     if len(shape) != 3 or not 1 <= prompt < shape[1]:
@@ -88,9 +98,15 @@ def tokens_by_layers(record: ForwardRecord, target: Any, layers: Sequence[str], 
 
     Args:
         target, at: see :meth:`fastlrp.ForwardRecord.relevance`. layers: module paths whose outputs are ``(B, S, D)``.
+        record: of a model of texts.
 
     Raises:
         ValueError: for layers with other outputs.
+
+    Example::
+
+        with reader.forward(ids) as whole:
+            relevance = fastlrp.tokens_by_layers(whole, 3, ["0"], at=-1)  # (2, 1, 1, 4)
     """
     found = record.relevance(target, at=at, layers=list(layers))
     rows = [found[name] for name in layers]

@@ -51,8 +51,8 @@ def each(values: Any) -> Each:
 
     Example::
 
-        explainer(x, fastlrp.each(labels))                      # (B, 1, …): each sample's own class
-        explainer(x, "top5", at=fastlrp.each(lengths - 1))      # at each sample's own last position
+        explainer(x, fastlrp.each([3, 1]))                      # (2, 1, …): each sample's own class
+        reader(ids, "top5", at=fastlrp.each([3, 1]))            # (2, 5, …): at each sample's own position
     """
     if isinstance(values, Each):
         return values
@@ -85,6 +85,10 @@ def next_tokens(ids: Any) -> NextTokens:
 
     Raises:
         TypeError, ValueError: for anything but integers ``(B, S)``.
+
+    Example::
+
+        relevance = reader(ids, fastlrp.next_tokens(ids))  # (2, 3, 4): token t + 1 at position t
     """
     if isinstance(ids, NextTokens):
         return ids

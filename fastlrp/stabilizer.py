@@ -24,6 +24,10 @@ class Stabilizer:
         clip: instead of adding, keep ``|z| >= epsilon`` and the sign.
         in_limit: epsilon is 0 in the limit: see :meth:`limit`.
 
+    Example::
+
+        assert fastlrp.Stabilizer(0.5)(torch.tensor([[2.0, -2.0, 0.0]])).tolist() == [[2.5, -2.5, 0.5]]
+
     Source: Bach et al. 2015, eq. 58 (absolute); Montavon et al. 2019, section 10.2 (relative).
 
     Raises:
@@ -106,3 +110,19 @@ class Stabilizer:
 class _Mirrored(Stabilizer):
     def __call__(self, z: Tensor) -> Tensor:
         return -super().__call__(-z)
+
+
+class LimitAt(Stabilizer):
+    """:meth:`Stabilizer.limit` with the quotient ``R / z`` known, so that it has a value where ``z`` is 0.
+
+    For :mod:`fastlrp.verify`: there ``R = z c`` is 0 and does not tell ``c``, which goes on all the same.
+
+    Attributes:
+        quotient: ``c``, ``(B, K, ...)`` as R.
+    """
+
+    quotient: Tensor
+
+    def __init__(self, quotient: Tensor) -> None:
+        super().__init__(0.0, in_limit=True)
+        object.__setattr__(self, "quotient", quotient)

@@ -29,7 +29,7 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 # shellcheck disable=SC2086
 [ "$(cat "$venv/torch" 2>/dev/null)" = "$torch" ] || pip install $torch
 echo "$torch" >"$venv/torch"
-pip install -q "setuptools>=77" wheel ninja
+pip install -q "setuptools>=77" wheel ninja "pybind11>=2.13"
 echo "fastlrp: building and installing"
 pip install -q --no-build-isolation -e ".[test,demo,dev]"
 # The Triton kernels are tested without a GPU; elsewhere PyTorch brings its own Triton.

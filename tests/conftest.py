@@ -28,12 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = f"nothing that is marked slow or kernels, and at most {CASES} cases of every test"
     parser.addoption("--quick", action="store_true", help=text)
+    parser.addoption("--full", action="store_true", help="what is marked full too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.match(pattern) for pattern in KERNELS):
             item.add_marker("kernels")
+    if not config.getoption("full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     if not config.getoption("quick"):
         return
     cases: dict[str, list[pytest.Item]] = defaultdict(list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,18 +39,26 @@ def seeded() -> None:
 
 @pytest.fixture
 def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One capture for each model and shape, whatever the composite and the paths."""
+    """One capture for each model and shape, whatever the composite, the paths and the test.
+
+    Not for tests that change how a model computes, which a capture of the same model would not show.
+    """
     capture = fastlrp.run.plans.capture
 
     def remembered(model: Any, args: Any, kwargs: Any, output: Any, *rest: Any) -> Captured:
-        shapes = [(key, t.shape[1:]) for key, t in [*enumerate(args), *kwargs.items()]]
+        shapes = [(key, t.shape[1:], t.dtype) for key, t in [*enumerate(args), *kwargs.items()]]
         key = (id(model), repr(shapes), output)
         if key not in _CAPTURED:
             # The model is kept too, so that its id is not given away.
             _CAPTURED[key] = (model, capture(model, args, kwargs, output, *rest))
+        _CAPTURED.move_to_end(key)
+        while len(_CAPTURED) > KEPT:
+            _CAPTURED.popitem(last=False)
         return _CAPTURED[key][1]
 
     monkeypatch.setattr(fastlrp.run.plans, "capture", remembered)
 
 
-_CAPTURED: dict[Any, tuple[torch.nn.Module, Captured]] = {}
+KEPT = 24
+"""So many captures are kept, those that were asked for last: tests of one model follow each other."""
+_CAPTURED: OrderedDict[Any, tuple[torch.nn.Module, Captured]] = OrderedDict()

@@ -14,6 +14,8 @@ _STATUS = Path("/proc/self/statm")
 _PAGE = 4096
 GROWTH = 256 << 20
 """A process that has grown by so many bytes since it was last collected is collected again."""
+THRESHOLDS = (100_000, 20, 1000)
+"""Of Python's own collector, whose defaults walk everything that tests share again and again: a tenth of the run."""
 
 
 class Collector:
@@ -21,6 +23,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._held = self._now()
+        gc.set_threshold(*THRESHOLDS)
 
     @staticmethod
     def _now() -> int:

@@ -1,5 +1,7 @@
 #include "elementwise.h"
 
+#include <algorithm>
+
 #include "../common/isa.h"
 #include "../common/parallel.h"
 
@@ -58,6 +60,16 @@ void sweep(const Coefficients<T>& p) {
   });
 }
 
+template <class From>
+struct ScaledRow {
+  FASTLRP_INLINE static void run(const From* __restrict relevance, const float* __restrict coefficient,
+                                 Bf16* __restrict out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = Bf16(static_cast<float>(relevance[i]) * coefficient[i]);
+    }
+  }
+};
+
 }  // namespace
 
 template <class T>
@@ -72,6 +84,20 @@ void elementwise_coefficients(Rule rule, const Coefficients<T>& p) {
   }
 }
 
+template <class From>
+void elementwise_scaled(const Scaled<From>& p) {
+  parallel_for(p.batch * p.targets * p.count, kGrain, [&p](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t row = begin / p.count, first = begin % p.count, count = std::min(end - begin, p.count - first);
+      run_best<ScaledRow<From>>(p.relevance + begin, p.coefficient + row / p.targets * p.count + first, p.out + begin,
+                                count);
+      begin += count;
+    }
+  });
+}
+
+template void elementwise_scaled<float>(const Scaled<float>&);
+template void elementwise_scaled<Bf16>(const Scaled<Bf16>&);
 template void elementwise_coefficients<float>(Rule, const Coefficients<float>&);
 template void elementwise_coefficients<double>(Rule, const Coefficients<double>&);
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "../common/bf16.h"
 #include "../common/isa.h"
 #include "../common/parallel.h"
 #include "../common/planes.h"
@@ -409,6 +410,7 @@ void pool_ties_relevance(const PoolTies<T>& p) {
 
 template void pool_max_relevance<float>(const PoolMax<float>&);
 template void pool_max_relevance<double>(const PoolMax<double>&);
+template void pool_max_relevance<Bf16>(const PoolMax<Bf16>&);
 template void pool_avg_relevance<float>(const PoolAvg<float>&);
 template void pool_avg_relevance<double>(const PoolAvg<double>&);
 template void pool_ties_relevance<float>(const PoolTies<float>&);

@@ -10,6 +10,7 @@ template <class T>
 struct Recurrence {
   int64_t batch, targets, steps, hidden, size;  // B, K, T, P, H
   int64_t gates, blocks, output_blocks;         // G, J, O
+  int64_t channels, spreads;                    // C of the input's weight, rows of `spread`
   const T* relevance;                           // (B, K, T, P)
   const T* final;                               // (B, K, H)
   const T* weight;                              // (J H, P)
@@ -21,9 +22,12 @@ struct Recurrence {
   const T* output_scale;                        // (B, T, H), with a projection (B, T, O, H)
   const T* reset;                               // (B, T, H)
   const T* projection;                          // (P, H)
-  T* flows;                                     // (B, K, T, J H)
+  const T* input_weight;                        // (J H, C)
+  const T* spread;                              // (B, T, 3 or 4, H)
+  T* flows;                                     // (B, K, T, C) with the input's weight, else (B, K, T, J H)
   T* first;                                     // (B, K, P)
   T* memory;                                    // (B, K, H)
+  T* spread_sums;                               // (B, K, T), with `spread`
 };
 
 template <class T>

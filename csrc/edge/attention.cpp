@@ -7,18 +7,18 @@ namespace fastlrp::edge {
 namespace {
 
 // (B, K, H, S, …), or without targets (B, H, S, …).
-cpu::Strides strides_of(const at::Tensor& t) {
+cpu::Strides strides_of(const Tensor& t) {
   return t.dim() == 5 ? cpu::Strides{t.stride(0), t.stride(1), t.stride(2), t.stride(3)}
                       : cpu::Strides{t.stride(0), 0, t.stride(1), t.stride(2)};
 }
 
 template <class T>
-cpu::Rows<const T> read(const at::Tensor& t) {
+cpu::Rows<const T> read(const Tensor& t) {
   return t.defined() ? cpu::Rows<const T>{t.const_data_ptr<T>(), strides_of(t)} : cpu::Rows<const T>{};
 }
 
 template <class T>
-cpu::Rows<T> write(const at::Tensor& t) {
+cpu::Rows<T> write(const Tensor& t) {
   return t.defined() ? cpu::Rows<T>{t.mutable_data_ptr<T>(), strides_of(t)} : cpu::Rows<T>{};
 }
 
@@ -27,8 +27,8 @@ struct Numbers {
 };
 
 template <class T>
-void launch(const AttentionArguments& a, bool causal, const Numbers& n, const at::Tensor& c_query,
-            const at::Tensor& c_key, const at::Tensor& c_value) {
+void launch(const AttentionArguments& a, bool causal, const Numbers& n, const Tensor& c_query, const Tensor& c_key,
+            const Tensor& c_value) {
   cpu::Attention<T> p{};
   p.batch = a.batch, p.targets = a.targets, p.heads = a.heads, p.key_heads = a.key_heads;
   p.rows = a.rows, p.keys = a.keys, p.size = a.size, p.value_size = a.value_size;
@@ -37,7 +37,7 @@ void launch(const AttentionArguments& a, bool causal, const Numbers& n, const at
   p.log_sum = a.log_sum.const_data_ptr<T>();
   p.kind = cpu::Mask::none;
   if (a.mask.has_value()) {
-    p.kind = a.mask->scalar_type() == at::kBool ? cpu::Mask::flags : cpu::Mask::bias;
+    p.kind = a.mask->scalar_type() == kBool ? cpu::Mask::flags : cpu::Mask::bias;
     p.mask = a.mask->const_data_ptr();
     p.mask_strides = strides_of(*a.mask);
     p.mask_key = a.mask->stride(3);
@@ -51,42 +51,42 @@ void launch(const AttentionArguments& a, bool causal, const Numbers& n, const at
 }
 
 // Zeros where there is nothing to sum up.
-void run(const AttentionArguments& a, bool causal, const Numbers& n, const at::Tensor& c_query, const at::Tensor& c_key,
-         const at::Tensor& c_value) {
+void run(const AttentionArguments& a, bool causal, const Numbers& n, const Tensor& c_query, const Tensor& c_key,
+         const Tensor& c_value) {
   if (a.relevance.numel() == 0 || a.keys == 0 || a.size == 0) {
-    for (const at::Tensor& made : {c_query, c_key, c_value}) {
+    for (const Tensor& made : {c_query, c_key, c_value}) {
       if (made.defined()) {
         made.zero_();
       }
     }
     return;
   }
-  a.relevance.scalar_type() == at::kFloat ? launch<float>(a, causal, n, c_query, c_key, c_value)
-                                          : launch<double>(a, causal, n, c_query, c_key, c_value);
+  a.relevance.scalar_type() == kFloat ? launch<float>(a, causal, n, c_query, c_key, c_value)
+                                      : launch<double>(a, causal, n, c_query, c_key, c_value);
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_relevance(
-    const at::Tensor& relevance, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& output, const at::Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-    double cap, double share_query, double share_key, double share_value, double epsilon) {
+std::tuple<Tensor, Tensor, Tensor> attention_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
+                                                       const Tensor& value, const Tensor& output, const Tensor& log_sum,
+                                                       const OptionalTensor& mask, bool causal, double scale,
+                                                       double cap, double share_query, double share_key,
+                                                       double share_value, double epsilon) {
   AttentionArguments a({kCpu, "attention_relevance"}, relevance, query, key, log_sum, mask);
   a.take(value, output);
   a.number("cap", cap);
   a.number("epsilon", epsilon);
-  const at::Tensor c_query = a.room(a.query, a.size), c_key = a.room(a.key, a.size);
-  const at::Tensor c_value = a.room(a.value, a.value_size);
+  const Tensor c_query = a.room(a.query, a.size), c_key = a.room(a.key, a.size);
+  const Tensor c_value = a.room(a.value, a.value_size);
   run(a, causal, {scale, cap, share_query, share_key, share_value, epsilon}, c_query, c_key, c_value);
   return {c_query, c_key, c_value};
 }
 
-at::Tensor attention_value_relevance(const at::Tensor& relevance, const at::Tensor& query, const at::Tensor& key,
-                                     const at::Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-                                     double cap) {
+Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& log_sum,
+                                 const OptionalTensor& mask, bool causal, double scale, double cap) {
   AttentionArguments a({kCpu, "attention_value_relevance"}, relevance, query, key, log_sum, mask);
   a.number("cap", cap);
-  const at::Tensor c_value = a.room(a.key, a.value_size);
+  const Tensor c_value = a.room(a.key, a.value_size);
   run(a, causal, {scale, cap, 0, 0, 1, 0}, {}, {}, c_value);
   return c_value;
 }

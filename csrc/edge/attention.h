@@ -6,13 +6,13 @@
 
 namespace fastlrp::edge {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_relevance(
-    const at::Tensor& relevance, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& output, const at::Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-    double cap, double share_query, double share_key, double share_value, double epsilon);
+std::tuple<Tensor, Tensor, Tensor> attention_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
+                                                       const Tensor& value, const Tensor& output, const Tensor& log_sum,
+                                                       const OptionalTensor& mask, bool causal, double scale,
+                                                       double cap, double share_query, double share_key,
+                                                       double share_value, double epsilon);
 
-at::Tensor attention_value_relevance(const at::Tensor& relevance, const at::Tensor& query, const at::Tensor& key,
-                                     const at::Tensor& log_sum, const OptionalTensor& mask, bool causal, double scale,
-                                     double cap);
+Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& log_sum,
+                                 const OptionalTensor& mask, bool causal, double scale, double cap);
 
 }  // namespace fastlrp::edge

@@ -10,16 +10,16 @@ namespace fastlrp::edge {
 struct AttentionArguments {
   Check check;
   int64_t batch, targets, heads, key_heads, rows, keys, size, value_size;  // B, K, H, G, S, T, D, E
-  at::Tensor relevance, query, key, log_sum;
-  at::Tensor value, output;  // not defined where they are not read
+  Tensor relevance, query, key, log_sum;
+  Tensor value, output;  // not defined where they are not read
   OptionalTensor mask;
 
-  AttentionArguments(const Check& check, const at::Tensor& relevance, const at::Tensor& query, const at::Tensor& key,
-                     const at::Tensor& log_sum, const OptionalTensor& mask);
+  AttentionArguments(const Check& check, const Tensor& relevance, const Tensor& query, const Tensor& key,
+                     const Tensor& log_sum, const OptionalTensor& mask);
 
-  void take(const at::Tensor& value, const at::Tensor& output);
-  void number(const char* name, double value) const;            // not below 0
-  at::Tensor room(const at::Tensor& like, int64_t size) const;  // (B, K, heads, rows of `like`, size)
+  void take(const Tensor& value, const Tensor& output);
+  void number(const char* name, double value) const;    // not below 0
+  Tensor room(const Tensor& like, int64_t size) const;  // (B, K, heads, rows of `like`, size)
 };
 
 }  // namespace fastlrp::edge

@@ -10,9 +10,9 @@ namespace fastlrp::edge {
 
 // Three from make(number of the axis): those that a map lacks come first and are `one`, a window over one entry.
 template <class Line, class Make>
-std::array<Line, 3> three_axes(const Check& check, const char* name, const at::Tensor& of, size_t axes, const Line& one,
+std::array<Line, 3> three_axes(const Check& check, const char* name, const Tensor& of, size_t axes, const Line& one,
                                const Make& make) {
-  TORCH_CHECK_VALUE(axes <= 3, check.op, ": ", name, " must have one to three spatial axes, got ", of.sizes());
+  REQUIRE_VALUE(axes <= 3, check.op, ": ", name, " must have one to three spatial axes, got ", of.sizes());
   std::array<Line, 3> made{one, one, one};
   for (size_t axis = 0; axis < axes; ++axis) {
     made[3 - axes + axis] = make(axis);

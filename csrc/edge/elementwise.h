@@ -14,8 +14,12 @@ struct CoefficientTensors {
   auto tuple() const { return std::tuple{u, v}; }
 };
 
-CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTensor& positive,
                                             const OptionalTensor& negative, const OptionalTensor& factor,
                                             const std::string& rule, double alpha, double epsilon);
+
+// relevance (B, K, *S) in float32 or bfloat16 times coefficient (B, *S) in float32, rounded to bfloat16 in the same
+// pass. The result lies in memory as the coefficient does.
+Tensor elementwise_scaled(const Tensor& relevance, const Tensor& coefficient);
 
 }  // namespace fastlrp::edge

@@ -1,13 +1,11 @@
 #include "elementwise_arguments.h"
 
-#include <ATen/ops/empty_strided.h>
-
 namespace fastlrp::edge {
 
-CoefficientArguments::CoefficientArguments(const Check& check_, const at::Tensor& z_, const std::string& rule_)
+CoefficientArguments::CoefficientArguments(const Check& check_, const Tensor& z_, const std::string& rule_)
     : check(check_), name(rule_) {
-  TORCH_CHECK_VALUE(name == "epsilon" || name == "zplus" || name == "gamma", check.op,
-                    ": rule must be 'epsilon', 'zplus' or 'gamma', got '", name, "'");
+  REQUIRE_VALUE(name == "epsilon" || name == "zplus" || name == "gamma", check.op,
+                ": rule must be 'epsilon', 'zplus' or 'gamma', got '", name, "'");
   rule = name == "epsilon" ? Rule::epsilon : (name == "zplus" ? Rule::zplus : Rule::gamma);
   check.values("z", z_);
   z = z_.resolve_neg();
@@ -17,16 +15,16 @@ void CoefficientArguments::take(const OptionalTensor& positive_, const OptionalT
   positive = like_z("positive", positive_, rule != Rule::epsilon);
   negative = like_z("negative", negative_, rule == Rule::gamma);
   if (rule != Rule::zplus) {
-    u = at::empty_strided(z.sizes(), z.strides(), z.options());
+    u = empty_strided(z.sizes(), z.strides(), z);
   }
   if (rule != Rule::epsilon) {
-    v = at::empty_strided(z.sizes(), z.strides(), z.options());
+    v = empty_strided(z.sizes(), z.strides(), z);
   }
 }
 
-at::Tensor CoefficientArguments::like_z(const char* argument, const OptionalTensor& tensor, bool needed) const {
+Tensor CoefficientArguments::like_z(const char* argument, const OptionalTensor& tensor, bool needed) const {
   if (!tensor.has_value()) {
-    TORCH_CHECK_VALUE(!needed, check.op, ": rule '", name, "' needs ", argument, ", got None");
+    REQUIRE_VALUE(!needed, check.op, ": rule '", name, "' needs ", argument, ", got None");
     return {};
   }
   check.like(argument, *tensor, z);
@@ -34,9 +32,8 @@ at::Tensor CoefficientArguments::like_z(const char* argument, const OptionalTens
   if (!needed) {
     return {};
   }
-  const at::Tensor resolved = tensor->resolve_neg();
-  return resolved.strides() == z.strides() ? resolved
-                                           : at::empty_strided(z.sizes(), z.strides(), z.options()).copy_(resolved);
+  const Tensor resolved = tensor->resolve_neg();
+  return resolved.strides() == z.strides() ? resolved : empty_strided(z.sizes(), z.strides(), z).copy_(resolved);
 }
 
 }  // namespace fastlrp::edge

@@ -14,13 +14,13 @@ struct CoefficientArguments {
   Check check;
   std::string name;  // of the rule
   Rule rule;
-  at::Tensor z, positive, negative;  // not defined where the rule does not read them
+  Tensor z, positive, negative;  // not defined where the rule does not read them
   OptionalTensor u, v;
 
-  CoefficientArguments(const Check& check, const at::Tensor& z, const std::string& rule);
+  CoefficientArguments(const Check& check, const Tensor& z, const std::string& rule);
 
   void take(const OptionalTensor& positive, const OptionalTensor& negative);
-  at::Tensor like_z(const char* argument, const OptionalTensor& tensor, bool needed) const;
+  Tensor like_z(const char* argument, const OptionalTensor& tensor, bool needed) const;
 };
 
 }  // namespace fastlrp::edge

@@ -8,7 +8,7 @@ namespace fastlrp::edge {
 inline int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // The map itself if the axes from `first_axis` on can be numbered with one stride, else a copy.
-inline at::Tensor flattened(const at::Tensor& map, int64_t first_axis) {
+inline Tensor flattened(const Tensor& map, int64_t first_axis) {
   if (map.numel() == 0) {
     return map;
   }
@@ -26,7 +26,7 @@ inline at::Tensor flattened(const at::Tensor& map, int64_t first_axis) {
   return map;
 }
 
-inline int64_t position_stride(const at::Tensor& map, int64_t first_axis) {
+inline int64_t position_stride(const Tensor& map, int64_t first_axis) {
   for (int64_t axis = map.dim() - 1; axis >= first_axis; --axis) {
     if (map.size(axis) != 1) {
       return map.stride(axis);
@@ -35,6 +35,6 @@ inline int64_t position_stride(const at::Tensor& map, int64_t first_axis) {
   return 1;
 }
 
-inline int64_t spatial_of(const at::Tensor& map, int64_t first_axis) { return product(map.sizes().slice(first_axis)); }
+inline int64_t spatial_of(const Tensor& map, int64_t first_axis) { return product(map.sizes().slice(first_axis)); }
 
 }  // namespace fastlrp::edge

@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include "../common/bf16.h"
 #include "../common/memory.h"
 #include "../cpu/pool.h"
 #include "pool_arguments.h"
@@ -10,18 +11,18 @@ namespace {
 constexpr int64_t kDenseFrom = 3;  // channels may have any stride
 
 template <class Launch>
-void for_dtype(const at::Tensor& tensor, const Launch& launch) {
-  tensor.scalar_type() == at::kFloat ? launch(0.0f) : launch(0.0);
+void for_dtype(const Tensor& tensor, const Launch& launch) {
+  tensor.scalar_type() == kFloat ? launch(0.0f) : launch(0.0);
 }
 
 template <class T>
-PoolFlow<T> flow_of(const PoolArguments& pool, const at::Tensor& out) {
+PoolFlow<T> flow_of(const PoolArguments& pool, const Tensor& out) {
   const T* scale = pool.scale.defined() ? pool.scale.const_data_ptr<T>() : nullptr;
   return pool.flow<T>(pool.relevance.const_data_ptr<T>(), scale, out.mutable_data_ptr<T>());
 }
 
-at::Tensor empty_out(const PoolArguments& pool) {
-  at::Tensor out = pool.empty_out();
+Tensor empty_out(const PoolArguments& pool) {
+  Tensor out = pool.empty_out();
   prefer_huge_pages(out.mutable_data_ptr(), out.nbytes());
   return out;
 }
@@ -34,8 +35,8 @@ std::array<Windows, 3> windows(const PoolArguments& pool, const Make& make) {
 }
 
 template <class Make>
-at::Tensor average(const PoolArguments& pool, double factor, const Make& make) {
-  at::Tensor out = empty_out(pool);
+Tensor average(const PoolArguments& pool, double factor, const Make& make) {
+  Tensor out = empty_out(pool);
   if (out.numel() == 0) {
     return out;
   }
@@ -49,11 +50,20 @@ at::Tensor average(const PoolArguments& pool, double factor, const Make& make) {
 
 }  // namespace
 
-at::Tensor pool_max_relevance(const at::Tensor& relevance, const at::Tensor& index_, const OptionalTensor& scale,
-                              const Sizes& input_size) {
-  const PoolArguments pool({kCpu, "pool_max_relevance"}, relevance, scale, input_size, kDenseFrom);
-  const at::Tensor index = pool.cache("index", index_, at::kLong, pool.output_size());
-  at::Tensor out = empty_out(pool);
+Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const OptionalTensor& scale,
+                          const Sizes& input_size) {
+  // Winners without a scale are the only ones that narrow registers pass on their way down.
+  const bool narrow = relevance.scalar_type() == kBFloat16 && !scale.has_value();
+  const PoolArguments pool({narrow ? kCpuNarrow : kCpu, "pool_max_relevance"}, relevance, scale, input_size,
+                           kDenseFrom);
+  const Tensor index = pool.cache("index", index_, kLong, pool.output_size());
+  Tensor out = empty_out(pool);
+  if (narrow) {
+    const PoolFlow<Bf16> flow = pool.flow<Bf16>(static_cast<const Bf16*>(pool.relevance.const_data_ptr()), nullptr,
+                                                static_cast<Bf16*>(out.mutable_data_ptr()));
+    cpu::pool_max_relevance<Bf16>({flow, index.const_data_ptr<int64_t>()});
+    return out;
+  }
   for_dtype(pool.relevance, [&](auto zero) {
     using T = decltype(zero);
     cpu::pool_max_relevance<T>({flow_of<T>(pool, out), index.const_data_ptr<int64_t>()});
@@ -61,13 +71,13 @@ at::Tensor pool_max_relevance(const at::Tensor& relevance, const at::Tensor& ind
   return out;
 }
 
-at::Tensor pool_ties_relevance(const at::Tensor& relevance, const at::Tensor& input, const at::Tensor& output,
-                               const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
-                               const Sizes& padding, const Sizes& dilation) {
+Tensor pool_ties_relevance(const Tensor& relevance, const Tensor& input, const Tensor& output,
+                           const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
+                           const Sizes& padding, const Sizes& dilation) {
   const TiesArguments ties({kCpu, "pool_ties_relevance"}, relevance, input, output, scale, kernel_size, stride, padding,
                            dilation, kDenseFrom);
   const PoolArguments& pool = ties.pool;
-  at::Tensor out = empty_out(pool);
+  Tensor out = empty_out(pool);
   if (out.numel() == 0) {
     return out;
   }
@@ -82,10 +92,10 @@ at::Tensor pool_ties_relevance(const at::Tensor& relevance, const at::Tensor& in
   return out;
 }
 
-at::Tensor pool_avg_relevance(const at::Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
-                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                              [[maybe_unused]] bool ceil_mode, bool count_include_pad,
-                              std::optional<int64_t> divisor_override) {
+Tensor pool_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
+                          const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                          [[maybe_unused]] bool ceil_mode, bool count_include_pad,
+                          std::optional<int64_t> divisor_override) {
   const PoolArguments pool({kCpu, "pool_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   check_average(pool, kernel_size, stride, padding, divisor_override);
   const double factor = 1.0 / static_cast<double>(divisor_override.value_or(1));
@@ -96,8 +106,7 @@ at::Tensor pool_avg_relevance(const at::Tensor& relevance, const OptionalTensor&
   });
 }
 
-at::Tensor pool_adaptive_avg_relevance(const at::Tensor& relevance, const OptionalTensor& scale,
-                                       const Sizes& input_size) {
+Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size) {
   const PoolArguments pool({kCpu, "pool_adaptive_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   if (const OptionalTensor view = adaptive_view(pool)) {
     return *view;

@@ -12,21 +12,21 @@ namespace fastlrp::edge {
 struct PoolArguments {
   Check check;
   Sizes input_size;
-  at::Tensor relevance, scale;  // scale: not defined where there is none
+  Tensor relevance, scale;  // scale: not defined where there is none
   int64_t B, K, C, outputs, inputs;
   bool channels_last;
 
-  PoolArguments(const Check& check, const at::Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
+  PoolArguments(const Check& check, const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
                 int64_t dense_from);
 
-  at::IntArrayRef output_size() const { return relevance.sizes().slice(3); }
-  void geometry(const char* name, at::IntArrayRef values, int64_t least) const;
+  Ints output_size() const { return relevance.sizes().slice(3); }
+  void geometry(const char* name, Ints values, int64_t least) const;
 
   // A tensor without a target axis, (B, C, *size), in the memory order of the relevance.
-  at::Tensor cache(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef size) const;
+  Tensor cache(const char* name, const Tensor& tensor, ScalarType dtype, Ints size) const;
 
   // (B, K, C, *input_size)
-  at::Tensor empty_out() const;
+  Tensor empty_out() const;
 
   // For kernels, with the data of relevance, of scale or null, and of the result.
   template <class T>
@@ -54,9 +54,9 @@ struct PoolArguments {
 // With pool_ties_relevance's own.
 struct TiesArguments {
   PoolArguments pool;
-  at::Tensor input, output;
+  Tensor input, output;
 
-  TiesArguments(const Check& check, const at::Tensor& relevance, const at::Tensor& input, const at::Tensor& output,
+  TiesArguments(const Check& check, const Tensor& relevance, const Tensor& input, const Tensor& output,
                 const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
                 const Sizes& dilation, int64_t dense_from);
 };

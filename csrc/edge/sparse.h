@@ -11,23 +11,23 @@
 namespace fastlrp::edge {
 
 struct PatternTensors {
-  at::Tensor offsets, channels;
+  Tensor offsets, channels;
 
   auto tuple() const { return std::tuple{offsets, channels}; }
 };
 
 struct RowTensors {
-  at::Tensor values;
+  Tensor values;
   OptionalTensor rows;  // of each entry; none: the same order
-  at::Tensor offsets, channels;
+  Tensor offsets, channels;
 
   auto tuple() const { return std::tuple{values, rows, offsets, channels}; }
 };
 
 struct SummandTensors {
-  at::Tensor values;
+  Tensor values;
   OptionalTensor rows;
-  at::Tensor offsets, channels;
+  Tensor offsets, channels;
   OptionalTensor factor;  // (B, C, *S)
 
   auto tuple() const { return std::tuple{values, rows, offsets, channels, factor}; }
@@ -35,14 +35,14 @@ struct SummandTensors {
 
 // The pattern of a pool's input and the rows that each entry takes; starts are empty where each has one.
 struct GatherTensors {
-  at::Tensor offsets, channels, starts, rows;
+  Tensor offsets, channels, starts, rows;
 
   auto tuple() const { return std::tuple{offsets, channels, starts, rows}; }
 };
 
 // (B, C, *S), or the values that an index (B, C, *S') names.
 struct MaskTensors {
-  at::Tensor values;
+  Tensor values;
   OptionalTensor index;
 
   auto tuple() const { return std::tuple{values, index}; }
@@ -61,12 +61,12 @@ struct Geometry {
 struct ConvCall {
   RowTensors arriving;
   int64_t batch, targets;
-  std::vector<at::Tensor> coefficients, weights;
+  std::vector<Tensor> coefficients, weights;
   Sizes channels_per_group;  // of the output, of the input
   PatternTensors leaving;
   Geometry geometry;
   std::optional<int64_t> channels;
-  std::vector<at::Tensor> factors;
+  std::vector<Tensor> factors;
   std::vector<SummandTensors> initial;
   OptionalTensor other;
 };
@@ -75,16 +75,16 @@ struct ConvCall {
 PatternTensors sparse_pattern(const std::vector<MaskTensors>& masks);
 
 // (B, K, C, *S) -> (entries, K rounded up).
-at::Tensor sparse_from_dense(const at::Tensor& relevance, const PatternTensors& pattern);
+Tensor sparse_from_dense(const Tensor& relevance, const PatternTensors& pattern);
 
 // -> (B, K, *size) with size = (C, *S), C innermost in memory.
-at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
+Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
 
-at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                      int64_t targets);
+Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
+                  int64_t targets);
 
 // index (B, C, *S') of winners, pattern of the pool's output -> pattern of its input, and the rows of each entry.
-GatherTensors sparse_winners(const at::Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
+GatherTensors sparse_winners(const Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
                              const Sizes& dilation);
 
@@ -94,12 +94,11 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
                              const Sizes& input_size, const Sizes& output_size, const Sizes& kernel_size,
                              const Sizes& stride, const Sizes& padding);
 
-at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows,
-                             int64_t targets);
+Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets);
 
 // weight (groups, Co, Ci, taps), channels per group -> packed for sparse_conv_relevance; see cpu::Blocks.
-at::Tensor sparse_pack(const at::Tensor& weight);
+Tensor sparse_pack(const Tensor& weight);
 
-at::Tensor sparse_conv_relevance(const ConvCall& call);
+Tensor sparse_conv_relevance(const ConvCall& call);
 
 }  // namespace fastlrp::edge

@@ -14,12 +14,12 @@ inline int64_t times(int64_t count, int64_t each) { return product({count, each}
 
 // For reading and writing; kernels say by const what they do.
 template <class T>
-T* memory_of(const at::Tensor& tensor) {
+T* memory_of(const Tensor& tensor) {
   return static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
 }
 
 // A pattern on the device of `like`, each of whose channels is below `limit`. `name` is the argument's.
-Pattern pattern_of(const Check& check, const char* name, const PatternTensors& tensors, const at::Tensor& like,
+Pattern pattern_of(const Check& check, const char* name, const PatternTensors& tensors, const Tensor& like,
                    int64_t limit);
 
 // Checks a register of at least `targets` columns in a pattern that was checked before, or with `limit` checks that
@@ -34,16 +34,15 @@ Rows<T> rows_of(const RowTensors& source, const Pattern& pattern) {
 }
 
 // Lists of rows for sparse_gather_sum, of a source with so many entries.
-void check_lists(const Check& check, const at::Tensor& starts, const at::Tensor& rows, const at::Tensor& like,
-                 int64_t entries);
+void check_lists(const Check& check, const Tensor& starts, const Tensor& rows, const Tensor& like, int64_t entries);
 
 // The tensor must outlive the view.
 template <class T>
-Map<T> map_of(const at::Tensor& map) {
+Map<T> map_of(const Tensor& map) {
   return {memory_of<const T>(map), map.stride(0), map.stride(1), position_stride(map, 2)};
 }
 template <class T>
-DenseMap<T> dense_of(const at::Tensor& map) {
+DenseMap<T> dense_of(const Tensor& map) {
   return {memory_of<T>(map), map.size(0),        map.size(1),
           map.size(2),       spatial_of(map, 3), map.stride(0),
           map.stride(1),     map.stride(2),      position_stride(map, 3)};
@@ -53,7 +52,7 @@ WindowOf<int64_t> window_of(const Check& check, const Geometry& geometry);
 
 // Masks as they came, or copies that kernels can address.
 struct Masks {
-  std::vector<at::Tensor> maps, indices;  // indices: not defined where there is none
+  std::vector<Tensor> maps, indices;  // indices: not defined where there is none
   Sizes size;
   int64_t spatial, positions;
 
@@ -61,7 +60,7 @@ struct Masks {
 
   template <class T>
   Mask<T> view(size_t number) const {
-    const at::Tensor& index = indices[number];
+    const Tensor& index = indices[number];
     return {map_of<T>(maps[number]), index.defined() ? map_of<int64_t>(index) : Map<int64_t>{nullptr, 0, 0, 0},
             spatial_of(maps[number], 2)};
   }
@@ -72,9 +71,9 @@ struct Masks {
 struct Summands {
   std::vector<RowTensors> sources;
   std::vector<Pattern> patterns;
-  std::vector<at::Tensor> factors;
+  std::vector<Tensor> factors;
 
-  Summands(const Check& check, const std::vector<SummandTensors>& given, const at::Tensor& like, int64_t batch,
+  Summands(const Check& check, const std::vector<SummandTensors>& given, const Tensor& like, int64_t batch,
            int64_t targets, int64_t positions, int64_t limit);
 
   template <class T>
@@ -93,11 +92,11 @@ int64_t channels_of_factors(const Check& check, const std::vector<SummandTensors
 
 // The arguments of single operations.
 struct DenseArguments {
-  at::Tensor relevance;  // (B, K, C, *S)
+  Tensor relevance;  // (B, K, C, *S)
   Pattern pattern;
   int64_t entries;
 
-  DenseArguments(const Check& check, const at::Tensor& relevance, const PatternTensors& pattern);
+  DenseArguments(const Check& check, const Tensor& relevance, const PatternTensors& pattern);
 };
 
 struct ToDenseArguments {
@@ -116,11 +115,11 @@ struct SumArguments {
 };
 
 struct WinnersArguments {
-  at::Tensor index;  // (B, C, *S')
+  Tensor index;  // (B, C, *S')
   Pattern pooled;
   WindowOf<int64_t> window;
 
-  WinnersArguments(const Check& check, const at::Tensor& index, const PatternTensors& pooled, const Geometry& geometry);
+  WinnersArguments(const Check& check, const Tensor& index, const PatternTensors& pooled, const Geometry& geometry);
 };
 
 struct WindowsArguments {
@@ -135,10 +134,10 @@ struct GatherArguments {
   Pattern pattern;
   int64_t lists;
 
-  GatherArguments(const Check& check, const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows,
+  GatherArguments(const Check& check, const RowTensors& source, const Tensor& starts, const Tensor& rows,
                   int64_t targets);
 };
 
-void check_unpacked(const Check& check, const at::Tensor& weight);
+void check_unpacked(const Check& check, const Tensor& weight);
 
 }  // namespace fastlrp::edge

@@ -1,5 +1,3 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -23,7 +21,7 @@ Sizes packed_size(int64_t groups, int64_t outs, int64_t ins, int64_t taps) {
 
 constexpr Packing kPacking{6, 2, packed_size};
 
-cpu::Blocks packed_blocks(const at::Tensor& packed, const ConvArguments& a) {
+cpu::Blocks packed_blocks(const Tensor& packed, const ConvArguments& a) {
   const int64_t slab = packed.size(4) * packed.size(5);
   return {packed.size(0),        a.outs,         a.ins,
           packed.size(4),        packed.size(5), packed.size(2) * packed.size(3) * slab,
@@ -41,30 +39,29 @@ cpu::Blocks linear_blocks(const ConvArguments& a) {
 // included.
 void check_numbers(const Check& check, const ConvCall& call, const ConvArguments& a, const cpu::Blocks& b) {
   constexpr int64_t kTile = 64;  // more positions than a tile has along the last axis
-  TORCH_CHECK_VALUE((a.window.taps[2] + kTile) * b.tap_step <= INT32_MAX, check.op,
-                    ": weights must have fewer than 2^31 elements for a row of taps, got ",
-                    call.weights.front().sizes());
+  REQUIRE_VALUE((a.window.taps[2] + kTile) * b.tap_step <= INT32_MAX, check.op,
+                ": weights must have fewer than 2^31 elements for a row of taps, got ", call.weights.front().sizes());
   if (!call.other.has_value()) {
     return;
   }
-  const at::Tensor &first = call.weights[0], &second = call.weights[1];
-  TORCH_CHECK_VALUE(static_cast<const char*>(second.const_data_ptr()) ==
-                            static_cast<const char*>(first.const_data_ptr()) + first.nbytes() &&
-                        first.numel() <= INT32_MAX / 2 && a.ins * a.outs > 1,
-                    check.op, ": the two weights that other chooses from must lie one behind the other in memory");
+  const Tensor &first = call.weights[0], &second = call.weights[1];
+  REQUIRE_VALUE(static_cast<const char*>(second.const_data_ptr()) ==
+                        static_cast<const char*>(first.const_data_ptr()) + first.nbytes() &&
+                    first.numel() <= INT32_MAX / 2 && a.ins * a.outs > 1,
+                check.op, ": the two weights that other chooses from must lie one behind the other in memory");
 }
 
 }  // namespace
 
-at::Tensor sparse_pack(const at::Tensor& weight) {
+Tensor sparse_pack(const Tensor& weight) {
   check_unpacked({kCpu, "sparse_pack"}, weight);
   const int64_t groups = weight.size(0), out = weight.size(1), in = weight.size(2), taps = weight.size(3);
   const int64_t block_out = std::min(kBlockOut, out);
   const int64_t block_in = std::min(kBlockIn, in);
   const int64_t outs = round_up(out, block_out), ins = round_up(in, block_in);
-  at::Tensor full = weight;
+  Tensor full = weight;
   if (outs != out || ins != in) {
-    full = at::zeros({groups, outs, ins, taps}, weight.options());
+    full = zeros({groups, outs, ins, taps}, weight);
     full.narrow(1, 0, out).narrow(2, 0, in).copy_(weight);
   }
   // (G, Ob, o, Ib, i, T) -> (G, Ib, T, Ob, o, i)
@@ -73,16 +70,15 @@ at::Tensor sparse_pack(const at::Tensor& weight) {
       .contiguous();
 }
 
-at::Tensor sparse_conv_relevance(const ConvCall& call) {
+Tensor sparse_conv_relevance(const ConvCall& call) {
   const Check check{kCpu, "sparse_conv_relevance"};
   const ConvArguments a(check, call, kPacking);
   const cpu::Blocks blocks = a.linear ? linear_blocks(a) : packed_blocks(call.weights.front(), a);
   check_numbers(check, call, a, blocks);
-  const at::Tensor& values = call.arriving.values;
+  const Tensor& values = call.arriving.values;
   const bool dense = call.channels.has_value();
-  at::Tensor result =
-      dense ? at::empty(with({call.batch, call.targets, *call.channels}, call.geometry.input_size), values.options())
-            : new_rows(a.entries, call.targets, values.options());
+  Tensor result = dense ? empty(with({call.batch, call.targets, *call.channels}, call.geometry.input_size), values)
+                        : new_rows(a.entries, call.targets, values);
   dispatch(values, [&](auto zero) {
     using T = decltype(zero);
     cpu::SparseConv<T> p{};
@@ -106,7 +102,7 @@ at::Tensor sparse_conv_relevance(const ConvCall& call) {
       p.channels = *call.channels;
       p.dense_batch = result.stride(0), p.dense_target = result.stride(1), p.dense_channel = result.stride(2);
       p.dense_position = position_stride(result, 3);
-      for (const at::Tensor& factor : a.factors) {
+      for (const Tensor& factor : a.factors) {
         p.factors.push_back(map_of<T>(factor));
       }
     } else {

@@ -6,66 +6,65 @@ namespace fastlrp::edge {
 namespace {
 
 // A map (B, channels, *S) of so many places, as kernels address it.
-at::Tensor map_argument(const Check& check, const char* name, const char* shape, const at::Tensor& map,
-                        const at::Tensor& like, int64_t batch, int64_t channels, int64_t places) {
+Tensor map_argument(const Check& check, const char* name, const char* shape, const Tensor& map, const Tensor& like,
+                    int64_t batch, int64_t channels, int64_t places) {
   check.like(name, map, like);
-  TORCH_CHECK_VALUE(map.dim() >= 2 && map.size(0) == batch && map.size(1) == channels && spatial_of(map, 2) == places,
-                    check.op, ": ", name, " must have shape ", shape, ", got ", map.sizes(), " for a batch of ", batch,
-                    ", ", channels, " channels and ", places, " places");
+  REQUIRE_VALUE(map.dim() >= 2 && map.size(0) == batch && map.size(1) == channels && spatial_of(map, 2) == places,
+                check.op, ": ", name, " must have shape ", shape, ", got ", map.sizes(), " for a batch of ", batch,
+                ", ", channels, " channels and ", places, " places");
   return flattened(map.resolve_neg(), 2);
 }
 
 void check_weights(const Check& check, const ConvCall& call, const Packing& packing, ConvArguments& a) {
   const char* op = check.op;
-  TORCH_CHECK_VALUE(!call.weights.empty() && call.weights.size() == call.coefficients.size() + call.other.has_value() &&
-                        call.channels_per_group.size() == 2,
-                    op, ": expected a coefficient for each weight, and channels per group on both sides, got ",
-                    call.coefficients.size(), " coefficients, ", call.weights.size(), " weights and ",
-                    at::IntArrayRef(call.channels_per_group));
-  const at::Tensor& first = call.weights.front();
+  REQUIRE_VALUE(!call.weights.empty() && call.weights.size() == call.coefficients.size() + call.other.has_value() &&
+                    call.channels_per_group.size() == 2,
+                op, ": expected a coefficient for each weight, and channels per group on both sides, got ",
+                call.coefficients.size(), " coefficients, ", call.weights.size(), " weights and ",
+                Ints(call.channels_per_group));
+  const Tensor& first = call.weights.front();
   check.tensor("weight", first);
   a.linear = first.dim() == 2;
-  TORCH_CHECK_VALUE(a.linear ? call.geometry.input_size.empty()
-                             : first.dim() == packing.axes && first.size(packing.taps_axis) == a.taps,
-                    op, ": weights must be packed by sparse_pack, or (Co, Ci) of a linear layer, got ", first.sizes(),
-                    " for ", a.taps, " taps");
+  REQUIRE_VALUE(a.linear ? call.geometry.input_size.empty()
+                         : first.dim() == packing.axes && first.size(packing.taps_axis) == a.taps,
+                op, ": weights must be packed by sparse_pack, or (Co, Ci) of a linear layer, got ", first.sizes(),
+                " for ", a.taps, " taps");
   a.groups = a.linear ? 1 : first.size(0), a.outs = call.channels_per_group[0], a.ins = call.channels_per_group[1];
   constexpr int64_t most = INT32_MAX;
-  TORCH_CHECK_VALUE(!a.linear || (first.size(0) == a.outs && first.size(1) == a.ins && a.outs >= 1 && a.ins >= 1 &&
-                                  a.ins <= most / 64),
-                    op, ": a linear weight must be (Co, Ci) with fewer than 2^25 input channels, got ", first.sizes(),
-                    " for ", a.outs, " and ", a.ins);
+  REQUIRE_VALUE(!a.linear || (first.size(0) == a.outs && first.size(1) == a.ins && a.outs >= 1 && a.ins >= 1 &&
+                              a.ins <= most / 64),
+                op, ": a linear weight must be (Co, Ci) with fewer than 2^25 input channels, got ", first.sizes(),
+                " for ", a.outs, " and ", a.ins);
   // Each before it is multiplied.
-  TORCH_CHECK_VALUE(a.groups >= 1 && a.outs >= 1 && a.ins >= 1 && std::max({a.groups, a.outs, a.ins}) <= most &&
-                        (a.linear || first.sizes() == packing.size(a.groups, a.outs, a.ins, a.taps)),
-                    op, ": channels per group do not fit the packed weight, got ",
-                    at::IntArrayRef(call.channels_per_group), " and ", first.sizes());
-  TORCH_CHECK_VALUE(
-      a.groups * a.outs <= most && a.groups * a.ins <= most / kLanes && a.groups * a.outs * a.taps <= most, op,
-      ": channels, and outputs times taps, must be below 2^31, input channels below 2^27, got ", a.groups,
-      " groups of ", a.outs, " and ", a.ins, " channels with ", a.taps, " taps");
-  for (const at::Tensor& weight : call.weights) {
+  REQUIRE_VALUE(a.groups >= 1 && a.outs >= 1 && a.ins >= 1 && std::max({a.groups, a.outs, a.ins}) <= most &&
+                    (a.linear || first.sizes() == packing.size(a.groups, a.outs, a.ins, a.taps)),
+                op, ": channels per group do not fit the packed weight, got ", Ints(call.channels_per_group), " and ",
+                first.sizes());
+  REQUIRE_VALUE(a.groups * a.outs <= most && a.groups * a.ins <= most / kLanes && a.groups * a.outs * a.taps <= most,
+                op, ": channels, and outputs times taps, must be below 2^31, input channels below 2^27, got ", a.groups,
+                " groups of ", a.outs, " and ", a.ins, " channels with ", a.taps, " taps");
+  for (const Tensor& weight : call.weights) {
     check.like("weight", weight, call.arriving.values);
-    TORCH_CHECK_VALUE(weight.sizes() == first.sizes() && weight.is_contiguous(), op,
-                      ": all weights must be contiguous and have the same shape, got ", weight.sizes(), " and ",
-                      first.sizes());
+    REQUIRE_VALUE(weight.sizes() == first.sizes() && weight.is_contiguous(), op,
+                  ": all weights must be contiguous and have the same shape, got ", weight.sizes(), " and ",
+                  first.sizes());
   }
 }
 
 void check_factors(const Check& check, const ConvCall& call, int64_t inputs, ConvArguments& a) {
   const char* op = check.op;
-  TORCH_CHECK_VALUE(call.channels.has_value() || call.factors.empty(), op,
-                    ": factors belong to a dense result: give channels");
+  REQUIRE_VALUE(call.channels.has_value() || call.factors.empty(), op,
+                ": factors belong to a dense result: give channels");
   if (!call.channels.has_value()) {
     return;
   }
   const int64_t channels = *call.channels, all = a.groups * a.ins;
   a.folds = all / std::max<int64_t>(1, channels);
-  TORCH_CHECK_VALUE(channels >= 1 && channels <= all && all % channels == 0 &&
-                        (call.factors.empty() || static_cast<int64_t>(call.factors.size()) == a.folds),
-                    op, ": channels must divide the input channels, with a factor for each fold, got ", channels,
-                    " of ", all, " and ", call.factors.size(), " factors");
-  for (const at::Tensor& factor : call.factors) {
+  REQUIRE_VALUE(channels >= 1 && channels <= all && all % channels == 0 &&
+                    (call.factors.empty() || static_cast<int64_t>(call.factors.size()) == a.folds),
+                op, ": channels must divide the input channels, with a factor for each fold, got ", channels, " of ",
+                all, " and ", call.factors.size(), " factors");
+  for (const Tensor& factor : call.factors) {
     a.factors.push_back(
         map_argument(check, "factor", "(B, channels, *S)", factor, call.arriving.values, call.batch, channels, inputs));
   }
@@ -74,7 +73,7 @@ void check_factors(const Check& check, const ConvCall& call, int64_t inputs, Con
 }  // namespace
 
 ConvArguments::ConvArguments(const Check& check, const ConvCall& call, const Packing& packing) {
-  const at::Tensor& values = call.arriving.values;
+  const Tensor& values = call.arriving.values;
   check.values("values", values);
   check.not_negative("targets", call.targets);
   check.not_negative("batch", call.batch);
@@ -82,27 +81,27 @@ ConvArguments::ConvArguments(const Check& check, const ConvCall& call, const Pac
   taps = window.taps[0] * window.taps[1] * window.taps[2];
   const int64_t inputs = window.inputs(), outputs = window.outputs();
   check_weights(check, call, packing, *this);
-  for (const at::Tensor& coefficient : call.coefficients) {
+  for (const Tensor& coefficient : call.coefficients) {
     coefficients.push_back(
         map_argument(check, "coefficient", "(B, Co, *S')", coefficient, values, call.batch, groups * outs, outputs));
   }
   if (call.other.has_value()) {
     check.like("other", *call.other, values);
-    TORCH_CHECK_VALUE(call.weights.size() == 2 && call.coefficients.front().sizes() == call.other->sizes(), check.op,
-                      ": other needs two weights, and the coefficient's shape ", call.coefficients.front().sizes(),
-                      ", got ", call.other->sizes());
+    REQUIRE_VALUE(call.weights.size() == 2 && call.coefficients.front().sizes() == call.other->sizes(), check.op,
+                  ": other needs two weights, and the coefficient's shape ", call.coefficients.front().sizes(),
+                  ", got ", call.other->sizes());
     other = flattened(call.other->resolve_neg(), 2);
   }
   const char* op = check.op;
   check.tensor("offsets", call.leaving.offsets);
   check.tensor("offsets", call.arriving.offsets);
   const int64_t below = call.leaving.offsets.numel() - 1, above = call.arriving.offsets.numel() - 1;
-  TORCH_CHECK_VALUE(below == times(call.batch, inputs) && above == times(call.batch, outputs), op, ": patterns have ",
-                    above, " and ", below, " positions, sizes ask for ", times(call.batch, outputs), " and ",
-                    times(call.batch, inputs));
+  REQUIRE_VALUE(below == times(call.batch, inputs) && above == times(call.batch, outputs), op, ": patterns have ",
+                above, " and ", below, " positions, sizes ask for ", times(call.batch, outputs), " and ",
+                times(call.batch, inputs));
   check_factors(check, call, inputs, *this);
-  TORCH_CHECK_VALUE(call.initial.size() <= 1 && (call.initial.empty() || !call.channels.has_value()), op,
-                    ": a compact result can begin with one register, a dense one with none");
+  REQUIRE_VALUE(call.initial.size() <= 1 && (call.initial.empty() || !call.channels.has_value()), op,
+                ": a compact result can begin with one register, a dense one with none");
   arriving = pattern_of(check, "arriving", {call.arriving.offsets, call.arriving.channels}, values, groups * outs);
   check_rows(check, "arriving", call.arriving, call.targets);
   leaving = pattern_of(check, "leaving", call.leaving, values, groups * ins);

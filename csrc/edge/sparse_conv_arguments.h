@@ -15,8 +15,8 @@ struct ConvArguments {
   WindowOf<int64_t> window;
   int64_t taps, groups, outs, ins;
   bool linear;
-  std::vector<at::Tensor> coefficients, factors;
-  at::Tensor other;  // not defined where there is none
+  std::vector<Tensor> coefficients, factors;
+  Tensor other;  // not defined where there is none
   Pattern arriving, leaving;
   int64_t entries, folds = 1;
   std::optional<Summands> initial;

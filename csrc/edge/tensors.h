@@ -2,16 +2,13 @@
 // which tensors a device's kernels take is in its Kernels.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <string>
 #include <vector>
 
-namespace fastlrp::edge {
+#include "tensor.h"
 
-using OptionalTensor = std::optional<at::Tensor>;
-using Sizes = std::vector<int64_t>;
+namespace fastlrp::edge {
 
 // Numbers from here on do not fit the kernels' 32 bits.
 constexpr int64_t kBelow = int64_t{1} << 31;
@@ -21,8 +18,8 @@ class Known {
  public:
   virtual ~Known() = default;
   // What all numbers of the second tensor are known to be below, the largest number if nothing is known.
-  virtual int64_t limit(const at::Tensor& first, const at::Tensor& second) = 0;
-  virtual void add(const at::Tensor& first, const at::Tensor& second, int64_t limit) = 0;
+  virtual int64_t limit(const Tensor& first, const Tensor& second) = 0;
+  virtual void add(const Tensor& first, const Tensor& second, int64_t limit) = 0;
   virtual void looked() = 0;  // one was read on the host
 };
 
@@ -30,13 +27,14 @@ class Known {
 struct Kernels {
   const char* device;  // as messages name it
   const char* instead;
-  bool (*takes)(const at::Tensor& tensor);  // whether it is on the device
-  bool half;                                // whether float16 and bfloat16 are taken too
-  bool narrow;                              // whether the elements of a sample are numbered with 32 bits
-  Known* known;                             // null: all is looked at each time
+  bool (*takes)(const Tensor& tensor);  // whether it is on the device
+  bool half;                            // whether float16 and bfloat16 are taken too
+  bool narrow;                          // whether the elements of a sample are numbered with 32 bits
+  Known* known;                         // null: all is looked at each time
 };
 
 extern const Kernels kCpu;
+extern const Kernels kCpuNarrow;  // which take 16 bits too
 
 // The checks of one operation.
 struct Check {
@@ -44,31 +42,31 @@ struct Check {
   const char* op;
 
   // Dense, on the device, and as large in memory as it says.
-  void tensor(const char* name, const at::Tensor& tensor) const;
-  void values(const char* name, const at::Tensor& tensor) const;  // of a floating-point dtype that kernels take
-  void dtype(const char* name, const at::Tensor& tensor, at::ScalarType dtype) const;
-  void sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef expected) const;
+  void tensor(const char* name, const Tensor& tensor) const;
+  void values(const char* name, const Tensor& tensor) const;  // of a floating-point dtype that kernels take
+  void dtype(const char* name, const Tensor& tensor, ScalarType dtype) const;
+  void sizes(const char* name, const Tensor& tensor, Ints expected) const;
   // A tensor on the device of `first`; of its dtype.
-  void beside(const char* name, const at::Tensor& tensor, const at::Tensor& first) const;
-  void like(const char* name, const at::Tensor& tensor, const at::Tensor& first) const;
+  void beside(const char* name, const Tensor& tensor, const Tensor& first) const;
+  void like(const char* name, const Tensor& tensor, const Tensor& first) const;
   void not_negative(const char* name, int64_t number) const;
   // One entry for each spatial axis of `of`, from `least` on and below 2^31.
-  void axes(const char* name, at::IntArrayRef values, size_t axes, const char* of, int64_t least) const;
+  void axes(const char* name, Ints values, size_t axes, const char* of, int64_t least) const;
   // Kernels may number the elements of one sample's map with 32 bits.
-  void elements(const char* name, int64_t channels, at::IntArrayRef size) const;
+  void elements(const char* name, int64_t channels, Ints size) const;
 };
 
 // The product of numbers that are not negative, or the largest one if it is not below that.
-int64_t product(at::IntArrayRef sizes);
+int64_t product(Ints sizes);
 
 // (before…, *size)
-Sizes with(Sizes before, at::IntArrayRef size);
+Sizes with(Sizes before, Ints size);
 
 // (…, C, *S) with C innermost and everything after it dense: true for channels-last memory, false for contiguous.
-bool channels_last_dense(const at::Tensor& tensor, int64_t channel_axis);
-bool contiguous_from(const at::Tensor& tensor, int64_t first_axis);
+bool channels_last_dense(const Tensor& tensor, int64_t channel_axis);
+bool contiguous_from(const Tensor& tensor, int64_t first_axis);
 
 // (B, C, *S) -> its memory with C innermost.
-at::Tensor to_channels_last(const at::Tensor& tensor);
+Tensor to_channels_last(const Tensor& tensor);
 
 }  // namespace fastlrp::edge

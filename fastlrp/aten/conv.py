@@ -73,42 +73,66 @@ def conv_relevance(
     multiply: bool,
 ) -> Tensor:
     """``c = W^T(uF) + W+^T(vF)``, (B, K, Co, *S') -> (B, K, Ci, *S); see the reference's namesake."""
-    batch, targets = relevance.shape[:2]
+    geometry = (input_size, stride, padding, dilation, transposed, groups)
+    few = few_channels(weight, transposed, groups)
+
+    def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
+        return transposed_product(relevance * coefficient.unsqueeze(1), matrix, *geometry, few=few)
+
+    return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=few)
+
+
+def few_channels(weight: Tensor, transposed: bool, groups: int) -> bool:
+    """Whether a layer has so few input channels that both parts of a signed one go through one product."""
+    return not transposed and groups == 1 and weight.shape[1] <= _JOINT_CHANNELS
+
+
+def transposed_product(
+    scaled: Tensor,
+    matrix: Tensor,
+    input_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    groups: int,
+    few: bool = False,
+) -> Tensor:
+    """``W^T F``, (B, K, Co, *S') -> (B, K, Ci, *S), with relevance and weight of one dtype.
+
+    ``few``: :func:`few_channels` of the layer, whose weight ``matrix`` may be two of side by side.
+    """
+    batch, targets = scaled.shape[:2]
     n = len(input_size)
     missing = _missing(
-        tuple(input_size), relevance.shape[3:], tuple(stride), tuple(padding), tuple(dilation), weight.shape[2:]
+        tuple(input_size), scaled.shape[3:], tuple(stride), tuple(padding), tuple(dilation), matrix.shape[2:]
     )
-    on_cpu = n == 2 and relevance.device.type == "cpu"
-    joint = not transposed and groups == 1 and weight.shape[1] <= _JOINT_CHANNELS
+    on_cpu = n == 2 and scaled.device.type == "cpu"
     small = (
-        joint
+        few
         and on_cpu
-        and 0 < relevance.numel() <= _SMALL
-        and relevance.dtype in (torch.float32, torch.float64)
+        and 0 < scaled.numel() <= _SMALL
+        and scaled.dtype in (torch.float32, torch.float64)
         and all(0 <= extra < max(s, d) for extra, s, d in zip(missing, stride, dilation, strict=True))
     )
     # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
-    channels_last = on_cpu and not small and relevance.numel() >= _CHANNELS_LAST_FROM * targets
-
-    def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
-        scaled = (relevance * coefficient.unsqueeze(1)).flatten(0, 1)
-        if channels_last:
-            scaled = _channels_last(scaled)
-        if small:
-            kernel = list(matrix.shape[2:])
-            result = _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
-        elif transposed:
-            result = convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
-            # The forward pass's output_padding can let a window start beyond the last input.
-            for axis, size in enumerate(input_size):
-                result = result.narrow(2 + axis, 0, size) if result.shape[2 + axis] > size else result
-        elif min(missing) < 0:
-            result = _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
-        else:
-            result = convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
-        return result.view(batch, targets, *result.shape[1:])
-
-    return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=joint)
+    channels_last = on_cpu and not small and scaled.numel() >= _CHANNELS_LAST_FROM * targets
+    scaled = scaled.flatten(0, 1)
+    if channels_last:
+        scaled = _channels_last(scaled)
+    if small:
+        kernel = list(matrix.shape[2:])
+        result = _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
+    elif transposed:
+        result = convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
+        # The forward pass's output_padding can let a window start beyond the last input.
+        for axis, size in enumerate(input_size):
+            result = result.narrow(2 + axis, 0, size) if result.shape[2 + axis] > size else result
+    elif min(missing) < 0:
+        result = _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
+    else:
+        result = convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
+    return result.view(batch, targets, *result.shape[1:])
 
 
 @lru_cache(maxsize=1024)

@@ -64,10 +64,12 @@ def mixing(node: Node) -> str:
         )
     if is_attention(node) and len(node.sources) > 1:
         return "A product of two activations (as in attention) whose batch stands elsewhere is not supported yet"
+    if node.operation in ("sort", "argsort"):
+        return "To pack sequences, samples need no order: pack_padded_sequence(…, enforce_sorted=False)"
     if node.operation in ("matmul", "mm"):
         return (
-            "A product from the left sums over axis 0. For a graph with its nodes along axis 0, give the model the "
-            "input (1, nodes, features)"
+            "A product from the left sums over axis 0. For a graph with its nodes along axis 0 use "
+            "fastlrp.GraphExplainer, or give the model the input (1, nodes, features)"
         )
     return ""
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fastlrp.capture import recurrent
+from fastlrp.capture import packed, recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Node, Value, leaves
 
@@ -261,6 +261,10 @@ def _sequence(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
     return frozenset(range(1, _rank(node))) if plain else None
 
 
+def _steps(node: Node, a: dict[str, Any]) -> frozenset[int] | None:
+    return _NONE if node.inputs == node.args[:1] and node.inputs[0].has_batch_first else None
+
+
 def _table(entries: Iterable[tuple[str, Reader]]) -> dict[str, Reader]:
     return {name: reader for names, reader in entries for name in names.split()}
 
@@ -316,6 +320,7 @@ _READERS: dict[str, Reader] = _table([
     ("index_select", _index_select),
     ("embedding embedding_bag", _chosen),
     ("lstm gru rnn_tanh rnn_relu", _sequence),
+    (packed.VALID, _steps),
 ])  # fmt: skip
 
 ELEMENTWISE = frozenset(name for name, reader in _READERS.items() if reader in (_each_entry, _alone))

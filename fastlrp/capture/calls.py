@@ -33,10 +33,10 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
     name = plain_name(target._schema.name)
     if target._schema.is_mutable and name.endswith("_"):
         packet = getattr(getattr(torch.ops, target.namespace), name.split("::")[-1][:-1], None)
-        if packet is not None and target._overloadname in packet.overloads():
+        same = None if packet is None else _of_same_arguments(packet, target)
+        if same is not None:
             name = plain_name(name[:-1])
-            call = copied if name == "copy" else getattr(packet, target._overloadname)
-            return name, call, True
+            return name, copied if name == "copy" else same, True
     if target._schema.is_mutable:
         raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
     if name == "as_strided" and target.namespace == "aten":
@@ -45,6 +45,14 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
         return name, zeroed(target), False
     # Capture drops `contiguous` and `clone`, after which a view need not be one.
     return name, _COPIES_IF_NEEDED.get(target, target), False
+
+
+def _of_same_arguments(packet: Any, target: Any) -> Any:
+    """The overload without side effects for the same arguments: that of ``pow_.Scalar`` is ``pow.Tensor_Scalar``."""
+    wanted = [str(a.type) for a in target._schema.arguments]
+    names = sorted(packet.overloads(), key=lambda name: name != target._overloadname)
+    found = (getattr(packet, name) for name in names)
+    return next((o for o in found if [str(a.type) for a in o._schema.arguments] == wanted), None)
 
 
 def zeroed(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -64,4 +72,5 @@ def part(call: Callable[..., Any], index: int) -> Callable[..., Any]:
         return call(*args, **kwargs)[index]
 
     result_at_index.whole = call  # type: ignore[attr-defined]
+    result_at_index.position = index  # type: ignore[attr-defined]
     return result_at_index

@@ -10,6 +10,8 @@ from torch import Tensor
 from fastlrp.capture.attention_weights import find_attention_weights
 from fastlrp.capture.composed_activations import compose_activations
 from fastlrp.capture.graph import Constant, Graph, Node
+from fastlrp.capture.segment_softmax import find_segment_softmax
+from fastlrp.capture.selection import find_selection
 
 
 def canonize(graph: Graph) -> Graph:
@@ -17,6 +19,8 @@ def canonize(graph: Graph) -> Graph:
     split_same_padding(graph)
     compose_activations(graph)
     find_attention_weights(graph)
+    find_segment_softmax(graph)
+    find_selection(graph)
     fold_batch_norm(graph)
     graph.drop_dead()
     return graph

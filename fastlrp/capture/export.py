@@ -23,11 +23,13 @@ from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
+from fastlrp.capture.packed import kept_padded, packed_again
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
-from fastlrp.capture.recurrent import PACKED, packs_sequences
+from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import ways_out
 from fastlrp.capture.translate import Translator
+from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
 
@@ -37,11 +39,15 @@ EXPORTING = threading.RLock()
 
 @dataclass(eq=False)
 class Captured:
-    """A graph, what the model returns (with leaves numbered), and whether any batch size will do."""
+    """A graph, what the model returns (with leaves numbered), and whether any batch size will do.
+
+    ``unpacked`` looks whether the model cuts the sequences that it unpacks.
+    """
 
     graph: Graph
     structure: Any
     fixed_batch: int | None
+    unpacked: Unpacked | None = None
 
 
 class _Note:
@@ -49,7 +55,7 @@ class _Note:
     after: Callable[[], None] | None = None
 
 
-class _Wrapper(nn.Module):
+class Wrapper(nn.Module):
     """Calls the model and returns its tensors as a flat list, whatever it packs them in.
 
     With a function of the model's output (``choose``) what that gives is the last tensor of the list.
@@ -102,14 +108,9 @@ def capture(
             an UnsupportedOperationError if an operation mixes the samples of a batch.
         ValueError: if ``output`` does not name one of the model's outputs, or its function does not give one tensor.
     """
-    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        raise CaptureError(
-            f"module '{scripted or '(the model itself)'}' is a TorchScript module (torch.jit), whose operations cannot "
-            "be seen: build the model from its Python source and load the weights with load_state_dict"
-        )
+    refuse_scripted(model)
     training = model.training
-    wrapper = _Wrapper(model, output)
+    wrapper = Wrapper(model, output)
     wrapper.training, wrapper._note.after = training, after
     tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors:
@@ -123,20 +124,31 @@ def capture(
         if not hint or type(error) is not CaptureError:
             raise
         raise CaptureError(f"{error}.{hint}") from error
-    graph.output = graph.outputs[-1 if callable(output) else _choose(wrapper._note.structure, output)]
+    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
     standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    return Captured(graph, wrapper._note.structure, batch if fixed else None)
+    unpacked = Unpacked(graph, lambda args, kwargs: Wrapper(model, output)(args, kwargs))
+    return Captured(graph, wrapper._note.structure, batch if fixed else None, unpacked)
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """Raise CaptureError for TorchScript, of which nothing can be seen."""
+    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise CaptureError(
+            f"module '{scripted or '(the model itself)'}' is a TorchScript module (torch.jit), whose operations cannot "
+            "be seen: build the model from its Python source and load the weights with load_state_dict"
+        )
 
 
 def _batch_first(graph: Graph) -> set[Value]:
     return {v for v in (*graph.inputs, *(node.output for node in graph.nodes)) if v.has_batch_first}
 
 
-def _from_one_sample(wrapper: _Wrapper, args: Any, kwargs: Any, several: Graph, tensors: list[Tensor]) -> Graph | None:
+def _from_one_sample(wrapper: Wrapper, args: Any, kwargs: Any, several: Graph, tensors: list[Tensor]) -> Graph | None:
     """For a model that holds on to one batch size and moves the batch axis: its graph for one sample, lifted."""
     batch = tensors[0].shape[0]
     if any(t.dim() == 0 or t.shape[0] != batch for t in tensors):
@@ -144,7 +156,7 @@ def _from_one_sample(wrapper: _Wrapper, args: Any, kwargs: Any, several: Graph, 
     first = lambda t: t[:1] if batch else t.new_zeros(1, *t.shape[1:])  # noqa: E731
     example = torch.utils._pytree.tree_map_only(Tensor, first, (args, kwargs))
     try:
-        with _tracing(wrapper), unchanged(wrapper):
+        with tracing(wrapper), unchanged(wrapper):
             program = torch.export.export(wrapper, example, strict=False)
         graph = Translator(program, wrapper.model, True, 1).translate()
     except Exception:  # It holds on to another batch size.
@@ -164,14 +176,14 @@ def _two_samples(tree: Any, batch: int) -> Any:
     return torch.utils._pytree.tree_map_only(Tensor, grow, tree)
 
 
-def _export(wrapper: _Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
+def _export(wrapper: Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
     symbol = torch.export.Dim("batch", min=1)
 
     def dynamic(t: Any) -> Any:
         return {0: symbol} if isinstance(t, Tensor) and t.dim() and t.shape[0] == batch else None
 
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
-    with _tracing(wrapper):
+    with tracing(wrapper):
         try:
             example = _two_samples((args, kwargs), batch)
             with unchanged(wrapper):
@@ -186,17 +198,18 @@ def _export(wrapper: _Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torc
                 mine = chooser.explained() if isinstance(chooser, Chooser) else None
                 if isinstance(chooser, Chooser) and mine is not None:
                     raise mine from chooser.trouble
-                raise _failure(wrapper, args, kwargs, first) from first
+                raise failure(wrapper, args, kwargs, first) from first
 
 
 @contextlib.contextmanager
-def _tracing(wrapper: nn.Module) -> Iterator[None]:
+def tracing(wrapper: nn.Module) -> Iterator[None]:
     """What torch.export needs around it, and others who run the model meanwhile."""
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
     with (
         EXPORTING,
         undisturbed(wrapper),
+        kept_padded(),
         quiet(),
         torch.inference_mode(inference),
         warnings.catch_warnings(),
@@ -206,16 +219,19 @@ def _tracing(wrapper: nn.Module) -> Iterator[None]:
         yield
 
 
-def _failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
+def failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
+    if isinstance(error, CaptureError):
+        return error
     if packs_sequences(error):
         return CaptureError(PACKED)
     if _reads_data(error):
-        return CaptureError(_explain(error, ways_out(wrapper)))
+        reads_sequences = any(isinstance(m, nn.RNNBase) for m in wrapper.modules())
+        return CaptureError(_explain(error, (LENGTHS if reads_sequences else "") + ways_out(wrapper)))
     named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
     given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
     try:
-        with unchanged(wrapper):
+        with unchanged(wrapper), packed_again():
             wrapper(args, kwargs)
     except Exception as own:
         hint = " Ids are integers: x.long()." if "indices" in str(own) else ""
@@ -249,7 +265,7 @@ def _explain(error: Exception, more: str = "") -> str:
     )
 
 
-def _choose(structure: Any, output: str | int | None) -> int:
+def choose_output(structure: Any, output: str | int | None) -> int:
     names = structures.leaf_names(structure)
     if output is None:
         if len(names) == 1:

@@ -71,14 +71,6 @@ def training_mode(name: str, bound: Mapping[str, Any], path: str) -> str | None:
     )
 
 
-def vmap(path: str) -> str:
-    """Why a model that calls torch.vmap cannot be explained."""
-    return (
-        f"the model calls torch.vmap (in '{path or 'model'}'), through which relevance cannot be traced: write "
-        "the batched operation out, or explain a sub-module without it"
-    )
-
-
 def function_of_functions(name: str, path: str) -> str:
     """Why a model that calls a higher-order operator cannot be explained, and what to write in its place."""
     way = {

@@ -22,12 +22,13 @@ from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Graph, Node, Value, substitute
 from fastlrp.capture.lift_check import Lifted, as_it_is, check, random_example, reason, sizes_for, tolerance
 from fastlrp.capture.lift_layers import LAYERS
+from fastlrp.capture.lift_messages import MESSAGES
 from fastlrp.capture.lift_moves import MOVES, Form
 from fastlrp.capture.lifter import Lifter, UnliftableError
 from fastlrp.capture.probe import ancestors, called, called_in_double, close
 from fastlrp.capture.standing import Standing
 
-_FORMS: dict[str, Form] = {name: form for names, form in (*MOVES, *LAYERS) for name in names.split()}
+_FORMS: dict[str, Form] = {name: form for names, form in (*MOVES, *LAYERS, *MESSAGES) for name in names.split()}
 
 
 def lift(graph: Graph, standing: Standing, examples: Sequence[Tensor]) -> None:
@@ -49,7 +50,7 @@ def lift(graph: Graph, standing: Standing, examples: Sequence[Tensor]) -> None:
         graph.values = values
         graph.not_lifted = str(error)
         return
-    _commit(graph, lifter, lifted)
+    commit(graph, lifter, lifted)
 
 
 def travels(graph: Graph, rows: set[Value]) -> bool:
@@ -73,7 +74,7 @@ def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: in
     try:
         with torch.no_grad():
             lifter, lifted = _lifted(graph, rows, wanted, examples, whole=True)
-            _commit(graph, lifter, lifted)
+            commit(graph, lifter, lifted)
             samples = [random_example(x, count, i) for i, x in enumerate(examples)]
             double, call = True, called_in_double
             try:
@@ -123,14 +124,14 @@ def _lifted(
             elif not whole and is_natural(node, rows):
                 _read_natural(lifter, node, rows, made)
             elif y.is_tensor:
-                lifter.twins[y] = _twin(lifter, node)
+                lifter.twins[y] = twin_of(lifter, node)
     for value in graph.outputs if whole else [graph.output]:
         if value in lifter.twins:
             _leave(lifter, value, result[-1])
     return lifter, result
 
 
-def _twin(lifter: Lifter, node: Node) -> Value:
+def twin_of(lifter: Lifter, node: Node) -> Value:
     try:
         twin = _FORMS.get(node.operation, Lifter.mapped)(lifter)
     except UnliftableError as error:
@@ -243,7 +244,7 @@ def _by_running(
     return shapes, numbers
 
 
-def _commit(graph: Graph, lifter: Lifter, lifted: list[Lifted]) -> None:
+def commit(graph: Graph, lifter: Lifter, lifted: list[Lifted]) -> None:
     """The lifted graph in the place of the model's own; nodes of other outputs stay as they were."""
     nodes: list[Node] = []
     for entry in lifted:

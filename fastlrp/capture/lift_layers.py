@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Value
+from fastlrp.capture.lift_messages import sparse_product
 from fastlrp.capture.lift_moves import Form, aligned, as_it_is
 from fastlrp.capture.lifter import Lifter, aten, derived, sizes_of
 from fastlrp.kinds.grouped import rows_by_expert
@@ -57,6 +58,8 @@ def _unsqueezed(lifter: Lifter, operand: Value | Constant, axis: int) -> Value |
 def multiplied(lifter: Lifter) -> Value:
     """``matmul``, ``mm``, ``bmm``, ``mv``: matrices of each sample, broadcast as they were."""
     a, b = lifter.tree(lifter.node.args[:2])
+    if isinstance(a, Constant) and a.tensor().layout != torch.strided and isinstance(b, Value) and len(b.sizes) == 2:
+        return sparse_product(lifter, a, b)
     return _multiplied(lifter, a, b, lifter.shape)
 
 
@@ -264,7 +267,7 @@ def grouped(lifter: Lifter) -> Value:
 
 LAYERS: tuple[tuple[str, Form], ...] = (
     ("linear", linear),
-    ("matmul mm bmm mv dot", multiplied),
+    ("matmul mm bmm mv dot _sparse_mm", multiplied),
     ("addmm baddbmm", multiplied_and_added),
     ("einsum", einsum),
     ("embedding", embedded),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture import recurrent
+from fastlrp.capture import packed, recurrent
 from fastlrp.capture.calls import operation
 from fastlrp.capture.graph import Constant, Value
 
@@ -30,7 +30,7 @@ def sizes(meta: Tensor, batch: int | None) -> tuple[int | str | None, ...]:
 
 def is_recurrent(whole: Any) -> bool:
     """True for a call of a whole recurrent layer, which gives its output and its last states."""
-    return isinstance(whole, torch.fx.Node) and operation(whole.target)[0] in recurrent.SEQUENCES
+    return isinstance(whole, torch.fx.Node) and operation(whole.target)[0] in (*recurrent.SEQUENCES, packed.PADDED)
 
 
 def same_dtype(fx: torch.fx.Node, value: Value) -> bool:

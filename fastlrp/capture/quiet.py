@@ -1,4 +1,8 @@
-"""What torch.export writes to the screen when it fails is kept back: the error that we raise says it."""
+"""What torch.export writes to the screen when it fails is kept back: the error that we raise says it.
+
+What it notes for its own messages about each operation, the lines of Python that led there, is not made at all: nothing
+here reads them, and they are an eighth of the time of a capture.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import torch.fx.config
+
 _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+_TRACES = "do_not_emit_stack_traces"
 
 
 @contextlib.contextmanager
@@ -21,10 +28,15 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
     written = sys.stderr
     sys.stderr = _WithoutGraphs(written)
+    traces = getattr(torch.fx.config, _TRACES, None)  # PyTorch 2.11 has no such switch.
+    if traces is not None:
+        setattr(torch.fx.config, _TRACES, True)
     try:
         yield
     finally:
         sys.stderr = written
+        if traces is not None:
+            setattr(torch.fx.config, _TRACES, traces)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -22,14 +22,20 @@ from fastlrp.errors import CaptureError
 aten = torch.ops.aten
 SEQUENCES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 CELLS = {"lstm_cell": "lstm", "gru_cell": "gru", "rnn_tanh_cell": "rnn_tanh", "rnn_relu_cell": "rnn_relu"}
+_MODULES = (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN)
 _ZEROS = ("zeros", "new_zeros", "zeros_like")
 
 PACKED = (
-    "the model could not be captured: it packs sequences of several lengths (pack_padded_sequence), whose sizes are "
-    "not known before the lengths are, so that torch.export cannot follow. Leave the sequences padded and take the "
-    "last valid step of each: y, _ = lstm(x); y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])). "
-    "Padding behind it then changes nothing and gets no relevance; a layer that reads backwards sees it first, so give "
-    "that one each sequence reversed within its length."
+    "the model could not be captured: it packs sequences of several lengths (pack_padded_sequence) in a way that "
+    "torch.export cannot follow. Lengths must be a tensor (B,) that the model gets or computes, or a list of numbers; "
+    "lengths.tolist() and .item() are not known before the input is. Or leave the sequences padded and take the last "
+    "valid step of each: y, _ = lstm(x); y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])). Padding "
+    "behind it then changes nothing and gets no relevance."
+)
+
+LENGTHS = (
+    " The lengths of packed sequences must stay a tensor: pack_padded_sequence(x, lengths.cpu(), …), not "
+    "lengths.tolist()."
 )
 
 Shape = tuple[int | str | None, ...]
@@ -60,29 +66,70 @@ class Layer:
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
         weight_hr: Tensor | None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Hidden states ``(B, T, P)``; with ``with_cell`` ``(B, T P + H)``. First states ``(B, P)``, ``(B, H)``.
 
-        Several sequences for each sample, ``(B, N, T, C)``, have one more axis everywhere.
+        Several sequences for each sample, ``(B, N, T, C)``, have one more axis everywhere. With ``lengths (B,)`` only
+        the first steps of each are read, of which a layer with ``reverse`` begins at the last; behind them the hidden
+        states are 0, and the last memory is that after them.
         """
         if x.dim() == 4:
-            first = [None if t is None else t.flatten(0, 1) for t in (h0, c0)]
-            y = self(x.flatten(0, 1), first[0], first[1], weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+            first = [None if t is None else t.flatten(0, 1) for t in (h0, c0, lengths)]
+            h0, c0, lengths = first
+            y = self(x.flatten(0, 1), h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths)
             return y.unflatten(0, x.shape[:2])
         weights = [w for w in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if w is not None]
         hidden = weight_hh.shape[1]
         h = x.new_zeros(1, x.shape[0], hidden) if h0 is None else h0.unsqueeze(0)
-        rest = (weights, bias_ih is not None, 1, 0.0, False, False, True)
-        flipped = x.flip(1) if self.reverse else x
+        states: Any = h
+        if self.mode == "lstm":
+            size = weight_ih.shape[0] // 4
+            states = [h, x.new_zeros(1, x.shape[0], size) if c0 is None else c0.unsqueeze(0)]
+        rest = (states, weights, bias_ih is not None, 1, 0.0, False, False)
+        read = in_order(x, 1, lengths) if self.reverse else x
         with _differentiable(x, *weights):
-            if self.mode == "lstm":
-                size = weight_ih.shape[0] // 4
-                c = x.new_zeros(1, x.shape[0], size) if c0 is None else c0.unsqueeze(0)
-                y, _, last = torch.lstm(flipped, [h, c], *rest)
-            else:
-                y, last = getattr(torch, self.mode)(flipped, h, *rest)
-        y = y.flip(1) if self.reverse else y
-        return torch.cat([y.flatten(1), last.squeeze(0)], 1) if self.with_cell else y
+            y, last = self._packed(read, lengths, rest) if lengths is not None else self._whole(read, rest)
+        y = in_order(y, 1, lengths) if self.reverse else y
+        return torch.cat([y.flatten(1), last], 1) if self.with_cell else y
+
+    def _whole(self, x: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        found = getattr(torch, self.mode)(x, *rest, True)
+        return found[0], found[-1].squeeze(0)
+
+    def _packed(self, x: Tensor, lengths: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """The same for the first steps of each sequence, as the model itself computes it."""
+        steps = x.shape[1]
+        if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+            raise ValueError(
+                f"lengths must be between 1 and the number of steps, {steps}, got {lengths.tolist()}: sequences "
+                "without a step cannot be packed"
+            )
+        if not len(x):
+            return self._whole(x, rest)
+        ordered, order = lengths.cpu().sort(descending=True)
+        order = order.to(x.device)
+        back = order.argsort()
+        states = rest[0]
+        states = [t[:, order] for t in states] if self.mode == "lstm" else states[:, order]
+        rows, counts = torch._pack_padded_sequence(x[order], ordered, True)
+        found = getattr(torch, self.mode)(rows, counts, states, *rest[1:])
+        y, _ = torch._pad_packed_sequence(found[0], counts, True, 0.0, steps)
+        return y[back], found[-1].squeeze(0)[back]
+
+
+def in_order(t: Tensor, axis: int, lengths: Tensor | None) -> Tensor:
+    """A sequence from its last step to its first; what is behind ``lengths (B,)`` stays where it is."""
+    if lengths is None:
+        return t.flip(axis)
+    steps, ends = torch.arange(t.shape[axis], device=t.device), lengths.to(t.device).unsqueeze(1)
+    index = torch.where(steps < ends, ends - 1 - steps, steps)  # (B, T)
+    return t.gather(axis, along(index, t, axis).expand_as(t))
+
+
+def along(of_steps: Tensor, t: Tensor, axis: int) -> Tensor:
+    """``(B, T)`` as it broadcasts to ``t``, whose steps are ``axis``."""
+    return of_steps.reshape(len(of_steps), *(1,) * (axis - 1), of_steps.shape[1], *(1,) * (t.dim() - axis - 1))
 
 
 def _differentiable(*tensors: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -146,6 +193,7 @@ def _sequence(
     batch, time, _ = x.shape
     if not isinstance(time, int) or time < 1:
         return None
+    lengths = a.get("lengths")
     first = _States(states, (shapes[1][2], shapes[2][2] if lstm else None), batch, dtype, emit)
     sequence, last_h = x, []
     last_c: list[Value] = []
@@ -155,12 +203,12 @@ def _sequence(
             index = layer * directions + direction
             own = weights[index * per_layer : (index + 1) * per_layer]
             given = [*own[:2], *(own[2:4] if biases else (None, None)), own[-1] if projected else None]
+            given += [] if lengths is None else [lengths]
             function = Layer(name, direction == 1, with_cell and lstm)
             size = shapes[1][2]
             assert isinstance(size, int)
             y = _states_of(function, (sequence, *first.at(index), *given), time, size, first, last_c)
-            last = 0 if function.reverse else time - 1
-            last_h.append(emit("select", aten.select.int, (y, 1, last), (batch, size), dtype))
+            last_h.append(_last_hidden(y, size, function, lengths, emit))
             parts.append(y)
         width = sum(int(part.shape[2] or 0) for part in parts)
         sequence = parts[0]
@@ -171,6 +219,8 @@ def _sequence(
     results: list[Any] = [sequence, emit("stack", aten.stack.default, (last_h, 0), shapes[1], dtype)]
     if lstm:  # None where nobody reads it.
         results.append(emit("stack", aten.stack.default, (last_c, 0), shapes[2], dtype) if last_c else None)
+    elif lengths is not None:  # The operation has three results whatever the layer.
+        results.append(None)
     return tuple(results)
 
 
@@ -206,6 +256,38 @@ def _states_of(layer: Layer, args: tuple[Any, ...], time: int, size: int, first:
     last_c.append(emit("slice", aten.slice.Tensor, (y, 1, end, end + cell), (batch, cell), dtype))
     hidden = emit("slice", aten.slice.Tensor, (y, 1, 0, end), (batch, end), dtype)
     return emit("unflatten", aten.unflatten.int, (hidden, 1, [time, size]), (batch, time, size), dtype)
+
+
+def one_state(name: str, args: Any) -> Value | None:
+    """The last state of one layer and direction, ``h[-1]``, out of those that were stacked: it has the batch first."""
+    if name != "select" or not isinstance(args[0], Value) or len(args) != 3 or args[1] != 0:
+        return None
+    made = args[0].producer
+    if made is None or made.operation != "stack" or made.args[1:] != (0,) or made.module_type not in _MODULES:
+        return None
+    state = made.args[0][args[2]]
+    return state if isinstance(state, Value) else None
+
+
+def _last_hidden(y: Value, size: int, layer: Layer, lengths: Any, emit: Emit) -> Value:
+    """The hidden states after the last step that the layer reads, ``(B, P)`` of ``(B, T, P)``."""
+    assert y.dtype is not None
+    batch, time, _ = y.shape
+    if layer.reverse or lengths is None:
+        at = 0 if layer.reverse else int(str(time)) - 1
+        return emit("select", aten.select.int, (y, 1, at), (batch, size), y.dtype)
+    index: Any = Constant("last", partial(_at_end, lengths, size))
+    if isinstance(lengths, Value):
+        index, rest = lengths, torch.int64
+        index = emit("sub", aten.sub.Tensor, (index, 1), (batch,), rest)
+        index = emit("reshape", aten.reshape.default, (index, [-1, 1, 1]), (batch, 1, 1), rest)
+        index = emit("expand", aten.expand.default, (index, [-1, 1, size]), (batch, 1, size), rest)
+    last = emit("gather", aten.gather.default, (y, 1, index), (batch, 1, size), y.dtype)
+    return emit("select", aten.select.int, (last, 1, 0), (batch, size), y.dtype)
+
+
+def _at_end(lengths: Constant, size: int) -> Tensor:
+    return (lengths.tensor() - 1).reshape(-1, 1, 1).expand(-1, 1, size)
 
 
 def _row(states: Constant, index: int) -> Tensor:

@@ -18,4 +18,8 @@ def ways_out(model: nn.Module) -> str:
             found.append(f"attention implemented by '{attention}': call model.set_attn_implementation('sdpa')")
         if getattr(config, "_experts_implementation", None) == "eager":
             found.append("experts in a loop over data: call model.set_experts_implementation('grouped_mm')")
+        elif isinstance(getattr(module, "experts", None), nn.Module) and not hasattr(config, "_experts_implementation"):
+            found.append(
+                "experts in a loop over data: with transformers 5 call model.set_experts_implementation('grouped_mm')"
+            )
     return f" The model has {'; and '.join(dict.fromkeys(found))}." if found else ""

@@ -198,7 +198,7 @@ def _div(f: Facts) -> bool:
     return _keeps(f) and _number(other) and other > 0
 
 
-_ALWAYS = "relu relu6 sigmoid hardsigmoid softmax exp square abs"
+_ALWAYS = "relu relu6 sigmoid hardsigmoid softmax segment_softmax exp square abs"
 _KEEPS = (
     # Activations that are at least 0 from 0 on. Not tanhshrink, whose x - tanh(x) rounds to either side of 0.
     "leaky_relu prelu rrelu selu celu silu gelu hardswish mish tanh hardshrink "
@@ -213,7 +213,8 @@ _KEEPS = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "_upsample_nearest_exact3d im2col index_select index movedim swapaxes adjoint mT view_as reshape_as tile "
     "amax amin median kthvalue mode topk sort cummax cummin sqrt log1p expm1 asinh atan sinh erf "
-    "repeat_interleave contiguous clone detach alias lift_fresh lift_fresh_copy to _to_copy type_as"
+    "repeat_interleave contiguous clone detach alias lift_fresh lift_fresh_copy to _to_copy type_as "
+    "aggregate aggregate_max"
 )
 
 PROOFS: dict[str, Proof] = {

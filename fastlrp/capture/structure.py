@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """Stands in a structure where tensor number ``index`` was."""
+    """Stands in a structure where tensor number ``index`` was; ``alone``: its only sample, without the batch axis."""
 
     index: int
     name: str
+    alone: bool = False
 
 
 def flatten(obj: Any, found: list[Tensor], name: str = "") -> Any:
@@ -85,7 +86,7 @@ class _Record:
 def rebuild(structure: Any, tensors: list[Tensor]) -> Any:
     """The inverse of :func:`flatten`, with other tensors."""
     if isinstance(structure, Leaf):
-        return tensors[structure.index]
+        return tensors[structure.index][0] if structure.alone else tensors[structure.index]
     if isinstance(structure, _Record):
         return structure.rebuild({key: rebuild(item, tensors) for key, item in structure.fields.items()})
     if isinstance(structure, dict):
@@ -95,6 +96,12 @@ def rebuild(structure: Any, tensors: list[Tensor]) -> Any:
     if isinstance(structure, (tuple, list)):
         return type(structure)(rebuild(item, tensors) for item in structure)
     return structure
+
+
+def without_batch(structure: Any) -> Any:
+    """The structure of what a model without a batch axis returned, to be filled with tensors of one sample each."""
+    own: list[Any] = [Leaf(index, name, alone=True) for index, name in enumerate(leaf_names(structure))]
+    return rebuild(structure, own)
 
 
 def leaf_names(structure: Any) -> list[str]:

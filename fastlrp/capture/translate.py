@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from fastlrp.capture import faults, recurrent
+from fastlrp.capture import faults, packed, recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
 from fastlrp.capture.carrying import carries, mark_ids
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.mapped import join_mapped
 from fastlrp.capture.memory import Memory, View, Write
 from fastlrp.capture.metadata import is_recurrent, is_whole_copy, same_dtype, sizes
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
@@ -59,6 +60,7 @@ class Translator:
         self.graph = Graph([], self.inputs, [], empty, {}, 0, self.batch)
 
     def translate(self) -> Graph:
+        join_mapped(self.program)
         for spec in self.program.graph_signature.input_specs:
             self._placeholder(spec)
         returned = self._follow(self.program.graph, self.program.graph_module)
@@ -138,16 +140,15 @@ class Translator:
             self._call_graph(fx, owner)
             return
         path, module_type = self._module_of(fx)
-        if "vmap" in str(fx.target):
-            raise CaptureError(faults.vmap(path))
         name, call, in_place = operation(fx.target)
+        call = packed.valid_steps if name == packed.VALID else call
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
         trains = faults.training_mode(name, bind(fx.target, args, kwargs), path)
         if trains and not (name == "batch_norm" and not any(isinstance(v, Value) for v in leaves((args, kwargs)))):
             raise CaptureError(trains)
         c = Call(fx, name, call, args, kwargs, fx.target, path, module_type)
-        made = self._recurrent(c) if name in (*recurrent.SEQUENCES, *recurrent.CELLS) else None
+        made = self._recurrent(c) if name in _RECURRENT else None
         made = self._emit(c) if made is None else made
         if in_place and isinstance(made, (Value, Constant)):
             made = self._same_kind(made, fx)
@@ -191,6 +192,9 @@ class Translator:
             args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
             part_name = f"{name}.{position}"
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        state = recurrent.one_state(name, args)
+        if state is not None:
+            return state
         rewrite = REWRITES.get(part_name or name)
         if rewrite is not None and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
             meta = fx.meta.get("val")
@@ -218,6 +222,9 @@ class Translator:
         bound = bind(c.target, c.args, c.kwargs)
         if not results or not ("hx" in bound and ("params" in bound or "w_ih" in bound)) or "data" in bound:
             return None
+        if c.name == packed.PADDED:
+            bound["batch_first"] = True
+            bound["hx"] = bound["hx"] if bound["mode"] == "lstm" else bound["hx"][0]
 
         def emit(name: str, call: Any, args: tuple[Any, ...], shape: Any, dtype: torch.dtype) -> Value:
             step = Call(c.fx, name, call, args, {}, call, c.path, c.module_type, shape, dtype)
@@ -226,7 +233,7 @@ class Translator:
         readers = [user for user in c.fx.users if user.target is operator.getitem and user.args[1] == 2]
         with_cell = any(user.users for user in readers)
         shapes = [self._shape(t) for t in results]
-        return recurrent.split(c.name, bound, shapes, results[0].dtype, with_cell, emit)
+        return recurrent.split(bound.get("mode", c.name), bound, shapes, results[0].dtype, with_cell, emit)
 
     def _of_sizes_alone(self, name: str, args: Any, meta: Any) -> Any:
         """Arguments of ``x.new_zeros(7, 7)`` and the like, which read no more of ``x`` than dtype and device."""
@@ -363,3 +370,6 @@ class Translator:
         if fx.target is operator.getitem and fx.args[1] != 0 and is_recurrent(fx.args[0]):
             return  # The module's value is its output, not the last states.
         self.graph.modules.update(dict.fromkeys(calls_around(fx), value))
+
+
+_RECURRENT = (*recurrent.SEQUENCES, *recurrent.CELLS, packed.PADDED)

@@ -74,7 +74,8 @@ def sample(
         number = number or 0
     values = found if number is None else found[number]
     if not np.isfinite(values).all():
-        raise InputFailure(f"{int((~np.isfinite(values)).sum())} of its {values.size} numbers are NaN or infinite")
+        bad = int((~np.isfinite(values)).sum())
+        raise InputFailure(f"{path}: {bad} of its {values.size} numbers are NaN or infinite")
     if values.dtype != np.float32:
         values = values.astype(np.float64)
     return torch.from_numpy(np.ascontiguousarray(values))

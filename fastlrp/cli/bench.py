@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 from torch import Tensor, nn
 
+from fastlrp.cli import class_choice
 from fastlrp.cli import options as shared
 from fastlrp.cli.errors import Failure, one_line
 from fastlrp.cli.prepare import Prepared, first_sample, prepare
@@ -67,13 +69,14 @@ def bench(**options: Any) -> None:
     if ready.loaded.batch is not None:
         raise Failure("the program was exported for one batch size: export it with dynamic_shapes to time it")
     x = x.expand(options["batch_size"], *x.shape[1:]).contiguous()
+    given = click.get_current_context().get_parameter_source("targets") == ParameterSource.COMMANDLINE
     begin = time.perf_counter()
     try:
-        ready.explainer(x, options["targets"], initial=ready.initial)
+        ready.explainer(x, options["targets"] if given else "top1", initial=ready.initial)
     except (IndexError, ValueError) as error:
         raise Failure(one_line(error)) from error
     first = time.perf_counter() - begin
-    targets = _classes(ready, x, options["targets"])
+    targets = _classes(ready, x, options["targets"], given)
     with Stop("interrupted: one turn is finished, and what there is is shown") as stop:
         found = _turns(_contenders(ready, x, targets), options["repeats"], stop)
     _show(options, screen, ready, x, targets, first, found)
@@ -96,14 +99,15 @@ def _input(options: dict[str, Any], screen: Screen) -> tuple[Prepared, Tensor]:
     return ready, first_sample(ready.reader, ready.items, ready.loaded.shape).x.unsqueeze(0)
 
 
-def _classes(ready: Prepared, x: Tensor, spec: Any) -> Tensor:
+def _classes(ready: Prepared, x: Tensor, spec: Any, given: bool) -> Tensor:
     """Targets as numbers ``(B, K)``, so that all explain the same."""
     from fastlrp.targets import Targets
 
     with ready.explainer.forward(x) as record:
         if record.scores.dim() != 2:
             raise Failure(f"bench is for outputs (B, classes), this model's is {tuple(record.scores.shape)}")
-        index = Targets(spec, record.scores).index
+        asked = spec if given else class_choice.at_most(spec, record.scores.shape[1])
+        index = Targets(asked, record.scores).index
     assert index is not None
     return index
 

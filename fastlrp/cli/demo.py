@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp import viz
-from fastlrp.cli import digits
+from fastlrp.cli import digits, places
 from fastlrp.cli import options as shared
 from fastlrp.cli.errors import DONE, FAILED, Failure, one_line
 from fastlrp.cli.screen import Screen
@@ -42,6 +42,7 @@ def demo(**options: Any) -> None:
     """
     screen, out = Screen(False, options["quiet"]), Path(options["out"])
     begin = time.perf_counter()
+    places.check_folder(out)
     try:
         (out / "digits").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from fastlrp import viz
 from fastlrp.cli import figure
 from fastlrp.cli.errors import need
+from fastlrp.viz.areas import PALETTE
 from fastlrp.viz.arrays import relevance_map
 from fastlrp.viz.colors import SOFT, is_diverging, table
 from fastlrp.viz.scale import Scale
@@ -23,6 +24,8 @@ from fastlrp.viz.scale import Scale
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_KEYS, _REST = 10, "#888888"
+"""Classes with a colour of their own, and the colour of all others."""
 _EFFORT = 1
 """Of zlib: more takes five times as long for a tenth of the size."""
 
@@ -91,12 +94,34 @@ class Look:
             drawn = viz.overlay(values, picture, alpha=self.alpha, grey=True, **options)
         return _png(figure.framed(drawn, scale, self.cmap, title, below, beyond))
 
+    def areas(self, winners: np.ndarray, names: Any, picture: Image, below: str) -> bytes:
+        """A PNG file of the class that wins at each place ``(H, W)``, over the picture, with a key."""
+        sizes = np.bincount(winners.ravel())
+        classes = [int(number) for number in np.argsort(-sizes, kind="stable") if sizes[number]]
+        shown = classes[:_KEYS]
+        colors = {number: PALETTE[i % len(PALETTE)] for i, number in enumerate(shown)}
+        colors |= dict.fromkeys(classes[_KEYS:], _REST)
+        entries = [
+            (colors[number], f"{names(number)}: {fixed_percent(sizes[number] / winners.size)}") for number in shown
+        ]
+        if len(classes) > _KEYS:
+            entries.append((_REST, f"{len(classes) - _KEYS} more classes"))
+        times = self.zoom * figure.times(*picture.size)
+        large = picture.convert("RGB").resize((picture.width * times, picture.height * times), 0)
+        drawn = viz.segments(winners, large, background=None, colors=colors)
+        return _png(figure.keyed(drawn, entries, "The class that wins at each place", below))
+
     def facts(self) -> dict[str, Any]:
         """What the pictures depend on."""
         return {
             "cmap": self.cmap, "normalize": self.normalize, "level": self.level, "zoom": self.zoom, "alpha": self.alpha,
             "plain": self.plain,
         }  # fmt: skip
+
+
+def fixed_percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.3g} %"
 
 
 def _png(picture: Image) -> bytes:

@@ -42,6 +42,10 @@ class Engine:
     batch: int = 1
     classes: int = 0
     labels: tuple[Mapping[int, str], str] | None = None
+    default: bool = False
+    """Whether nobody asked for these targets: of the best ones, fewer will do."""
+    of_places: bool = False
+    """Whether the output has scores for each place of a picture, ``(B, C, H, W)``; known after :meth:`probe`."""
 
     def probe(self, sample: Sample, batch: int | None) -> None:
         """Capture the model with a first sample, and find out everything that would fail for all.
@@ -55,6 +59,9 @@ class Engine:
         try:
             with self.explainer.forward(self.stacked([sample])) as record:
                 self.classes = class_choice.count(record.scores)
+                self.of_places = record.scores.dim() == 4
+                if self.default:
+                    self.targets = class_choice.at_most(self.targets, self.classes)
                 if self.labels is not None:
                     labels.check(*self.labels, self.classes)
                 item = sample.item
@@ -114,7 +121,8 @@ class Engine:
     def targets_of(self, sample: Sample) -> Chosen:
         """What is explained of one sample."""
         with self.explainer.forward(self.stacked([sample])) as record:
-            return class_choice.choose(self.targets, record.scores, [sample.item] * len(record.scores))
+            items = [sample.item] * len(record.scores)
+            return class_choice.choose(self.targets, record.scores, items)
 
     def stacked(self, samples: Sequence[Sample]) -> Tensor:
         """A batch, filled up with its last sample where the model takes one size only."""

@@ -30,13 +30,23 @@ def one_line(error: BaseException) -> str:
         return f"{error.strerror}{where}"
     # str() of a KeyError is the repr of its message.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = " ".join(text.split())
+    text = _as_options(" ".join(text.split()))
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + "…"
     own = isinstance(error, (Failure, InputFailure, ValueError, TypeError, LookupError, ImportError, OSError))
     if own or type(error).__module__.startswith("fastlrp"):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# What the library calls an argument, and the option that sets it here.
+_OPTIONS = {"name one with output=": "name one with --output", "name one with key=": "name one with --key"}
+
+
+def _as_options(text: str) -> str:
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text.replace(", or give a function of what the model returns, output=lambda out: …", "")
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,33 @@ def framed(picture: Image, scale: Scale, cmap: Any, title: str, below: str, beyo
         _bar(made, pen, scale, cmap, (_MARGIN, bar, width - 2 * _MARGIN), small)
         for i, line in enumerate(foot):
             pen.text((_MARGIN, bar + _BAR + 4 + (i + 1) * (_SMALL + 4)), line, "#505050", small)
+    return made
+
+
+def keyed(picture: Image, entries: Sequence[tuple[str, str]], title: str, below: str) -> Image:
+    """The picture of a map of classes with what its colours mean: ``entries`` of a colour and a name."""
+    pil, draw_on = need("PIL.Image", "pillow"), need("PIL.ImageDraw", "pillow")
+    width = max(picture.width, LEAST) + 2 * _MARGIN
+    with _DRAWING:
+        small = _font(_SMALL)
+        heading, foot = (
+            _wrapped(text, _font(size), width - 2 * _MARGIN) for text, size in ((title, _LARGE), (below, _SMALL))
+        )
+        line = _SMALL + 6
+        top = _MARGIN + (_LARGE + 4) * len(heading) + _GAP
+        keys = top + picture.height + _GAP + 2
+        height = keys + line * len(entries) + (_SMALL + 4) * len(foot) + _MARGIN
+        made = pil.new("RGB", (width, height), "white")
+        pen = draw_on.Draw(made)
+        for i, text in enumerate(heading):
+            pen.text((_MARGIN, _MARGIN + i * (_LARGE + 4)), text, "black", _font(_LARGE))
+        made.paste(picture.convert("RGB"), ((width - picture.width) // 2, top))
+        for i, (color, name) in enumerate(entries):
+            at = keys + i * line
+            pen.rectangle((_MARGIN, at, _MARGIN + _SMALL, at + _SMALL), fill=color, outline="#808080")
+            pen.text((_MARGIN + _SMALL + 6, at - 1), _cut(name, small, width - 3 * _MARGIN - _SMALL), "black", small)
+        for i, text in enumerate(foot):
+            pen.text((_MARGIN, keys + line * len(entries) + i * (_SMALL + 4)), text, "#505050", small)
     return made
 
 

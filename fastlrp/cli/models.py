@@ -117,6 +117,11 @@ def _find(spec: str, of_text: bool) -> Callable[[dict[str, Any]], Loaded]:
 def _hint(path: Path, kind: str) -> str:
     if kind == ".py":
         return f"name the function in it that makes the model, {path}:FACTORY"
+    if kind in (".pt", ".pth") and weights.is_torchscript(path):
+        return (
+            "that is a TorchScript program (torch.jit.save), which cannot be explained: name the Python model that it "
+            "was made from, file.py:FACTORY, or export it with torch.export.save as .pt2"
+        )
     if kind in (".pt", ".pth", ".safetensors", ".bin"):
         return f"that is a file of weights; name the model first, such as torchvision:resnet18 --weights {path}"
     if path.is_dir():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
+from click.core import ParameterSource
 
 from fastlrp.cli import inputs, labels, models, preprocess, rules, weights
 from fastlrp.cli.arrays import limit
@@ -45,9 +47,11 @@ class Prepared:
         layers = options.get("layers")
         layers = "all" if layers == ("all",) else None if layers is None else list(layers)
         path = options.get("labels")
+        context = click.get_current_context(silent=True)
+        given = context is None or context.get_parameter_source("targets") == ParameterSource.COMMANDLINE
         return Engine(
             self.explainer, options.get("targets", "top1"), self.initial, layers, reduce, self.loaded.batch,
-            labels=None if path is None else (self.names.known, str(path)),
+            labels=None if path is None else (self.names.known, str(path)), default=not given,
         )  # fmt: skip
 
     def settings(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +119,24 @@ def prepare(options: dict[str, Any], screen: Screen, out: Path | None = None, no
     return Prepared(
         loaded, items, preprocessing, explainer, reader, labels.Names(names or loaded.labels), rule, initial, given
     )
+
+
+def under(ready: Prepared, options: dict[str, Any], name: str) -> Prepared:
+    """The same model and inputs under another composite, with its own parameters as they are.
+
+    Raises:
+        Failure: for an unknown composite, or one that needs bounds which are not known.
+    """
+    given = rules.check(name, [], options["profile"])
+    initial = rules.initial(name, options["initial"])
+    module, arrays = ready.loaded.module, all(item.is_array for item in ready.items)
+    like = next((t for t in module.parameters() if t.is_floating_point()), torch.empty(0))
+    composite = rules.composite(name, given, options["profile"], None if arrays else ready.preprocessing, like)
+    explainer = Explainer(
+        module, composite, max_memory=options["max_memory"], output=ready.loaded.output, paths=options["paths"]
+    )
+    rule = rules.described(name, given, options["profile"], initial)
+    return replace(ready, explainer=explainer, rule=rule, initial=initial, parameters=given)
 
 
 def first_sample(reader: Reader, items: Sequence[Item], shape: tuple[int, ...] | None = None) -> Sample:

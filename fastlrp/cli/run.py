@@ -183,6 +183,7 @@ class Run:
                     Sheet(
                         sample.item, stamp, self.wanted, chosen.classes[row], chosen.scores[row], outputs[row],
                         sample.picture, [self.names[number] for number in chosen.classes[row]],
+                        None if chosen.winners is None else chosen.winners[row], self.names.__getitem__,
                     ),
                     Future(),
                 )  # fmt: skip

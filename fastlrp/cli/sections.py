@@ -17,7 +17,11 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help has sections, in the order in which they first appear."""
+    """A command whose help has its arguments first and then sections, in the order in which they first appear."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        pieces = super().collect_usage_pieces(ctx)
+        return [*pieces[1:], *pieces[:1]]  # What must be given comes before what may be.
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows: dict[str, list[tuple[str, str]]] = {}

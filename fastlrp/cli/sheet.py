@@ -6,7 +6,7 @@ import io
 import math
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from fastlrp import viz
-from fastlrp.cli.drawing import Look
+from fastlrp.cli.drawing import Look, fixed_percent
 from fastlrp.cli.errors import Failure
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.store import Record, Store
@@ -84,6 +84,8 @@ class Sheet:
 
     Args:
         classes, scores: K of each. outputs: all scores of the model, ``(C,)``. picture: what the model saw.
+        names: of these classes. winners: the class that wins at each place ``(H, W)``, of models that segment.
+        name_of: the name of any class.
     """
 
     def __init__(
@@ -96,10 +98,14 @@ class Sheet:
         outputs: Tensor,
         picture: Image | None,
         names: Sequence[str] | None = None,
+        winners: Tensor | None = None,
+        name_of: Callable[[int], str] = str,
     ) -> None:
         self.item, self.stamp, self.wanted = item, stamp, wanted
         self.classes, self.scores, self.outputs, self.picture = classes, scores, outputs, picture
         self._names = [str(number) for number in classes] if names is None else names
+        self._winners = None if winners is None else winners.cpu().numpy()
+        self._name_of = name_of
         self._drawn: dict[tuple[int, str], bytes] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._left, self._lock = len(classes), threading.Lock()
@@ -145,14 +151,20 @@ class Sheet:
             return
         shape = one.shape if wanted.map_shape is None else wanted.map_shape
         values = one.reshape(shape).numpy()
-        self._drawn[k, f"{tag}.png"] = look.heatmap(values) if look.plain else self._figure(k, values)
+        # What a model says of each place is looked at over the picture.
+        over = self.picture if self._winners is not None and wanted.map_shape is None else None
+        self._drawn[k, f"{tag}.png"] = look.heatmap(values) if look.plain else self._figure(k, values, "", over)
         if wanted.overlay and self.picture is not None:
-            over = look.overlay(values, self.picture) if look.plain else self._figure(k, values, "", self.picture)
-            self._drawn[k, f"{tag}_overlay.png"] = over
+            laid = look.overlay(values, self.picture) if look.plain else self._figure(k, values, "", self.picture)
+            self._drawn[k, f"{tag}_overlay.png"] = laid
 
     def _title(self, k: int) -> str:
         number, name = str(self.classes[k]), self._names[k]
-        return f"{number if name == number else f'{name} ({number})'}, score {fixed(self.scores[k])}"
+        title = number if name == number else f"{name} ({number})"
+        if self._winners is None:
+            return f"{title}, score {fixed(self.scores[k])}"
+        share = float((self._winners == self.classes[k]).mean())
+        return f"{title}, wins at {fixed_percent(share)} of the places, sum of scores {fixed(self.scores[k])}"
 
     def _figure(self, k: int, values: np.ndarray, where: str = "", picture: Image | None = None) -> bytes:
         return self.wanted.look.figure(values, self._title(k), f"{self.item.label} {where}".strip(), picture)
@@ -197,6 +209,9 @@ class Sheet:
             OSError: from the system, such as a full disk.
         """
         files: dict[str, bytes | memoryview] = {}
+        if self._winners is not None and self.picture is not None and "png" in self.wanted.formats:
+            drawn = self.wanted.look.areas(self._winners, self._name_of, self.picture, self.item.label)
+            self._drawn[len(self.classes), "_segments.png"] = drawn
         files |= {f"{self.item.name}{tail}": data for (_, tail), data in sorted(self._drawn.items())}
         files |= self._array_files()
         for name, data in files.items():

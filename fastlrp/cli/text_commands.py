@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fastlrp.cli import text_files, text_run
+from fastlrp.cli import parts, text_files, text_run
 from fastlrp.cli.errors import DONE, FAILED, Failure, one_line
 from fastlrp.cli.screen import Screen
 from fastlrp.cli.text_run import Explained, TextJob
@@ -18,6 +18,7 @@ from fastlrp.files import whole
 _OF_IMAGES = (
     "overlay", "alpha", "cmap", "normalize", "zoom", "map_shape", "sum_channels", "minimal", "sample_shape", "key",
     "resize", "crop", "interpolation", "range", "mean", "std", "grey", "preprocessing", "max_input", "classes",
+    "compare",
 )  # fmt: skip
 _OF_TEXTS = ("at", "words", "text_scale")
 
@@ -53,6 +54,8 @@ def explain(ctx: click.Context, options: dict[str, Any]) -> int:
 def report(ctx: click.Context, options: dict[str, Any], out: Path, limit: int) -> int:
     """All of ``fastlrp report`` for texts; the exit code."""
     screen = Screen(options["machine"], options["quiet"])
+    if options["parts"] is not None:
+        return _parts(ctx, options, screen, out, limit)
     job, explained, failed = _explained(ctx, options, screen)
     after = "".join(_ledger(job, one, options["ledger"]) for one in explained) if options["ledger"] else ""
     data = text_files.page(job, explained, options["title"], after)
@@ -69,16 +72,25 @@ def report(ctx: click.Context, options: dict[str, Any], out: Path, limit: int) -
     return FAILED if failed else DONE
 
 
+def _parts(ctx: click.Context, options: dict[str, Any], screen: Screen, out: Path, limit: int) -> int:
+    """``--parts tokens``: the next tokens or classes of each token."""
+    job = _job(ctx, options, screen)
+    pages, failed = parts.of_texts(job, options)
+    failed = [*job.failed, *failed]
+    for name, why in failed:
+        screen.data({"event": "text", "text": name, "status": "failed", "error": why})
+        screen.error(why if name in why else f"{name}: {why}")
+    if not pages:
+        raise Failure("no text could be explained", FAILED)
+    parts.write(out, pages, options, job.about, job.rule, limit)
+    size, count = out.stat().st_size, len(job.found) + len(job.failed) - len(failed)
+    screen.data({"event": "report", "file": str(out), "bytes": size, "inputs": count, "failed": len(failed)})
+    screen.line(f"{out}: {count} text{'s' if count != 1 else ''}, {size / 1e6:.1f} MB")
+    return FAILED if failed else DONE
+
+
 def _explained(ctx: click.Context, options: dict[str, Any], screen: Screen) -> tuple[TextJob, list[Explained], int]:
-    for name in _OF_IMAGES:
-        if name in options and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            raise Failure(f"--{name.replace('_', '-')} is for images and arrays: leave it out with --text")
-    given = ctx.get_parameter_source("composite") == ParameterSource.COMMANDLINE
-    targets_given = ctx.get_parameter_source("targets") == ParameterSource.COMMANDLINE
-    job = text_run.prepare({**options, "targets_given": targets_given}, screen, given)
-    facts = [("model", job.about), ("composite", job.rule), ("targets", str(options["targets"])),
-             ("texts", str(len(job.found) + len(job.failed)))]  # fmt: skip
-    screen.facts(facts)
+    job = _job(ctx, options, screen)
     failed = list(job.failed)
     explained: list[Explained] = []
     for found in text_run.explain(job):
@@ -92,6 +104,19 @@ def _explained(ctx: click.Context, options: dict[str, Any], screen: Screen) -> t
     if not explained:
         raise Failure("no text could be explained", FAILED)
     return job, explained, len(failed)
+
+
+def _job(ctx: click.Context, options: dict[str, Any], screen: Screen) -> TextJob:
+    for name in _OF_IMAGES:
+        if name in options and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise Failure(f"--{name.replace('_', '-')} is for images and arrays: leave it out with --text")
+    given = ctx.get_parameter_source("composite") == ParameterSource.COMMANDLINE
+    targets_given = ctx.get_parameter_source("targets") == ParameterSource.COMMANDLINE
+    job = text_run.prepare({**options, "targets_given": targets_given}, screen, given)
+    facts = [("model", job.about), ("composite", job.rule), ("targets", str(options["targets"])),
+             ("texts", str(len(job.found) + len(job.failed)))]  # fmt: skip
+    screen.facts(facts)
+    return job
 
 
 def _ledger(job: TextJob, one: Explained, most: int) -> str:

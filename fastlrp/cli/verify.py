@@ -10,10 +10,14 @@ from typing import Any
 import click
 
 from fastlrp.cli import options as shared
-from fastlrp.cli.errors import DONE, FAILED
-from fastlrp.cli.prepare import first_sample, prepare
+from fastlrp.cli.class_choice import Chosen
+from fastlrp.cli.engine import Engine
+from fastlrp.cli.errors import DONE, FAILED, Failure, one_line
+from fastlrp.cli.prepare import Prepared, first_sample, prepare
+from fastlrp.cli.reading import Sample
 from fastlrp.cli.screen import Screen
 from fastlrp.cli.sections import Command, option
+from fastlrp.errors import NotFiniteError
 
 
 @click.command(cls=Command, short_help="Check one input's relevance against the reference.")
@@ -47,6 +51,8 @@ def verify(**options: Any) -> None:
     engine.probe(sample, 1)
     screen.facts([*ready.facts(options), ("sample", sample.item.label)])
     chosen = engine.targets_of(sample)
+    if not all(math.isfinite(score) for score in chosen.scores[0]):
+        raise Failure(_why(ready, engine, sample, chosen), FAILED)
     verification = ready.explainer.verify(
         engine.stacked([sample]), chosen.targets, initial=ready.initial, tolerance=options["tolerance"]
     )
@@ -57,6 +63,15 @@ def verify(**options: Any) -> None:
     if not verification.ok:
         screen.error(f"a layer is off by {verification.max_error:.1e}, more than {verification.tolerance:.0e}")
     click.get_current_context().exit(DONE if verification.ok else FAILED)
+
+
+def _why(ready: Prepared, engine: Engine, sample: Sample, chosen: Chosen) -> str:
+    """Why there is nothing to verify: the model's scores are NaN or infinite."""
+    try:
+        ready.explainer(engine.stacked([sample]), chosen.targets, initial=ready.initial)
+    except NotFiniteError as error:
+        return f"{sample.item.label}: {one_line(error)}"
+    return f"{sample.item.label}: the model's scores are NaN or infinite, so there is nothing to verify"
 
 
 def _as_json(verification: Any, label: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Tensor]:
             raise Failure(f"--weights: {path} is no whole safetensors file: {' '.join(str(error).split())}") from error
     if kind not in (".pt", ".pth", ".bin"):
         raise Failure(f"--weights: {path.name!r} ends in {kind or 'nothing'}: expected .pt, .pth or .safetensors")
-    if _is_torchscript(path):
+    if is_torchscript(path):
         raise Failure(
             f"--weights: {path} is a TorchScript program (torch.jit.save), not weights: save those of the model it was "
             "made from, torch.save(model.state_dict(), …), or the program with torch.export.save as .pt2"
@@ -102,7 +102,8 @@ def _contents(found: Any) -> str:
     return f"{type(found).__name__} with {', '.join(parts) or 'nothing in it'}{', …' if len(found) > _SHOWN else ''}"
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is what ``torch.jit.save`` writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())

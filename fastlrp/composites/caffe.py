@@ -157,6 +157,10 @@ def from_formula_type(code: int, **parameters: Any) -> Composite:
     Raises:
         ValueError: for an unknown code, a parameter that is missing, given twice or out of range.
         TypeError: for a parameter that this type does not take.
+
+    Example::
+
+        relevance = record.under(composites.from_formula_type(100, epsilon=0.1, beta=1)).relevance("top1")
     """
     if not isinstance(code, int) or isinstance(code, bool) or code not in _FORMULAS:
         raise ValueError(f"unknown formula type {code!r}: expected one of {', '.join(map(str, _FORMULAS))}")
@@ -186,6 +190,14 @@ def sensitivity(gradient: Tensor) -> Tensor:
     Returns:
         ``(B, K, *S)``, or ``(B, K, F)``; never negative. The tool writes the same map into each channel:
         ``sensitivity(g).unsqueeze(2).expand_as(g)``. Elsewhere sensitivity is the squared gradient: ``g.square()``.
+
+    Raises:
+        ValueError: for a tensor of fewer than three axes.
+
+    Example::
+
+        gradients = record.under(composites.from_formula_type(99)).relevance("top1", initial="one")
+        maps = composites.sensitivity(gradients)  # (2, 1, 16, 16)
 
     Source: Simonyan et al. 2014 (maximum over channels there); the Caffe tool.
     """

@@ -15,21 +15,24 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastlrp import markup, rules
-from fastlrp.composites.matchers import First, Last, Layer, OfKind, OfOperation, OfPath, OfType, Span
+from fastlrp.composites.matchers import First, Last, Layer, OfKind, OfOperation, OfPath, OfType, Span, Within
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
 from fastlrp.kinds.vocabulary import plain_name
 from fastlrp.pickling import Carried, plain
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.rules import Rule
+from fastlrp.rules.heads import head_numbers
 
 Predicate = Callable[[Layer], bool]
+"""Says of a layer whether a rule is for it."""
 Unsupported = Literal["error", "gradient"]
 Matcher = type | tuple[type, ...] | str | Predicate
+"""A module type, several, a module path with wildcards, or a predicate."""
 
 
 def _check_kinds(names: tuple[str, ...]) -> None:
@@ -41,20 +44,46 @@ def _check_kinds(names: tuple[str, ...]) -> None:
 def kind(*names: str) -> Predicate:
     """Matches operations of these kinds.
 
+    Args:
+        names: ``"conv"``, ``"linear"``, ``"add"``, ``"max_pool"``, …
+
     Raises:
         ValueError: for a name that is no kind.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.kind("conv"), rules.Gamma(0.1)))
     """
     _check_kinds(names)
     return OfKind(names)
 
 
 def operation(*names: str) -> Predicate:
-    """Matches operations by name, ATen's as ``operation("relu", "amax")``, others as ``operation("mylib::relu")``."""
+    """Matches operations by name, ATen's as ``operation("relu", "amax")``, others as ``operation("mylib::relu")``.
+
+    Args:
+        names: of operations.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.operation("amax"), rules.Norm()))
+    """
     return OfOperation(frozenset(map(plain_name, names)))
 
 
 def first(*names: str) -> Predicate:
-    """Matches the first layer with a weight; with names, the first of those kinds (``first("conv")``)."""
+    """Matches the first layer with a weight; with names, the first of those kinds (``first("conv")``).
+
+    Args:
+        names: kinds, at most one of them, or both ``"conv"`` and ``"linear"``.
+
+    Raises:
+        ValueError: for a name that is no kind, or for other combinations.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.first(), rules.Flat()))
+    """
     _check_kinds(names)
     if not names or set(names) == {"conv", "linear"}:
         return First()
@@ -64,12 +93,25 @@ def first(*names: str) -> Predicate:
 
 
 def last() -> Predicate:
-    """Matches the last layer with a weight."""
+    """Matches the last layer with a weight.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.last(), rules.Epsilon(0.0)))
+    """
     return Last()
 
 
 def span(start: int, stop: int | None = None) -> Predicate:
-    """Matches layers with a weight number ``start`` to ``stop - 1`` as executed; negative counts from the end."""
+    """Matches layers with a weight number ``start`` to ``stop - 1`` as executed; negative counts from the end.
+
+    Args:
+        start, stop: as of a slice; ``stop`` None goes up to the last.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.span(0, 2), rules.Gamma(0.25)))
+    """
     return Span(start, stop)
 
 
@@ -103,6 +145,12 @@ class Composite:
 
     Raises:
         TypeError: if an entry is not a matcher and a :class:`~fastlrp.rules.Rule`.
+        ValueError: for another ``max_pool`` or ``unsupported``.
+
+    Example::
+
+        mine = fastlrp.Composite(((nn.Conv2d, rules.Gamma(0.1)), ("7", rules.Epsilon(0.0)))) | composites.epsilon_plus()
+        relevance = record.under(mine).relevance("top1")
     """
 
     entries: tuple[tuple[Matcher, Rule], ...]
@@ -151,16 +199,37 @@ class Composite:
         """Raise ValueError if a module path of an entry matches none of the layers: it is probably mistyped."""
         paths = sorted({layer.path for layer in layers})
         for matcher, rule in self.entries:
-            if isinstance(matcher, str) and not fnmatch.filter(paths, matcher):
-                close = difflib.get_close_matches(matcher, paths, 3) or paths[:8]
+            pattern = matcher.pattern if isinstance(matcher, Within) else matcher
+            if isinstance(pattern, str) and not fnmatch.filter(paths, pattern):
+                close = difflib.get_close_matches(pattern, paths, 3) or paths[:8]
                 raise ValueError(
-                    f"composite entry ({matcher!r}, {rule}) matches no layer of this model: its paths are, for "
+                    f"composite entry ({pattern!r}, {rule}) matches no layer of this model: its paths are, for "
                     f"example, {', '.join(map(repr, close))}"
                 )
 
     def with_entries(self, *entries: tuple[Matcher, Rule], name: str | None = None) -> Composite:
         """The same composite with entries of higher precedence in front."""
         return replace(self, entries=(*entries, *self.entries), name=name or self.name)
+
+    def through_heads(self, heads: Mapping[str, int | Sequence[int]], name: str | None = None) -> Composite:
+        """The same composite with relevance through these heads of attention alone, by the rules that it has for them.
+
+        ``attnlrp().through_heads({"h.2.attn": (3, 5)})``: in layer 2 what comes to other heads ends there.
+
+        Args:
+            heads: module paths with wildcards, of modules that hold attention, to heads counted from 0.
+
+        Raises:
+            TypeError, ValueError: see :class:`fastlrp.rules.Heads`.
+        """
+        matchers: Sequence[tuple[Predicate, Rule]] = self._matchers  # type: ignore[attr-defined]
+        entries = tuple(
+            (Within(path, matches, rules.Heads.means), rules.Heads({head_numbers(numbers): rule}))
+            for path, numbers in heads.items()
+            for matches, rule in matchers
+            if isinstance(rule, rules.Heads.takes)
+        )
+        return self.with_entries(*entries, name=name or f"{self.name} through heads {dict(heads)}")
 
     def __or__(self, other: Composite) -> Composite:
         """Entries of the left composite first, then those of the right one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -134,3 +135,18 @@ class OfPath:
 
     def __call__(self, layer: Layer) -> bool:
         return fnmatch.fnmatchcase(layer.path, self.pattern) and (self.kinds is None or layer.kind in self.kinds)
+
+
+@dataclass(frozen=True)
+class Within:
+    """Layers of another matcher that are at a module path with wildcards and of certain kinds."""
+
+    pattern: str
+    matches: Callable[[Layer], bool]
+    kinds: tuple[str, ...]
+
+    def __call__(self, layer: Layer) -> bool:
+        return OfPath(self.pattern, self.kinds)(layer) and self.matches(layer)
+
+    def __str__(self) -> str:
+        return f"{self.pattern!r}, {self.matches}"

@@ -29,7 +29,19 @@ _GRADIENT_ELSEWHERE: tuple[tuple[Matcher, Rule], ...] = ((Everything(), rules.Gr
 def epsilon_plus(
     epsilon: Number = 1e-6, stabilizer: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner"
 ) -> Composite:
-    """z+ on convolutions, epsilon on linear layers. Zennit's ``EpsilonPlus``."""
+    """z+ on convolutions, epsilon on linear layers. Zennit's ``EpsilonPlus``.
+
+    Args:
+        epsilon: of the epsilon rule on linear layers, a number or a :class:`~fastlrp.Stabilizer`.
+        stabilizer: of all other denominators.
+        zero_bias: leave biases out of the denominators, so that they keep no share.
+        max_pool: who takes the relevance of max-pools: ``"winner"``, ``"ties"``, ``"average"`` or ``"sum"``, see
+            :class:`~fastlrp.Composite`.
+
+    Example::
+
+        relevance = fastlrp.explain(model, x, "top3", composites.epsilon_plus(epsilon=0.1))  # (2, 3, 3, 16, 16)
+    """
     entries = (
         (kind("conv"), rules.ZPlus(stabilizer, zero_bias)),
         (kind("linear"), rules.Epsilon(epsilon, zero_bias)),
@@ -41,7 +53,15 @@ def epsilon_plus(
 def epsilon_plus_flat(
     epsilon: Number = 1e-6, stabilizer: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner"
 ) -> Composite:
-    """:func:`epsilon_plus` with flat at the first layer. Zennit's ``EpsilonPlusFlat``."""
+    """:func:`epsilon_plus` with flat at the first layer. Zennit's ``EpsilonPlusFlat``.
+
+    Args:
+        epsilon, stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.epsilon_plus_flat()).relevance("top1")
+    """
     base = epsilon_plus(epsilon, stabilizer, zero_bias, max_pool)
     return base.with_entries((first(), rules.Flat(stabilizer)), name="epsilon_plus_flat")
 
@@ -59,6 +79,12 @@ def epsilon_gamma_box(
 
     Args:
         low, high: bounds of the model's input, numbers or tensors that broadcast to it, ``(1, 3, 1, 1)``.
+        epsilon, stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+        gamma: of the gamma rule.
+
+    Example::
+
+        relevance = record.under(composites.epsilon_gamma_box(low=0.0, high=1.0)).relevance("top1")
     """
     entries = (
         (first("conv"), rules.ZBox(low, high, stabilizer)),
@@ -72,7 +98,15 @@ def epsilon_gamma_box(
 def epsilon_alpha2_beta1(
     epsilon: Number = 1e-6, stabilizer: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner"
 ) -> Composite:
-    """alpha-beta (2, 1) on convolutions, epsilon on linear layers. Zennit's ``EpsilonAlpha2Beta1``."""
+    """alpha-beta (2, 1) on convolutions, epsilon on linear layers. Zennit's ``EpsilonAlpha2Beta1``.
+
+    Args:
+        epsilon, stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.epsilon_alpha2_beta1()).relevance("top1")
+    """
     entries = (
         (kind("conv"), rules.AlphaBeta(2.0, 1.0, stabilizer, zero_bias)),
         (kind("linear"), rules.Epsilon(epsilon, zero_bias)),
@@ -84,23 +118,49 @@ def epsilon_alpha2_beta1(
 def epsilon_alpha2_beta1_flat(
     epsilon: Number = 1e-6, stabilizer: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner"
 ) -> Composite:
-    """:func:`epsilon_alpha2_beta1` with flat at the first layer. Zennit's ``EpsilonAlpha2Beta1Flat``."""
+    """:func:`epsilon_alpha2_beta1` with flat at the first layer. Zennit's ``EpsilonAlpha2Beta1Flat``.
+
+    Args:
+        epsilon, stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.epsilon_alpha2_beta1_flat()).relevance("top1")
+    """
     base = epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias, max_pool)
     return base.with_entries((first(), rules.Flat(stabilizer)), name="epsilon_alpha2_beta1_flat")
 
 
 def deconvnet() -> Composite:
-    """Gradient with clipping at every ReLU (Zeiler and Fergus 2014). Use with ``initial="one"``."""
+    """Gradient with clipping at every ReLU (Zeiler and Fergus 2014). Use with ``initial="one"``.
+
+    Example::
+
+        relevance = record.under(composites.deconvnet()).relevance("top1", initial="one")
+    """
     return Composite(((nn.ReLU, rules.Deconvnet()), *_GRADIENT_ELSEWHERE), name="deconvnet")
 
 
 def guided_backprop() -> Composite:
-    """Gradient, clipped at every ReLU (Springenberg et al. 2015). Use with ``initial="one"``."""
+    """Gradient, clipped at every ReLU (Springenberg et al. 2015). Use with ``initial="one"``.
+
+    Example::
+
+        relevance = record.under(composites.guided_backprop()).relevance("top1", initial="one")
+    """
     return Composite(((nn.ReLU, rules.GuidedBackprop()), *_GRADIENT_ELSEWHERE), name="guided_backprop")
 
 
 def excitation_backprop(stabilizer: Number = 1e-6, zero_bias: bool = False) -> Composite:
-    """z+ on every layer with a weight, in proportion at sums, gradient elsewhere (Zhang et al. 2016)."""
+    """z+ on every layer with a weight, in proportion at sums, gradient elsewhere (Zhang et al. 2016).
+
+    Args:
+        stabilizer, zero_bias: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.excitation_backprop()).relevance("top1", initial="one")
+    """
     entries = (
         (kind("conv", "linear"), rules.ZPlus(stabilizer, zero_bias)),
         (kind("add", "avg_pool", "adaptive_avg_pool"), rules.Norm(stabilizer)),
@@ -111,32 +171,74 @@ def excitation_backprop(stabilizer: Number = 1e-6, zero_bias: bool = False) -> C
 
 
 def gradient() -> Composite:
-    """The plain gradient, through the same kernels. Use with ``initial="one"``."""
+    """The plain gradient, through the same kernels. Use with ``initial="one"``.
+
+    Example::
+
+        gradients = record.under(composites.gradient()).relevance([3, 1], initial="one")
+    """
     return Composite(_GRADIENT_ELSEWHERE, name="gradient")
 
 
 def uniform(
     rule: Rule, stabilizer: Number = 1e-6, max_pool: MaxPoolMode = "winner", name: str | None = None
 ) -> Composite:
-    """One rule for every layer with a weight (batch norms that cannot be folded pass), the usual ones elsewhere."""
+    """One rule for every layer with a weight (batch norms that cannot be folded pass), the usual ones elsewhere.
+
+    Args:
+        rule: of convolutions and linear layers.
+        stabilizer: of sums and pools.
+        max_pool: see :func:`epsilon_plus`.
+        name: how plans show the composite; the rule's own text unless given.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.PlainGamma(0.1))).relevance("top1")
+    """
     entries = ((kind("conv", "linear"), rule), *everything_else(stabilizer))
     return Composite(entries, max_pool, name or str(rule))
 
 
 def lrp0(max_pool: MaxPoolMode = "winner") -> Composite:
-    """LRP-0 everywhere: epsilon with epsilon = 0, sums and pools included."""
+    """LRP-0 everywhere: epsilon with epsilon = 0, sums and pools included.
+
+    Args:
+        max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.lrp0()).relevance("top1")
+    """
     return uniform(rules.Epsilon(0.0), 0.0, max_pool, "lrp0")
 
 
 def epsilon(epsilon: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner") -> Composite:
-    """LRP-epsilon everywhere, sums and pools included."""
+    """LRP-epsilon everywhere, sums and pools included.
+
+    Args:
+        epsilon: of all denominators.
+        zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.epsilon(0.01)).relevance("top1")
+    """
     return uniform(rules.Epsilon(epsilon, zero_bias), epsilon, max_pool, "epsilon")
 
 
 def gamma(
     gamma: float = 0.25, stabilizer: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner"
 ) -> Composite:
-    """LRP-gamma on every layer with a weight."""
+    """LRP-gamma on every layer with a weight.
+
+    Args:
+        gamma: of the gamma rule, at least 0.
+        stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.gamma(0.1)).relevance("top1")
+    """
     return uniform(rules.Gamma(gamma, stabilizer, zero_bias), stabilizer, max_pool, "gamma")
 
 
@@ -147,22 +249,55 @@ def alpha_beta(
     zero_bias: bool = False,
     max_pool: MaxPoolMode = "winner",
 ) -> Composite:
-    """LRP-alpha-beta on every layer with a weight."""
+    """LRP-alpha-beta on every layer with a weight.
+
+    Args:
+        alpha, beta: of the rule, with ``alpha - beta = 1``.
+        stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.alpha_beta(1.5, 0.5)).relevance("top1")
+    """
     return uniform(rules.AlphaBeta(alpha, beta, stabilizer, zero_bias), stabilizer, max_pool, "alpha_beta")
 
 
 def zplus(stabilizer: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner") -> Composite:
-    """z+ on every layer with a weight."""
+    """z+ on every layer with a weight.
+
+    Args:
+        stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.zplus()).relevance("top1")
+    """
     return uniform(rules.ZPlus(stabilizer, zero_bias), stabilizer, max_pool, "zplus")
 
 
 def wsquare(stabilizer: Number = 1e-6, zero_bias: bool = False, max_pool: MaxPoolMode = "winner") -> Composite:
-    """w2 on every layer with a weight."""
+    """w2 on every layer with a weight.
+
+    Args:
+        stabilizer, zero_bias, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.wsquare()).relevance("top1")
+    """
     return uniform(rules.WSquare(stabilizer, zero_bias), stabilizer, max_pool, "wsquare")
 
 
 def flat(stabilizer: Number = 1e-6, max_pool: MaxPoolMode = "winner") -> Composite:
-    """Flat on every layer with a weight."""
+    """Flat on every layer with a weight.
+
+    Args:
+        stabilizer, max_pool: see :func:`epsilon_plus`.
+
+    Example::
+
+        relevance = record.under(composites.flat()).relevance("top1")
+    """
     return uniform(rules.Flat(stabilizer), stabilizer, max_pool, "flat")
 
 
@@ -193,6 +328,10 @@ def deep_taylor(
 
     Raises:
         ValueError: if one bound is given without the other, or ``low`` exceeds ``high``.
+
+    Example::
+
+        relevance = record.under(composites.deep_taylor(low=0.0, high=1.0)).relevance("top1")
 
     Source: Montavon et al. 2017, eq. 12, 13 and 15.
     """
@@ -239,6 +378,10 @@ def attnlrp(
         stabilizer: of the gamma rule.
         max_pool: who takes the relevance of max-pools.
 
+    Example::
+
+        relevance = fastlrp.explain(words, ids, "top3", composites.attnlrp(gamma=0.05), at=-1)  # (2, 3, 4)
+
     Source: Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers.
     """
     small = _limit_of(epsilon)
@@ -264,11 +407,38 @@ def cp_lrp(
     ``act(g) * u`` the signal ``u`` takes all; norms have sigma held fixed. Vision transformers: ``gamma=0.05``,
     ``conv_gamma=0.25``.
 
+    Args:
+        gamma, conv_gamma, epsilon, stabilizer, max_pool: see :func:`attnlrp`.
+
+    Example::
+
+        relevance = reader.forward(ids).under(composites.cp_lrp()).relevance(3, at=-1)
+
     Source: Ali et al. 2022, XAI for Transformers: Better Explanations through Conservative Propagation, eq. 9 to 11.
     """
     small = _limit_of(epsilon)
     base = attnlrp(gamma, conv_gamma, epsilon, stabilizer, max_pool)
     return base.with_entries((kind("attention", "product", "mul"), rules.ValueOnly(small)), name="cp_lrp")
+
+
+def mamba_lrp(
+    gamma: float | None = None,
+    conv_gamma: float | None = None,
+    epsilon: Number = 0.0,
+    stabilizer: Number = 1e-6,
+    max_pool: MaxPoolMode = "winner",
+) -> Composite:
+    """MambaLRP: state-space layers with what selects held fixed; SiLU by the identity rule, half at the gate.
+
+    Everything else as in :func:`attnlrp`, with the same parameters. ``exp(Delta A)``, ``Delta``, ``B`` and ``C`` count
+    as constants (:class:`~fastlrp.rules.HeldSelection`), ``y silu(z)`` gives half to ``y`` and half to ``z``, RMS norms
+    have sigma held fixed.
+
+    Source: Rezaei Jafari et al. 2024, MambaLRP: Explaining Selective State Space Sequence Models, section 4.
+    """
+    small = _limit_of(epsilon)
+    base = attnlrp(gamma, conv_gamma, epsilon, stabilizer, max_pool)
+    return base.with_entries((kind("product", "mul"), rules.HeldSelection(small)), name="mamba_lrp")
 
 
 def _limit_of(epsilon: Number) -> Stabilizer:
@@ -292,6 +462,7 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     for f in (
         epsilon_plus, epsilon_plus_flat, epsilon_gamma_box, epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat,
         deconvnet, guided_backprop, excitation_backprop, gradient, lrp0, epsilon, gamma, alpha_beta,
-        zplus, wsquare, flat, deep_taylor, attnlrp, cp_lrp,
+        zplus, wsquare, flat, deep_taylor, attnlrp, cp_lrp, mamba_lrp,
     )
 }  # fmt: skip
+"""Name -> function of every preset, as :class:`fastlrp.Explainer` takes them by name."""

@@ -154,8 +154,17 @@ PROFILES: dict[str, Profile] = {
 def preset(name: str, profile: str = "zennit", **parameters: Any) -> Composite:
     """A preset under a profile's conventions, ``preset("epsilon", "toolbox", epsilon=0.1)``.
 
+    Args:
+        name: of a preset, a key of ``PRESETS``.
+        profile: a key of ``PROFILES``; None is Zennit's conventions.
+        parameters: of the preset.
+
     Raises:
         ValueError: for an unknown preset or profile. TypeError: for a parameter that the preset does not have.
+
+    Example::
+
+        as_the_toolbox_does = composites.preset("epsilon", "toolbox", epsilon=0.1)
     """
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}: expected one of {', '.join(PROFILES)}")
@@ -165,9 +174,17 @@ def preset(name: str, profile: str = "zennit", **parameters: Any) -> Composite:
 def resolve(composite: str | Composite, profile: str | None = None) -> Composite:
     """A composite from its name and a profile, or itself.
 
+    Args:
+        composite: a composite or the name of a preset.
+        profile: see :func:`preset`.
+
     Raises:
         ValueError: for an unknown name (the message lists the known ones), for a preset that needs parameters, or for
             a profile beside a composite that is already made. TypeError: for what is neither a name nor a composite.
+
+    Example::
+
+        assert composites.resolve("epsilon_plus").name == "epsilon_plus"
     """
     if isinstance(composite, Composite):
         if profile is not None:

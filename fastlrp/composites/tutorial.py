@@ -35,8 +35,17 @@ def pixel_bounds(
 ) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of each channel of an image in ``[low, high]`` that is normalised, ``(1, C, 1, 1)``.
 
+    Args:
+        mean, std: of the normalisation, one number per channel.
+        low, high: bounds of a pixel before it.
+
     Raises:
         ValueError: if there are not as many means as standard deviations, or one of the latter is not positive.
+
+    Example::
+
+        low, high = composites.pixel_bounds()  # of images in [0, 1], normalised as for ImageNet
+        composite = composites.epsilon_gamma_box(low, high)
     """
     if len(mean) != len(std) or not all(value > 0 for value in std):
         raise ValueError(f"mean and std must be of one length and std > 0, got mean={mean!r}, std={std!r}")
@@ -86,6 +95,10 @@ def tutorial_vgg16(
     Raises:
         ValueError: if one bound is given without the other, or ``low`` exceeds ``high``.
 
+    Example::
+
+        composite = composites.tutorial_vgg16(gamma_layers=4)  # of VGG-11
+
     Source: Montavon et al. 2019, sections 10.2 and 10.3.
     """
     if (low is None) != (high is None):
@@ -127,6 +140,11 @@ def tutorial_mlp(
 
     Raises:
         ValueError: if a number is negative, or ``low`` exceeds ``high``.
+
+    Example::
+
+        mlp = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10)).eval()
+        relevance = fastlrp.explain(mlp, torch.rand(1, 784), "top1", composites.tutorial_mlp())
 
     Source: Montavon et al. 2019, section 10.2; Montavon et al. 2017, eq. 13.
     """

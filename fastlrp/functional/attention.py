@@ -44,6 +44,13 @@ def attention_forward(
         ValueError: for shapes or devices that do not fit, a cap below 0.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        query, key, value = torch.randn(3, 1, 2, 5, 4)  # (B, H, S, D)
+        output, log_sum = functional.attention_forward(query, key, value, causal=True, scale=0.5)
+
     Source: Vaswani et al. 2017, eq. 1; the soft cap: Gemma Team 2024, section 2.
     """
     op = "attention_forward"
@@ -104,6 +111,15 @@ def attention_relevance(
         ValueError: for shapes or devices that do not fit, a cap or an epsilon below 0.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        query, key, value = torch.randn(3, 1, 2, 5, 4)
+        output, log_sum = functional.attention_forward(query, key, value, scale=0.5)
+        flow = torch.randn(1, 7, 2, 5, 4)  # of K = 7 targets
+        of_query, of_key, of_value = functional.attention_relevance(flow, query, key, value, output, log_sum, scale=0.5)
+
     Source: Achtibat et al. 2024 (AttnLRP), eq. 7 and proposition 3.1; DESIGN.md, section 3.8.
     """
     op = "attention_relevance"
@@ -148,6 +164,14 @@ def attention_value_relevance(
         TypeError: for a dtype that is not floating-point or differs between arguments; see :func:`attention_forward`.
         ValueError: for shapes or devices that do not fit, a cap below 0.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        query, key, value = torch.randn(3, 1, 2, 5, 4)
+        _, log_sum = functional.attention_forward(query, key, value, scale=0.5)
+        of_value = functional.attention_value_relevance(torch.randn(1, 7, 2, 5, 4), query, key, log_sum, scale=0.5)
 
     Source: Ali et al. 2022 (CP-LRP), section 3.2.
     """

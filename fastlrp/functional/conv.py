@@ -62,6 +62,16 @@ def conv_relevance(
         ValueError: for shapes, sizes or devices that do not fit, u and v both None, an input that is needed and None.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        layer = model[3]  # 8 to 16 channels, padding 1
+        inputs = torch.rand(2, 8, 8, 8)
+        u, _ = functional.elementwise_coefficients(layer(inputs).detach())  # the epsilon rule
+        arrived = torch.rand(2, 7, 16, 8, 8)
+        sent = functional.conv_relevance(arrived, layer.weight.detach(), u, input=inputs, padding=1, multiply=True)
+
     Source: Bach et al. 2015, eq. 56 to 60; Montavon et al. 2019, section 10.2.
     """
     op = "conv_relevance"
@@ -136,6 +146,18 @@ def conv_unpooled_relevance(
         TypeError: for a dtype that is not floating-point (index: int64), or differs between arguments.
         ValueError: for shapes, sizes or devices that do not fit, u and v both None, an input that is needed and None.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        layer = model[3]
+        inputs = torch.rand(2, 8, 8, 8)
+        z = layer(inputs).detach()
+        u, _ = functional.elementwise_coefficients(z)
+        _, winners = torch.nn.functional.max_pool2d(z, 2, return_indices=True)
+        arrived = torch.rand(2, 7, 16, 4, 4)  # at the pool's output
+        sent = functional.conv_unpooled_relevance(arrived, winners, layer.weight.detach(), u, input=inputs, padding=1)
 
     Source: as of its two parts, :func:`conv_relevance` and :func:`pool_max_relevance`.
     """

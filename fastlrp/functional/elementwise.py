@@ -64,6 +64,13 @@ def elementwise_coefficients(
             fit, a negative epsilon.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        u, v = functional.elementwise_coefficients(torch.tensor([[2.0, -4.0]]), epsilon=0.0)
+        assert u.tolist() == [[0.5, -0.25]] and v is None
+
     Source: Bach et al. 2015, eq. 58 and 60; Montavon et al. 2019, section 10.2.3; Andeol et al. 2021.
     """
     op = "elementwise_coefficients"
@@ -109,6 +116,14 @@ def elementwise_pooled_coefficients(
         ValueError: for an unknown rule, an argument that the rule needs and is None, shapes, sizes or devices that do
             not fit, a negative epsilon.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        z = torch.randn(1, 3, 8, 8)
+        pooled, winners, u, v = functional.elementwise_pooled_coefficients(z, kernel_size=2)
+        assert pooled.shape == winners.shape == (1, 3, 4, 4)
 
     Source: :func:`elementwise_coefficients`; ties as in :func:`torch.nn.functional.max_pool2d`.
     """

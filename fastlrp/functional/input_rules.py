@@ -53,6 +53,15 @@ def input_relevance(
         ValueError: for shapes, sizes or devices that do not fit, lists of different lengths, none or too many terms.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        layer, weight = model[0], model[0].weight.detach()
+        u, _ = functional.elementwise_coefficients(layer(x).detach())
+        arrived = torch.rand(2, 7, 8, 16, 16)
+        sent = functional.input_relevance(arrived, [weight], [u], [x], padding=1, reduce=True)  # (2, 7, 1, 16, 16)
+
     Source: Montavon et al. 2017, eq. 12 and 13; Bach et al. 2015, eq. 58.
     """
     op = "input_relevance"
@@ -129,6 +138,13 @@ def input_flat_relevance(
         TypeError: for a dtype that is not floating-point or differs between arguments.
         ValueError: for shapes, sizes or devices that do not fit.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        u = torch.full((2, 8, 16, 16), 1 / 27)  # 3 channels of 3 by 3
+        sent = functional.input_flat_relevance(torch.rand(2, 7, 8, 16, 16), u, 3, 3, (16, 16), padding=1)
 
     Source: Lapuschkin et al. 2019.
     """

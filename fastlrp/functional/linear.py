@@ -46,6 +46,15 @@ def linear_relevance(
         ValueError: for shapes or devices that do not fit, u and v both None, an input that is needed and None.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        weight, inputs = torch.tensor([[3.0, -1.0]]), torch.tensor([[1.0, 2.0]])
+        u, _ = functional.elementwise_coefficients(inputs @ weight.T, epsilon=0.0)
+        sent = functional.linear_relevance(torch.ones(1, 1, 1), weight, u, input=inputs, multiply=True)
+        assert sent.tolist() == [[[3.0, -2.0]]]
+
     Source: Bach et al. 2015, eq. 56 to 60; Montavon et al. 2019, section 10.2.
     """
     check_float(_OP, "relevance", relevance)
@@ -98,6 +107,14 @@ def linear_one_hot_relevance(
         ValueError: for shapes or devices that do not fit, u and v both None, an input that is needed and None.
         IndexError: for a class outside ``[0, O)``, on the CPU.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        weight, u = torch.randn(10, 4), torch.rand(2, 10)
+        classes = torch.tensor([[3, 1, 4], [1, 5, 9]])
+        sent = functional.linear_one_hot_relevance(torch.ones(2, 3), classes, weight, u)  # (2, 3, 4)
 
     Source: DESIGN.md, section 3.5.
     """

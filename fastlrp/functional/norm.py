@@ -34,6 +34,13 @@ def norm_relevance(
         ValueError: for shapes or devices that do not fit.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        inverse_sigma = torch.rand(2, 5, 1)
+        sent = functional.norm_relevance(torch.randn(2, 7, 5, 8), torch.rand(8), inverse_sigma, centre=True)
+
     Source: Achtibat et al. 2024 (AttnLRP), section 3.3.3; Ali et al. 2022, section 3.2.
     """
     check_float(_OP, "relevance", relevance)

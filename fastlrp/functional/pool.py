@@ -42,6 +42,13 @@ def pool_max_relevance(
         IndexError, RuntimeError: for an index outside ``S`` (which one depends on the backend).
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        pooled, winners = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+        sent = functional.pool_max_relevance(torch.rand(2, 7, 3, 8, 8), winners, input_size=(16, 16))
+
     Source: Bach et al. 2015, section "Multilayer networks"; gradient of ``max``.
     """
     op = "pool_max_relevance"
@@ -84,6 +91,13 @@ def pool_ties_relevance(
         TypeError: for a dtype that is not floating-point or differs between arguments.
         ValueError: for shapes, sizes or devices that do not fit.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        pooled = torch.nn.functional.max_pool2d(x, 2)
+        sent = functional.pool_ties_relevance(torch.rand(2, 7, 3, 8, 8), x, pooled, kernel_size=2)
 
     Source: Bach et al. 2015 leaves ties open; equal shares keep the symmetry of the window.
     """
@@ -141,6 +155,12 @@ def pool_avg_relevance(
         ValueError: for shapes, sizes or devices that do not fit, or a divisor of 0.
         BackendError: if the backend cannot run here.
 
+    Example::
+
+        from fastlrp import functional
+
+        sent = functional.pool_avg_relevance(torch.rand(2, 7, 3, 8, 8), input_size=(16, 16), kernel_size=2)
+
     Source: Bach et al. 2015, eq. 56, with the pool as a linear layer.
     """
     op = "pool_avg_relevance"
@@ -178,6 +198,12 @@ def pool_adaptive_avg_relevance(
         TypeError: for a dtype that is not floating-point or differs between arguments.
         ValueError: for shapes, sizes or devices that do not fit.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        sent = functional.pool_adaptive_avg_relevance(torch.rand(2, 7, 3, 2, 2), input_size=(16, 16))
 
     Source: Bach et al. 2015, eq. 56, with the pool as a linear layer.
     """

@@ -23,9 +23,11 @@ def recurrence_relevance(
     output_scale: Tensor | None = None,
     reset: Tensor | None = None,
     projection: Tensor | None = None,
+    input_weight: Tensor | None = None,
+    spread: Tensor | None = None,
     *,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What flows to the gates' sums of one layer and direction, for a block of targets, last step first.
 
     With ``a`` what the later step sent to the hidden state and ``d`` what flows in a unit's memory, all products of two
@@ -37,6 +39,11 @@ def recurrence_relevance(
 
     A projected state (``proj_size``) has ``P`` entries and ``v_t = projection^T (entry_t relevance_t + scale_t a_t)``:
     then ``d_t = output_scale_t[0] v_t + …`` and the output's block is ``output_scale_t[1] v_t``.
+
+    With ``input_weight`` the first result is ``input_weight^T s_t``. With ``spread``, for one block of gates, parts of
+    relevance go to all lower units alike: ``e_t = spread_t[0] . d_t`` is added to ``carry_t d_t``, ``spread_t[1] e_t``
+    to ``s_t``, and ``g_t = spread_t[2] . s_t`` to ``relevance_{t-1}``; with a projection also
+    ``spread_t[3] . (entry_t relevance_t + scale_t a_t)``, of its first ``P`` entries, to ``d_t``.
 
     Args:
         relevance: what flows at the hidden states, ``(B, K, T, P)``; ``P = H`` without a projection.
@@ -52,16 +59,25 @@ def recurrence_relevance(
             output block and else 1; else None.
         reset: ``(B, T, H)``; None is 1.
         projection: ``(P, H)``; None for none.
+        input_weight: ``(J H, C)``; None to get ``s``.
+        spread: ``(B, T, 3, H)``, with a projection ``(B, T, 4, H)``; None for none.
         backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
 
     Returns:
-        ``s (B, K, T, J H)``, ``a_{-1} (B, K, P)`` for the first hidden state and ``carry_0 d_0 (B, K, H)`` for the
-        first memory.
+        ``s (B, K, T, J H)`` or ``(B, K, T, C)``, ``a_{-1} (B, K, P)`` for the first hidden state, ``carry_0 d_0 (B, K,
+        H)`` for the first memory and ``g (B, K, T)``, or ``(0,)`` without ``spread``.
 
     Raises:
         TypeError: for a dtype that is not floating-point or differs between arguments.
         ValueError: for shapes or devices that do not fit, or arguments that do not go together.
         BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        weight, entry = torch.randn(8, 8), torch.rand(2, 5, 8)  # a plain recurrent layer of 8 units, 5 steps
+        at_hidden, at_sums, of_first = functional.recurrence_relevance(torch.rand(2, 7, 5, 8), None, weight, entry)
 
     Source: Arras et al. 2017, section 3.2, and Arras et al. 2019, section 2.2, written for relevance per unit.
     """
@@ -93,6 +109,11 @@ def recurrence_relevance(
         if O not in (1, 2):
             raise ValueError(f"{_OP}: output_scale must have one or two blocks (B, T, O, H), got O = {O}")
         J, output_shape = G + O - 1, (B, T, O, H)  # type: ignore[assignment]
+    if spread is not None and J != 1:
+        raise ValueError(f"{_OP}: spread must be None where there are {J} blocks of gates and output")
+    if input_weight is not None:
+        check_dim(_OP, "input_weight", input_weight, "(J H, C)", 2, 2)
+    C = 0 if input_weight is None else input_weight.shape[1]
     dtype = relevance.dtype
     for name, tensor, layout, shape in (
         ("final", final, "(B, K, H)", (B, K, H)),
@@ -105,10 +126,12 @@ def recurrence_relevance(
         ("output_scale", output_scale, "its own", output_shape),
         ("reset", reset, "(B, T, H)", (B, T, H)),
         ("projection", projection, "(P, H)", (P, H)),
+        ("input_weight", input_weight, "(J H, C)", (J * H, C)),
+        ("spread", spread, "its own", (B, T, 3 if projection is None else 4, H)),
     ):
         check_like(_OP, name, tensor, layout, shape, relevance, dtype)
-    s, a, memory = torch.ops.fastlrp.recurrence_relevance(
+    s, a, memory, to_all = torch.ops.fastlrp.recurrence_relevance(
         relevance, final, weight, entry, scale, carry, gates, output_entry, output_scale, reset, projection,
-        backend=backend,
+        input_weight, spread, backend=backend,
     )  # fmt: skip
-    return s, a, memory
+    return s, a, memory, to_all

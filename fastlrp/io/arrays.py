@@ -34,6 +34,12 @@ def read_array(
     Raises:
         fastlrp.io.FormatError: a malformed or truncated file, one that holds other things than numbers, or several
             arrays and no ``key``; the message lists their names. OSError: as :func:`open`.
+        ValueError: for a ``key`` where arrays have no names, or an unknown format.
+
+    Example::
+
+        fastlrp.io.write_array(relevance[0, 0, 0], "map.txt")
+        assert fastlrp.io.read_array("map.txt").shape == (16, 16)
     """
     kind = _format(path, format)
     if key is not None and kind not in ("npz", "mat"):
@@ -57,6 +63,10 @@ def write_array(array: Any, path: PathLike, key: str | None = None, *, format: s
 
     Raises:
         TypeError, ValueError: what cannot be written. OSError: as :func:`open`.
+
+    Example::
+
+        fastlrp.io.write_array(relevance, "relevance.npy")
     """
     kind = _format(path, format)
     if key is not None and kind not in ("npz", "mat"):

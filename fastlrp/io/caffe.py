@@ -29,8 +29,17 @@ def read_raw_heatmap(path: PathLike, dtype: torch.dtype = torch.float32, *, max_
 
     The Caffe tool puts the channels in the order red, green, blue.
 
+    Args:
+        path: the file. dtype: of the result.
+        max_bytes: the largest file that is read.
+
     Raises:
         fastlrp.io.FormatError: with the line, what was found and what was expected. OSError: as :func:`open`.
+
+    Example::
+
+        fastlrp.io.write_raw_heatmap(relevance[0, 0], "cat_rawhm.txt")
+        assert torch.equal(fastlrp.io.read_raw_heatmap("cat_rawhm.txt"), relevance[0, 0])
     """
     lines = Lines(path, read_bytes(path, max_bytes))
     (channels,) = lines.integers(lines.take("the number of channels").split(), "channels")
@@ -50,8 +59,15 @@ def write_raw_heatmap(relevance: Tensor | np.ndarray, path: PathLike) -> None:
 
     Each number has the fewest digits that read back as the same float32 or float64.
 
+    Args:
+        relevance: of one sample and target. path: the file.
+
     Raises:
         ValueError: another number of axes, an empty one, NaN or infinity. TypeError: no floats.
+
+    Example::
+
+        fastlrp.io.write_raw_heatmap(relevance[0, 0], "cat_rawhm.txt")
     """
     values = _floats(relevance, "relevance")
     if values.ndim != 3 or 0 in values.shape:
@@ -70,8 +86,17 @@ def write_raw_heatmap(relevance: Tensor | np.ndarray, path: PathLike) -> None:
 def read_top_scores(path: PathLike, dtype: torch.dtype = torch.float32) -> TopScores:
     """Classes and scores from a ``_toptenscores.txt`` (the tool itself calls it ``_top10scores.txt``).
 
+    Args:
+        path: the file. dtype: of the scores.
+
     Raises:
         fastlrp.io.FormatError: with the line, what was found and what was expected. OSError: as :func:`open`.
+
+    Example::
+
+        fastlrp.io.write_top_scores(torch.tensor([0.5, 2.0, 1.0]), "cat_toptenscores.txt")
+        classes, scores = fastlrp.io.read_top_scores("cat_toptenscores.txt")
+        assert classes.tolist() == [1, 2, 0]
     """
     lines = Lines(path, read_bytes(path, _TEXT_BYTES))
     classes, scores = [], []
@@ -97,8 +122,15 @@ def write_top_scores(scores: Tensor | np.ndarray, path: PathLike, count: int = 1
 
     At most ``count`` lines, the highest first; of equal scores the lower class first. The file is replaced in one step.
 
+    Args:
+        scores: of one sample. path: the file. count: of lines.
+
     Raises:
         ValueError: another number of axes, none, NaN or infinity. TypeError: no floats.
+
+    Example::
+
+        fastlrp.io.write_top_scores(torch.tensor([0.5, 2.0, 1.0]), "cat_toptenscores.txt", count=2)
     """
     values = _floats(scores, "scores")
     if values.ndim != 1 or not len(values):

@@ -37,7 +37,13 @@ def read_model(path: PathLike, dtype: torch.dtype = torch.float32, *, max_bytes:
 
     Raises:
         FormatError: a malformed, truncated or hostile file, with line or byte, what was found and what was expected.
-        OSError: as :func:`open`.
+        TypeError: for a dtype that is not floating-point. OSError: as :func:`open`.
+
+    Example::
+
+        net = fastlrp.nn.Sequential(fastlrp.nn.Linear(4, 3), fastlrp.nn.Tanh(), fastlrp.nn.Linear(3, 2))
+        fastlrp.io.write_model(net, "net.txt")
+        same = fastlrp.io.read_model("net.txt")
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype}")
@@ -75,9 +81,15 @@ def write_model(
             format such as ``".3f"`` rounds to it.
         input_shape: ``(channels, height, width)`` of one input. Where PyTorch's Flatten puts channels first, the next
             Linear's weight is turned into the Toolbox's order, for which sizes must be known.
+        path: the file.
 
     Raises:
         TypeError, ValueError: what the format cannot express, by name of the module. OSError: as :func:`open`.
+
+    Example::
+
+        net = fastlrp.nn.Sequential(fastlrp.nn.Linear(4, 3), fastlrp.nn.Tanh(), fastlrp.nn.Linear(3, 2))
+        fastlrp.io.write_model(net, "net.txt")
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: expected one of {', '.join(VARIANTS)}")

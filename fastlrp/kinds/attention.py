@@ -19,6 +19,7 @@ from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.attention_up import attention_up
+from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -110,11 +111,14 @@ def heads_in_one_axis(x: Tensor) -> Tensor:
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """See :func:`fastlrp.reference.attention.attention_relevance`, which is the definition."""
+    if isinstance(rule, rules.Heads):
+        lower_each(b, node, rule, flow, lower)
+        return
     if isinstance(rule, rules.Gradient):
         transpose_at(b, node, flow)
         return
     if not isinstance(rule, (rules.Uniform, rules.ValueOnly)):
-        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly, Heads or Gradient")
     stabilizer = Stabilizer.ensure(rule.stabilizer)
     y, operands = node.output, _Operands(node)
     share = b.share(flow, y.index, y.numel, stabilizer)
@@ -201,6 +205,8 @@ def _told_apart(
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step: both products by halves, the softmax by its Taylor expansion."""
+    if isinstance(rule, rules.Heads):
+        return through_each(walk, node, rule, R, through)
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     assert isinstance(rule, (rules.Uniform, rules.ValueOnly))
@@ -225,8 +231,10 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         add(a["operands"][2], v.unsqueeze(1) * _grouped(to_values, times))
         return Share(found, ledger)
     R_weights = P.unsqueeze(1) * (s @ values.transpose(-1, -2).unsqueeze(1)) * (1 - share_value)
-    R_scores = scores.unsqueeze(1) * (R_weights - P.unsqueeze(1) * R_weights.sum(-1, keepdim=True))
-    c, of_scores = divide(R_scores, scores, torch.zeros_like(scores), st)
+    c = R_weights - P.unsqueeze(1) * R_weights.sum(-1, keepdim=True)
+    R_scores, of_scores = scores.unsqueeze(1) * c, textbook.nothing_kept(R)
+    if not st.in_limit:
+        c, of_scores = divide(R_scores, scores, torch.zeros_like(scores), st)
     of_scores_to = [share / ((1 - share_value) or 1.0) for share in (share_query, share_key)]
     to_keys = a["scale"] * (c.transpose(-1, -2) @ q.unsqueeze(1)) * of_scores_to[1]
     add(a["operands"][0], q.unsqueeze(1) * (a["scale"] * (c @ keys.unsqueeze(1)) * of_scores_to[0]))

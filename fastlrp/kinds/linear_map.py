@@ -67,8 +67,8 @@ def _refuse_left_product(node: Node) -> None:
     if node.operation in ("matmul", "mm", "bmm") and isinstance(second, Value) and len(second.shape) < 3:
         raise UnsupportedOperationError(
             f"{node} multiplies from the left, which sums over axis 0: that is the batch, and relevance of one sample "
-            "cannot be told from that of the others. For a graph with its nodes along axis 0, give the model the input "
-            "(1, nodes, features)"
+            "cannot be told from that of the others. For a graph with its nodes along axis 0 use "
+            "fastlrp.GraphExplainer, or give the model the input (1, nodes, features)"
         )
 
 

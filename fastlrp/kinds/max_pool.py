@@ -96,7 +96,7 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
 
         register = b.step(
             at_winners, [flow.register], [index, scale], x.numel, form=max_pool_form(b, node, index, scale),
-            unpool=_disjoint_windows(node), up=from_winners,
+            unpool=_disjoint_windows(node), takes_bf16=scale is None, up=from_winners,
         )  # fmt: skip
     b.send(x, Flow(register, Factor(x) if chained else Factor()))
 

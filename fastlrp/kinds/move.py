@@ -16,6 +16,7 @@ from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import id_moves, places, write
 from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.rows_taken import rows_taken
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder, channels_last
@@ -83,7 +84,7 @@ def send_inverse(
         run: Any = step if origin is None else places.keeping_one_hot(step, origin, x.sizes, x.dtype)
         register = b.step(
             run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
-            embeds=window, by_position=inverse is _unchanged, up=up,
+            embeds=window, by_position=inverse is _unchanged, takes_bf16=True, up=up,
         )  # fmt: skip
         if scale is not None:
             moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
@@ -138,7 +139,7 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
     if cut is not None:
         back_to = places.window(sizes, cut.dim, cut.start, cut.length)
         return cut.inverse(sizes) if sizes != y.sizes else _unchanged, True, back_to, cut.take
-    return _by_index(node, x, y)
+    return rows_taken(node, x, y) or _by_index(node, x, y)
 
 
 def _unchanged(f: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -79,11 +80,19 @@ def _is_made_by_activation(value: Value) -> bool:
     producer = value.producer
     while producer is not None and producer.kind in _COPIES and len(producer.sources) == 1:
         producer = producer.sources[0].producer
-    return producer is not None and producer.kind in ("activation", "attention_weights")
+    return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
 
 
 def _signals(node: Node, rule: rules.Rule) -> list[Value]:
+    if isinstance(rule, rules.HeldSelection):
+        selects = node.attributes.get("selection")
+        return _others(node, selects) if selects else signal_and_gates(node)
     return signal_and_gates(node, activations=isinstance(rule, rules.ValueOnly))
+
+
+def _others(node: Node, selects: Sequence[Value]) -> list[Value]:
+    operands = node.attributes["operands"]
+    return [v for v in operands if isinstance(v, Value) and v.is_differentiable and v not in selects]
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds import textbook
+from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at, vjp
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -27,11 +28,14 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
     ``ValueOnly``: all of it to the factor that is no attention weight.
     """
+    if isinstance(rule, rules.Heads):
+        lower_each(b, node, rule, flow, lower)
+        return
     if isinstance(rule, rules.Gradient):
         transpose_at(b, node, flow)
         return
     if not isinstance(rule, (rules.Uniform, rules.ValueOnly)):
-        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Uniform, ValueOnly, Heads or Gradient")
     y = node.output
     share = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer))
     parts = _parts(node, rule)
@@ -83,6 +87,10 @@ def _send_through_matmul(b: Builder, node: Node, parts: dict[Value, float], shar
 
 def _parts(node: Node, rule: rules.Uniform | rules.ValueOnly) -> dict[Value, float]:
     """What each factor takes of the product's relevance; factors that take nothing are left out."""
+    if isinstance(rule, rules.HeldSelection):
+        selects = node.attributes.get("selection", ())
+        signals = [x for x in node.sources if x not in selects]
+        return dict.fromkeys(signals, 1 / len(signals))
     weights = node.attributes.get("weights")
     values = [x for x in node.sources if x is not weights]
     if isinstance(rule, rules.ValueOnly) and weights is not None and len(values) == 1:
@@ -101,6 +109,8 @@ def _is_plain_matmul(node: Node) -> bool:
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
+    if isinstance(rule, rules.Heads):
+        return through_each(walk, node, rule, R, through)
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     assert isinstance(rule, (rules.Uniform, rules.ValueOnly))

@@ -2,11 +2,12 @@
 
 A node is one layer and direction of sequences ``(B, T, C)``, see :mod:`fastlrp.capture.recurrent`. A forward step
 caches what each step of the layer multiplies relevance with; one operation, ``recurrence_relevance``, then walks a
-block of targets from the last step to the first, and one product for all steps leads to the input.
+block of targets from the last step to the first and on to the input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
-from fastlrp.capture.recurrent import Layer
+from fastlrp.capture.recurrent import Layer, in_order
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
@@ -25,8 +26,9 @@ from fastlrp.kinds.recurrent_coefficients import (
     States,
     coefficients,
     names_of,
-    spread_relevance,
+    spread_coefficients,
     states_of,
+    within,
 )
 from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
 from fastlrp.kinds.textbook import Share, Walk
@@ -44,7 +46,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Sequence:
+class _Layer:
     """One layer and direction with its sizes: ``T``, ``P`` of hidden states, ``H`` of the memory.
 
     Where each sample has several sequences, ``(B, N, T, C)``, they are computed as ``(B N, T, C)``.
@@ -113,7 +115,24 @@ class _Sequence:
 
     def weights(self) -> tuple[Any, ...]:
         """Of input and hidden states, their biases, and the projection's, as they are now."""
-        return tuple(None if w is None else w.tensor() for w in self.node.args[3:])
+        return tuple(None if w is None else w.tensor() for w in self.node.args[3:8])
+
+    @property
+    def given_lengths(self) -> Value | Constant | None:
+        """Of sequences that the model packs, ``(B)``."""
+        return self.node.args[8] if len(self.node.args) > 8 else None
+
+    def lengths(self, *read: Tensor) -> Tensor | None:
+        """The lengths, ``(B N)``, which are ``read`` where they are an activation."""
+        given = self.given_lengths
+        if given is None:
+            return None
+        return self.folded(read[0] if isinstance(given, Value) else given.tensor())
+
+    def lengths_among(self, inputs: Sequence[Tensor]) -> Tensor | None:
+        """The lengths, from the activations that the node reads."""
+        given = self.given_lengths
+        return self.lengths(*([inputs[self.node.inputs.index(given)]] if isinstance(given, Value) else []))
 
     def chosen(self, weight: Tensor, gates: str) -> Tensor:
         """The rows of a weight whose sums get relevance: those of the candidate alone if gates get nothing."""
@@ -128,9 +147,9 @@ class _Sequence:
         end = self.steps * self.hidden
         return y.narrow(axis, 0, end).unflatten(axis, (self.steps, self.hidden)), y.narrow(axis, end, self.size)
 
-    def ordered(self, t: Tensor, axis: int) -> Tensor:
-        """As the layer reads the sequence."""
-        return t.flip(axis) if self.layer.reverse else t
+    def ordered(self, t: Tensor, axis: int, lengths: Tensor | None) -> Tensor:
+        """As the layer reads the sequence, and back."""
+        return in_order(t, axis, lengths) if self.layer.reverse else t
 
     def states(self, y: Tensor, *inputs: Tensor) -> States:
         """From the output and the activations among the operands."""
@@ -138,9 +157,9 @@ class _Sequence:
         x, h0, c0 = (self.folded(wide(table[v])) if isinstance(v, Value) else _tensor(v) for v in self.operands)
         h, _ = self.parts(self.folded(wide(y)), 1)
         assert x is not None
-        return states_of(
-            self.layer.mode, self.ordered(x, 1), self.ordered(h, 1), h0, c0, tuple(map(wide, self.weights()))
-        )
+        lengths, weights = self.lengths_among(inputs), tuple(map(wide, self.weights()))
+        ordered_x, ordered_h = self.ordered(x, 1, lengths), self.ordered(h, 1, lengths)
+        return states_of(self.layer.mode, ordered_x, ordered_h, h0, c0, weights, lengths)
 
 
 def _tensor(operand: Any) -> Any:
@@ -159,7 +178,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if rule.bias_factor:
         _lower_spread(b, node, rule, flow)
         return
-    sequence, y = _Sequence(node), node.output
+    sequence, y = _Layer(node), node.output
     mode, projected, with_cell = sequence.layer.mode, sequence.projected, sequence.layer.with_cell
     chained = flow.factor.value is y
     factor = flow.factor.scale if chained else b.slot_of(flow.factor)
@@ -168,9 +187,11 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     def coefficients_of_steps(y: Tensor, *inputs: Any) -> tuple[Tensor, ...] | Tensor:
         values, factor = inputs[: len(node.inputs)], inputs[len(node.inputs) :]
         hidden, memory = sequence.parts(sequence.folded(wide(factor[0])), 1) if factor else (None, None)
-        hidden = None if hidden is None else sequence.ordered(hidden, 1)
+        lengths = sequence.lengths_among(values)
+        hidden = None if hidden is None else sequence.ordered(hidden, 1, lengths)
         arriving = Arriving(chained, hidden, memory)
-        found = coefficients(mode, sequence.states(y, *values), rule, arriving, projected, with_cell)
+        states = sequence.states(y, *values)
+        found = within(coefficients(mode, states, rule, arriving, projected, with_cell), states.valid)
         made = tuple(sequence.unfolded(t.to(y.dtype)) for t in found.tensors())
         return made[0] if len(made) == 1 else made
 
@@ -180,28 +201,26 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     places, targets = _targets(sequence)
 
     def through_steps(f: Tensor, *cached: Tensor) -> tuple[Tensor, ...]:
-        c = Coefficients(**dict(zip(names, map(sequence.folded, cached), strict=True)))
+        c = Coefficients(**dict(zip(names, map(sequence.folded, cached[: len(names)]), strict=True)))
+        lengths = sequence.lengths(*cached[len(names) :])
         ih, hh, _, _, projection = sequence.weights()
         hidden, memory = sequence.parts(sequence.folded_targets(f), 2)
         final = None if memory is None or c.final is None else multiply(memory, c.final)
-        s, a, m = relevance(
-            sequence.ordered(hidden, 2), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry, c.gates,
-            c.output_entry, c.output_scale, c.reset, projection,
+        of_x, a, m, _ = relevance(
+            sequence.ordered(hidden, 2, lengths), final, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry,
+            c.gates, c.output_entry, c.output_scale, c.reset, projection, sequence.chosen(ih, rule.gates), None,
         )  # fmt: skip
-        of_h0 = a + m if mode == "gru" else a
-        results = [of_h0, of_h0, m]
-        if 0 in places:
-            results[0] = sequence.ordered(torch.matmul(s, sequence.chosen(ih, rule.gates)), 2)
+        results = [sequence.ordered(of_x, 2, lengths), a + m if mode == "gru" else a, m]
         return tuple(sequence.unfolded_targets(results[i]) for i in places)
 
-    registers = b.step_with_results(
-        through_steps, [flow.register], range(first, first + len(names)), [x.numel for x in targets]
-    )
+    given = sequence.given_lengths
+    slots = [*range(first, first + len(names)), *([given.index] if isinstance(given, Value) else [])]
+    registers = b.step_with_results(through_steps, [flow.register], slots, [x.numel for x in targets])
     for x, register in zip(targets, registers, strict=True):
         b.send(x, Flow(register, Factor(x)))
 
 
-def _targets(sequence: _Sequence) -> tuple[list[int], list[Value]]:
+def _targets(sequence: _Layer) -> tuple[list[int], list[Value]]:
     """Which operands get relevance, by position and themselves."""
     found = [(i, v) for i, v in enumerate(sequence.operands) if isinstance(v, Value) and v in sequence.node.sources]
     return [i for i, _ in found], [v for _, v in found]
@@ -209,25 +228,46 @@ def _targets(sequence: _Sequence) -> tuple[list[int], list[Value]]:
 
 def _lower_spread(b: Builder, node: Node, rule: rules.Recurrent, flow: Flow) -> None:
     """Relevance itself, which shares that no input has a part in make a sum and not a multiple of it."""
-    sequence, y = _Sequence(node), node.output
-    mode = sequence.layer.mode
+    sequence, y = _Layer(node), node.output
+    mode, projected = sequence.layer.mode, sequence.projected
+    names = names_of(mode, rule, projected, sequence.layer.with_cell)
     register = b.relevance_register(flow, y.numel)
+
+    def coefficients_of_steps(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        states, (_, _, of_x, of_h, _) = sequence.states(y, *inputs), map(wide, sequence.weights())
+        bias = torch.zeros(1, device=y.device, dtype=states.h.dtype)
+        if of_x is not None:
+            of_x, of_h = sequence.chosen(of_x, rule.gates), sequence.chosen(of_h, rule.gates)
+            bias = of_x + (states.acts[0] * of_h if mode == "gru" else of_h)
+        found = within(spread_coefficients(mode, states, rule, bias, projected), states.valid)
+        return tuple(sequence.unfolded(t.to(y.dtype)) for t in found.tensors())
+
+    ins = [y.index, *(v.index for v in node.inputs)]
+    first = b.cache(coefficients_of_steps, ins, (sequence.several or 1) * sequence.steps * sequence.size, len(names))
+    relevance = b.operation("recurrence_relevance")
     places, targets = _targets(sequence)
 
-    def through_steps(R: Tensor, y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ih, hh, bias_ih, bias_hh, projection = map(wide, sequence.weights())
-        states = sequence.states(y, *inputs)
-        bias = torch.zeros(1, device=y.device, dtype=states.h.dtype)
-        if bias_ih is not None:
-            of_x, of_h = sequence.chosen(bias_ih, rule.gates), sequence.chosen(bias_hh, rule.gates)
-            bias = of_x + (states.acts[0] * of_h if mode == "gru" else of_h)
-        hidden, memory = sequence.parts(sequence.folded_targets(wide(R)), 2)
-        chosen = sequence.chosen(ih, rule.gates), sequence.chosen(hh, rule.gates), bias, projection
-        found = spread_relevance(mode, states, rule, chosen, sequence.ordered(hidden, 2), memory)
-        results = [sequence.ordered(found[0], 2), *found[1:]]
-        return tuple(sequence.unfolded_targets(results[i].to(R.dtype)) for i in places)
+    def through_steps(R: Tensor, *slots: Tensor) -> tuple[Tensor, ...]:
+        c = Coefficients(**dict(zip(names, map(sequence.folded, slots[: len(names)]), strict=True)))
+        inputs = dict(zip(node.inputs, map(sequence.folded, slots[len(names) :]), strict=True))
+        lengths = sequence.lengths_among(slots[len(names) :])
+        ih, hh, _, _, projection = sequence.weights()
+        hidden, memory = sequence.parts(sequence.folded_targets(R), 2)
+        of_x, a, m, to_all = relevance(
+            sequence.ordered(hidden, 2, lengths), memory, sequence.chosen(hh, rule.gates), c.entry, c.scale, c.carry,
+            c.gates, None, c.output_scale, c.reset, projection, sequence.chosen(ih, rule.gates), c.spread,
+        )  # fmt: skip
+        results: dict[int, Tensor] = {2: m}
+        for i, v in zip(places, targets, strict=True):
+            if i == 0:
+                to_each = sequence.ordered(of_x, 2, lengths), sequence.ordered(to_all.unsqueeze(3), 2, lengths)
+                results[i] = inputs[v].unsqueeze(1) * to_each[0] + to_each[1]
+            elif i == 1:
+                results[i] = inputs[v].unsqueeze(1) * a + to_all[:, :, :1]
+                results[i] = results[i] + m if mode == "gru" else results[i]
+        return tuple(sequence.unfolded_targets(results[i]) for i in places)
 
-    slots = [y.index, *(v.index for v in node.inputs)]
+    slots = [*range(first, first + len(names)), *(v.index for v in node.inputs)]
     registers = b.step_with_results(through_steps, [register], slots, [x.numel for x in targets])
     for x, out in zip(targets, registers, strict=True):
         b.send(x, Flow(out))
@@ -238,30 +278,49 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     assert isinstance(rule, rules.Recurrent)
-    sequence, operands = _Sequence(node), []
+    sequence, operands = _Layer(node), []
     for v in sequence.operands:
         operands.append(sequence.folded(walk.values[v]) if isinstance(v, Value) else textbook.double(v))
     x, h0, c0 = operands
-    weights = Weights(*textbook.double(node.args[3:]))
+    weights = Weights(*textbook.double(node.args[3:8]))
     h0 = x.new_zeros(len(x), sequence.hidden) if h0 is None else h0
     c0 = x.new_zeros(len(x), sequence.size) if c0 is None else c0
     hidden, memory = sequence.parts(sequence.folded_targets(R), 2)
     shares = Shares(Stabilizer.ensure(rule.stabilizer), rule.bias_factor, 0.5 if rule.gates == "uniform" else 0.0)
-    R_x, R_h0, R_c0, ledger = through_layer(
-        sequence.layer.mode, sequence.ordered(x, 1), (h0, c0), weights, sequence.ordered(hidden, 2), memory, shares
-    )
+    found_lengths = sequence.lengths_among([walk.values[v] for v in node.inputs])
+    by_sample = _by_sample(x, found_lengths)
+    ordered_x, ordered_R = sequence.ordered(x, 1, found_lengths), sequence.ordered(hidden, 2, found_lengths)
+    parts = [
+        through_layer(
+            sequence.layer.mode, ordered_x[rows, :steps], (h0[rows], c0[rows]), weights, ordered_R[rows, :, :steps],
+            None if memory is None else memory[rows], shares,
+        )
+        for rows, steps in by_sample
+    ]  # fmt: skip
+    R_x = torch.cat([nn.functional.pad(part[0], (0, 0, 0, x.shape[1] - part[0].shape[2])) for part in parts])
+    R_h0, R_c0 = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+    ledger = Ledger(*(torch.cat([getattr(part[3], k) for part in parts]) for k in ("bias", "stabilizer", "dead")))
     if sequence.several is not None:
         kept = (ledger.bias, ledger.stabilizer, ledger.dead)
         ledger = Ledger(*(sequence.unfolded_targets(part).sum(2) for part in kept))
     found: dict[Value, Tensor] = {}
     for v, r in zip(
-        sequence.operands, map(sequence.unfolded_targets, (sequence.ordered(R_x, 2), R_h0, R_c0)), strict=True
+        sequence.operands,
+        map(sequence.unfolded_targets, (sequence.ordered(R_x, 2, found_lengths), R_h0, R_c0)),
+        strict=True,
     ):
         if isinstance(v, Value) and v in node.sources:
             found[v] = found[v] + r if v in found else r
         else:  # First states that are no activations keep theirs.
             ledger.bias = ledger.bias + r.flatten(2).sum(2)
     return Share(found, ledger)
+
+
+def _by_sample(x: Tensor, lengths: Tensor | None) -> list[tuple[slice, int]]:
+    """Samples that go through the layer together, and their steps: each alone where they have lengths."""
+    if lengths is None or not len(x):
+        return [(slice(None), x.shape[1])]
+    return [(slice(i, i + 1), int(n)) for i, n in enumerate(lengths)]
 
 
 KIND = Kind(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class States:
     Attributes:
         x: input. h: hidden states. before: hidden states one step earlier. c, c_before: the memory, of an LSTM.
         z: sums at the gates, one for each block. acts: their activations; of a GRU also ``r (U_n h + c_n)``.
+        valid: which steps there are, ``(B, T, 1)``; None for all. Behind them the memory stays as it is.
     """
 
     x: Tensor
@@ -28,31 +29,37 @@ class States:
     acts: tuple[Tensor, ...]
     c: Tensor | None = None
     c_before: Tensor | None = None
+    valid: Tensor | None = None
 
 
 def states_of(
-    mode: str, x: Tensor, h: Tensor, h0: Tensor | None, c0: Tensor | None, weights: tuple[Tensor | None, ...]
-) -> States:
+    mode: str, x: Tensor, h: Tensor, h0: Tensor | None, c0: Tensor | None, weights: tuple[Tensor | None, ...],
+    lengths: Tensor | None = None,
+) -> States:  # fmt: skip
     """The states from input and hidden states: all sums of all steps in one product each."""
     ih, hh, bias_ih, bias_hh = weights[:4]
     assert ih is not None
     assert hh is not None
     first = h.new_zeros(h.shape[0], 1, h.shape[2]) if h0 is None else h0.unsqueeze(1)
     before = torch.cat([first, h[:, :-1]], 1)
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(x.shape[1], device=x.device) < lengths.to(x.device).unsqueeze(1)).unsqueeze(2)
     of_x, of_h = torch.nn.functional.linear(x, ih, bias_ih), torch.nn.functional.linear(before, hh, bias_hh)
     if mode in ("rnn_tanh", "rnn_relu"):
-        return States(x, h, before, (of_x + of_h,), (h,))
+        return States(x, h, before, (of_x + of_h,), (h,), valid=valid)
     if mode == "gru":
         x_r, x_z, x_n = of_x.chunk(3, -1)
         h_r, h_z, h_n = of_h.chunk(3, -1)
         z_r, z_z = x_r + h_r, x_z + h_z
         r = z_r.sigmoid()
         y = x_n + r * h_n
-        return States(x, h, before, (z_r, z_z, y), (r, z_z.sigmoid(), y.tanh(), r * h_n))
+        return States(x, h, before, (z_r, z_z, y), (r, z_z.sigmoid(), y.tanh(), r * h_n), valid=valid)
     z = (of_x + of_h).chunk(4, -1)
     i, f, g, o = z[0].sigmoid(), z[1].sigmoid(), z[2].tanh(), z[3].sigmoid()
-    c, c_before = _memory(f, i * g, c0)
-    return States(x, h, before, tuple(z), (i, f, g, o), c, c_before)
+    keep, new = (f, i * g) if valid is None else (torch.where(valid, f, 1.0), torch.where(valid, i * g, 0.0))
+    c, c_before = _memory(keep, new, c0)
+    return States(x, h, before, tuple(z), (i, f, g, o), c, c_before, valid)
 
 
 def _memory(f: Tensor, new: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -80,10 +87,24 @@ class Coefficients:
     output_scale: Tensor | None = None
     reset: Tensor | None = None
     final: Tensor | None = None
+    spread: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Those that there are, dense."""
         return tuple(t.contiguous() for t in (getattr(self, field.name) for field in fields(self)) if t is not None)
+
+
+def within(found: Coefficients, valid: Tensor | None) -> Coefficients:
+    """Behind the last valid step nothing flows, but what comes into the last memory goes on to that step."""
+    if valid is None:
+        return found
+
+    def cut(name: str, t: Any) -> Any:
+        if t is None or name == "final":
+            return t
+        return torch.where(valid if t.dim() == 3 else valid.unsqueeze(2), t, 1.0 if name == "carry" else 0.0)
+
+    return replace(found, **{name: cut(name, getattr(found, name)) for name in NAMES})
 
 
 NAMES = tuple(field.name for field in fields(Coefficients))
@@ -104,6 +125,10 @@ class Arriving:
 
 def names_of(mode: str, rule: rules.Recurrent, projected: bool, with_cell: bool) -> tuple[str, ...]:
     """Which coefficients there are."""
+    if rule.bias_factor:
+        found = {"entry", "scale", "gates", "spread"} | ({"carry"} if mode in ("lstm", "gru") else set())
+        found |= ({"reset"} if mode == "gru" else set()) | ({"output_scale"} if projected else set())
+        return tuple(name for name in NAMES if name in found)
     uniform = rule.gates == "uniform"
     found = {"entry", "scale"}
     if mode in ("lstm", "gru"):
@@ -214,58 +239,36 @@ def _gru(s: States, q: _Quotients, uniform: bool) -> Coefficients:
     return found
 
 
-def spread_relevance(
-    mode: str, s: States, rule: rules.Recurrent, weights: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    R: Tensor, R_final: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Relevance where ``bias_factor`` spreads what biases and stabilizer keep over the lower units.
+def spread_coefficients(mode: str, s: States, rule: rules.Recurrent, bias: Tensor, projected: bool) -> Coefficients:
+    """In terms of relevance itself, where ``bias_factor`` spreads what biases and stabilizer keep over the lower units.
 
     Args:
-        weights: ``W (H, C)``, ``U (H, P)``, bias ``(B or 1, T or 1, H)`` of the sum that takes the signal; projection.
-        R: of hidden states, ``(B, K, T, P)``. R_final: of the last memory, ``(B, K, H)``.
-
-    Returns:
-        relevance of the input, of the first hidden state and of the first memory.
+        bias: of the sum that takes the signal, ``(B or 1, T or 1, H)``.
     """
-    st, W, U, projection = Stabilizer.ensure(rule.stabilizer), weights[0], weights[1], weights[3]
-    z, memory = s.z[2 if mode == "lstm" else -1], s.c if mode == "lstm" else s.h
-    assert memory is not None
-    part = {
-        "lstm": lambda: (s.acts[0] * s.acts[2], s.acts[1] * _there(s.c_before)),
-        "gru": lambda: ((1 - s.acts[1]) * s.acts[2], s.acts[1] * s.before),
-    }.get(mode)
-    H, units = z.shape[-1], W.shape[1] + U.shape[1]
+    st, H, factor = Stabilizer.ensure(rule.stabilizer), s.z[0].shape[-1], rule.bias_factor
+    z = s.z[2 if mode == "lstm" else -1]
     inverse = st.reciprocal(z)
-    kept = (
-        rule.bias_factor * (weights[2] + st(z) - z) * inverse / units
-    )  # Of each unit's relevance, to every lower unit.
-    of_sum = rule.bias_factor * (st(memory) - memory) * st.reciprocal(memory) / (2 * H)
-    of_out = rule.bias_factor * (st(s.h) - s.h) * st.reciprocal(s.h) / H
-    R_h, R_c = R.new_zeros(*R.shape[:2], R.shape[3]), R.new_zeros(*R.shape[:2], H) if R_final is None else R_final
-    found: list[Tensor] = []
-    for t in range(R.shape[2] - 1, -1, -1):
-        arrived = R_h + R[:, :, t]
-        if projection is not None:
-            m = s.acts[3][:, t] * _there(s.c)[:, t].tanh()
-            spread = (arrived * of_out[:, t, None]).sum(-1, keepdim=True)
-            arrived = m.unsqueeze(1) * ((arrived * st.reciprocal(s.h[:, t]).unsqueeze(1)) @ projection) + spread
-        R_z, old = arrived, None
-        if part is not None:
-            new_part, old_part = (p[:, t, None] * st.reciprocal(memory[:, t]).unsqueeze(1) for p in part())
-            total = arrived + R_c if mode == "lstm" else arrived
-            spread = (total * of_sum[:, t, None]).sum(-1, keepdim=True)
-            R_z, old = new_part * total + spread, old_part * total + spread
-        spread = (R_z * kept[:, t, None]).sum(-1, keepdim=True)
-        flow = R_z * inverse[:, t, None]
-        found.append(s.x[:, t, None] * (flow @ W) + spread)
-        R_h = s.before[:, t, None] * ((flow if mode != "gru" else flow * s.acts[0][:, t, None]) @ U) + spread
-        if mode == "gru" and old is not None:
-            R_h = R_h + old
-        elif old is not None:
-            R_c = old
-    return torch.stack(found[::-1], 2), R_h, R_c
-
-
-def _there(tensor: Any) -> Tensor:
-    assert isinstance(tensor, Tensor)
-    return tensor
+    found = Coefficients(torch.ones_like(s.h), s.h)
+    to_both, gate = torch.zeros_like(z), inverse
+    if mode in ("lstm", "gru"):
+        memory = s.c if mode == "lstm" else s.h
+        assert memory is not None
+        if mode == "lstm":
+            assert s.c_before is not None
+            new, old = s.acts[0] * s.acts[2], s.acts[1] * s.c_before
+        else:
+            new, old = (1 - s.acts[1]) * s.acts[2], s.acts[1] * s.before
+        share = st.reciprocal(memory)
+        found.carry, gate = old * share, new * share * inverse
+        to_both = factor * (st(memory) - memory) * share / (2 * H)
+    found.gates = gate.unsqueeze(2)
+    found.reset = s.acts[0] if mode == "gru" else None
+    rows = [to_both, inverse, factor * (bias + st(z) - z) / (s.x.shape[-1] + s.h.shape[-1])]
+    if projected:
+        assert s.c is not None
+        found.entry = st.reciprocal(s.h)
+        found.scale = s.h * found.entry
+        found.output_scale = (s.acts[3] * s.c.tanh()).unsqueeze(2)
+        rows.append(torch.nn.functional.pad(factor * (st(s.h) - s.h) / H, (0, H - s.h.shape[-1])))
+    found.spread = torch.stack(rows, 2)
+    return found

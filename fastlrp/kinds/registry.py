@@ -7,6 +7,7 @@ from torch import nn
 from fastlrp.kinds import (
     activation,
     add,
+    aggregate,
     attention,
     attention_weights,
     avg_pool,
@@ -54,6 +55,9 @@ _ALL: tuple[Kind, ...] = (
     avg_pool.ADAPTIVE,
     linear_map.KIND,
     homogeneous.KIND,
+    aggregate.SUM,
+    aggregate.LARGEST,
+    aggregate.SOFTMAX,
     logsumexp.KIND,
     grid_sample.KIND,
     grouped.KIND,

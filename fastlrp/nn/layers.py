@@ -32,6 +32,12 @@ class Linear(LRPModule, nn.Linear):
 
     Raises:
         ValueError, TypeError: for an unknown ``act``, or no number of outputs.
+
+    Example::
+
+        net = fastlrp.nn.Sequential(fastlrp.nn.Linear(input_dim=4, output_dim=3, act="relu"), fastlrp.nn.Linear(2))
+        scores = net.forward(torch.rand(5, 4), lrp_aware=True)
+        relevance = net.lrp(scores, "epsilon", 0.1)  # (5, 4)
     """
 
     def __init__(
@@ -92,7 +98,12 @@ def _features(
 
 
 class Conv2d(LRPModule, nn.Conv2d):
-    """``torch.nn.Conv2d``, weight ``(n, d, h, w)``."""
+    """``torch.nn.Conv2d``, weight ``(n, d, h, w)``.
+
+    Example::
+
+        maps = fastlrp.nn.Conv2d(3, 8, 3, padding=1)(torch.rand(1, 3, 8, 8))  # (1, 8, 8, 8)
+    """
 
 
 class Convolution(Conv2d):
@@ -105,6 +116,10 @@ class Convolution(Conv2d):
 
     Raises:
         ValueError: if ``filtersize`` is not four positive integers.
+
+    Example::
+
+        maps = fastlrp.nn.Convolution((3, 3, 3, 8), (1, 1))(torch.rand(1, 3, 8, 8))  # (1, 8, 6, 6)
     """
 
     def __init__(
@@ -118,7 +133,12 @@ class Convolution(Conv2d):
 
 
 class ReLU(LRPModule, nn.ReLU):
-    """``max(x, 0)``; relevance passes."""
+    """``max(x, 0)``; relevance passes.
+
+    Example::
+
+        positive = fastlrp.nn.ReLU()(torch.randn(2, 3))
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,11 +148,24 @@ Rect = ReLU
 
 
 class Tanh(LRPModule, nn.Tanh):
-    """``tanh(x)``; relevance passes."""
+    """``tanh(x)``; relevance passes.
+
+    Example::
+
+        bounded = fastlrp.nn.Tanh()(torch.randn(2, 3))
+    """
 
 
 class Softmax(LRPModule, nn.Softmax):
-    """``exp(x) / sum exp(x)`` over axis 1; relevance passes."""
+    """``exp(x) / sum exp(x)`` over axis 1; relevance passes.
+
+    Args:
+        dim: the axis of the sum.
+
+    Example::
+
+        probabilities = fastlrp.nn.Softmax()(torch.randn(2, 3))
+    """
 
     def __init__(self, dim: int = 1) -> None:
         super().__init__(dim)
@@ -143,6 +176,13 @@ class Flatten(LRPModule):
 
     Args:
         order: ``"chw"``, PyTorch's; ``"hwc"``, that of software with images ``(B, H, W, C)``: the LRP Toolbox.
+
+    Raises:
+        ValueError: for another order.
+
+    Example::
+
+        flat = fastlrp.nn.Flatten("hwc")(torch.rand(1, 3, 8, 8))  # (1, 192)
     """
 
     def __init__(self, order: str = "chw") -> None:
@@ -179,21 +219,48 @@ class _Pool(LRPModule):
 
 
 class SumPool2d(_Pool):
-    """The sum of each window, divided by ``sqrt(h w)`` as in the Toolbox. LRP weighs the plain sum."""
+    """The sum of each window, divided by ``sqrt(h w)`` as in the Toolbox. LRP weighs the plain sum.
+
+    Args:
+        pool: rows and columns of a window, one number for both.
+        stride: how far apart windows are; ``pool`` unless given.
+
+    Example::
+
+        pooled = fastlrp.nn.SumPool2d(2)(torch.rand(1, 3, 8, 8))  # (1, 3, 4, 4)
+    """
 
     def _pooled(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.pool, self.stride, divisor_override=1) * (1 / math.sqrt(math.prod(self.pool)))
 
 
 class AvgPool2d(_Pool):
-    """The mean of each window. LRP weighs the sum, as the Toolbox does."""
+    """The mean of each window. LRP weighs the sum, as the Toolbox does.
+
+    Args:
+        pool: rows and columns of a window, one number for both.
+        stride: how far apart windows are; ``pool`` unless given.
+
+    Example::
+
+        pooled = fastlrp.nn.AvgPool2d(2)(torch.rand(1, 3, 8, 8))  # (1, 3, 4, 4)
+    """
 
     def _pooled(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.pool, self.stride)
 
 
 class MaxPool2d(_Pool):
-    """The maximum of each window. In LRP all entries equal to it share; for ``flat`` and ``ww`` all entries."""
+    """The maximum of each window. In LRP all entries equal to it share; for ``flat`` and ``ww`` all entries.
+
+    Args:
+        pool: rows and columns of a window, one number for both.
+        stride: how far apart windows are; ``pool`` unless given.
+
+    Example::
+
+        pooled = fastlrp.nn.MaxPool2d(2)(torch.rand(1, 3, 8, 8))  # (1, 3, 4, 4)
+    """
 
     def _pooled(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.pool, self.stride)

@@ -60,9 +60,10 @@ class Sequential(LRPModule, nn.Sequential):
     Example::
 
         net = fastlrp.nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 15), nn.Tanh(), nn.Linear(15, 2))
-        net.fit(x, y)
-        scores = net.forward(x, lrp_aware=True)
-        R = net.lrp(scores * one_hot, "epsilon", 0.1)
+        points = torch.rand(20, 2)
+        scores = net.forward(points, lrp_aware=True)
+        one_hot = torch.nn.functional.one_hot(scores.argmax(1), 2)
+        R = net.lrp(scores * one_hot, "epsilon", 0.1)  # (20, 2)
     """
 
     def __init__(self, *modules: Any) -> None:

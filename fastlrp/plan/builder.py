@@ -20,6 +20,7 @@ from fastlrp.plan.forms import Form, Sum
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
 from fastlrp.plan.total import Total, multiply
+from fastlrp.precision import FULL, Products
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
 
@@ -52,8 +53,9 @@ class Builder:
         dtype: torch.dtype,
         shared: dict[Any, Any] | None = None,
         max_pool: MaxPoolMode = "winner",
+        products: Products = FULL,
     ) -> None:
-        self.max_pool = max_pool
+        self.max_pool, self.products = max_pool, products
         self.beside: dict[Node, int] = {}
         """Slots of what a node's forward step makes beside its output: the winners of a max-pool."""
         self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
@@ -104,8 +106,7 @@ class Builder:
     def operation(self, name: str) -> Callable[..., Any]:
         """The backend's implementation of one of our operations; notes it in the current row."""
         selected = select(name, self.backend, self.device, self.dtype)
-        if self._row is not None and selected.backend not in self._row.backend.split("+"):
-            self._row.backend = "+".join(filter(None, (self._row.backend, selected.backend)))
+        self.note(selected.backend)
         implementation: Callable[..., Any] = selected.call
         if selected.backend in ("torch", "reference"):
             return implementation
@@ -116,6 +117,11 @@ class Builder:
             return (plain if first.requires_grad else implementation)(first, *others)
 
         return operation
+
+    def note(self, backend: str) -> None:
+        """Who computes, in the current row."""
+        if self._row is not None and backend not in self._row.backend.split("+"):
+            self._row.backend = "+".join(filter(None, (self._row.backend, backend)))
 
     def constant(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What ``make`` returns, made once for all plans of the model: weights in other forms."""
@@ -261,7 +267,7 @@ class Builder:
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
         ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
-        ``by_position``, ``overwrites``, ``up``, ``up_at`` and ``is_linear`` of
+        ``by_position``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at`` and ``is_linear`` of
         :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
@@ -379,6 +385,7 @@ class Builder:
             fresh=True,
             by_position=True,
             overwrites=over,
+            takes_bf16=not scales,
             up=total.up,
         )
         return Flow(register, Factor(value) if chained else Factor())

@@ -55,10 +55,10 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     u, v, weight = found.u, found.v, found.weight
     if u is None and v is None:
         if layer.node.kind == "linear":
-            up = lambda t: _product.linear(t, weight, None)  # noqa: E731
+            product, up = layer.plain_products(weight)
             register = b.step(
-                lambda f: _product.product(f, weight), [flow.register], [], x.numel, layer.work, fresh=True,
-                by_position=len(x.shape) > 2, up=up,
+                product, [flow.register], [], x.numel, layer.work, fresh=True,
+                by_position=len(x.shape) > 2, takes_bf16=layer.is_reduced, up=up,
             )  # fmt: skip
             b.send(x, Flow(register, Factor(x)))
             return
@@ -93,11 +93,13 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         return
     unpooled = None if exact else layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
-    over = _writing_over(product, weight) if layer.node.kind == "linear" and v is None and not exact else {}
+    full = not exact and not layer.is_reduced
+    over = _writing_over(product, weight) if layer.node.kind == "linear" and v is None and full else {}
     register = b.step(
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
         accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
         by_position=layer.node.kind == "linear" and len(x.shape) > 2, up=up, up_at=None if exact else at,
+        takes_bf16=layer.is_reduced,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
@@ -168,11 +170,13 @@ def of_changed_weights(
     modify: Callable[[Tensor], Tensor],
     zero_bias: bool,
     modify_bias: bool = True,
+    z: int | None = None,
 ) -> Coefficients:
-    """Those of epsilon for the weight ``modify(W)``: its own denominators, one product."""
+    """Those of epsilon for the weight ``modify(W)``: its own denominators, one product; or in the slot ``z``."""
     bias = None if zero_bias else layer.bias
     weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
-    z = b.cache(lambda x: layer.apply(x, weight, shift), [layer.x.index], layer.y.numel)
+    if z is None:
+        z = b.cache(lambda x: layer.apply(x, weight, shift), [layer.x.index], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
     return Coefficients(u, None, weight, splits=False)
 
@@ -199,11 +203,12 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
 
     def positive_sum(x: Tensor, sign: Any = False) -> Tensor:
         if sign is False:
-            return layer.apply(x, positive, shift)
+            return layer.sum_of_one_sign(x, positive, shift)
         assert below is not None
         if both is not None:
-            return layer.apply(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, shift)
-        return layer.apply(x.clamp(min=0), positive, shift).add_(layer.apply(x.clamp(max=0), below, None))
+            return layer.sum_of_one_sign(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, shift)
+        above = layer.sum_of_one_sign(x.clamp(min=0), positive, shift)
+        return above.add_(layer.sum_of_one_sign(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
     return b.cache(positive_sum, ins, layer.y.numel, key=("part", layer.node, negative, shift is None))
@@ -313,6 +318,15 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
     up = layer.forward(layer.weight, None, signed=False)
     at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
     register = b.step(
-        transposed, [flow.register], slots, x.numel, layer.work, form, accepts_one_hot=one_hot, up=up, up_at=at
+        transposed,
+        [flow.register],
+        slots,
+        x.numel,
+        layer.work,
+        form,
+        accepts_one_hot=one_hot,
+        up=up,
+        up_at=at,
+        takes_bf16=layer.is_reduced,
     )
     b.send(x, Flow(register))

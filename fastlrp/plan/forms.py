@@ -28,6 +28,7 @@ class Affine:
         arriving, leaving: sizes ``(C, *S)`` of the layer's output and input.
         path: of the module, for those who choose by name.
         work: floating-point operations of one product for one sample and target.
+        is_reduced: whether its dense products read bfloat16.
     """
 
     weights: tuple[Tensor, ...]
@@ -41,6 +42,7 @@ class Affine:
     work: int
     path: str
     gamma: float | None = None
+    is_reduced: bool = False
     _packed: dict[Any, list[Tensor]] = field(default_factory=dict)
 
     @property

@@ -130,4 +130,5 @@ def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: 
     transposed = layer.transpose(b, weight, None, signed=False, multiply=False)
     form = layer.form(b, [(weight, u, False)])
     up, slots = layer.forward(weight, None, signed=False), [u, None, None]
-    b.send(layer.x, Flow(b.step(transposed, [flow.register], slots, layer.x.numel, layer.work, form, up=up)))
+    place = [flow.register], slots, layer.x.numel, layer.work, form
+    b.send(layer.x, Flow(b.step(transposed, *place, takes_bf16=layer.is_reduced, up=up)))

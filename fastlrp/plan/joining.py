@@ -73,7 +73,16 @@ def _joined(total: BackwardStep, parts: Sequence[BackwardStep]) -> BackwardStep:
 
     ins = tuple(part.ins[0] for part in parts)
     return BackwardStep(
-        total.name, total.node, side_by_side, ins, (), total.outs, total.numels, total.work, fresh=len(set(ins)) > 1
+        total.name,
+        total.node,
+        side_by_side,
+        ins,
+        (),
+        total.outs,
+        total.numels,
+        total.work,
+        fresh=len(set(ins)) > 1,
+        takes_bf16=True,
     )
 
 

@@ -56,7 +56,7 @@ def send_late(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
     b.slot_bytes[u] = 0
     register = b.step(
         rows_or_product, [flow.register], [layer.y.index], layer.x.numel, layer.work, accepts_one_hot=True, fresh=True,
-        by_position=True, up=up, up_at=up_at,
+        by_position=True, takes_bf16=layer.is_reduced, up=up, up_at=up_at,
     )  # fmt: skip
     b.send(layer.x, Flow(register, Factor(layer.x)))
 

@@ -10,18 +10,25 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten import _product
+from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
+from fastlrp.plan import reduced
 from fastlrp.plan.builder import Builder, channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
+from fastlrp.precision import FULL, Products
 
 
 class AffineLayer:
-    """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose."""
+    """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose.
 
-    def __init__(self, node: Node) -> None:
+    Attributes:
+        is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
+    """
+
+    def __init__(self, node: Node, products: Products = FULL) -> None:
         self.node = node
         self.x, self.y = node.inputs[0], node.output
         a = node.attributes
@@ -37,11 +44,14 @@ class AffineLayer:
             self.geometry = ConvGeometry(
                 a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"]
             )
+        wanted = products.convolutions if node.kind == "conv" else products.matrices
+        self.is_reduced = wanted and reduced.pays(node.kind, self.work, getattr(self, "geometry", None))
+        self._narrow: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
         """The node's layer, made once for all plans of the model."""
-        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node))
+        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products))
         return layer
 
     @cached_property
@@ -75,10 +85,46 @@ class AffineLayer:
             return torch.nn.functional.linear(x, weight, bias)
         return x * weight if bias is None else x * weight + bias
 
+    def sum_of_one_sign(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``weight x + bias`` whose terms all have one sign: with few digits it is still exact to these digits."""
+        if not self.is_reduced:
+            return self.apply(x, weight, bias)
+        shift = None if bias is None else bias.to(reduced.DTYPE)
+        narrow, given = self.narrow(weight), x.to(reduced.DTYPE)
+        if self.node.kind == "linear":
+            return torch.nn.functional.linear(given, narrow, shift).to(x.dtype)
+        return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
+
+    def narrow(self, weight: Tensor, turned: bool = False) -> Tensor:
+        """A weight of this layer in bfloat16, made once; ``turned``: as :func:`reduced.turned_weight` gives it."""
+        key = id(weight), turned
+        if key not in self._narrow:  # The weight is kept beside it: it is remembered by identity.
+            found = reduced.turned_weight(weight, self.geometry.groups) if turned else weight
+            found = found.to(reduced.DTYPE)
+            self._narrow[key] = weight, channels_last(found) if self.node.kind == "conv" else found
+        return self._narrow[key][1]
+
+    def _reduced_transpose(
+        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
+    ) -> Callable[..., Tensor]:
+        """:meth:`transpose` with products of bfloat16."""
+        b.note("bf16")
+        if self.node.kind == "linear":
+            positive = None if weight_positive is None else self.narrow(weight_positive)
+            return reduced.through_linear(self.narrow(weight), positive, signed, multiply)
+        few = few_channels(weight, self.geometry.transposed, self.geometry.groups)
+        turned = None if few else reduced.turned(self.geometry, tuple(weight.shape[2:]))
+        found, turns = (self.geometry, False) if turned is None else (turned, True)
+        positive = None if weight_positive is None else self.narrow(weight_positive, turns)
+        sizes = list(self.x.sizes[1:])
+        return reduced.through_conv(self.narrow(weight, turns), positive, sizes, found, signed, multiply)
+
     def transpose(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
     ) -> Callable[..., Tensor]:
         """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
+        if self.is_reduced:
+            return self._reduced_transpose(b, weight, weight_positive, signed, multiply)
         before: tuple[Any, ...] = ()
         if self.node.kind == "linear":
             relevance = b.operation("linear_relevance")
@@ -97,6 +143,14 @@ class AffineLayer:
 
         return transposed
 
+    def plain_products(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """``register -> register W`` of a linear layer, and its transpose."""
+        linear = torch.nn.functional.linear
+        if not self.is_reduced:
+            return lambda f: _product.product(f, weight), lambda t: _product.linear(t, weight, None)
+        narrow = self.narrow(weight)
+        return lambda f: f.to(reduced.DTYPE) @ narrow, lambda t: linear(t.to(reduced.DTYPE), narrow).to(t.dtype)
+
     def forward(self, weight: Tensor, weight_positive: Tensor | None, signed: bool) -> Callable[..., Tensor]:
         """``(cotangent of c, u, v, input) -> cotangent of the register``: the transpose of :meth:`transpose`.
 
@@ -104,10 +158,18 @@ class AffineLayer:
         layer's own, for all groups at once.
         """
 
-        def product(t: Tensor, matrix: Tensor) -> Tensor:
+        def full_product(t: Tensor, matrix: Tensor) -> Tensor:
             if self.node.kind == "linear":
                 return linear_of_groups(t, matrix)
             return self.apply(channels_last(t.flatten(0, 1)), matrix, None).unflatten(0, t.shape[:2])
+
+        def reduced_product(t: Tensor, matrix: Tensor) -> Tensor:
+            return full_product(t.to(reduced.DTYPE), matrix).to(t.dtype)
+
+        product = reduced_product if self.is_reduced else full_product
+        if self.is_reduced:
+            weight = self.narrow(weight)
+            weight_positive = None if weight_positive is None else self.narrow(weight_positive)
 
         def forward(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             total = None if u is None else product(t, weight).mul_(u.unsqueeze(1))
@@ -182,7 +244,8 @@ class AffineLayer:
             return None  # Twice the input channels belong to one group only.
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes
-        return Affine(weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
+        affine = (weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
+        return Affine(*affine, is_reduced=self.is_reduced)
 
 
 def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,6 +33,7 @@ from fastlrp.plan.steps import (
     BackwardStep,
     Emission,
     Flow,
+    ForwardStep,
     Program,
     Row,
     Schedule,
@@ -40,6 +42,7 @@ from fastlrp.plan.steps import (
     schedule_forward,
 )
 from fastlrp.plan.table import PlanTable, plan_table
+from fastlrp.precision import FULL, Products
 from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.specialize import Path
@@ -84,6 +87,15 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     Raises:
         TypeError: if ``rule`` is not a rule.
         ValueError: for an operation that fastlrp knows: composites decide about those.
+
+    Example::
+
+        class Halves(rules.Custom):
+            # Half of the relevance to each operand of torch.hypot.
+            def propagate(self, forward, inputs, output, relevance):
+                return tuple(relevance / 2 for _ in inputs)
+
+        fastlrp.register_rule("hypot", Halves())
     """
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
@@ -129,7 +141,7 @@ class Plan(StaysHere):
     """How one captured model is explained under one composite: data that :mod:`fastlrp.run.runner` executes.
 
     Attributes:
-        graph, composite, rules, device, dtype: what it was made from; rules by node.
+        graph, composite, rules, device, dtype, products: what it was made from; rules by node.
         program: all steps. linear: whether relevance depends linearly on what arrives.
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
@@ -152,7 +164,9 @@ class Plan(StaysHere):
         dtype: torch.dtype,
         chooser: Chooser | None = None,
         shared: dict[Any, Any] | None = None,
+        products: Products = FULL,
     ) -> None:
+        self.products = products
         self.chooser = chooser or Chooser()
         self.latest_paths: Mapping[str, Path] = {}
         self.latest_direction: object = None
@@ -166,7 +180,7 @@ class Plan(StaysHere):
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            self.program = self._lower(Builder(graph, backend, device, dtype, shared, composite.max_pool))
+            self.program = self._lower(Builder(graph, backend, device, dtype, shared, composite.max_pool, products))
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
@@ -241,6 +255,11 @@ class Plan(StaysHere):
                     name = f"{first}_{number}"
                 found[name] = node.output
         return found
+
+    @property
+    def mixes_dtypes(self) -> bool:
+        """Whether registers may be of bfloat16 although the plan is of float32."""
+        return self.products.reduced and self.dtype == torch.float32
 
     # Schedules
 
@@ -317,12 +336,27 @@ class Plan(StaysHere):
         if keep == "coefficients":
             return always | self.coefficients
         caches = {slot for step in program.forward if step.is_cache for slot in step.outs}
-        steps = program.steps_to(self.coefficients, frozenset(program.inputs))
-        read = {slot for step in steps if step.is_cache for slot in step.ins}
-        activations = always | frozenset((read | self.coefficients) - caches)
+        steps = [s for s in program.steps_to(self.coefficients, frozenset(program.inputs)) if s.is_cache]
+        small = self._small(steps, always | self.coefficients)
+        read = {slot for step in steps if step not in small for slot in step.ins}
+        own = {slot for step in small for slot in step.outs if slot in read or slot in self.coefficients}
+        activations = always | frozenset(((read | self.coefficients) - caches) | own)
         if keep == "activations":
             return activations
         return activations | self.coefficients | frozenset(program.keyed.values())
+
+    def _small(self, caches: Sequence[ForwardStep], kept: frozenset[int]) -> list[ForwardStep]:
+        """Caches smaller than what they alone are made of: one number of a norm's row, a slope ``act(u) / u``."""
+        read = Counter(slot for step in caches for slot in set(step.ins))
+        sizes = {v.index: v.numel * (v.dtype or self.dtype).itemsize for v in self._values}
+        alone = [sum(sizes.get(s, 0) for s in set(step.ins) if read[s] == 1 and s not in kept) for step in caches]
+        own = [sum(self.program.slot_bytes.get(slot, 0) for slot in step.outs) for step in caches]
+        return [step for step, size, instead in zip(caches, own, alone, strict=True) if size < instead]
+
+    @cached_property
+    def _values(self) -> tuple[Value, ...]:
+        found = (*self.graph.inputs, *(node.output for node in self.graph.nodes))
+        return tuple(v for v in found if v.is_tensor and v.has_batch_first)
 
     def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""
@@ -360,7 +394,8 @@ class Plan(StaysHere):
         return found if self.latest_direction is None else f"{found}\ngroups went {self.latest_direction}"
 
     def _table(self, paths: Mapping[str, Path]) -> PlanTable:
-        return plan_table(self.program, self.composite.name, f"{self.dtype}, {self.device}", self.coefficients, paths)
+        where, products = f"{self.dtype}, {self.device}", "" if self.dtype == torch.bfloat16 else self.products.why
+        return plan_table(self.program, self.composite.name, where, self.coefficients, paths, products)
 
     def _repr_html_(self) -> str:
         return self._table(self.latest_paths).html()

@@ -49,12 +49,14 @@ class PlanTable:
         return markup.card(self.title, markup.folded(table, len(self.rows), "layers"), self.legend)
 
 
-def plan_table(program: Program, name: str, where: str, read: frozenset[int], paths: Mapping[str, object]) -> PlanTable:
+def plan_table(
+    program: Program, name: str, where: str, read: frozenset[int], paths: Mapping[str, object], products: str = ""
+) -> PlanTable:
     """Per layer, from the output down: path, operation, rule, what flows to its input, backend, cached bytes.
 
     Args:
         name: of the composite. where: dtype and device. read: slots that are kept. paths: how a call computed its
-            layers, by module path.
+            layers, by module path. products: what they read, if that is to be said.
     """
     rows, total, counted = [], 0, set()
     for row in program.rows:
@@ -73,6 +75,8 @@ def plan_table(program: Program, name: str, where: str, read: frozenset[int], pa
         "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
         "path: of the latest call, with the shares of neurons above and below that carry relevance"
     )
+    if products:
+        legend += f"\nproducts: {products}"
     if any(row.rule == NO_RULE for row in program.rows):
         legend += f"\n{NO_RULE}: input times gradient, as unsupported='gradient' asks for"
     title = f"{name}: {len(program.backward)} steps per block of targets, {size_text(total)} cached per sample, {where}"

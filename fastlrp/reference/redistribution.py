@@ -143,7 +143,8 @@ def divide(R: Tensor, numerator: Tensor, constant: Tensor, st: Stabilize) -> tup
         R: ``(B, K, ...)``.
         numerator: what the inputs contribute, ``(B, ...)``.
         constant: what does not depend on the inputs, ``(B, ...)``.
-        st: the stabilizer.
+        st: the stabilizer. One that has a ``quotient`` knows ``s`` where the denominator is 0
+            (:class:`fastlrp.stabilizer.LimitAt`).
 
     Returns:
         ``s (B, K, ...)`` and the ledger.
@@ -152,6 +153,10 @@ def divide(R: Tensor, numerator: Tensor, constant: Tensor, st: Stabilize) -> tup
     inverse = torch.where(stabilized == 0, 0.0, 1 / stabilized)
     s = R * inverse.unsqueeze(1)
     dead = ((numerator == 0) | (stabilized == 0)).unsqueeze(1)
+    known = getattr(st, "quotient", None)
+    if known is not None and known.shape == s.shape:
+        at_zero = (stabilized == 0).unsqueeze(1)
+        s, dead = torch.where(at_zero, known, s), dead & ~(at_zero & (known != 0))
     slack = stabilized - numerator - constant
     ledger = Ledger(
         bias=total(torch.where(dead, 0.0, s * constant.unsqueeze(1))),

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fastlrp.report import ledger as ledgers
+from fastlrp.report.facts import named_truth, probabilities_of
 from fastlrp.report.maps import Maps
 from fastlrp.report.sample import Sample
 from fastlrp.targets import Initial, Targets
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BLOCK = 64
 """Maps of each layer that are in float32 at once, where the explainer has no ``max_memory`` of its own."""
+_BEYOND = 0.02
 LEDGER_TARGETS = 10
 """Targets of a sample, best score first, whose ledger ``ledger=True`` makes."""
 
@@ -35,6 +37,9 @@ def collect(
     ledger: bool | int = True,
     initial: Initial = "output",
     at: Any = None,
+    truth: Sequence[int | str | None] | None = None,
+    probability: str | None = "softmax",
+    statistics: tuple[Any, Any] | None = None,
 ) -> list[Sample]:
     """Explain a batch and keep what a report shows of it.
 
@@ -47,20 +52,31 @@ def collect(
         x: the batch ``(B, …)``, one tensor. For many inputs call this in parts and join the lists.
         targets, initial, layers, at: as for :meth:`fastlrp.ForwardRecord.relevance`.
         images: for each sample an array of uint8 ``(H, W, 3)``, ``(H, W, 1)``, ``(H, W)``, or None. Without this
-            argument: x itself where it is ``(B, 1, H, W)`` or ``(B, 3, H, W)``; each sample is stretched from its
-            smallest to its largest value, unless all of x lies in [0, 1].
+            argument: x itself where it is ``(B, 1, H, W)`` or ``(B, 3, H, W)``, de-normalised with ``statistics``;
+            without them each sample is stretched from its smallest to its largest value, unless all of x lies in
+            [0, 1]. The page says so.
+        statistics: mean and standard deviation that x was normalised with, a number or one for each channel.
         names: of the samples, by default ``sample 0`` and on.
         target_names: names of the classes (a list with one for each class, or a dict from class to name), by default
             the class number; for targets that are initial relevance, one name for each target.
         ledger: for how many targets of each sample, best score first, the conservation ledger is made: a number, True
             for up to :data:`LEDGER_TARGETS`, False for none. For each of them the reference walks through the whole
             model in float64.
+        truth: for each sample the class that it really is, by number or name, or None.
+        probability: ``"softmax"`` or ``"sigmoid"`` of the scores is shown beside them where targets are classes; scores
+            that are probabilities already are shown as they are; None: nothing.
 
     Returns:
         a :class:`Sample` for each entry of x.
 
     Raises:
         TypeError, ValueError, IndexError, KeyError: for what does not fit; as for the explainer.
+
+    Example::
+
+        from fastlrp import report
+
+        samples = report.collect(explainer, x, "top3", layers=["3"], ledger=False)
     """
     if not isinstance(x, Tensor):
         raise TypeError(
@@ -72,7 +88,7 @@ def collect(
         raise ValueError("x has no samples: a report shows at least one")
     if not isinstance(ledger, int) or ledger < 0:
         raise ValueError(f"ledger must be True, False or a number of targets, got {ledger!r}")
-    pictures = _images(x, images)
+    pictures, note = _images(x, images, statistics)
     titles = [f"sample {i}" for i in range(batch)] if names is None else _each(names, batch, "names")
     with explainer.forward(x) as record:
         asked = record.asked(targets, initial, at)
@@ -89,8 +105,25 @@ def collect(
         count = LEDGER_TARGETS if ledger is True else int(ledger)
         chosen = [[k for _, k in sorted((-score, k) for k, score in enumerate(row))][:count] for row in scores]
         rows = ledgers.by_target(record, asked, chosen) if count else [None] * batch
+        kind, probabilities = probabilities_of(record.scores, asked, probability)
     classes = [None] * batch if asked.index is None else asked.index.tolist()
-    return [Sample(*parts) for parts in zip(titles, pictures, labels, scores, kept, rows, classes, strict=True)]
+    found_truth = named_truth(truth, batch, None if asked.index is None else target_names)
+    return [
+        Sample(
+            titles[i],
+            pictures[i],
+            labels[i],
+            scores[i],
+            kept[i],
+            rows[i],
+            classes[i],
+            *found_truth[i],
+            probabilities[i],
+            kind,
+            image_note=note,
+        )
+        for i in range(batch)
+    ]
 
 
 def _results(found: Any, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
@@ -143,17 +176,30 @@ def _each(items: Any, count: int, what: str) -> list[str]:
     return found
 
 
-def _images(x: Tensor, images: Sequence[Any] | None) -> list[np.ndarray | None]:
+def _images(
+    x: Tensor, images: Sequence[Any] | None, statistics: tuple[Any, Any] | None = None
+) -> tuple[list[np.ndarray | None], str]:
+    """Pictures, and what was done to show x as such."""
     if images is not None:
         if len(images) != x.shape[0]:
             raise ValueError(f"images has {len(images)} entries for {x.shape[0]} samples: give one, or None, for each")
-        return [None if image is None else _coloured(np.asarray(image)) for image in images]
+        return [None if image is None else _coloured(np.asarray(image)) for image in images], ""
     if x.dim() != 4 or x.shape[1] not in (1, 3):
-        return [None] * x.shape[0]
+        return [None] * x.shape[0], ""
     values = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
+    note = ""
+    if statistics is not None:
+        mean, std = (np.asarray(numbers, np.float64) for numbers in statistics)
+        values, note = values * std + mean, "de-normalised"
+        if values.min() < -_BEYOND or values.max() > 1 + _BEYOND:
+            raise ValueError(
+                f"x * std + mean goes from {values.min():.3g} to {values.max():.3g}, outside of [0, 1]: these are not "
+                f"the statistics that x was normalised with"
+            )
+        values = values.clip(0, 1)
     if values.size and values.min() >= 0 and values.max() <= 1:
-        return [_coloured(np.rint(255 * image).astype(np.uint8)) for image in values]
-    return [_coloured(_stretched(image)) for image in values]
+        return [_coloured(np.rint(255 * image).astype(np.uint8)) for image in values], note
+    return [_coloured(_stretched(image)) for image in values], "stretched from its smallest to its largest value"
 
 
 def _stretched(image: np.ndarray) -> np.ndarray:

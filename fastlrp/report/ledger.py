@@ -19,7 +19,15 @@ Rows = list[dict[str, Any]]
 
 
 def ledger_rows(verification: Verification) -> Rows:
-    """The ledger of :meth:`fastlrp.Explainer.verify` for :class:`fastlrp.report.Sample`: all targets together."""
+    """The ledger of :meth:`fastlrp.Explainer.verify` for :class:`fastlrp.report.Sample`: all targets together.
+
+    Args:
+        verification: what :meth:`fastlrp.Explainer.verify` returns.
+
+    Example::
+
+        rows = fastlrp.report.ledger_rows(explainer.verify(x, "top1"))
+    """
     return [
         {
             "layer": row.path, "operation": row.operation, "rule": row.rule, "arrived": row.arrived, "sent": row.sent,

@@ -48,6 +48,11 @@ class Maps:
         self._q[at] = np.where(self._scale[at, None, None] > 0, np.rint(values / divisor), 0)
         self.total[at] = values.sum((1, 2))
 
+    def take(self, first: int, other: Maps) -> None:
+        """Store all maps of another object from place ``first`` on, bit for bit."""
+        at = slice(first, first + len(other))
+        self._q[at], self._scale[at], self.total[at] = other._q, other._scale, other.total
+
     @property
     def error(self) -> np.ndarray:
         half: np.ndarray = self._scale / 2

@@ -20,7 +20,10 @@ from fastlrp.report.sample import LEDGER_NUMBERS, Sample
 MAX_BYTES = 20_000_000
 """Size of a report unless :func:`write` is told otherwise."""
 
-SCRIPTS = ("data", "codec", "colour", "scale", "state", "list", "draw", "panel", "ledger", "controls", "keys", "app")
+SCRIPTS = (
+    "data", "codec", "colour", "scale", "state", "list", "thumbs", "draw", "panel", "overview", "save", "ledger",
+    "controls", "keys", "app",
+)  # fmt: skip
 _PER_MAP = 80  # Bytes of a map's entry in the index: scale, bound, sum, place.
 
 
@@ -30,6 +33,7 @@ def write(
     *,
     title: str,
     composite: str = "",
+    model: str = "",
     unit: str = "score",
     bits: int = 8,
     resolution: int | None = None,
@@ -46,7 +50,8 @@ def write(
     Args:
         path: where to; folders are made. The file appears when it is complete, or not at all.
         samples: from :func:`fastlrp.report.collect`, or made by hand.
-        title: of the page. composite: a line about how relevance was computed. unit: what relevance adds up to.
+        title: of the page. composite: a line about how relevance was computed. model: which model was explained.
+        unit: what relevance adds up to.
         bits: 4 to 8, the most that are used.
         resolution: longest side of a map in cells, at most; None: as it is.
         max_bytes: size of the file at most; None: no limit, everything as asked for.
@@ -56,14 +61,22 @@ def write(
 
     Raises:
         ValueError: without samples; for NaN in relevance; if not even the coarsest storage is small enough.
-        TypeError, ValueError: for other arguments. ImportError: without Jinja2. OSError: if it cannot be written.
+        TypeError, ValueError: for other arguments. ImportError: without Jinja2.
+        IsADirectoryError, OSError: if it cannot be written.
+
+    Example::
+
+        from fastlrp import report
+
+        report.write("report.html", report.collect(explainer, x, "top3", ledger=False), title="two pictures")
     """
     samples = list(samples)
     _check(samples, bits, resolution, max_bytes)
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name the file, for instance {path / 'report.html'}")
-    page = _Page(samples, {"title": str(title), "composite": str(composite), "unit": str(unit)})
+    about = {"title": str(title), "composite": str(composite), "model": str(model), "unit": str(unit)}
+    page = _Page(samples, about)
     pieces = page.fit(bits, resolution, math.inf if max_bytes is None else max_bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
@@ -95,7 +108,7 @@ class _Page:
             None if s.image is None else base64.b64encode(png.encode(s.image)).decode() for s in samples
         ]  # fmt: skip
         files = resources.files("fastlrp.report") / "templates"
-        self.style = (files / "report.css").read_text(encoding="utf-8")
+        self.style = "".join((files / f"{name}.css").read_text(encoding="utf-8") for name in ("base", "report"))
         code = "\n".join((files / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
         self.script = f"(() => {{\n'use strict';\n{code}\n}})();\n"
         self.template = _template((files / "report.html.j2").read_text(encoding="utf-8"))
@@ -163,6 +176,12 @@ class _Page:
             "height": int(shape[1]),
             "width": int(shape[2]),
             "classes": _classes(sample),
+            "truth": sample.truth,
+            "note": sample.image_note,
+            "place": _true_places(sample),
+            "probability": sample.probability,
+            "probabilities": None if sample.probabilities is None else [_short(p) for p in sample.probabilities],
+            "methods": None if sample.methods is None else list(sample.methods),
             "ledger": None if sample.ledger is None else _ledger(sample.ledger),
         }
 
@@ -173,6 +192,12 @@ def _classes(sample: Sample) -> list[int] | None:
         return None
     found = [int(number) for number in sample.classes]
     return None if found == list(range(len(found))) else found
+
+
+def _true_places(sample: Sample) -> list[int]:
+    """The places in the list of targets of the true class."""
+    classes = range(len(sample.targets)) if sample.classes is None else sample.classes
+    return [k for k, number in enumerate(classes) if sample.true_class is not None and number == sample.true_class]
 
 
 def _index(layer: Layer) -> dict[str, Any]:

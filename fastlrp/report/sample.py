@@ -33,10 +33,23 @@ class Sample:
             :func:`fastlrp.report.ledger_rows` makes them of a verification.
         classes: K numbers of the classes that the targets are, which the report shows and finds them by; their places
             in the list unless given.
+        truth: name of the class that the input really is, if that is known. true_class: its number.
+        probabilities: K numbers in [0, 1], or None. probability: what these are, for example ``"softmax"`` of the
+            scores.
+        methods: K names, where the targets were explained in several ways (composites, models); see
+            :func:`fastlrp.report.compare`.
+        image_note: what was done to show the image, ``"stretched"`` for example.
 
     Raises:
         TypeError, ValueError: for shapes, lengths, types that do not agree. NaN in relevance is found by
         :func:`fastlrp.report.write`, which reads all of it.
+
+    Example::
+
+        from fastlrp import report
+
+        maps = relevance[0].sum(1).numpy()  # (2, 16, 16)
+        sample = report.Sample("first", None, ["cat", "dog"], [2.1, -0.3], {"input": maps})
     """
 
     name: str
@@ -46,6 +59,12 @@ class Sample:
     relevance: Mapping[str, np.ndarray | Maps]
     ledger: Sequence[Mapping[str, Any]] | None = None
     classes: Sequence[int] | None = None
+    truth: str = ""
+    true_class: int | None = None
+    probabilities: Sequence[float] | None = None
+    probability: str = "probability"
+    methods: Sequence[str] | None = None
+    image_note: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -54,6 +73,7 @@ class Sample:
         _check_targets(self.targets, self.scores, where)
         if self.classes is not None and len(self.classes) != len(self.targets):
             raise ValueError(f"{where} has {len(self.targets)} targets and {len(self.classes)} classes")
+        _check_more(self, where)
         _check_relevance(self.relevance, len(self.targets), where)
         if self.image is not None:
             _check_image(self.image, self.relevance["input"].shape, where)
@@ -76,6 +96,24 @@ def _check_targets(targets: Sequence[str], scores: Sequence[float], where: str) 
     for name, score in zip(targets, scores, strict=True):
         if not math.isfinite(score):
             raise ValueError(f"{where}: the score of target {name!r} is {score}: scores must be finite")
+
+
+def _check_more(sample: Sample, where: str) -> None:
+    count, probabilities, methods = len(sample.targets), sample.probabilities, sample.methods
+    if not isinstance(sample.truth, str):
+        raise TypeError(
+            f"{where}: truth must be the name of a class (text), got {sample.truth!r}: give its number as true_class"
+        )
+    if probabilities is not None:
+        if len(probabilities) != count:
+            raise ValueError(f"{where} has {count} targets and {len(probabilities)} probabilities")
+        wrong = next((p for p in probabilities if not 0 <= p <= 1), None)
+        if wrong is not None:
+            raise ValueError(f"{where}: probabilities must lie in [0, 1], got {wrong}")
+    if methods is not None and (isinstance(methods, str) or len(methods) != count):
+        raise ValueError(
+            f"{where} has {count} targets: methods must be a list with a name for each, got {methods!r:.80}"
+        )
 
 
 def _check_relevance(relevance: Mapping[str, Any], count: int, where: str) -> None:

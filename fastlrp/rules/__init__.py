@@ -1,6 +1,7 @@
 """The rules of LRP: one small frozen dataclass each, in a file of its own, with its formula and its source."""
 
 from fastlrp.rules.alpha_beta import AlphaBeta
+from fastlrp.rules.autograd_function import AutogradFunction
 from fastlrp.rules.carry import Pass
 from fastlrp.rules.custom import Custom
 from fastlrp.rules.epsilon import Epsilon
@@ -8,6 +9,8 @@ from fastlrp.rules.fixed_sigma import FixedSigma
 from fastlrp.rules.flat import Flat
 from fastlrp.rules.gamma import Gamma
 from fastlrp.rules.gradient import Deconvnet, Gradient, GuidedBackprop
+from fastlrp.rules.heads import Heads
+from fastlrp.rules.held_selection import HeldSelection
 from fastlrp.rules.input_gradient import InputGradient
 from fastlrp.rules.modified_weights import ModifiedWeights
 from fastlrp.rules.norm import Norm
@@ -23,6 +26,7 @@ from fastlrp.rules.zplus import ZPlus
 
 __all__ = [
     "AlphaBeta",
+    "AutogradFunction",
     "Custom",
     "Deconvnet",
     "Epsilon",
@@ -31,6 +35,8 @@ __all__ = [
     "Gamma",
     "Gradient",
     "GuidedBackprop",
+    "Heads",
+    "HeldSelection",
     "InputGradient",
     "ModifiedWeights",
     "Norm",

@@ -36,6 +36,12 @@ class AlphaBeta(WeightRule):
     Args:
         alpha, beta: ``alpha >= 0``, ``alpha - beta = 1``. With ``alpha < 1`` both parts add up (``alpha = 0``: the
             negative part alone).
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.AlphaBeta(2.0, 1.0))).relevance("top1")
 
     Source: Bach et al. 2015, eq. 60.
 
@@ -110,7 +116,8 @@ class AlphaBeta(WeightRule):
         product = in_float32(total, b.dtype) if exact else total
         up = in_float32(total_up, b.dtype) if exact else total_up
         work = layer.work * len(parts)
-        register = b.step(product, [flow.register], slots, x.numel, work, form, unpooled=both, up=up)
+        place = [flow.register], slots, x.numel, work, form
+        register = b.step(product, *place, unpooled=both, takes_bf16=layer.is_reduced, up=up)
         b.send(x, Flow(register, Factor(x)))
 
 

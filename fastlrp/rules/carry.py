@@ -17,6 +17,10 @@ class Pass(Rule):
             ``c_x = c_y`` times the gates. Relevance is the same, ``u c_u = a c_a``. For rules in the limit of epsilon
             to 0 (:meth:`fastlrp.Stabilizer.limit`), which then need no quotient below.
 
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.kind("activation"), rules.Pass()))
+
     Source: Achtibat et al. 2024 (AttnLRP), eq. 9 (identity rule).
     """
 

@@ -15,6 +15,14 @@ class Custom(Rule):
     For operations that fastlrp does not know, give an instance to :func:`fastlrp.register_rule`. Set
     ``linear_in_relevance = True`` if what it returns is linear in ``relevance``: then plans with it may propagate a
     basis of a narrow layer instead of each target.
+
+    Example::
+
+        class Halves(rules.Custom):
+            def propagate(self, forward, inputs, output, relevance):
+                return tuple(relevance / 2 for _ in inputs)
+
+        mine = composites.epsilon_plus().with_entries((composites.operation("hypot"), Halves()))
     """
 
     linear_in_relevance = False

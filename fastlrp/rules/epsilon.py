@@ -25,6 +25,10 @@ class Epsilon(TwoCoefficientRule):
             passes the transposed weight undivided: gradient times input.
         zero_bias: leave the bias out of the denominator.
 
+    Example::
+
+        relevance = record.under(composites.uniform(rules.Epsilon(0.1))).relevance("top1")
+
     Source: Bach et al. 2015, eq. 58.
     """
 

@@ -16,6 +16,13 @@ class FixedSigma(Rule):
     ``R_x = x * centre(w / sigma * R / st(y))`` where ``centre`` takes away the mean over what is normalised (an RMS
     norm takes none away, and there the rule is the identity). The bias ``b`` keeps its share.
 
+    Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.kind("normalization"), rules.FixedSigma()))
+
     Source: Achtibat et al. 2024 (AttnLRP), prop. 3.4, with the variance as a constant; Ali et al. 2022, eq. 11.
     """
 

@@ -22,6 +22,13 @@ from fastlrp.stabilizer import Stabilizer
 class Flat(WeightRule):
     """LRP-flat: each output's relevance in equal shares to all inputs it sees, ``R_i = sum_j 1 / st(sum_i 1) R_j``.
 
+    Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.Flat())).relevance("top1")
+
     Source: Lapuschkin et al. 2019.
     """
 

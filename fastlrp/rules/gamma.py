@@ -46,6 +46,18 @@ class Gamma(TwoCoefficientRule):
     ``R_i = sum_j (x_i w_ij + gamma (x_i w_ij)+) / st(z_j + gamma (P_j + b_j+)) R_j`` where ``z_j > 0``,
     the same with ``-``, ``N`` and ``b-`` where ``z_j < 0``, nothing where ``z_j = 0``.
 
+    Args:
+        gamma: how much more positive contributions count, at least 0; 0 is the epsilon rule.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Raises:
+        ValueError: for a gamma below 0 or infinite.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.Gamma(0.1))).relevance("top1")
+
     Source: Andeol et al. 2021; Montavon et al. 2019, section 10.2.3, for ``x >= 0``.
     """
 
@@ -66,6 +78,10 @@ class Gamma(TwoCoefficientRule):
         if not signed and same_sign and only_positive_outputs(layer, flow):
             # After a ReLU v/u is the same for every neuron that carries relevance: one product with W + gamma W+.
             modify = PlainGamma(self.gamma).modify
+            if layer.is_reduced:  # z in float32 from the model's own pass, and a sum that few digits are enough for.
+                sums = [layer.y.index, part(b, layer, self.zero_bias)]
+                z = b.cache(lambda y, p: y + self.gamma * p, sums, layer.y.numel)
+                return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, z=z)
             return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias)
         factor, z = b.slot_of(flow.factor), output_slot(b, layer, self.zero_bias)
         positive = part(b, layer, self.zero_bias)

@@ -9,18 +9,33 @@ from fastlrp.rules.rule import Rule
 
 @dataclass(frozen=True)
 class Gradient(Rule):
-    """The layer's own gradient: what flows is ``dy/dx``, not relevance."""
+    """The layer's own gradient: what flows is ``dy/dx``, not relevance.
+
+    Example::
+
+        gradients = record.under(composites.uniform(rules.Gradient())).relevance("top1", initial="one")
+    """
 
 
 @dataclass(frozen=True)
 class Deconvnet(Rule):
-    """At a ReLU: what flows is clipped, ``R_in = max(R, 0)``. Source: Zeiler and Fergus 2014."""
+    """At a ReLU: what flows is clipped, ``R_in = max(R, 0)``. Source: Zeiler and Fergus 2014.
+
+    Example::
+
+        mine = composites.gradient().with_entries((nn.ReLU, rules.Deconvnet()))
+    """
 
     linear_in_relevance = False
 
 
 @dataclass(frozen=True)
 class GuidedBackprop(Rule):
-    """At a ReLU: gradient and clipping, ``R_in = 1[x > 0] max(R, 0)``. Source: Springenberg et al. 2015."""
+    """At a ReLU: gradient and clipping, ``R_in = 1[x > 0] max(R, 0)``. Source: Springenberg et al. 2015.
+
+    Example::
+
+        mine = composites.gradient().with_entries((nn.ReLU, rules.GuidedBackprop()))
+    """
 
     linear_in_relevance = False

@@ -18,6 +18,11 @@ class InputGradient(Rule):
 
     Args:
         missing: True where the operation had no rule and ``unsupported="gradient"`` gave it this one.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.operation("hypot"), rules.InputGradient()))
 
     Source: the first-order Taylor expansion without its constant term, as input times gradient has it for a whole
     network; Montavon et al. 2019, section 10.3.

@@ -27,6 +27,16 @@ class ModifiedWeights(TwoCoefficientRule):
         modify: ``rho``, applied element-wise to the (batch-norm folded) weight and to the bias.
         name: how the plan shows it.
         modify_bias: ``False`` leaves the bias in the denominator as it is (Captum does).
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Raises:
+        TypeError: if ``modify`` is no function.
+
+    Example::
+
+        squares = rules.ModifiedWeights(lambda w: w * w.abs(), name="squares")
+        relevance = record.under(composites.uniform(squares)).relevance("top1")
 
     Source: Montavon et al. 2019, eq. 10.2 to 10.4.
     """

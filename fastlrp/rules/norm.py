@@ -15,6 +15,11 @@ class Norm(Rule):
     Args:
         of_sum: at an average pool the denominator is the sum of the window, not its mean: ``x_i / st(sum_i x_i)``.
             They differ in what epsilon weighs; the LRP Toolbox takes the sum.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.kind("adaptive_avg_pool"), rules.Norm(0.0)))
 
     Source: Bach et al. 2015, eq. 56; Zennit's rule of this name.
     """

@@ -23,6 +23,16 @@ class PlainGamma(TwoCoefficientRule):
 
     Args:
         modify_bias: ``False`` leaves the bias in the denominator as it is (Captum does).
+        gamma: of the positive weights, at least 0.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Raises:
+        ValueError: for a gamma below 0 or infinite.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.PlainGamma(0.1))).relevance("top1")
 
     Source: Montavon et al. 2019, section 10.2.3.
     """

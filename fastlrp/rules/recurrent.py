@@ -37,6 +37,10 @@ class Recurrent(Rule):
     Raises:
         ValueError: for other gates, a ``bias_factor`` outside [0, 1], or one with uniform gates.
 
+    Example::
+
+        mine = composites.epsilon().with_entries((composites.kind("recurrence"), rules.Recurrent(bias_factor=1.0)))
+
     Source: Arras et al. 2017, Explaining Recurrent Neural Network Predictions in Sentiment Analysis, section 3.2; Arras
     et al. 2019, Explaining and Interpreting LSTMs, section 2.2. Uniform: Achtibat et al. 2024, eq. 7.
     """

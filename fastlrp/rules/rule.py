@@ -40,6 +40,11 @@ class Rule:
     """The kinds that a path or a module type means with this rule: it may stand for a part of a model with many kinds
     of operation, of which the rule is for some. None for all of them."""
 
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        """The rules that it is made of, if it is made of others."""
+        return ()
+
     def __post_init__(self) -> None:
         """Called by every rule's constructor: a stabilizer that is none is noticed there, not at the first capture."""
         if hasattr(self, "stabilizer"):
@@ -54,6 +59,7 @@ def stabilizers(rules: Iterable[Rule | None]) -> Iterator[Stabilizer]:
     for rule in rules:
         values: list[object] = [getattr(rule, field.name) for field in fields(rule)] if is_dataclass(rule) else []
         yield from (value for value in values if isinstance(value, Stabilizer))
+        yield from stabilizers(rule.inner if rule is not None else ())
 
 
 class WeightRule(Rule):

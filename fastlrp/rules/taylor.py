@@ -14,6 +14,10 @@ class Taylor(Rule):
     In chained form this is the softmax's own gradient, ``c_s = p * (c_p - sum p c_p)``. It does not conserve: the
     expansion's constant term keeps its share, which the ledger shows as bias.
 
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.kind("attention_weights"), rules.Taylor()))
+
     Source: Achtibat et al. 2024 (AttnLRP), prop. 3.1.
     """
 

@@ -16,6 +16,13 @@ class Uniform(Rule):
     up to ``R``. At attention ``softmax(Q K^T) V`` both products have it, and the softmax in between has
     :class:`~fastlrp.rules.Taylor`: in terms of gradients the shares of ``Q``, ``K``, ``V`` are 1/4, 1/4, 1/2.
 
+    Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.kind("attention", "product"), rules.Uniform()))
+
     Source: Achtibat et al. 2024 (AttnLRP), eq. 7.
     """
 

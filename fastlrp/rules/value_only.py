@@ -16,6 +16,13 @@ class ValueOnly(Rule):
     element-wise product: all to the signal, where what an activation made counts as a gate too (``act(g) * u``: all to
     ``u``).
 
+    Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.attnlrp().with_entries((composites.kind("attention"), rules.ValueOnly()))
+
     Source: Ali et al. 2022 (CP-LRP), eq. 9 and 10: the attention head with constant weights.
     """
 

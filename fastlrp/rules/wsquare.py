@@ -21,6 +21,14 @@ from fastlrp.stabilizer import Stabilizer
 class WSquare(WeightRule):
     """LRP-w2: ``R_i = sum_j w_ij^2 / st(sum_i w_ij^2 + b_j^2) R_j``.
 
+    Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.WSquare())).relevance("top1")
+
     Source: Montavon et al. 2017, eq. 12.
     """
 

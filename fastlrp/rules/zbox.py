@@ -34,6 +34,12 @@ class ZBox(WeightRule):
     Args:
         low, high: lowest and highest possible input, number or tensor that broadcasts to ``(B, C, H, W)``
             (``(1, 3, 1, 1)`` for bounds per channel), in the units of the model's own (normalised) input.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+
+    Example::
+
+        mine = composites.epsilon_plus().with_entries((composites.first(), rules.ZBox(0.0, 1.0)))
+        relevance = record.under(mine).relevance("top1")
 
     Source: Montavon et al. 2017, eq. 13.
     """
@@ -66,7 +72,7 @@ class ZBox(WeightRule):
         below = b.cache(lambda x: _minus(x, high), [x.index], x.numel)
 
         def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
-            z = layer.apply(above, positive, None).add_(layer.apply(below, negative, None))
+            z = layer.sum_of_one_sign(above, positive, None).add_(layer.sum_of_one_sign(below, negative, None))
             inverse = stabilizer.reciprocal(wide(z))
             quotient = inverse * f[0] if f else inverse
             return same_layout(layer, representable(quotient, z, z.dtype))
@@ -88,7 +94,8 @@ class ZBox(WeightRule):
             return first_up(multiply(t, above), u, None, None).add_(second_up(multiply(t, below), u, None, None))
 
         slots = [u, above, below]
-        b.send(x, Flow(b.step(relevance_in_box, [flow.register], slots, x.numel, 2 * layer.work, form, up=up)))
+        place = [flow.register], slots, x.numel, 2 * layer.work, form
+        b.send(x, Flow(b.step(relevance_in_box, *place, takes_bf16=layer.is_reduced, up=up)))
 
 
 def textbook(

@@ -27,6 +27,14 @@ from fastlrp.stabilizer import Stabilizer
 class ZPlus(TwoCoefficientRule):
     """LRP-z+ (alpha1 beta0): ``R_i = sum_j (x_i w_ij)+ / st(P_j + b_j+) R_j``.
 
+    Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        zero_bias: leave the bias out of the denominators.
+
+    Example::
+
+        relevance = record.under(composites.uniform(rules.ZPlus())).relevance("top1")
+
     Source: Montavon et al. 2017, eq. 15; for inputs of both signs Bach et al. 2015, eq. 60 with beta = 0.
     """
 

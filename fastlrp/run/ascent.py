@@ -21,6 +21,7 @@ from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_up, profiling, record_function
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.transpose import Shape, results, transposed
@@ -180,13 +181,20 @@ def register_shapes(plan: Plan, state: list[Any], batch: int) -> dict[int, Shape
     found = {plan.program.top: Shape(output.sizes, plan.dtype)}
     last = {register: i for i, step in enumerate(plan.program.backward) for register in (*step.ins, *step.outs)}
     for position, step in enumerate(plan.program.backward):
+        if plan.mixes_dtypes and not step.takes_bf16:
+            registers = {r: widened(held) for r, held in registers.items()}
         made = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
         for out, result in zip(step.outs, results(made), strict=True):
-            registers[out], found[out] = result, Shape(tuple(result.shape[2:]), result.dtype)
+            registers[out], found[out] = result, Shape(tuple(result.shape[2:]), _flowing(plan, result))
         for register in (*step.ins, *step.outs):
             if last[register] == position:
                 registers.pop(register, None)
     return found
+
+
+def _flowing(plan: Plan, result: Tensor) -> torch.dtype:
+    """The dtype of cotangents, which stay in float32 where registers may be of bfloat16."""
+    return plan.dtype if plan.mixes_dtypes and result.dtype == torch.bfloat16 else result.dtype
 
 
 @dataclass(frozen=True, eq=False)

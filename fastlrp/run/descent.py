@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastlrp.one_hot import AtPositions, OneHot
+from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
+from fastlrp.run.reach import Reach
 
 
 @dataclass(eq=False)
@@ -15,7 +17,8 @@ class Descent:
     """One way down: a state, where results go, and how large a register may get.
 
     Attributes:
-        state: slots ``(B, …)``. batch: B. itemsize: bytes per entry. block_bytes: largest register.
+        state: slots ``(B, …)``. batch: B. itemsize: bytes per entry. block_bytes: largest register. mixes_dtypes:
+            whether registers may be of bfloat16, which not all steps take.
     """
 
     state: list[Any]
@@ -23,12 +26,14 @@ class Descent:
     batch: int
     itemsize: int
     block_bytes: int
+    mixes_dtypes: bool = False
 
     def descend(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
         if profiling():
             steps = [(step if type(step) is Emission else _profiled(step), frees) for step, frees in steps]
-        parts = [_Part(start, registers, first, count)]
+        reach = next(filter(None, map(Reach.of, registers)), None)
+        parts = [_Part(start, registers, first, count, reach)]
         while parts:
             # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
             parts += reversed(self._advance(steps, parts.pop()))
@@ -43,17 +48,21 @@ class Descent:
                 if type(step) is Emission:
                     value = registers[step.register]
                     value = value.dense() if type(value) in (OneHot, AtPositions) else value
+                    value = widened(value) if self.mixes_dtypes else value
                     self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
                 else:
-                    few = self._few_positions(step, registers)
-                    hot = few is not None or (step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot)
-                    if count > 1 and not hot and step.numel * self.batch * self.itemsize * count > self.block_bytes:
-                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes)
+                    few = self._few_positions(step, registers, part.reach)
+                    hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
+                    numel = step.numel if few is None else -(-step.numel * len(few.positions) // few.whole)
+                    if count > 1 and not hot and numel * self.batch * self.itemsize * count > self.block_bytes:
+                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes, numel)
                         if fits < count:
                             return _split(replace(part, position=position), fits)
                     ins, slots = step.ins, step.slots
                     if few is None:
                         _make_dense(step, registers)
+                    if self.mixes_dtypes and not step.takes_bf16:
+                        registers_in_float32(step, registers)
                     if few is not None:
                         registers[step.out] = self._run_at_positions(step, registers, few)
                     elif len(step.outs) > 1:
@@ -69,14 +78,26 @@ class Descent:
             raise
         return []
 
-    def _few_positions(self, step: BackwardStep, registers: list[Any]) -> AtPositions | None:
+    def _few_positions(self, step: BackwardStep, registers: list[Any], reach: Reach | None) -> AtPositions | None:
         """The positions that all operands of a step have alone, if it can do with them."""
-        few = [r for r in step.ins if type(registers[r]) is AtPositions]
-        if not few:
+        if not step.by_position or len(step.outs) != 1:
             return None
-        first: AtPositions = registers[few[0]]
-        same = len(few) == len(step.ins) and all(registers[r].positions is first.positions for r in few)
-        return first if step.by_position and same and len(step.outs) == 1 else None
+        few = [r for r in step.ins if type(registers[r]) is AtPositions]
+        if len(few) == len(step.ins):
+            first: AtPositions = registers[few[0]]
+            if all(registers[r].positions is first.positions for r in few):
+                return first
+        if reach is None or not reach.is_short:
+            return None
+        for r in few:
+            if registers[r].positions is not reach.prefix:  # Those of the targets themselves.
+                registers[r] = registers[r].dense()
+        cut = reach.cut([registers[r] for r in step.ins])
+        if cut is None:
+            return None
+        for r, register in zip(step.ins, cut, strict=True):
+            registers[r] = register
+        return cut[0]
 
     def _run_at_positions(self, step: BackwardStep, registers: list[Any], few: AtPositions) -> AtPositions:
         rows = [registers[r].rows for r in step.ins]
@@ -94,6 +115,12 @@ def _make_dense(step: BackwardStep, registers: list[Any]) -> None:
             registers[register] = registers[register].dense()
 
 
+def registers_in_float32(step: BackwardStep, registers: list[Any]) -> None:
+    """What a step reads, for one that takes no bfloat16."""
+    for register in step.ins:
+        registers[register] = widened(registers[register])
+
+
 @dataclass(eq=False)
 class _Part:
     """Targets ``first`` to ``first + count - 1`` before the step at ``position``, and what their registers hold."""
@@ -102,6 +129,7 @@ class _Part:
     registers: list[Any]
     first: int
     count: int
+    reach: Reach | None = None
 
 
 def _split(part: _Part, fits: int) -> list[_Part]:
@@ -111,7 +139,8 @@ def _split(part: _Part, fits: int) -> list[_Part]:
     for offset in range(0, part.count, size):
         length = min(size, part.count - offset)
         registers = [None if r is None else r.narrow(1, offset, length) for r in part.registers]
-        found.append(_Part(part.position, registers, part.first + offset, length))
+        reach = None if part.reach is None else part.reach.narrow(offset, length)
+        found.append(_Part(part.position, registers, part.first + offset, length, reach))
     return found
 
 
@@ -123,9 +152,12 @@ def _profiled(step: BackwardStep) -> BackwardStep:
     return replace(step, run=in_profile)
 
 
-def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int) -> int:
-    """How many targets at once keep a step's register within ``block_bytes``, at least as many as it takes at once."""
-    fits = block_bytes // max(1, step.numel * max(1, batch) * itemsize)
+def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int, numel: int | None = None) -> int:
+    """How many targets at once keep a step's register within ``block_bytes``, at least as many as it takes at once.
+
+    ``numel``: entries of the register, if they are fewer than the step's own.
+    """
+    fits = block_bytes // max(1, (step.numel if numel is None else numel) * max(1, batch) * itemsize)
     return max(1, step.least, fits // BLOCK * BLOCK if fits >= BLOCK else fits)
 
 

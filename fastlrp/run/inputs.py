@@ -103,6 +103,8 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
         batch = tensor.shape[0] if batch is None else batch
         if tensor.shape[0] != batch:
             hint = f": use expand({batch}, …)" if tensor.shape[0] == 1 else ""
+            if tensor.dim() == 2 and tensor.shape[0] == 2 and not tensor.is_floating_point():
+                hint = ". If these are the edges of a graph with its nodes as axis 0, use fastlrp.GraphExplainer"
             raise ValueError(f"{label} has {tensor.shape[0]} samples, the first input has {batch}{hint}")
         if home is not None and (tensor.device, tensor.dtype) != (home.device, home.dtype):
             home = find_home()

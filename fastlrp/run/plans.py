@@ -19,6 +19,7 @@ from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError
 from fastlrp.plan.plan import Plan
+from fastlrp.precision import Precision, products_of, switches
 from fastlrp.run.accept import accepted
 from fastlrp.run.hints import with_hint
 from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
@@ -43,6 +44,7 @@ class Plans:
         model, composite, backend, output: see :class:`fastlrp.Explainer`.
         chooser: dense or sparse, layer by layer.
         trace: captures the model. canonize: brings its graph into the form that the rules see. prepared: makes plans.
+        precision: what their products read.
 
     Attributes:
         refreshed: how often :meth:`refresh` was called.
@@ -58,7 +60,9 @@ class Plans:
         trace: Trace = trace,
         canonize: Callable[[Graph], object] = canonize,
         prepared: type[Prepared] = Prepared,
+        precision: Precision = "auto",
     ) -> None:
+        self._precision = precision
         self.model, self.composite, self.refreshed = model, composite, 0
         self._backend, self._output, self._chooser = backend, output, chooser
         self._trace, self._canonize, self._make = trace, canonize, prepared
@@ -90,7 +94,8 @@ class Plans:
                 if restructured:
                     self._kept.clear()
                     self._watch = None
-            key = inputs.key()
+            # PyTorch's switches decide where nothing else does, and may change between calls.
+            key = (*inputs.key(), switches() if self._precision == "auto" else None)
             found = self._kept.get(key) or self._kept.get((*key, inputs.tensors[0].shape[0]))
             if found is None:
                 return self._capture(inputs, key)
@@ -111,7 +116,8 @@ class Plans:
         dtype = self._dtype(inputs, captured.graph.output.dtype)
         how = (self._backend, inputs.tensors[0].device, dtype, self._chooser)
         try:
-            found = self._make(captured, self.composite, *how, watch)
+            products = products_of(self._precision, *how[:-1])
+            found = self._make(captured, self.composite, *how, watch, products)
         except CaptureError as error:
             lacks_batch = captured.graph.output.shape is not None and len(captured.graph.output.shape) < 2
             raise with_hint(error, self.model, inputs) if lacks_batch else error from error.__cause__

@@ -12,6 +12,7 @@ from fastlrp.capture.export import Captured
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.plan.plan import Plan
+from fastlrp.precision import FULL, Products
 from fastlrp.run.finite import check_numbers
 from fastlrp.run.sparse.choose import Chooser
 
@@ -35,7 +36,9 @@ class Prepared:
         dtype: torch.dtype,
         chooser: Chooser,
         watch: Watch,
+        products: Products = FULL,
     ) -> None:
+        self._products = products
         self.captured, self.watch, self.values = captured, watch, 0
         self._composite, self._chooser, self._how = composite, chooser, (backend, device, dtype)
         self._lock = threading.Lock()
@@ -66,4 +69,4 @@ class Prepared:
         return plan
 
     def _make(self, composite: Composite) -> Plan:
-        return Plan(self.captured.graph, composite, *self._how, self._chooser, self._shared)
+        return Plan(self.captured.graph, composite, *self._how, self._chooser, self._shared, self._products)

@@ -73,6 +73,8 @@ class ForwardRecord(StaysHere):
             self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware])
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
+        if prepared.captured.unpacked is not None:
+            prepared.captured.unpacked.check(inputs.tensors, inputs.args, inputs.kwargs, self._scores)
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
         self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware), max_memory)
@@ -103,8 +105,15 @@ class ForwardRecord(StaysHere):
         costs one element-wise pass per layer and parameter, not a forward pass. Give the same
         :class:`~fastlrp.composites.Composite` object again, and its plan is used again.
 
+        Args:
+            composite: the name of a preset or a composite.
+
         Raises:
             RuntimeError: if this record is closed, or weights or input have changed since its forward pass.
+
+        Example::
+
+            relevance = record.under("gamma").relevance("top1")
         """
         state = self.state()
         other = copy.copy(self)
@@ -126,7 +135,13 @@ class ForwardRecord(StaysHere):
     # Life
 
     def close(self) -> None:
-        """Free the caches. A closed record keeps its output and answers nothing more."""
+        """Free the caches. A closed record keeps its output and answers nothing more.
+
+        Example::
+
+            record = explainer.forward(x)
+            record.close()
+        """
         if self._state is not None and self._lent is not None:
             self._lent.close()
         self._state = None
@@ -241,6 +256,12 @@ class ForwardRecord(StaysHere):
         Raises:
             KeyError: for an unknown layer. IndexError, TypeError, ValueError: for targets or ``out`` that do not fit;
             ValueError: if ``max_memory`` is too small for one target.
+
+        Example::
+
+            several = record.relevance([3, 1, 4])  # (2, 3, 3, 16, 16)
+            layers = record.relevance("top1", layers=["3"])  # a dict: "3", "input", "output"
+            patches = record.relevance("all", groups=groups.patches(8))  # (2, 10, 4)
         """
         self._refuse_stale()
         return self.relevance_at_once(
@@ -300,12 +321,22 @@ class ForwardRecord(StaysHere):
         """Relevance in blocks of targets, or of groups, that fit into ``max_memory``.
 
         Args:
-            block: sets the number of targets in a block. over: with ``groups``, what comes in blocks. ``"groups"`` goes
-                up, and each block has all targets, ``(B, K, number of groups)``.
+            targets, initial, layers, reduce, at, groups, direction: as for :meth:`relevance`.
+            block: targets of a block; as many as fit into ``max_memory`` unless given.
+            over: with ``groups``, what comes in blocks: ``"targets"``, or ``"groups"``, which goes up and gives all
+                targets in each block, ``(B, K, number of groups)``.
 
         Yields:
             ``(range of positions in targets, relevance of that block)``, or with ``over="groups"``
             ``(range of groups, relevance of these)``; other arguments as for :meth:`relevance`.
+
+        Raises:
+            ValueError: for a ``block`` below 1; all others as :meth:`relevance`.
+
+        Example::
+
+            for positions, maps in record.stream("all", reduce="channels", block=4):
+                assert maps.shape == (2, len(positions), 16, 16)
         """
         asked = self.asked(targets, initial, at)
         check_over(over, groups, block)
@@ -342,8 +373,15 @@ class ForwardRecord(StaysHere):
     def estimate(self, targets: Any, initial: Initial = "output", at: Any = None, groups: Groups = None) -> Choice:
         """Which way :meth:`relevance` of groups would go, why, and what each way is estimated to cost; goes none.
 
+        Args:
+            targets, initial, at, groups: as for :meth:`relevance`.
+
         Raises:
             ValueError: without groups.
+
+        Example::
+
+            print(record.estimate("all", groups=groups.patches(8)))
         """
         if groups is None:
             raise ValueError("estimate compares ways for groups=: relevance of every entry goes down")
@@ -367,6 +405,11 @@ class ForwardRecord(StaysHere):
 
         Raises:
             KeyError: for an unknown layer. UnsupportedOperationError: for rules that are not linear in relevance.
+
+        Example::
+
+            parts = record.contributions(groups.patches(8), layers=["3"])
+            assert parts["3"].shape == (2, 4, 16, 8, 8)  # of each patch to each neuron
         """
         self._refuse_stale()
         with torch.no_grad():
@@ -377,9 +420,20 @@ class ForwardRecord(StaysHere):
     ) -> Iterator[tuple[range, Contributions]]:
         """:meth:`contributions` in blocks of groups that fit into ``max_memory``.
 
+        Args:
+            groups, layers, readout: as for :meth:`contributions`.
+
         Yields:
             ``(range of groups, contributions of these)``; ``kept`` is what the groups so far leave of the activation,
             with the last block what belongs to no group.
+
+        Raises:
+            ValueError: if ``max_memory`` is too small for one group; all others as :meth:`contributions`.
+
+        Example::
+
+            for parts, brought in record.stream_contributions(groups.patches(8), layers=["3"]):
+                assert brought["3"].shape == (2, len(parts), 16, 8, 8)
         """
         self._refuse_stale()
         found = contributions_asked(self._answers, self._open(), groups, layers, readout).blocks()

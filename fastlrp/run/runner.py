@@ -86,7 +86,7 @@ def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
 
 def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
     """What moves targets down from ``state``."""
-    return Descent(state, sink, batch, plan.dtype.itemsize, plan.block_bytes)
+    return Descent(state, sink, batch, plan.dtype.itemsize, plan.block_bytes, plan.mixes_dtypes)
 
 
 def propagate(plan: Plan, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:

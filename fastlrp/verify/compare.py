@@ -219,12 +219,14 @@ class _Check:
             for t in (self.state[v.index],)
         }
         # Times what arrives: what an error is relative to where relevance itself is smaller.
-        self.dtype = coarsest((value.dtype for value in plan.flows), plan.dtype)
+        dtypes = [*(value.dtype for value in plan.flows), *([torch.bfloat16] if plan.products.reduced else [])]
+        self.dtype = coarsest(dtypes, plan.dtype)
         self.floor = floor(self.dtype)
         self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}
         self.sums: dict[Node, list[float | None]] = {}
+        self.quotients: dict[Value, list[Tensor]] = {}
         self.end_to_end = self.score = self.relevance = 0.0
 
     def block(self, count: int) -> int:
@@ -246,7 +248,7 @@ class _Check:
             node = row.node
             # The same step for the arriving relevance of the fast path and for that of the reference walk.
             both = torch.cat([fast[node.output], whole[node.output]], 1)
-            share = self.walker.through(node, both)
+            share = self.walker.through(node, both, self._quotient(node.output))
             if share is None:
                 share = self._unchecked(node, fast, both, count)
                 open_values.update(share.relevance)
@@ -270,9 +272,13 @@ class _Check:
 
     def _fast(self, initial: Any) -> dict[Value, Tensor]:
         found: dict[Value, list[Tensor]] = {}
+        self.quotients.clear()
 
         def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
             part = register.double()
+            if self.plan.flows[value].factor.value is value and bool((factors[0] == 0).any()):
+                scales = [factor.double().unsqueeze(1) for factor in factors[1:]]
+                self.quotients.setdefault(value, []).append(math.prod(scales, start=part))
             for factor in factors:
                 part = part * factor.double().unsqueeze(1)
             found.setdefault(value, []).append(part)
@@ -283,6 +289,11 @@ class _Check:
         ).steps
         runner.propagate(self.plan, self.state, initial, steps, sink, 0)
         return {value: torch.cat(parts, 1) for value, parts in found.items()}
+
+    def _quotient(self, value: Value) -> Tensor | None:
+        """``c`` of ``R = value * c`` for both walks, where the value has zeros, at which ``R`` does not tell it."""
+        parts = self.quotients.get(value)
+        return None if parts is None else torch.cat([*parts, *parts], 1)
 
     def _unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:
         """A user's rule has no reference: it is taken at its word, for both walks."""

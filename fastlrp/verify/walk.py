@@ -7,6 +7,7 @@ nothing of how its relevance is computed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from fastlrp.kinds.shares import shares_through
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.kinds.weighted import merged_layer
 from fastlrp.reference.weightless import MaxPoolMode
-from fastlrp.stabilizer import Stabilizer
+from fastlrp.stabilizer import LimitAt, Stabilizer
 
 
 class Walker:
@@ -34,9 +35,14 @@ class Walker:
         """All activations, float64."""
         return self.walk.values
 
-    def through(self, node: Node, R: Tensor) -> Share | None:
-        """Relevance ``(B, K, …)`` of the node's output to its inputs; None without a reference (a user's rule)."""
-        rule = self.rules.get(node)
+    def through(self, node: Node, R: Tensor, quotient: Tensor | None = None) -> Share | None:
+        """Relevance ``(B, K, …)`` of the node's output to its inputs; None without a reference (a user's rule).
+
+        ``quotient``: relevance per unit of the output, which in the limit of epsilon to 0 goes on where that is 0.
+        """
+        rule: Any = self.rules.get(node)
+        if quotient is not None:
+            rule = _with_quotient(rule, LimitAt(quotient))
         if isinstance(rule, rules.InputGradient):
             return shares_through(self.walk, node, R, Stabilizer.ensure(rule.stabilizer), node.sources)
         return None if isinstance(rule, rules.Custom) else KIND[node.kind].textbook(self.walk, node, rule, R)
@@ -47,3 +53,10 @@ class Walker:
             layer = merged_layer(node)
             return lambda x: layer.apply(x, layer.weight, layer.bias)
         return self.walk.alone(node, free)
+
+
+def _with_quotient(rule: Any, known: LimitAt) -> Any:
+    """The rule with ``known`` in the place of a stabilizer in the limit; the rule itself if it has none."""
+    values = {field.name: getattr(rule, field.name) for field in fields(rule)} if is_dataclass(rule) else {}
+    in_limit = [name for name, value in values.items() if isinstance(value, Stabilizer) and value.in_limit]
+    return replace(rule, **dict.fromkeys(in_limit, known)) if in_limit else rule  # type: ignore[type-var]

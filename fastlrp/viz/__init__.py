@@ -15,6 +15,7 @@ from fastlrp.viz.colors import colormap, colormaps
 from fastlrp.viz.grids import UNIT, grid
 from fastlrp.viz.heatmaps import heatmap, overlay, shared_level
 from fastlrp.viz.outlines import outline
+from fastlrp.viz.pictures import picture
 from fastlrp.viz.profiles import bars, curve
 from fastlrp.viz.saving import save, to_image
 from fastlrp.viz.text_view import Text, text
@@ -23,6 +24,7 @@ from fastlrp.viz.token_layers import token_layers
 
 if TYPE_CHECKING:
     COLORMAPS: list[str]
+    """Names of all colour maps: Zennit's, the Toolbox's, ours, matplotlib's."""
 
 __all__ = [
     "COLORMAPS",
@@ -36,6 +38,7 @@ __all__ = [
     "heatmap",
     "outline",
     "overlay",
+    "picture",
     "save",
     "segments",
     "shared_level",

@@ -36,6 +36,12 @@ def segments(
 
     Raises:
         ValueError: for shapes or options that do not fit. ImportError: without Pillow.
+
+    Example::
+
+        classes = torch.zeros(16, 16, dtype=torch.long)
+        classes[4:9, 4:9] = 3
+        picture = viz.segments(classes, x[0])
     """
     below = picture_of(image)
     array = as_array(classes, "classes")

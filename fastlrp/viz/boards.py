@@ -49,6 +49,14 @@ def add_to_tensorboard(
     Raises:
         TypeError: for a writer without those methods, or anything but a dict by layer. ValueError: for shapes, names or
         numbers that do not fit; nothing is written then.
+
+    Example::
+
+        class Writer:  # or torch.utils.tensorboard.SummaryWriter("runs/1")
+            def add_image(self, tag, image, step, dataformats): ...
+            def add_histogram(self, tag, values, step): ...
+
+        viz.add_to_tensorboard(Writer(), explainer(x, [3, 1], layers=["3"]), step=10, targets=["cat", "dog"])
     """
     for method in ("add_image", "add_histogram"):
         if not callable(getattr(writer, method, None)):

@@ -75,6 +75,10 @@ def colormap(name: Cmap) -> Colormap:
 
     Raises:
         ValueError: for an unknown name, with those that are close. TypeError: for anything else.
+
+    Example::
+
+        assert viz.colormap("coldnhot").name == "zennit:coldnhot"
     """
     colors = need("matplotlib.colors")
     if isinstance(name, colors.Colormap):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlrp.viz.arrays import MAX_PIXELS, picture_of
+from fastlrp.viz.arrays import MAX_PIXELS
 from fastlrp.viz.bar import BAR_HEIGHT, BAR_WIDTH, draw_bar
 from fastlrp.viz.cells import SCALES, Cells, Map, captions, cells_of, named, scales_of
 from fastlrp.viz.colors import SOFT, colormap
@@ -16,6 +16,7 @@ from fastlrp.viz.heatmaps import colored
 from fastlrp.viz.labels import DPI, LARGE, NORMAL, SMALL, Pen, line_height, write
 from fastlrp.viz.libraries import need
 from fastlrp.viz.numbers import number
+from fastlrp.viz.pictures import picture, pictures
 from fastlrp.viz.saving import show_in_notebooks
 from fastlrp.viz.scale import Level, Scale
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fastlrp.viz.colors import Cmap
 
 UNIT = "relevance, in units of the model's output score"
+"""What a grid's colour bar says unless told otherwise."""
 
 _MARGIN, _GAP, _PAD = 10.0, 6.0, 4.0
 _LABEL_WIDTH, _LABEL_LINES = 150.0, 4
@@ -34,6 +36,7 @@ def grid(
     relevance: Any,
     *,
     images: Any = None,
+    statistics: str | tuple[Any, Any] | None = None,
     row_labels: Sequence[Any] | None = None,
     column_labels: Sequence[Any] | None = None,
     titles: Any = None,
@@ -56,7 +59,9 @@ def grid(
             layer, from the input up; layers of different sizes fill the same cell, those without axes of space are laid
             out row by row in a block. Or a list of rows of maps ``(H, W)`` or ``(C, H, W)``, Pillow images, None.
         images: a column of inputs before the others: one for each row, as :func:`fastlrp.viz.overlay` takes them, or
-            None where there is none. For a dict of layers, one image.
+            None where there is none. For a dict of layers, one image. Normalised images are de-normalised with
+            ``statistics``, else stretched; the text at the colour bar says which.
+        statistics: what images were normalised with, see :func:`fastlrp.viz.picture`.
         row_labels, column_labels: one for each row, and for each column but that of the images.
         titles: text below the cells, ``(rows, columns)``; of a tensor or float numbers, the scores: ``+1.23``.
         sample: which sample of a dict of layers.
@@ -79,6 +84,10 @@ def grid(
     Raises:
         ValueError, TypeError, IndexError: for shapes, labels or options that do not fit. ImportError: without
         matplotlib and Pillow.
+
+    Example::
+
+        figure = viz.grid(relevance, images=x, column_labels=["for 3", "for 1"])
     """
     cells = cells_of(relevance, sample)
     by = _check(scale if scale is not None else cells.scale, level, cell)
@@ -88,7 +97,8 @@ def grid(
     scales = scales_of(cells, by, normalize, level, quantile)
     below = _with_scales(cells, by, scales, below)
     if images is not None:
-        below = _with_images(cells, scales, images, below, single=isinstance(relevance, dict))
+        below, said = _with_images(cells, scales, images, below, isinstance(relevance, dict), statistics)
+        unit = f"{unit}; images {said}" if said else unit
 
     _check_size(cells, cell)
     figure = need("matplotlib.figure").Figure(figsize=(4, 4), dpi=DPI, facecolor="white", layout="none")
@@ -221,22 +231,24 @@ def _size(scale: Scale) -> str:
     return f"{'±' if scale.normalize == 'symmetric' else '≤ '}{number(scale.high)}"
 
 
-def _with_images(cells: Cells, scales: dict[Any, Scale], images: Any, below: Any, single: bool) -> Any:
-    """Put a column of inputs before the others; everything else moves by one."""
+def _with_images(
+    cells: Cells, scales: dict[Any, Scale], images: Any, below: Any, single: bool, statistics: Any
+) -> tuple[Any, str]:
+    """Put a column of inputs before the others; everything else moves by one. The text below, and what was done."""
     if single:
-        first = picture_of(images, "images")
-        pictures: list[Any] = [first] + [None] * (len(cells.rows) - 1)
+        first, said = picture(images, statistics, "images")
+        found: list[Any] = [first] + [None] * (len(cells.rows) - 1)
     else:
         if len(images) != len(cells.rows):
             raise ValueError(f"images must be {len(cells.rows)}, one for each row, got {len(images)}")
-        pictures = [None if image is None else picture_of(image, f"images[{i}]") for i, image in enumerate(images)]
-    for row, picture in zip(cells.rows, pictures, strict=True):
-        row.insert(0, picture)
+        found, said = pictures(images, statistics)
+    for row, one in zip(cells.rows, found, strict=True):
+        row.insert(0, one)
     cells.column_labels.insert(0, "image")
     moved = {(i, j + 1): scale for (i, j), scale in scales.items()}
     scales.clear()
     scales.update(moved)
-    return below and [["", *row] for row in below]
+    return below and [["", *row] for row in below], said
 
 
 def _share_beyond(cells: Cells, scales: dict[tuple[int, int], Scale]) -> float:

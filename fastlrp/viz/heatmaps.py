@@ -49,6 +49,10 @@ def heatmap(
     Raises:
         ValueError: for other shapes (says which index to take), NaN or infinity, an empty map, unknown options.
         TypeError: for what is not numbers. ImportError: without matplotlib and Pillow.
+
+    Example::
+
+        image = viz.heatmap(relevance[0, 0], zoom=4)  # a Pillow image of 64 by 64
     """
     values = relevance_map(relevance)
     check_zoom(zoom, *values.shape)
@@ -87,6 +91,10 @@ def overlay(
 
     Raises:
         ValueError: as :func:`heatmap`; for an image with other proportions or values outside of the range.
+
+    Example::
+
+        image = viz.overlay(relevance[0, 0], x[0], alpha="relevance", grey=True)
     """
     values, below = relevance_map(relevance), picture_of(image)
     check_zoom(zoom, below.height, below.width)
@@ -119,6 +127,11 @@ def shared_level(relevances: Any, quantile: float = 1.0) -> float:
     Raises:
         ValueError: for a tensor with other axes (says how to make a list of it), if there is no map, for NaN or
         infinity, or a quantile out of range.
+
+    Example::
+
+        level = viz.shared_level(relevance)
+        first, second = (viz.heatmap(relevance[0, k], level=level) for k in (0, 1))
     """
     return largest(_maps(relevances), quantile)
 

@@ -51,9 +51,14 @@ def outline(
         width: of the lines in pixels; one for each 8 of zoom unless given.
         color: of the lines: a name or ``"#rrggbb"``.
         normalize, cmap, level: of the heatmap, see :func:`fastlrp.viz.heatmap`.
+        low, high: thresholds of an edge, as shares of the steepest one.
 
     Raises:
         ValueError: for sizes that differ, or options out of range. ImportError: without scipy, matplotlib and Pillow.
+
+    Example::
+
+        image = viz.outline(x[0], relevance[0, 0], zoom=4)
 
     Source: ``hm_to_rgb`` in render.py of the LRP Toolbox, with Canny's thresholds relative to the image's own contrast.
     """

@@ -49,6 +49,11 @@ def curve(
 
     Raises:
         ValueError: for shapes that do not fit, NaN or infinity. ImportError: without matplotlib.
+
+    Example::
+
+        time = np.linspace(0, 4, 200)
+        figure = viz.curve(np.sin(time), np.sin(time) * np.exp(-((time - 2) ** 2)), times=time, xlabel="seconds")
     """
     curves = _rows(signal, "signal")
     found = _rows(relevance, "relevance")
@@ -109,6 +114,10 @@ def bars(
 
     Raises:
         ValueError: for shapes that do not fit, NaN or infinity. ImportError: without matplotlib.
+
+    Example::
+
+        figure = viz.bars([0.5, -1.2, 2.2], ["age", "hours", "gain"], values=[39, 40, 2174])
     """
     array = as_array(relevance, "relevance")
     if array.ndim != 1 or not array.size:

@@ -26,8 +26,15 @@ VECTOR = (".pdf", ".svg", ".eps", ".ps")
 def to_image(figure: Figure, dpi: float | None = None) -> Image:
     """A figure, such as :func:`fastlrp.viz.grid` makes, as an RGB picture; ``dpi`` is the figure's own unless given.
 
+    Args:
+        figure: of matplotlib. dpi: dots per inch.
+
     Raises:
         TypeError: for anything but a matplotlib figure.
+
+    Example::
+
+        image = viz.to_image(viz.grid(relevance))
     """
     if not isinstance(figure, need("matplotlib.figure").Figure):
         raise TypeError(f"figure must be a matplotlib figure, got {type(figure).__name__}")
@@ -70,6 +77,11 @@ def save(picture: Image | Figure, path: str | os.PathLike[str], **options: Any) 
         FileNotFoundError: if there is no such folder. IsADirectoryError: if the path is one. ValueError: for an ending
         that names no format. TypeError: for another object. OSError: from the system, such as a full disk; nothing is
         left behind.
+
+    Example::
+
+        viz.save(viz.heatmap(relevance[0, 0]), "heatmap.png")
+        viz.save(viz.grid(relevance), "grid.pdf")
     """
     path = Path(path)
     write = _writer(picture, path, options)

@@ -28,6 +28,14 @@ class Text(TextData):
     """Coloured texts, one for each sample and target; made by :func:`fastlrp.viz.text`.
 
     In a notebook it shows itself, ``str()`` of it is plain text.
+
+    Args:
+        samples: what is shown of each sample. scale, level: see :func:`fastlrp.viz.text`.
+
+    Example::
+
+        view = viz.text(["a", "bad", "film"], [0.1, 2.0, 0.3], targets=["negative"])
+        assert "bad[+++]" in str(view)
     """
 
     def html(self) -> str:
@@ -70,7 +78,7 @@ class Text(TextData):
         The file is whole, or as it was before.
 
         Raises:
-            as :func:`fastlrp.viz.save`.
+            ValueError, OSError: as :func:`fastlrp.viz.save`.
         """
         path = Path(path)
         if path.suffix.lower() not in (".html", ".htm", ".txt"):
@@ -130,9 +138,9 @@ def text(
 
     Example::
 
-        relevance = explainer(inputs, "top3")["input_ids"]
-        tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in inputs["input_ids"]]
-        viz.text(tokens, relevance, mask=inputs["attention_mask"]).save("text.html")
+        tokens = [["the", "bad", "old", "film"], ["a", "good", "one", "."]]  # tokenizer.convert_ids_to_tokens(…)
+        view = viz.text(tokens, reader(ids, "top3", at=-1))  # a notebook shows it
+        view.save("text.html")
     """
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: expected one of {', '.join(map(repr, SCALES))}")

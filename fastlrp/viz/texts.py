@@ -51,6 +51,10 @@ def text_html(
     Raises:
         ValueError: if there is not one relevance for each token, for NaN or infinity. TypeError: for tokens that are no
         strings.
+
+    Example::
+
+        page = viz.text_html(["a", "bad", "film"], [0.1, 2.0, 0.3])
     """
     tokens, values = _tokens(tokens), _per_token(relevance)
     _check_lengths(tokens, values)
@@ -89,7 +93,12 @@ def text_terminal(
             ``NO_COLOR`` is set and not empty.
 
     Raises:
-        as :func:`text_html`.
+        ValueError, TypeError: as :func:`text_html`.
+
+    Example::
+
+        line = viz.text_terminal(["a", "bad", "film"], [0.1, 2.0, 0.3], color=False)
+        assert line == "a[+0.1] bad[+2] film[+0.3]"
     """
     tokens, values = _tokens(tokens), _per_token(relevance)
     _check_lengths(tokens, values)

@@ -48,9 +48,15 @@ def token_layers(
         layers: which of them, in this order from below; all unless given.
         scale: ``"shared"``: one for everything; ``"row"``: each layer its own.
         level, cmap: see :func:`fastlrp.viz.heatmap`. marks: of subwords, see :func:`fastlrp.viz.text`.
+        title: text above.
 
     Raises:
         ValueError: if no layer has S positions, for unknown layers, NaN or infinity. TypeError: for no dict.
+
+    Example::
+
+        layers = reader(ids, 3, layers=["0"], at=-1)
+        figure = viz.token_layers(layers, ["the", "bad", "old", "film"], targets=["word 3"])
     """
     if scale not in ("shared", "row"):
         raise ValueError(f"unknown scale {scale!r}: expected 'shared' or 'row'")

@@ -118,6 +118,12 @@ def make(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Mod
         return MODELS[name][0]().to(dtype).eval()
 
 
+@cache
+def same(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """:func:`make`, the same model for all tests, which do not change it: what was captured of it is shared."""
+    return make(name, dtype)
+
+
 def samples(name: str, batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
     """Input of both signs."""
     generator = torch.Generator().manual_seed(seed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
 
 import fastlrp
 from fastlrp import Explainer
-from tests.api.models import make, relative_error, samples, shared
+from tests.api.models import make, relative_error, same, samples, shared
 
 # Measured in float64: 5e-16. Products of other shapes add in another order.
 TIGHT = 1e-12
@@ -194,14 +195,22 @@ def test_another_image_size_is_captured_again_and_only_once(counts):
 # Dtypes
 
 
+@cache
+def widened(name, dtype):
+    """The model in float64, with the weights that it has in this dtype."""
+    model = make(name)
+    model.load_state_dict({k: v.double() for k, v in same(name, dtype).state_dict().items()})
+    return model
+
+
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gamma", "epsilon_alpha2_beta1_flat", "epsilon", "wsquare"])
 @pytest.mark.parametrize("name", ["convnet", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision(name, dtype, composite):
     """As near to float64 as PyTorch's own gradient of the same network in that dtype comes, times what was measured."""
-    model, x = make(name, dtype), samples(name, dtype=dtype)
-    exact_model, exact_x = make(name), x.double()
-    exact_model.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    model, x = same(name, dtype), samples(name, dtype=dtype)
+    exact_model, exact_x = widened(name, dtype), x.double()
 
     def gradient(model, x):
         point = x.clone().requires_grad_()
@@ -224,10 +233,11 @@ def test_float64_is_not_rounded_on_the_way(backend):
     assert relative_error(Explainer(make("convnet"), composite, backend=backend)(x, "all"), expected) <= TIGHT
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gamma", "alpha_beta", "lrp0"])
 def test_zero_input_is_finite(composite, dtype):
-    found = Explainer(make("convnet", dtype), composite)(torch.zeros(2, 3, 8, 8, dtype=dtype), "all")
+    found = Explainer(same("convnet", dtype), composite)(torch.zeros(2, 3, 8, 8, dtype=dtype), "all")
     assert torch.equal(found, torch.zeros_like(found)), "R is a multiple of x"
 
 
@@ -262,15 +272,13 @@ def test_float_targets_that_require_grad():
     assert not any(relevance.requires_grad for relevance in found.values())
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
+@pytest.mark.parametrize(("name", "composite"), [(name, "epsilon_plus") for name in MODELS] + [("convnet", "gradient")])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_grad_mode(mode, composite, name):
     x = samples(name)
     expected = shared(name, composite)(x, [1, 0])
-    captured_outside = Explainer(make(name), composite, example_inputs=x)
     with mode():
-        assert relative_error(captured_outside(x, [1, 0]), expected) <= TIGHT
+        assert relative_error(shared(name, composite)(x, [1, 0]), expected) <= TIGHT  # Captured outside.
         assert relative_error(Explainer(make(name), composite)(x, [1, 0]), expected) <= TIGHT
 
 

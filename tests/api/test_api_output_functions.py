@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -58,9 +59,22 @@ def tagger(package: str = "dict") -> Tagger:
         return Tagger(package).double().eval()
 
 
+@cache
+def same(package: str, choose) -> tuple[Tagger, Chosen]:
+    """A model, and one that chooses by itself."""
+    model = tagger(package)
+
+    def unpacked(out):
+        found = choose(out)
+        return found[0] if isinstance(found, list) else found["only"] if isinstance(found, dict) else found
+
+    return model, Chosen(model, unpacked).eval()
+
+
 X = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize(
     ("package", "choose"),
     [
@@ -74,16 +88,11 @@ X = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1), dtype=torch
 )
 @pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon", "gradient"])
 def test_equals_a_model_that_does_it_itself(package, choose, composite):
-    model = tagger(package)
-
-    def unpacked(out):
-        found = choose(out)
-        return found[0] if isinstance(found, list) else found["only"] if isinstance(found, dict) else found
-
+    model, written = same(package, choose)
     explainer = fastlrp.Explainer(model, composite, output=choose)
-    expected = fastlrp.explain(Chosen(model, unpacked).eval(), X, "all", composite)
+    expected = fastlrp.explain(written, X, "all", composite)
     with explainer.forward(X) as record:
-        assert torch.equal(record.scores, unpacked(model(X)))
+        assert torch.equal(record.scores, written(X))
         assert type(record.output) is type(model(X))
         assert relative_error(record.relevance("all"), expected) <= TIGHT
     assert relative_error(fastlrp.explain(model, X, "all", composite, output=choose), expected) <= TIGHT

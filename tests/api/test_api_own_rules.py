@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import fastlrp
 from fastlrp import Explainer, composites, rules
 
 
@@ -78,3 +79,36 @@ def test_writes_into_relevance_are_told():
     explainer, x = explainer_with("relevance")
     with pytest.raises(RuntimeError, match=r"Proportional.propagate wrote into the relevance .* for linear \(2\)"):
         explainer(x, torch.randn(2, 3, 5).double())
+
+
+class EpsilonFunction(torch.autograd.Function):
+    """The epsilon rule of a linear layer, as other software writes it: backward takes and gives relevance."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        z = torch.nn.functional.linear(x, weight, bias)
+        ctx.save_for_backward(x, weight, z)
+        return z
+
+    @staticmethod
+    def backward(ctx, relevance):
+        x, weight, z = ctx.saved_tensors
+        s = relevance / (z + 1e-6 * torch.where(z < 0, -1.0, 1.0))
+        return x * (s @ weight), None, None
+
+
+def test_a_rule_that_is_an_autograd_function():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).double().eval()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    layer = model[0]
+    own = rules.AutogradFunction(lambda x: EpsilonFunction.apply(x, layer.weight, layer.bias), True)
+    composite = fastlrp.composites.epsilon().with_entries(("0", own))
+    expected = fastlrp.explain(model, x, "all", "epsilon")
+    found = fastlrp.explain(model, x, "all", composite)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    with torch.inference_mode():
+        again = fastlrp.explain(model, x, "all", composite)
+    torch.testing.assert_close(again, expected, rtol=1e-12, atol=1e-12)
+    wrong = rules.AutogradFunction(lambda x: x)
+    with pytest.raises(ValueError, match=r"gives \(4,\) for each sample, and the operation .* \(6,\)"):
+        fastlrp.explain(model, x, 0, fastlrp.composites.epsilon().with_entries(("0", wrong)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastlrp import Explainer, composites
-from tests.api.models import make, relative_error, samples
+from tests.api.models import make, relative_error, same, samples
 
 TIGHT = 1e-13
 SWEEP = {
@@ -17,10 +17,11 @@ SWEEP = {
 }
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("lrp_aware", [True, False, "sweep"])
 @pytest.mark.parametrize("name", ["convnet", "residual", "mlp"])
 def test_each_is_what_its_own_forward_pass_gives(name, lrp_aware):
-    model, x = make(name), samples(name)
+    model, x = same(name), samples(name)
     explainer = Explainer(model, "epsilon_plus")
     with explainer.forward(x, lrp_aware) as record:
         for others in SWEEP.values():

@@ -5,34 +5,52 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from fastlrp.cli import digits
 from tests.cli.conftest import HERE
 
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "command_line.md"
 
 
-@pytest.mark.slow
+def commands(block: str) -> list[str]:
+    """A block line by line; what the shell does between two calls of the program is one command."""
+    parts = re.split(r"^(fastlrp .*)$", block, flags=re.M)
+    return [part for part in parts if part.strip()]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="runs a shell")
-def test_every_bash_block(tmp_path):
+def test_every_bash_block(run, tmp_path, monkeypatch):
+    """The program in this process: tests/cli/test_cli_commands.py has what starting one adds."""
     pytest.importorskip("jinja2")
-    program = tmp_path / "bin" / "fastlrp"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fastlrp "$@"\n')
-    program.chmod(0o755)
-    path = f"{program.parent}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     here = tmp_path / "here"
     here.mkdir()
-    env = {**os.environ, "PATH": path, "PYTHONPATH": f"{ROOT}:{here}", "OMP_NUM_THREADS": "1"}
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(digits, "train", partial(digits.train, epochs=1))
+    monkeypatch.syspath_prepend(str(here))
+    env = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
     assert len(blocks) > 8
-    for block in blocks:
-        done = subprocess.run(["bash", "-e", "-c", block], cwd=here, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, f"{block}\n{done.stderr}"
+    programs = 0
+    for command in (command for block in blocks for command in commands(block)):
+        words = shlex.split(command, comments=True)
+        if words[0] != "fastlrp":
+            done = subprocess.run(["bash", "-e", "-c", command], env=env, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+            continue
+        programs += 1
+        told = words[words.index(">") + 1 :] if ">" in words else []
+        outcome = run(*words[1 : len(words) - len(told) - bool(told)])
+        assert outcome.code == 0, f"{command}\n{outcome.err}"
+        for name in told:
+            (here / name).write_text(outcome.out)
+    assert programs > 15
     lines = [json.loads(line) for line in (here / "results.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["input"] * 10 + ["end"]
     assert sorted(os.listdir(here / "listed" / "fastlrp-demo" / "digits")) == [

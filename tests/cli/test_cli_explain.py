@@ -317,7 +317,7 @@ def test_one_of_several_outputs(run, photos, tmp_path):
     words = ["explain", spec, photos / "a.png", "-t", 0, "--json", "-o", tmp_path / "out"]
     refused = run(*words)
     assert refused.code == 2
-    assert "the model returns 2 tensors (logits, doubled): name one with output=" in refused.err
+    assert "the model returns 2 tensors (logits, doubled): name one with --output" in refused.err
     score = run(*words, "--output", "doubled").lines[0]["targets"][0]["score"]
     assert score == pytest.approx(2 * float(loaded(spec)(pixels(photos / "a.png"))["logits"][0, 0].detach()), rel=1e-5)
 

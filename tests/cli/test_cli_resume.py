@@ -52,7 +52,7 @@ def many(tmp_path: Path) -> Path:
     return folder
 
 
-def test_ctrl_c_and_the_same_command_again(many, tmp_path):
+def test_ctrl_c_and_the_same_command_again(run, many, tmp_path):
     slow = f"{HERE / 'models.py'}:slow"
     words = ["explain", slow, many, "-t", "top2", "-f", "png,npz,raw", "--batch-size", 2, "--json"]
     process = start(*words, "-o", tmp_path / "out")
@@ -72,18 +72,16 @@ def test_ctrl_c_and_the_same_command_again(many, tmp_path):
     before = written(tmp_path / "out")
     assert sorted(before) == sorted(name for line in inputs for name in line["files"]), "only whole inputs"
 
-    again = start(*words, "-o", tmp_path / "out")
-    out, err = again.communicate(timeout=60)
-    assert again.returncode == 0, err
-    *resumed, last = [json.loads(line) for line in out.splitlines()]
+    again = run(*words, "-o", tmp_path / "out")
+    assert again.code == 0, again.err
+    *resumed, last = again.lines
     assert (last["kept"], last["done"]) == (end["done"], 10 - end["done"])
     assert [line["status"] for line in resumed] == ["kept"] * end["done"] + ["done"] * (10 - end["done"])
     after = written(tmp_path / "out")
     assert {name: after[name] for name in before} == before, "no finished file is written twice"
 
-    whole = start(*words, "-o", tmp_path / "whole")
-    out, err = whole.communicate(timeout=60)
-    assert whole.returncode == 0, err
+    whole = run(*words, "-o", tmp_path / "whole")
+    assert whole.code == 0, whole.err
     expected = written(tmp_path / "whole")
     assert after.keys() == expected.keys()
     different = [name for name in after if after[name][1] != expected[name][1] and not name.endswith(".npz")]
@@ -93,7 +91,7 @@ def test_ctrl_c_and_the_same_command_again(many, tmp_path):
         for key in theirs:
             assert mine[key].tobytes() == theirs[key].tobytes()
     strip = ("event", "input", "sample", "targets", "files", "error")
-    told = [json.loads(line) for line in out.splitlines()][:-1]
+    told = whole.lines[:-1]
     assert [{k: line[k] for k in strip} for line in resumed] == [{k: line[k] for k in strip} for line in told]
 
 

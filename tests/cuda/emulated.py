@@ -15,20 +15,18 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pybind11
 import pytest
-import torch
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = ROOT / "tests" / "native" / "cuda"
 NAME = "fastlrp_emulated"
-TENSORS = ("ATen/core/Tensor.h", "ATen/ops/empty.h", "algorithm", "map", "mutex", "string", "unordered_map", "vector")
-"""Headers that most edge functions include."""
 ORDERS = ("forward", "backward", "random")
 """In which the threads of a block run between barriers."""
 
@@ -51,22 +49,30 @@ def sources() -> list[Path]:
     folders = (ROOT / "csrc" / "cuda", ROOT / "csrc" / "edge" / "cuda", HERE)
     found = [p for folder in folders for p in sorted(folder.iterdir()) if p.suffix in (".cu", ".cpp")]
     shared = sorted((ROOT / "csrc" / "edge").glob("*_arguments.cpp"))
-    names = ("edge/tensors.cpp", "common/windows.cpp", "common/pattern_check.cpp", "common/memory.cpp", "bindings.cpp")
+    names = (
+        "edge/tensors.cpp",
+        "edge/tensor.cpp",
+        "edge/threads.cpp",
+        "common/windows.cpp",
+        "common/pattern_check.cpp",
+        "common/memory.cpp",
+        "bindings.cpp",
+    )
     return [*found, *shared, *(ROOT / "csrc" / name for name in names)]
 
 
-MODE = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-w", f"-DTORCH_EXTENSION_NAME={NAME}")
-"""Flags that must be the same for whoever uses the precompiled headers."""
+MODE = ("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-w", f"-DFASTLRP_NAME={NAME}")
+
+
+def includes() -> list[str]:
+    """What finds the toolkit's headers, pybind11's and Python's."""
+    folders = (ROOT / "csrc", f"{toolkit()}/include", pybind11.get_include(), sysconfig.get_paths()["include"])
+    return [f"-I{folder}" for folder in folders]
 
 
 def flags() -> list[str]:
-    home, torch_home = toolkit(), Path(torch.__path__[0])
-    includes = [ROOT / "csrc", HERE, f"{home}/include", torch_home / "include"]
-    includes += [torch_home / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
-    return [
-        *MODE, "-DFASTLRP_EMULATE", *os.environ.get("FASTLRP_EMULATOR_FLAGS", "").split(),
-        *(f"-I{folder}" for folder in includes),
-    ]  # fmt: skip
+    asked = os.environ.get("FASTLRP_EMULATOR_FLAGS", "").split()
+    return [*MODE, "-DFASTLRP_EMULATE", *asked, *includes(), f"-I{HERE}"]
 
 
 def _digest(text: str) -> str:
@@ -85,43 +91,21 @@ def included(path: Path, found: dict[Path, str]) -> None:
                 break
 
 
-def precompiled(names: Sequence[str], command: Sequence[str], folder: Path) -> list[str]:
-    """What makes a compiler read these headers first, from a file that it has made of them: most of its time."""
-    header = folder / f"headers_{_digest(chr(0).join((*names, *command, torch.__version__)))}.h"
-    made = header.with_suffix(".h.gch")
-    if not made.exists():
-        header.write_text("".join(f"#include <{name}>\n" for name in names))
-        part = made.with_suffix(".part")
-        subprocess.run([*command, "-x", "c++-header", str(header), "-o", str(part)], capture_output=True, check=True)
-        part.rename(made)
-    return ["-include", str(header)]
-
-
 def folder_of_objects() -> Path:
-    """Where object files and precompiled headers are kept."""
+    """Where object files are kept."""
     folder = ROOT / "build" / "emulated"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def headers() -> list[str]:
-    """What makes a compiler called with :data:`MODE` read PyTorch's headers precompiled; made by the first caller."""
-    folder = folder_of_objects()
-    with (folder / "headers.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        command = [flag for flag in flags() if flag != "-DFASTLRP_EMULATE"]  # Which the edge tests do not define.
-        return precompiled(TENSORS, [os.environ.get("CXX", "g++"), *command], folder)
 
 
 def _object(source: Path, folder: Path, compiler: str) -> Path:
     """The object file of a source, compiled if there is none of this state."""
     texts: dict[Path, str] = {}
     included(source, texts)
-    state = _digest("\0".join((*texts.values(), compiler, *flags(), torch.__version__)))
+    state = _digest("\0".join((*texts.values(), compiler, *flags(), pybind11.__version__)))
     out = folder / f"{source.parent.name}_{source.stem}_{state}.o"
     if not out.exists():
-        first = headers() if "edge" in source.parts else []
-        command = [compiler, *flags(), *first, "-x", "c++", "-c", str(source), "-o", str(out.with_suffix(".part"))]
+        command = [compiler, *flags(), "-x", "c++", "-c", str(source), "-o", str(out.with_suffix(".part"))]
         made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
             raise RuntimeError(f"{source.relative_to(ROOT)} does not compile for the emulator:\n{made.stderr[-6000:]}")
@@ -134,16 +118,13 @@ def build() -> Path:
     compiler, folder = os.environ.get("CXX", "g++"), folder_of_objects()
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        headers()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Other test processes wait for the lock meanwhile.
             objects = list(pool.map(lambda source: _object(source, folder, compiler), sources()))
         library = folder / f"{NAME}_{_digest(' '.join(map(str, objects)))}.so"
         if not library.exists():
-            home = Path(torch.__path__[0]) / "lib"
             part = library.with_suffix(".part")
             link = [compiler, "-shared", *os.environ.get("FASTLRP_EMULATOR_FLAGS", "").split(), *map(str, objects)]
-            link += ["-o", str(part), f"-L{home}", "-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
-            made = subprocess.run([*link, f"-Wl,-rpath,{home}"], capture_output=True, text=True)
+            made = subprocess.run([*link, "-o", str(part)], capture_output=True, text=True)
             if made.returncode:
                 raise RuntimeError(f"the emulator does not link:\n{made.stderr[-6000:]}")
             part.rename(library)

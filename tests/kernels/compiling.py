@@ -1,8 +1,8 @@
 """Compiles kernels for GPUs that are not here, and reads from the results what would go wrong on one.
 
 Run as a program, because the process must not interpret kernels as the tests beside it do:
-``python -m tests.kernels.compiling MODULE TARGET [all]`` prints one JSON object per compiled kernel, then one with the
-number left out; ``MODULE,MODULE kernels`` prints the names of the kernels.
+``python -m tests.kernels.compiling MODULE,MODULE TARGET few|many|all`` prints for each module one JSON object per
+compiled kernel, then one with the number left out; ``MODULE,MODULE kernels`` prints the names of the kernels.
 """
 
 from __future__ import annotations
@@ -191,8 +191,36 @@ def usage(cubin: bytes) -> tuple[int, int]:
 # Choosing
 
 
-def chosen(found: Iterable[Any], dtype: int, target: int) -> tuple[list[Any], int]:
-    """Those that are compiled every time, and how many are left out.
+def few(found: list[list[Any]]) -> list[list[Any]]:
+    """Those that are compiled every time, of what each dtype has, for 9.0.
+
+    Of every kernel every value of every constant, every set of arguments and every dtype at least once, in as few
+    compilations as a greedy choice needs, each with the smallest tile that will do; and its largest tile, whose
+    registers and shared memory are the first to run out.
+    """
+    every = [(dtype, c) for dtype, group in enumerate(found) for c in group]
+    features = [_features(dtype, c) for dtype, c in every]
+    left = set().union(*features)
+    taken: set[int] = set()
+    for kernel in sorted({c.kernel.__name__ for _, c in every}):
+        places = [i for i, (_, c) in enumerate(every) if c.kernel.__name__ == kernel]
+        taken.add(max(places, key=lambda i: _size(every[i][1])))
+    left.difference_update(*(features[i] for i in taken))
+    while left:
+        best = max(range(len(every)), key=lambda i: (len(features[i] & left), -_size(every[i][1])))
+        taken.add(best)
+        left -= features[best]
+    return [[c for i, (d, c) in enumerate(every) if i in taken and d == dtype] for dtype in range(len(found))]
+
+
+def _features(dtype: int, c: Any) -> set[tuple[Any, ...]]:
+    constants = {(k, repr(v)) for k, v in c.constexprs.items() if not k.startswith(("BLOCK", "TARGETS"))}
+    others = {("dtype", dtype), ("arguments", tuple(sorted(c.signature))), ("divisible", c.divisible_by_16)}
+    return {(c.kernel.__name__, *feature) for feature in constants | others}
+
+
+def many(found: Iterable[Any], dtype: int, target: int) -> list[Any]:
+    """Those that are compiled in a full run.
 
     For 9.0 every tile of every kernel with one of its variants, in turn, in float32 and every third tile, another third
     for each, in the other dtypes; and every variant with one tile for at least one of the three dtypes. For 8.0 every
@@ -218,7 +246,7 @@ def chosen(found: Iterable[Any], dtype: int, target: int) -> tuple[list[Any], in
         for number, (variant, c) in enumerate(variants.items()):
             if number % 3 == dtype and variant not in seen:
                 taken[c.name] = c
-    return list(taken.values()), len(every) - len(taken)
+    return list(taken.values())
 
 
 def _tile(c: Any) -> Any:
@@ -239,22 +267,24 @@ def _size(c: Any) -> int:
     return size
 
 
-def run(module: str, target: int, everything: bool) -> Iterator[dict[str, Any]]:
+def run(module: str, target: int, how: str) -> Iterator[dict[str, Any]]:
     """Results of one module, then how many of its compilations were left out."""
     name = module if "." in module else f"fastlrp.kernels.{module}"
     compilations = importlib.import_module(name).compilations
-    left_out, names = 0, set()
-    for number, dtype in enumerate(DTYPES):
+    found = []
+    for dtype in DTYPES:
         with configs.of_devices(*(("sm90",) if target == 90 else ("sm80", "other"))):
-            found = list(compilations(dtype))
-        names = {c.name for c in found}
-        assert len(names) == len(found), "two compilations have the same name"
-        if not everything:
-            found, rest = chosen(found, number, target)
-            left_out += rest
-        for c in found:
+            found.append(list(compilations(dtype)))
+        assert len({c.name for c in found[-1]}) == len(found[-1]), "two compilations have the same name"
+    count = sum(map(len, found))
+    if how == "few":
+        found = few(found)
+    if how == "many":
+        found = [many(group, number, target) for number, group in enumerate(found)]
+    for dtype, group in zip(DTYPES, found, strict=True):
+        for c in group:
             yield asdict(compile_one(c, str(dtype).removeprefix("torch."), target))
-    yield {"left out": left_out}
+    yield {"module": module, "left out": count - sum(map(len, found))}
 
 
 def kernels(modules: Iterable[str]) -> list[str]:
@@ -267,5 +297,6 @@ if __name__ == "__main__":
     if sys.argv[2] == "kernels":
         print(json.dumps(kernels(sys.argv[1].split(","))))
         sys.exit()
-    for line in run(sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["all"]):
-        print(json.dumps(line), flush=True)
+    for module in sys.argv[1].split(","):
+        for line in run(module, int(sys.argv[2]), sys.argv[3]):
+            print(json.dumps(line), flush=True)

@@ -1,8 +1,9 @@
 """Every Triton kernel is compiled ahead of time for the GPUs that it is meant for, and the results are looked at.
 
-What a clean test run compiles is thinned out, see :func:`tests.kernels.compiling.chosen`; ``FASTLRP_COMPILE=all``
-compiles everything. Results are kept in ``build/triton`` under the hash that Triton makes of a kernel's source, the
-sources that it calls, types, constants, options and its own version.
+What a test run compiles is thinned out: :func:`tests.kernels.compiling.few`, and in a full run
+:func:`tests.kernels.compiling.many`; a full run with ``FASTLRP_COMPILE=all`` compiles everything. Results are kept in
+``build/triton`` under the hash that Triton makes of a kernel's source, the sources that it calls, types, constants,
+options and its own version.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: there is nothing to compile kernels with")
 
 ROOT = Path(__file__).parent.parent.parent
-EVERYTHING = os.environ.get("FASTLRP_COMPILE") == "all"
+MANY = "all" if os.environ.get("FASTLRP_COMPILE") == "all" else "many"
 
 
 def modules() -> list[str]:
@@ -35,10 +36,17 @@ def modules() -> list[str]:
     ]
 
 
-def compiled(module: str, target: int, everything: bool = EVERYTHING) -> tuple[list[dict[str, Any]], int]:
-    """What became of a module's kernels, and how many of its compilations were left out."""
-    *found, last = outside(module, str(target), *(["all"] if everything else []))
-    return found, last["left out"]
+def compiled(modules: str, target: int, how: str) -> dict[str, tuple[list[dict[str, Any]], int]]:
+    """What became of each module's kernels, and how many of its compilations were left out."""
+    found: dict[str, tuple[list[dict[str, Any]], int]] = {}
+    kernels = []
+    for line in outside(modules, str(target), how):
+        if "left out" in line:
+            found[line["module"]] = (kernels, line["left out"])
+            kernels = []
+        else:
+            kernels.append(line)
+    return found
 
 
 def outside(*arguments: str) -> list[Any]:
@@ -51,17 +59,28 @@ def outside(*arguments: str) -> list[Any]:
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
+def check(modules: str, target: int, how: str) -> None:
+    for module, (found, left_out) in compiled(modules, target, how).items():
+        faults = [f"{module}: {c['name']} ({c['dtype']}): {fault}" for c in found for fault in c["faults"]]
+        assert not faults, "\n".join(faults)
+        assert not (how == "all" and left_out)
+        if target == 90:
+            assert {c["dtype"] for c in found} == {"float32", "float16", "bfloat16"}
+        slow = max(found, key=lambda c: c["seconds"], default=None)
+        print(f"{module}: {len(found)} compiled, {left_out} left out; the slowest: {slow}")
+
+
+@pytest.mark.parametrize("modules", [",".join(modules()[i::2]) for i in range(2)])
+def test_compiles(modules):
+    """In two processes, since each imports Triton."""
+    check(modules, 90, "few")
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("target", [80, 90])
 @pytest.mark.parametrize("module", modules())
-def test_compiles(module, target):
-    found, left_out = compiled(module, target)
-    faults = [f"{c['name']} ({c['dtype']}): {fault}" for c in found for fault in c["faults"]]
-    assert not faults, "\n".join(faults)
-    assert not (EVERYTHING and left_out)
-    if target == 90:
-        assert {c["dtype"] for c in found} == {"float32", "float16", "bfloat16"}
-    slow = max(found, key=lambda c: c["seconds"], default=None)
-    print(f"{len(found)} compiled, {left_out} left out; the slowest: {slow}")
+def test_compiles_in_every_tile(module, target):
+    check(module, target, MANY)
 
 
 def test_every_kernel_is_among_them():
@@ -86,9 +105,9 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("target", [pytest.param(80, marks=pytest.mark.full), 90])
 def test_what_is_wrong_is_found(target):
-    found, _ = compiled("tests.kernels.planted", target, everything=True)
+    ((found, _),) = compiled("tests.kernels.planted", target, "all").values()
     assert {c["name"] for c in found} == EXPECTED.keys()
     for c in found:
         faults = "; ".join(c["faults"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -61,12 +62,12 @@ def geometry(g: Geometry) -> tuple[object, ...]:
 @pytest.mark.parametrize("config", [LARGE, LIBRARY], ids=str)
 @pytest.mark.parametrize("g", CASES, ids=str)
 def test_equals_definition(g, config, configured):
+    """In turn with both parts of the weights in one sum, and apart by the sign of the input."""
     configured(config)
-    r, weight, u, v, x = tensors(g, torch.float32)
-    for signed in (False, True) if config is LARGE else (True,):
-        arguments = (r, weight, u, v, x, None, *geometry(g), signed, True)
-        result = conv.conv_relevance(*arguments)
-        assert_close(result, definition(*arguments), signed)
+    signed = config is LIBRARY or CASES.index(g) % 2 == 0
+    g = replace(g, batch=(2, 2)) if g.batch == (2, 3) else g
+    arguments = (*tensors(g, torch.float32), None, *geometry(g), signed, True)
+    assert_close(conv.conv_relevance(*arguments), definition(*arguments))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,9 @@ def test_terms(config, K, groups, configured):
     configured(config)
     g = Geometry("", (2,), (2,), groups=groups, channels=(4, 8), batch=(1, K))
     r, weight, _, _, x = tensors(g, torch.float32)
-    for (u, v), (signed, multiply) in product(terms((1, 8, 1), torch.float32), signs()):
+    cases = list(product(terms((1, 8, 1), torch.float32), signs()))
+    # With groups and with many targets another part of them each.
+    for (u, v), (signed, multiply) in cases if (K, groups) == (3, 1) else cases[groups // 2 :: 3] + cases[-1:]:
         needed = x if multiply or (signed and v is not None) else None
         for positive in (None, weight.clamp(min=0)) if v is not None and (K, groups) == (3, 1) else (None,):
             arguments = (r, weight, u, v, needed, positive, *geometry(g), signed, multiply)
@@ -131,12 +134,13 @@ def test_weights_in_any_order(transposed, configured):
     r, weight, u, v, _ = tensors(g, torch.float32)
     rest = (*geometry(g), False, False)
     expected = definition(r, weight, u, v, None, None, *rest)
+    only_v = definition(r, weight, None, v, None, None, *rest)
     orders = (lambda t: t, channels_last(0), channels_last(1), reversed_memory, with_gaps)
     for change, other in [(f, f) for f in orders] + [(orders[0], orders[1]), (orders[1], orders[2])]:
         positive = other(weight.clamp(min=0))
         assert_close(conv.conv_relevance(r, change(weight), u, v, None, positive, *rest), expected)
-        only_v = definition(r, weight, None, v, None, None, *rest)
-        assert_close(conv.conv_relevance(r, change(weight), None, v, None, positive, *rest), only_v)
+        if change is not other or change is orders[1]:
+            assert_close(conv.conv_relevance(r, change(weight), None, v, None, positive, *rest), only_v)
 
 
 def test_relevance_that_all_targets_share(configured):
@@ -162,7 +166,7 @@ def test_nothing_to_sum_is_zero(config, configured):
 @pytest.mark.parametrize("groups", [1, 8])
 def test_sixteen_bits(groups, config, dtype, configured):
     configured(config)
-    g = Geometry("", (3, 2), (2, 1), padding=(1, 0), channels=(8, 16), groups=groups, batch=(2, 9))
+    g = Geometry("", (3, 2), (2, 1), padding=(1, 0), channels=(8, 16), groups=groups, batch=(1, 9))
     r, weight, u, v, x = tensors(g, dtype)
     for signed, multiply in ((False, True), (True, False)):
         arguments = (r, weight, u, v, x, None)
@@ -198,7 +202,7 @@ POOLS = {  # kernel, stride, padding, dilation, ceil_mode, sizes that the pool t
 def test_unpooled_equals_definition(pool, config, configured):
     configured(config)
     k, s, p, d, ceil_mode, out = POOLS[pool]
-    n, B, K, Ci, Co = len(out), 2, 3, 3, 4
+    n, B, K, Ci, Co = len(out), 1 + (pool == "apart"), 3, 3, 4
     pooling = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[n]
     pooled, index = pooling(mixed(B, Co, *out, dtype=torch.float32), k, s, p, d, ceil_mode, True)
     S = [size + 1 for size in out]

@@ -31,9 +31,8 @@ def small() -> nn.Module:
 
 
 CASES = [
-    ("epsilon_plus", {}, None), ("epsilon_plus", {}, "channels"),
-    ("epsilon_gamma_box", {"low": -3.0, "high": 3.0}, None), ("epsilon_alpha2_beta1", {}, "channels"),
-    ("epsilon_plus_flat", {}, "channels"), ("wsquare", {}, None),
+    ("epsilon_plus", {}, None), ("epsilon_gamma_box", {"low": -3.0, "high": 3.0}, None),
+    ("epsilon_alpha2_beta1", {}, "channels"), ("epsilon_plus_flat", {}, "channels"), ("wsquare", {}, None),
 ]  # fmt: skip
 
 

@@ -125,9 +125,14 @@ def test_the_best_is_best_over_all_shapes():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.float16, "half")], ids=str
+    ("workload", "dtype", "kind"),
+    [
+        (LINEAR, torch.float32, "ieee"),
+        (LINEAR, torch.float16, "half"),
+        (CONV, torch.float32, "tf32"),
+    ],
+    ids=lambda value: getattr(value, "op", str(value)),
 )
-@pytest.mark.parametrize("workload", [LINEAR, CONV], ids=lambda w: w.op)
 def test_tunes_with_real_products(workload, dtype, kind):
     clock = Clock({A: 3.0, B: 2.0, C: 2.5}, default=9.0)
     found = tuner(clock)

@@ -293,3 +293,34 @@ def test_one_key_head_for_all_queries_by_broadcasting(name: str) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     report = explainer.verify(x, start)
     assert report.ok, str(report)
+
+
+def test_a_mask_by_vmap():
+    """Masks by ``torch.vmap`` over samples, queries and keys, as transformers 4 makes them, are masks as any."""
+
+    def by_vmap(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+        def attends(is_word: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (j <= i) & is_word
+
+        of_keys = torch.vmap(attends, in_dims=(0, None, 0))
+        of_queries = torch.vmap(of_keys, in_dims=(None, 0, None))
+        places = torch.arange(q.shape[2])
+        mask = torch.vmap(of_queries, in_dims=(0, None, None))(padding, places, places)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+        mask = torch.ones(5, 5, dtype=torch.bool).tril() & padding[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 2, 5, 4, dtype=torch.float64) for _ in range(3)]
+    padding = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True, False, True, False, True]])
+    start = torch.randn(3, 2, 2, 5, 4, dtype=torch.float64)
+    explainer = fastlrp.Explainer(Attention(by_vmap), "attnlrp")
+    for found, expected in zip(
+        explainer((*inputs, padding), start), fastlrp.explain(Attention(plain), (*inputs, padding), start, "attnlrp"),
+        strict=True,
+    ):  # fmt: skip
+        if expected is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert explainer.verify((*inputs, padding), start).ok

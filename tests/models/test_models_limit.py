@@ -68,6 +68,36 @@ def test_an_output_of_exactly_zero_passes():
     x = torch.tensor([[2.0, 2.0]], dtype=torch.float64)
     assert fastlrp.explain(Zero(), x, [0], "attnlrp").flatten().tolist() == [6.0, -4.0]
     assert fastlrp.explain(Zero(), x, [0], "lrp0").flatten().tolist() == [2.0, 0.0]
+    report = fastlrp.Explainer(Zero(), "attnlrp").verify(x, [0])
+    assert report.ok
+    assert (report.max_error, report.end_to_end, report.kept["unexplained"]) == (0.0, 0.0, 0.0)
+
+
+def test_verify_of_zeros_in_attention():
+    """A projection that begins at zero, as LoRA's do, queries without a bias at a zero row, and a head that is zero."""
+
+    class Zeros(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.down, self.up, self.last = (
+                nn.Linear(4, 12, bias=False), nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False), nn.Linear(4, 3)
+            )  # fmt: skip
+            self.up.weight.data.zero_()
+            self.qkv.weight.data[8:10].zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (t.unflatten(-1, (2, 2)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            o = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.last((o + self.up(self.down(x)) + F.layer_norm(x, (4,))).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Zeros().double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    x[:, 2] = 0
+    explainer = fastlrp.Explainer(model, "attnlrp")
+    report = explainer.verify(x, [0, 2])
+    assert report.max_error < 1e-13
+    assert report.end_to_end < 1e-13
+    assert abs(report.kept["unexplained"]) < 1e-13
 
 
 ACTIVATIONS = [

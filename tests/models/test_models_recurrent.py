@@ -364,21 +364,6 @@ def test_layer_relevance_is_that_of_the_output() -> None:
     assert found["layer"].shape == (3, 3, 5, 6)
 
 
-def test_packed_sequences_say_what_to_do() -> None:
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.LSTM(4, 6, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            lengths = torch.full((x.shape[0],), 3)
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            return self.layer(packed)[1][0][-1]  # type: ignore[no-any-return]
-
-    with pytest.raises(fastlrp.CaptureError, match=r"pack_padded_sequence.*gather"):
-        fastlrp.Explainer(Packed().eval(), "epsilon")(torch.randn(2, 5, 4), [0])
-
-
 def test_dropout_in_training_mode_is_refused() -> None:
     model = Reader(nn.LSTM(4, 6, 2, batch_first=True, dropout=0.5), 6).train()
     with pytest.raises(fastlrp.CaptureError, match="eval"):

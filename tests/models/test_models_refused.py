@@ -188,7 +188,6 @@ SAYS: dict[str, tuple[Callable[..., Any], str]] = {
         lambda m, x: m.last(torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y + 1, (x,))),
         r"calls cond.*torch\.where",
     ),
-    "vmap": (lambda m, x: m.last(torch.vmap(lambda row: row * 2)(x)), r"calls torch\.vmap.*write the batched"),
     "item": (lambda m, x: m.last(x * x.sum().item()), "'item'.*plain number out of data"),
     "boolean_index": (lambda m, x: m.last(x[:, x[0] > 0][:, :1].expand(-1, 10)), "data"),
     "random": (lambda m, x: m.last(x + torch.rand_like(x)), "'rand_like'.*random numbers"),

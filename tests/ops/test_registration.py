@@ -65,9 +65,9 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
         ("attention_value_relevance", (g, q, k, log_sum, *attention)),
         ("norm_relevance", (flow, None, z[:, :1], False)),
         ("norm_relevance", (flow, z[0], z[:, :1], True)),
-        ("recurrence_relevance", (r_t, None, u_t, e_t, None, None, None, None, None, None, None)),
+        ("recurrence_relevance", (r_t, None, u_t, e_t, *[None] * 8, e_t.unsqueeze(2).expand(-1, -1, 3, -1))),
         ("recurrence_relevance", (r_t, r_t[:, :, 0], u_t.repeat(2, 1), e_t, e_t, e_t, e_t.unsqueeze(2), e_t, e_t,
-                                  e_t, None)),
+                                  e_t, None, u_t.repeat(2, 1), None)),
         *[("elementwise_coefficients", (z, z, z, z, rule, 1.0, 1e-6)) for rule in ("epsilon", "zplus", "gamma")],
     ]  # fmt: skip
 

@@ -12,7 +12,8 @@ import fastlrp
 from fastlrp.aten import _product
 from fastlrp.one_hot import AtPositions
 from fastlrp.plan import joining
-from fastlrp.run import descent, runner
+from fastlrp.run import descent, reach, runner
+from tests.transformers.oracle import transformer
 
 S, D, V = 6, 8, 10
 
@@ -107,6 +108,7 @@ def test_positions_alone_give_the_same(at, composite, monkeypatch):
         return run(self, step, registers, few)
 
     monkeypatch.setattr(descent.Descent, "_run_at_positions", spied)
+    monkeypatch.setattr(reach, "LEAST_SAVED", 2.0)  # Else positions after the targets are left out below, too.
     few = explainer(x, [1, 4, 7], at=at)
     assert "norm (layer_norm, FixedSigma)" in [name for name, _ in seen]
     assert "blocks.1.out (linear, Epsilon)" in [name for name, _ in seen]
@@ -220,3 +222,33 @@ def test_a_class_token_and_stacked_parts_give_the_same(composite, monkeypatch):
     for name, relevance in again.items():
         torch.testing.assert_close(every[name], relevance, rtol=1e-12, atol=1e-14)
     assert explainer.verify(x, [1, 4]).ok
+
+
+def test_columns_that_are_zero_are_left_out_of_a_product():
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 40, 96), torch.randn(96, 600)
+    assert _product.alive_columns(x) is None
+    for alive in (slice(64, 96), slice(0, 32), slice(20, 50)):
+        part = torch.zeros_like(x)
+        part[..., alive] = x[..., alive]
+        assert _product.alive_columns(part) == alive
+        torch.testing.assert_close(_product.product(part, weight), part @ weight, rtol=1e-5, atol=1e-5)
+    most = x.clone()
+    most[..., :8] = 0
+    assert _product.alive_columns(most) is None
+    assert not _product.product(torch.zeros_like(x), weight).any()
+
+
+def test_a_record_for_later_keeps_no_more_than_one_for_now():
+    """``lrp_aware=False``: sigmas and slopes in the place of the larger values that they alone are made of."""
+    model = transformer(False, False, True)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    explainer = fastlrp.Explainer(model, "attnlrp")
+    sizes, found = {}, {}
+    for aware in (True, False):
+        with explainer.forward(x, lrp_aware=aware) as record:
+            tensors = [t for t in record.state() if isinstance(t, torch.Tensor)]
+            sizes[aware] = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+            found[aware] = record.relevance([0, 3])
+    assert sizes[False] <= sizes[True]
+    assert torch.equal(found[False], found[True])

@@ -188,8 +188,9 @@ def test_every_control_is_reached_by_tab_and_shows_it(shown, small):
     page = shown(small[0])
     wanted = {"help-open", "sample", "search", "sort", "targets", "layer", "colours", "sign", "clip", "overlay", "swap"}
     wanted |= {"compare", "shared", "frame-a", "frame-b", "ledger-scroll"}
+    wanted |= {"large", "thumbs", "photo", "difference", "overview", "save-png", "save-csv", "frame-photo"}
     reached = {}
-    for _ in range(30):
+    for _ in range(45):
         page.page.keyboard.press("Tab")
         name, outline = page.page.evaluate(
             """() => {

@@ -35,7 +35,8 @@ def act(x: Tensor, function) -> Tensor:
         point = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(function(point).sum(), point)
     factor = torch.where(x == 0, slope, function(x) / torch.where(x == 0, 1.0, x)).detach()
-    return factor * x
+    # exp(-inf), where a scan does not look back, is 0 and passes nothing.
+    return torch.where(x.isinf(), function(x).detach(), torch.where(x.isinf(), 0.0, factor) * x)
 
 
 def attention(q, k, v, mask=None, causal=False, scale=None, mode="attnlrp", shares=(4, 4, 2)) -> Tensor:

@@ -9,11 +9,11 @@ namespace {
 
 std::atomic<int64_t> reads{0};
 
-bool is_ours(const at::Tensor& tensor) {
+bool is_ours(const Tensor& tensor) {
 #ifdef FASTLRP_EMULATE
-  return tensor.device().is_cpu();
+  return tensor.is_cpu();
 #else
-  return tensor.device().is_cuda();
+  return tensor.is_cuda();
 #endif
 }
 
@@ -21,9 +21,22 @@ bool is_ours(const at::Tensor& tensor) {
 
 const Kernels kCuda{"CUDA", "; use backend='auto' for other ", is_ours, true, true, &looked_at()};
 
-int64_t read_on_host(const at::Tensor& one) {
+#ifndef FASTLRP_EMULATE
+OnDevice::OnDevice(int device) : device_(device) {
+  REQUIRE(cudaGetDevice(&before_) == cudaSuccess && (before_ == device || cudaSetDevice(device) == cudaSuccess),
+          "CUDA device ", device, " cannot be used: ", cudaGetErrorString(cudaGetLastError()));
+}
+
+OnDevice::~OnDevice() {
+  if (before_ != device_) {
+    cudaSetDevice(before_);
+  }
+}
+#endif
+
+int64_t read_on_host(const Tensor& one) {
   ++reads;
-  return one.item<int64_t>();
+  return one.item();
 }
 
 void count_read() { ++reads; }

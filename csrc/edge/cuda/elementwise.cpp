@@ -1,7 +1,5 @@
 #include "elementwise.h"
 
-#include <ATen/ops/empty.h>
-
 #include "../../cuda/elementwise.h"
 #include "../axes.h"
 #include "../elementwise_arguments.h"
@@ -13,7 +11,7 @@ namespace {
 namespace kernels = fastlrp::cuda;
 
 template <class T>
-T* data_or_null(const at::Tensor& tensor) {
+T* data_or_null(const Tensor& tensor) {
   return tensor.defined() ? data_of<T>(tensor) : nullptr;
 }
 
@@ -29,13 +27,13 @@ int64_t windows_along(int64_t n, int64_t kernel, int64_t stride, int64_t padding
 
 }  // namespace
 
-CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTensor& positive,
                                             const OptionalTensor& negative, const OptionalTensor& factor_,
                                             const std::string& rule, double alpha, double epsilon) {
   CoefficientArguments a({kCuda, "elementwise_coefficients"}, z, rule);
   a.z = a.z.is_non_overlapping_and_dense() ? a.z : a.z.contiguous();
   a.take(positive, negative);
-  const at::Tensor factor = a.like_z("factor", factor_, factor_.has_value());
+  const Tensor factor = a.like_z("factor", factor_, factor_.has_value());
   on_device(a.z, [&](Stream stream) {
     with_type(a.z.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
@@ -55,16 +53,16 @@ CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalT
   return {a.u, a.v};
 }
 
-PooledTensors elementwise_pooled_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+PooledTensors elementwise_pooled_coefficients(const Tensor& z, const OptionalTensor& positive,
                                               const OptionalTensor& negative, const std::string& rule, double alpha,
                                               double epsilon, const Sizes& kernel_size, const Sizes& stride,
                                               const Sizes& padding, const Sizes& dilation, bool ceil_mode) {
   constexpr const char* op = "elementwise_pooled_coefficients";
   const Check check{kCuda, op};
   CoefficientArguments a(check, z, rule);
-  TORCH_CHECK_VALUE(z.dim() >= 3 && z.dim() <= 5, op,
-                    ": z must have shape (B, C, *S) with one to three spatial axes, got ", z.sizes());
-  const at::IntArrayRef input_size = z.sizes().slice(2);
+  REQUIRE_VALUE(z.dim() >= 3 && z.dim() <= 5, op, ": z must have shape (B, C, *S) with one to three spatial axes, got ",
+                z.sizes());
+  const Ints input_size = z.sizes().slice(2);
   const size_t n = input_size.size();
   check.axes("kernel_size", kernel_size, n, "z", 1);
   check.axes("stride", stride, n, "z", 1);
@@ -73,9 +71,9 @@ PooledTensors elementwise_pooled_coefficients(const at::Tensor& z, const Optiona
   Sizes size;
   for (size_t i = 0; i < n; ++i) {
     size.push_back(windows_along(input_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode));
-    TORCH_CHECK_VALUE(input_size[i] > 0 && size[i] > 0, op, ": z must be large enough for one window, got ", z.sizes(),
-                      " for kernel_size ", at::IntArrayRef(kernel_size), " with padding ", at::IntArrayRef(padding),
-                      " and dilation ", at::IntArrayRef(dilation));
+    REQUIRE_VALUE(input_size[i] > 0 && size[i] > 0, op, ": z must be large enough for one window, got ", z.sizes(),
+                  " for kernel_size ", Ints(kernel_size), " with padding ", Ints(padding), " and dilation ",
+                  Ints(dilation));
   }
   const int64_t B = z.size(0), C = z.size(1);
   check.elements("z", C, input_size);
@@ -95,11 +93,11 @@ PooledTensors elementwise_pooled_coefficients(const at::Tensor& z, const Optiona
   if (channels_last) {
     memory.push_back(C);
   }
-  const auto empty = [&](at::ScalarType dtype) {
-    const at::Tensor made = at::empty(memory, a.z.options().dtype(dtype));
+  const auto room = [&](ScalarType dtype) {
+    const Tensor made = empty(memory, a.z, dtype);
     return channels_last ? made.movedim(-1, 1) : made;
   };
-  const at::Tensor pooled = empty(a.z.scalar_type()), index = empty(at::kLong);
+  const Tensor pooled = room(a.z.scalar_type()), index = room(kLong);
   on_device(a.z, [&](Stream stream) {
     with_type(a.z.scalar_type(), [&](auto zero) {
       using T = decltype(zero);

@@ -9,19 +9,19 @@
 
 namespace fastlrp::edge::cuda {
 
-CoefficientTensors elementwise_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTensor& positive,
                                             const OptionalTensor& negative, const OptionalTensor& factor,
                                             const std::string& rule, double alpha, double epsilon);
 
 struct PooledTensors {
-  at::Tensor pooled, index;  // (B, C, *S')
-  OptionalTensor u, v;       // (B, C, *S)
+  Tensor pooled, index;  // (B, C, *S')
+  OptionalTensor u, v;   // (B, C, *S)
 
   auto tuple() const { return std::tuple{pooled, index, u, v}; }
 };
 
 // z (B, C, *S) -> max_pool(relu(z)) and its winners, and the coefficients with the factor relu(z).
-PooledTensors elementwise_pooled_coefficients(const at::Tensor& z, const OptionalTensor& positive,
+PooledTensors elementwise_pooled_coefficients(const Tensor& z, const OptionalTensor& positive,
                                               const OptionalTensor& negative, const std::string& rule, double alpha,
                                               double epsilon, const Sizes& kernel_size, const Sizes& stride,
                                               const Sizes& padding, const Sizes& dilation, bool ceil_mode);

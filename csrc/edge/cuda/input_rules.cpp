@@ -1,10 +1,5 @@
 #include "input_rules.h"
 
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/convolution_backward.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 
 #include "../../cuda/input_rules.h"
@@ -22,12 +17,12 @@ constexpr int64_t kMostChannels = 8, kMostTaps = 128;
 // The arguments that both operations have, checked.
 struct Layer {
   Check check;
-  at::Tensor relevance;  // (B, K, Co, *outputs)
+  Tensor relevance;  // (B, K, Co, *outputs)
   Sizes input_size, kernel, stride, padding, dilation;
   int64_t B, K, Co;
 
-  Layer(const char* op, const at::Tensor& relevance_, at::IntArrayRef kernel_, const Sizes& input_size_,
-        const Sizes& stride_, const Sizes& padding_, const Sizes& dilation_)
+  Layer(const char* op, const Tensor& relevance_, Ints kernel_, const Sizes& input_size_, const Sizes& stride_,
+        const Sizes& padding_, const Sizes& dilation_)
       : check{kCuda, op},
         input_size(input_size_),
         kernel(kernel_.vec()),
@@ -35,9 +30,9 @@ struct Layer {
         padding(padding_),
         dilation(dilation_) {
     check.values("relevance", relevance_);
-    TORCH_CHECK_VALUE(relevance_.dim() >= 4 && relevance_.dim() <= 6, op,
-                      ": relevance must have shape (B, K, C, *S') with one to three spatial axes, got ",
-                      relevance_.sizes());
+    REQUIRE_VALUE(relevance_.dim() >= 4 && relevance_.dim() <= 6, op,
+                  ": relevance must have shape (B, K, C, *S') with one to three spatial axes, got ",
+                  relevance_.sizes());
     relevance = relevance_.resolve_neg();
     B = relevance.size(0), K = relevance.size(1), Co = relevance.size(2);
     geometry("input_size", input_size, 0);
@@ -51,9 +46,9 @@ struct Layer {
     check.elements("kernel_size", 1, kernel);
   }
 
-  at::IntArrayRef output_size() const { return relevance.sizes().slice(3); }
+  Ints output_size() const { return relevance.sizes().slice(3); }
 
-  void geometry(const char* name, at::IntArrayRef values, int64_t least) const {
+  void geometry(const char* name, Ints values, int64_t least) const {
     check.axes(name, values, output_size().size(), "relevance", least);
   }
 
@@ -65,7 +60,7 @@ struct Layer {
   }
 
   // A tensor that goes with the relevance, checked.
-  at::Tensor argument(const std::string& name, const at::Tensor& tensor, const Sizes& size) const {
+  Tensor argument(const std::string& name, const Tensor& tensor, const Sizes& size) const {
     check.like(name.c_str(), tensor, relevance);
     check.sizes(name.c_str(), tensor, size);
     return tensor.resolve_neg();
@@ -74,25 +69,25 @@ struct Layer {
   bool channels_last() const { return Co > 1 && relevance.stride(2) == 1; }
 
   // A coefficient in the relevance's memory order: each target reads it again.
-  at::Tensor coefficient(const std::string& name, const at::Tensor& tensor) const {
-    const at::Tensor u = argument(name, tensor, with({B, Co}, output_size()));
+  Tensor coefficient(const std::string& name, const Tensor& tensor) const {
+    const Tensor u = argument(name, tensor, with({B, Co}, output_size()));
     const bool last = Co > 1 && u.stride(1) == 1;
     return last == channels_last() ? u : ordered(u);
   }
 
-  at::Tensor ordered(const at::Tensor& u) const { return channels_last() ? to_channels_last(u) : u.contiguous(); }
+  Tensor ordered(const Tensor& u) const { return channels_last() ? to_channels_last(u) : u.contiguous(); }
 
   // (B, K, channels, *input_size), channels innermost in memory
-  at::Tensor empty_out(int64_t channels) const {
+  Tensor empty_out(int64_t channels) const {
     Sizes memory = with({B, K}, input_size);
     memory.push_back(channels);
-    return at::empty(memory, relevance.options()).movedim(-1, 2);
+    return empty(memory, relevance).movedim(-1, 2);
   }
 };
 
 // Of the leading axes and of three spatial ones; 0 for those that the tensor lacks.
 template <int N>
-void set_strides(int64_t (&strides)[N], const at::Tensor& tensor) {
+void set_strides(int64_t (&strides)[N], const Tensor& tensor) {
   constexpr int leading = N - 3;
   const int axes = static_cast<int>(tensor.dim()) - leading;
   for (int n = 0; n < N; ++n) {
@@ -103,9 +98,9 @@ void set_strides(int64_t (&strides)[N], const at::Tensor& tensor) {
 
 // The same values with the same strides.
 template <class Change>
-void make_alike(std::vector<at::Tensor>& tensors, const Change& change) {
-  const bool alike = std::all_of(tensors.begin(), tensors.end(),
-                                 [&](const at::Tensor& t) { return t.strides() == tensors[0].strides(); });
+void make_alike(std::vector<Tensor>& tensors, const Change& change) {
+  const bool alike =
+      std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.strides() == tensors[0].strides(); });
   if (!alike) {
     std::transform(tensors.begin(), tensors.end(), tensors.begin(), change);
   }
@@ -113,7 +108,7 @@ void make_alike(std::vector<at::Tensor>& tensors, const Change& change) {
 
 // What an edge function for the kernel has looked at.
 struct Terms {
-  std::vector<at::Tensor> weights, coefficients;  // coefficients: of each term
+  std::vector<Tensor> weights, coefficients;  // coefficients: of each term
   std::vector<OptionalTensor> multipliers;
   int64_t groups, channels;
   bool reduce;
@@ -123,30 +118,30 @@ bool is_for_the_kernel(const Layer& layer, const Terms& terms) {
   return terms.groups == 1 && terms.channels <= kMostChannels && product(layer.kernel) <= kMostTaps;
 }
 
-at::Tensor composed(const Layer& layer, const Terms& terms) {
-  const at::NoGradGuard no_grad;
+Tensor composed(const Layer& layer, const Terms& terms) {
   const Sizes inputs = with({layer.B * layer.K, terms.channels}, layer.input_size);
-  at::Tensor total;
+  const Sizes whole = with({layer.B, layer.K, terms.channels}, layer.input_size);
+  const Tensor relevance = layer.relevance.call("detach");
+  Tensor total;
   for (size_t j = 0; j < terms.weights.size(); ++j) {
-    const at::Tensor scaled = layer.relevance.mul(terms.coefficients[j].unsqueeze(1)).flatten(0, 1);
-    // Of the input only the sizes count.
-    at::Tensor part = std::get<0>(at::convolution_backward(
-        scaled, scaled.new_empty({1}).expand(inputs), terms.weights[j], std::nullopt, layer.stride, layer.padding,
-        layer.dilation, false, Sizes(layer.stride.size(), 0), terms.groups, {true, false, false}));
-    part = part.view(with({layer.B, layer.K, terms.channels}, layer.input_size));
+    const Tensor scaled = relevance.call("mul", {terms.coefficients[j].call("detach").unsqueeze(1)});
+    const Tensor rows = scaled.call("flatten", {0, 1});
+    const Tensor part =
+        input_gradient(rows, inputs, terms.weights[j], layer.stride, layer.padding, layer.dilation, terms.groups)
+            .reshape(whole);
     if (terms.multipliers[j].has_value()) {
-      part.mul_(terms.multipliers[j]->unsqueeze(1));
+      part.call("mul_", {terms.multipliers[j]->call("detach").unsqueeze(1)});
     }
-    total = total.defined() ? total.add_(part) : part;
+    total = total.defined() ? total.call("add_", {part}) : part;
   }
-  return terms.reduce ? total.sum(2, true) : total;
+  return terms.reduce ? total.call("sum", {2, true}) : total;
 }
 
 template <class T>
 kernels::InputRelevance<T> kernel_arguments(const Layer& layer, const Terms& terms,
-                                            const std::vector<at::Tensor>& coefficients,
+                                            const std::vector<Tensor>& coefficients,
                                             const std::vector<int32_t>& coefficient_of,
-                                            const std::vector<at::Tensor>& multipliers, const at::Tensor& out) {
+                                            const std::vector<Tensor>& multipliers, const Tensor& out) {
   kernels::InputRelevance<T> p{};
   p.relevance = data_of<T>(layer.relevance);
   set_strides(p.strides, layer.relevance);
@@ -174,36 +169,36 @@ kernels::InputRelevance<T> kernel_arguments(const Layer& layer, const Terms& ter
 
 }  // namespace
 
-at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Tensor>& weights,
-                           const std::vector<at::Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
-                           const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                           int64_t groups, bool reduce) {
+Tensor input_relevance(const Tensor& relevance, const std::vector<Tensor>& weights,
+                       const std::vector<Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
+                       const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                       int64_t groups, bool reduce) {
   constexpr const char* op = "input_relevance";
   const size_t count = weights.size();
-  TORCH_CHECK_VALUE(count >= 1 && count <= kernels::kMostTerms, op, ": weights must have one to ", kernels::kMostTerms,
-                    " entries, got ", count);
-  TORCH_CHECK_VALUE(coefficients.size() == count && multipliers.size() == count, op,
-                    ": coefficients and multipliers must have one entry for each of weights (", count, "), got ",
-                    coefficients.size(), " and ", multipliers.size());
+  REQUIRE_VALUE(count >= 1 && count <= kernels::kMostTerms, op, ": weights must have one to ", kernels::kMostTerms,
+                " entries, got ", count);
+  REQUIRE_VALUE(coefficients.size() == count && multipliers.size() == count, op,
+                ": coefficients and multipliers must have one entry for each of weights (", count, "), got ",
+                coefficients.size(), " and ", multipliers.size());
   const Check check{kCuda, op};
   check.values("relevance", relevance);
   check.tensor("weights[0]", weights[0]);
-  TORCH_CHECK_VALUE(weights[0].dim() >= 2 && weights[0].dim() == relevance.dim() - 1, op,
-                    ": weights must have shape (Co, Ci / groups, *k) with one size in k for each spatial axis of "
-                    "relevance, got ",
-                    weights[0].sizes(), " and relevance ", relevance.sizes());
+  REQUIRE_VALUE(weights[0].dim() >= 2 && weights[0].dim() == relevance.dim() - 1, op,
+                ": weights must have shape (Co, Ci / groups, *k) with one size in k for each spatial axis of "
+                "relevance, got ",
+                weights[0].sizes(), " and relevance ", relevance.sizes());
   const Layer layer(op, relevance, weights[0].sizes().slice(2), input_size, stride, padding, dilation);
-  TORCH_CHECK_VALUE(groups >= 1 && groups <= std::max<int64_t>(1, layer.Co) && layer.Co % groups == 0, op,
-                    ": groups must divide the channels of relevance (", layer.Co, "), got ", groups);
+  REQUIRE_VALUE(groups >= 1 && groups <= std::max<int64_t>(1, layer.Co) && layer.Co % groups == 0, op,
+                ": groups must divide the channels of relevance (", layer.Co, "), got ", groups);
   Terms terms{{}, {}, {}, groups, weights[0].size(1) * groups, reduce};
-  std::vector<at::Tensor> different, given;
+  std::vector<Tensor> different, given;
   std::vector<int32_t> coefficient_of;
   for (size_t j = 0; j < count; ++j) {
     const std::string number = "[" + std::to_string(j) + "]";
     terms.weights.push_back(
         layer.argument("weights" + number, weights[j], with({layer.Co, weights[0].size(1)}, layer.kernel)));
     const auto same = std::find_if(coefficients.begin(), coefficients.begin() + j,
-                                   [&](const at::Tensor& other) { return other.is_same(coefficients[j]); });
+                                   [&](const Tensor& other) { return other.is_same(coefficients[j]); });
     const size_t first = same - coefficients.begin();
     if (first < j) {
       coefficient_of.push_back(coefficient_of[first]);
@@ -219,7 +214,7 @@ at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Te
       given.push_back(*terms.multipliers[j]);
     }
   }
-  const at::Tensor out = layer.empty_out(reduce ? 1 : terms.channels);
+  const Tensor out = layer.empty_out(reduce ? 1 : terms.channels);
   if (out.numel() == 0 || layer.relevance.numel() == 0 || terms.channels == 0) {
     return out.zero_();
   }
@@ -227,9 +222,9 @@ at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Te
     if (!is_for_the_kernel(layer, terms)) {
       return composed(layer, terms);
     }
-    make_alike(different, [&](const at::Tensor& u) { return layer.ordered(u); });
-    make_alike(given, [](const at::Tensor& m) { return m.contiguous(); });
-    for (at::Tensor& weight : terms.weights) {
+    make_alike(different, [&](const Tensor& u) { return layer.ordered(u); });
+    make_alike(given, [](const Tensor& m) { return m.contiguous(); });
+    for (Tensor& weight : terms.weights) {
       weight = weight.contiguous();
     }
     with_type(layer.relevance.scalar_type(), [&](auto zero) {
@@ -240,21 +235,21 @@ at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Te
   });
 }
 
-at::Tensor input_flat_relevance(const at::Tensor& relevance, const at::Tensor& u_, int64_t channels,
-                                const Sizes& kernel_size, const Sizes& input_size, const Sizes& stride,
-                                const Sizes& padding, const Sizes& dilation, bool reduce) {
+Tensor input_flat_relevance(const Tensor& relevance, const Tensor& u_, int64_t channels, const Sizes& kernel_size,
+                            const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                            bool reduce) {
   constexpr const char* op = "input_flat_relevance";
   const Layer layer(op, relevance, kernel_size, input_size, stride, padding, dilation);
   layer.check.not_negative("channels", channels);
-  const at::Tensor u = layer.coefficient("u", u_);
-  const at::Tensor out = layer.empty_out(reduce ? 1 : channels);
+  const Tensor u = layer.coefficient("u", u_);
+  const Tensor out = layer.empty_out(reduce ? 1 : channels);
   if (out.numel() == 0 || layer.relevance.numel() == 0) {
     return out.zero_();
   }
-  const at::ScalarType dtype = layer.relevance.scalar_type();
+  const ScalarType dtype = layer.relevance.scalar_type();
   return on_device(layer.relevance, [&](Stream stream) {
-    const at::Tensor summed = at::empty(with({layer.B, layer.K}, layer.output_size()),
-                                        layer.relevance.options().dtype(dtype == at::kDouble ? dtype : at::kFloat));
+    const Tensor summed =
+        empty(with({layer.B, layer.K}, layer.output_size()), layer.relevance, dtype == kDouble ? dtype : kFloat);
     with_type(dtype, [&](auto zero) {
       using T = decltype(zero);
       kernels::InputFlat<T> p{};

@@ -11,13 +11,13 @@
 namespace fastlrp::edge::cuda {
 
 // What the kernel is not for (groups, many input channels, very large windows) is composed of PyTorch's operations.
-at::Tensor input_relevance(const at::Tensor& relevance, const std::vector<at::Tensor>& weights,
-                           const std::vector<at::Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
-                           const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                           int64_t groups, bool reduce);
+Tensor input_relevance(const Tensor& relevance, const std::vector<Tensor>& weights,
+                       const std::vector<Tensor>& coefficients, const std::vector<OptionalTensor>& multipliers,
+                       const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                       int64_t groups, bool reduce);
 
-at::Tensor input_flat_relevance(const at::Tensor& relevance, const at::Tensor& u, int64_t channels,
-                                const Sizes& kernel_size, const Sizes& input_size, const Sizes& stride,
-                                const Sizes& padding, const Sizes& dilation, bool reduce);
+Tensor input_flat_relevance(const Tensor& relevance, const Tensor& u, int64_t channels, const Sizes& kernel_size,
+                            const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                            bool reduce);
 
 }  // namespace fastlrp::edge::cuda

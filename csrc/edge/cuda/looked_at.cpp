@@ -11,36 +11,16 @@
 namespace fastlrp::edge::cuda {
 namespace {
 
-// One tensor as it was. The weak reference keeps the storage's address from being used again.
-struct Seen {
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
-  const void* data;
-  int64_t count;
-  uint32_t version;
-
-  explicit Seen(const at::Tensor& tensor)
-      : storage(tensor.storage().getWeakStorageImpl()),
-        data(tensor.const_data_ptr()),
-        count(tensor.numel()),
-        version(tensor.unsafeGetTensorImpl()->version_counter().current_version()) {}
-
-  bool is(const at::Tensor& tensor) const {
-    return !storage.expired() && data == tensor.const_data_ptr() && count == tensor.numel() &&
-           version == tensor.unsafeGetTensorImpl()->version_counter().current_version();
-  }
-};
-
-bool has_version(const at::Tensor& tensor) { return tensor.unsafeGetTensorImpl()->version_counter().enabled(); }
-
 class LookedAt : public Known {
  public:
-  int64_t limit(const at::Tensor& first, const at::Tensor& second) override {
+  int64_t limit(const Tensor& first_, const Tensor& second_) override {
     int64_t least = std::numeric_limits<int64_t>::max();
-    if (has_version(first) && has_version(second)) {
+    const std::optional<Seen> first = Seen::of(first_), second = Seen::of(second_);
+    if (first.has_value() && second.has_value()) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      const auto [begin, end] = pairs_.equal_range(key(first, second));
+      const auto [begin, end] = pairs_.equal_range(key(*first, *second));
       for (auto pair = begin; pair != end; ++pair) {
-        if (pair->second.first.is(first) && pair->second.second.is(second)) {
+        if (pair->second.first.is(*first) && pair->second.second.is(*second)) {
           least = std::min(least, pair->second.limit);
         }
       }
@@ -48,18 +28,18 @@ class LookedAt : public Known {
     return least;
   }
 
-  void add(const at::Tensor& first, const at::Tensor& second, int64_t limit) override {
-    if (!has_version(first) || !has_version(second)) {
+  void add(const Tensor& first_, const Tensor& second_, int64_t limit) override {
+    const std::optional<Seen> first = Seen::of(first_), second = Seen::of(second_);
+    if (!first.has_value() || !second.has_value()) {
       return;
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     if (pairs_.size() >= room_) {
-      std::erase_if(pairs_, [](const auto& pair) {
-        return pair.second.first.storage.expired() || pair.second.second.storage.expired();
-      });
+      std::erase_if(pairs_,
+                    [](const auto& pair) { return pair.second.first.expired() || pair.second.second.expired(); });
       room_ = 2 * pairs_.size() + 256;
     }
-    pairs_.emplace(key(first, second), Pair{Seen(first), Seen(second), limit});
+    pairs_.emplace(key(*first, *second), Pair{*first, *second, limit});
   }
 
   void looked() override { count_read(); }
@@ -70,12 +50,7 @@ class LookedAt : public Known {
     int64_t limit;
   };
 
-  static uint64_t key(const at::Tensor& first, const at::Tensor& second) {
-    const auto address = [](const at::Tensor& t) {
-      return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(t.storage().unsafeGetStorageImpl()));
-    };
-    return address(first) * 31 + address(second);
-  }
+  static uint64_t key(const Seen& first, const Seen& second) { return first.key() * 31 + second.key(); }
 
   std::mutex mutex_;
   std::unordered_multimap<uint64_t, Pair> pairs_;

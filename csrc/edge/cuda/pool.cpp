@@ -1,7 +1,5 @@
 #include "pool.h"
 
-#include <ATen/ops/empty.h>
-
 #include "../../cuda/pool.h"
 #include "../pool_arguments.h"
 #include "device.h"
@@ -14,15 +12,15 @@ namespace kernels = fastlrp::cuda;
 constexpr int64_t kDenseFrom = 2;  // only samples and targets may have any strides
 
 template <class T>
-PoolFlow<T> flow_of(const PoolArguments& pool, const at::Tensor& out) {
+PoolFlow<T> flow_of(const PoolArguments& pool, const Tensor& out) {
   const T* scale = pool.scale.defined() ? data_of<T>(pool.scale) : nullptr;
   return pool.flow<T>(data_of<T>(pool.relevance), scale, data_of<T>(out));
 }
 
 // launch(stream, flow) -> the result that it fills
 template <class Launch>
-at::Tensor launched(const PoolArguments& pool, const Launch& launch) {
-  const at::Tensor out = pool.empty_out();
+Tensor launched(const PoolArguments& pool, const Launch& launch) {
+  const Tensor out = pool.empty_out();
   if (out.numel() == 0) {
     return out;
   }
@@ -34,29 +32,28 @@ at::Tensor launched(const PoolArguments& pool, const Launch& launch) {
 
 }  // namespace
 
-at::Tensor pool_max_relevance(const at::Tensor& relevance, const at::Tensor& index_, const OptionalTensor& scale,
-                              const Sizes& input_size) {
+Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const OptionalTensor& scale,
+                          const Sizes& input_size) {
   const PoolArguments pool({kCuda, "pool_max_relevance"}, relevance, scale, input_size, kDenseFrom);
-  const at::Tensor index = pool.cache("index", index_, at::kLong, pool.output_size());
-  const at::Tensor scratch = at::empty({kernels::pool_max_scratch(pool.B, pool.C, pool.outputs, pool.inputs)},
-                                       pool.relevance.options().dtype(at::kInt));
+  const Tensor index = pool.cache("index", index_, kLong, pool.output_size());
+  const Tensor scratch =
+      empty({kernels::pool_max_scratch(pool.B, pool.C, pool.outputs, pool.inputs)}, pool.relevance, kInt);
   return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_max_relevance<T>({flow, data_of<int64_t>(index), data_of<int32_t>(scratch)}, stream);
   });
 }
 
-at::Tensor pool_ties_relevance(const at::Tensor& relevance, const at::Tensor& input, const at::Tensor& output,
-                               const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
-                               const Sizes& padding, const Sizes& dilation) {
+Tensor pool_ties_relevance(const Tensor& relevance, const Tensor& input, const Tensor& output,
+                           const OptionalTensor& scale, const Sizes& kernel_size, const Sizes& stride,
+                           const Sizes& padding, const Sizes& dilation) {
   const TiesArguments ties({kCuda, "pool_ties_relevance"}, relevance, input, output, scale, kernel_size, stride,
                            padding, dilation, kDenseFrom);
   const PoolArguments& pool = ties.pool;
-  const at::ScalarType dtype = pool.relevance.scalar_type();
+  const ScalarType dtype = pool.relevance.scalar_type();
   const auto axes = pool.lines(Axis(), [&](size_t i) {
     return Axis(pool.input_size[i], pool.output_size()[i], kernel_size[i], stride[i], padding[i], dilation[i]);
   });
-  const at::Tensor share = at::empty({pool.B * pool.C * pool.outputs},
-                                     ties.output.options().dtype(dtype == at::kDouble ? at::kDouble : at::kFloat));
+  const Tensor share = empty({pool.B * pool.C * pool.outputs}, ties.output, dtype == kDouble ? kDouble : kFloat);
   return launched(pool, [&]<class T>(Stream stream, const PoolFlow<T>& flow) {
     kernels::pool_ties_relevance<T>({flow,
                                      data_of<T>(ties.input),
@@ -67,10 +64,10 @@ at::Tensor pool_ties_relevance(const at::Tensor& relevance, const at::Tensor& in
   });
 }
 
-at::Tensor pool_avg_relevance(const at::Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
-                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                              [[maybe_unused]] bool ceil_mode, bool count_include_pad,
-                              std::optional<int64_t> divisor_override) {
+Tensor pool_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size,
+                          const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                          [[maybe_unused]] bool ceil_mode, bool count_include_pad,
+                          std::optional<int64_t> divisor_override) {
   const PoolArguments pool({kCuda, "pool_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   check_average(pool, kernel_size, stride, padding, divisor_override);
   const auto axes = pool.lines(Axis(), [&](size_t i) {
@@ -86,8 +83,7 @@ at::Tensor pool_avg_relevance(const at::Tensor& relevance, const OptionalTensor&
   });
 }
 
-at::Tensor pool_adaptive_avg_relevance(const at::Tensor& relevance, const OptionalTensor& scale,
-                                       const Sizes& input_size) {
+Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor& scale, const Sizes& input_size) {
   const PoolArguments pool({kCuda, "pool_adaptive_avg_relevance"}, relevance, scale, input_size, kDenseFrom);
   if (const OptionalTensor view = adaptive_view(pool)) {
     return *view;

@@ -1,9 +1,5 @@
 #include "sparse_conv.h"
 
-#include <ATen/Context.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include "../../cuda/sparse_conv.h"
 #include "../sparse_conv_arguments.h"
 #include "sparse_views.h"
@@ -16,15 +12,15 @@ Sizes packed_size(int64_t groups, int64_t outs, int64_t ins, int64_t taps) { ret
 constexpr Packing kPacking{4, 1, packed_size};
 
 bool allows_tf32(bool linear) {
-  return linear ? at::globalContext().allowTF32CuBLAS() : at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+  return setting(linear ? "backends.cuda.matmul.fp32_precision" : "backends.cudnn.conv.fp32_precision") == "tf32";
 }
 
 // (B, K, channels, *S) with the channels innermost.
-at::Tensor new_dense(const ConvCall& call, bool zero) {
+Tensor new_dense(const ConvCall& call, bool zero) {
   Sizes memory = with({call.batch, call.targets}, call.geometry.input_size);
   memory.push_back(*call.channels);
-  const at::TensorOptions options = call.arriving.values.options();
-  return (zero ? at::zeros(memory, options) : at::empty(memory, options)).movedim(-1, 2);
+  const Tensor& like = call.arriving.values;
+  return (zero ? zeros(memory, like) : empty(memory, like)).movedim(-1, 2);
 }
 
 template <class T>
@@ -41,7 +37,7 @@ kernels::SparseConv<T> kernel_arguments(const ConvCall& call, const ConvArgument
     p.products[i] = {data_of<T>(call.weights[i]), map_of<T>(a.coefficients[i])};
   }
   p.product_count = static_cast<int32_t>(a.coefficients.size());
-  p.tensor_cores = call.arriving.values.scalar_type() != at::kFloat || allows_tf32(a.linear);
+  p.tensor_cores = call.arriving.values.scalar_type() != kFloat || allows_tf32(a.linear);
   p.leaving = a.leaving;
   p.leaving_entries = a.entries;
   if (!call.initial.empty()) {
@@ -52,28 +48,28 @@ kernels::SparseConv<T> kernel_arguments(const ConvCall& call, const ConvArgument
 
 }  // namespace
 
-at::Tensor sparse_pack(const at::Tensor& weight) {
+Tensor sparse_pack(const Tensor& weight) {
   check_unpacked({kCuda, "sparse_pack"}, weight);
   return weight.permute({0, 3, 1, 2}).contiguous();
 }
 
-at::Tensor sparse_conv_relevance(const ConvCall& call) {
+Tensor sparse_conv_relevance(const ConvCall& call) {
   const Check check{kCuda, "sparse_conv_relevance"};
-  TORCH_CHECK_VALUE(!call.other.has_value(), check.op,
-                    ": other is for the CPU, on CUDA two products cost no more than one: give both coefficients and "
-                    "their weights");
-  TORCH_CHECK_VALUE(call.weights.size() <= kernels::kMaxProducts, check.op, ": expected at most ",
-                    kernels::kMaxProducts, " products, got ", call.weights.size());
+  REQUIRE_VALUE(!call.other.has_value(), check.op,
+                ": other is for the CPU, on CUDA two products cost no more than one: give both coefficients and "
+                "their weights");
+  REQUIRE_VALUE(call.weights.size() <= kernels::kMaxProducts, check.op, ": expected at most ", kernels::kMaxProducts,
+                " products, got ", call.weights.size());
   const ConvArguments a(check, call, kPacking);
-  TORCH_CHECK_VALUE(a.factors.size() <= kernels::kMaxFolds, check.op, ": expected at most ", kernels::kMaxFolds,
-                    " factors, got ", a.factors.size());
-  const at::Tensor& values = call.arriving.values;
+  REQUIRE_VALUE(a.factors.size() <= kernels::kMaxFolds, check.op, ": expected at most ", kernels::kMaxFolds,
+                " factors, got ", a.factors.size());
+  const Tensor& values = call.arriving.values;
   const bool dense_result = call.channels.has_value();
   return with_type(values.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     kernels::SparseConv<T> p = kernel_arguments<T>(call, a);
     const bool direct = dense_result && kernels::writes_dense(p, *call.channels);
-    at::Tensor dense, rows;
+    Tensor dense, rows;
     if (dense_result) {
       dense = new_dense(call, direct && a.entries != a.leaving.positions * *call.channels);
     }
@@ -81,7 +77,7 @@ at::Tensor sparse_conv_relevance(const ConvCall& call) {
       p.dense = dense_of<T>(dense);
       p.factor = a.factors.empty() ? kernels::Map<T>{} : map_of<T>(a.factors.front());
     } else {
-      rows = new_rows(a.entries, call.targets, values.options());
+      rows = new_rows(a.entries, call.targets, values);
       p.rows = data_of<T>(rows);
       p.row_stride = rows.stride(0);
     }

@@ -9,10 +9,10 @@
 namespace fastlrp::edge::cuda {
 
 // weight (groups, Co, Ci, taps) -> (groups, taps, Co, Ci), as the kernel gathers it.
-at::Tensor sparse_pack(const at::Tensor& weight);
+Tensor sparse_pack(const Tensor& weight);
 
 // At most two products and, with factors, four folds. `other` is refused: all products of a rule are one here. A dense
 // result (B, K, channels, *S) has its channels innermost in memory.
-at::Tensor sparse_conv_relevance(const ConvCall& call);
+Tensor sparse_conv_relevance(const ConvCall& call);
 
 }  // namespace fastlrp::edge::cuda

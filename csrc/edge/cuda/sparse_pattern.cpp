@@ -1,10 +1,5 @@
 #include "sparse_pattern.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <c10/core/InferenceMode.h>
-
 #include <algorithm>
 
 #include "../../cuda/scan.h"
@@ -17,12 +12,9 @@
 namespace fastlrp::edge::cuda {
 namespace {
 
-at::TensorOptions longs(const at::Tensor& like) { return like.options().dtype(at::kLong); }
-at::TensorOptions ints(const at::Tensor& like) { return like.options().dtype(at::kInt); }
-
 // The counts, the first `count` of which are written, become where each list begins; returns their sum's tensor.
-at::Tensor scan(const at::Tensor& counts, int64_t count, Stream stream) {
-  const at::Tensor scratch = at::empty({kernels::scan_scratch(count)}, counts.options());
+Tensor scan(const Tensor& counts, int64_t count, Stream stream) {
+  const Tensor scratch = empty({kernels::scan_scratch(count)}, counts);
   kernels::exclusive_scan(data_of<int64_t>(counts), count, data_of<int64_t>(scratch), stream);
   return counts.narrow(0, count, 1);
 }
@@ -44,7 +36,7 @@ void write_words(const Masks& masks, uint32_t* words, Stream stream) {
 
 // What is made here has version counters also in inference mode, and need not be looked at again.
 struct Made {
-  c10::InferenceMode counted{false};
+  OutOfInferenceMode counted;
 
   PatternTensors pattern(PatternTensors made, int64_t limit) const {
     looked_at().add(made.offsets, made.channels, limit);
@@ -64,33 +56,33 @@ struct Made {
 
 PatternTensors sparse_pattern(const std::vector<MaskTensors>& given) {
   const Masks masks({kCuda, "sparse_pattern"}, given);
-  const at::Tensor& like = masks.maps.front();
+  const Tensor& like = masks.maps.front();
   const int64_t positions = masks.positions, width = (masks.size[1] + 31) / 32;
   const Made made;
   if (positions * width == 0) {
-    return made.pattern({at::zeros({positions + 1}, longs(like)), at::empty({0}, ints(like))}, 0);
+    return made.pattern({zeros({positions + 1}, like, kLong), empty({0}, like, kInt)}, 0);
   }
   return on_device(like, [&](Stream stream) {
-    const at::Tensor words = at::empty({positions, width}, ints(like));
+    const Tensor words = empty({positions, width}, like, kInt);
     with_type(like.scalar_type(),
               [&](auto zero) { write_words<decltype(zero)>(masks, data_of<uint32_t>(words), stream); });
     kernels::WordLists lists{data_of<uint32_t>(words), positions, width, nullptr};
-    const at::Tensor begin = at::empty({lists.tiles() + 1}, longs(like));
+    const Tensor begin = empty({lists.tiles() + 1}, like, kLong);
     lists.begin = data_of<int64_t>(begin);
     kernels::count_words(lists, stream);
     const int64_t entries = read_on_host(scan(begin, lists.tiles(), stream));
-    at::Tensor offsets = at::empty({positions + 1}, longs(like)), channels = at::empty({entries}, ints(like));
+    Tensor offsets = empty({positions + 1}, like, kLong), channels = empty({entries}, like, kInt);
     kernels::list_words(lists, data_of<int64_t>(offsets), data_of<int32_t>(channels), stream);
     return made.pattern({offsets, channels}, masks.size[1]);
   });
 }
 
-at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors& pattern) {
+Tensor sparse_from_dense(const Tensor& relevance_, const PatternTensors& pattern) {
   const DenseArguments a({kCuda, "sparse_from_dense"}, relevance_, pattern);
   const int64_t entries = a.entries, targets = relevance_.size(1);
   return on_device(relevance_, [&](Stream stream) {
-    const at::Tensor relevance = flattened(relevance_.resolve_neg(), 3);
-    at::Tensor values = new_rows(entries, targets, relevance.options());
+    const Tensor relevance = flattened(relevance_.resolve_neg(), 3);
+    Tensor values = new_rows(entries, targets, relevance);
     with_type(values.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       kernels::sparse_from_dense<T>(dense_of<const T>(relevance), a.pattern,
@@ -100,11 +92,11 @@ at::Tensor sparse_from_dense(const at::Tensor& relevance_, const PatternTensors&
   });
 }
 
-at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size) {
+Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size) {
   const ToDenseArguments a({kCuda, "sparse_to_dense"}, source, batch, targets, size);
-  const at::Tensor& values = source.values;
+  const Tensor& values = source.values;
   return on_device(values, [&](Stream stream) {
-    at::Tensor dense = at::empty(a.memory, values.options()).movedim(-1, 2);
+    Tensor dense = empty(a.memory, values).movedim(-1, 2);
     with_type(values.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       kernels::sparse_to_dense<T>(rows_of<T>(source, a.pattern), dense_of<T>(dense), stream);
@@ -113,12 +105,12 @@ at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targ
   });
 }
 
-at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                      int64_t targets) {
+Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
+                  int64_t targets) {
   const SumArguments a({kCuda, "sparse_sum"}, sources, pattern, batch, targets);
-  const at::Tensor& like = sources.front().values;
+  const Tensor& like = sources.front().values;
   return on_device(like, [&](Stream stream) {
-    at::Tensor values = new_rows(pattern.channels.numel(), targets, like.options());
+    Tensor values = new_rows(pattern.channels.numel(), targets, like);
     with_type(like.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       const std::vector<kernels::Summand<T>> views = a.summands.views<T>();
@@ -137,7 +129,7 @@ at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternT
   });
 }
 
-GatherTensors sparse_winners(const at::Tensor& index_, const PatternTensors& pooled, const Sizes& input_size,
+GatherTensors sparse_winners(const Tensor& index_, const PatternTensors& pooled, const Sizes& input_size,
                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
                              const Sizes& dilation) {
   constexpr const char* op = "sparse_winners";
@@ -145,11 +137,11 @@ GatherTensors sparse_winners(const at::Tensor& index_, const PatternTensors& poo
   const int64_t batch = index_.size(0), channel_count = index_.size(1);
   const int64_t inputs = a.window.inputs(), positions = batch * inputs,
                 width = channel_count / 32 + (channel_count % 32 > 0);
-  TORCH_CHECK_VALUE(channel_count <= INT32_MAX - 31 && times(inputs, width) <= INT32_MAX, op, ": a sample of ",
-                    at::IntArrayRef(input_size), " times ", channel_count, " channels is too large: 2^36 neurons fit");
+  REQUIRE_VALUE(channel_count <= INT32_MAX - 31 && times(inputs, width) <= INT32_MAX, op, ": a sample of ",
+                Ints(input_size), " times ", channel_count, " channels is too large: 2^36 neurons fit");
   const Made made;
   return on_device(index_, [&](Stream stream) -> GatherTensors {
-    const at::Tensor index = flattened(index_, 2);
+    const Tensor index = flattened(index_, 2);
     kernels::Winners p{map_of<int64_t>(index),
                        a.pooled,
                        kernels::PoolWindow(narrowed(a.window)),
@@ -159,17 +151,17 @@ GatherTensors sparse_winners(const at::Tensor& index_, const PatternTensors& poo
                        nullptr,
                        nullptr};
     if (p.items() == 0) {
-      return made.lists({at::zeros({positions + 1}, longs(index)), at::empty({0}, ints(index)),
-                         at::zeros({1}, longs(index)), at::empty({0}, longs(index))},
+      return made.lists({zeros({positions + 1}, index, kLong), empty({0}, index, kInt), zeros({1}, index, kLong),
+                         empty({0}, index, kLong)},
                         0, 0);
     }
-    const at::Tensor entry_counts = at::empty({p.items() + 1}, longs(index)), row_counts = at::empty_like(entry_counts);
+    const Tensor entry_counts = empty({p.items() + 1}, index, kLong), row_counts = empty_like(entry_counts);
     p.entries = data_of<int64_t>(entry_counts), p.rows = data_of<int64_t>(row_counts);
     kernels::count_winners(p, stream);
-    const at::Tensor entries = scan(entry_counts, p.items(), stream), all = scan(row_counts, p.items(), stream);
+    const Tensor entries = scan(entry_counts, p.items(), stream), all = scan(row_counts, p.items(), stream);
     const int64_t count = read_on_host(entries), taken = read_on_host(all);
-    at::Tensor offsets = at::empty({positions + 1}, longs(index)), channels = at::empty({count}, ints(index));
-    at::Tensor starts = at::empty({count + 1}, longs(index)), rows = at::empty({taken}, longs(index));
+    Tensor offsets = empty({positions + 1}, index, kLong), channels = empty({count}, index, kInt);
+    Tensor starts = empty({count + 1}, index, kLong), rows = empty({taken}, index, kLong);
     kernels::list_winners(
         p, {data_of<int64_t>(offsets), data_of<int32_t>(channels), data_of<int64_t>(starts), data_of<int64_t>(rows)},
         stream);
@@ -182,14 +174,14 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
                              const Sizes& stride, const Sizes& padding) {
   const WindowsArguments a({kCuda, "sparse_windows"}, wanted, pooled, batch,
                            {input_size, output_size, kernel_size, stride, padding, Sizes(kernel_size.size(), 1)});
-  const at::Tensor& like = wanted.offsets;
+  const Tensor& like = wanted.offsets;
   const bool once = !overlaps(a.window);  // each entry has one row at most
   const Made made;
   return on_device(like, [&](Stream stream) -> GatherTensors {
     const int64_t all = wanted.channels.numel(), entries = pooled.channels.numel();
     const int64_t limit = looked_at().limit(wanted.offsets, wanted.channels);
-    const at::Tensor kept = at::empty({all + 1}, longs(like));
-    const at::Tensor counts = once ? at::Tensor() : at::empty_like(kept);
+    const Tensor kept = empty({all + 1}, like, kLong);
+    const Tensor counts = once ? Tensor() : empty_like(kept);
     const kernels::Windows p{a.wanted,
                              a.pooled,
                              kernels::PoolWindow(narrowed(a.window)),
@@ -200,14 +192,14 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
     kernels::count_windows(p, stream);
     const int64_t count = read_on_host(scan(kept, all, stream));
     const int64_t taken = once ? count : read_on_host(scan(counts, all, stream));
-    at::Tensor rows = at::empty({taken}, longs(like));
+    Tensor rows = empty({taken}, like, kLong);
     kernels::Lists lists{nullptr, nullptr, nullptr, data_of<int64_t>(rows)};
     if (once && count == all) {
       kernels::list_windows(p, lists, stream);
-      return made.lists({wanted.offsets, wanted.channels, at::empty({0}, longs(like)), rows}, limit, entries);
+      return made.lists({wanted.offsets, wanted.channels, empty({0}, like, kLong), rows}, limit, entries);
     }
-    at::Tensor offsets = at::empty_like(wanted.offsets), channels = at::empty({count}, ints(like));
-    at::Tensor starts = at::empty({once ? 0 : count + 1}, longs(like));
+    Tensor offsets = empty_like(wanted.offsets), channels = empty({count}, like, kInt);
+    Tensor starts = empty({once ? 0 : count + 1}, like, kLong);
     lists.offsets = data_of<int64_t>(offsets), lists.channels = data_of<int32_t>(channels);
     lists.starts = once ? nullptr : data_of<int64_t>(starts);
     kernels::list_windows(p, lists, stream);
@@ -215,12 +207,11 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
   });
 }
 
-at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows,
-                             int64_t targets) {
+Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets) {
   const GatherArguments a({kCuda, "sparse_gather_sum"}, source, starts, rows, targets);
-  const at::Tensor& values = source.values;
+  const Tensor& values = source.values;
   return on_device(values, [&](Stream stream) {
-    at::Tensor result = new_rows(a.lists, targets, values.options());
+    Tensor result = new_rows(a.lists, targets, values);
     with_type(values.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       kernels::sparse_gather_sum<T>({rows_of<T>(source, a.pattern),

@@ -12,14 +12,14 @@ namespace fastlrp::edge::cuda {
 
 PatternTensors sparse_pattern(const std::vector<MaskTensors>& masks);
 
-at::Tensor sparse_from_dense(const at::Tensor& relevance, const PatternTensors& pattern);
+Tensor sparse_from_dense(const Tensor& relevance, const PatternTensors& pattern);
 
-at::Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
+Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
 
-at::Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                      int64_t targets);
+Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
+                  int64_t targets);
 
-GatherTensors sparse_winners(const at::Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
+GatherTensors sparse_winners(const Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
                              const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
                              const Sizes& dilation);
 
@@ -27,7 +27,6 @@ GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors&
                              const Sizes& input_size, const Sizes& output_size, const Sizes& kernel_size,
                              const Sizes& stride, const Sizes& padding);
 
-at::Tensor sparse_gather_sum(const RowTensors& source, const at::Tensor& starts, const at::Tensor& rows,
-                             int64_t targets);
+Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets);
 
 }  // namespace fastlrp::edge::cuda

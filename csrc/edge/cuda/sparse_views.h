@@ -1,8 +1,6 @@
 // What the CUDA kernels of shared sparsity are given.
 #pragma once
 
-#include <ATen/ops/empty.h>
-
 #include "../../cuda/sparse.h"
 #include "../sparse_arguments.h"
 #include "device.h"
@@ -12,8 +10,8 @@ namespace fastlrp::edge::cuda {
 namespace kernels = fastlrp::cuda;
 
 // (entries, targets rounded up to whole vectors).
-inline at::Tensor new_rows(int64_t entries, int64_t targets, const at::TensorOptions& options) {
-  return at::empty({entries, round_up(targets, kLanes)}, options);
+inline Tensor new_rows(int64_t entries, int64_t targets, const Tensor& like) {
+  return empty({entries, round_up(targets, kLanes)}, like);
 }
 
 // All of a window's numbers were checked to be below 2^31.

@@ -24,6 +24,12 @@ class LayerLRP(LRP):
 
     Raises:
         TypeError, ValueError: if ``layer`` is not a module, or not one of this model.
+
+    Example::
+
+        from fastlrp.compat.captum import LayerLRP
+
+        relevance = LayerLRP(model, model[3]).attribute(x, target=3)
     """
 
     _captum_name = "LayerLRP"

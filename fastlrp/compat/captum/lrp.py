@@ -40,6 +40,12 @@ class LRP(Kin):
 
     Raises:
         TypeError: if a module's attribute ``rule`` is not a rule.
+
+    Example::
+
+        from fastlrp.compat.captum import LRP
+
+        relevance = LRP(model).attribute(x, target=3)  # of x's shape
     """
 
     _captum_name = "LRP"

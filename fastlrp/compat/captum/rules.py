@@ -34,14 +34,34 @@ class PropagationRule:
 
 
 class EpsilonRule(PropagationRule):
-    """``R_i = x_i sum_j w_ij R_j / (z_j + epsilon sgn(z_j))``; any layer, ``w`` its derivative."""
+    """``R_i = x_i sum_j w_ij R_j / (z_j + epsilon sgn(z_j))``; any layer, ``w`` its derivative.
+
+    Args:
+        epsilon: of the denominator.
+
+    Example::
+
+        from fastlrp.compat.captum import EpsilonRule
+
+        rule = EpsilonRule(1e-3)  # module.rule = rule
+    """
 
     def __init__(self, epsilon: float = DEFAULT_EPSILON) -> None:
         self.STABILITY_FACTOR = epsilon
 
 
 class GammaRule(PropagationRule):
-    """:class:`EpsilonRule` with ``w + gamma max(w, 0)`` for the weight. The bias stays as it is, or is left out."""
+    """:class:`EpsilonRule` with ``w + gamma max(w, 0)`` for the weight. The bias stays as it is, or is left out.
+
+    Args:
+        gamma: of the positive weights. set_bias_to_zero: leave the bias out.
+
+    Example::
+
+        from fastlrp.compat.captum import GammaRule
+
+        rule = GammaRule(0.1)  # module.rule = rule
+    """
 
     def __init__(self, gamma: float = 0.25, set_bias_to_zero: bool = False) -> None:
         self.gamma = gamma
@@ -49,18 +69,45 @@ class GammaRule(PropagationRule):
 
 
 class Alpha1_Beta0_Rule(PropagationRule):  # noqa: N801
-    """:class:`EpsilonRule` with ``max(w, 0)`` for the weight. The bias stays as it is, or is left out."""
+    """:class:`EpsilonRule` with ``max(w, 0)`` for the weight. The bias stays as it is, or is left out.
+
+    Args:
+        set_bias_to_zero: leave the bias out.
+
+    Example::
+
+        from fastlrp.compat.captum import Alpha1_Beta0_Rule
+
+        rule = Alpha1_Beta0_Rule()  # module.rule = rule
+    """
 
     def __init__(self, set_bias_to_zero: bool = False) -> None:
         self.set_bias_to_zero = set_bias_to_zero
 
 
 class IdentityRule(EpsilonRule):
-    """The relevance of the output is that of the input. Only for layers whose input and output have one shape."""
+    """The relevance of the output is that of the input. Only for layers whose input and output have one shape.
+
+    Args:
+        epsilon: not used.
+
+    Example::
+
+        from fastlrp.compat.captum import IdentityRule
+
+        rule = IdentityRule()  # module.rule = rule
+    """
 
 
 class Addition_Module(nn.Module):  # noqa: N801
-    """``x1 + x2`` as a module, so that its relevance is shared in proportion."""
+    """``x1 + x2`` as a module, so that its relevance is shared in proportion.
+
+    Example::
+
+        from fastlrp.compat.captum import Addition_Module
+
+        total = Addition_Module()(x, x)
+    """
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         return x1 + x2

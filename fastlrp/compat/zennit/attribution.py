@@ -42,6 +42,13 @@ class Gradient:
 
     Raises:
         TypeError, ValueError: for a model or composite that is none. NotImplementedError: for ``create_graph=True``.
+
+    Example::
+
+        from fastlrp.compat.zennit import Gradient
+
+        with Gradient(model, "epsilon_plus") as attributor:
+            output, relevance = attributor(x, torch.eye(10)[[3, 3]])
     """
 
     def __init__(
@@ -175,6 +182,13 @@ class SmoothGrad(_Iterated):
         noise_level: standard deviation of the noise as a share of each sample's range.
         n_iter: number of copies.
 
+    Example::
+
+        from fastlrp.compat.zennit import SmoothGrad
+
+        with SmoothGrad(model, n_iter=4) as attributor:
+            output, gradients = attributor(x, torch.eye(10)[[3, 3]])
+
     Source: Smilkov et al. 2017.
     """
 
@@ -212,6 +226,13 @@ class IntegratedGradients(_Iterated):
         model, composite, attr_output, create_graph, retain_graph: see :class:`Gradient`.
         baseline_fn: input -> baseline; zeros by default.
         n_iter: number of steps; the last is the input.
+
+    Example::
+
+        from fastlrp.compat.zennit import IntegratedGradients
+
+        with IntegratedGradients(model, n_iter=4) as attributor:
+            output, gradients = attributor(x, torch.eye(10)[[3, 3]])
 
     Source: Sundararajan et al. 2017.
     """
@@ -333,6 +354,17 @@ def context(model: nn.Module, composite: Any = None) -> Iterator[nn.Module]:
 
     One backward pass of its output is one question: for many targets at once ask :class:`Gradient`. It gives no
     gradients of parameters (a ``UserWarning`` says so where a backward pass would), and none of a higher order.
+
+    Args:
+        model, composite: as of :class:`Gradient`.
+
+    Example::
+
+        from fastlrp.compat.zennit import context
+
+        picture = x.clone().requires_grad_()
+        with context(model, "epsilon_plus") as modified:
+            (relevance,) = torch.autograd.grad(modified(picture), picture, torch.eye(10)[[3, 3]])
     """
     with Gradient(model, composite) as attributor:
         yield _Modified(attributor)

@@ -13,10 +13,15 @@ async function showMaps() {
   const mine = ++turn;
   const now = view;
   const l = meta.samples[now.sample].layers.findIndex((layer) => layer.name === now.layer);
-  const slots = now.compare ? SLOTS : ['a'];
+  const slots = now.compare ? [...SLOTS] : ['a'];
   const maps = await Promise.all(slots.map((slot) => mapOf(now.sample, l, now[slot])));
   if (mine !== turn) return; // Something newer is on its way.
+  if (now.compare && now.difference) {
+    slots.push('d');
+    maps.push(differenceOf(...maps));
+  }
   const limits = limitsOf(maps, now);
+  showPhoto(now);
   slots.forEach((slot, i) => showMap(slot, maps[i], limits[i], now));
   byId('problem').hidden = true;
   document.body.dataset.drawn = mine;
@@ -32,7 +37,8 @@ function show() {
   showControls(view);
   showList(view);
   showLedger(view);
-  showMaps().catch(fail);
+  showThumbs(view);
+  (view.overview === 'none' ? showMaps() : showOverview()).catch(fail);
 }
 
 function update(changes) {
@@ -53,7 +59,8 @@ function start() {
   listenToKeys();
   window.addEventListener('hashchange', () => { view = readHash(); show(); });
   new ResizeObserver(() => showList(view)).observe(list.box);
-  new ResizeObserver(() => showMaps().catch(fail)).observe(byId('panels'));
+  new ResizeObserver(() => { if (view.overview === 'none') showMaps().catch(fail); }).observe(byId('panels'));
+  listenToThumbs();
   show();
 }
 

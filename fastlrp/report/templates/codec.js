@@ -28,15 +28,20 @@ function addPrediction(q, height, width) {
   }
 }
 
+// How often each |q| occurs.
+function countsOf(q) {
+  const counts = new Uint32Array(129);
+  for (const value of q) counts[Math.abs(value)]++;
+  return counts;
+}
+
 async function decode(s, l, k) {
   const layer = meta.samples[s].layers[l];
   const [height, width] = layer.stored;
   const q = await inflate(textOf(`maps-${s}-${l}`).slice(layer.places[k], layer.places[k + 1]));
   if (q.length !== height * width) throw new Error(`map ${k} of layer ${layer.name} has ${q.length} values`);
   if (layer.kinds[k] === 'm') addPrediction(q, height, width);
-  const counts = new Uint32Array(129); // How often each |q| occurs.
-  for (const value of q) counts[Math.abs(value)]++;
-  return { q, height, width, counts, scale: layer.scales[k], error: layer.errors[k] };
+  return { q, height, width, counts: countsOf(q), scale: layer.scales[k], error: layer.errors[k] };
 }
 
 // A promise of the map of target k in layer l of sample s.

@@ -8,6 +8,22 @@ function option(value, text) {
 
 const sizeText = (layer) => (isRow(layer) ? `${layer.shape[1]} neurons` : `${layer.shape[0]}×${layer.shape[1]}`);
 
+const MENUS = ['layer', 'colours', 'sign', 'sort', 'overview', 'method'];
+const BOXES = ['compare', 'shared', 'photo', 'difference'];
+
+// Which panels stand beside each other, and how large.
+function showArrangement(view, sample) {
+  byId('panels').classList.toggle('single', !view.compare);
+  byId('panel-b').hidden = !view.compare;
+  byId('panel-d').hidden = !view.compare || !view.difference;
+  byId('panel-photo').hidden = !view.photo || !sample.image;
+  byId('panels').dataset.shown = [...byId('panels').children].filter((panel) => !panel.hidden).map((panel) => panel.id.at(-1)).join('');
+  byId('panels').hidden = view.overview !== 'none';
+  byId('overview-tiles').hidden = view.overview === 'none';
+  document.body.classList.toggle('large', view.large);
+  byId('large').setAttribute('aria-pressed', String(view.large));
+}
+
 let shownLayers = null;
 function showControls(view) {
   const sample = meta.samples[view.sample];
@@ -15,9 +31,11 @@ function showControls(view) {
     byId('layer').replaceChildren(...sample.layers.map((layer) => option(layer.name, `${layer.name} (${sizeText(layer)})`)));
     shownLayers = sample;
   }
-  for (const name of ['sample', 'layer', 'colours', 'sign', 'sort', 'clip', 'overlay']) byId(name).value = view[name];
+  byId('method').replaceChildren(...['', ...new Set(sample.methods ?? [])].map((name) => option(name, name || 'All')));
+  byId('method-field').hidden = !sample.methods;
+  for (const name of [...MENUS, 'sample', 'clip', 'overlay']) byId(name).value = view[name];
   if (byId('search').value !== view.find) byId('search').value = view.find;
-  for (const name of ['compare', 'shared']) byId(name).checked = view[name];
+  for (const name of BOXES) byId(name).checked = view[name];
   for (const radio of document.getElementsByName('slot')) {
     radio.checked = radio.value === view.slot;
     radio.disabled = radio.value === 'b' && !view.compare;
@@ -27,9 +45,10 @@ function showControls(view) {
   byId('overlay-text').textContent = laid ? `${view.overlay} %` : sample.image ? 'not for this layer' : 'no image';
   byId('clip-text').textContent = view.clip === 1000 ? 'the largest' : `quantile ${view.clip / 1000}`;
   byId('compare').disabled = sample.scores.length === 1;
-  byId('shared').disabled = byId('swap').disabled = !view.compare;
-  byId('panels').classList.toggle('single', !view.compare);
-  byId('panel-b').hidden = !view.compare;
+  byId('shared').disabled = !view.compare && view.overview === 'none';
+  byId('swap').disabled = byId('difference').disabled = !view.compare;
+  byId('photo').disabled = !sample.image;
+  showArrangement(view, sample);
 }
 
 function fillMenus() {
@@ -38,7 +57,7 @@ function fillMenus() {
   const count = (n, what) => `${n} ${what}${n === 1 ? '' : 's'}`;
   const targets = Math.max(...meta.samples.map((sample) => sample.scores.length));
   byId('about').textContent = [
-    meta.composite, count(meta.samples.length, 'sample'), count(targets, 'target'), `relevance in units of the ${meta.unit}`,
+    meta.model, meta.composite, count(meta.samples.length, 'sample'), count(targets, 'target'), `relevance in units of the ${meta.unit}`,
   ].filter(Boolean).join(' · ');
   byId(meta.reduced ? 'reduced' : 'storage').textContent = meta.storage;
   byId('reduced').hidden = !meta.reduced;
@@ -47,7 +66,8 @@ function fillMenus() {
 // The place of another sample's target in a sample's list: of the same class and name; -1 if it has none.
 function placeIn(after, before, k) {
   const name = namesOf(before)[k];
-  return namesOf(after).findIndex((other, i) => other === name && classOf(after, i) === classOf(before, k));
+  return namesOf(after).findIndex((other, i) => other === name && classOf(after, i) === classOf(before, k)
+    && methodOf(after, i) === methodOf(before, k));
 }
 
 // Another sample: the same targets where it has them, else its best two; the same layer if it has one.
@@ -63,13 +83,13 @@ function withSample(view, s) {
 
 function listenToControls() {
   byId('sample').addEventListener('change', (event) => update(withSample(view, Number(event.target.value))));
-  for (const name of ['layer', 'colours', 'sign', 'sort']) {
+  for (const name of MENUS) {
     byId(name).addEventListener('change', (event) => update({ [name]: event.target.value }));
   }
   for (const name of ['clip', 'overlay']) {
     byId(name).addEventListener('input', (event) => update({ [name]: Number(event.target.value) }));
   }
-  for (const name of ['compare', 'shared']) {
+  for (const name of BOXES) {
     byId(name).addEventListener('change', (event) => update({ [name]: event.target.checked }));
   }
   for (const radio of document.getElementsByName('slot')) {
@@ -77,6 +97,8 @@ function listenToControls() {
   }
   byId('search').addEventListener('input', (event) => update({ find: event.target.value }));
   byId('swap').addEventListener('click', () => update({ a: view.b, b: view.a }));
+  byId('large').addEventListener('click', () => update({ large: !view.large }));
+  for (const kind of Object.keys(SAVED)) byId(`save-${kind}`).addEventListener('click', () => save(kind).catch(fail));
   byId('help-open').addEventListener('click', () => byId('help').showModal());
   byId('targets').addEventListener('scroll', drawRows, { passive: true });
   byId('targets').addEventListener('click', (event) => {

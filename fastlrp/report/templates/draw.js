@@ -20,6 +20,14 @@ function drawMap(canvas, map, limit, look) {
   canvas.getContext('2d').putImageData(pixels, 0, 0);
 }
 
+// A − B in integers of its own scale: what is shown is within the three bounds together.
+function differenceOf(a, b) {
+  const values = Float64Array.from(a.q, (q, i) => q * a.scale - b.q[i] * b.scale);
+  const scale = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) / 127;
+  const q = Int8Array.from(values, (value) => (scale ? Math.round(value / scale) : 0));
+  return { q, width: a.width, height: a.height, counts: countsOf(q), scale, error: a.error + b.error + scale / 2 };
+}
+
 // Which neurons stand at column x of `columns`, and the strongest of them.
 function neuronsAt(map, x, columns) {
   const from = Math.floor((x * map.width) / columns);

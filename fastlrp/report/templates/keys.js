@@ -21,6 +21,12 @@ function turnSample(steps) {
   if (meta.samples[view.sample + steps]) update(withSample(view, view.sample + steps));
 }
 
+// B becomes A's class in the next way in which it was explained.
+function turnMethod() {
+  const other = otherWay(meta.samples[view.sample], view.compare ? view.b : view.a);
+  if (other !== null) update(view.compare ? { b: other } : { a: other });
+}
+
 const LETTERS = {
   '/': () => { byId('search').focus(); byId('search').select(); },
   '[': () => turnLayer(-1),
@@ -28,6 +34,11 @@ const LETTERS = {
   '?': () => byId('help').showModal(),
   s: () => { if (view.compare) update({ a: view.b, b: view.a }); },
   c: () => update({ compare: !view.compare && meta.samples[view.sample].scores.length > 1 }),
+  d: () => { if (view.compare) update({ difference: !view.difference }); },
+  f: () => update({ large: !view.large }),
+  m: () => turnMethod(),
+  o: () => update({ overview: view.overview === 'none' ? 'targets' : 'none' }),
+  p: () => update({ photo: !view.photo }),
   a: () => update({ slot: 'a' }),
   b: () => { if (view.compare) update({ slot: 'b' }); },
 };
@@ -51,8 +62,8 @@ function actionOf(event) {
   if (event.metaKey || ((event.ctrlKey || event.altKey) && !typed) || byId('help').open) return null;
   if (at === byId('search')) return SEARCH[event.key];
   if (at === list.box && LIST[event.key]) return LIST[event.key];
-  if (ARROWS[event.key]) return at.closest?.(MOVES) || at.id === 'ledger-scroll' ? null : ARROWS[event.key];
-  if (event.key === 'Escape') return () => setProbe(null);
+  if (ARROWS[event.key]) return at.closest?.(MOVES) || at.id === 'ledger-scroll' || at.classList?.contains('tile') ? null : ARROWS[event.key];
+  if (event.key === 'Escape') return () => (view.large || view.overview !== 'none' ? update({ large: false, overview: 'none' }) : setProbe(null));
   return at.closest?.(TYPES) ? null : LETTERS[event.key];
 }
 

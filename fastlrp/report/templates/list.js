@@ -11,12 +11,13 @@ function plainNamesOf(sample) {
 }
 
 // Positions of the targets that match, in order. A number also finds the target of this class.
-function targetsOf(sample, sort, find) {
+function targetsOf(sample, sort, find, method) {
   const wanted = plain(find.trim());
   const names = namesOf(sample);
   const { order } = ranking(sample);
   let found = { score: order, low: [...order].reverse(), index: names.map((_, k) => k).sort((i, j) => classOf(sample, i) - classOf(sample, j) || i - j) }[sort]
     ?? names.map((_, k) => k).sort((i, j) => collator.compare(names[i], names[j]) || i - j);
+  if (method) found = found.filter((k) => methodOf(sample, k) === method);
   if (wanted) {
     const searched = plainNamesOf(sample);
     found = found.filter((k) => searched[k].includes(wanted) || String(classOf(sample, k)) === wanted.replace(/^#/, ''));
@@ -51,6 +52,11 @@ function rowOf(place) {
   name.dir = 'auto';
   name.title = namesOf(sample)[k];
   row.append(element('span', 'index', classOf(sample, k)), name);
+  if (isTrue(sample, k)) {
+    row.append(element('span', 'tick', '✓'));
+    row.lastElementChild.title = 'the true class';
+  }
+  if (sample.methods && !view.method) row.append(element('span', 'method', methodOf(sample, k)));
   for (const slot of view.compare ? SLOTS : ['a']) {
     if (k === view[slot]) row.append(element('span', `badge ${slot}`, slot.toUpperCase()));
   }
@@ -85,12 +91,12 @@ function showList(view) {
   const before = list.view;
   list.view = view;
   list.sample = meta.samples[view.sample];
-  list.found = targetsOf(list.sample, view.sort, view.find);
+  list.found = targetsOf(list.sample, view.sort, view.find, view.method);
   list.rows.style.height = `${list.found.length * ROW}px`;
   const all = list.sample.scores.length;
   const count = list.found.length;
   byId('count').textContent = count === all ? `${all} target${all === 1 ? '' : 's'}` : `${count} of ${all} targets`;
-  if (!before || ['sample', 'a', 'b', 'slot', 'sort', 'find'].some((name) => before[name] !== view[name])) bringIntoSight();
+  if (!before || ['sample', 'a', 'b', 'slot', 'sort', 'find', 'method'].some((name) => before[name] !== view[name])) bringIntoSight();
   drawRows();
 }
 

@@ -1,5 +1,5 @@
 // The panels A and B: facts, map, colour scale, and the value at a place.
-const panels = Object.fromEntries(SLOTS.map((slot) => [slot, { map: null, layer: null }]));
+const panels = Object.fromEntries(PANELS.map((slot) => [slot, { map: null, layer: null }]));
 let probe = null; // {x, y, pinned}: the place that is read, as shares of the width and the height; the same in A and B.
 
 // Maps that do not have the shape of the input are not laid on it.
@@ -12,14 +12,47 @@ function liesOnInput(layer, sample) {
 function showFacts(slot, view) {
   const sample = meta.samples[view.sample];
   const layer = layerOf(sample, view.layer);
+  if (slot === 'd') {
+    byId('score-d').textContent = number(sample.scores[view.a] - sample.scores[view.b]);
+    byId('total-d').textContent = number(layer.totals[view.a] - layer.totals[view.b]);
+    return;
+  }
   const k = view[slot];
   const name = namesOf(sample)[k];
   byId(`name-${slot}`).textContent = name;
   byId(`name-${slot}`).title = name;
+  byId(`true-${slot}`).hidden = !isTrue(sample, k);
   byId(`score-${slot}`).textContent = number(sample.scores[k]);
-  byId(`rank-${slot}`).textContent = `${ranking(sample).rank[k]} of ${sample.scores.length}`;
+  const { rank, counts } = ranking(sample);
+  byId(`rank-${slot}`).textContent = `${rank[k]} of ${counts[methodOf(sample, k)]}`;
+  byId(`chance-${slot}`).parentElement.hidden = !sample.probabilities;
+  byId(`chance-name-${slot}`).textContent = sample.probability[0].toUpperCase() + sample.probability.slice(1);
+  byId(`chance-${slot}`).textContent = sample.probabilities ? percent(sample.probabilities[k]) : '';
+  byId(`method-${slot}`).parentElement.hidden = !sample.methods;
+  byId(`method-${slot}`).textContent = methodOf(sample, k);
   byId(`total-${slot}`).textContent = number(layer.totals[k]);
   byId(`panel-${slot}`).classList.toggle('active', view.compare && view.slot === slot);
+}
+
+const ratioOf = (height, width) => Math.min(8, Math.max(0.125, width / height));
+
+function showImage(image, view) {
+  if (image.dataset.sample === String(view.sample)) return;
+  image.src = `data:image/png;base64,${textOf(`image-${view.sample}`)}`;
+  image.dataset.sample = view.sample;
+}
+
+// The input as the model saw it, beside the maps.
+function showPhoto(view) {
+  const sample = meta.samples[view.sample];
+  byId('name-photo').textContent = sample.name;
+  byId('name-photo').title = sample.name;
+  byId('truth').textContent = sample.truth;
+  byId('image-note').textContent = sample.note && `The image is ${sample.note}.`;
+  byId('truth').parentElement.hidden = !sample.truth;
+  if (byId('panel-photo').hidden) return;
+  byId('frame-photo').style.setProperty('--ratio', ratioOf(sample.height, sample.width));
+  showImage(byId('image-photo'), view);
 }
 
 function showFrame(slot, view) {
@@ -28,17 +61,15 @@ function showFrame(slot, view) {
   const frame = byId(`frame-${slot}`);
   const laid = liesOnInput(layer, sample);
   const [height, width] = laid ? [sample.height, sample.width] : layer.shape;
-  frame.style.setProperty('--ratio', isRow(layer) ? 2 : Math.min(8, Math.max(0.125, width / height)));
+  frame.style.setProperty('--ratio', isRow(layer) ? 2 : ratioOf(height, width));
   frame.classList.toggle('bars', isRow(layer));
-  frame.dataset.target = view[slot];
+  frame.dataset.target = view[slot] ?? '';
   frame.dataset.layer = layer.name;
-  frame.setAttribute('aria-label', `Map ${slot.toUpperCase()}: ${namesOf(sample)[view[slot]]}, layer ${layer.name}`);
+  const what = slot === 'd' ? 'Difference A − B' : `Map ${slot.toUpperCase()}: ${namesOf(sample)[view[slot]]}`;
+  frame.setAttribute('aria-label', `${what}, layer ${layer.name}`);
   const image = byId(`image-${slot}`);
   image.hidden = !sample.image || !laid;
-  if (sample.image && image.dataset.sample !== String(view.sample)) {
-    image.src = `data:image/png;base64,${textOf(`image-${view.sample}`)}`;
-    image.dataset.sample = view.sample;
-  }
+  if (sample.image) showImage(image, view);
   // The last cells of a coarse map may reach beyond the edge.
   const canvas = byId(`map-${slot}`);
   canvas.style.width = isRow(layer) ? '' : `${(100 * layer.stored[1] * layer.factor) / layer.shape[1]}%`;
@@ -86,6 +117,11 @@ function showValue(slot) {
   const cross = byId(`cross-${slot}`);
   cross.hidden = !cell;
   cross.classList.toggle('pinned', Boolean(probe?.pinned));
+  // The photograph is marked where map A lies on it.
+  if (slot === 'a') {
+    byId('cross-photo').hidden = !cell || !liesOnInput(layer, meta.samples[view.sample]);
+    byId('cross-photo').classList.toggle('pinned', Boolean(probe?.pinned));
+  }
   const out = byId(`value-${slot}`);
   if (!cell) {
     out.textContent = 'Point at the map to read a value.';
@@ -106,12 +142,13 @@ function showValue(slot) {
     ? [cell.from / map.width, 0, (cell.to - cell.from) / map.width, 1]
     : [(cell.strongest * layer.factor) / layer.shape[1], (cell.row * layer.factor) / layer.shape[0],
       layer.factor / layer.shape[1], layer.factor / layer.shape[0]];
-  ['left', 'top', 'width', 'height'].forEach((side, i) => { cross.style[side] = `${100 * box[i]}%`; });
+  const crosses = slot === 'a' ? [cross, byId('cross-photo')] : [cross];
+  for (const one of crosses) ['left', 'top', 'width', 'height'].forEach((side, i) => { one.style[side] = `${100 * box[i]}%`; });
 }
 
 function setProbe(next) {
   probe = next;
-  SLOTS.forEach(showValue);
+  PANELS.forEach(showValue);
 }
 
 function probeFrom(event, frame) {
@@ -130,7 +167,7 @@ function moveProbe(slot, across, down) {
   setProbe({ x: to(from.x, across * step[0]), y: to(from.y, down * step[1]), pinned: false });
 }
 
-for (const slot of SLOTS) {
+for (const slot of [...PANELS, 'photo']) {
   const frame = byId(`frame-${slot}`);
   frame.addEventListener('pointermove', (event) => { if (!probe?.pinned) setProbe(probeFrom(event, frame)); });
   frame.addEventListener('pointerleave', () => { if (!probe?.pinned) setProbe(null); });
@@ -139,7 +176,7 @@ for (const slot of SLOTS) {
   });
   frame.addEventListener('keydown', (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (step) moveProbe(slot, ...step);
+    if (step) moveProbe(slot === 'photo' ? 'a' : slot, ...step);
     else if (event.key === 'Enter' && probe) setProbe({ ...probe, pinned: !probe.pinned });
     else if (event.key === 'Escape') setProbe(null);
     else return;

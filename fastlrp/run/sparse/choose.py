@@ -56,8 +56,8 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     rate = rates.sparse if padded > rates.lanes else rates.half_filled
     if itemsize == 8:
         rate /= 2
-    dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4
-    dense += itemsize * (3 * products * outs + 2 * products * ins) / rates.memory
+    dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4 / (rates.reduced if form.is_reduced else 1)
+    dense += (itemsize / 2 if form.is_reduced else itemsize) * (3 * products * outs + 2 * products * ins) / rates.memory
     alive = above * (1.0 if doubled else below)
     sparse = form.work * sparse_products * alive * (2 if form.factors is not None else 1) / rate
     # Tiles overlap: what they read is packed up to 1.7 times.

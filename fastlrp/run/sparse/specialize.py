@@ -36,7 +36,8 @@ class Path:
     below: float
 
     def __str__(self) -> str:
-        return f"{'sparse' if self.sparse else 'dense'} {self.above:.2f} x {self.below:.2f}"
+        name = "sparse" if self.sparse else "dense bf16" if self.form.is_reduced else "dense"
+        return f"{name} {self.above:.2f} x {self.below:.2f}"
 
 
 @dataclass(eq=False)

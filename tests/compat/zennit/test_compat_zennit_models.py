@@ -6,6 +6,8 @@ Measured over all of them: 4e-15 in float64.
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -29,8 +31,12 @@ PRESETS = [name for name in composites.COMPOSITES if name != "beta_smooth"]
 """ReLUs are in place here, where Zennit's beta_smooth reads an overwritten input: see test_compat_zennit_structures."""
 
 
+@cache
 def _network(name: str, dtype: torch.dtype) -> nn.Module:
-    """VGGs with 64 units in the place of 4096: their dense layers are 120 of their 129 million parameters."""
+    """VGGs with 64 units in the place of 4096: their dense layers are 120 of their 129 million parameters.
+
+    The same for all tests: what canonizers and composites change in it they put back.
+    """
     model: Any = random_model(name, dtype=dtype, classes=20)
     if name.startswith("vgg"):
         with torch.random.fork_rng():
@@ -51,21 +57,23 @@ def _composite(name: str, *canonizers: Any) -> Any:
     return composites.COMPOSITES[name](**options)
 
 
-BARE = {"vgg11": (), "vgg11_bn": ("epsilon_plus", "epsilon_gamma_box"), "resnet18": PRESETS}
-"""Presets without a canonizer; VGG-11 has no batch norm, so that there it is the same."""
-CASES = [(name, preset, True) for name in ("vgg11_bn", "resnet18") for preset in PRESETS]
-CASES += [("vgg11", preset, True) for preset in ("epsilon_plus", "epsilon_gamma_box", "guided_backprop")]
-CASES += [(name, preset, False) for name, presets in BARE.items() for preset in presets]
+SOME = ("epsilon_plus", "epsilon_gamma_box", "guided_backprop")
+CASES = [
+    *(("resnet18", preset, True) for preset in PRESETS),
+    *(("vgg11_bn", preset, True) for preset in (*SOME, "epsilon_alpha2_beta1_flat", "excitation_backprop")),
+    *(("vgg11", preset, True) for preset in SOME),
+    # Without a canonizer; VGG-11 has no batch norm, so that there it is the same.
+    *(("resnet18", preset, False) for preset in (*SOME, "epsilon_plus_flat", "epsilon_alpha2_beta1")),
+    *(("vgg11_bn", preset, False) for preset in SOME[:2]),
+]
+REST = [case for case in product(("resnet18", "vgg11_bn"), PRESETS, (True, False)) if case not in CASES]
 
 
-@pytest.fixture(scope="module")
-def network(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    return request.param, _network(request.param, torch.float64)
-
-
-@pytest.mark.parametrize(("network", "preset", "canonized"), CASES, indirect=["network"])
-def test_preset(network: tuple[str, nn.Module], preset: str, canonized: bool) -> None:
-    name, model = network
+@pytest.mark.parametrize(
+    ("name", "preset", "canonized"), [*CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in REST)]
+)
+def test_preset(name: str, preset: str, canonized: bool) -> None:
+    model = _network(name, torch.float64)
     composite = _composite(preset, *([CANONIZERS[name]()] if canonized else []))
     x, start = _input(torch.float64, 48), torch.eye(20, dtype=torch.float64)[[3, 7]]
     expected = attribute(theirs, model, composite, x, start)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.compat.zennit.both import check
+from tests.ops.cases import in_dtypes
 
 START = """
 import torch
@@ -364,7 +365,7 @@ def _run(script: str) -> tuple[torch.Tensor, torch.Tensor]:
     return namespace["output"], namespace["relevance"]
 
 
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.fixture
 def dtype(request: pytest.FixtureRequest) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(request.param)
@@ -373,7 +374,7 @@ def dtype(request: pytest.FixtureRequest) -> Any:
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("name", list(SCRIPTS))
+@pytest.mark.parametrize(("name", "dtype"), in_dtypes(SCRIPTS, (torch.float64, torch.float32)), indirect=["dtype"])
 def test_script_gives_the_same_numbers_with_one_line_changed(name: str, dtype: torch.dtype) -> None:
     script = START + SCRIPTS[name]
     changed, lines = re.subn("from zennit.attribution import", "from fastlrp.compat.zennit import", script)

@@ -1,0 +1,119 @@
+"""Products of bfloat16 with sums in float32: which layers have them, and what their operands are made of.
+
+Weights are made bfloat16 once for each plan. What flows is multiplied with its coefficient in float32 and rounded in
+the same pass over memory; what a product gives is bfloat16 and stays so until a step wants float32
+(:attr:`~fastlrp.plan.steps.BackwardStep.takes_bf16`). So each layer rounds every number three times to 8 bits: operand,
+weight and result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.aten import conv as aten_conv
+from fastlrp.aten.elementwise import combine
+from fastlrp.backends.extension import loaded
+from fastlrp.one_hot import AtPositions
+from fastlrp.plan.geometry import ConvGeometry
+
+LEAST_WORK = 1 << 16
+"""Floating-point operations per target below which a layer's conversions cost what its product saves."""
+
+DTYPE = torch.bfloat16
+
+
+def pays(kind: str, work: int, geometry: ConvGeometry | None) -> bool:
+    """Whether a layer's product is faster in bfloat16.
+
+    Not where groups of channels go down through a stride: oneDNN has no kernel for that transpose, and its own takes a
+    hundred times as long as float32 (depthwise 3x3 with stride 2, 144 channels, PyTorch 2.13).
+    """
+    return kind in ("conv", "linear") and work >= LEAST_WORK and not lacks_kernel(geometry)
+
+
+def lacks_kernel(geometry: ConvGeometry | None) -> bool:
+    """Whether oneDNN has no kernel of bfloat16 for the transpose."""
+    strided = geometry is not None and not geometry.transposed and any(step != 1 for step in geometry.stride)
+    return geometry is not None and strided and geometry.groups > 1
+
+
+def scaled(relevance: Tensor, coefficient: Tensor) -> Tensor:
+    """``(B, K, *O) * (B, *O)`` in bfloat16, rounded once."""
+    if relevance.dtype == coefficient.dtype == DTYPE:
+        return relevance * coefficient.unsqueeze(1)
+    kernel = getattr(loaded(), "elementwise_scaled", None)
+    if kernel is None or coefficient.dtype != torch.float32 or _is_traced(relevance) or _is_traced(coefficient):
+        return (relevance * coefficient.unsqueeze(1)).to(DTYPE)
+    product: Tensor = kernel(relevance, coefficient)
+    return product
+
+
+def _is_traced(t: Tensor) -> bool:
+    """Whether a derivative or a transform looks on, which know PyTorch's operations alone."""
+    return (t.requires_grad and torch.is_grad_enabled()) or torch._C._functorch.maybe_get_level(t) != -1
+
+
+def turned(geometry: ConvGeometry, kernel: tuple[int, ...]) -> ConvGeometry | None:
+    """The transposed convolution that a convolution without strides is, with its kernel turned round; None for others.
+
+    What goes down through it is then a convolution itself, for which oneDNN has more kernels.
+    """
+    if geometry.transposed or any(step != 1 for step in geometry.stride):
+        return None
+    reach = [d * (k - 1) - p for k, p, d in zip(kernel, geometry.padding, geometry.dilation, strict=False)]
+    if any(length < 0 for length in reach):
+        return None
+    return ConvGeometry(geometry.stride, reach, geometry.dilation, True, [0] * len(reach), geometry.groups)
+
+
+def turned_weight(weight: Tensor, groups: int) -> Tensor:
+    """``(Co, Ci/groups, *k)`` as ``(Ci, Co/groups, *k)`` with its taps in reverse order."""
+    swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return swapped.flip(list(range(2, weight.dim())))
+
+
+def through_linear(
+    weight: Tensor, positive: Tensor | None, signed: bool, multiply: bool
+) -> Callable[[Tensor, Tensor | None, Tensor | None, Any], Tensor]:
+    """``(register, u, v, input) -> c`` of :func:`fastlrp.aten.linear.linear_relevance` with weights of bfloat16."""
+
+    def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        given, split = (None, False) if x is False else (x, signed)
+
+        def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
+            return scaled(flow, coefficient) @ matrix
+
+        return combine(product, weight, u, v, given, positive, split, multiply)
+
+    return transposed
+
+
+def through_conv(
+    weight: Tensor, positive: Tensor | None, input_size: list[int], geometry: ConvGeometry, signed: bool, multiply: bool
+) -> Callable[[Tensor, Tensor | None, Tensor | None, Any], Tensor]:
+    """``(register, u, v, input) -> c`` of :func:`fastlrp.aten.conv.conv_relevance` with weights of bfloat16."""
+    stride, padding, dilation, is_transposed, _, groups = geometry.arguments
+    few = aten_conv.few_channels(weight, is_transposed, groups)
+
+    def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        given, split = (None, False) if x is False else (x, signed)
+
+        def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
+            operand = scaled(flow, coefficient)
+            return aten_conv.transposed_product(
+                operand, matrix, input_size, stride, padding, dilation, is_transposed, groups, few
+            )
+
+        return combine(product, weight, u, v, given, positive, split, multiply, joint=few)
+
+    return transposed
+
+
+def widened(register: Any) -> Any:
+    """A register in float32, for a step that takes no bfloat16."""
+    values = register.rows if isinstance(register, AtPositions) else register
+    return register.to(torch.float32) if isinstance(values, Tensor) and values.dtype == DTYPE else register

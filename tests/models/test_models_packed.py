@@ -1,0 +1,209 @@
+"""Packed sequences: each sample as it is alone without its padding, which gets exactly nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fastlrp
+from fastlrp import composites, rules
+from tests.models.test_models_recurrent import LAYERS, by_rule, sequences
+
+LENGTHS = torch.tensor([2, 5, 3])
+SORTED = torch.tensor([5, 3, 2])
+
+
+class Packer(nn.Module):
+    """Packs, reads, and unpacks or takes the last states."""
+
+    def __init__(self, layer: nn.Module, read: str, size: int, ordered: bool = False, total: bool = False) -> None:
+        super().__init__()
+        self.layer, self.read, self.ordered, self.total = layer, read, ordered, total
+        self.head = nn.Linear(size, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        first: bool = self.layer.batch_first  # type: ignore[assignment]
+        x = x if first else x.transpose(0, 1)
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=first, enforce_sorted=self.ordered)
+        y, last = self.layer(packed)
+        if self.read == "states":
+            states = last if isinstance(last, tuple) else (last,)
+            return self.head(torch.cat([s.transpose(0, 1).flatten(1) for s in states], 1))  # type: ignore[no-any-return]
+        total = x.shape[1 if first else 0] if self.total else None
+        padded, sizes = pad_packed_sequence(y, batch_first=first, total_length=total)
+        padded = padded if first else padded.transpose(0, 1)
+        found: Tensor = {
+            "mean": lambda: padded.sum(1) / sizes.unsqueeze(1),
+            "last": lambda: padded[torch.arange(len(sizes)), sizes - 1],
+            "all": lambda: padded.mean(1),
+        }[self.read]()
+        return self.head(found)  # type: ignore[no-any-return]
+
+
+def relevance(explainer: fastlrp.Explainer, x: Tensor, lengths: Any) -> Tensor:
+    found = explainer((x, lengths), "all")
+    return found[0] if isinstance(found, tuple) else found
+
+
+def check(model: nn.Module, rule: rules.Rule, lengths: Tensor = LENGTHS) -> None:
+    x, model = sequences(), model.double().eval()
+    explainer = fastlrp.Explainer(model, by_rule(rule))
+    got = relevance(explainer, x, lengths)
+    assert torch.allclose(explainer.forward((x, lengths)).output, model(x, lengths), atol=1e-14)
+    found = explainer.verify((x, lengths), "all")
+    assert found.ok, str(found)
+    assert found.max_error < 1e-11, str(found)
+    for b, n in enumerate(lengths.tolist()):
+        assert not got[b, :, n:].any()
+        assert got[b, :, :n].any()
+        assert torch.allclose(relevance(explainer, x[b : b + 1, :n], lengths[b : b + 1])[0], got[b, :, :n], atol=1e-12)
+        if model.read != "mean" or b == 0:
+            assert torch.allclose(relevance(explainer, x[b : b + 1], lengths[b : b + 1])[0], got[b], atol=1e-12)
+
+
+@pytest.mark.parametrize("read", ["mean", "states"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_both_directions_begin_at_the_samples_own_ends(name: str, read: str) -> None:
+    layer = LAYERS[name](4, 6, 2, bidirectional=True, batch_first=True)
+    size = {"mean": 12, "states": 48 if name == "lstm" else 24}[read]
+    check(Packer(layer, read, size), rules.Recurrent(stabilizer=1e-3))
+
+
+@pytest.mark.parametrize(("ordered", "batch_first"), [(True, True), (False, False)])
+def test_either_order_and_layout(ordered: bool, batch_first: bool) -> None:
+    layer = nn.LSTM(4, 6, bidirectional=True, batch_first=batch_first)
+    check(Packer(layer, "last", 12, ordered), rules.Recurrent("uniform", 1e-3), SORTED if ordered else LENGTHS)
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}])
+def test_bias_factor(options: dict[str, int]) -> None:
+    layer = nn.LSTM(4, 6, bidirectional=True, batch_first=True, **options)
+    check(Packer(layer, "states", 12 + 2 * options.get("proj_size", 6)), rules.Recurrent("signal", 1e-3, 1.0))
+
+
+def test_equals_the_layer_without_packing() -> None:
+    """An LSTM that reads forward: the last valid step of the padded sequences, by hand."""
+
+    class Padded(nn.Module):
+        def __init__(self, packer: Packer) -> None:
+            super().__init__()
+            self.layer, self.head = packer.layer, packer.head
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            y, _ = self.layer(x)
+            last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])
+            return self.head(y.gather(1, last).squeeze(1))  # type: ignore[no-any-return]
+
+    packer = Packer(nn.LSTM(4, 6, batch_first=True), "last", 6).double().eval()
+    both = (fastlrp.Explainer(model, "epsilon") for model in (packer, Padded(packer)))
+    got, expected = (relevance(explainer, sequences(), LENGTHS) for explainer in both)
+    assert torch.allclose(got, expected, atol=1e-14)
+
+
+def test_gradient_preset_equals_autograd() -> None:
+    model = Packer(nn.GRU(4, 6, bidirectional=True, batch_first=True), "mean", 12).double().eval()
+    x = sequences().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x, LENGTHS)[:, 1].sum(), x)
+    got = fastlrp.Explainer(model, composites.gradient())((x.detach(), LENGTHS), [1], initial="one")
+    assert torch.allclose(got[0][:, 0] if isinstance(got, tuple) else got[:, 0], gradient, atol=1e-14)
+
+
+def test_lengths_from_ids_and_rows_of_a_packed_sequence() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.layer, self.head = nn.Embedding(9, 4), nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            packed = pack_padded_sequence(ids, (ids != 0).sum(1).cpu(), batch_first=True, enforce_sorted=False)
+            rows = PackedSequence(self.embedding(packed.data), *packed[1:])
+            return self.head(self.layer(rows)[1][-1])  # type: ignore[no-any-return]
+
+    model, ids = Text().double().eval(), torch.tensor([[3, 4, 0, 0], [1, 2, 3, 4], [5, 0, 0, 0]])
+    explainer = fastlrp.Explainer(model, "epsilon")
+    got = explainer(ids, "all")
+    assert not got[ids.unsqueeze(1).expand_as(got) == 0].any()
+    assert explainer.verify(ids, "all").ok
+    assert torch.allclose(explainer(ids[:1, :2], "all")[0], got[0, :, :2], atol=1e-14)
+
+
+def test_lists_of_lengths() -> None:
+    class Fixed(Packer):
+        lengths = (4, 4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            packed = pack_padded_sequence(x, list(self.lengths), batch_first=True)
+            return self.head(self.layer(packed)[1][-1])  # type: ignore[no-any-return]
+
+    model = Fixed(nn.GRU(4, 6, batch_first=True), "", 6).double().eval()
+    assert not fastlrp.Explainer(model, "epsilon")(sequences(), "all")[:, :, 4:].any()
+    model.lengths = (5, 3, 2)
+    with pytest.raises(fastlrp.CaptureError, match=r"as a tensor \(B,\) beside x"):
+        fastlrp.Explainer(model, "epsilon")(sequences(), "all")
+
+
+def test_an_output_that_depends_on_the_longest_of_the_batch() -> None:
+    model, x = Packer(nn.LSTM(4, 6, batch_first=True), "all", 6).double().eval(), sequences()
+    explainer = fastlrp.Explainer(model, "epsilon")
+    relevance(explainer, x, LENGTHS)
+    with pytest.raises(ValueError, match=r"longest sequence of this batch has 2 steps, the input 5.*x\[:, :2\]"):
+        relevance(explainer, x[:1], LENGTHS[:1])
+    model.total = True
+    assert relevance(fastlrp.Explainer(model, "epsilon"), x[:1], LENGTHS[:1]).shape == (1, 3, 5, 4)
+
+
+@pytest.mark.parametrize("lengths", [[2, 0, 3], [2, 6, 3]])
+def test_impossible_lengths(lengths: list[int]) -> None:
+    model = Packer(nn.LSTM(4, 6, batch_first=True), "mean", 6).eval()
+    explainer = fastlrp.Explainer(model, "epsilon")
+    with pytest.raises(ValueError, match="lengths must be between 1 and the number of steps, 5, got"):
+        relevance(explainer, torch.randn(3, 5, 4), torch.tensor(lengths))
+
+
+def test_lengths_that_are_no_tensor_and_samples_in_another_order() -> None:
+    class Lists(Packer):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths.tolist(), batch_first=True, enforce_sorted=False)
+            return self.head(self.layer(packed)[1][-1])  # type: ignore[no-any-return]
+
+    class Sorts(Packer):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            lengths, order = lengths.sort(descending=True)
+            packed = pack_padded_sequence(x[order], lengths, batch_first=True)
+            return self.head(self.layer(packed)[1][-1][order.argsort()])  # type: ignore[no-any-return]
+
+    for make, message in ((Lists, r"lengths\.cpu\(\), …\), not lengths\.tolist"), (Sorts, "enforce_sorted=False")):
+        model = make(nn.GRU(4, 6, batch_first=True), "", 6).eval()
+        with pytest.raises(fastlrp.CaptureError, match=message):
+            relevance(fastlrp.Explainer(model, "epsilon"), torch.randn(3, 5, 4), LENGTHS)
+
+
+def test_sizes_of_a_packed_sequence_are_not_known() -> None:
+    class Counts(Packer):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return self.head(self.layer(packed)[1][-1]) * packed.batch_sizes.sum()  # type: ignore[no-any-return]
+
+    model = Counts(nn.GRU(4, 6, batch_first=True), "", 6).eval()
+    with pytest.raises(fastlrp.CaptureError, match=r"reads batch_sizes.sum of a packed sequence"):
+        relevance(fastlrp.Explainer(model, "epsilon"), torch.randn(3, 5, 4), LENGTHS)
+
+
+def test_other_threads_pack_meanwhile() -> None:
+    from fastlrp.capture.packed import kept_padded, pack
+
+    x = sequences()
+    expected = pack_padded_sequence(x, SORTED, batch_first=True)
+    with kept_padded():
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as pool:
+            got = pool.submit(pack_padded_sequence, x, SORTED, batch_first=True).result()
+        assert type(pack(x, SORTED, True, True).batch_sizes).__name__ == "Packing"
+    assert torch.equal(got.data, expected.data)
+    assert torch.equal(got.batch_sizes, expected.batch_sizes)
+    assert torch.equal(pack_padded_sequence(x, SORTED, batch_first=True).data, expected.data)

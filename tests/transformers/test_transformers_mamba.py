@@ -1,0 +1,48 @@
+"""State-space models of ``transformers``: what selects held fixed (MambaLRP), against autograd with it detached."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from fastlrp import Explainer
+from tests.models.oracle import relative_error
+from tests.transformers import aten_oracle, zoo, zoo_checks
+
+MAMBA2 = zoo.Family(
+    zoo._plain("Mamba2ForCausalLM/Mamba2Config", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
+               num_heads=4, head_dim=8, n_groups=1, chunk_size=4),
+    lambda: {"input_ids": zoo.random_ids()}, zoo.last, tolerance=1e-6,
+)  # fmt: skip
+
+
+def detach_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let step sizes, B and C be constants of both scans."""
+    from transformers.models.mamba import modeling_mamba
+    from transformers.models.mamba2 import modeling_mamba2
+
+    for module, name in ((modeling_mamba, "mamba_selective_scan"), (modeling_mamba2, "mamba2_chunk_scan")):
+
+        def held(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any, scan: Any, **named: Any) -> Any:
+            return scan(u, dt.detach(), A, B.detach(), C.detach(), *rest, **named)
+
+        monkeypatch.setattr(module, name, partial(held, scan=getattr(module, name)))
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_mamba_lrp_equals_autograd_with_the_selection_detached(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(zoo.ALL, "mamba2", MAMBA2)
+    model, x = zoo.build(name)
+    family = zoo.ALL[name]
+    explainer = Explainer(model, "mamba_lrp", output=family.output)
+    found = explainer(x, list(family.targets))["input_ids"]
+    other = Explainer(model, "attnlrp", output=family.output)(x, list(family.targets))["input_ids"]
+    zoo_checks.is_verified(explainer, x, family)
+    assert "HeldSelection" in str(explainer.plan)
+    detach_selection(monkeypatch)
+    _, expected = aten_oracle.relevance(model, x, family.output, list(family.targets))
+    assert relative_error(found, expected[0]) <= family.tolerance
+    assert relative_error(other, expected[0]) > 100 * family.tolerance
