@@ -17,10 +17,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from fastlrp.capture.aggregation import added, largest, segment_softmax
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 
 _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+_OURS: dict[str, Any] = {"aggregate": added, "aggregate_max": largest, "segment_softmax": segment_softmax}
+"""Operations of ours that are no ATen overloads."""
 
 _PARTS = {
     "chunk", "split", "split_with_sizes", "unbind", "max", "min", "median", "kthvalue", "mode", "topk", "sort",
@@ -92,7 +96,7 @@ def proves(node: Node, known: set[Value]) -> bool:
     if isinstance(node.call, torch._ops.OpOverload):
         if node.call.namespace != "aten":
             return False  # Somebody's own operator of that name.
-    elif node.operation not in _PARTS:
+    elif node.operation not in _PARTS and node.call is not _OURS.get(node.operation):
         return False
     return proof(Facts(node.args[0], bind(node.call, node.args, node.kwargs), known))
 

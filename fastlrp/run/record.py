@@ -429,10 +429,13 @@ class ForwardRecord(StaysHere):
             ``(range of groups, contributions of these)``; ``kept`` is what the groups so far leave of the activation,
             with the last block what belongs to no group.
 
+        Raises:
+            ValueError: if ``max_memory`` is too small for one group; all others as :meth:`contributions`.
+
         Example::
 
-            for range_of_groups, found in record.stream_contributions(groups.patches(8), layers=["3"]):
-                print(range_of_groups, found["3"].shape)
+            for parts, brought in record.stream_contributions(groups.patches(8), layers=["3"]):
+                assert brought["3"].shape == (2, len(parts), 16, 8, 8)
         """
         self._refuse_stale()
         found = contributions_asked(self._answers, self._open(), groups, layers, readout).blocks()
