@@ -68,7 +68,7 @@ def patches(size: int | Sequence[int]) -> Patches:
 
         relevance = explainer(x, "all", groups=groups.patches(8))  # (2, 10, 4)
     """
-    sizes = (size,) if isinstance(size, int) else tuple(size)
+    sizes = (size,) if isinstance(size, (int, float)) else tuple(size)
     if not sizes or any(not isinstance(n, int) or n < 1 for n in sizes):
         raise ValueError(f"patches needs a size of at least 1, or one for each axis, got {size!r}")
     return Patches(size if isinstance(size, int) else sizes)

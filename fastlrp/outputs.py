@@ -25,11 +25,14 @@ def area(scores: Tensor, label: int | Tensor) -> Tensor:
         bool ``(B, *S)``.
 
     Raises:
-        ValueError: for an output without positions, or a sample in which the class wins nowhere: an empty area has no
-            relevance.
+        ValueError: for an output without positions, scores that are not finite, or a sample in which the class wins
+            nowhere: an empty area has no relevance.
     """
+    scores = torch.as_tensor(scores)
     if scores.dim() < 3:
         raise ValueError(f"area needs scores (B, C, *S) with positions, got {tuple(scores.shape)}")
+    if bool(scores.isnan().any()):
+        raise ValueError("area needs scores that are numbers: where they are NaN no class wins")
     best = scores.argmax(1)
     label = torch.as_tensor(label, device=scores.device)
     if label.dim() > 1 or (label.dim() == 1 and len(label) != len(scores)):
@@ -59,8 +62,10 @@ def towards(embedding: Tensor, reference: Tensor, cosine: bool = True) -> Tensor
         targets ``(B, K, D)``.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: for other shapes. TypeError: for integers.
     """
+    if not (embedding.is_floating_point() and reference.is_floating_point()):
+        raise TypeError(f"towards needs floating-point tensors, got {embedding.dtype} and {reference.dtype}")
     own = reference.reshape(1, 1, -1) if reference.dim() == 1 else reference
     own = own.unsqueeze(0) if own.dim() == 2 else own
     fits = embedding.dim() == 2 and own.dim() == 3 and own.shape[0] in (1, len(embedding))
@@ -69,11 +74,16 @@ def towards(embedding: Tensor, reference: Tensor, cosine: bool = True) -> Tensor
             f"towards needs an embedding (B, D) and references (D,), (K, D) or (B, K, D), got {tuple(embedding.shape)} "
             f"and {tuple(reference.shape)}"
         )
-    parts = embedding.unsqueeze(1) * own.to(embedding)
     if not cosine:
-        return parts
-    lengths = embedding.norm(dim=1).view(-1, 1, 1) * own.norm(dim=2, keepdim=True).to(embedding)
-    return parts / lengths.clamp(min=torch.finfo(embedding.dtype).tiny)
+        return embedding.unsqueeze(1) * own.to(embedding)
+    # Each by its own length first: neither products nor squares leave the range of float16.
+    return (_unit(embedding).unsqueeze(1) * _unit(own).to(embedding.device)).to(embedding.dtype)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Of length 1 along the last axis; zeros stay."""
+    wide = vectors.double()
+    return wide / wide.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
 
 
 def by_anchor(levels: Sequence[Tensor], size: int) -> Tensor:
@@ -87,16 +97,32 @@ def by_anchor(levels: Sequence[Tensor], size: int) -> Tensor:
         ``(B, anchors, size)``: place after place, its A anchors together.
 
     Raises:
-        ValueError: for a number of channels that is no multiple of ``size``.
+        ValueError: for no level, a ``size`` below 1, levels of different batches, or a number of channels that is no
+            multiple of ``size``.
     """
+    if not levels or not isinstance(size, int) or size < 1:
+        raise ValueError(f"by_anchor needs a level at least and a size of at least 1, got {len(levels)} and {size!r}")
     wrong = next((t for t in levels if t.dim() != 4 or t.shape[1] % size), None)
     if wrong is not None:
         raise ValueError(f"levels must be (B, anchors * {size}, H, W), got {tuple(wrong.shape)}")
-    return torch.cat([t.permute(0, 2, 3, 1).reshape(t.shape[0], -1, size) for t in levels], 1)
+    if any(t.shape[0] != levels[0].shape[0] for t in levels):
+        raise ValueError(f"levels must have one batch size, got {[tuple(t.shape) for t in levels]}")
+    anchors = [t.shape[1] // size * t.shape[2] * t.shape[3] for t in levels]
+    rows = [t.permute(0, 2, 3, 1).reshape(len(t), n, size) for t, n in zip(levels, anchors, strict=True)]
+    return torch.cat(rows, 1)
 
 
 def strongest(scores: Tensor, count: int) -> list[tuple[int, int]]:
-    """Anchor and class of the highest scores of the first sample, for ``at="pairs"``; scores ``(B, anchors, C)``."""
+    """Anchor and class of the highest scores of the first sample, for ``at="pairs"``; scores ``(B, anchors, C)``.
+
+    Raises:
+        ValueError: for other shapes, or a count that there are not as many scores of.
+    """
+    if scores.dim() != 3 or not len(scores) or not 1 <= count <= scores[0].numel():
+        raise ValueError(
+            f"strongest needs scores (B, anchors, C) and a count up to anchors * C, got {tuple(scores.shape)} and "
+            f"{count!r}"
+        )
     places = scores[0].flatten().topk(count).indices.tolist()
     return [divmod(place, scores.shape[2]) for place in places]
 
@@ -109,11 +135,16 @@ def anchor_of(probabilities: Tensor, label: int, probability: float) -> int:
             RetinaNet and YOLO, a softmax for SSD. label, probability: of the box.
 
     Raises:
-        ValueError: if no anchor has that probability, but for rounding: the scores belong to another image or scale.
+        ValueError: if no anchor has that probability, but for rounding: the scores belong to another image or scale;
+            for other shapes. IndexError: for a class that there is not.
     """
+    if probabilities.dim() != 2 or not len(probabilities):
+        raise ValueError(f"anchor_of needs probabilities (anchors, C) of one image, got {tuple(probabilities.shape)}")
+    if not 0 <= label < probabilities.shape[1]:
+        raise IndexError(f"there is no class {label}: the probabilities are of {probabilities.shape[1]}")
     away = (probabilities[:, label] - probability).abs()
     nearest = int(away.argmin())
-    if float(away[nearest]) > 1e-3:
+    if not float(away[nearest]) <= 1e-3:  # NaN is none either.
         raise ValueError(
             f"no anchor gives class {label} the probability {probability:.4f}; the nearest is "
             f"{float(probabilities[nearest, label]):.4f}: scores and box must come from the same image, scaled alike"

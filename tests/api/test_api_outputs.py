@@ -93,3 +93,35 @@ def test_a_place_of_a_head_with_classes_in_front():
 def test_a_module_that_is_no_detector_is_refused():
     with pytest.raises(TypeError, match="Linear has no backbone and head"):
         outputs.BackboneAndHead(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: outputs.anchor_of(torch.full((4, 3), 0.5), 1, float("nan")), ValueError, "no anchor gives class 1"),
+        (lambda: outputs.anchor_of(torch.full((4, 3), float("nan")), 1, 0.5), ValueError, "no anchor gives class 1"),
+        (lambda: outputs.anchor_of(torch.rand(4, 3), -1, 0.5), IndexError, "there is no class -1"),
+        (lambda: outputs.anchor_of(torch.rand(1, 4, 3), 1, 0.5), ValueError, r"got \(1, 4, 3\)"),
+        (lambda: outputs.area(torch.full((1, 3, 2, 2), float("nan")), 0), ValueError, "NaN no class wins"),
+        (lambda: outputs.by_anchor([], 4), ValueError, "a level at least"),
+        (lambda: outputs.by_anchor([torch.rand(1, 8, 2, 2)], -4), ValueError, "a size of at least 1"),
+        (lambda: outputs.by_anchor([torch.rand(1, 8, 2, 2), torch.rand(2, 8, 1, 1)], 4), ValueError, "one batch size"),
+        (lambda: outputs.strongest(torch.rand(2, 3), 1), ValueError, r"scores \(B, anchors, C\)"),
+        (lambda: outputs.strongest(torch.rand(1, 2, 3), 7), ValueError, "a count up to"),
+        (lambda: outputs.towards(torch.rand(2, 3), torch.ones(3, dtype=torch.long)), TypeError, "floating-point"),
+    ],
+)
+def test_bad_input_has_its_message(call, error, message) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_levels_of_an_empty_batch() -> None:
+    assert outputs.by_anchor([torch.rand(0, 8, 2, 2), torch.rand(0, 8, 1, 1)], 4).shape == (0, 10, 4)
+
+
+def test_similarity_of_long_vectors_in_float16() -> None:
+    e, r = torch.full((1, 64), 200.0, dtype=torch.float16), torch.full((64,), 300.0, dtype=torch.float16)
+    found = outputs.towards(e, r)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found.double().sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-2, atol=0)
