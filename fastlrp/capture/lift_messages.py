@@ -73,6 +73,8 @@ def _rows(index: Any, axis: int, source: Value) -> Constant | None:
     def first(t: Tensor) -> Tensor:
         return t.movedim(axis, 0).reshape(t.shape[axis], -1)[:, 0]
 
+    if places.shape[axis] == 0:
+        return derived(index, lambda t: t.new_zeros(0))  # No message at all.
     if places.numel() == 0 or bool((places.movedim(axis, -1) != first(places)).any()):
         return None
     return derived(index, first)

@@ -32,9 +32,7 @@ def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: T
     # Inference mode records nothing, and its tensors cannot require grad: their copies made outside it can.
     with torch.inference_mode(False), torch.enable_grad():
         own = [x.clone() if x.is_inference() else x.detach() for x in inputs]
-        wide = [
-            x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).reshape(-1, *x.shape[1:]).requires_grad_() for x in own
-        ]
+        wide = [x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).flatten(0, 1).requires_grad_() for x in own]
         y = forward(*wide)
         again = cotangent.requires_grad  # Somebody asks for the transpose of this product.
         grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), create_graph=again, allow_unused=True)

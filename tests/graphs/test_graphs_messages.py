@@ -181,3 +181,25 @@ def test_dense_adjacency_as_buffer_as_input_and_for_each_sample():
     several = fastlrp.Explainer(model, "gamma")  # Truth values are conditions.
     each = several((torch.stack([x, 2 * x]), torch.stack([matrix, matrix]).bool()), [0, 1], at="all")
     torch.testing.assert_close(each[0][:1], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduce", ["amax", "mean", "sum"])
+def test_a_graph_without_edges(reduce: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            h = self.first(x).relu()
+            source, target = edge_index
+            messages = h[source]
+            places = target[:, None].expand_as(messages)
+            return self.last(h + torch.zeros_like(h).scatter_reduce(0, places, messages, reduce, include_self=False))
+
+    model, edges = Net().double().eval(), torch.zeros(2, 0, dtype=torch.long)
+    x = torch.randn(3, 3, dtype=torch.float64)
+    found = fastlrp.GraphExplainer(model, "gradient")({"x": x, "edge_index": edges}, [0], at=[0], initial="one")["x"]
+    point = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(point, edges)[0, 0], point)
+    torch.testing.assert_close(found[0, 0], expected)
