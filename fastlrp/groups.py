@@ -243,6 +243,8 @@ def _labelled(groups: Labels, part: Part) -> Resolved:
         )
     largest = int(numbers.max()) + 1 if numbers.numel() else 0
     count = largest if groups.count is None else groups.count
+    if largest < 1 and groups.count is None:
+        raise ValueError("labels have no number of 0 or more, so that no entry belongs to a group: groups begin with 0")
     if largest > count or count < 1:
         raise ValueError(f"labels go up to {largest - 1}, and count is {count}: it must be at least {max(1, largest)}")
     return Resolved(count, (numbers.expand(numbers.shape[0], *sizes),))

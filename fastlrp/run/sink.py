@@ -42,7 +42,12 @@ class Result:
             raise TypeError(f"out for {name!r} must be a tensor or a NumPy array, got {type(out).__name__}")
         if tuple(shape) != self.shape:
             raise ValueError(f"out for {name!r} must have the shape {self.shape}, got {tuple(shape)}")
-        return out.detach() if isinstance(out, Tensor) else torch.from_numpy(out)
+        found = out.detach() if isinstance(out, Tensor) else torch.from_numpy(out)
+        if any(stride == 0 and size > 1 for stride, size in zip(found.stride(), found.shape, strict=True)):
+            raise ValueError(
+                f"out for {name!r} is expanded: several of its entries share memory; give a tensor of its own"
+            )
+        return found
 
     def write(self, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
         """A block of targets from ``first`` on: relevance is the product of register and factors."""
