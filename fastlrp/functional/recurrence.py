@@ -77,7 +77,8 @@ def recurrence_relevance(
         from fastlrp import functional
 
         weight, entry = torch.randn(8, 8), torch.rand(2, 5, 8)  # a plain recurrent layer of 8 units, 5 steps
-        at_hidden, at_sums, of_first = functional.recurrence_relevance(torch.rand(2, 7, 5, 8), None, weight, entry)
+        found = functional.recurrence_relevance(torch.rand(2, 7, 5, 8), None, weight, entry)
+        at_sums, at_first, of_memory, _ = found
 
     Source: Arras et al. 2017, section 3.2, and Arras et al. 2019, section 2.2, written for relevance per unit.
     """

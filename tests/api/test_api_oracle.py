@@ -160,7 +160,7 @@ def test_gradient_family(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["lrp0", "attnlrp", "cp_lrp"])
+@pytest.mark.parametrize("name", ["lrp0", "attnlrp", "cp_lrp", "mamba_lrp"])
 def test_epsilon_zero_is_gradient_times_input(seed, name):
     model, x = NETWORKS[seed]
     found = Explainer(model, name)(x, "all")
@@ -170,8 +170,8 @@ def test_epsilon_zero_is_gradient_times_input(seed, name):
 
 def test_every_preset_has_been_walked():
     """A preset that is added must be added here too."""
-    walked = {"lrp0", "attnlrp", "cp_lrp", "epsilon", "gamma", "alpha_beta", "zplus", "wsquare", "flat", "gradient",
-              "deconvnet", "guided_backprop", "excitation_backprop", *PRESETS}  # fmt: skip
+    walked = {"lrp0", "attnlrp", "cp_lrp", "mamba_lrp", "epsilon", "gamma", "alpha_beta", "zplus", "wsquare", "flat",
+              "gradient", "deconvnet", "guided_backprop", "excitation_backprop", *PRESETS}  # fmt: skip
     assert walked == set(composites.PRESETS)
 
 
