@@ -1,5 +1,5 @@
-// The file that knows pybind11, with edge/tensor.cpp. What checks tensors, allocates and calls the kernels is in edge/<stem>.cpp and,
-// for CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
+// The file that knows pybind11, with edge/tensor.cpp. What checks tensors, allocates and calls the kernels is in
+// edge/<stem>.cpp and, for CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
