@@ -23,7 +23,7 @@ from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift import lift, lift_all, travels
-from fastlrp.capture.packed import kept_padded, packed_again
+from fastlrp.capture.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
@@ -41,7 +41,7 @@ EXPORTING = threading.RLock()
 class Captured:
     """A graph, what the model returns (with leaves numbered), and whether any batch size will do.
 
-    ``unpacked`` looks whether the model cuts the sequences that it unpacks.
+    ``unpacked`` looks whether the model packs its sequences as the graph does.
     """
 
     graph: Graph
@@ -53,6 +53,8 @@ class Captured:
 class _Note:
     structure: Any = None
     after: Callable[[], None] | None = None
+    packs: bool = False
+    counts: bool = False
 
 
 class Wrapper(nn.Module):
@@ -130,7 +132,13 @@ def capture(
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    unpacked = Unpacked(graph, lambda args, kwargs: Wrapper(model, output)(args, kwargs))
+    packs = wrapper._note.packs
+    unpacked = Unpacked(
+        graph, lambda args, kwargs: Wrapper(model, output)(args, kwargs), packs and (fixed or wrapper._note.counts)
+    )
+    if packs and batch:
+        with torch.no_grad(), unchanged(wrapper):
+            unpacked.compare(tensors, args, kwargs)
     return Captured(graph, wrapper._note.structure, batch if fixed else None, unpacked)
 
 
@@ -183,40 +191,45 @@ def _export(wrapper: Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch
         return {0: symbol} if isinstance(t, Tensor) and t.dim() and t.shape[0] == batch else None
 
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
-    with tracing(wrapper):
+    with tracing(wrapper) as packed:
         try:
             example = _two_samples((args, kwargs), batch)
             with unchanged(wrapper):
                 return torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False), False
         except Exception as first:
+            trouble = first
             # Some models hold on to one batch size (view(1, -1)); those are captured again for each size.
             try:
                 with unchanged(wrapper):
                     return torch.export.export(wrapper, (args, kwargs), strict=False), True
-            except Exception:
+            except Exception as second:
+                if isinstance(second, CaptureError):  # It knows sizes as numbers.
+                    trouble = second
                 chooser = wrapper.chosen_output
                 mine = chooser.explained() if isinstance(chooser, Chooser) else None
                 if isinstance(chooser, Chooser) and mine is not None:
                     raise mine from chooser.trouble
-                raise failure(wrapper, args, kwargs, first) from first
+                raise failure(wrapper, args, kwargs, trouble) from trouble
+        finally:
+            wrapper._note.packs, wrapper._note.counts = bool(packed), packed.counted
 
 
 @contextlib.contextmanager
-def tracing(wrapper: nn.Module) -> Iterator[None]:
-    """What torch.export needs around it, and others who run the model meanwhile."""
+def tracing(wrapper: nn.Module) -> Iterator[Rows]:
+    """What torch.export needs around it, and others who run the model meanwhile; gives the rows that it packs."""
     # A model made in inference mode can only be traced in it, any other only outside.
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
     with (
         EXPORTING,
         undisturbed(wrapper),
-        kept_padded(),
+        kept_padded(any(isinstance(m, nn.RNNBase) for m in wrapper.modules())) as packed,
         quiet(),
         torch.inference_mode(inference),
         warnings.catch_warnings(),
         torch.no_grad(),
     ):
         warnings.simplefilter("ignore")
-        yield
+        yield packed
 
 
 def failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:

@@ -9,6 +9,8 @@ arguments, and it answers for them.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils import rnn
+from torch.overrides import TorchFunctionMode
 
 from fastlrp.capture.recurrent import PACKED, SEQUENCES
 from fastlrp.errors import CaptureError
@@ -30,12 +33,81 @@ VALID = "fastlrp_capture::valid_steps"
 _LIBRARY = torch.library.Library("fastlrp_capture", "DEF")  # The operations live as long as it does.
 _LIBRARY.define(
     "padded(str mode, Tensor input, Tensor lengths, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, "
-    "float dropout, bool train, bool bidirectional) -> (Tensor, Tensor, Tensor)"
+    "float dropout, bool train, bool bidirectional, bool ordered) -> (Tensor, Tensor, Tensor)"
 )
-_LIBRARY.define("valid_steps(Tensor lengths, int steps, bool cut) -> Tensor")
+_LIBRARY.define("valid_steps(Tensor lengths, int steps, bool cut, bool ordered) -> Tensor")
 
 _TRACING: list[int] = []
 """The thread that traces a model, while one does."""
+_ROWS: list[Rows] = []
+"""What it has packed."""
+
+
+class Rows(TorchFunctionMode):
+    """The rows of packed sequences and what is made from them row by row, whose number a trace would take for real.
+
+    ``len`` and iteration must answer with a number and are refused. A size stays a symbol, which may go into shapes;
+    but a comparison with it may be decided by what the trace knows.
+
+    Attributes:
+        counted: whether the model asked for the number of rows, or made of them what has another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = False
+        self._known: dict[int, Tensor] = {}  # Held, so that their ids stay theirs.
+
+    def __bool__(self) -> bool:
+        """Whether anything was packed."""
+        return bool(self._known)
+
+    def add(self, rows: Tensor) -> None:
+        self._known[id(rows)] = rows
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = self._among(args) if self._known else None
+        if known is not None:
+            self._note(func, known, args[1:], kwargs or {})
+        found = func(*args, **(kwargs or {}))
+        if known is not None:
+            for made in found if isinstance(found, (tuple, list)) else (found,):
+                if isinstance(made, Tensor) and made.dim() and _same(made, known):
+                    self.add(made)
+                elif isinstance(made, Tensor) and not any(isinstance(arg, Packing) for arg in args):
+                    self.counted = True
+        return found
+
+    def _note(self, func: Any, rows: Tensor, args: Any, kwargs: Any) -> None:
+        if func in _COUNTS:
+            raise CaptureError(reads(_COUNTS[func]))
+        if func not in _UNBIND and func not in _SIZES:
+            return
+        dim = None if func == _SHAPE else args[0] if args else kwargs.get("dim")
+        if dim in (None, 0, -rows.dim()):
+            if func in _UNBIND:
+                raise CaptureError(reads("row after row of .data"))
+            self.counted = True
+
+    def _among(self, args: Any) -> Tensor | None:
+        for arg in args:
+            if isinstance(arg, Tensor) and id(arg) in self._known:
+                return arg
+            if isinstance(arg, (tuple, list)) and (inner := self._among(arg)) is not None:
+                return inner
+        return None
+
+
+_COUNTS: dict[Any, str] = {Tensor.__len__: "len(.data)", Tensor.numel: ".data.numel()", torch.numel: ".data.numel()",
+                            Tensor.nelement: ".data.nelement()"}  # fmt: skip
+_UNBIND = (Tensor.unbind, torch.unbind)  # Iteration too.
+_SHAPE: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
+_SIZES = (_SHAPE, Tensor.size)
+
+
+def _same(made: Tensor, rows: Tensor) -> bool:
+    """Whether two tensors have equally many rows; asked of symbols as such, which a comparison would make numbers."""
+    return str(made.shape[0]) == str(rows.shape[0])
 
 
 class Packing:
@@ -43,18 +115,21 @@ class Packing:
 
     Args:
         lengths: ``(B,)``. steps: to which the sequences are padded, ``T``. batch: ``B``.
+        ordered: whether the model wants the lengths in decreasing order.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, lengths: Tensor, steps: int, batch: Any) -> None:
-        self.lengths, self.steps, self.batch = lengths, steps, batch
+    def __init__(self, lengths: Tensor, steps: int, batch: Any, ordered: bool) -> None:
+        self.lengths, self.steps, self.batch, self.ordered = lengths, steps, batch, ordered
         self._padded: list[tuple[Tensor, Tensor]] = []
 
     def rows(self, padded: Tensor) -> Tensor:
         """``(B, T, …)`` as rows ``(B T, …)``."""
         rows = padded.flatten(0, 1)
         self._padded.append((rows, padded))
+        if _ROWS:
+            _ROWS[-1].add(rows)
         return rows
 
     def padded(self, rows: Tensor) -> Tensor:
@@ -64,16 +139,27 @@ class Packing:
 
     def __getitem__(self, index: int) -> Any:
         if index != 0:
-            raise CaptureError(_reads("batch_sizes[…]"))
+            raise CaptureError(reads("batch_sizes[…]"))
         return self.batch
 
     def size(self, axis: int) -> _Longest:
+        if sys._getframe(1).f_code is not rnn.pad_packed_sequence.__code__:
+            raise CaptureError(reads("batch_sizes.size()"))
         return _Longest(self.steps)
+
+    def __len__(self) -> int:
+        raise CaptureError(reads("len(batch_sizes)"))
+
+    def _refused(self, *others: Any) -> Any:
+        raise CaptureError(reads("batch_sizes"))
+
+    __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __sub__ = __rsub__ = _refused
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __iter__ = _refused
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise CaptureError(_reads(f"batch_sizes.{name}"))
+        raise CaptureError(reads(f"batch_sizes.{name}"))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,19 +168,41 @@ class Packing:
             return _layer(name, *args, **(kwargs or {}))
         if name == "_pad_packed_sequence":
             return _unpack(*args, **(kwargs or {}))
-        raise CaptureError(_reads(f"batch_sizes in {name}"))
+        raise CaptureError(reads(f"batch_sizes in {name}"))
 
 
 class _Longest(int):
     """The longest length as far as it is known: that of the padded input."""
 
+    def __gt__(self, total_length: int) -> bool:
+        if int(self) <= total_length:
+            return False
+        raise CaptureError(
+            f"the model could not be captured: pad_packed_sequence(total_length={total_length}) unpacks to fewer steps "
+            f"than the input has, {int(self)}, which suits some lengths only. Pass total_length={int(self)} or more, "
+            f"or cut the input before the model, x[:, :{total_length}]"
+        )
 
-def _reads(what: str) -> str:
+
+MAY = "A packed sequence may go through recurrent layers, operations on each row of its .data, and pad_packed_sequence"
+
+
+def reads(what: str) -> str:
     return (
         f"the model could not be captured: it reads {what} of a packed sequence, which is not known before the lengths "
-        "are. A packed sequence may go through recurrent layers, operations on each row of its .data, and "
-        "pad_packed_sequence"
+        f"are. {MAY}"
     )
+
+
+def _number(steps: Any) -> int:
+    try:
+        return int(steps)
+    except Exception as error:
+        raise CaptureError(
+            "the model could not be captured: it cuts its sequences to a length computed from data before it packs "
+            "them (as x[:, :int(lengths.max())] does), and a graph has one number of steps. Cut the input before the "
+            "model, or leave the cut away: packed sequences end at their lengths in any case"
+        ) from error
 
 
 def pack(input: Tensor, lengths: Tensor | Sequence[int], batch_first: bool, enforce_sorted: bool) -> rnn.PackedSequence:
@@ -117,7 +225,7 @@ def pack(input: Tensor, lengths: Tensor | Sequence[int], batch_first: bool, enfo
         raise CaptureError(
             f"pack_padded_sequence: lengths must have one entry for each sample, {batch}, got {tuple(given.shape)}"
         )
-    packing: Any = Packing(given, int(steps), batch)
+    packing: Any = Packing(given, _number(steps), batch, enforce_sorted)
     return rnn.PackedSequence(packing.rows(x), packing)
 
 
@@ -128,8 +236,9 @@ def _layer(
     x = packing.padded(data)
     states = list(hx) if isinstance(hx, (tuple, list)) else [hx]
     y, h, c = torch.ops.fastlrp_capture.padded(
-        mode, x, packing.lengths, states, params, has_biases, num_layers, dropout, train, bidirectional
-    )
+        mode, x, packing.lengths, states, params, has_biases, num_layers, dropout, train, bidirectional,
+        packing.ordered,
+    )  # fmt: skip
     return (packing.rows(y), h, c) if mode == "lstm" else (packing.rows(y), h)
 
 
@@ -138,7 +247,7 @@ def _unpack(
 ) -> tuple[Tensor, Tensor]:
     y = packing.padded(data)
     cut = isinstance(total_length, _Longest)
-    valid = torch.ops.fastlrp_capture.valid_steps(packing.lengths, packing.steps, cut)
+    valid = torch.ops.fastlrp_capture.valid_steps(packing.lengths, packing.steps, cut, packing.ordered)
     valid = valid.reshape(*valid.shape, *(1,) * (y.dim() - 2))
     y = torch.where(valid, y, padding_value)
     if total_length > packing.steps:
@@ -161,20 +270,27 @@ _OWN = _copy(rnn.pack_padded_sequence)
 
 
 @contextmanager
-def kept_padded() -> Iterator[None]:
+def kept_padded(watched: bool = False) -> Iterator[Rows]:
     """Let the calling thread's ``pack_padded_sequence`` leave sequences padded, under whatever name a model has it.
 
     The function is changed, not the place where it stands: ``from … import`` has made others. One thread at a time.
+
+    Args:
+        watched: refuse to count rows.
     """
     function: Any = rnn.pack_padded_sequence
     own = function.__code__
+    rows = Rows()
     _TRACING.append(threading.get_ident())
+    _ROWS.append(rows)
     function.__code__ = _stand_in.__code__
     try:
-        yield
+        with rows if watched else contextlib.nullcontext():
+            yield rows
     finally:
         function.__code__ = own
         _TRACING.pop()
+        _ROWS.pop()
 
 
 @contextmanager
@@ -193,17 +309,17 @@ def packed_again() -> Iterator[None]:
 
 def _shapes(
     mode: str, input: Tensor, lengths: Tensor, hx: list[Tensor], params: list[Tensor], has_biases: bool,
-    num_layers: int, dropout: float, train: bool, bidirectional: bool,
+    num_layers: int, dropout: float, train: bool, bidirectional: bool, ordered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     h = hx[0]
     y = input.new_empty(input.shape[0], input.shape[1], h.shape[2] * (2 if bidirectional else 1))
     return y, torch.empty_like(h), torch.empty_like(hx[-1])
 
 
-def valid_steps(lengths: Tensor, steps: int, cut: bool) -> Tensor:
+def valid_steps(lengths: Tensor, steps: int, cut: bool, ordered: bool) -> Tensor:
     """Which steps are valid, ``(B, T)`` of ``lengths (B,)``.
 
-    ``cut``: whether the model cuts its sequences to the longest.
+    ``cut``: whether the model cuts its sequences to the longest. ``ordered``: whether it wants the longest first.
     """
     return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
 

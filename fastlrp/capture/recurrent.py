@@ -35,7 +35,9 @@ PACKED = (
 
 LENGTHS = (
     " The lengths of packed sequences must stay a tensor: pack_padded_sequence(x, lengths.cpu(), …), not "
-    "lengths.tolist()."
+    "lengths.tolist(). Sequences cannot be cut inside the model to a length computed from data, as "
+    "x[:, :int(lengths.max())] does: cut the input before the model, or leave the cut away, since packed sequences end "
+    "at their own lengths."
 )
 
 Shape = tuple[int | str | None, ...]
@@ -50,11 +52,13 @@ class Layer:
         mode: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
         reverse: whether it reads the sequence from its end.
         with_cell: whether the last memory is a result too: then it stands behind the hidden states, all in one axis.
+        ordered: whether the model wants packed sequences with the longest first, which makes no difference here.
     """
 
     mode: str
     reverse: bool = False
     with_cell: bool = False
+    ordered: bool = False
 
     def __call__(
         self,
@@ -100,11 +104,7 @@ class Layer:
     def _packed(self, x: Tensor, lengths: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """The same for the first steps of each sequence, as the model itself computes it."""
         steps = x.shape[1]
-        if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-            raise ValueError(
-                f"lengths must be between 1 and the number of steps, {steps}, got {lengths.tolist()}: sequences "
-                "without a step cannot be packed"
-            )
+        refuse_lengths(lengths, steps)
         if not len(x):
             return self._whole(x, rest)
         ordered, order = lengths.cpu().sort(descending=True)
@@ -116,6 +116,15 @@ class Layer:
         found = getattr(torch, self.mode)(rows, counts, states, *rest[1:])
         y, _ = torch._pad_packed_sequence(found[0], counts, True, 0.0, steps)
         return y[back], found[-1].squeeze(0)[back]
+
+
+def refuse_lengths(lengths: Tensor, steps: int) -> None:
+    """Raise ValueError for lengths that sequences of so many steps cannot have."""
+    if lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise ValueError(
+            f"lengths must be between 1 and the number of steps, {steps}, got {lengths.tolist()}: sequences without a "
+            "step cannot be packed"
+        )
 
 
 def in_order(t: Tensor, axis: int, lengths: Tensor | None) -> Tensor:
@@ -204,7 +213,7 @@ def _sequence(
             own = weights[index * per_layer : (index + 1) * per_layer]
             given = [*own[:2], *(own[2:4] if biases else (None, None)), own[-1] if projected else None]
             given += [] if lengths is None else [lengths]
-            function = Layer(name, direction == 1, with_cell and lstm)
+            function = Layer(name, direction == 1, with_cell and lstm, bool(a.get("ordered")))
             size = shapes[1][2]
             assert isinstance(size, int)
             y = _states_of(function, (sequence, *first.at(index), *given), time, size, first, last_c)

@@ -193,6 +193,132 @@ def test_sizes_of_a_packed_sequence_are_not_known() -> None:
         relevance(fastlrp.Explainer(model, "epsilon"), torch.randn(3, 5, 4), LENGTHS)
 
 
+class Reads(nn.Module):
+    """The last states, and something else that ``read`` makes of them and the packed sequence."""
+
+    def __init__(self, read: Any) -> None:
+        super().__init__()
+        self.layer, self.head, self.read = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3), read
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y, h = self.layer(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+        return self.read(self.head(h[-1]), y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("read", "named"),
+    [
+        (lambda h, y: h / len(y.data), r"len\(\.data\)"),
+        (lambda h, y: h / len(y.data[:, 0]), r"len\(\.data\)"),
+        (lambda h, y: h * 2 if len(y.data.relu()) > 11 else h, r"len\(\.data\)"),
+        (lambda h, y: h * torch.ones(len(y.data)).sum(), r"len\(\.data\)"),
+        (lambda h, y: h / y.data.numel(), r"\.data\.numel"),
+        (lambda h, y: h + sum(0.01 for _ in y.data), "row after row"),
+        (lambda h, y: h + len(y.batch_sizes), r"len\(batch_sizes\)"),
+        (lambda h, y: h * y.batch_sizes.size(0), r"batch_sizes\.size"),
+        (lambda h, y: h * (y.batch_sizes > 1).sum(), "reads batch_sizes of"),
+    ],
+)
+def test_counts_of_rows_are_not_known(read: Any, named: str) -> None:
+    with pytest.raises(fastlrp.CaptureError, match=rf"{named}.*not known before the lengths"):
+        fastlrp.Explainer(Reads(read).double().eval(), "epsilon").forward((sequences(), LENGTHS))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda h, y: h + sum(0.01 for _ in range(y.data.shape[0])),
+        lambda h, y: len(h) * h / y.data.size(0),
+        lambda h, y: h + y.data.mean(0)[:3] * 0.1 if len(h) else h,
+    ],
+)
+def test_another_output_than_the_models_is_refused(read: Any) -> None:
+    with pytest.raises(fastlrp.CaptureError, match=r"another output on this batch|mixes samples"):
+        fastlrp.Explainer(Reads(read).double().eval(), "epsilon").forward((sequences(), LENGTHS))
+
+
+@pytest.mark.parametrize("how", ["shape", "fixed", "flat"])
+def test_a_branch_on_the_number_of_rows_that_other_lengths_do_not_take(how: str) -> None:
+    def read(h: Tensor, y: Any) -> Tensor:
+        count = len(h) if how == "fixed" else 3
+        rows = y.data.flatten().shape[0] // 6 if how == "flat" else y.data.shape[0]
+        return h * count if rows > 9 else h
+
+    model, x = Reads(read).double().eval(), sequences()
+    explainer = fastlrp.Explainer(model, "epsilon")
+    assert torch.allclose(explainer.forward((x, LENGTHS)).output, model(x, LENGTHS), atol=1e-14)
+    with pytest.raises(fastlrp.CaptureError, match="another output on this batch"):
+        explainer.forward((x, torch.tensor([1, 5, 1])))
+
+
+def test_sizes_of_rows_may_go_into_shapes() -> None:
+    class Heads(Packer):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            y, _ = self.layer(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+            rows, size = y.data.shape
+            heads = y.data.view(rows, 2, size // 2).relu().reshape(y.data.size(0), -1)
+            padded, _ = pad_packed_sequence(PackedSequence(heads, *y[1:]), batch_first=True)
+            return self.head(padded.sum(1))  # type: ignore[no-any-return]
+
+    check(Heads(nn.GRU(4, 6, batch_first=True), "", 6), rules.Recurrent(stabilizer=1e-3))
+
+
+@pytest.mark.parametrize("read", ["states", "mean"])
+def test_lengths_must_be_sorted_where_the_model_wants_them_so(read: str) -> None:
+    model, x = Packer(nn.GRU(4, 6, batch_first=True), read, 6, ordered=True).double().eval(), sequences()
+    explainer = fastlrp.Explainer(model, "epsilon")
+    with pytest.raises(ValueError, match=r"decreasing order, got \[2, 5, 3\].*enforce_sorted=False"):
+        explainer.forward((x, LENGTHS))
+    for _ in range(2):
+        assert torch.allclose(explainer.forward((x, SORTED)).output, model(x, SORTED), atol=1e-14)
+        with pytest.raises(ValueError, match=r"decreasing order, got \[2, 5, 3\].*enforce_sorted=False"):
+            explainer.forward((x, LENGTHS))
+
+
+def test_lengths_of_what_is_packed_and_unpacked_alone() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(packed, batch_first=True)[0].sum(1)
+
+    explainer = fastlrp.Explainer(Sum(), "epsilon")
+    for lengths in ([2, 0, 3], [2, 5, 3], [2, 6, 3]):
+        if lengths == [2, 5, 3]:
+            assert torch.allclose(explainer.forward((sequences(), LENGTHS)).output, Sum()(sequences(), LENGTHS))
+            continue
+        with pytest.raises(ValueError, match="between 1 and the number of steps, 5, got"):
+            explainer.forward((sequences(), torch.tensor(lengths)))
+
+
+def test_sequences_cut_inside_the_model() -> None:
+    class Cuts(Packer):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            longest = int(lengths.max()) if self.read == "int" else lengths.max()
+            packed = pack_padded_sequence(x[:, :longest], lengths, batch_first=True, enforce_sorted=False)
+            return self.head(self.layer(packed)[1][-1])  # type: ignore[no-any-return]
+
+    class Short(Packer):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return self.head(pad_packed_sequence(packed, batch_first=True, total_length=3)[0].sum(1))  # type: ignore[no-any-return]
+
+    gru, cut = nn.GRU(4, 6, batch_first=True), "ut the input before the model, or leave the cut away"
+    cases = (
+        (Cuts(gru, "int", 6), cut),
+        (Cuts(gru, "tensor", 6), cut),
+        (Short(gru, "", 4), "fewer steps than the input has, 5"),
+    )
+    for model, message in cases:
+        with pytest.raises(fastlrp.CaptureError, match=message):
+            fastlrp.Explainer(model.double().eval(), "epsilon").forward((sequences(), torch.tensor([2, 3, 3])))
+
+
+def test_lengths_of_another_shape() -> None:
+    model = Packer(nn.GRU(4, 6, batch_first=True), "states", 6).double().eval()
+    with pytest.raises(fastlrp.CaptureError, match=r"one entry for each sample, 3, got \(3, 1\)"):
+        fastlrp.Explainer(model, "epsilon").forward((sequences(), LENGTHS.unsqueeze(1)))
+
+
 def test_other_threads_pack_meanwhile() -> None:
     from fastlrp.capture.packed import kept_padded, pack
 
