@@ -10,8 +10,9 @@ import contextlib
 import inspect
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -132,14 +133,22 @@ def capture(
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    packs = wrapper._note.packs
-    unpacked = Unpacked(
-        graph, lambda args, kwargs: Wrapper(model, output)(args, kwargs), packs and (fixed or wrapper._note.counts)
-    )
-    if packs and batch:
+    found = Captured(graph, wrapper._note.structure, batch if fixed else None)
+    if not wrapper._note.packs:
+        return found
+    alive = weakref.ref(model)  # A capture is kept as long as its model, not the other way round.
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        own = alive()
+        assert own is not None
+        returned: list[Tensor] = Wrapper(own, output)(args, kwargs)
+        return returned
+
+    unpacked = Unpacked(graph, run, fixed or wrapper._note.counts)
+    if batch:
         with torch.no_grad(), unchanged(wrapper):
             unpacked.compare(tensors, args, kwargs)
-    return Captured(graph, wrapper._note.structure, batch if fixed else None, unpacked)
+    return replace(found, unpacked=unpacked)
 
 
 def refuse_scripted(model: nn.Module) -> None:
