@@ -230,7 +230,8 @@ class Composite:
         ``attnlrp().through_heads({"h.2.attn": (3, 5)})``: in layer 2 what comes to other heads ends there.
 
         Args:
-            heads: module paths with wildcards, of modules that hold attention, to heads counted from 0.
+            heads: module paths with wildcards, of modules that hold attention, to heads counted from 0; the first path
+                that matches decides.
 
         Raises:
             TypeError, ValueError: see :class:`fastlrp.rules.Heads`. A path without attention of its own is a ValueError

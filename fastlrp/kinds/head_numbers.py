@@ -26,11 +26,12 @@ def number_heads(graph: Graph, nodes: Iterable[Node]) -> None:
     """Note at each of the nodes the head of every entry of its result, or why that cannot be known."""
     finder = _Finder(graph)
     for node in nodes:
-        node.attributes["heads"] = finder.of(node)
+        found = finder.of(node)
+        node.attributes["heads"] = _narrowed(found) if isinstance(found, Tensor) else found
 
 
 def heads_of(node: Node) -> Tensor:
-    """The head of every entry of one sample of the result.
+    """The head of every entry of one sample of the result; axes that have nothing to do with it have size 1.
 
     Raises:
         UnsupportedOperationError: if that cannot be known.
@@ -119,7 +120,7 @@ class _Finder:
             return index if x.sizes == y.sizes else None
         if node.kind == "cat":
             parts = [index if v is x else torch.zeros(self.batch, *v.sizes, dtype=torch.long) for v in node.inputs]
-        elif node.kind != "move":
+        elif node.kind != "move" or any(v.is_tensor for v in node.inputs if v is not x):
             return None
         elif node.operation in _RESHAPES and x.numel == y.numel:
             return index.reshape(self.batch, *y.sizes)
@@ -200,6 +201,13 @@ def _of_operand(node: Node, x: Value, heads: Tensor) -> Tensor | None:
     if node.operation not in ("matmul", "bmm") or x.sizes[:-2] != heads.shape[:-2] or not _is_constant(heads, axis):
         return None
     return heads.narrow(axis, 0, 1).expand(x.sizes)
+
+
+def _narrowed(heads: Tensor) -> Tensor:
+    for axis in range(heads.dim()):
+        if _is_constant(heads, axis):
+            heads = heads.narrow(axis, 0, 1)
+    return heads.clone()
 
 
 def _is_constant(heads: Tensor, axis: int) -> bool:

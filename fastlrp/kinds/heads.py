@@ -70,8 +70,4 @@ def _parts(node: Node, rule: rules.Heads) -> Iterator[tuple[rules.Rule, tuple[in
 
 def _mask(node: Node, heads: tuple[int, ...]) -> Tensor:
     """1 at entries of these heads, ``(H, 1, 1)`` or as the layout wants it."""
-    mask = torch.isin(heads_of(node), torch.tensor(heads)).float()
-    for axis in range(mask.dim()):
-        if torch.equal(mask.amax(axis), mask.amin(axis)):
-            mask = mask.narrow(axis, 0, 1)
-    return mask
+    return torch.isin(heads_of(node), torch.tensor(heads, dtype=torch.long)).float()
