@@ -196,16 +196,29 @@ class Composite:
         return next((rule for matches, rule in matchers if matches(layer)), None)
 
     def check_paths(self, layers: Sequence[Layer]) -> None:
-        """Raise ValueError if a module path of an entry matches none of the layers: it is probably mistyped."""
+        """Raise ValueError if a module path of an entry reaches no layer: it is mistyped, or holds none of those meant.
+
+        An entry may be for several rules of another composite (``through_heads``): one of them has to reach a layer.
+        """
         paths = sorted({layer.path for layer in layers})
-        for matcher, rule in self.entries:
+        reached: dict[Any, bool] = {}
+        for (matcher, rule), (matches, _) in zip(self.entries, self._matchers, strict=True):  # type: ignore[attr-defined]
             pattern = matcher.pattern if isinstance(matcher, Within) else matcher
-            if isinstance(pattern, str) and not fnmatch.filter(paths, pattern):
+            if not isinstance(pattern, str):
+                continue
+            if not fnmatch.filter(paths, pattern):
                 close = difflib.get_close_matches(pattern, paths, 3) or paths[:8]
                 raise ValueError(
                     f"composite entry ({pattern!r}, {rule}) matches no layer of this model: its paths are, for "
                     f"example, {', '.join(map(repr, close))}"
                 )
+            key = (pattern, matcher.kinds if isinstance(matcher, Within) else rule)
+            reached[key] = reached.get(key, False) or any(map(matches, layers))
+            if isinstance(rule, rules.Heads) and not any(OfPath(pattern, rule.means)(layer) for layer in layers):
+                raise ValueError(_no_attention(pattern, rule, layers))
+        for (pattern, meant), found in reached.items():
+            if not found:
+                raise ValueError(_not_reached(pattern, meant, layers))
 
     def with_entries(self, *entries: tuple[Matcher, Rule], name: str | None = None) -> Composite:
         """The same composite with entries of higher precedence in front."""
@@ -217,10 +230,12 @@ class Composite:
         ``attnlrp().through_heads({"h.2.attn": (3, 5)})``: in layer 2 what comes to other heads ends there.
 
         Args:
-            heads: module paths with wildcards, of modules that hold attention, to heads counted from 0.
+            heads: module paths with wildcards, of modules that hold attention, to heads counted from 0; the first path
+                that matches decides.
 
         Raises:
-            TypeError, ValueError: see :class:`fastlrp.rules.Heads`.
+            TypeError, ValueError: see :class:`fastlrp.rules.Heads`. A path without attention of its own is a ValueError
+                when a model is explained.
         """
         matchers: Sequence[tuple[Predicate, Rule]] = self._matchers  # type: ignore[attr-defined]
         entries = tuple(
@@ -234,6 +249,31 @@ class Composite:
     def __or__(self, other: Composite) -> Composite:
         """Entries of the left composite first, then those of the right one."""
         return replace(self, entries=(*self.entries, *other.entries), name=f"{self.name} | {other.name}")
+
+
+def _no_attention(pattern: str, rule: Rule, layers: Sequence[Layer]) -> str:
+    return (
+        f"composite entry ({pattern!r}, {rule}) matches no attention: what stands there is "
+        f"{_kinds_at(pattern, layers)}. {_paths_of(rule.means or (), pattern, layers)}"
+    )
+
+
+def _not_reached(pattern: str, meant: Any, layers: Sequence[Layer]) -> str:
+    return f"composite entry ({pattern!r}, {meant}) reaches no layer: what stands there is {_kinds_at(pattern, layers)}"
+
+
+def _kinds_at(pattern: str, layers: Sequence[Layer]) -> str:
+    return ", ".join(sorted({layer.kind for layer in layers if fnmatch.fnmatchcase(layer.path, pattern)}))
+
+
+def _paths_of(kinds: Sequence[str], pattern: str, layers: Sequence[Layer]) -> str:
+    """Where layers of these kinds are, those inside the module that is named first."""
+    paths = sorted(
+        {layer.path for layer in layers if layer.kind in kinds}, key=lambda p: not p.startswith(pattern + ".")
+    )
+    if not paths:
+        return "This model has no attention"
+    return f"Paths of attention are, for example, {', '.join(map(repr, paths[:8]))}"
 
 
 def _matcher_text(matcher: Matcher) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
+from fastlrp.kinds.head_numbers import heads_of
 from fastlrp.kinds.textbook import Share, Walk, nothing_kept
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
@@ -36,8 +37,7 @@ def through_each(
     ledger: Ledger | None = nothing_kept(R)
     left = R
     for own, heads in _parts(node, rule):
-        part = torch.zeros_like(R)
-        part[..., list(heads), :, :] = R[..., list(heads), :, :]
+        part = torch.where(_mask(node, heads).to(R.device) > 0, R, 0.0)
         left = left - part
         share = through(walk, node, own, part)
         for x, relevance in share.relevance.items():
@@ -63,13 +63,11 @@ def _parts(node: Node, rule: rules.Heads) -> Iterator[tuple[rules.Rule, tuple[in
             "positions and channels"
         )
     try:
-        yield from rule.parts(sizes[-3])
+        yield from rule.parts(int(heads_of(node).max()) + 1)
     except ValueError as error:
         raise ValueError(f"{rule} at {node}: {error}") from None
 
 
 def _mask(node: Node, heads: tuple[int, ...]) -> Tensor:
-    """``(H, 1, 1)``: 1 at these heads."""
-    mask = torch.zeros(node.output.sizes[-3], 1, 1)
-    mask[list(heads)] = 1
-    return mask
+    """1 at entries of these heads, ``(H, 1, 1)`` or as the layout wants it."""
+    return torch.isin(heads_of(node), torch.tensor(heads, dtype=torch.long)).float()

@@ -18,6 +18,7 @@ from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.wording import shape_text
 from fastlrp.composites import Composite, Layer
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds.head_numbers import number_heads
 from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
 from fastlrp.kinds.shares import send_shares
@@ -129,6 +130,7 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
         rule = composite.rule_for(layer)
         assigned[node] = rule or KIND[node.kind].fallback or _REGISTERED.get(node.operation) or missing
     composite.check_paths(layers)
+    number_heads(graph, (node for node, rule in assigned.items() if isinstance(rule, rules.Heads)))
     return assigned
 
 

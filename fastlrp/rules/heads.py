@@ -29,11 +29,13 @@ class Heads(Rule):
             None for heads that nothing goes through.
         others: of all other heads.
 
-    A head is an entry of the axis before positions and channels: of the queries' heads, where several share a key.
+    Heads are those of the queries, where several share a key, in the order in which the projection behind the attention
+    reads them; without a projection, entries of the one axis before positions and channels.
 
     Raises:
         TypeError: for a head that is no integer, or a rule that is none of these.
         ValueError: for a negative head, or one that is named twice.
+        UnsupportedOperationError: when a model is explained in which the heads cannot be told.
 
     Example::
 
