@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
-from fastlrp.groups import Groups
+from fastlrp.groups import Groups, Resolved
 from fastlrp.run import grouped, runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.contributions import Asked
@@ -71,12 +72,15 @@ class GroupAnswers:
     groups: Groups
     direction: Direction = "auto"
 
+    @cached_property
+    def resolved(self) -> Resolved:
+        """The parts as entries of the inputs, once for all blocks of a stream."""
+        return _resolved(self.answers, self.groups)
+
     def question(self, start: int, count: int) -> Question:
         """Of ``count`` targets from ``start`` on, with the ways down that only :class:`Answers` knows."""
         answers, state, asked = self.answers, self.state, self.asked
-        plan, batch = answers.plan, answers.batch
-        names = input_values(plan, answers.inputs)
-        resolved = resolved_groups(plan, self.groups, names, batch)
+        plan, batch, resolved = answers.plan, answers.batch, self.resolved
 
         def down(first: int, length: int) -> list[Tensor]:
             found = answers.relevance(state, asked, first, length, None, None, None)
@@ -91,6 +95,7 @@ class GroupAnswers:
             return answers.block_of_targets(state, asked, None, None, min(sums, answers.max_memory // 2))
 
         with torch.no_grad():
+            names = input_values(plan, answers.inputs)
             paths = answers.paths_down(state, names, count) if self.direction != "up" else {}
         return Question(
             plan, state, asked, start, count, resolved, self.direction, batch, answers.max_memory, down, self._to_edge,
@@ -125,9 +130,7 @@ class GroupAnswers:
         answers, size = self.answers, self.asked.count
         if answers.max_memory is None:
             return size
-        names = input_values(answers.plan, answers.inputs)
-        count = resolved_groups(answers.plan, self.groups, names, answers.batch).count
-        each = max(1, answers.batch * count * answers.plan.dtype.itemsize)
+        each = max(1, answers.batch * self.resolved.count * answers.plan.dtype.itemsize)
         return max(1, min(size, answers.max_memory // _RESULTS // each))
 
     def _to_edge(self, edge: Edge, start: int, length: int) -> Tensor:
@@ -151,10 +154,14 @@ def contributions_asked(
     answers: Answers, state: list[Any], groups: Groups, layers: str | Sequence[str], readout: Tensor | None
 ) -> Asked:
     """What is asked of hidden layers; see :meth:`fastlrp.run.record.ForwardRecord.contributions`."""
-    plan = answers.plan
-    resolved = resolved_groups(plan, groups, input_values(plan, answers.inputs), answers.batch)
+    plan, resolved = answers.plan, _resolved(answers, groups)
     names = layer_values(plan, layers)
     asked_for = layers == "all" or "output" in layers
     values = {name: v for name, v in names.items() if name != "output" or asked_for}
     with torch.no_grad():
         return Asked(plan, state, values, resolved, answers.batch, answers.max_memory, readout)
+
+
+def _resolved(answers: Answers, groups: Groups) -> Resolved:
+    plan = answers.plan
+    return resolved_groups(plan, groups, input_values(plan, answers.inputs), answers.batch)
