@@ -79,6 +79,7 @@ def made(net: str, biased: bool = False) -> tuple[nn.Module, Tensor]:
     return model, x.double()
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("net", list(NETS))
 @pytest.mark.parametrize("composite", list(COMPOSITES))
@@ -91,6 +92,7 @@ def test_relevance_sums_to_the_score(net: str, composite: str) -> None:
         torch.testing.assert_close(sums, record.scores, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("net", list(NETS))
 @pytest.mark.parametrize(

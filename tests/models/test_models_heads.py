@@ -83,6 +83,7 @@ CASES = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
 def test_heads_are_those_of_autograd(eager: bool, case: str) -> None:

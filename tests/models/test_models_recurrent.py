@@ -53,6 +53,7 @@ def sequences(*size: int) -> Tensor:
     return torch.randn(size or (3, 5, 4), generator=torch.Generator().manual_seed(3)).double()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("bias_factor", [0.0, 1.0])
 @pytest.mark.parametrize("sample", [0, 1])
 def test_equals_the_reference_code_of_arras(sample: int, bias_factor: float) -> None:
@@ -226,6 +227,7 @@ def detached(name: str, layer: nn.Module, x: Tensor) -> Tensor:
     return h
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("epsilon", [0.0, "limit"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_equals_autograd_with_gates_detached(name: str, epsilon: Any) -> None:
@@ -311,6 +313,7 @@ def test_ids_embedding_lstm_and_classifier() -> None:
         assert torch.allclose(explainer(ids[b : b + 1], "all")[0], got[b], atol=1e-14)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("size", [(2, 1, 4), (0, 5, 4), (1, 5, 4)])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_short_and_empty(name: str, size: tuple[int, ...]) -> None:

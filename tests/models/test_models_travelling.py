@@ -209,6 +209,7 @@ def test_a_model_that_takes_one_batch_size_alone(count: int) -> None:
     assert relative_error(explainer(x, [0], initial="one"), gradients(model, x, [0])) <= EXACT
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("composite", ["attnlrp", "gradient"])
 def test_multihead_attention(batch_first: bool, composite: str) -> None:
