@@ -10,17 +10,17 @@ import pytest
 from tests.thinning import thin
 
 
-def cases(*parameters: tuple[object, ...], marker: str | None = "each_value") -> list[Any]:
+def cases(*parameters: tuple[object, ...], marker: bool = True, times: tuple[int, ...] = ()) -> list[Any]:
     found = []
     for n, values in enumerate(parameters):
-        marks = {marker}
+        marks: set[str] = set()
         found.append(
             SimpleNamespace(
                 nodeid=f"a.py::test[{n}]",
                 callspec=SimpleNamespace(params=dict(zip("abc", values, strict=False))),
                 marks=marks,
                 add_marker=marks.add,
-                get_closest_marker=lambda name, marks=marks: name in marks,
+                get_closest_marker=lambda name: SimpleNamespace(args=times) if marker else None,
             )
         )
     return found
@@ -36,8 +36,15 @@ def test_each_value_is_tried_at_every_run():
     assert kept(found) == ["x1", "y2", "z1"]
 
 
+def test_each_value_is_tried_twice():
+    found = cases(*((a, b) for a in "wxyz" for b in (1, 2, 3, 4)), times=(2,))
+    thin(found)
+    assert len(kept(found)) == 8
+    assert all(sum(value in case for case in kept(found)) == 2 for value in "wxyz1234")
+
+
 def test_other_tests_are_left_alone():
-    found = cases(("x", 1), ("x", 2), marker=None)
+    found = cases(("x", 1), ("x", 2), marker=False)
     thin(found)
     assert kept(found) == ["x1", "x2"]
 

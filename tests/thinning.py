@@ -14,7 +14,8 @@ MARKER = "each_value"
 def thin(items: Iterable[pytest.Item]) -> None:
     """Of tests marked ``each_value``, mark as full what is not needed for each value of each parameter to be tried.
 
-    The cases that are kept go along the grid's diagonal, so that also values of two parameters meet in many pairs.
+    The cases that are kept go along the grid's diagonal, so that also values of two parameters meet in many pairs;
+    ``each_value(2)`` keeps two such diagonals.
 
     Raises:
         pytest.UsageError: if the cases of such a test are no grid.
@@ -29,13 +30,20 @@ def thin(items: Iterable[pytest.Item]) -> None:
             len(set(axis)) for axis in zip(*values, strict=True)
         ):
             raise pytest.UsageError(f"{name} is marked {MARKER}, but its {len(cases)} cases are no grid of parameters")
-        missing = {(axis, value) for case in values for axis, value in enumerate(case)}
-        while missing:
-            best = max(range(len(cases)), key=lambda i: (len(missing & set(enumerate(values[i]))), -i))
-            missing -= set(enumerate(values[best]))
-            cases[best], values[best] = None, ()
-        for case in filter(None, cases):
-            case.add_marker("full")
+        left = dict(enumerate(values))
+        for _ in range(_times(cases[0])):
+            missing = {(axis, value) for case in left.values() for axis, value in enumerate(case)}
+            while missing:
+                best = max(left, key=lambda i: (len(missing & set(enumerate(left[i]))), -i))
+                missing -= set(enumerate(left.pop(best)))
+        for i in left:
+            cases[i].add_marker("full")
+
+
+def _times(item: pytest.Item) -> int:
+    """How often each value is to be among the cases that are kept: ``each_value(2)``, or once."""
+    marker = item.get_closest_marker(MARKER)
+    return marker.args[0] if marker is not None and marker.args else 1
 
 
 def _values(item: pytest.Item) -> tuple[int, ...]:
