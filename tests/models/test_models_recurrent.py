@@ -192,6 +192,7 @@ class Windows(nn.Module):
         return self.head(y[:, -1].reshape(batch, count * 12))  # type: ignore[no-any-return]
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize(("name", "bias_factor"), [("lstm", 0.0), ("gru", 0.0), ("lstm", 1.0)])
 def test_sequences_folded_into_the_batch(name: str, bias_factor: float) -> None:
     model, x = Windows(name), sequences(3, 2, 5, 4)

@@ -150,6 +150,7 @@ def test_advice_for_recurrent_layers() -> None:
                 fastlrp.explain(model, x, [0], composite)
 
 
+@pytest.mark.usefixtures("captured_once")
 def test_advice_for_attention() -> None:
     """Under a composite of one's own that has no entry for it; the presets have one."""
     entries = (
