@@ -87,6 +87,7 @@ SHORT: dict[str, Callable[[int], nn.Module]] = {
 
 def sizes(names: Any) -> list[Any]:
     """Parameters ``(name, size)``: short where there is a short one, the whole member then in a full run."""
+    names = list(names)
     short = [(name, "short" if name in SHORT else "whole") for name in names]
     return [*short, *(pytest.param(name, "whole", marks=pytest.mark.full) for name in names if name in SHORT)]
 

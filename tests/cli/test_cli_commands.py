@@ -75,9 +75,9 @@ def test_info(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("epochs", "accuracy"), [(5, 85), pytest.param(10, 95, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("epochs", "accuracy"), [(1, 20), pytest.param(10, 95, marks=pytest.mark.full)])
 def test_demo_and_what_it_says_to_try(run, tmp_path, monkeypatch, epochs, accuracy):
-    """Trained for less time than a user's, but in a full run."""
+    """In a full run trained as long as a user's, and the first command in a program of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "train", partial(digits.train, epochs=epochs))
     done = run("demo", "-o", "my demo")
@@ -87,11 +87,12 @@ def test_demo_and_what_it_says_to_try(run, tmp_path, monkeypatch, epochs, accura
     assert sorted(os.listdir("my demo/digits")) == [f"{i}.png" for i in range(10)]
     tries = re.findall(r"^  (fastlrp .*)$", done.out, re.M)
     assert [line.split()[1] for line in tries] == ["explain", "verify", "report"]
-    command = tries[0].replace("fastlrp", f"{sys.executable} -m fastlrp", 1)
-    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
-    tried = subprocess.run(command, shell=True, capture_output=True, text=True, env=env)
-    assert tried.returncode == 0, tried.stderr
-    for line in tries[1:]:
+    if epochs == 10:
+        command = tries.pop(0).replace("fastlrp", f"{sys.executable} -m fastlrp", 1)
+        env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+        tried = subprocess.run(command, shell=True, capture_output=True, text=True, env=env)
+        assert tried.returncode == 0, tried.stderr
+    for line in tries:
         again = run(*shlex.split(line)[1:])
         assert again.code == 0, again.err
     assert len(os.listdir("my demo/maps")) == 41

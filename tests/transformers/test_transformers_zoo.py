@@ -20,6 +20,8 @@ LIKE_ANOTHER = (
     "electra", "roberta", "distilbert", "bert_eager", "vit_eager", "llama_eager", "llama3_rope", "qwen2", "qwen3",
     "gemma3", "mixtral", "opt", "bart", "deit", "timm_beit", "timm_vit", "tv_vit_b_16", "timm_swin", "swinv2",
     "tv_maxvit_t", "siglip_image", "clip_image", "wav2vec2_ctc", "nn_transformer", "nn_decoder", "nn_encoder_seq",
+    "tv_swin3d_t", "swin", "clip_text", "timm_coatnet", "t5_encoder", "dinov2", "nn_transformer_seq", "mha_bias_kv",
+    "mha_zero", "mha_mask",
 )  # fmt: skip
 """Families of parts that others have too, in a full run only: BERT's, Llama's, ViT's relatives, and eager ones."""
 APART = ("gpt2", "llama", "deberta_v2", "timm_levit", "tv_mvit_v2_s", "gpt_oss")
