@@ -24,9 +24,10 @@ from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
 from fastlrp.run.direction import Direction
 from fastlrp.run.eager import eager
+from fastlrp.run.forward_pass import LrpAware
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
-from fastlrp.run.record import ForwardRecord, LrpAware
+from fastlrp.run.record import ForwardRecord
 from fastlrp.run.replay import Replay
 from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial

@@ -26,7 +26,7 @@ ORDER = """
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
-    run.group_answers
+    run.group_answers run.forward_pass
     run.answers run.recording
     run.contributions run.grouped
     run.direction

@@ -59,8 +59,8 @@ def methods() -> dict[str, Any]:
     return {
         f"fastlrp.{owner.__name__}.{name}": method
         for owner in (fastlrp.Explainer, fastlrp.ForwardRecord)
-        for name, method in vars(owner).items()
-        if inspect.isfunction(method) and not name.startswith("_") and name not in hidden
+        for name, method in inspect.getmembers(owner, inspect.isfunction)
+        if not name.startswith("_") and name not in hidden
     }
 
 
