@@ -177,7 +177,9 @@ class Plan(StaysHere):
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            self.program = self._lower(Builder(graph, backend, device, dtype, shared, composite.max_pool, products))
+            shared = {} if shared is None else shared
+            builder = Builder(graph, backend, device, dtype, shared, composite.max_pool, products)
+            self.program = self._lower(builder)
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
