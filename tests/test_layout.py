@@ -51,6 +51,7 @@ ORDER = """
     capture.lift_moves
     capture.lifter
     capture.translate capture.standing
+    capture.emit
     capture.metadata
     capture.batch_axis
     capture.memory
