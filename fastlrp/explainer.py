@@ -31,7 +31,8 @@ from fastlrp.run.record import ForwardRecord
 from fastlrp.run.replay import Replay
 from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial
-from fastlrp.verify.compare import Verification, verify
+from fastlrp.verify.compare import verify
+from fastlrp.verify.verification import Verification
 
 
 class Explainer:

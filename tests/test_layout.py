@@ -37,9 +37,11 @@ ORDER = """
     run.boxed_ups
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
-    verify.walk verify.relative run.runner
+    verify.walk verify.relative verify.verification run.runner
     run.asked_rows
     plan.plan
+    plan.lower
+    plan.assign
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent
@@ -76,7 +78,8 @@ ORDER = """
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
-    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
+    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
+    tune.attention
     spellings groups outputs
     markup pickling progress run.reach precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary

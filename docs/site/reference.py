@@ -37,8 +37,8 @@ reader = fastlrp.Explainer(words, "attnlrp")
 """
 """What the examples in docstrings stand on."""
 RESULTS = {
-    "fastlrp.plan.plan.Plan": "table", "fastlrp.verify.compare.Verification": "",
-    "fastlrp.verify.compare.LayerCheck": "", "fastlrp.verify.compare.verify": "",
+    "fastlrp.plan.plan.Plan": "table", "fastlrp.verify.verification.Verification": "",
+    "fastlrp.verify.verification.LayerCheck": "", "fastlrp.verify.compare.verify": "",
     "fastlrp.targets.Targets": "scores", "fastlrp.run.contributions.Contributions": "",
     "fastlrp.run.direction.Choice": "", "fastlrp.run.replay.Replay": "",
     "fastlrp.spellings.Each": "", "fastlrp.spellings.NextTokens": "",

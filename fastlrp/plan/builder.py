@@ -81,6 +81,12 @@ class Builder(ForwardBuilder):
         slot = self.finite.get(value) if flow.factor == Factor(value) else None
         return flow if slot is None else Flow(flow.register, Factor(None, slot))
 
+    def start(self) -> None:
+        """All of the model's own forward steps are there, and relevance begins at its output."""
+        self.own_slots = self.slots
+        self.top = self.new_register()
+        self.send(self.graph.output, Flow(self.top))
+
     def new_register(self) -> int:
         self.registers += 1
         return self.registers - 1

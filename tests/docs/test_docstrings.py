@@ -108,7 +108,7 @@ def test_errors_are_named():
 @pytest.mark.slow
 def test_examples_are_there_and_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fastlrp.plan.plan, "_REGISTERED", dict(fastlrp.plan.plan._REGISTERED))
+    monkeypatch.setattr(fastlrp.plan.assign, "_REGISTERED", dict(fastlrp.plan.assign._REGISTERED))
     faults = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
