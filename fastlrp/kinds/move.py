@@ -36,7 +36,7 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
         id_moves.lower(b, node, flow)
         return
     sources = node.sources
-    if len(sources) == 1 and write.reads_places(node):
+    if len(sources) == 1 and write.places_vary(node):
         write.lower_places(b, node, flow)
         return
     if len(sources) != 1 or node.args[0] is not sources[0]:

@@ -97,6 +97,7 @@ class Plan(StaysHere):
         self.latest_direction: object = None
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
+        self.chooser.check_paths([node.path for node in graph.nodes if node.kind in ("conv", "linear")])
         if device.type == "cpu" and extension_error() is None:
             weakref.finalize(self, extension().sparse_release)
         self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
