@@ -71,7 +71,7 @@ class Explainer:
 
     Raises:
         TypeError: for a model that is none. ValueError: for an unknown composite, backend, budget or precision, and
-            from the first call on for ``paths`` that match no layer and for a model that ``"bf16"`` is not for (float16,
+            from the first call on for ``paths`` that match no layer, or a model that ``"bf16"`` is not for (float16,
             float64, on a GPU). Capture raises
             :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
     """
