@@ -79,7 +79,7 @@ ORDER = """
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
-    tune.attention
+    tune.attention capture.shape_memory
     spellings groups outputs
     markup pickling progress run.reach precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
