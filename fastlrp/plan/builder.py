@@ -18,7 +18,18 @@ from fastlrp.plan.absent import without_absent
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.forms import Form, Sum
 from fastlrp.plan.narrow import representable, wide
-from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
+from fastlrp.plan.steps import (
+    Alternative,
+    BackwardStep,
+    Factor,
+    Flow,
+    ForwardStep,
+    Program,
+    Row,
+    SweepPart,
+    step_name,
+    value_name,
+)  # fmt: skip
 from fastlrp.plan.total import Total, multiply
 from fastlrp.precision import FULL, Products
 from fastlrp.reference.weightless import MaxPoolMode
@@ -67,6 +78,7 @@ class Builder:
         self.forward: list[ForwardStep] = []
         self.backward: list[BackwardStep] = []
         self.drafts: list[Draft] = []
+        self.alternatives: list[Alternative] = []
         self.flows: dict[Value, Flow] = {}
         self.slots = self.own_slots = graph.values
         self.registers = 0
@@ -99,6 +111,7 @@ class Builder:
             keyed=MappingProxyType(dict(self.keyed)),
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
+            alternatives=tuple(self.alternatives),
         )
 
     # Forward side

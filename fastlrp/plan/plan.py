@@ -14,10 +14,12 @@ from fastlrp import rules
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.backends.extension import extension, extension_error
 from fastlrp.capture import advice
+from fastlrp.capture.eager_attention import EagerAttention, find_eager_attention
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.wording import shape_text
 from fastlrp.composites import Composite, Layer
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import eager_attention
 from fastlrp.kinds.head_numbers import number_heads
 from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
@@ -196,6 +198,8 @@ class Plan(StaysHere):
             KIND[node.kind].forward(b, node)
         b.own_slots = b.slots
         b.top = b.new_register()
+        written = {a.product: a for a in find_eager_attention(self.graph)}
+        offers: dict[Node, tuple[EagerAttention, BackwardStep]] = {}
         b.send(self.graph.output, Flow(b.top))
         for node in reversed(self.graph.nodes):
             flow = b.collect(node.output) if node.output.gets_relevance else None
@@ -203,6 +207,11 @@ class Plan(StaysHere):
                 continue
             self._check(node)
             self._lower_node(b, node, flow)
+            if node in written:
+                step = eager_attention.offer(b, written[node], self.rules, flow)
+                if step is not None:
+                    offers[node] = written[node], step
+        eager_attention.settle(b, offers)
         for value in self.graph.inputs:
             if value.gets_relevance:
                 b.collect(value)
@@ -291,7 +300,7 @@ class Plan(StaysHere):
         by_register: dict[int, list[Emission]] = {}
         for value, flow in flows.items():
             by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
-        plain = schedule_backward(self.program.backward, frozenset(by_register))
+        plain = schedule_backward(self.program.steps_down(frozenset(by_register)), frozenset(by_register))
         last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
         steps: Steps = [(e, ()) for e in by_register.get(self.program.top, [])]
         for i, (step, frees) in enumerate(plain.steps):
