@@ -100,7 +100,7 @@ def test_float32(name: str, size: str) -> None:
     _check_ledger(report)
 
 
-def _check_ledger(report: fastlrp.verify.compare.Verification) -> None:
+def _check_ledger(report: fastlrp.verify.verification.Verification) -> None:
     """Nothing is lost that the ledger does not name, in total and at every layer."""
     scale = abs(report.score) + max(abs(row.arrived) for row in report.rows)
     assert abs(report.kept["unexplained"]) <= 1e-9 * scale
