@@ -10,25 +10,26 @@ namespace fastlrp::edge {
 namespace {
 
 // As many channels per block as keep a float32 slab of the weight within 32 KB.
-constexpr int64_t kBlockOut = 128, kBlockIn = 64;
+constexpr int64_t kBlockOut = 128, kBlockIn = 64, kPairsOut = 256;
 
 int64_t blocks(int64_t channels, int64_t block) { return (channels + block - 1) / block; }
 
 // (groups, input blocks, taps, output blocks, block_out, block_in)
+template <int64_t most_out>
 Sizes packed_size(int64_t groups, int64_t outs, int64_t ins, int64_t taps) {
-  const int64_t block_out = std::min(kBlockOut, outs), block_in = std::min(kBlockIn, ins);
+  const int64_t block_out = std::min(most_out, outs), block_in = std::min(kBlockIn, ins);
   return {groups, blocks(ins, block_in), taps, blocks(outs, block_out), block_out, block_in};
 }
 
 // With block_out innermost, and a seventh axis by which the layouts differ.
 Sizes tiles_size(int64_t groups, int64_t outs, int64_t ins, int64_t taps) {
-  Sizes size = packed_size(groups, outs, ins, taps);
+  Sizes size = packed_size<kPairsOut>(groups, outs, ins, taps);
   std::swap(size[4], size[5]);
   size.push_back(1);
   return size;
 }
 
-constexpr Packing kPacking{6, 2, packed_size}, kPairs{6, 2, packed_size, true}, kTiles{7, 2, tiles_size, true};
+constexpr Packing kPacking{6, 2, packed_size<kBlockOut>}, kPairs{6, 2, packed_size<kPairsOut>, true}, kTiles{7, 2, tiles_size, true};
 
 bool is_narrow(const ConvCall& call) {
   return !call.weights.empty() && call.weights.front().scalar_type() == kBFloat16;
@@ -74,10 +75,9 @@ void check_numbers(const Check& check, const ConvCall& call, const ConvArguments
 }
 
 // (G, Co, Ci, T) -> (G, Ob, o, Ib, i, T), blocks filled up with zeros, with its axes in this order.
-Tensor packed(const Tensor& weight, const Sizes& order) {
+Tensor packed(const Tensor& weight, int64_t most_out, const Sizes& order) {
   const int64_t groups = weight.size(0), out = weight.size(1), in = weight.size(2), taps = weight.size(3);
-  const int64_t block_out = std::min(kBlockOut, out);
-  const int64_t block_in = std::min(kBlockIn, in);
+  const int64_t block_out = std::min(most_out, out), block_in = std::min(kBlockIn, in);
   const int64_t outs = round_up(out, block_out), ins = round_up(in, block_in);
   Tensor full = weight;
   if (outs != out || ins != in) {
@@ -125,7 +125,7 @@ void compute(const ConvCall& call, const ConvArguments& a, const cpu::Blocks& bl
 
 Tensor sparse_pack(const Tensor& weight) {
   check_unpacked({kCpu, "sparse_pack"}, weight);
-  return packed(weight, {0, 3, 5, 1, 2, 4});
+  return packed(weight, kBlockOut, {0, 3, 5, 1, 2, 4});
 }
 
 Tensor sparse_pack_pairs(const Tensor& weight) {
@@ -135,7 +135,7 @@ Tensor sparse_pack_pairs(const Tensor& weight) {
   REQUIRE_VALUE(weight.size(1) * weight.size(2) > 1 || weight.size(0) == 1, check.op,
                 ": one channel per group makes no pairs, got ", weight.sizes());
   const bool tiles = has_tiles(bf16_unit());
-  const Tensor found = packed(weight.to(kBFloat16), tiles ? Sizes{0, 3, 5, 1, 4, 2} : Sizes{0, 3, 5, 1, 2, 4});
+  const Tensor found = packed(weight.to(kBFloat16), kPairsOut, tiles ? Sizes{0, 3, 5, 1, 4, 2} : Sizes{0, 3, 5, 1, 2, 4});
   return tiles ? found.unsqueeze(6) : found;
 }
 

@@ -27,9 +27,9 @@ from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import Neck, find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.choose import estimate
+from fastlrp.run.sparse.choose import Way, estimate
 from fastlrp.run.sparse.rates import Rates, rates_of
-from fastlrp.run.sparse.specialize import Path, Specialized, Way
+from fastlrp.run.sparse.specialize import Path, Specialized
 
 
 def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients", at: Any = None) -> list[Any]:

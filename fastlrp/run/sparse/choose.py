@@ -12,10 +12,12 @@ import torch
 
 from fastlrp.plan.forms import Affine
 from fastlrp.run.sparse.rates import Rates
-from fastlrp.run.sparse.specialize import Way
 
 PathName = Literal["auto", "dense", "sparse"]
 PATHS = ("auto", "dense", "sparse")
+
+Way = Literal["dense", "sparse", "sparse bf16"]
+"""How a layer is computed. Whether a dense one reads bfloat16 is settled when its plan is made."""
 
 LEAST_TARGETS = 8
 """Below it most lanes of the sparse kernels would be empty."""

@@ -11,19 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from fastlrp.capture.graph import Node
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
+from fastlrp.run.sparse.choose import Way
 from fastlrp.run.sparse.compact import Compact, Mask, Pattern, kernels_for
 
 Change = Callable[[Any], Compact]
-
-Way = Literal["dense", "sparse", "sparse bf16"]
-"""How a layer is computed; dense ones of bfloat16 are so from their plan on."""
 
 Choose = Callable[[Affine, float, float], Way]
 """``(layer, density of its output, density wanted of its input) -> way``."""
