@@ -99,6 +99,12 @@ Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const T
 // weight (groups, Co, Ci, taps), channels per group -> packed for sparse_conv_relevance; see cpu::Blocks.
 Tensor sparse_pack(const Tensor& weight);
 
+// The same in bfloat16, rounded to the nearest, as the unit in use wants it (common/bf16_unit.h); for linear layers too.
+// Not for one channel per group.
+Tensor sparse_pack_pairs(const Tensor& weight);
+
+// With weights of sparse_pack_pairs the products are of bfloat16: coefficient times relevance is rounded once, sums are
+// of float32.
 Tensor sparse_conv_relevance(const ConvCall& call);
 
 }  // namespace fastlrp::edge
