@@ -70,12 +70,12 @@ ORDER = """
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     plan.forward_builder
-    capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
+    capture.canonizers capture.signs capture.advice capture.calls plan.steps plan.path run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.packed plan.total
+    capture.packed plan.total plan.neck
     capture.recurrent
-    capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
+    capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check

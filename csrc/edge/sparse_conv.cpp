@@ -51,8 +51,6 @@ void check_numbers(const Check& check, const ConvCall& call, const ConvArguments
                 check.op, ": the two weights that other chooses from must lie one behind the other in memory");
 }
 
-}  // namespace
-
 Tensor sparse_pack(const Tensor& weight) {
   check_unpacked({kCpu, "sparse_pack"}, weight);
   const int64_t groups = weight.size(0), out = weight.size(1), in = weight.size(2), taps = weight.size(3);
@@ -112,5 +110,9 @@ Tensor sparse_conv_relevance(const ConvCall& call) {
   });
   return result;
 }
+
+}  // namespace
+
+const SparseConvFunctions kSparseConv{sparse_pack, sparse_conv_relevance};
 
 }  // namespace fastlrp::edge

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import select, sparse_kernels
+from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern
 from fastlrp.run.sparse.rates import Rates, own_path, write
 
 Timer = Callable[[Callable[[], object]], float]

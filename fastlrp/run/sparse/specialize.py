@@ -16,28 +16,15 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.capture.graph import Node
+from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
+from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
-from fastlrp.run.sparse.compact import Compact, Mask, Pattern, kernels_for
 
 Change = Callable[[Any], Compact]
 
 Choose = Callable[[Affine, float, float], bool]
 """``(layer, density of its output, density wanted of its input) -> sparse``."""
-
-
-@dataclass(eq=False)
-class Path:
-    """How one layer is computed: densities of the neurons that carry relevance above and below it."""
-
-    form: Affine
-    sparse: bool
-    above: float
-    below: float
-
-    def __str__(self) -> str:
-        name = "sparse" if self.sparse else "dense bf16" if self.form.is_reduced else "dense"
-        return f"{name} {self.above:.2f} x {self.below:.2f}"
 
 
 @dataclass(eq=False)
