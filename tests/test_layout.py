@@ -182,6 +182,17 @@ def test_imports_point_down():
     assert not gone, f"ORDER names files that are gone: {', '.join(gone)}"
 
 
+def test_no_private_name_is_imported():
+    """What begins with an underscore is its own file's: a file of that name belongs to its folder."""
+    wrong = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fastlrp"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
+                wrong += [f"{module}: {name}" for name in names if name not in MODULES and name != "fastlrp._C"]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.slow
 def test_the_package_needs_torch_and_numpy_alone():
     extras = sorted({*OPTIONAL, *PEERS})
