@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.plan.compact import Compact, Pattern, kernels_for
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern, kernels_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class Affine:
     def _pack(self, weight: Tensor, narrow: bool) -> Tensor:
         kernels = kernels_for(weight)
         if narrow:
-            return kernels.sparse_pack_pairs(weight)  # type: ignore[no-any-return]
+            return kernels.sparse_pack_pairs(weight)
         linear = len(self.leaving) == 1
         return weight[0, :, :, 0].contiguous() if linear else kernels.sparse_pack(weight)
 

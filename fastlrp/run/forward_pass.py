@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlrp.capture import structure as structures
 from fastlrp.pickling import StaysHere
 from fastlrp.plan.kept import Keep
+from fastlrp.plan.path import Path
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget
@@ -17,7 +18,6 @@ from fastlrp.run.direction import Choice
 from fastlrp.run.inputs import Inputs, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.prepared import Prepared
-from fastlrp.run.sparse.specialize import Path
 
 LrpAware = bool | Literal["sweep"]
 

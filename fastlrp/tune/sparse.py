@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fastlrp.backends.dispatch import select, sparse_kernels
 from fastlrp.plan import reduced
+from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern
 from fastlrp.run.sparse.rates import Rates, bf16_unit, cpu_name, own_path, write
 
 Timer = Callable[[Callable[[], object]], float]
@@ -165,7 +165,9 @@ def measure_cpu(timer: Timer, shape: Shape | None = None, rounds: int = 3) -> Ra
     sample = Sample(shape, 0.3, device, torch.float32)
     error = sample.error(narrow=True)
     if not error <= TOLERANCE[torch.bfloat16]:
-        raise RuntimeError(f"the sparse way of bfloat16 differs from the dense one by {error:.2g}: nothing was measured")
+        raise RuntimeError(
+            f"the sparse way of bfloat16 differs from the dense one by {error:.2g}: nothing was measured"
+        )
     ways: list[Callable[[], object]] = [
         sample.dense, sample.sparse, sample.half, sample.narrow_dense, sample.narrow_sparse, sample.narrow_half
     ]  # fmt: skip
