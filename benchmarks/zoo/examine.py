@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fastlrp
 from benchmarks.zoo.case import Case, Maker
+from fastlrp.capture.graph import Graph
 from fastlrp.verify.compare import Verification, verify
 
 TARGETS = (0, 1)
@@ -36,7 +37,7 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
         tell({"captured": isinstance(error, fastlrp.UnsupportedOperationError), "refused": str(error)})
         return
     kinds = [node.kind for node in explainer.plan.graph.nodes]
-    composite = "attnlrp" if _ATTENTION & set(kinds) else "epsilon_plus"
+    composite = _composite(explainer.plan.graph)
     tell({"captured": True, "capture_seconds": time.process_time() - started, "nodes": len(kinds)})
     tell({"step": "gradient", "composite": composite})
     with explainer.forward(case.inputs) as record:
@@ -66,6 +67,13 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
         tell({"verified": bool(report.ok), "step": "done"})
         if not report.ok:
             tell({"report": _worst(report)})
+
+
+def _composite(graph: Graph) -> str:
+    """The preset for such a model: with a selection of a state-space layer, with attention, or with neither."""
+    if any("selection" in node.attributes for node in graph.nodes):
+        return "mamba_lrp"
+    return "attnlrp" if _ATTENTION & {node.kind for node in graph.nodes} else "epsilon_plus"
 
 
 def _worst(report: Verification) -> str:
