@@ -68,8 +68,8 @@ ORDER = """
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.arguments plan.forms plan.narrow plan.reduced plan.step_names plan.absent plan.bind plan.total
-    capture.packed
+    capture.arguments plan.forms plan.narrow plan.packed plan.step_names plan.absent plan.bind plan.total
+    capture.packed plan.reduced
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure

@@ -27,7 +27,7 @@ from fastlrp.pickling import StaysHere
 from fastlrp.plan import check as program_check
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.kept import Keep, kept_slots
 from fastlrp.plan.steps import (
     BLOCK,
@@ -323,6 +323,7 @@ class Plan(StaysHere):
         steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
+        steps = fuse_relus(steps, kept)
         made = schedule_forward(steps, kept, program.inputs)
         if program_check.ENABLED:
             program_check.check_forward(made, program.inputs, program.slots)
