@@ -1,4 +1,4 @@
-"""Convolutions whose weights are laid out beforehand: the numbers of the plain ones, and only where these may be used."""
+"""Convolutions whose weights are laid out beforehand: the numbers of the plain ones, where these may be used."""
 
 from __future__ import annotations
 
