@@ -58,7 +58,7 @@ ORDER = """
     kinds
     run.given_ids run.hints
     run.graph_inputs
-    run.accept run.inputs run.sink plan.table
+    run.accept run.inputs run.sink run.threads plan.table
     run.finite
     plan.transpose
     rules

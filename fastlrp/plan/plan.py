@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, get_args
 
 import torch
@@ -252,6 +252,11 @@ class Plan(StaysHere):
                     name = f"{first}_{number}"
                 found[name] = node.output
         return found
+
+    @cached_property
+    def work(self) -> int:
+        """Floating-point operations of the way down, per sample and target."""
+        return sum(step.work for step in self.program.backward)
 
     @property
     def mixes_dtypes(self) -> bool:

@@ -35,6 +35,7 @@ from fastlrp.run.lent import Lent
 from fastlrp.run.names import layer_names
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.specialize import Path
+from fastlrp.run.threads import Threads
 from fastlrp.spellings import next_tokens
 from fastlrp.targets import Initial, Targets
 
@@ -71,7 +72,8 @@ class ForwardRecord(StaysHere):
     ) -> None:
         self._prepared, self._values_read = prepared, prepared.values
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
-        with torch.no_grad():
+        work = 2 * self.plan.work * len(inputs.tensors[0])  # The model's own products, and those for denominators.
+        with torch.no_grad(), Threads(work, self.plan.device):
             self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware], at)
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
