@@ -4,6 +4,12 @@
 #include "sparse_packed.h"
 #include "sparse_sums.h"
 
+#if defined(__GNUC__) || defined(__clang__)
+#define FASTLRP_PREFETCH(address) __builtin_prefetch(address, 0, 2)
+#else
+#define FASTLRP_PREFETCH(address) static_cast<void>(address)
+#endif
+
 namespace fastlrp::cpu {
 
 constexpr int64_t kThin = 3;  // with fewer entries per input position, output by output
@@ -21,6 +27,27 @@ struct Products {
   void add(const Panel& panel) { plan.depthwise ? by_channels(panel) : by_blocks(panel); }
 
  private:
+  // The block of the weight that comes next lies behind the one in use. Where all of them together are more than a
+  // second-level cache keeps from tile to tile, each position asks for a part of it.
+  struct Ahead {
+    int64_t bytes = 0;  // for each position
+
+    Ahead(const Blocks& blocks, const Window& w, int64_t positions) {
+      const int64_t all = w.taps[0] * w.taps[1] * w.taps[2] * blocks.tap_step * blocks.in_blocks() * blocks.groups;
+      if (all * static_cast<int64_t>(sizeof(Number)) > kKeptBytes) {
+        const int64_t block = blocks.out_step * static_cast<int64_t>(sizeof(Number));
+        bytes = std::min((block + positions * kLine - 1) / (positions * kLine) * kLine, kMostAhead);
+      }
+    }
+    uintptr_t fetch(uintptr_t next) const {  // may be behind the weight
+      for (int64_t at = 0; at < bytes; at += kLine) {
+        FASTLRP_PREFETCH(reinterpret_cast<const void*>(next + static_cast<uintptr_t>(at)));
+      }
+      return next + static_cast<uintptr_t>(bytes);
+    }
+    static constexpr int64_t kLine = 64, kKeptBytes = 512 << 10, kMostAhead = 4096;
+  };
+
   // f(tap number, out coordinates' tables) for all taps of the first axis that reach this tile.
   template <class Body>
   void over_taps(Body&& body) {
@@ -65,10 +92,12 @@ struct Products {
     const int64_t width = panel.width, stride = sums.stride;
     const Blocks& blocks = plan.blocks;
     const int64_t out_all = plan.out_blocks(), group = in_block / blocks.in_blocks();
+    const Ahead ahead(blocks, plan.p.window, tile.positions());
     over_taps([&](int64_t tap, int64_t a, const int32_t* to_y, const int32_t* to_x) {
       for (int64_t b = 0; b < blocks.out_blocks(); ++b) {
         const Number* weight = weights + tap * blocks.tap_step + b * blocks.out_step;
         const int64_t out_block = group * blocks.out_blocks() + b;
+        uintptr_t next = reinterpret_cast<uintptr_t>(weight + blocks.out_step);
         for (int64_t y = ys.begin; y < ys.end; ++y) {
           if (to_y[y] < 0) {
             continue;
@@ -77,6 +106,7 @@ struct Products {
             if (to_x[x] < 0) {
               continue;
             }
+            next = ahead.fetch(next);
             const int64_t i = tile.index(y, x);
             const int64_t* in = tile.blocks_of(i);
             const int64_t* out = packed.first.get() + tile.box_index(a, to_y[y], to_x[x]) * (out_all + 1) + out_block;

@@ -84,7 +84,7 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
         return alive.specialize(steps, state, choose)
 
     found = specialized(rates)
-    if plan.mixes_dtypes and rates is not None:
+    if rates is not None and any(path.form.is_reduced and not path.sparse for path in found.paths):
         # Layer by layer a dense product of bfloat16 may win, because the dense one below it wants everything, although
         # sparse ones all the way down would be cheaper: both ways are compared as a whole.
         other = specialized(replace(rates, reduced=1.0))
