@@ -68,7 +68,7 @@ ORDER = """
     plan.builder capture.rewrite capture.faults capture.folding
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.eager_attention
+    capture.eager_attention capture.input_hints
     capture.arguments plan.forms plan.narrow plan.reduced plan.step_names plan.absent plan.bind plan.total
     capture.packed
     capture.recurrent

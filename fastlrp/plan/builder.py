@@ -29,7 +29,7 @@ from fastlrp.plan.steps import (
     SweepPart,
     step_name,
     value_name,
-)  # fmt: skip
+)
 from fastlrp.plan.total import Total, multiply
 from fastlrp.precision import FULL, Products
 from fastlrp.reference.weightless import MaxPoolMode

@@ -28,7 +28,7 @@ from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
-from fastlrp.run.given_ids import ids_of
+from fastlrp.run.given_ids import ids_of, index_noted, warn_without_positions
 from fastlrp.run.group_answers import GroupAnswers, Over, check_block, check_over, contributions_asked, refuse_more
 from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
 from fastlrp.run.lent import Lent
@@ -71,7 +71,7 @@ class ForwardRecord(StaysHere):
     ) -> None:
         self._prepared, self._values_read = prepared, prepared.values
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
-        with torch.no_grad():
+        with torch.no_grad(), index_noted(inputs):
             self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware], at)
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
@@ -298,6 +298,7 @@ class ForwardRecord(StaysHere):
             targets = next_tokens(ids_of(self._inputs, self._scores))
         if not isinstance(targets, (int, Tensor)):
             targets = by_number(targets, self.labels)
+        warn_without_positions(self._inputs, self._scores, targets, at)
         asked = Targets(targets, self._scores, initial, at)
         if self.labels is not None:
             self.labels.check(asked.classes)
