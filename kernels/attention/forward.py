@@ -71,14 +71,6 @@ def attention_forward_kernel(
     g = h // heads_per_key
     i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_query = i < S
-    q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
-    mask_start = b * mask_b + h * mask_head
-    key_start = b * key_b + g * key_head
-    value_start = b * value_b + g * value_head
-
-    largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    weight = tl.zeros((BLOCK_M,), tl.float32)
-    total = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     end = T
     if CAUSAL:
         end = tl.minimum(T, (tile + 1) * BLOCK_M)
@@ -87,6 +79,14 @@ def attention_forward_kernel(
         begin, last = span(spans + b * spans_b + h * spans_head, i, spans_i, is_query, T)
         begin = begin // BLOCK_N * BLOCK_N
         end = tl.minimum(end, last)
+    q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
+    mask_start = b * mask_b + h * mask_head
+    key_start = b * key_b + g * key_head
+    value_start = b * value_b + g * value_head
+
+    largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    weight = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         is_key = j < T
@@ -115,6 +115,8 @@ def attention_forward_kernel(
 def forward_launch(call: Call, config: Config, output: Tensor, log_sum: Tensor) -> Launch:
     """The launch that fills ``output`` and ``log_sum``, both contiguous."""
     values = call.values() | call.keys_seen() | {"output": output, "log_sum": log_sum}
-    values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+    # A mask and a cap together take registers: 64 keys of float32 left two addresses on the stack (sm_80).
+    narrow = call.mask is not None and call.cap > 0 and config.block_n > 32
+    values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n // 2 if narrow else config.block_n}
     grid = (call.B * call.H * triton.cdiv(call.S, config.block_m),)
     return call.launch(attention_forward_kernel, grid, values, config)
