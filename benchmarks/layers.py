@@ -79,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record.relevance(targets)
         total = clock() - begin
     print(f"{options.model}, {options.composite}, {options.size}x{options.size}, K = {len(targets)}, {machine()}")
-    print(f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peaks[''] / 1e9:.0f} GFLOP/s, "
-          f"of bfloat16 {peaks['bf16'] / 1e9:.0f}")
+    print(
+        f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peaks[''] / 1e9:.0f} GFLOP/s, "
+        f"of bfloat16 {peaks['bf16'] / 1e9:.0f}"
+    )
     header = ("step", "layer", "path", "above", "below", "ms/target", "dense GFLOP/s", "made", "of peak",
               "faults/target")  # fmt: skip
     print(align(header, _rows(record, steps, len(targets), peaks), numbers=range(3, 10)))

@@ -200,11 +200,15 @@ def test_the_cheapest_of_four_ways_is_taken() -> None:
     assert way(0.3, narrow=False) == way(0.3, rates=shipped("software")) == "sparse"
     assert way(0.3, wish="sparse", rates=None) == "sparse"
     assert way(0.3, rates=shipped("avx512_bf16")) == way(0.3, rates=shipped("amx")) == "sparse bf16"
-    depthwise = replace(form, geometry=replace(form.geometry, groups=256), weights=(torch.empty(1).expand(256, 1, 3, 3),))
+    depthwise = replace(
+        form, geometry=replace(form.geometry, groups=256), weights=(torch.empty(1).expand(256, 1, 3, 3),)
+    )
     assert not replace(depthwise, is_reduced=True).has_pairs
 
 
 def _form() -> Affine:
     weight = torch.empty(1).expand(256, 256, 3, 3)
     geometry = ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    return Affine((weight,), (0,), (False,), None, None, geometry, (256, 28, 28), (256, 28, 28), 2 * 9 * 256**2 * 784, "")
+    return Affine(
+        (weight,), (0,), (False,), None, None, geometry, (256, 28, 28), (256, 28, 28), 2 * 9 * 256**2 * 784, ""
+    )
