@@ -16,7 +16,7 @@ from torch import nn
 
 from fastlrp import Explainer
 from fastlrp.aten import _product
-from fastlrp.run.sparse.compact import Compact, Pattern
+from fastlrp.plan.compact import Compact, Pattern
 from tests.ops.cases import in_dtypes
 from tests.sparse.cases import DTYPES, KERNELS, Layer, Problem, alive, pattern_of, relevance, rows_of
 from tests.sparse.nets import COMPOSITES, NETS, assert_same, make, samples, sparse_layers

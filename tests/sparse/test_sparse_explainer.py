@@ -10,8 +10,8 @@ import torch
 
 import fastlrp
 from fastlrp import Explainer
+from fastlrp.plan.compact import Compact
 from fastlrp.run import runner
-from fastlrp.run.sparse.compact import Compact
 from tests.sparse.nets import CLASSES, assert_same, make, samples, sparse_layers, worst_error
 
 TIGHT = 1e-13  # Measured: 6e-16.
