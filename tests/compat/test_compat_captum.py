@@ -26,6 +26,7 @@ from tests.compat.captum_scripts import (
     theirs,
     unchanged,
 )
+from tests.shortened import member, sizes
 from tests.torchvision_models import random_model
 
 X = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
@@ -201,9 +202,10 @@ def _with_rules(lib: Library, model: nn.Module, x: Tensor) -> Any:
 
 
 @pytest.mark.slow
-def test_vgg11() -> None:
+@pytest.mark.parametrize(("name", "size"), sizes(["vgg11"]))
+def test_vgg11(name: str, size: str) -> None:
     def script(lib: Library) -> Any:
-        return _with_rules(lib, random_model("vgg11", dtype=torch.float64, classes=10), images(1, 32))
+        return _with_rules(lib, member(name, size, dtype=torch.float64, classes=10), images(1, 32))
 
     agree(script)
 
@@ -228,15 +230,16 @@ def test_resnet18_as_it_is() -> None:
     assert float(found.abs().max()) > 1e3
 
 
-FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("densenet121", "inception_v3")]
+FULL = [pytest.param(name, "whole", marks=pytest.mark.full) for name in ("densenet121", "googlenet", "inception_v3")]
+"""GoogLeNet's layers are attributed at every run (test_compat_captum_layers.py)."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg11_bn", "googlenet", "squeezenet1_1", *FULL])
-def test_torchvision(name: str) -> None:
+@pytest.mark.parametrize(("name", "size"), [*sizes(["vgg11_bn", "squeezenet1_1"]), *FULL])
+def test_torchvision(name: str, size: str) -> None:
     def script(lib: Library) -> Any:
-        model: Any = random_model(name, dtype=torch.float64, classes=10)
-        if name == "vgg11_bn":  # vgg11 has its whole head, 120 million parameters.
+        model: Any = member(name, size, dtype=torch.float64, classes=10)
+        if name == "vgg11_bn" and size == "whole":  # vgg11 has its whole head, 120 million parameters.
             torch.manual_seed(2)
             model.classifier = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(True), nn.Linear(64, 10)).double().eval()
         return _with_rules(lib, model, images(1, 96 if name == "inception_v3" else 64))

@@ -52,6 +52,7 @@ def _import_for(make: Callable[[], nn.Module]) -> Callable[[], Library]:
     return (replacement, mixed)[len(type(make()).__name__) % 2]
 
 
+@pytest.mark.each_value(3)
 @every_rule
 @pytest.mark.parametrize(
     "make",
@@ -78,6 +79,7 @@ def test_on_images(rule: Any, make: Callable[[], nn.Module]) -> None:
     agree(lambda lib: _check(lib, make(), rule, images(), channels=6), only=_import_for(make))
 
 
+@pytest.mark.each_value(2)
 @every_rule
 @pytest.mark.parametrize(
     "make",

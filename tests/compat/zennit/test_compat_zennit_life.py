@@ -154,6 +154,7 @@ def test_composite_that_was_changed(captures: list[int]) -> None:
     assert len(captures) == 2
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("canonized", [True, False])
 @pytest.mark.parametrize("how", ["in_place", "loaded", "replaced", "statistics", "structure", "data"])
 @pytest.mark.parametrize("entered", [True, False])

@@ -102,6 +102,7 @@ def _seed() -> Any:
         yield
 
 
+@pytest.mark.each_value(3)
 @pytest.mark.parametrize("network", list(NETWORKS))
 @pytest.mark.parametrize("rule", list(WEIGHTED))
 def test_rule_on_layers_with_a_weight(network: str, rule: str) -> None:
