@@ -73,13 +73,13 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.calls plan.steps plan.path run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.packed plan.total plan.neck
+    capture.packed plan.total plan.neck capture.eager_attention
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
-    tune.attention
+    tune.attention capture.shape_memory
     spellings groups outputs
     markup pickling progress run.reach precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary

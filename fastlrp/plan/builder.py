@@ -15,7 +15,7 @@ from fastlrp.capture.graph import Node, Value
 from fastlrp.plan.absent import without_absent
 from fastlrp.plan.forms import Form, Sum
 from fastlrp.plan.forward_builder import Draft, ForwardBuilder
-from fastlrp.plan.steps import BackwardStep, Factor, Flow, Program, Row, step_name, value_name
+from fastlrp.plan.steps import Alternative, BackwardStep, Factor, Flow, Program, Row, step_name, value_name
 from fastlrp.plan.total import Total, multiply
 from fastlrp.stabilizer import Stabilizer
 
@@ -27,6 +27,7 @@ class Builder(ForwardBuilder):
     Attributes:
         backward: the steps so far, from the output down. registers: how many there are. top: the one of the initial
             relevance. flows: how the relevance of each value reads. drafts: of the plan's table.
+        alternatives: steps that may take the place of several, see :class:`~fastlrp.plan.steps.Alternative`.
         finite: slots of values that may be infinite where no relevance is (masked scores), with 0 there.
     """
 
@@ -35,6 +36,7 @@ class Builder(ForwardBuilder):
     top: int = field(init=False, default=0)
     flows: dict[Value, Flow] = field(init=False, default_factory=dict)
     drafts: list[Draft] = field(init=False, default_factory=list)
+    alternatives: list[Alternative] = field(init=False, default_factory=list)
     finite: dict[Value, int] = field(init=False, default_factory=dict)
     _sent: dict[Value, list[Flow]] = field(init=False, default_factory=dict)
 
@@ -53,6 +55,7 @@ class Builder(ForwardBuilder):
             keyed=MappingProxyType(dict(self.keyed)),
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
+            alternatives=tuple(self.alternatives),
         )
 
     def send_shares(

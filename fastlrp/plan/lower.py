@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping
 from fastlrp import rules
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture import advice
+from fastlrp.capture.eager_attention import EagerAttention, find_eager_attention
 from fastlrp.capture.graph import Graph, Node
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import eager_attention
 from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, RULED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.plan.assign import registrable
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.steps import Flow, Program
+from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
 
 LowerNode = Callable[[Builder, Node, rules.Rule | None, Flow], None]
@@ -34,12 +36,19 @@ def lower(b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: Lo
     for node in graph.nodes:
         KIND[node.kind].forward(b, node)
     b.start()
+    written = {a.product: a for a in find_eager_attention(graph)}
+    offers: dict[Node, tuple[EagerAttention, BackwardStep]] = {}
     for node in reversed(graph.nodes):
         flow = b.collect(node.output) if node.output.gets_relevance else None
         if flow is None or not (node.sources or KIND[node.kind].keeps):
             continue
         _check(graph, node, assigned.get(node))
         lower_node(b, node, assigned.get(node), flow)
+        if node in written:
+            step = eager_attention.offer(b, written[node], assigned, flow)
+            if step is not None:
+                offers[node] = written[node], step
+    eager_attention.settle(b, offers)
     for value in graph.inputs:
         if value.gets_relevance:
             b.collect(value)

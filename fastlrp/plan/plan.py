@@ -177,7 +177,7 @@ class Plan(StaysHere):
         by_register: dict[int, list[Emission]] = {}
         for value, flow in flows.items():
             by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
-        plain = schedule_backward(self.program.backward, frozenset(by_register))
+        plain = schedule_backward(self.program.steps_down(frozenset(by_register)), frozenset(by_register))
         last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
         steps: Steps = [(e, ()) for e in by_register.get(self.program.top, [])]
         for i, (step, frees) in enumerate(plain.steps):
