@@ -195,7 +195,8 @@ def test_no_private_name_is_imported():
 
 @pytest.mark.slow
 def test_the_package_needs_torch_and_numpy_alone():
-    extras = sorted({*OPTIONAL, *PEERS})
+    """The tracer and SymPy, which take as long to import as all of fastlrp, come with the first capture."""
+    extras = sorted({*OPTIONAL, *PEERS, "sympy", "torch._dynamo"})
     code = (
         "import sys, fastlrp, fastlrp.nn, fastlrp.io, fastlrp.viz, fastlrp.report, fastlrp.compat.zennit, "
         "fastlrp.compat.captum, fastlrp.__main__\n"

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fastlrp.kinds.vocabulary import RANDOM
 
@@ -25,6 +24,9 @@ def random_numbers(name: str, path: str) -> str | None:
 
 def number_from_data(fx: torch.fx.Node, name: str, path: str) -> str | None:
     """Why a graph that reads this number cannot be explained, if it is computed from activations."""
+    # Here: it brings SymPy, which importing fastlrp need not wait for.
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
     meta = fx.meta.get("val")
     if not isinstance(meta, (torch.SymInt, torch.SymFloat, torch.SymBool)) or not free_unbacked_symbols(meta):
         return None

@@ -1,4 +1,4 @@
-"""The other half of lowering: the steps of relevance, the registers that they fill, and what flows to each value."""
+"""The half of lowering that is about relevance: its steps, the registers of these, and what flows to each value."""
 
 from __future__ import annotations
 

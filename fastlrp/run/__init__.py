@@ -1,1 +1,1 @@
-"""Running a plan: forward passes, records, ways down."""
+"""Running a plan: forward passes, records, ways down and up."""
