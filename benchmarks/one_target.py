@@ -119,12 +119,12 @@ def least(calls: Sequence[Call], repeats: int) -> list[float]:
 
 
 def check(case: Case) -> float:
-    """The relative error of the explanation against float64."""
-    found = case.call()
+    """The relative error of the first image's explanation against float64."""
+    found = case.call()[:1]
     narrow = next(case.model.parameters()).dtype
     exact = case.model.double()
     explainer = fastlrp.Explainer(exact, case.explainer.composite)
-    right = explainer(case.x.double(), case.classes)
+    right = explainer(case.x[:1].double(), case.classes[:1])
     exact.to(narrow)
     return float((found - right).norm() / right.norm())
 

@@ -131,8 +131,11 @@ class Targets:
 
     def _check_range(self, index: Tensor) -> None:
         classes = self.classes
-        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= classes):
-            wrong = int(index.min()) if int(index.min()) < 0 else int(index.max())
+        if not index.numel():
+            return
+        least, most = (int(bound) for bound in torch.aminmax(index))
+        if least < 0 or most >= classes:
+            wrong = least if least < 0 else most
             has = f"has {classes} classes, 0 to {classes - 1}" if classes > 1 else "has one class, 0"
             raise IndexError(f"target {wrong} is out of range: the output {tuple(self.output.shape)} {has}")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.aten.conv import few_channels
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import is_fused_input, send_from_input
 from fastlrp.plan.layer import AffineLayer, same_layout
@@ -82,11 +84,8 @@ class ZBox(WeightRule):
         if is_fused_input(b, layer):
             send_from_input(b, layer, flow, [(positive, u, above), (negative, u, below)], form)
             return
-        first = layer.transpose(b, positive, None, signed=False, multiply=True)
-        second = layer.transpose(b, negative, None, signed=False, multiply=True)
-
-        def relevance_in_box(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
-            return first(flow, u, None, above).add_(second(flow, u, None, below))
+        relevance_in_box = _in_one_product if _has_few_inputs(layer) else _in_two_products
+        run = relevance_in_box(b, layer, positive, negative)
 
         first_up, second_up = (layer.forward(w, None, signed=False) for w in (positive, negative))
 
@@ -95,7 +94,33 @@ class ZBox(WeightRule):
 
         slots = [u, above, below]
         place = [flow.register], slots, x.numel, 2 * layer.work, form
-        b.send(x, Flow(b.step(relevance_in_box, *place, takes_bf16=layer.is_reduced, up=up)))
+        b.send(x, Flow(b.step(run, *place, takes_bf16=layer.is_reduced, up=up)))
+
+
+def _has_few_inputs(layer: AffineLayer) -> bool:
+    """Whether both products take as long as one: oneDNN computes 16 channels at a time."""
+    plain = layer.node.kind == "conv" and layer.geometry.is_plain and not layer.is_reduced
+    return plain and few_channels(layer.weight, False, 1)
+
+
+def _in_one_product(b: Builder, layer: AffineLayer, positive: Tensor, negative: Tensor) -> Callable[..., Tensor]:
+    both = layer.transpose(b, torch.cat([positive, negative], 1), None, signed=False, multiply=False)
+
+    def relevance_in_box(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
+        by_positive, by_negative = both(flow, u, None, None).chunk(2, 2)
+        return multiply(by_positive, above).addcmul_(by_negative, below.unsqueeze(1))
+
+    return relevance_in_box
+
+
+def _in_two_products(b: Builder, layer: AffineLayer, positive: Tensor, negative: Tensor) -> Callable[..., Tensor]:
+    first = layer.transpose(b, positive, None, signed=False, multiply=True)
+    second = layer.transpose(b, negative, None, signed=False, multiply=True)
+
+    def relevance_in_box(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
+        return first(flow, u, None, above).add_(second(flow, u, None, below))
+
+    return relevance_in_box
 
 
 def textbook(

@@ -64,7 +64,7 @@ class ForwardPass(StaysHere):
 
     @property
     def output(self) -> Any:
-        """What the model returned, equal to ``model(x)``.
+        """What the model returned, equal to ``model(x)`` but for the last bits of large convolutions.
 
         Up to 1 MB it is a copy, which may be changed. A larger one is the record's own memory: after a change in place
         the record refuses to answer.

@@ -71,7 +71,9 @@ def take_over(plan: Plan, other: Plan, state: list[Any]) -> list[Any]:
 
 def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: int) -> Specialized:
     """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
-    work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
+    may, work = plan.chooser.may_be_sparse(count), 0  # Asked first: it costs a small network's call less than the sum.
+    if may:
+        work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
     if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
         fused = plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps, state))
         return Specialized(fused, [], 0)
