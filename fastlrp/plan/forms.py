@@ -100,7 +100,7 @@ class Affine:
     def _pack(self, weight: Tensor, narrow: bool) -> Tensor:
         kernels = kernels_for(weight)
         if narrow:
-            return kernels.sparse_pack_pairs(weight)  # type: ignore[no-any-return]
+            return kernels.sparse_pack_pairs(weight)
         linear = len(self.leaving) == 1
         return weight[0, :, :, 0].contiguous() if linear else kernels.sparse_pack(weight)
 

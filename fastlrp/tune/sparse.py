@@ -1,7 +1,7 @@
-"""Measures what the choice between dense and sparse needs: ``python -m fastlrp.tune.sparse``, with ``--device cpu`` too.
+"""Measures what the choice between dense and sparse needs: ``python -m fastlrp.tune.sparse``.
 
-All ways through one layer, in turns, after a check that they agree; medians. On a CPU, in a second or two on one core,
-float32 and bfloat16.
+All ways through one layer, in turns, after a check that they agree; medians. With ``--device cpu`` in a second or two
+on one core, in float32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ def measure_cpu(timer: Timer, shape: Shape | None = None, rounds: int = 3) -> Ra
     sample = Sample(shape, 0.3, device, torch.float32)
     error = sample.error(narrow=True)
     if not error <= TOLERANCE[torch.bfloat16]:
-        raise RuntimeError(f"the sparse way of bfloat16 differs from the dense one by {error:.2g}: nothing was measured")
+        raise RuntimeError(
+            f"the sparse way of bfloat16 differs from the dense one by {error:.2g}: nothing was measured"
+        )
     ways: list[Callable[[], object]] = [
         sample.dense, sample.sparse, sample.half, sample.narrow_dense, sample.narrow_sparse, sample.narrow_half
     ]  # fmt: skip
