@@ -121,22 +121,9 @@ void compute(const ConvCall& call, const ConvArguments& a, const cpu::Blocks& bl
   cpu::sparse_conv_relevance(p);
 }
 
-}  // namespace
-
 Tensor sparse_pack(const Tensor& weight) {
   check_unpacked({kCpu, "sparse_pack"}, weight);
   return packed(weight, kBlockOut, {0, 3, 5, 1, 2, 4});
-}
-
-Tensor sparse_pack_pairs(const Tensor& weight) {
-  const Check check{kCpu, "sparse_pack_pairs"};
-  check_unpacked(check, weight);
-  check.dtype("weight", weight, kFloat);
-  REQUIRE_VALUE(weight.size(1) * weight.size(2) > 1 || weight.size(0) == 1, check.op,
-                ": one channel per group makes no pairs, got ", weight.sizes());
-  const bool tiles = has_tiles(bf16_unit());
-  const Tensor found = packed(weight.to(kBFloat16), kPairsOut, tiles ? Sizes{0, 3, 5, 1, 4, 2} : Sizes{0, 3, 5, 1, 2, 4});
-  return tiles ? found.unsqueeze(6) : found;
 }
 
 Tensor sparse_conv_relevance(const ConvCall& call) {
@@ -160,6 +147,21 @@ Tensor sparse_conv_relevance(const ConvCall& call) {
   }
   dispatch(values, [&](auto zero) { compute<decltype(zero), decltype(zero)>(call, a, blocks, result); });
   return result;
+}
+
+}  // namespace
+
+const SparseConvFunctions kSparseConv{sparse_pack, sparse_conv_relevance};
+
+Tensor sparse_pack_pairs(const Tensor& weight) {
+  const Check check{kCpu, "sparse_pack_pairs"};
+  check_unpacked(check, weight);
+  check.dtype("weight", weight, kFloat);
+  REQUIRE_VALUE(weight.size(1) * weight.size(2) > 1 || weight.size(0) == 1, check.op,
+                ": one channel per group makes no pairs, got ", weight.sizes());
+  const bool tiles = has_tiles(bf16_unit());
+  const Tensor found = packed(weight.to(kBFloat16), kPairsOut, tiles ? Sizes{0, 3, 5, 1, 4, 2} : Sizes{0, 3, 5, 1, 2, 4});
+  return tiles ? found.unsqueeze(6) : found;
 }
 
 }  // namespace fastlrp::edge

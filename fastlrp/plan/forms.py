@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.plan.compact import Compact, Pattern, kernels_for
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern, kernels_for
 
 
 @dataclass(frozen=True, eq=False)

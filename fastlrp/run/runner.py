@@ -19,17 +19,19 @@ from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
 from fastlrp.plan.kept import Keep
+from fastlrp.plan.neck import Neck
+from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
 from fastlrp.run.asked_rows import only_rows
-from fastlrp.run.basis import Neck, find_neck
+from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.sparse import specialize as alive
 from fastlrp.run.sparse.choose import Way, estimate
 from fastlrp.run.sparse.rates import Rates, rates_of
-from fastlrp.run.sparse.specialize import Path, Specialized
+from fastlrp.run.sparse.specialize import Specialized
 
 
 def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients", at: Any = None) -> list[Any]:

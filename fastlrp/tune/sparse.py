@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fastlrp.backends.dispatch import select, sparse_kernels
 from fastlrp.plan import reduced
+from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern
 from fastlrp.run.sparse.rates import Rates, bf16_unit, cpu_name, own_path, write
 
 Timer = Callable[[Callable[[], object]], float]

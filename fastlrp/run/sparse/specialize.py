@@ -16,39 +16,16 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.capture.graph import Node
+from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
+from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
 from fastlrp.run.sparse.choose import Way
-from fastlrp.run.sparse.compact import Compact, Mask, Pattern, kernels_for
 
 Change = Callable[[Any], Compact]
 
 Choose = Callable[[Affine, float, float], Way]
 """``(layer, density of its output, density wanted of its input) -> way``."""
-
-
-@dataclass(eq=False)
-class Path:
-    """How one layer is computed: densities of the neurons that carry relevance above and below it.
-
-    ``narrow``: whether its sparse products read bfloat16.
-    """
-
-    form: Affine
-    sparse: bool
-    above: float
-    below: float
-    narrow: bool = False
-
-    @property
-    def way(self) -> Way:
-        """How it is computed."""
-        return ("sparse bf16" if self.narrow else "sparse") if self.sparse else "dense"
-
-    def __str__(self) -> str:
-        narrow = self.narrow if self.sparse else self.form.is_reduced
-        name = ("sparse" if self.sparse else "dense") + (" bf16" if narrow else "")
-        return f"{name} {self.above:.2f} x {self.below:.2f}"
 
 
 @dataclass(eq=False)
