@@ -2,10 +2,11 @@
 
     python -m benchmarks.layers --model vgg16 --composite epsilon_plus --targets 32 --precision bf16
 
-A layer's dense rate counts the operations of a dense product, whether or not the step makes them all; "made" counts
-those that it makes, for neurons that carry relevance ("above" and "below" are their shares of a layer's outputs and
-inputs). "of peak" is the made rate over that of a large matrix product in the same process, of float32 or of bfloat16 as
-the layer's products read. With ``--processor-time`` seconds are the process's own: for one thread on a busy machine.
+A layer's dense rate counts the operations of a dense product, whether or not the step makes them all; "made" those
+for neurons that carry relevance ("above" and "below" are their shares of a layer's outputs and inputs). Under a
+max-pool fewer outputs get any, so that "made" is too high there. "of peak" is the made rate over that of a large
+product in the same process, of float32 or of bfloat16 as the layer's products read. With ``--processor-time`` seconds
+are the process's own: for one thread on a busy machine.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _rows(record: Any, steps: list[Any], count: int, peaks: dict[str, float]) ->
         path = None if changes_form else paths.get(id(step.form))
         densities = ("", "") if path is None else (f"{path.above:.2f}", f"{path.below:.2f}")
         kind = "compact" if changes_form else "sparse" if step.least > 1 else "dense"
-        made, narrow = rate, ""
+        made, narrow = rate, "bf16" if step.takes_bf16 and step.work else ""
         if path is not None:
             kind, narrow = str(path).rsplit(" ", 3)[0], "bf16" if "bf16" in str(path) else ""
             made *= path.above * path.below if path.sparse else 1

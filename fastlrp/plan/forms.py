@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastlrp.plan.compact import Compact, Pattern, kernels_for
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
+
+Way = Literal["dense", "sparse", "sparse bf16"]
+"""How a layer is computed. Whether a dense one reads bfloat16 is settled when its plan is made."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastlrp.plan.forms import Affine
-from fastlrp.run.sparse.choose import Way
+from fastlrp.plan.forms import Affine, Way
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.one_hot import OneHot
 from fastlrp.plan import check as program_check
-from fastlrp.plan.forms import Affine
+from fastlrp.plan.forms import Affine, Way
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
 from fastlrp.plan.kept import Keep
@@ -29,7 +29,7 @@ from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.choose import Way, estimate
+from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import Rates, rates_of
 from fastlrp.run.sparse.specialize import Specialized
 

@@ -1,7 +1,7 @@
-"""Measures what the choice between dense and sparse needs: ``python -m fastlrp.tune.sparse``, with ``--device cpu`` too.
+"""Measures what the choice between dense and sparse needs: ``python -m fastlrp.tune.sparse``.
 
-All ways through one layer, in turns, after a check that they agree; medians. On a CPU, in a second or two on one core,
-float32 and bfloat16.
+All ways through one layer, in turns, after a check that they agree; medians. With ``--device cpu`` in a second or two
+on one core, in float32 and bfloat16.
 """
 
 from __future__ import annotations

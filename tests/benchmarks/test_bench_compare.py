@@ -165,5 +165,5 @@ def test_layers(capsys):
     text = capsys.readouterr().out
     assert "small, epsilon_plus, " in text
     assert "0.30 of the neurons alive" in text
-    for word in ("dense-equivalent GFLOP/s", "of peak", "conv2d", "outside of the steps"):
+    for word in ("dense GFLOP/s", "made", "of peak", "conv2d", "outside of the steps"):
         assert word in text

@@ -117,4 +117,5 @@ def test_a_cpu_is_measured_in_float32_and_bfloat16(monkeypatch):
     assert found.reduced == pytest.approx(2.0)
     assert found.sparse_reduced == pytest.approx(2 * found.sparse)
     assert found.half_reduced == pytest.approx(found.half_filled * 0.5 / 0.4)
-    assert found.lanes == Rates.lanes and found.call == Rates.call
+    assert found.lanes == Rates.lanes
+    assert found.call == Rates.call

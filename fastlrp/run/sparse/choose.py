@@ -11,14 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from fastlrp.plan.forms import Affine
+from fastlrp.plan.forms import Affine, Way
 from fastlrp.run.sparse.rates import Rates
 
 PathName = Literal["auto", "dense", "sparse"]
 PATHS = ("auto", "dense", "sparse")
-
-Way = Literal["dense", "sparse", "sparse bf16"]
-"""How a layer is computed. Whether a dense one reads bfloat16 is settled when its plan is made."""
 
 LEAST_TARGETS = 8
 """Below it most lanes of the sparse kernels would be empty."""

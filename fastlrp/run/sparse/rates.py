@@ -1,9 +1,9 @@
 """How fast a device computes densely and for alive neurons only.
 
 A CPU has rates that were measured on one machine of its sort. ``python -m fastlrp.tune.sparse --device cpu`` measures
-those of this one, for plans with products of bfloat16; what is in float32 is chosen by the same rates everywhere, so that
-its numbers are the same bit for bit. A GPU has none before somebody measures them on it: until then nothing is chosen
-automatically there, only what ``paths=`` asks for.
+those of this one, for plans with products of bfloat16; what is in float32 is chosen by the same rates everywhere, so
+that its numbers are the same bit for bit. A GPU has none before somebody measures them on it: until then nothing is
+chosen automatically there, only what ``paths=`` asks for.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Rates:
 
     ``lanes``: targets that the sparse kernels take at the cost of one. ``half_filled``: operations per second where
     one vector of lanes is all there is. ``reduced``: how many times as fast dense products of bfloat16 are as those of
-    float32. ``sparse_reduced``, ``half_reduced``: of bfloat16, for alive neurons only. The defaults were measured on an AVX-512 Xeon at 2.3 to 3 GHz (float32,
-    K = 32, ``python -m benchmarks.layers``); other CPUs are faster or slower in about the same proportions.
+    float32. ``sparse_reduced``, ``half_reduced``: of bfloat16, for alive neurons only. The defaults were measured on an
+    AVX-512 Xeon at 2.3 to 3 GHz (float32, K = 32, ``python -m benchmarks.layers``); other CPUs are faster or slower in
+    about the same proportions.
     """
 
     dense: float = 150e9

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Node
 from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
-from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
+from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum, Way
 from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
-from fastlrp.run.sparse.choose import Way
 
 Change = Callable[[Any], Compact]
 
