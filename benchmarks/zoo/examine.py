@@ -39,6 +39,8 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
     kinds = [node.kind for node in explainer.plan.graph.nodes]
     composite = _composite(explainer.plan.graph)
     tell({"captured": True, "capture_seconds": time.process_time() - started, "nodes": len(kinds)})
+    parts = {node.output.dtype for node in explainer.plan.graph.nodes if node.output.is_differentiable}
+    tell({"mixed": whole.dtype == torch.float64 and torch.float32 in parts})
     tell({"step": "gradient", "composite": composite})
     with explainer.forward(case.inputs) as record:
         tell({"output_error": _difference(record.scores.detach(), whole)})
@@ -54,6 +56,12 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
         finite = all(bool(t.isfinite().all()) for t in _tensors(relevance))
         silent = not any(bool(t.any()) for t in _tensors(relevance))
         tell({"explain_seconds": time.process_time() - started, "explained": True, "finite": finite, "silent": silent})
+        tell({"step": "verify"})
+        report = verify(under, classes)
+        tell({"verified": bool(report.ok)})
+        if not report.ok:
+            tell({"report": _worst(report)})
+        # Last, since it runs the model itself, which may count its passes.
         tell({"step": "autograd", "gradient_error": None})
         tell({"gradient_error": _gradient_error(case, found, classes)})
         tell({"step": "alone"})
@@ -62,11 +70,7 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
             alone = single.under(composite).relevance(classes)
         pairs = zip(_tensors(alone), _tensors(relevance), strict=True)
         tell({"alone_error": max(_difference(a, same(b)) for a, b in pairs)})
-        tell({"step": "verify"})
-        report = verify(under, classes)
-        tell({"verified": bool(report.ok), "step": "done"})
-        if not report.ok:
-            tell({"report": _worst(report)})
+        tell({"step": "done"})
 
 
 def _composite(graph: Graph) -> str:
