@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import fastlrp
 from benchmarks.zoo.case import Case, Maker
 from fastlrp.capture.graph import Graph
-from fastlrp.verify.compare import Verification, verify
+from fastlrp.verify.compare import verify
+from fastlrp.verify.verification import Verification
 
 TARGETS = (0, 1)
 _ATTENTION = {"attention", "attention_weights", "segment_softmax"}

@@ -8,8 +8,8 @@ Up, with cotangents ``t`` of queries, keys and values::
 
     t_s = M P scale (a_q t_q k^T + a_k q t_k^T),   t_g = a_v P t_v + t_s v - (sum_t t_s) o
 
-``M = u / st(u)``. Groups stand behind the positions, ``(B, H, S, G, .)``, so that all of them go through one product
-with the keys that they share.
+``M = u / st(u)``, times the share of a soft cap. Groups stand behind the positions, ``(B, H, S, G, .)``, so that all of
+them go through one product with the keys that they share.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ def attention_up(
     mask: Tensor | None,
     causal: bool,
     scale: float,
+    cap: float,
     shares: tuple[float, float, float],
     epsilon: float,
 ) -> Tensor:
     """The cotangent of ``g`` from those of query ``(B, G, H, S, D)``, key ``(B, G, H', T, D)`` and value of its form.
 
     Args:
-        arriving: one that is None is zero. query, key, value, output, log_sum, mask, causal, scale, epsilon: as in
+        arriving: one that is None is zero. query, key, value, output, log_sum, mask, causal, scale, cap, epsilon: as in
             :func:`fastlrp.reference.attention.attention_relevance`, ``(B, H, S, D)`` and so on; H' divides H.
         shares: of query, key and value.
 
@@ -54,7 +55,7 @@ def attention_up(
         assert k is not None
         assert v is not None
         given = (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask
-        return attention_up(*given, causal, scale, shares, epsilon).to(query.dtype)
+        return attention_up(*given, causal, scale, cap, shares, epsilon).to(query.dtype)
     batch, heads, queries, _ = query.shape
     first = next(t for t in arriving if t is not None)
     groups, times = first.shape[1], heads // key.shape[1]
@@ -74,14 +75,15 @@ def attention_up(
         seen = min(end, keys.shape[2]) if causal else keys.shape[2]
         k, v, q = keys[:, :, :seen], values[:, :, :seen], query[:, :, start:end]
         u = scale * q @ k.mT
-        p = _weights(u, _part(mask, start, end, seen), log_sum[:, :, start:end], start if causal else None)
+        part, sums = _part(mask, start, end, seen), log_sum[:, :, start:end]
+        p = _weights(_capped(u, cap), part, sums, start if causal else None)
         found = None
         if of_value is not None:  # (S, T) (T, G E)
             t_v = of_value[:, :, :seen].flatten(3)
             found = (shares[2] * p @ t_v).unflatten(3, (groups, -1))
         scores = _scores(of_query, of_key, q, k, start, end, seen, shares)
         if scores is not None:
-            scores = scores.mul_((p * scale * _share(u, epsilon)).unsqueeze(3))
+            scores = scores.mul_((p * scale * _share(u, cap, epsilon)).unsqueeze(3))
             through = (scores.flatten(2, 3) @ v).unflatten(2, (end - start, groups))
             found = through if found is None else found.add_(through)
             assert output is not None
@@ -144,6 +146,11 @@ def _weights(u: Tensor, mask: Tensor | None, log_sum: Tensor, first: int | None)
     return torch.where(log_sum == -torch.inf, 0.0, (scores - log_sum).exp()).to(u.dtype)
 
 
-def _share(u: Tensor, epsilon: float) -> Tensor | float:
-    """``u / st(u)``."""
-    return 1.0 if epsilon <= 0 else u / torch.where(u < 0, u - epsilon, u + epsilon)
+def _capped(u: Tensor, cap: float) -> Tensor:
+    return torch.tanh(u / cap).mul_(cap) if cap > 0 else u
+
+
+def _share(u: Tensor, cap: float, epsilon: float) -> Tensor | float:
+    """``u / st(u)``, times ``tanh(u / cap) / (u / cap)`` of a soft cap."""
+    share: Tensor | float = 1.0 if epsilon <= 0 else u / torch.where(u < 0, u - epsilon, u + epsilon)
+    return share if cap <= 0 else share * torch.where(u == 0, 1.0, torch.tanh(u / cap) / (u / cap))

@@ -66,7 +66,7 @@ def route(plan: Plan, ends: frozenset[int], without: Sequence[BackwardStep] = ()
     program, starts = plan.program, plan.explained_inputs()
     below, above = set(ends), {plan.flows[value].register for value in starts}
     leading = []
-    for step in program.backward:
+    for step in program.steps_down(ends | above):
         if below.intersection(step.ins) and step not in without:
             below.update(step.outs)
             leading.append(step)
