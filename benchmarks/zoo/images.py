@@ -81,8 +81,10 @@ def segmenter(name: str) -> Case:
 def video(name: str) -> Case:
     if name.startswith("mvit"):
         return _mvit(name)
-    x = _image(names.SIDES.get(name, 64), 16 if name == "s3d" else 8)
-    return Case(_torchvision("video", name, num_classes=10), x)
+    model = _torchvision("video", name, num_classes=10)
+    if name == "s3d":  # Takes no smaller frames, whose activations fill gigabytes in float64.
+        return Case(model.float(), _image(names.SIDES[name], 16).float())
+    return Case(model, _image(64, 8))
 
 
 def _mvit(name: str) -> Case:
