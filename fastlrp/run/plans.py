@@ -21,7 +21,7 @@ from fastlrp.errors import CaptureError
 from fastlrp.plan.plan import Plan
 from fastlrp.precision import Precision, products_of, switches
 from fastlrp.run.accept import accepted
-from fastlrp.run.hints import with_hint
+from fastlrp.run.hints import warn_of_unread, with_hint
 from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.choose import Chooser
@@ -114,6 +114,7 @@ class Plans:
             except CaptureError as error:
                 raise with_hint(error, self.model, inputs) if error.of_input else error from error.__cause__
             self._canonize(captured.graph)
+            warn_of_unread(self.model, inputs, captured.graph)
         dtype = self._dtype(inputs, captured.graph.output.dtype)
         how = (self._backend, inputs.tensors[0].device, dtype, self._chooser)
         try:
