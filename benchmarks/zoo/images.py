@@ -61,6 +61,11 @@ def timm_model(name: str) -> Case:
     return Case(*_smallest(timm.create_model, name, extra))
 
 
+def _large(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """In float32: models that take no small images, whose activations fill gigabytes in float64."""
+    return model.float(), x.float()
+
+
 def _torchvision(module: str, name: str, **extra: Any) -> nn.Module:
     models = import_models()
     make = getattr(getattr(models, module) if module else models, name)
@@ -81,8 +86,8 @@ def segmenter(name: str) -> Case:
 def video(name: str) -> Case:
     if name.startswith("mvit"):
         return _mvit(name)
-    x = _image(names.SIDES.get(name, 64), 16 if name == "s3d" else 8)
-    return Case(_torchvision("video", name, num_classes=10), x)
+    model = _torchvision("video", name, num_classes=10)
+    return Case(*_large(model, _image(names.SIDES[name], 16))) if name == "s3d" else Case(model, _image(64, 8))
 
 
 def _mvit(name: str) -> Case:
@@ -119,7 +124,8 @@ def detector(name: str) -> Case:
     from examples.detection import BackboneAndHead
 
     model = _torchvision("detection", name, weights_backbone=None, num_classes=5)
-    return Case(BackboneAndHead(model).eval(), _image(names.SIDES.get(name, 96)), "scores")
+    part, x = BackboneAndHead(model).eval(), _image(names.SIDES.get(name, 96))
+    return Case(*(_large(part, x) if name in names.SIDES else (part, x)), "scores")
 
 
 def cases() -> Iterable[tuple[str, str, Maker]]:

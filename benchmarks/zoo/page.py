@@ -19,10 +19,11 @@ tensors of its own in it). Written by `python -m benchmarks.zoo --write` from `b
 `python -m benchmarks.zoo --only 'timm files/*' --again` measures again (`pip install fastlrp[zoo]`; no weights are
 loaded). A model counts as **explained** if all of these hold:
 
-- it is captured and explained by `epsilon_plus`, or by `attnlrp` if it has attention; the relevance is finite and not
-  zero everywhere;
+- it is captured and explained by `epsilon_plus`, by `attnlrp` if it has attention, or by `mamba_lrp` if it has a
+  selective state space; the relevance is finite and not zero everywhere;
 - the output of the captured graph is the model's, and relevance under `gradient` is what autograd computes (of ids:
-  gradient times rows), to 1e-5 in float64 and 1e-2 in float32 (2-norm, relative);
+  gradient times rows), to 1e-5 in float64, 1e-3 where a model computes parts of itself in float32, and 1e-2 in float32
+  (2-norm, relative);
 - every layer agrees with the textbook (`explainer.verify`), and a sample alone gets what it gets in a batch;
   a graph's nodes get the same under other numbers.
 

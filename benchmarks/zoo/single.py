@@ -19,7 +19,7 @@ WITHOUT_RELEVANCE = {
     "function: size_from_data": "branches on data", "function: nonzero": "branches on data",
     "LSTM(8, 5) (3, 8)": "mixes samples", "LSTM(8, 5, num_layers=2, bidirectional=True) (3, 8)": "mixes samples",
     "TransformerEncoderLayer again (3, 8)": "mixes samples",  # Sequence-first layers on a batch-first input.
-    "in place: read_counter": "state", "in place: weight": "state",
+    "in place: read_counter": "state", "in place: weight": "state", "in place: copy_constant": "a constant",
 }  # fmt: skip
 
 

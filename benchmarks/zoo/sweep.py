@@ -99,7 +99,10 @@ def _work(make: Maker, connection: Connection, seconds: float, gigabytes: float)
 
 CHECKS = ("output_error", "gradient_error", "alone_error")
 LIMIT = {"torch.float64": 1e-5, "torch.float32": 1e-2}
-"""Largest relative difference. Models in float64 that compute parts of themselves in float32 reach 1e-6."""
+"""Largest relative difference."""
+MIXED = 1e-3
+"""The same for models in float64 that compute parts of themselves in float32. Most reach 1e-6; where the terms of a
+gradient cancel, autograd itself changes by 1e-4 when what is looked up is rounded to float32 (MiniMax)."""
 
 
 def judgement(row: Row) -> str:
@@ -117,7 +120,7 @@ def judgement(row: Row) -> str:
 
 def wrong(row: Row) -> list[str]:
     """The checks that did not hold."""
-    most = LIMIT.get(row.get("dtype", ""), 1e-2)
+    most = MIXED if row.get("mixed") else LIMIT.get(row.get("dtype", ""), 1e-2)
     found = [f"{name} {row[name]:.1e}" for name in CHECKS if not (row.get(name) or 0.0) <= most]
     found += ["not finite"] if row.get("finite") is False else []
     found += ["all zero"] if row.get("silent") else []

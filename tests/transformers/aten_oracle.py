@@ -54,7 +54,7 @@ class Oracle(torch.fx.Interpreter):
         name = name.name.split("::")[-1] if name is not None else getattr(target, "__name__", str(target))
         args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._current, (args, kwargs))
         rule: Callable[..., Any] | None = getattr(self, f"_{name.strip('_')}", None)
-        if name in _ACTS and args[0].requires_grad:
+        if name in _ACTS and isinstance(args[0], Tensor) and args[0].requires_grad:
             result = act(args[0], lambda u: target(u.clone(), *args[1:], **kwargs))
         elif name == "view":  # Of memory that the graph's own clones would have put in order.
             result = args[0].reshape(args[1])
