@@ -26,7 +26,7 @@ ORDER = """
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
-    run.group_answers
+    run.group_answers run.forward_pass
     run.answers run.recording
     run.contributions run.grouped
     run.direction
@@ -37,9 +37,11 @@ ORDER = """
     run.boxed_ups
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
-    verify.walk verify.relative run.runner
+    verify.walk verify.relative verify.verification run.runner
     run.asked_rows
     plan.plan
+    plan.lower
+    plan.assign
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent
@@ -51,6 +53,7 @@ ORDER = """
     capture.lift_moves
     capture.lifter
     capture.translate capture.standing
+    capture.emit
     capture.metadata
     capture.batch_axis
     capture.memory
@@ -66,16 +69,17 @@ ORDER = """
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
+    plan.forward_builder
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.eager_attention capture.input_hints
-    capture.arguments plan.forms plan.narrow plan.reduced plan.step_names plan.absent plan.bind plan.total
-    capture.packed
+    capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
+    capture.packed plan.total capture.eager_attention capture.input_hints
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
-    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
+    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
+    tune.attention capture.shape_memory
     spellings groups outputs
     markup pickling progress run.reach precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import fastlrp
 from benchmarks.zoo.case import Case, Maker
-from fastlrp.verify.compare import Verification, verify
+from fastlrp.verify.compare import verify
+from fastlrp.verify.verification import Verification
 
 TARGETS = (0, 1)
 _ATTENTION = {"attention", "attention_weights", "segment_softmax"}

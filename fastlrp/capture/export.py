@@ -30,6 +30,7 @@ from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import ways_out
+from fastlrp.capture.shape_memory import shapes_remembered
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
@@ -247,6 +248,7 @@ def tracing(wrapper: nn.Module) -> Iterator[Rows]:
         undisturbed(wrapper),
         kept_padded(any(isinstance(m, nn.RNNBase) for m in wrapper.modules())) as packed,
         quiet(),
+        shapes_remembered(wrapper),
         torch.inference_mode(inference),
         warnings.catch_warnings(),
         torch.no_grad(),

@@ -15,7 +15,8 @@ from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
 from fastlrp.plan import reduced
-from fastlrp.plan.builder import Builder, channels_last
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
 from fastlrp.precision import FULL, Products

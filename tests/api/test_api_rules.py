@@ -420,7 +420,7 @@ class Wave(nn.Module):
 
 
 def test_an_operation_without_a_rule_names_the_ways_out(monkeypatch):
-    monkeypatch.setattr(fastlrp.plan.plan, "_REGISTERED", {})
+    monkeypatch.setattr(fastlrp.plan.assign, "_REGISTERED", {})
     torch.manual_seed(0)
     model, x = Digamma().double().eval(), samples("mlp")
     with pytest.raises(

@@ -14,17 +14,17 @@ from torch.nn import functional as F
 import fastlrp
 from fastlrp import CaptureError, UnsupportedOperationError, composites, register_rule, rules
 from fastlrp.capture.wording import shape_text, without_symbols
-from fastlrp.plan import plan
+from fastlrp.plan import assign
 from tests.models.cases import Written, conv, linear, vector, volume
 from tests.models.checks import unmodified
 
 
 @pytest.fixture(autouse=True)
 def _registry() -> Iterator[None]:
-    before = dict(plan._REGISTERED)
+    before = dict(assign._REGISTERED)
     yield
-    plan._REGISTERED.clear()
-    plan._REGISTERED.update(before)
+    assign._REGISTERED.clear()
+    assign._REGISTERED.update(before)
 
 
 def _loop(m: Any, x: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def test_advice_for_attention() -> None:
         if "register_rule" in message:
             register_rule(operation[1], rules.Gradient())
             assert fastlrp.Explainer(model, bare).verify(x, [0]).ok
-            plan._REGISTERED.clear()
+            assign._REGISTERED.clear()
 
 
 SAYS: dict[str, tuple[Callable[..., Any], str]] = {

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.plan import plan as plans
+from fastlrp.plan import lower as lowering
 from tests.transformers.oracle import relevance
 
 HEADS, WIDTH = 2, 8
@@ -76,7 +76,7 @@ CASES = {
 def unfused(monkeypatch: pytest.MonkeyPatch):
     def explainer(*args: object, **kwargs: object) -> fastlrp.Explainer:
         with monkeypatch.context() as patched:
-            patched.setattr(plans, "find_eager_attention", lambda graph: [])
+            patched.setattr(lowering, "find_eager_attention", lambda graph: [])
             return fastlrp.Explainer(*args, **kwargs)
 
     return explainer

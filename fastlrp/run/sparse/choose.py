@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -85,6 +86,15 @@ class Chooser:
                     f"{name!r} for {pattern!r}"
                 )
         self._wishes = wishes
+
+    def check_paths(self, paths: Sequence[str]) -> None:
+        """Raise ValueError if a pattern matches none of the paths of a model's layers with a weight."""
+        for pattern, name in self._wishes.items():
+            if pattern == "*" or any(fnmatchcase(path, pattern) for path in paths):
+                continue
+            close = difflib.get_close_matches(pattern, paths, 3) or paths[:8]
+            examples = f"their paths are, for example, {', '.join(map(repr, close))}" if close else "there is none"
+            raise ValueError(f"paths={{{pattern!r}: {name!r}}} matches no layer with a weight of the model: {examples}")
 
     def wish(self, module_path: str) -> PathName:
         """What is wished for a layer; the first entry that matches decides."""
