@@ -29,7 +29,7 @@ from fastlrp.capture.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
-from fastlrp.capture.settings import ways_out
+from fastlrp.capture.settings import other_attention, ways_out
 from fastlrp.capture.shape_memory import shapes_remembered
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.unpacked import Unpacked
@@ -280,7 +280,9 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
         failure.of_input = True
         return failure
     hints = input_hints(wrapper.model, named)
-    shown = f" The input was {given}.{hints}" if hints or "size of tensor" in str(error) else ""
+    sized = "size of tensor" in str(error)
+    shown = f" The input was {given}.{hints}" if hints or sized else ""
+    shown += other_attention(wrapper.model) if sized and not hints else ""
     return CaptureError(_explain(error, shown + ways_out(wrapper)))
 
 

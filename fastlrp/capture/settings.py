@@ -8,6 +8,14 @@ _CAPTURED = ("sdpa", "eager")
 """Attention implementations that are ordinary operations."""
 
 
+def other_attention(model: nn.Module) -> str:
+    """What to set where masks have other sizes while a model is traced (BART's decoder with transformers 4.57)."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    if not any(getattr(config, "_attn_implementation", None) == "eager" for config in configs):
+        return ""
+    return " The model has attention implemented by 'eager': call model.set_attn_implementation('sdpa')."
+
+
 def ways_out(model: nn.Module) -> str:
     """What to set in the place of an implementation that branches on data; empty if there is none."""
     found: list[str] = []

@@ -15,6 +15,9 @@ from fastlrp.kernels.launch import Launch, power_of_two, taken
 LEAST = 16
 """The fewest features that a product takes; fewer are filled up with zeros."""
 
+LARGEST_LOOKED_AT = 1 << 27
+"""Numbers of the largest mask, before it is broadcast, whose hidden tiles are looked for: two bytes for each."""
+
 TOGETHER = ("narrow", "middle")
 """Widths of heads whose ``c_key`` and ``c_value`` are summed in one launch."""
 
@@ -90,7 +93,7 @@ class Call:
         return self._spans(2)
 
     def _spans(self, axis: int) -> dict[str, Any]:
-        if self.narrow_mask is None:
+        if self.narrow_mask is None or self.narrow_mask.numel() > LARGEST_LOOKED_AT:
             return {"spans": None} | strides("spans", None, ("b", "head", "i"))
         count = (self.S, self.T)[axis - 2]
         whole = [-1, -1, -1, -1]
@@ -99,7 +102,8 @@ class Call:
         attends = mask != (-torch.inf if mask.is_floating_point() else 0)
         shape = [1, 1, 1, 1]
         shape[axis] = count
-        number = torch.arange(count, dtype=torch.int32, device=mask.device).view(shape)
+        small = torch.int16 if count < 2**15 else torch.int32
+        number = torch.arange(count, dtype=small, device=mask.device).view(shape)
         first = torch.where(attends, number, count).amin(axis)
         behind = torch.where(attends, number + 1, 0).amax(axis)
         found = torch.stack((first, behind), -1).to(torch.int32)

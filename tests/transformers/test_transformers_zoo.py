@@ -104,6 +104,8 @@ def test_ids_and_their_rows_agree(name: str) -> None:
     "name", families("bert", every=("bert", "gpt2", "llama", "beit", "wav2vec2", "clip"), of=EAGER_TOO)
 )
 def test_eager_and_fused_attention_agree(name: str) -> None:
+    if name == "bart" and zoo.library("transformers").__version__ < "5":
+        pytest.skip("torch.export does not take BART's decoder with eager attention before transformers 5")
     zoo_checks.implementations_agree(name)
 
 
