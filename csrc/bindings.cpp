@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "common/bf16_unit.h"
 #include "common/isa.h"
 #include "common/memory.h"
 #include "common/parallel.h"
@@ -61,6 +62,7 @@ std::map<std::string, std::string> build_info() {
 #endif
           {"instruction sets", isas},
           {"instruction set in use", isa_name(isa())},
+          {"bfloat16 by", bf16_unit_name(bf16_unit())},
           {"cuda", FASTLRP_CUDA}};
 }
 
@@ -294,12 +296,16 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_recurrence(m, &edge::recurrence_relevance);
   bind_sparse_pattern(m, edge::kSparsePattern);
   bind_sparse_conv(m, edge::kSparseConv);
+  m.def("sparse_pack_pairs", &edge::sparse_pack_pairs, py::arg("weight"), release_gil());
   m.def("sparse_release", [] { fastlrp::BufferPool::shared().trim(); });
   m.def("sparse_kept_bytes", [] { return fastlrp::BufferPool::shared().free_bytes(); });
   m.def("build_info", &fastlrp::build_info);
   m.def("available_isas", &fastlrp::available_isas);
   m.def("isa", [] { return fastlrp::isa_name(fastlrp::isa()); });
   m.def("set_isa", &fastlrp::set_isa, py::arg("name"));
+  m.def("available_bf16_units", &fastlrp::available_bf16_units);
+  m.def("bf16_unit", [] { return fastlrp::bf16_unit_name(fastlrp::bf16_unit()); });
+  m.def("set_bf16_unit", &fastlrp::set_bf16_unit, py::arg("name"));
 #ifdef FASTLRP_BIND_CUDA
   bind_cuda(m.def_submodule("cuda"));
 #endif

@@ -61,7 +61,7 @@ ORDER = """
     kinds
     run.given_ids run.hints
     run.graph_inputs
-    run.accept run.inputs run.sink plan.table
+    run.accept run.inputs run.sink run.threads plan.table
     run.finite
     plan.transpose
     rules
@@ -69,11 +69,11 @@ ORDER = """
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
-    plan.forward_builder
-    capture.canonizers capture.signs capture.advice capture.calls plan.steps plan.path run.sparse.choose
+    plan.forward_builder plan.path plan.packed
+    capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.packed plan.total plan.neck capture.eager_attention
+    capture.packed plan.total capture.eager_attention plan.neck capture.input_hints
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure

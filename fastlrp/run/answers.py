@@ -29,6 +29,7 @@ from fastlrp.run.names import input_values, layer_values
 from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Specialized
+from fastlrp.run.threads import Threads
 from fastlrp.targets import Targets
 
 BASIS_BYTES = 64 << 20
@@ -117,7 +118,7 @@ class Answers:
         wanted = tuple(dict.fromkeys(names.values()))
         budget = self._budget_of(asked)
         budget.check(names, reduce)
-        with torch.no_grad():
+        with torch.no_grad(), Threads(self.plan.work * self.batch * count, self.plan.device):
             state, schedule, found = self._steps(state, names, asked.count, reduce)
             steps, block = budget.block(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}

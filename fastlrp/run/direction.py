@@ -159,9 +159,9 @@ def _alive(plan: Plan, step: BackwardStep, paths: Mapping[str, Path], targets: i
     path = paths.get(step.form.path) if isinstance(step.form, Affine) else None
     if path is None or not path.sparse:
         return 1.0
-    rates = rates_of(plan.device)
+    rates = rates_of(plan.device, plan.mixes_dtypes)
     cost = estimate(path.form, path.above, path.below, targets, plan.dtype.itemsize, rates)
-    return min(1.0, cost.sparse / cost.dense)
+    return min(1.0, cost.of(path.way) / cost.dense)
 
 
 def _rows_only(plan: Plan, step: BackwardStep, is_hot: bool) -> bool:

@@ -231,6 +231,7 @@ RULES = {
 }
 
 
+@pytest.mark.each_value(2)
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", POOLS)

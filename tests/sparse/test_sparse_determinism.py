@@ -242,6 +242,7 @@ def wide():
     return model.eval(), torch.randn(2, 3, 8, 8)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NETS)
 def test_classes_by_blocks(name, dtype):

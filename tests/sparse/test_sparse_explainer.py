@@ -182,6 +182,7 @@ def test_without_lrp_aware_patterns_are_not_kept():
         assert record.cached_bytes == before
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("paths", ["auto", "sparse", {"[5a]*": "dense"}])
 @pytest.mark.parametrize("name", ["vgg", "residual", "shared_sums"])
 def test_one_record_for_several_counts(paths, name):
