@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch._dynamo.config
 from torch import nn
 
 LAYERS = 40
@@ -21,9 +20,11 @@ _SWITCH = "fake_tensor_cache_enabled"
 @contextlib.contextmanager
 def shapes_remembered(model: nn.Module) -> Iterator[None]:
     """In this block torch.export remembers shapes if the model is large (and if it did so before)."""
+    from torch._dynamo import config  # With the first capture: importing it takes as long as all of fastlrp.
+
     large = sum(next(m.children(), None) is None for m in model.modules()) >= LAYERS
-    if large or not getattr(torch._dynamo.config, _SWITCH, False):
+    if large or not getattr(config, _SWITCH, False):
         yield
         return
-    with torch._dynamo.config.patch({_SWITCH: False}):
+    with config.patch({_SWITCH: False}):
         yield
