@@ -140,13 +140,13 @@ def capture(
         return found
     alive = weakref.ref(model)  # A capture is kept as long as its model, not the other way round.
 
-    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    def model_outputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         own = alive()
         assert own is not None
         returned: list[Tensor] = Wrapper(own, output)(args, kwargs)
         return returned
 
-    unpacked = Unpacked(graph, run, fixed or wrapper._note.counts)
+    unpacked = Unpacked(graph, model_outputs, fixed or wrapper._note.counts)
     if batch:
         with torch.no_grad(), unchanged(wrapper):
             unpacked.compare(tensors, args, kwargs)

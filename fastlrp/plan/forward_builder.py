@@ -184,13 +184,15 @@ class ForwardBuilder:
         return self.cache(value_or_false, [value.index], 0, key=("sign", value))
 
     def add_forward(
-        self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None, part: SweepPart | None = None
-    ) -> int:
+        self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None, part: SweepPart | None = None,
+        with_relu: Callable[..., Any] | None = None,
+    ) -> int:  # fmt: skip
         """The node's own forward step; ``call`` replaces its function where more than the output is wanted."""
         first = self.slots
         self.slots += extra_outs
         outs = (node.output.index, *range(first, first + extra_outs))
         ins = tuple(v.index for v in node.inputs)
         run = call or bind_forward(node)
-        self.forward.append(ForwardStep(step_name(node), node, run, ins, outs, is_cache=False, part=part))
+        step = ForwardStep(step_name(node), node, run, ins, outs, is_cache=False, part=part, with_relu=with_relu)
+        self.forward.append(step)
         return first

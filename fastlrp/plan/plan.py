@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, get_args
 
 import torch
@@ -19,9 +19,11 @@ from fastlrp.plan import check as program_check
 from fastlrp.plan.assign import assign_rules
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.kept import Keep, kept_slots
 from fastlrp.plan.lower import lower, lower_node
+from fastlrp.plan.neck import Neck
+from fastlrp.plan.path import Path
 from fastlrp.plan.steps import (
     BLOCK,
     BackwardStep,
@@ -36,9 +38,7 @@ from fastlrp.plan.steps import (
 from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
 from fastlrp.rules import Rule
-from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
-from fastlrp.run.sparse.specialize import Path
 
 KEPT_SCHEDULES = 64
 """Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
@@ -139,6 +139,11 @@ class Plan(StaysHere):
                 found[name] = node.output
         return found
 
+    @cached_property
+    def work(self) -> int:
+        """Floating-point operations of the way down, per sample and target."""
+        return sum(step.work for step in self.program.backward)
+
     @property
     def mixes_dtypes(self) -> bool:
         """Whether registers may be of bfloat16 although the plan is of float32."""
@@ -209,6 +214,7 @@ class Plan(StaysHere):
         steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
+        steps = fuse_relus(steps, kept)
         made = schedule_forward(steps, kept, program.inputs)
         if program_check.ENABLED:
             program_check.check_forward(made, program.inputs, program.slots)

@@ -82,7 +82,8 @@ class ForwardStep:
 
     Attributes:
         name: as :func:`step_name` makes it. node: that it stands for. part: of what :mod:`fastlrp.plan.fusion` makes
-            one step of. is_cache: a coefficient, made for relevance alone.
+            one step of. is_cache: a coefficient, made for relevance alone. with_relu: the same as ``run`` with a ReLU
+            behind it, if one call does both.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ForwardStep:
     outs: tuple[int, ...]
     is_cache: bool
     part: SweepPart | None = None
+    with_relu: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,6 @@ from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.choose import Chooser
 
-_KEPT = 8
-
 Trace = Callable[[nn.Module, Inputs, Output, Watch], Captured]
 """From a model, an input and the output to explain to the captured model; tells the watch what a pass writes."""
 
@@ -48,7 +46,10 @@ class Plans:
 
     Attributes:
         refreshed: how often :meth:`refresh` was called.
+        kept: how many plans are remembered.
     """
+
+    kept = 8
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class Plans:
         if captured.fixed_batch is not None:
             key = (*key, captured.fixed_batch)
         self._kept[key] = found
-        while len(self._kept) > _KEPT:
+        while len(self._kept) > self.kept:
             self._kept.popitem(last=False)
         self._watch = watch
         return found
