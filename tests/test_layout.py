@@ -69,13 +69,13 @@ ORDER = """
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
-    plan.forward_builder
+    plan.forward_builder plan.path plan.packed
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.arguments plan.forms plan.narrow plan.channels_last plan.packed plan.step_names plan.absent plan.bind
-    capture.packed plan.total plan.reduced capture.eager_attention
+    capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
+    capture.packed plan.total capture.eager_attention plan.neck capture.input_hints
     capture.recurrent
-    capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
+    capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
@@ -180,6 +180,17 @@ def test_imports_point_down():
     assert not wrong, "\n".join(wrong)
     gone = [name for name in LEVEL if name not in ("fastlrp", "_C") and f"fastlrp.{name}" not in MODULES]
     assert not gone, f"ORDER names files that are gone: {', '.join(gone)}"
+
+
+def test_no_private_name_is_imported():
+    """What begins with an underscore is its own file's: a file of that name belongs to its folder."""
+    wrong = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fastlrp"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
+                wrong += [f"{module}: {name}" for name in names if name not in MODULES and name != "fastlrp._C"]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow

@@ -74,10 +74,8 @@ def _ending_in(product: Node) -> EagerAttention | None:
     if not _is_matrix_product(product) or product.attributes.get("weights") is not product.args[0]:
         return None
     inner: list[Node] = []
-    weights, value = product.args[:2]
-    keys = value.shape[-2]
-    node: Node | None = _before_copies(weights, inner)
-    cut = False
+    keys = product.args[1].shape[-2]
+    node, cut = _before_copies(product.inputs[0], inner), False
     if node is not None and node.operation == "slice" and _cuts_behind(node, keys):
         inner.append(node)
         node, cut = _before_copies(node.sources[0], inner), True

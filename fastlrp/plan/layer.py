@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -49,7 +50,7 @@ class AffineLayer:
         wanted = products.convolutions if node.kind == "conv" else products.matrices
         share, geometry = self.work / max(1, work_of_all), getattr(self, "geometry", None)
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
-        self._narrow: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        self._narrow: dict[tuple[int, bool], tuple[weakref.ref[Tensor], Tensor]] = {}
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
         self._packed: dict[tuple[int, bool], tuple[Tensor, packed.Packed | None]] = {}
 
@@ -127,13 +128,17 @@ class AffineLayer:
         return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
 
     def narrow(self, weight: Tensor, turned: bool = False) -> Tensor:
-        """A weight of this layer in bfloat16, made once; ``turned``: as :func:`reduced.turned_weight` gives it."""
-        key = id(weight), turned
-        if key not in self._narrow:  # The weight is kept beside it: it is remembered by identity.
+        """A weight of this layer in bfloat16, made once; ``turned``: as :func:`reduced.turned_weight` gives it.
+
+        It is remembered as long as the weight lives, which may be that of one plan of many: ``W + gamma W+``.
+        """
+        key, known = (id(weight), turned), self._narrow
+        if key not in known:
             found = reduced.turned_weight(weight, self.geometry.groups) if turned else weight
             found = found.to(reduced.DTYPE)
-            self._narrow[key] = weight, channels_last(found) if self.node.kind == "conv" else found
-        return self._narrow[key][1]
+            found = channels_last(found) if self.node.kind == "conv" else found
+            known[key] = weakref.ref(weight, lambda gone: known.pop(key, None)), found
+        return known[key][1]
 
     def _reduced_transpose(
         self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool, multiply: bool

@@ -22,6 +22,8 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.kept import Keep, kept_slots
 from fastlrp.plan.lower import lower, lower_node
+from fastlrp.plan.neck import Neck
+from fastlrp.plan.path import Path
 from fastlrp.plan.steps import (
     BLOCK,
     BackwardStep,
@@ -36,9 +38,7 @@ from fastlrp.plan.steps import (
 from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
 from fastlrp.rules import Rule
-from fastlrp.run.basis import Neck
 from fastlrp.run.sparse.choose import Chooser
-from fastlrp.run.sparse.specialize import Path
 
 KEPT_SCHEDULES = 64
 """Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""

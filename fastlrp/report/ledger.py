@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Targets
 from fastlrp.verify.compare import Comparison
-
-if TYPE_CHECKING:
-    from fastlrp.run.record import ForwardRecord
-    from fastlrp.verify.verification import Verification
+from fastlrp.verify.verification import Verification
 
 Rows = list[dict[str, Any]]
 

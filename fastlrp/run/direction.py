@@ -8,6 +8,7 @@ from typing import Literal
 
 from fastlrp.groups import Resolved
 from fastlrp.plan.forms import Affine
+from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BackwardStep, Emission, Schedule
 from fastlrp.run import runner
@@ -16,7 +17,6 @@ from fastlrp.run.boxes import Boxes, form_of
 from fastlrp.run.middle import Edge, edges, fits
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import rates_of
-from fastlrp.run.sparse.specialize import Path
 from fastlrp.run.way_up import WayUp, boxes_of
 
 Direction = Literal["auto", "down", "up", "middle"]
@@ -159,9 +159,9 @@ def _alive(plan: Plan, step: BackwardStep, paths: Mapping[str, Path], targets: i
     path = paths.get(step.form.path) if isinstance(step.form, Affine) else None
     if path is None or not path.sparse:
         return 1.0
-    rates = rates_of(plan.device)
+    rates = rates_of(plan.device, plan.mixes_dtypes)
     cost = estimate(path.form, path.above, path.below, targets, plan.dtype.itemsize, rates)
-    return min(1.0, cost.sparse / cost.dense)
+    return min(1.0, cost.of(path.way) / cost.dense)
 
 
 def _rows_only(plan: Plan, step: BackwardStep, is_hot: bool) -> bool:

@@ -24,7 +24,7 @@ from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
 from fastlrp.run.forward_pass import ForwardPass
-from fastlrp.run.given_ids import ids_of
+from fastlrp.run.given_ids import ids_of, warn_without_positions
 from fastlrp.run.group_answers import GroupAnswers, Over, check_block, check_over, contributions_asked, refuse_more
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.names import layer_names
@@ -172,6 +172,7 @@ class ForwardRecord(ForwardPass):
             targets = next_tokens(ids_of(self._inputs, self._scores))
         if not isinstance(targets, (int, Tensor)):
             targets = by_number(targets, self.labels)
+        warn_without_positions(self._inputs, self._scores, targets, at)
         asked = Targets(targets, self._scores, initial, at)
         if self.labels is not None:
             self.labels.check(asked.classes)

@@ -164,8 +164,8 @@ class Comparison:
             if self.plan.flows[value].factor.value is value and bool((factors[0] == 0).any()):
                 scales = [factor.double().unsqueeze(1) for factor in factors[1:]]
                 self.quotients.setdefault(value, []).append(math.prod(scales, start=part))
-            for factor in factors:
-                part = part * factor.double().unsqueeze(1)
+            for factor in sorted(factors, key=lambda factor: bool(factor.isinf().any())):
+                part = _times(part, factor.double().unsqueeze(1))
             found.setdefault(value, []).append(part)
 
         # What many targets would take, so that the kernels for many targets are what is checked.
@@ -237,6 +237,13 @@ class Comparison:
                 )
             )
         return Verification(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
+
+
+def _times(part: Tensor, factor: Tensor) -> Tensor:
+    """Relevance; none where nothing arrives at an infinite value, as at the scores that a mask made -inf."""
+    product = part * factor
+    infinite = factor.isinf()
+    return torch.where(infinite & (part == 0), 0.0, product) if bool(infinite.any()) else product
 
 
 def _plus(a: float | None, b: float | None) -> float | None:

@@ -340,6 +340,7 @@ class OwnEpsilon(rules.Custom):
         return (x.detach().unsqueeze(1) * torch.stack(c, 1),)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("lrp_aware", [True, False])
 @pytest.mark.parametrize("name", ["convnet", "segment", "mlp"])
 def test_a_written_out_epsilon(name, lrp_aware):

@@ -123,6 +123,13 @@ def test_pool(op, p):
     assert_close(kernel(op)(*given), expected)
 
 
+@pytest.mark.parametrize(("op", "place"), list(zip(ALL, (2, 3, 1, 1), strict=True)))
+def test_pool_without_a_scale(op, place):
+    given = list(pool_arguments(op, Pool((4, 4)), torch.float32))
+    given[place] = None
+    assert_close(kernel(op)(*given), reference(op)(*given))
+
+
 @pytest.mark.parametrize("op", ALL)
 def test_pool_in_any_memory(op):
     given = pool_arguments(op, Pool((5, 3), kernel=3, padding=1, B=2, K=2, C=3), torch.float32)

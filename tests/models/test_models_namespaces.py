@@ -60,6 +60,7 @@ def model_with(name: str) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(2, 4).double()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", [*NAMES, "relu_"])
 @pytest.mark.parametrize("composite", ["epsilon_plus", "zplus"])
 def test_unknown(name: str, composite: str) -> None:

@@ -117,6 +117,7 @@ COMPLEX: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
 @pytest.mark.parametrize("name", list(COMPLEX))
 def test_complex_numbers(name: str, composite: str) -> None:
@@ -149,6 +150,7 @@ def test_advice_for_recurrent_layers() -> None:
                 fastlrp.explain(model, x, [0], composite)
 
 
+@pytest.mark.usefixtures("captured_once")
 def test_advice_for_attention() -> None:
     """Under a composite of one's own that has no entry for it; the presets have one."""
     entries = (
@@ -208,6 +210,7 @@ def _written(x: Tensor) -> Tensor:
     return y
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
 @pytest.mark.parametrize("name", list(SAYS))
 def test_messages_say_what_and_show_no_symbols(name: str, composite: str) -> None:

@@ -10,8 +10,8 @@ import torch
 
 import fastlrp
 from fastlrp import Explainer
+from fastlrp.plan.compact import Compact
 from fastlrp.run import runner
-from fastlrp.run.sparse.compact import Compact
 from tests.sparse.nets import CLASSES, assert_same, make, samples, sparse_layers, worst_error
 
 TIGHT = 1e-13  # Measured: 6e-16.
@@ -182,6 +182,7 @@ def test_without_lrp_aware_patterns_are_not_kept():
         assert record.cached_bytes == before
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("paths", ["auto", "sparse", {"[5a]*": "dense"}])
 @pytest.mark.parametrize("name", ["vgg", "residual", "shared_sums"])
 def test_one_record_for_several_counts(paths, name):
