@@ -173,11 +173,16 @@ class BackwardStep:
 
 @dataclass(frozen=True, eq=False)
 class Emission:
-    """A step that hands out the relevance of a value: ``register * state[slots…]``."""
+    """A step that hands out the relevance of a value: ``register * state[slots…]``.
+
+    Attributes:
+        whole: False where entries that no later step reads need not be computed; the register may then be compact.
+    """
 
     value: Value
     register: int
     slots: tuple[int, ...]
+    whole: bool = True
 
     @property
     def name(self) -> str:

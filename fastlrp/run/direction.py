@@ -160,7 +160,7 @@ def _alive(plan: Plan, step: BackwardStep, paths: Mapping[str, Path], targets: i
     if path is None or not path.sparse:
         return 1.0
     rates = rates_of(plan.device)
-    cost = estimate(path.form, path.above, path.below, targets, plan.dtype.itemsize, rates)
+    cost = estimate(path.form, path.arriving, path.below, targets, plan.dtype.itemsize, rates)
     return min(1.0, cost.sparse / cost.dense)
 
 

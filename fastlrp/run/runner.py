@@ -67,8 +67,13 @@ def take_over(plan: Plan, other: Plan, state: list[Any]) -> list[Any]:
     return taken
 
 
-def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: int) -> Specialized:
-    """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
+def specialize(
+    plan: Plan, steps: Steps, state: list[Any], count: int, batch: int, below: Steps | None = None
+) -> Specialized:
+    """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets.
+
+    ``below``: steps that would follow, where ``steps`` end at an edge; the entries that they need are computed there.
+    """
     work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
     if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
         fused = plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps, state))
@@ -79,7 +84,7 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
         def choose(form: Affine, above: float, below: float) -> bool:
             return plan.chooser.sparse(form, above, below, count, itemsize, rates)
 
-        return alive.specialize(steps, state, choose)
+        return alive.specialize(steps, state, choose, below)
 
     found = specialized(rates)
     if plan.mixes_dtypes and rates is not None:
