@@ -35,7 +35,7 @@ ORDER = """
     run.stages
     run.meeting
     run.ascent
-    run.boxed_ups
+    run.boxed_ups run.tails
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner

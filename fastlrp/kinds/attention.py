@@ -18,7 +18,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
-from fastlrp.kinds.attention_up import attention_up
+from fastlrp.kinds.attention_up import attention_up, hides_later
 from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
@@ -148,22 +148,31 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
 
     def up(*operands_of_step: Any) -> Tensor:
+        found = up_from(None, *operands_of_step)
+        assert found is not None
+        return found
+
+    def up_from(first: int | None, *operands_of_step: Any) -> Tensor | None:
         arriving, (share, output, log_sum, *tensors) = (
             operands_of_step[: len(targets)], operands_of_step[len(targets) :]
         )  # fmt: skip
         wide = [None if t is None else operands.wide(t) for t in arriving]
         q, k, v, mask = operands.of(tuple(tensors))
+        if first is not None and not (q.shape[2] == k.shape[2] and (operands.causal or hides_later(mask, q.shape[2], k.shape[2]))):
+            return None
         mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, None)
         found = attention_up(
             (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
-            log_sum, mask, operands.causal, operands.scale, shares if uniform else (0.0, 0.0, 1.0), epsilon,
+            log_sum, mask, operands.causal, operands.scale, shares if uniform else (0.0, 0.0, 1.0), epsilon, first,
         )  # fmt: skip
-        found = found.reshape(*found.shape[:2], *y.sizes)
-        return found if share is None else multiply(found, share)
+        found = found.reshape(*found.shape[:2], *y.sizes[:-2], *found.shape[-2:])
+        if share is None:
+            return found
+        return multiply(found, share if first is None else share.narrow(-2, first, found.shape[-2]))
 
     slots, numels = [share, y.index, b.beside[node], *operands.slots], [x.numel for x in targets]
     work = (5 if uniform else 1) * 2 * y.numel * operands.key.sizes[-2]
-    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up)
+    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up, up_from=up_from)
     for x, register in zip(targets, registers, strict=True):
         if x.gets_relevance:
             operands.send(b, x, register)

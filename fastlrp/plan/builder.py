@@ -267,7 +267,7 @@ class Builder:
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
         ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
-        ``by_position``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at`` and ``is_linear`` of
+        ``by_position``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at``, ``up_from`` and ``is_linear`` of
         :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]

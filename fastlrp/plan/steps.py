@@ -126,6 +126,8 @@ class BackwardStep:
         up: the transpose, ``up(*registers[out…], *state[slots…])``: what the results' cotangents ``(B, G, …)`` are at
             ``ins``; with several ins a tuple. Of several results those may be None that nothing comes from. None: it
             is found by automatic differentiation, see :mod:`fastlrp.plan.transpose`.
+        up_from: of attention the same for cotangents of the positions from ``first`` on alone, ``up_from(first, …)``,
+            before which they are zero; None where an earlier position sees a later one.
         up_at: of a linear layer over positions the same for some of them, ``up_at(positions, …)``.
         is_linear: whether ``run`` is linear in its registers, so that it has a transpose at all.
         embeds: of a step that writes its operand into zeros. adds: whether it is the sum of its registers alone.
@@ -156,6 +158,7 @@ class BackwardStep:
     keeps_one_hot: bool = False
     up: Callable[..., Any] | None = None
     up_at: Callable[..., Tensor] | None = None
+    up_from: Callable[..., Tensor | None] | None = None
     is_linear: bool = True
     embeds: Window | None = None
     adds: bool = False

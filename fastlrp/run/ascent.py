@@ -27,9 +27,10 @@ from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.transpose import Shape, results, transposed
 from fastlrp.run.boxed_ups import UPS
 from fastlrp.run.boxes import Boxed, Boxes, form_of
+from fastlrp.run.tails import Tail, Tails
 
-Cotangent = Tensor | Boxed
-"""``(B, G, …)``, of whole maps or in boxes."""
+Cotangent = Tensor | Boxed | Tail
+"""``(B, G, …)``, whole, in boxes, or from a position on."""
 
 Take = Callable[[int, int, Cotangent], None]
 """``take(register, first group, cotangent)``."""
@@ -95,7 +96,7 @@ class Ascent:
     Attributes:
         plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
         boxes: of the registers in which groups reach a part of the map alone. made_bytes: of slots that the record did
-            not hold.
+            not hold. tails: cuts what lies before a group's first position; None where it is not looked at.
     """
 
     plan: Plan
@@ -104,6 +105,7 @@ class Ascent:
     shapes: Callable[[], dict[int, Shape]]
     boxes: Boxes = field(default_factory=dict)
     made_bytes: int = 0
+    tails: Tails | None = None
 
     @cached_property
     def last(self) -> dict[int, int]:
@@ -154,6 +156,10 @@ class Ascent:
         if isinstance(first, Boxed) and all(register in self.boxes for register in step.ins):
             form = form_of(step)
             return UPS[type(form)](form, first, [self.boxes[register] for register in step.ins], self.state)
+        if self.tails is not None:
+            tails = self.tails.through(step, arriving, self.state)
+            if tails is not None:
+                return tails
         up = transposed(step, self.shapes)
         found = up(
             *(None if t is None else on_whole_map(t) for t in arriving), *(self.state[slot] for slot in step.slots)
@@ -163,13 +169,17 @@ class Ascent:
 
 def on_whole_map(t: Cotangent) -> Tensor:
     """On the whole map."""
-    return t.dense() if isinstance(t, Boxed) else t
+    return t if isinstance(t, Tensor) else t.dense()
 
 
 def _added(one: Cotangent, other: Cotangent) -> Cotangent:
     # Not in place: what a step gives may be a view of another register.
     if isinstance(one, Boxed) and isinstance(other, Boxed) and one.box is other.box:
         return Boxed(one.rows + other.rows, one.box, one.first)
+    if isinstance(one, Tail) and isinstance(other, Tail):
+        both = one.plus(other)
+        if both is not None:
+            return both
     return on_whole_map(one) + on_whole_map(other)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.plan import Plan
-from fastlrp.run.ascent import Ascent, Cotangent, Route, Take
+from fastlrp.run.ascent import Ascent, Cotangent, Route, Take, on_whole_map
 from fastlrp.run.boxes import Boxed, Boxes
 
 Start = Callable[[int, int], dict[int, Cotangent]]
@@ -179,7 +179,7 @@ def _joined(pending: list[Block]) -> Block:
         if isinstance(parts[0], Boxed):
             found[register] = Boxed(_cat([part.rows for part in parts]), parts[0].box, first)  # type: ignore[union-attr]
         else:
-            found[register] = _cat(parts)  # type: ignore[arg-type]
+            found[register] = _cat([on_whole_map(part) for part in parts])
     pending.clear()
     return first, length, found
 

@@ -27,6 +27,7 @@ from fastlrp.run.ascent import (
 )
 from fastlrp.run.boxes import Box, Boxed, Boxes, boxes_of_groups, growth, maps_of_zeros, planned
 from fastlrp.run.stages import blocks, stages
+from fastlrp.run.tails import Tails
 from fastlrp.targets import Targets
 
 TOP_ENTRIES = 16 << 20
@@ -64,7 +65,8 @@ def prepared(
         return shapes
 
     made = sum(t.nbytes for t, had in zip(full, state, strict=True) if had is None and isinstance(t, Tensor))
-    return Ascent(plan, path, full, of_registers, boxes_of(plan, path, resolved), made)
+    tails = Tails() if plan.device.type == "cpu" else None
+    return Ascent(plan, path, full, of_registers, boxes_of(plan, path, resolved), made, tails)
 
 
 def start(ascent: Ascent, resolved: Resolved, first: int, length: int) -> dict[int, Cotangent]:
