@@ -33,6 +33,7 @@ ORDER = """
     run.middle
     run.way_up
     run.stages
+    run.causal
     run.meeting
     run.ascent
     run.boxed_ups run.tails

@@ -158,8 +158,10 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         )  # fmt: skip
         wide = [None if t is None else operands.wide(t) for t in arriving]
         q, k, v, mask = operands.of(tuple(tensors))
-        if first is not None and not (q.shape[2] == k.shape[2] and (operands.causal or hides_later(mask, q.shape[2], k.shape[2]))):
-            return None
+        if first is not None:
+            causal = operands.causal or hides_later(mask, q.shape[2], k.shape[2])
+            if not causal or q.shape[2] != k.shape[2]:
+                return None
         mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, None)
         found = attention_up(
             (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),

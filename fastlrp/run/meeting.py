@@ -19,7 +19,7 @@ def combine(result: Tensor, targets: Sequence[Arrived], groups: Sequence[tuple[i
     """Write ``<register, cotangent>`` of these targets and groups into ``result (B, K, G)``.
 
     Args:
-        groups: first group, and the cotangents ``(B, G, …)``. What a compact register leaves out is zero in all of them.
+        groups: first group, and the cotangents ``(B, G, …)``, all zero where a compact register leaves entries out.
     """
     for k, register in targets:
         for g, t in groups:

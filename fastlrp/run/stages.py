@@ -16,6 +16,7 @@ from torch import Tensor
 from fastlrp.plan.plan import Plan
 from fastlrp.run.ascent import Ascent, Cotangent, Route, Take, on_whole_map
 from fastlrp.run.boxes import Boxed, Boxes
+from fastlrp.run.causal import at_once
 
 Start = Callable[[int, int], dict[int, Cotangent]]
 """``start(first, count)``: the cotangents of these groups at the inputs' registers."""
@@ -80,7 +81,8 @@ def stages(
     """
     unit = max(1, batch) * plan.dtype.itemsize
     found = footprints(plan, path, boxes)
-    cuts = _cuts([max(1, min(count, plan.block_bytes // max(1, f.largest * unit))) for f in found])
+    fits = [max(1, min(count, plan.block_bytes // max(1, f.largest * unit))) for f in found]
+    cuts = _cuts([min(fit, few) for fit, few in zip(fits, at_once(path, count), strict=True)] if path.steps else fits)
     made = []
     for (start, size), end in zip(cuts, [*(start for start, _ in cuts[1:]), len(found)], strict=True):
         made.append(Stage(range(start, min(end, len(path.steps))), size, max(f.held for f in found[start:end])))

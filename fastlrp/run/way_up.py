@@ -134,8 +134,12 @@ class WayUp:
         """
         result = torch.empty((batch, resolved.count, self.count), dtype=self.plan.dtype, device=self.plan.device)
         held = result.numel() * result.element_size()
-        for first, length, part in self.parts(state, resolved, batch, max_memory, held):
-            result.narrow(1, first, length).copy_(part)
+        ordered, order = resolved.in_order()
+        for first, length, part in self.parts(state, ordered, batch, max_memory, held):
+            if order is None:
+                result.narrow(1, first, length).copy_(part)
+            else:
+                result.index_copy_(1, order[first : first + length], part)
         return result.transpose(1, 2)
 
     def parts(

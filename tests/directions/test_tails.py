@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import groups
+from fastlrp.groups import Part, resolve
 from fastlrp.kinds.places import Taken
-from fastlrp.run import ascent, way_up
+from fastlrp.run import ascent, causal, way_up
 from fastlrp.run.tails import Tail, Tails, moved
 
 
@@ -64,7 +65,7 @@ def test_the_same_as_whole(mask, monkeypatch):
         cut = [record.relevance("all", at="all", groups=parts, direction="up") for parts in ("tokens", labels)]
         layers = record.contributions("tokens", ["q", "norm", "fall", "last"])
         assert not seen, "every step goes on with what is cut"
-        assert len(cut_steps) > 20
+        assert len(cut_steps) > 15
         monkeypatch.setattr(way_up, "Tails", lambda: None)
         assert way_up.Tails() is None
         monkeypatch.setattr(ascent, "transposed", lambda step, shapes: step.up)
@@ -101,3 +102,39 @@ def test_moves():
             assert found is not None
             assert found[0] == at
             assert torch.equal(found[1](rows, ()), by_hand(rows))
+
+
+def test_how_many_groups_at_once_and_what_is_left(monkeypatch):
+    """32 tokens in blocks of 8: each block begins at its first token."""
+    monkeypatch.setattr(causal, "FEWEST_ROWS", 256)
+    monkeypatch.setattr(causal, "MOST_ROWS", 256)
+    ids = torch.randint(0, 11, (1, 32))
+    explainer = fastlrp.Explainer(Rotated(False).eval(), "attnlrp", example_inputs=ids)
+    with explainer.forward(ids) as record:
+        path = way_up.WayUp(record.plan, record.asked("all", at=-1)).path
+        assert {8, causal.UNLIMITED} == set(causal.at_once(path, 32))
+        tokens = resolve("tokens", [Part("ids", (32,), False, 1, ids.device)])
+        assert causal.share_left(path, tokens) == (32 + 24 + 16 + 8) / 4 / 32
+        before = record.estimate("all", at=-1, groups="tokens").up
+        monkeypatch.setattr(causal, "MOST_ROWS", 1 << 20)
+        monkeypatch.setattr(causal, "FEWEST_ROWS", 1 << 20)
+        assert causal.share_left(path, tokens) == 1
+        assert record.estimate("all", at=-1, groups="tokens").up > before
+
+
+def test_groups_in_the_order_of_their_first_positions():
+    labels = torch.tensor([2, 0, -1, 1, 1, 0, 4])
+    found = resolve(groups.labels(labels), [Part("ids", (7,), False, 1, labels.device)])
+    assert found.firsts is not None
+    assert found.firsts.tolist() == [1, 3, 0, 7, 6]
+    ordered, order = found.in_order()
+    assert order is not None
+    assert order.tolist() == [2, 0, 1, 4, 3]
+    assert ordered.maps[0].tolist() == [[0, 1, -1, 2, 2, 1, 3]]
+    weights = torch.tensor([[0.0, 0, 1], [1, 1, 0]])
+    found = resolve(weights, [Part("ids", (3,), False, 1, labels.device)])
+    ordered, order = found.in_order()
+    assert order is not None
+    assert order.tolist() == [1, 0]
+    assert torch.equal(ordered.maps[0], weights.flip(0))
+    assert resolve(groups.patches(2), [Part("x", (3, 4, 4), True, 1, labels.device)]).in_order()[1] is None
