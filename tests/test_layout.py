@@ -36,7 +36,7 @@ ORDER = """
     run.causal
     run.meeting
     run.ascent
-    run.boxed_ups run.tails
+    run.boxed_ups run.tails run.sparse.upward
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner

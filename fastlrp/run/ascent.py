@@ -9,7 +9,7 @@ A cotangent has the shape of its register with groups in the place of targets, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,10 +27,12 @@ from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.transpose import Shape, results, transposed
 from fastlrp.run.boxed_ups import UPS
 from fastlrp.run.boxes import Boxed, Boxes, form_of
+from fastlrp.run.sparse.compact import Compact
+from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.tails import Tail, Tails
 
-Cotangent = Tensor | Boxed | Tail
-"""``(B, G, …)``, whole, in boxes, or from a position on."""
+Cotangent = Tensor | Boxed | Tail | Compact
+"""``(B, G, …)``, whole, in boxes, from a position on, or of alive neurons."""
 
 Take = Callable[[int, int, Cotangent], None]
 """``take(register, first group, cotangent)``."""
@@ -96,7 +98,8 @@ class Ascent:
     Attributes:
         plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
         boxes: of the registers in which groups reach a part of the map alone. made_bytes: of slots that the record did
-            not hold. tails: cuts what lies before a group's first position; None where it is not looked at.
+            not hold. alive: steps that are computed for alive neurons only. tails: cuts what lies before a group's
+            first position; None where it is not looked at.
     """
 
     plan: Plan
@@ -106,6 +109,7 @@ class Ascent:
     boxes: Boxes = field(default_factory=dict)
     made_bytes: int = 0
     tails: Tails | None = None
+    alive: Mapping[BackwardStep, SparseUp] = field(default_factory=dict)
 
     @cached_property
     def last(self) -> dict[int, int]:
@@ -160,6 +164,11 @@ class Ascent:
             tails = self.tails.through(step, arriving, self.state)
             if tails is not None:
                 return tails
+        sparse = self.alive.get(step)
+        if sparse is not None and first is not None:
+            compact = sparse(first if isinstance(first, Compact) else on_whole_map(first))
+            if compact is not None:
+                return (compact,)
         up = transposed(step, self.shapes)
         found = up(
             *(None if t is None else on_whole_map(t) for t in arriving), *(self.state[slot] for slot in step.slots)

@@ -97,9 +97,7 @@ class Asked:
 
     def _blocks(self, held: int, each: int, put: Callable[[str, int, Tensor], Any]) -> Iterator[tuple[int, int]]:
         ascent, count = self.ascent, self.resolved.count
-        made = stages(
-            self.plan, ascent.route, ascent.boxes, self.batch, count, self.max_memory, held + ascent.made_bytes, each
-        )
+        made = stages(ascent, self.batch, count, self.max_memory, held + ascent.made_bytes, each)
 
         def take(register: int, first: int, cotangent: Cotangent) -> None:
             t = on_whole_map(cotangent)

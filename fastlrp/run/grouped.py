@@ -74,7 +74,7 @@ class Question:
         """What each way is estimated to cost."""
         return estimated(
             self.plan, way_up, self.count, self.resolved, self.asked.terms is not None, self.batch, self.max_memory,
-            self.paths,
+            self.paths, self.state,
         )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def relevance(
     result = torch.zeros((batch, count, resolved.count), dtype=plan.dtype, device=plan.device)
     waiting = batch * edge.width * plan.dtype.itemsize
     held = result.numel() * result.element_size() + min(count, resolved.count) * waiting + ascent.made_bytes
-    made = stages(plan, path, ascent.boxes, batch, resolved.count, max_memory, held, 0)
+    made = stages(ascent, batch, resolved.count, max_memory, held, 0)
     size = block() or max(1, min(count, MIDDLE_BYTES // max(1, waiting)))
     targets = [(first, min(size, count - first)) for first in range(0, count, size)]
     from_groups: list[tuple[int, Cotangent]] = []
