@@ -333,7 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--others", default=",".join(OTHERS), help="comparisons of the second part, with commas")
     parser.add_argument("--size", type=int, default=224, help="side of the images of the second part")
     parser.add_argument("--cut", type=float, default=3.0, help="how many times the best estimate is still run")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of one thread on a machine that is shared")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: of one thread on a machine that is shared"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", default=str(RESULTS), help="file to append rows to; '' for none")
     chosen = parser.parse_args(given)

@@ -29,6 +29,7 @@ ORDER = """
     run.group_answers
     run.answers run.recording
     run.contributions run.grouped
+    run.kept_shares
     run.direction
     run.middle
     run.way_up
@@ -36,7 +37,7 @@ ORDER = """
     run.causal
     run.meeting
     run.ascent
-    run.boxed_ups run.tails run.sparse.upward
+    run.boxed_ups run.tails run.sparse.upward run.ends
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative run.runner

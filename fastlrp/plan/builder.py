@@ -72,6 +72,7 @@ class Builder:
         self.registers = 0
         self.slot_bytes: dict[int, int] = {}
         self._sent: dict[Value, list[Flow]] = {}
+        self._senders: dict[Value, list[Node | None]] = {}
         self._factors: dict[Factor, int] = {}
         self._nonnegative = nonnegative(graph)
         self._row: Draft | None = None
@@ -331,6 +332,7 @@ class Builder:
         if node is not None and node.kind != "move" and value.is_float and value.dtype != node.output.dtype:
             flow = self._in_dtype_of(value, node.output, flow)
         self._sent.setdefault(value, []).append(flow)
+        self._senders.setdefault(value, []).append(node)
         if self._row is not None and not self._row.flows:
             factor = flow.factor
             self._row.flows = "R" if factor == Factor() else "c" if factor.value is value else "f*F"
@@ -387,5 +389,6 @@ class Builder:
             overwrites=over,
             takes_bf16=not scales,
             up=total.up,
+            senders=tuple(self._senders[value][i] for i in order),
         )
         return Flow(register, Factor(value) if chained else Factor())

@@ -136,6 +136,7 @@ class BackwardStep:
             alike, so that it can do with some of the positions.
         overwrites: by the position of a register among its operands, the same as ``run`` that may write over it; what
             :mod:`fastlrp.plan.joining` chooses from.
+        senders: of the sum of what several readers of a value send to it, the node that sent each operand.
         takes_bf16: whether its registers may be of bfloat16 although the plan is of float32: it multiplies them with
             weights of bfloat16, or only moves and adds them. Others get them in float32.
         out, numel: of the first, as a rule the only result, and of the largest.
@@ -166,6 +167,7 @@ class BackwardStep:
     by_position: bool = False
     overwrites: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
     takes_bf16: bool = False
+    senders: tuple[Node | None, ...] = ()
     out: int = field(init=False)
     numel: int = field(init=False)
 

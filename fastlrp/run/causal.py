@@ -6,9 +6,15 @@ the more is left out, and the smaller the products.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
+from fastlrp.capture.graph import Constant, Value
+
 from fastlrp.groups import Resolved
+from fastlrp.kinds.attention_up import hides_later
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.ascent import Route
 
@@ -44,14 +50,23 @@ def _size(whole: int, count: int) -> int:
     return max(-(-FEWEST_ROWS // whole), min(-(-MOST_ROWS // whole), -(-count // BLOCKS)))
 
 
-def share_left(path: Route, resolved: Resolved) -> float:
+def share_left(path: Route, resolved: Resolved, state: Sequence[Any]) -> float:
     """The part of the work over positions that is left where all attention is causal; 1 where it is not."""
     attention = [step for step in path.steps if step.up_from is not None]
-    causal = all(step.node is not None and step.node.attributes.get("causal") for step in attention)
-    firsts: Tensor | None = resolved.firsts if attention and causal else None
-    if firsts is None:
+    firsts: Tensor | None = resolved.firsts if attention else None
+    if firsts is None or not all(_is_causal(step, state) for step in attention):
         return 1.0
     whole, size = positions(attention[0]), _size(positions(attention[0]), resolved.count)
     begins = firsts.sort()[0].clamp(max=whole)
     computed = sum((whole - int(block[0])) * len(block) for block in begins.split(size))
     return computed / max(1, whole * resolved.count)
+
+
+def _is_causal(step: BackwardStep, state: Sequence[Any]) -> bool:
+    """Whether no query sees a later key, by the node's own word or as its mask says."""
+    if step.node is None:
+        return False
+    mask = step.node.attributes.get("mask")
+    mask = state[mask.index] if isinstance(mask, Value) else mask.tensor() if isinstance(mask, Constant) else mask
+    queries = positions(step)
+    return bool(step.node.attributes.get("causal")) or hides_later(mask, queries, queries)

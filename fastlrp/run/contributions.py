@@ -10,7 +10,7 @@ activation but for what biases and stabilizers keep, and for what belongs to no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from fastlrp.groups import Resolved
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.plan import Plan
 from fastlrp.run.ascent import Cotangent, on_whole_map, route
+from fastlrp.run.ends import Operand, below
+from fastlrp.run.kept_shares import kept_shares
 from fastlrp.run.stages import blocks, stages
 from fastlrp.run.way_up import prepared, start
 
@@ -33,10 +35,14 @@ class Contributions(Mapping[str, Tensor]):
         kept: by module path what belongs to no group, ``(B, *layer.shape[1:])`` or ``(B, M)``: shares of biases and
             stabilizers, dead neurons, and entries of the input in no group. Contributions and this add up to the
             activation, or its readout.
+        bias, stabilizer: what of it biases and stabilizers have, where that was asked for (``ledger=True``). The
+            rest are dead neurons and entries in no group.
     """
 
     parts: dict[str, Tensor]
     kept: dict[str, Tensor] = field(default_factory=dict)
+    bias: dict[str, Tensor] = field(default_factory=dict)
+    stabilizer: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.parts[name]
@@ -57,15 +63,38 @@ class Asked:
     ) -> None:  # fmt: skip
         self.plan, self.resolved, self.batch, self.max_memory = plan, resolved, batch, max_memory
         self.ends: dict[int, list[str]] = {}
+        self.below = {name: below(plan, value) for name, value in values.items()}
+        shared: dict[int, frozenset[Operand]] = {}
         for name, value in values.items():
-            self.ends.setdefault(plan.flows[value].register, []).append(name)
-        path = route(plan, frozenset(self.ends))
+            end = plan.flows[value].register
+            if not self.below[name].whole:
+                end = -1 - len(shared)
+                shared[end] = self.below[name].operands
+            self.ends.setdefault(end, []).append(name)
+        path = route(plan, frozenset(plan.flows[value].register for value in values.values()))
         own = frozenset(slot for v in values.values() for slot in (v.index, *plan.flows[v].factor.slots))
-        self.ascent = prepared(plan, path, state, batch, path.slots | own, resolved)
+        self.ascent = replace(prepared(plan, path, state, batch, path.slots | own, resolved), shared=shared)
         self.read = {name: _Reading(plan, name, value, self.ascent.state, readout) for name, value in values.items()}
 
-    def whole(self) -> Contributions:
-        """Of all groups."""
+    def whole(self, ledger: bool = False) -> Contributions:
+        """Of all groups; with the shares of biases and stabilizers."""
+        found = self._of_all_groups()
+        if ledger:
+
+            def take(register: int, first: int, cotangent: Cotangent) -> None:
+                t = on_whole_map(cotangent)
+                for name in self.ends.get(register, ()):
+                    both = self.read[name].of(t)
+                    found.bias[name], found.stabilizer[name] = both[:, 0], both[:, 1]
+
+            nodes = {end: self.below[names[0]].nodes for end, names in self.ends.items() if end < 0}
+            kept_shares(self.ascent, self.batch, nodes, take)
+            for name, kept in found.kept.items():  # Where nothing is kept at all.
+                found.bias.setdefault(name, torch.zeros_like(kept))
+                found.stabilizer.setdefault(name, torch.zeros_like(kept))
+        return found
+
+    def _of_all_groups(self) -> Contributions:
         count = self.resolved.count
         parts = {name: self._zeros(reading, count) for name, reading in self.read.items()}
         held = sum(t.numel() * t.element_size() for t in parts.values())
@@ -101,7 +130,7 @@ class Asked:
 
         def take(register: int, first: int, cotangent: Cotangent) -> None:
             t = on_whole_map(cotangent)
-            for name in self.ends[register]:
+            for name in self.ends.get(register, ()):
                 put(name, first, self.read[name].of(t))
 
         return blocks(ascent, made, count, lambda first, length: start(ascent, self.resolved, first, length), take)

@@ -133,8 +133,9 @@ def estimated(
     basis, width = _basis(plan, schedule, each, targets, sums) if max_memory is None else (None, 0)
     if way_up is None:
         return Costs(down, basis, None, None, None, width)
-    boxes, alive = ways_of(plan, way_up.path, runner.complete(plan, state, way_up.path.slots), resolved, batch)
-    left = share_left(way_up.path, resolved)
+    full = runner.complete(plan, state, way_up.path.slots)
+    boxes, alive = ways_of(plan, way_up.path, full, resolved, batch)
+    left = share_left(way_up.path, resolved, full)
     above = [_cost_up(step, boxes, left, alive) for step in steps]
     up = _up(plan, way_up, dict(zip(steps, above, strict=True)), targets, resolved.count)
     best: tuple[float, Edge] | None = None

@@ -104,21 +104,22 @@ def test_moves():
             assert torch.equal(found[1](rows, ()), by_hand(rows))
 
 
-def test_how_many_groups_at_once_and_what_is_left(monkeypatch):
+@pytest.mark.parametrize("mask", [False, True])
+def test_how_many_groups_at_once_and_what_is_left(mask, monkeypatch):
     """32 tokens in blocks of 8: each block begins at its first token."""
     monkeypatch.setattr(causal, "FEWEST_ROWS", 256)
     monkeypatch.setattr(causal, "MOST_ROWS", 256)
     ids = torch.randint(0, 11, (1, 32))
-    explainer = fastlrp.Explainer(Rotated(False).eval(), "attnlrp", example_inputs=ids)
+    explainer = fastlrp.Explainer(Rotated(mask).eval(), "attnlrp", example_inputs=ids)
     with explainer.forward(ids) as record:
         path = way_up.WayUp(record.plan, record.asked("all", at=-1)).path
         assert {8, causal.UNLIMITED} == set(causal.at_once(path, 32))
         tokens = resolve("tokens", [Part("ids", (32,), False, 1, ids.device)])
-        assert causal.share_left(path, tokens) == (32 + 24 + 16 + 8) / 4 / 32
+        assert causal.share_left(path, tokens, record.state()) == (32 + 24 + 16 + 8) / 4 / 32
         before = record.estimate("all", at=-1, groups="tokens").up
         monkeypatch.setattr(causal, "MOST_ROWS", 1 << 20)
         monkeypatch.setattr(causal, "FEWEST_ROWS", 1 << 20)
-        assert causal.share_left(path, tokens) == 1
+        assert causal.share_left(path, tokens, record.state()) == 1
         assert record.estimate("all", at=-1, groups="tokens").up > before
 
 

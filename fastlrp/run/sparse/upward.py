@@ -148,8 +148,8 @@ def planned(
 
     Args:
         state: with all slots that the steps read. shares: of the map that is computed of registers in boxes. choose:
-            what is wished for, or cheaper than a box. count: groups at once. waste: how many times as many are computed,
-            because rows hold whole vectors of groups.
+            what is wished for, or cheaper than a box. count: groups at once. waste: how many times as many are
+            computed, because rows hold whole vectors of groups.
     """
     # Where the groups' cotangents at a register can be other than zero; None: nothing is known.
     masks: dict[int, list[Mask] | None] = {}
