@@ -173,7 +173,7 @@ def line(name: str, per: float, ours: float | None, error: float | None, what: s
     """One line of a comparison: seconds per target or feature."""
     ratio = "" if ours is None else f"  {per / ours:8.1f} times fastlrp's time"
     checked = "" if error is None else f"  differs by {error:.0e}"
-    return f"  {name:26} {per * 1e3:10.3f} ms per {what}{ratio}{checked}"
+    return f"  {name:26} {per * 1e3:10.5f} ms per {what}{ratio}{checked}"
 
 
 def compared(title: str, what: str, ways: Sequence[tuple[str, Callable[[], tuple[Tensor, float]]]]) -> Iterator[Row]:
@@ -321,7 +321,35 @@ def next_tokens(size: int) -> Iterator[Row]:
     return compared(f"GPT-2 small, 128 tokens, all 50,257 targets of the last position, {machine()}", "target", ways)
 
 
-OTHERS = {"vgg16": vgg_patches, "bilrp": bilrp, "gpt2": next_tokens}
+def every_position(size: int) -> Iterator[Row]:
+    """128 tokens by all 50,257 next tokens of all positions, in blocks of tokens within 2 GB."""
+    work, seen = attention_models.build("gpt2"), [(p, p * 50257 // 128) for p in range(0, 128, 16)]
+    tokens, classes = attention_models.TOKENS, 50257
+    x = {"input_ids": work.x}
+    explainer = fastlrp.Explainer(work.model, "attnlrp", example_inputs=x, output="logits", max_memory="2GB")
+    columns = [position * classes + number for position, number in seen]
+
+    def at_once() -> tuple[Tensor, float]:
+        with explainer.forward(x) as record:
+
+            def streamed() -> Tensor:
+                blocks = record.stream("all", at="all", groups="tokens", over="groups")
+                return torch.cat([R[:, columns] for _, R in blocks], 2)
+
+            found, spent = seconds(streamed)
+        return found, spent / (tokens * classes)
+
+    def downward() -> tuple[Tensor, float]:
+        with explainer.forward(x) as record:
+            found, spent = seconds(lambda: record.relevance(seen, at="pairs", groups="tokens", direction="down"))
+        return found, spent / len(seen)
+
+    ways = [("fastlrp all positions", at_once), ("fastlrp down, 8 at once", downward)]
+    title = f"GPT-2 small, 128 tokens, all 50,257 targets of all positions, {machine()}"
+    return compared(title, "target", ways)
+
+
+OTHERS = {"vgg16": vgg_patches, "bilrp": bilrp, "gpt2": next_tokens, "gpt2-all": every_position}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

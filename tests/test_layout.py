@@ -21,7 +21,7 @@ ORDER = """
     cli
     fastlrp tune.__main__
     io
-    compat nn layerwise report convolutional parts graph_parts graph_explainer
+    compat nn layerwise report convolutional parts contrasts graph_parts graph_explainer
     viz
     explainer
     run.replay verify.compare tune.command

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.one_hot import OneHot
+from fastlrp.plan.layer import leading_zeros
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_up, profiling, record_function
@@ -298,6 +299,30 @@ def _is_same_for_all(index: Tensor) -> bool:
     return index.shape[0] == 1 or bool((index == index[:1]).all())
 
 
+def _is_everything(hot: OneHot) -> bool:
+    """Whether the targets are all entries, each once and in order: all classes of all positions."""
+    entries = torch.Size(hot.sizes).numel()
+    if hot.terms != 1 or hot.index.shape[1] != entries:
+        return False
+    return bool((hot.index[..., 0] == torch.arange(entries, device=hot.index.device)).all())
+
+
+def _at_every_position(step: BackwardStep, hot: OneHot, t: Tensor, slots: Sequence[Any], block_entries: int) -> Tensor:
+    """The same for all entries in order, without looking each of them up; nothing before the groups' first position."""
+    outputs = hot.sizes[-1]
+    whole = torch.Size(hot.sizes[:-1]).numel()
+    assert step.up_at is not None
+    result = t.new_zeros(*t.shape[:2], whole, outputs)
+    value = hot.value.view(-1, 1, whole, outputs)
+    first = leading_zeros(t, 2) if t.dim() == 4 and len(hot.sizes) == 2 else 0
+    size = max(1, block_entries // max(1, t.shape[0] * t.shape[1] * outputs))
+    for start in range(first, whole, size):
+        end = min(whole, start + size)
+        part = step.up_at(torch.arange(start, end, device=t.device), t, *slots)
+        torch.mul(part, value[:, :, start:end], out=result[:, :, start:end])
+    return result.flatten(2)
+
+
 def at_positions(ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, block_entries: int) -> Tensor:
     """``<up(t), hot>`` of a last linear layer, at the positions of the entries alone; ``(B, G, K)``.
 
@@ -308,6 +333,8 @@ def at_positions(ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, blo
         (full,) = ascent.through(step, [t])
         return combine_hot(on_whole_map(full), hot)
     outputs = hot.sizes[-1]
+    if _is_everything(hot):
+        return _at_every_position(step, hot, t, slots, block_entries)
     position, entry = hot.index // outputs, hot.index % outputs
     wanted = position.unique()
     size = max(1, block_entries // max(1, t.shape[0] * t.shape[1] * outputs))

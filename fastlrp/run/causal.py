@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Value
-
 from fastlrp.groups import Resolved
 from fastlrp.kinds.attention_up import hides_later
 from fastlrp.plan.steps import BackwardStep
