@@ -55,17 +55,21 @@ def attention_up(
         assert q is not None
         assert k is not None
         assert v is not None
-        given = (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask
-        return attention_up(*given, causal, scale, shares, epsilon, first).to(query.dtype)
+        narrow = attention_up(
+            (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask, causal, scale, shares, epsilon, first
+        )  # fmt: skip
+        return narrow.to(query.dtype)
     causal = causal or first is not None or hides_later(mask, query.shape[2], key.shape[2])
     if first is None:
         # Under causal order nothing of a token reaches the positions before it, also where a mask says so.
         first = min(leading_zeros(t, 3) for t in arriving if t is not None) if causal else 0
         if first:
-            own = tuple(None if t is None else t[:, :, :, first:] for t in arriving)
-            given = query, key, value, output, log_sum, mask, causal, scale, shares, epsilon
-            found = attention_up((own[0], own[1], own[2]), *given, first)
-            return torch.nn.functional.pad(found, (0, 0, first, 0))
+            own = [None if t is None else t[:, :, :, first:] for t in arriving]
+            rows = attention_up(
+                (own[0], own[1], own[2]), query, key, value, output, log_sum, mask, causal, scale, shares, epsilon,
+                first,
+            )  # fmt: skip
+            return torch.nn.functional.pad(rows, (0, 0, first, 0))
     batch, heads, queries, _ = query.shape
     given_t = next(t for t in arriving if t is not None)
     groups, times = given_t.shape[1], heads // key.shape[1]
@@ -76,18 +80,18 @@ def attention_up(
     if of_value is not None:
         of_value = _each_head(of_value, times, 2).permute(0, 2, 3, 1, 4).contiguous()  # (B, H, T, G, E)
     each = batch * heads * groups * keys.shape[2] * query.element_size()
-    rows = max(1, TILE_BYTES // max(1, each))
+    size = max(1, TILE_BYTES // max(1, each))
     result = query.new_empty(batch, heads, queries - first, groups, value.shape[-1])
     # With a column of ones behind the values the sums over keys come out of the same product.
     with_ones = torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)
-    for start in range(first, queries, rows):
-        end = min(queries, start + rows)
+    for start in range(first, queries, size):
+        end = min(queries, start + size)
         # Query i sees the keys up to i alone.
         seen = min(end, keys.shape[2]) if causal else keys.shape[2]
         k, q = keys[:, :, :seen], query[:, :, start:end]
         u = scale * q @ k.mT
         p = _weights(u, _part(mask, start, end, seen), log_sum[:, :, start:end], start if causal else None)
-        found = None
+        found: Tensor | None = None
         if of_value is not None:  # (S, T) (T, G E)
             t_v = of_value[:, :, : seen - first].flatten(3)
             found = ((shares[2] * p[..., first:]) @ t_v).unflatten(3, (groups, -1))

@@ -61,7 +61,7 @@ def _rows(register: Compact, values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _starts(t: Boxed) -> list[list[int]]:
-    return t.box.starts[t.first : t.first + t.rows.shape[1]].tolist()  # type: ignore[no-any-return]
+    return t.box.starts[t.first : t.first + t.rows.shape[1]].tolist()
 
 
 def _inside(sizes: Sequence[int], start: Sequence[int], lengths: Sequence[int]) -> Tensor:

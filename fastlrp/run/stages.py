@@ -187,8 +187,9 @@ def _joined(pending: list[Block]) -> Block:
     found: dict[int, Cotangent] = {}
     for register in list(pending[0][2]):
         parts = [cotangents.pop(register) for *_, cotangents in pending]
-        if isinstance(parts[0], Boxed):
-            found[register] = Boxed(_cat([part.rows for part in parts]), parts[0].box, first)  # type: ignore[union-attr]
+        boxed = [part for part in parts if isinstance(part, Boxed)]
+        if boxed:
+            found[register] = Boxed(_cat([part.rows for part in boxed]), boxed[0].box, first)
         else:
             found[register] = _cat([on_whole_map(part) for part in parts])
     pending.clear()

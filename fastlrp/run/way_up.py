@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.groups import Resolved
+from fastlrp.looking import LOOKS
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.plan import Plan
@@ -72,7 +73,7 @@ def prepared(
 
     made = sum(t.nbytes for t, had in zip(full, state, strict=True) if had is None and isinstance(t, Tensor))
     boxes, alive = ways_of(plan, path, full, resolved, batch)
-    tails = Tails() if plan.device.type == "cpu" else None
+    tails = Tails() if plan.device.type == "cpu" and LOOKS.get() else None
     return Ascent(plan, path, full, of_registers, boxes, made, tails, alive)
 
 
@@ -83,7 +84,8 @@ def ways_of(
     boxes = boxes_of(plan, path, resolved)
     count = min(resolved.count, plan.sparse_block)
     work = sum(step.work for step in path.steps if isinstance(step.form, Affine))
-    if plan.device.type != "cpu" or not plan.chooser.may_be_sparse(count, work * resolved.count * batch):
+    looks = plan.device.type == "cpu" and LOOKS.get()
+    if not looks or not plan.chooser.may_be_sparse(count, work * resolved.count * batch):
         return boxes, {}
     rates = rates_of(plan.device)
 
@@ -116,7 +118,7 @@ def start(ascent: Ascent, resolved: Resolved, first: int, length: int) -> dict[i
             t = t * ascent.state[slot].unsqueeze(1)
         t = t.expand(ascent.state[value.index].shape[0], *t.shape[1:])
         before = found.get(flow.register)
-        assert not isinstance(before, Boxed)
+        assert before is None or isinstance(before, Tensor)
         found[flow.register] = t if before is None else before + t
     return found
 
