@@ -2,6 +2,7 @@
 
     python -m benchmarks.compare --models vgg16,resnet50 --composites epsilon_plus,epsilon_gamma_box --targets 32
     python -m benchmarks.compare --scenario targets,small,toolbox --density 0.25
+    python -m benchmarks.compare --targets 1 --backends auto,auto/bf16 --switched
 
 Seconds per target include each provider's one forward pass. Outputs are compared before anything is timed; a provider
 whose output disagrees is reported as such and not timed. Appends a row per measurement to ``benchmarks/results/``.
@@ -78,7 +79,17 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=224, help="side of an image")
     add("--density", type=float, help="share of neurons to leave alive after each ReLU, e.g. 0.25")
     add("--counts", type=numbers, help="targets, for stream, basis and transformers")
-    add("--backends", type=listed, default=("auto", "torch"), help="fastlrp's, each with a path if wished: auto/dense")
+    add(
+        "--backends",
+        type=listed,
+        default=("auto", "torch"),
+        help="fastlrp's, each with a path if wished, auto/dense, or with products of bfloat16, auto/bf16",
+    )
+    add(
+        "--switched",
+        action="store_true",
+        help="everybody beside fastlrp a second time, under PyTorch's switches for products of bfloat16",
+    )
     add("--others", type=listed, default=OTHERS, help=f"who is measured beside fastlrp, of {', '.join(PEERS)}")
     add("--peer-targets", type=int, default=4, help="targets per image that Zennit and Captum are measured with")
     add("--repeats", type=int, help="by default the scenario's own")

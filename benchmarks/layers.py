@@ -1,10 +1,11 @@
 """Where the time goes: milliseconds, rate and page faults per target of every backward step of one model.
 
-    python -m benchmarks.layers --model vgg16 --composite epsilon_plus --targets 32
+    python -m benchmarks.layers --model vgg16 --composite epsilon_plus --targets 32 --precision bf16
 
-Rates are dense-equivalent: the operations of a dense product, whether or not the step makes them all. A step that
-leaves out dead neurons can be above the machine's peak, which is that of a large float32 matrix product in the same
-process. "above" and "below" are the shares of a layer's outputs and inputs that carry relevance.
+A layer's dense rate counts the operations of a dense product, whether or not the step makes them all; "made" counts
+those that it makes, for neurons that carry relevance ("above" and "below" are their shares of a layer's outputs and
+inputs). "of peak" is the made rate over that of a large matrix product in the same process, of float32 or of bfloat16 as
+the layer's products read. With ``--processor-time`` seconds are the process's own: for one thread on a busy machine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,13 +34,15 @@ from fastlrp.run import runner
 class Timed:
     """Stands in for a step's function and adds up what its calls cost; otherwise it is that function."""
 
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+
     def __init__(self, run: Any) -> None:
         self.run, self.seconds, self.faults = run, 0.0, 0
 
     def __call__(self, *operands: Any, **options: Any) -> torch.Tensor:
-        faults, begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        faults, begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, self.clock()
         result: torch.Tensor = self.run(*operands, **options)
-        self.seconds += time.perf_counter() - begin
+        self.seconds += self.clock() - begin
         self.faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         return result
 
@@ -53,27 +56,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the image")
     parser.add_argument("--density", type=float, help="share of neurons to leave alive after each ReLU")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bf16"))
+    parser.add_argument("--paths", default="auto", choices=("auto", "dense", "sparse"))
+    parser.add_argument("--processor-time", action="store_true", help="seconds of the process, not of the clock")
     options = parser.parse_args(arguments)
+    clock = time.process_time if options.processor_time else time.perf_counter
     model, x = build(options.model, size=options.size)
     if options.density is not None:
         density.shift(model, x, options.density)
     share = density.measure(model, x)
-    peak = peak_flops()
+    peaks = {"": peak_flops(clock=clock), "bf16": peak_flops(dtype=torch.bfloat16, clock=clock)}
     targets = list(range(options.targets))
-    explainer = fastlrp.Explainer(model, composite(options.composite), backend=options.backend)
-    explainer(x, targets[:4])
-    begin = time.perf_counter()
+    explainer = fastlrp.Explainer(
+        model, composite(options.composite), backend=options.backend, precision=options.precision, paths=options.paths
+    )
+    explainer(x, targets)  # Weights are packed in the first call, and memory is met.
+    begin = clock()
     record = explainer.forward(x)
-    forward = time.perf_counter() - begin
-    with _timed_steps() as steps:
-        begin = time.perf_counter()
+    forward = clock() - begin
+    with mock.patch.object(Timed, "clock", staticmethod(clock)), _timed_steps() as steps:
+        begin = clock()
         record.relevance(targets)
-        total = time.perf_counter() - begin
+        total = clock() - begin
     print(f"{options.model}, {options.composite}, {options.size}x{options.size}, K = {len(targets)}, {machine()}")
-    print(f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peak / 1e9:.0f} GFLOP/s")
-    header = ("step", "layer", "path", "above", "below", "ms/target", "dense-equivalent GFLOP/s", "of peak",
+    print(
+        f"{share.alive:.2f} of the neurons alive ({share.reached:.2f} reached); peak {peaks[''] / 1e9:.0f} GFLOP/s, "
+        f"of bfloat16 {peaks['bf16'] / 1e9:.0f}"
+    )
+    header = ("step", "layer", "path", "above", "below", "ms/target", "dense GFLOP/s", "made", "of peak",
               "faults/target")  # fmt: skip
-    print(align(header, _rows(record, steps, len(targets), peak), numbers=range(3, 9)))
+    print(align(header, _rows(record, steps, len(targets), peaks), numbers=range(3, 10)))
     inside = sum(step.run.seconds for step in steps)
     work = sum(step.work for step in steps)
     print(
@@ -105,7 +117,7 @@ def _timed_steps() -> Iterator[list[Any]]:
         yield steps
 
 
-def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[str, ...]]:
+def _rows(record: Any, steps: list[Any], count: int, peaks: dict[str, float]) -> list[tuple[str, ...]]:
     paths = {id(path.form): path for path in record.paths.values()}
     rows: list[tuple[str, ...]] = []
     for position, step in enumerate(steps):
@@ -114,7 +126,13 @@ def _rows(record: Any, steps: list[Any], count: int, peak: float) -> list[tuple[
         path = None if changes_form else paths.get(id(step.form))
         densities = ("", "") if path is None else (f"{path.above:.2f}", f"{path.below:.2f}")
         kind = "compact" if changes_form else "sparse" if step.least > 1 else "dense"
-        numbers = (f"{each * 1e3:.2f}", f"{rate / 1e9:.0f}", f"{rate / peak:.2f}", f"{step.run.faults / count:.0f}")
+        made, narrow = rate, ""
+        if path is not None:
+            kind, narrow = str(path).rsplit(" ", 3)[0], "bf16" if "bf16" in str(path) else ""
+            made *= path.above * path.below if path.sparse else 1
+        share = f"{made / peaks[narrow]:.2f}" if step.work else ""
+        numbers = (f"{each * 1e3:.2f}", f"{rate / 1e9:.0f}", f"{made / 1e9:.0f}", share,
+                   f"{step.run.faults / count:.0f}")  # fmt: skip
         rows.append((str(position), step.name, kind, *densities, *numbers))
     return rows
 

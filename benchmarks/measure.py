@@ -73,7 +73,8 @@ class Gate:
     others: float = AGREES
 
     def limit(self, provider: Provider) -> float:
-        return self.ours if provider.library == "fastlrp" else self.others
+        found = self.ours if provider.library == "fastlrp" else self.others
+        return found if provider.rounds is None else max(found, provider.rounds)
 
 
 def disagreement(ours: Tensor, theirs: Tensor) -> float:

@@ -47,6 +47,7 @@ class Options:
         device: what everybody computes on.
         gpu: the ways of a GPU: backends that can, Zennit's best batch, wide gradients, outputs compared in float32.
         precision: of :data:`benchmarks.precision.PRECISIONS`; the caller sets PyTorch's switches to it.
+        switched: others a second time, under PyTorch's switches for products of bfloat16.
     """
 
     models: tuple[str, ...] | None = None
@@ -63,6 +64,7 @@ class Options:
     device: str = "cpu"
     gpu: bool = False
     precision: str = "float32"
+    switched: bool = False
 
 
 @dataclass
@@ -190,6 +192,7 @@ def _rounds(
             make = partial(providers.ours, loaded.model, loaded.x, rule)
             own, missing = providers.each(options.backends, options.gpu, make)
             others, left_out = _beside(options, loaded, rule, classes)
+            others += [providers.switched(part) for part in others] if options.switched else []
             case = _case(scenario, loaded, rule, classes, options)
             parts = [*own, *extra(loaded, rule, classes), *others]
             yield _round(case, parts, loaded, options, repeats, [*missing, *left_out])

@@ -1,5 +1,6 @@
 // The file that knows pybind11, with edge/tensor.cpp. What checks tensors, allocates and calls the kernels is in
 // edge/<stem>.cpp and, for CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
+// What both devices have is declared once, in edge/<stem>.h.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "common/bf16_unit.h"
 #include "common/isa.h"
 #include "common/memory.h"
 #include "common/parallel.h"
@@ -19,21 +21,8 @@
 #if defined(FASTLRP_WITH_CUDA) || defined(FASTLRP_EMULATE)
 #define FASTLRP_BIND_CUDA 1
 #include "edge/cuda/device.h"
-#if __has_include("edge/cuda/elementwise.h")
 #include "edge/cuda/elementwise.h"
-#endif
-#if __has_include("edge/cuda/input_rules.h")
 #include "edge/cuda/input_rules.h"
-#endif
-#if __has_include("edge/cuda/pool.h")
-#include "edge/cuda/pool.h"
-#endif
-#if __has_include("edge/cuda/sparse_conv.h")
-#include "edge/cuda/sparse_conv.h"
-#endif
-#if __has_include("edge/cuda/sparse_pattern.h")
-#include "edge/cuda/sparse_pattern.h"
-#endif
 #endif
 #ifdef FASTLRP_EMULATE
 #include "emulator.h"
@@ -73,6 +62,7 @@ std::map<std::string, std::string> build_info() {
 #endif
           {"instruction sets", isas},
           {"instruction set in use", isa_name(isa())},
+          {"bfloat16 by", bf16_unit_name(bf16_unit())},
           {"cuda", FASTLRP_CUDA}};
 }
 
@@ -133,6 +123,10 @@ template <>
 struct type_caster<fastlrp::edge::MaskTensors> : struct_caster<fastlrp::edge::MaskTensors> {};
 template <>
 struct type_caster<fastlrp::edge::CoefficientTensors> : struct_caster<fastlrp::edge::CoefficientTensors> {};
+template <>
+struct type_caster<fastlrp::edge::AttentionTensors> : struct_caster<fastlrp::edge::AttentionTensors> {};
+template <>
+struct type_caster<fastlrp::edge::RecurrenceTensors> : struct_caster<fastlrp::edge::RecurrenceTensors> {};
 #ifdef FASTLRP_BIND_CUDA
 template <>
 struct type_caster<fastlrp::edge::cuda::PooledTensors> : struct_caster<fastlrp::edge::cuda::PooledTensors> {};
@@ -173,17 +167,16 @@ void translate_errors() {
   });
 }
 
-void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype(&edge::pool_ties_relevance) ties,
-               decltype(&edge::pool_avg_relevance) avg, decltype(&edge::pool_adaptive_avg_relevance) adaptive_avg) {
-  m.def("pool_max_relevance", max, py::arg("relevance"), py::arg("index"), py::arg("scale").none(true),
+void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
+  m.def("pool_max_relevance", pool.max_relevance, py::arg("relevance"), py::arg("index"), py::arg("scale").none(true),
         py::arg("input_size"), release_gil());
-  m.def("pool_ties_relevance", ties, py::arg("relevance"), py::arg("input"), py::arg("output"),
+  m.def("pool_ties_relevance", pool.ties_relevance, py::arg("relevance"), py::arg("input"), py::arg("output"),
         py::arg("scale").none(true), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
         release_gil());
-  m.def("pool_avg_relevance", avg, py::arg("relevance"), py::arg("scale").none(true), py::arg("input_size"),
-        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("ceil_mode"),
+  m.def("pool_avg_relevance", pool.avg_relevance, py::arg("relevance"), py::arg("scale").none(true),
+        py::arg("input_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("ceil_mode"),
         py::arg("count_include_pad"), py::arg("divisor_override").none(true), release_gil());
-  m.def("pool_adaptive_avg_relevance", adaptive_avg, py::arg("relevance"), py::arg("scale").none(true),
+  m.def("pool_adaptive_avg_relevance", pool.adaptive_avg_relevance, py::arg("relevance"), py::arg("scale").none(true),
         py::arg("input_size"), release_gil());
 }
 
@@ -206,7 +199,7 @@ void bind_pool(py::module_& m, decltype(&edge::pool_max_relevance) max, decltype
         release_gil());
 }
 
-void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) coefficients) {
+void bind_elementwise(py::module_& m, edge::ElementwiseCoefficients& coefficients) {
   m.def("elementwise_coefficients", coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
         py::arg("epsilon"), release_gil());
@@ -216,47 +209,44 @@ void bind_elementwise(py::module_& m, decltype(&edge::elementwise_coefficients) 
   m.def("elementwise_scaled", scaled, py::arg("relevance"), py::arg("coefficient"), release_gil());
 }
 
-void bind_sparse_pattern(py::module_& m, decltype(&edge::sparse_pattern) pattern,
-                         decltype(&edge::sparse_from_dense) from_dense, decltype(&edge::sparse_to_dense) to_dense,
-                         decltype(&edge::sparse_sum) sum, decltype(&edge::sparse_winners) winners,
-                         decltype(&edge::sparse_windows) windows, decltype(&edge::sparse_gather_sum) gather_sum) {
-  m.def("sparse_pattern", pattern, py::arg("masks"), release_gil());
-  m.def("sparse_from_dense", from_dense, py::arg("relevance"), py::arg("pattern"), release_gil());
-  m.def("sparse_to_dense", to_dense, py::arg("source"), py::arg("batch"), py::arg("targets"), py::arg("size"),
+void bind_sparse_pattern(py::module_& m, const edge::SparsePatternFunctions& sparse) {
+  m.def("sparse_pattern", sparse.pattern, py::arg("masks"), release_gil());
+  m.def("sparse_from_dense", sparse.from_dense, py::arg("relevance"), py::arg("pattern"), release_gil());
+  m.def("sparse_to_dense", sparse.to_dense, py::arg("source"), py::arg("batch"), py::arg("targets"), py::arg("size"),
         release_gil());
-  m.def("sparse_sum", sum, py::arg("sources"), py::arg("pattern"), py::arg("batch"), py::arg("targets"), release_gil());
-  m.def("sparse_winners", winners, py::arg("index"), py::arg("pooled"), py::arg("input_size"), py::arg("kernel_size"),
-        py::arg("stride"), py::arg("padding"), py::arg("dilation"), release_gil());
-  m.def("sparse_windows", windows, py::arg("wanted"), py::arg("pooled"), py::arg("batch"), py::arg("input_size"),
+  m.def("sparse_sum", sparse.sum, py::arg("sources"), py::arg("pattern"), py::arg("batch"), py::arg("targets"),
+        release_gil());
+  m.def("sparse_winners", sparse.winners, py::arg("index"), py::arg("pooled"), py::arg("input_size"),
+        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), release_gil());
+  m.def("sparse_windows", sparse.windows, py::arg("wanted"), py::arg("pooled"), py::arg("batch"), py::arg("input_size"),
         py::arg("output_size"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), release_gil());
-  m.def("sparse_gather_sum", gather_sum, py::arg("source"), py::arg("starts"), py::arg("rows"), py::arg("targets"),
-        release_gil());
+  m.def("sparse_gather_sum", sparse.gather_sum, py::arg("source"), py::arg("starts"), py::arg("rows"),
+        py::arg("targets"), release_gil());
 }
 
-void bind_sparse_conv(py::module_& m, decltype(&edge::sparse_pack) pack,
-                      decltype(&edge::sparse_conv_relevance) conv_relevance) {
-  m.def("sparse_pack", pack, py::arg("weight"), release_gil());
+void bind_sparse_conv(py::module_& m, const edge::SparseConvFunctions& conv) {
+  m.def("sparse_pack", conv.pack, py::arg("weight"), release_gil());
   m.def(
       "sparse_conv_relevance",
-      [conv_relevance](
+      [relevance = conv.relevance](
           edge::RowTensors arriving, int64_t batch, int64_t targets, std::vector<edge::Tensor> coefficients,
           std::vector<edge::Tensor> weights, edge::Sizes channels_per_group, edge::PatternTensors leaving,
           edge::Sizes input_size, edge::Sizes output_size, edge::Sizes kernel_size, edge::Sizes stride,
           edge::Sizes padding, edge::Sizes dilation, bool transposed, std::optional<int64_t> channels,
           std::vector<edge::Tensor> factors, std::vector<edge::SummandTensors> initial, edge::OptionalTensor other) {
-        return conv_relevance({std::move(arriving),
-                               batch,
-                               targets,
-                               std::move(coefficients),
-                               std::move(weights),
-                               std::move(channels_per_group),
-                               std::move(leaving),
-                               {std::move(input_size), std::move(output_size), std::move(kernel_size),
-                                std::move(stride), std::move(padding), std::move(dilation), transposed},
-                               channels,
-                               std::move(factors),
-                               std::move(initial),
-                               std::move(other)});
+        return relevance({std::move(arriving),
+                          batch,
+                          targets,
+                          std::move(coefficients),
+                          std::move(weights),
+                          std::move(channels_per_group),
+                          std::move(leaving),
+                          {std::move(input_size), std::move(output_size), std::move(kernel_size), std::move(stride),
+                           std::move(padding), std::move(dilation), transposed},
+                          channels,
+                          std::move(factors),
+                          std::move(initial),
+                          std::move(other)});
       },
       py::arg("arriving"), py::arg("batch"), py::arg("targets"), py::arg("coefficients"), py::arg("weights"),
       py::arg("channels_per_group"), py::arg("leaving"), py::arg("input_size"), py::arg("output_size"),
@@ -268,32 +258,20 @@ void bind_sparse_conv(py::module_& m, decltype(&edge::sparse_pack) pack,
 #ifdef FASTLRP_BIND_CUDA
 void bind_cuda(py::module_ m) {
   namespace cuda = fastlrp::edge::cuda;
-#if __has_include("edge/cuda/pool.h")
-  bind_pool(m, &cuda::pool_max_relevance, &cuda::pool_ties_relevance, &cuda::pool_avg_relevance,
-            &cuda::pool_adaptive_avg_relevance);
-#endif
-#if __has_include("edge/cuda/elementwise.h")
-  bind_elementwise(m, &cuda::elementwise_coefficients);
+  bind_pool(m, cuda::kPool);
+  bind_elementwise(m, cuda::elementwise_coefficients);
   m.def("elementwise_pooled_coefficients", &cuda::elementwise_pooled_coefficients, py::arg("z"),
         py::arg("positive").none(true), py::arg("negative").none(true), py::arg("rule"), py::arg("alpha"),
         py::arg("epsilon"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
         py::arg("ceil_mode"), release_gil());
-#endif
-#if __has_include("edge/cuda/input_rules.h")
   m.def("input_relevance", &cuda::input_relevance, py::arg("relevance"), py::arg("weights"), py::arg("coefficients"),
         py::arg("multipliers"), py::arg("input_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
         py::arg("groups"), py::arg("reduce"), release_gil());
   m.def("input_flat_relevance", &cuda::input_flat_relevance, py::arg("relevance"), py::arg("u"), py::arg("channels"),
         py::arg("kernel_size"), py::arg("input_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
         py::arg("reduce"), release_gil());
-#endif
-#if __has_include("edge/cuda/sparse_pattern.h")
-  bind_sparse_pattern(m, &cuda::sparse_pattern, &cuda::sparse_from_dense, &cuda::sparse_to_dense, &cuda::sparse_sum,
-                      &cuda::sparse_winners, &cuda::sparse_windows, &cuda::sparse_gather_sum);
-#endif
-#if __has_include("edge/cuda/sparse_conv.h")
-  bind_sparse_conv(m, &cuda::sparse_pack, &cuda::sparse_conv_relevance);
-#endif
+  bind_sparse_pattern(m, cuda::kSparsePattern);
+  bind_sparse_conv(m, cuda::kSparseConv);
   m.attr("merges_products") = true;  // of sparse_conv_relevance
   m.def("reads_on_host", &cuda::reads_on_host);
 }
@@ -311,21 +289,23 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
 #else
 PYBIND11_MODULE(FASTLRP_NAME, m) {
   translate_errors();
-  bind_pool(m, &edge::pool_max_relevance, &edge::pool_ties_relevance, &edge::pool_avg_relevance,
-            &edge::pool_adaptive_avg_relevance);
-  bind_elementwise(m, &edge::elementwise_coefficients);
+  bind_pool(m, edge::kPool);
+  bind_elementwise(m, edge::elementwise_coefficients);
   bind_scaled(m, &edge::elementwise_scaled);
   bind_attention(m, &edge::attention_relevance, &edge::attention_value_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);
-  bind_sparse_pattern(m, &edge::sparse_pattern, &edge::sparse_from_dense, &edge::sparse_to_dense, &edge::sparse_sum,
-                      &edge::sparse_winners, &edge::sparse_windows, &edge::sparse_gather_sum);
-  bind_sparse_conv(m, &edge::sparse_pack, &edge::sparse_conv_relevance);
+  bind_sparse_pattern(m, edge::kSparsePattern);
+  bind_sparse_conv(m, edge::kSparseConv);
+  m.def("sparse_pack_pairs", &edge::sparse_pack_pairs, py::arg("weight"), release_gil());
   m.def("sparse_release", [] { fastlrp::BufferPool::shared().trim(); });
   m.def("sparse_kept_bytes", [] { return fastlrp::BufferPool::shared().free_bytes(); });
   m.def("build_info", &fastlrp::build_info);
   m.def("available_isas", &fastlrp::available_isas);
   m.def("isa", [] { return fastlrp::isa_name(fastlrp::isa()); });
   m.def("set_isa", &fastlrp::set_isa, py::arg("name"));
+  m.def("available_bf16_units", &fastlrp::available_bf16_units);
+  m.def("bf16_unit", [] { return fastlrp::bf16_unit_name(fastlrp::bf16_unit()); });
+  m.def("set_bf16_unit", &fastlrp::set_bf16_unit, py::arg("name"));
 #ifdef FASTLRP_BIND_CUDA
   bind_cuda(m.def_submodule("cuda"));
 #endif

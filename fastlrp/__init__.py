@@ -14,7 +14,7 @@ from fastlrp.graph_explainer import GraphExplainer
 from fastlrp.graph_parts import Edges, all_walks, edge_relevance, walk_relevance
 from fastlrp.layerwise import lrp
 from fastlrp.parts import generated, similarity, tokens_by_layers
-from fastlrp.plan.plan import register_rule
+from fastlrp.plan.assign import register_rule
 from fastlrp.run.record import ForwardRecord
 from fastlrp.spellings import each, next_tokens
 from fastlrp.stabilizer import Stabilizer

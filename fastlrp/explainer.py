@@ -24,13 +24,15 @@ from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
 from fastlrp.run.direction import Direction
 from fastlrp.run.eager import eager
+from fastlrp.run.forward_pass import LrpAware
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
-from fastlrp.run.record import ForwardRecord, LrpAware
+from fastlrp.run.record import ForwardRecord
 from fastlrp.run.replay import Replay
 from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.targets import Initial
-from fastlrp.verify.compare import Verification, verify
+from fastlrp.verify.compare import verify
+from fastlrp.verify.verification import Verification
 
 
 class Explainer:
@@ -47,8 +49,8 @@ class Explainer:
             the model returns that gives one tensor, ``lambda out: out.logits[:, -1]``. It is captured with the model:
             what it closes over is read then, and a change of that is not noticed (:meth:`refresh`).
         paths: how layers with a weight are computed by compiled kernels: ``"auto"``, ``"dense"``, ``"sparse"`` (alive
-            neurons only), or a dict from module path (``*`` and ``?`` match) to one of them. ``print(explainer.plan)``
-            shows what was taken.
+            neurons only), or a dict from module path (``*`` and ``?`` match) to one of them, each of which has to match
+            a convolution or linear layer. ``print(explainer.plan)`` shows what was taken.
         unsupported: ``"error"`` for an operation without a rule; or ``"gradient"``: it takes its input times its own
             gradient (:class:`fastlrp.rules.InputGradient`). The plan's table and a verification name every such
             operation.
@@ -69,7 +71,8 @@ class Explainer:
 
     Raises:
         TypeError: for a model that is none. ValueError: for an unknown composite, backend, budget or precision, and
-            from the first call on for a model that ``"bf16"`` is not for (float16, float64, on a GPU). Capture raises
+            from the first call on for ``paths`` that match no layer, or a model that ``"bf16"`` is not for (float16,
+            float64, on a GPU). Capture raises
             :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,15 +11,12 @@ from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import Captured
 from fastlrp.capture.one_sample import capture_one
 from fastlrp.capture.watch import Watch
-from fastlrp.class_names import Names
 from fastlrp.composites import Composite
-from fastlrp.composites.composite import Unsupported
 from fastlrp.explainer import Explainer
 from fastlrp.run.accept import accepted
 from fastlrp.run.graph_inputs import GraphInputs, graph_inputs
 from fastlrp.run.inputs import Inputs
 from fastlrp.run.plans import Plans
-from fastlrp.run.sparse.choose import PathName
 
 
 class GraphExplainer(Explainer):
@@ -36,8 +33,8 @@ class GraphExplainer(Explainer):
         ids: names of integer inputs that choose rows of an embedding, and whose relevance is wanted:
             ``ids="x"`` where nodes are kinds of atoms.
         fixed: names of float inputs that say how the graph is built: a dense adjacency matrix, edge weights.
-        model, composite, and all others: see :class:`Explainer`.
-        example_inputs, backend, max_memory, output, paths, profile, unsupported, labels: see :class:`Explainer`.
+        model, composite: see :class:`Explainer`.
+        options: all other arguments of :class:`Explainer`, ``example_inputs`` and ``precision`` among them.
 
     Raises:
         TypeError: where no input can have relevance. ValueError: for a name in ``ids`` that is no integer input. Else
@@ -51,28 +48,24 @@ class GraphExplainer(Explainer):
         *,
         ids: str | Sequence[str] = (),
         fixed: str | Sequence[str] = (),
-        example_inputs: Any = None,
-        backend: str = "auto",
-        max_memory: int | str | None = None,
-        output: Output = None,
-        paths: PathName | Mapping[str, PathName] = "auto",
-        profile: str | None = None,
-        unsupported: Unsupported | None = None,
-        labels: Names | None = None,
+        **options: Any,
     ) -> None:
         self.ids = (ids,) if isinstance(ids, str) else tuple(ids)
         self.fixed = (fixed,) if isinstance(fixed, str) else tuple(fixed)
-        super().__init__(
-            model, composite, example_inputs=example_inputs, backend=backend, max_memory=max_memory, output=output,
-            paths=paths, profile=profile, unsupported=unsupported, labels=labels,
-        )  # fmt: skip
+        super().__init__(model, composite, **options)
 
     def _plans_of(self, *args: Any, **kwargs: Any) -> Plans:
         return GraphPlans(*args, trace=_trace, ids=self.ids, fixed=self.fixed, **kwargs)
 
 
 class GraphPlans(Plans):
-    """Plans for one sample each, by its sizes and what is fixed of it."""
+    """Plans for one sample each, by its sizes and what is fixed of it.
+
+    A plan of a graph holds its edges and the model's own weights, and costs as much as 30 to 100 explanations: a data
+    set of graphs that are explained again and again is remembered as a whole, up to a size.
+    """
+
+    kept = 256
 
     def __init__(self, *args: Any, ids: Sequence[str] = (), fixed: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -50,6 +50,10 @@ class AtPositions:
         assert dim == 1, "only the target axis can be cut"
         return replace(self, rows=self.rows.narrow(1, start, length))
 
+    def taken(self, order: list[int]) -> AtPositions:
+        """The targets in another order."""
+        return replace(self, rows=self.rows[:, order])
+
     def to(self, dtype: torch.dtype) -> AtPositions:
         """With rows of that dtype."""
         return replace(self, rows=self.rows.to(dtype))
@@ -103,6 +107,10 @@ class OneHot:
         """A block of targets."""
         assert dim == 1, "only the target axis can be cut"
         return replace(self, index=self.index.narrow(1, start, length), value=self.value.narrow(1, start, length))
+
+    def taken(self, order: list[int]) -> OneHot:
+        """The targets in another order."""
+        return replace(self, index=self.index[:, order], value=self.value[:, order])
 
     def to(self, dtype: torch.dtype) -> OneHot:
         """With values of that dtype."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.memory import Collector
+from tests.thinning import thin
 
 KERNELS = ("tests/cuda/*.py", "tests/kernels/test_triton_*.py", "tests/kernels/test_compile.py")
 """Tests that emulate, interpret or compile kernels for GPUs."""
@@ -32,6 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(item.path.match(pattern) for pattern in KERNELS):
             item.add_marker("kernels")
+    thin(items)
     if not config.getoption("full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -35,6 +36,18 @@ def poisoned() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def seeded_apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that makes what tests share: the same each time, and the test's own numbers are not moved on."""
+
+    @wraps(function)
+    def apart(*arguments: Any, **options: Any) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return function(*arguments, **options)
+
+    return apart
 
 
 @pytest.fixture

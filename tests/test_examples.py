@@ -30,9 +30,9 @@ def example(name: str) -> ModuleType:
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
     """Rules registered, threads and random numbers as they were."""
-    from fastlrp.plan import plan
+    from fastlrp.plan import assign
 
-    monkeypatch.setattr(plan, "_REGISTERED", dict(plan._REGISTERED))
+    monkeypatch.setattr(assign, "_REGISTERED", dict(assign._REGISTERED))
     threads = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -26,7 +26,7 @@ ORDER = """
     explainer
     run.replay verify.compare tune.command
     run.plans run.record
-    run.group_answers
+    run.group_answers run.forward_pass
     run.answers run.recording
     run.contributions run.grouped
     run.kept_shares
@@ -40,9 +40,11 @@ ORDER = """
     run.boxed_ups run.tails run.sparse.upward run.ends
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
-    verify.walk verify.relative run.runner
+    verify.walk verify.relative verify.verification run.runner
     run.asked_rows
     plan.plan
+    plan.lower
+    plan.assign
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent
@@ -54,6 +56,7 @@ ORDER = """
     capture.lift_moves
     capture.lifter
     capture.translate capture.standing
+    capture.emit
     capture.metadata
     capture.batch_axis
     capture.memory
@@ -61,7 +64,7 @@ ORDER = """
     kinds
     run.given_ids run.hints
     run.graph_inputs
-    run.accept run.inputs run.sink plan.table
+    run.accept run.inputs run.sink run.threads plan.table
     run.finite
     plan.transpose
     rules
@@ -69,15 +72,17 @@ ORDER = """
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
+    plan.forward_builder plan.path plan.packed
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.arguments plan.forms plan.narrow plan.reduced plan.step_names plan.absent plan.bind plan.total
-    capture.packed
+    capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
+    capture.packed plan.total capture.eager_attention plan.neck capture.input_hints
     capture.recurrent
-    capture.graph capture.chosen capture.watch run.lent run.sparse.rates run.sparse.compact
+    capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
-    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.attention
+    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
+    tune.attention capture.shape_memory
     spellings groups outputs
     markup pickling progress run.reach precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
@@ -178,6 +183,17 @@ def test_imports_point_down():
     assert not wrong, "\n".join(wrong)
     gone = [name for name in LEVEL if name not in ("fastlrp", "_C") and f"fastlrp.{name}" not in MODULES]
     assert not gone, f"ORDER names files that are gone: {', '.join(gone)}"
+
+
+def test_no_private_name_is_imported():
+    """What begins with an underscore is its own file's: a file of that name belongs to its folder."""
+    wrong = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fastlrp"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
+                wrong += [f"{module}: {name}" for name in names if name not in MODULES and name != "fastlrp._C"]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow

@@ -25,9 +25,9 @@ from benchmarks.gpu.part import Part, Row, begin, listed, parser
 from benchmarks.gpu.timing import Timer, in_turns
 from benchmarks.precision import PRECISIONS
 from fastlrp.backends import dispatch
+from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern
 
 FLOOR_OF_ERRORS = 1e-5
 

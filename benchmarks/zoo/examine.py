@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import fastlrp
 from benchmarks.zoo.case import Case, Maker
-from fastlrp.verify.compare import Verification, verify
+from fastlrp.capture.graph import Graph
+from fastlrp.verify.compare import verify
+from fastlrp.verify.verification import Verification
 
 TARGETS = (0, 1)
 _ATTENTION = {"attention", "attention_weights", "segment_softmax"}
@@ -36,7 +38,7 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
         tell({"captured": isinstance(error, fastlrp.UnsupportedOperationError), "refused": str(error)})
         return
     kinds = [node.kind for node in explainer.plan.graph.nodes]
-    composite = "attnlrp" if _ATTENTION & set(kinds) else "epsilon_plus"
+    composite = _composite(explainer.plan.graph)
     tell({"captured": True, "capture_seconds": time.process_time() - started, "nodes": len(kinds)})
     tell({"step": "gradient", "composite": composite})
     with explainer.forward(case.inputs) as record:
@@ -68,6 +70,13 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
             tell({"report": _worst(report)})
 
 
+def _composite(graph: Graph) -> str:
+    """The preset for such a model: with a selection of a state-space layer, with attention, or with neither."""
+    if any("selection" in node.attributes for node in graph.nodes):
+        return "mamba_lrp"
+    return "attnlrp" if _ATTENTION & {node.kind for node in graph.nodes} else "epsilon_plus"
+
+
 def _worst(report: Verification) -> str:
     """The layers that are not as the textbook says, and the samples alone."""
     rows = sorted(report.rows, key=lambda row: -(row.error or 0.0))
@@ -97,7 +106,7 @@ def _gradient_error(case: Case, found: Any, classes: list[int]) -> float:
     given = {**inputs, **floats}
     # Relevance passes a detach, as the gradient preset does: so does what it is compared with.
     with _rows(case) as rows, mock.patch.object(Tensor, "detach", lambda tensor: tensor):
-        output = case.run(given if named else given[""])
+        output = _run(case, given if named else given[""])
     worst = 0.0
     for position, target in enumerate(classes):
         score = output.sum() if output.dim() < 2 else output[:, target].sum()
@@ -113,6 +122,17 @@ def _gradient_error(case: Case, found: Any, classes: list[int]) -> float:
             if of_input is not None:
                 worst = max(worst, _difference(of_input[:, position], gradient))
     return worst
+
+
+def _run(case: Case, given: Any) -> Tensor:
+    """The output under autograd, which refuses what some models write in place: written without, for these."""
+    try:
+        return case.run(given)
+    except RuntimeError as error:
+        if "modified inplace" not in str(error):
+            raise
+        output: Tensor = torch.func.functionalize(case.run)(given)
+        return output
 
 
 Row = tuple[str, Tensor, bool]

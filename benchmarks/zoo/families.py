@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.zoo import state_space
 from benchmarks.zoo.case import Case, Maker, randomised
 from tests.torchvision_models import import_models
 
@@ -160,6 +161,7 @@ FAMILIES: dict[str, Row] = {
                            "projection_dim": 8}, _pair, lambda out: out.image_embeds),
     "CLIP, vision": ("CLIPVisionModel", _IMAGES, _pixels, lambda out: out.pooler_output),
     "SigLIP": ("SiglipModel", {"text_config": _COMMON, "vision_config": _IMAGES}, _pair, lambda out: out.image_embeds),
+    **{name: (kind, sizes, _text, _logits) for name, (kind, sizes) in state_space.rows().items()},
 }  # fmt: skip
 
 

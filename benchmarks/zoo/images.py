@@ -81,7 +81,8 @@ def segmenter(name: str) -> Case:
 def video(name: str) -> Case:
     if name.startswith("mvit"):
         return _mvit(name)
-    return Case(_torchvision("video", name, num_classes=10), _image(64, 16 if name == "s3d" else 8))
+    x = _image(names.SIDES.get(name, 64), 16 if name == "s3d" else 8)
+    return Case(_torchvision("video", name, num_classes=10), x)
 
 
 def _mvit(name: str) -> Case:
@@ -118,7 +119,7 @@ def detector(name: str) -> Case:
     from examples.detection import BackboneAndHead
 
     model = _torchvision("detection", name, weights_backbone=None, num_classes=5)
-    return Case(BackboneAndHead(model).eval(), _image(96), "scores")
+    return Case(BackboneAndHead(model).eval(), _image(names.SIDES.get(name, 96)), "scores")
 
 
 def cases() -> Iterable[tuple[str, str, Maker]]:

@@ -11,11 +11,12 @@ CLASSIFICATION = (
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 VIDEO = ("mc3_18", "mvit_v1_b", "mvit_v2_s", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t")
 DETECTION = (
-    "fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn", "maskrcnn_resnet50_fpn",
-    "retinanet_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large",
+    "fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
 )  # fmt: skip
 OPTICAL_FLOW = ("raft_small", "raft_large")
-SIDES = {"inception_v3": 75, "maxvit_t": 224, "squeezenet1_0": 64, "vit_b_32": 64}
+SIDES = {"inception_v3": 75, "maxvit_t": 224, "s3d": 224, "ssd300_vgg16": 300}
 
 # One model of each of timm's module files, the smallest; then members of families that are built otherwise.
 TIMM_FILES = {

@@ -169,20 +169,35 @@ class Head {
                                   mask, p_.mask_strides.row, p_.mask_key, p_.cap, p_.epsilon});
   }
 
+  // Whether nobody attends to anything in the tile. Rows are looked at as a whole, which is vector code: in a sliding
+  // window most tiles are hidden, and looking is all that they cost.
   bool hides(const char* mask, int64_t count, int64_t keys) const {
-    const int64_t rows = p_.mask_strides.row == 0 ? 1 : count;
+    const int64_t rows = p_.mask_strides.row == 0 ? 1 : count, columns = p_.mask_key == 0 ? 1 : keys;
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t t = 0; t < keys; ++t) {
-        const int64_t at = r * p_.mask_strides.row + t * p_.mask_key;
-        const bool attends = p_.kind == Mask::flags
-                                 ? reinterpret_cast<const bool*>(mask)[at]
-                                 : reinterpret_cast<const T*>(mask)[at] != -std::numeric_limits<T>::infinity();
-        if (attends) {
-          return false;
-        }
+      const bool attends = p_.kind == Mask::flags
+                               ? any(reinterpret_cast<const uint8_t*>(mask) + r * p_.mask_strides.row, columns, uint8_t(0))
+                               : any(reinterpret_cast<const T*>(mask) + r * p_.mask_strides.row, columns,
+                                     -std::numeric_limits<T>::infinity());
+      if (attends) {
+        return false;
       }
     }
     return true;
+  }
+
+  template <class Entry>
+  bool any(const Entry* row, int64_t count, Entry nothing) const {
+    int found = 0;
+    if (p_.mask_key == 1) {
+      for (int64_t t = 0; t < count; ++t) {
+        found |= static_cast<int>(row[t] != nothing);
+      }
+    } else {
+      for (int64_t t = 0; t < count; ++t) {
+        found |= static_cast<int>(row[t * p_.mask_key] != nothing);
+      }
+    }
+    return found != 0;
   }
 
   // Relevance of a target through the tile; rows of the flow that are all zero bring nothing.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common/bf16.h"
 #include "../common/sparse.h"
 
 // What shared sparsity is, and the structs that the GPU's kernels take too, are in common/sparse.h.
@@ -14,32 +15,39 @@ using fastlrp::kLanes;
 using fastlrp::Map;
 using fastlrp::Mask;
 using fastlrp::Pattern;
-using fastlrp::Product;
 using fastlrp::Rows;
 using fastlrp::Summand;
 using Window = WindowOf<int64_t>;
 
 // How a weight is cut into blocks that stay in the first-level cache. A convolution's is packed as
 // (groups, input blocks, taps, output blocks, block_out, block_in), zero where a block is not full; a linear layer's,
-// of which each number is read once, stays as it is. The steps are elements between neighbours.
+// of which each number is read once, stays as it is. Tiles of bfloat16 have (…, block_in, block_out) instead. The steps
+// are elements between neighbours.
 struct Blocks {
   int64_t groups, out_channels, in_channels;  // channels per group
   int64_t block_out, block_in;
-  int64_t in_step, tap_step, out_step, row_step;
+  int64_t in_step, tap_step, out_step, row_step, column_step = 1;
+
+  bool has_tiles() const { return column_step != 1; }
 
   int64_t out_blocks() const { return (out_channels + block_out - 1) / block_out; }
   int64_t in_blocks() const { return (in_channels + block_in - 1) / block_in; }
 };
 
 // c[q, ci] = sum over products, taps t, alive co at p(q, t) of  weight[t][co][ci] * coefficient[p, co] * arriving[p,
-// co], for the entries (q, ci) of `leaving`.
-template <class T>
+// co], for the entries (q, ci) of `leaving`. `Number`: T, or Bf16 for T = float: what products read; sums are of T.
+template <class T, class Number = T>
 struct SparseConv {
+  struct Product {
+    const Number* weight;
+    Map<T> coefficient;  // (B, Co, *S'): u or v of the output neurons
+  };
+
   Window window;
   Blocks blocks;
   int64_t batch, targets;
   Rows<T> arriving;
-  std::vector<Product<T>> products;
+  std::vector<Product> products;
   Pattern leaving;
   // Either compact, (entries of leaving, result_stride); or dense, (B, K, channels, positions) by strides, where
   // entries whose channels are equal modulo `channels` are added up, each multiplied with factors[channel / channels].
@@ -51,12 +59,13 @@ struct SparseConv {
   // With data, an output neuron whose coefficient u and `other` have opposite signs takes other_weight times their sum
   // instead of the only product's weight times u: gamma needs one product even where outputs have both signs.
   Map<T> other{nullptr, 0, 0, 0};
-  const T* other_weight = nullptr;
+  const Number* other_weight = nullptr;
   std::vector<Summand<T>> initial;  // at most one, compact results only: what the sums begin with
 };
 
-template <class T>
-void sparse_conv_relevance(const SparseConv<T>& p);
+// Not for one channel per group with Number = Bf16: there is no pair to multiply.
+template <class T, class Number>
+void sparse_conv_relevance(const SparseConv<T, Number>& p);
 
 struct Entries {
   std::vector<int64_t> offsets;

@@ -7,21 +7,34 @@
 //
 //   Tile      which positions q and blocks of ci, and the output positions p in their reach   sparse_tile.h
 //   Packed    u_j[p, o] * F[p, o] for all of these, side by side                               sparse_packed.h
+//             and as pairs of bfloat16                                                         sparse_pairs.h
 //   Products  the sums over t and o, in blocks of w_j that fit into the first-level cache      sparse_products.h
 //   Sums      where c is added up, what it begins with, and how it becomes a dense result      sparse_sums.h
 
 #include <atomic>
 
+#include "sparse_pairs.h"
 #include "sparse_products.h"
 
 namespace fastlrp::cpu {
 namespace {
 
-template <class T>
+template <class T, class Number>
 class Worker {
  public:
-  explicit Worker(const Plan<T>& plan)
-      : plan_(plan), tile_(plan), packed_(plan), sums_(plan, tile_), products_(plan, tile_, packed_, sums_) {}
+  explicit Worker(const Plan<T, Number>& plan)
+      : plan_(plan), tile_(plan), packed_(plan), sums_(plan, tile_), products_(plan, tile_, packed_, sums_) {
+    if (plan.product.begin != nullptr) {
+      plan.product.begin();
+    }
+  }
+  ~Worker() {
+    if (plan_.product.end != nullptr) {
+      plan_.product.end();
+    }
+  }
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
 
   void work_on(int64_t item) {
     tile_.take(item);
@@ -38,18 +51,18 @@ class Worker {
   }
 
  private:
-  const Plan<T>& plan_;
-  Tile<T> tile_;
-  Packed<T> packed_;
-  Sums<T> sums_;
-  Products<T> products_;
+  const Plan<T, Number>& plan_;
+  Tile<T, Number> tile_;
+  Packed<T, Number> packed_;
+  Sums<T, Number> sums_;
+  Products<T, Number> products_;
 };
 
 }  // namespace
 
-template <class T>
-void sparse_conv_relevance(const SparseConv<T>& p) {
-  const Plan<T> plan(p);
+template <class T, class Number>
+void sparse_conv_relevance(const SparseConv<T, Number>& p) {
+  const Plan<T, Number> plan(p);
   const int64_t items = plan.tiling.tiles * plan.tiling.parts;
   if (items == 0 || p.targets == 0) {
     return;
@@ -57,14 +70,15 @@ void sparse_conv_relevance(const SparseConv<T>& p) {
   std::atomic<int64_t> next{0};
   // Tiles differ in how many neurons are alive: threads take the next one. Each result has one writer and one order.
   parallel_for(thread_count(), 1, [&](int64_t, int64_t) {
-    Worker<T> worker(plan);
+    Worker<T, Number> worker(plan);
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
       worker.work_on(item);
     }
   });
 }
 
-template void sparse_conv_relevance<float>(const SparseConv<float>&);
-template void sparse_conv_relevance<double>(const SparseConv<double>&);
+template void sparse_conv_relevance(const SparseConv<float>&);
+template void sparse_conv_relevance(const SparseConv<double>&);
+template void sparse_conv_relevance(const SparseConv<float, Bf16>&);
 
 }  // namespace fastlrp::cpu

@@ -7,10 +7,13 @@ namespace fastlrp::cpu {
 // acc[j * acc_stride + k] += sum over i < count of  weight[row[i] + column[j]] * s[i * s_stride + k]
 // for j < left and k < width, a multiple of kLanes; if `fresh`, acc begins at zero. The sum's order is that of i:
 // results don't depend on left or width.
+// `Number`: of the weights and of s.
+template <class T, class Number>
+using Multiply = void (*)(bool fresh, int64_t width, int64_t left, const Number* weight, const int32_t* row,
+                          int64_t count, const Number* s, int64_t s_stride, const int32_t* column, T* acc,
+                          int64_t acc_stride);
 template <class T>
-using MultiplyAdd = void (*)(bool fresh, int64_t width, int64_t left, const T* weight, const int32_t* row,
-                             int64_t count, const T* s, int64_t s_stride, const int32_t* column, T* acc,
-                             int64_t acc_stride);
+using MultiplyAdd = Multiply<T, T>;
 
 // to[e * to_stride + k] = scale[e] * source[rows[e] * stride + k] for k < valid, 0 up to width; null rows: e; row -1:
 // 0.

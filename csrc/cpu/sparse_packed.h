@@ -5,22 +5,22 @@
 
 namespace fastlrp::cpu {
 
-template <class T>
+template <class T, class Number>
 struct Packed {
-  const Plan<T>& plan;
+  const Plan<T, Number>& plan;
   int64_t count = 0;      // rows of one product
   Buffer<T> values;       // (products, count, width)
   Buffer<int32_t> row;    // (count): where an entry's row of the weight begins in its block
   Buffer<int64_t> first;  // (box, blocks + 1): where the entries of a block begin
 
-  explicit Packed(const Plan<T>& of) : plan(of) {}
+  explicit Packed(const Plan<T, Number>& of) : plan(of) {}
 
   const T* of_product(size_t product, int64_t width) const {
     return values.get() + static_cast<int64_t>(product) * count * width;
   }
 
-  void take(const Tile<T>& tile, const Panel& panel) {
-    const SparseConv<T>& p = plan.p;
+  void take(const Tile<T, Number>& tile, const Panel& panel) {
+    const auto& p = plan.p;
     const Window& w = p.window;
     const Blocks& blocks = plan.blocks;
     const Range box[3] = {tile.box[0], tile.box[1], tile.box[2]};

@@ -4,23 +4,50 @@
 #include "sparse_packed.h"
 #include "sparse_sums.h"
 
+#if defined(__GNUC__) || defined(__clang__)
+#define FASTLRP_PREFETCH(address) __builtin_prefetch(address, 0, 2)
+#else
+#define FASTLRP_PREFETCH(address) static_cast<void>(address)
+#endif
+
 namespace fastlrp::cpu {
 
 constexpr int64_t kThin = 3;  // with fewer entries per input position, output by output
 
-template <class T>
+template <class T, class Number>
 struct Products {
-  const Plan<T>& plan;
-  const Tile<T>& tile;
-  const Packed<T>& packed;
-  Sums<T>& sums;
+  const Plan<T, Number>& plan;
+  const Tile<T, Number>& tile;
+  const Packed<T, Number>& packed;
+  Sums<T, Number>& sums;
 
-  Products(const Plan<T>& of, const Tile<T>& at, const Packed<T>& read, Sums<T>& to)
+  Products(const Plan<T, Number>& of, const Tile<T, Number>& at, const Packed<T, Number>& read, Sums<T, Number>& to)
       : plan(of), tile(at), packed(read), sums(to) {}
 
   void add(const Panel& panel) { plan.depthwise ? by_channels(panel) : by_blocks(panel); }
 
  private:
+  // The block of the weight that comes next lies behind the one in use. Where all of them together are more than a
+  // second-level cache keeps from tile to tile, each position asks for a part of it.
+  struct Ahead {
+    int64_t bytes = 0;  // for each position
+
+    Ahead(const Blocks& blocks, const Window& w, int64_t positions) {
+      const int64_t all = w.taps[0] * w.taps[1] * w.taps[2] * blocks.tap_step * blocks.in_blocks() * blocks.groups;
+      if (all * static_cast<int64_t>(sizeof(Number)) > kKeptBytes) {
+        const int64_t block = blocks.out_step * static_cast<int64_t>(sizeof(Number));
+        bytes = std::min((block + positions * kLine - 1) / (positions * kLine) * kLine, kMostAhead);
+      }
+    }
+    uintptr_t fetch(uintptr_t next) const {  // may be behind the weight
+      for (int64_t at = 0; at < bytes; at += kLine) {
+        FASTLRP_PREFETCH(reinterpret_cast<const void*>(next + static_cast<uintptr_t>(at)));
+      }
+      return next + static_cast<uintptr_t>(bytes);
+    }
+    static constexpr int64_t kLine = 64, kKeptBytes = 512 << 10, kMostAhead = 4096;
+  };
+
   // f(tap number, out coordinates' tables) for all taps of the first axis that reach this tile.
   template <class Body>
   void over_taps(Body&& body) {
@@ -39,7 +66,7 @@ struct Products {
   }
 
   void by_blocks(const Panel& panel) {
-    const std::vector<Product<T>>& products = plan.p.products;
+    const auto& products = plan.p.products;
     const Blocks& blocks = plan.blocks;
     if (plan.merged && blocks.in_blocks() == 1 && tile.rows < kThin * tile.positions()) {
       sums.all_fresh();
@@ -52,23 +79,25 @@ struct Products {
     for (int64_t in_block = tile.parts.begin; in_block < tile.parts.end; ++in_block) {
       sums.all_fresh();
       for (size_t product = 0; product < products.size(); ++product) {
-        const T* rows = packed.of_product(product, panel.width);
-        const T* weights = products[product].weight + in_block * blocks.in_step;
+        const Number* rows = packed.of_product(product, panel.width);
+        const Number* weights = products[product].weight + in_block * blocks.in_step;
         plan.merged ? by_rows(in_block, rows, weights, panel) : by_taps(in_block, rows, weights, panel);
       }
       sums.clear_untouched(in_block, panel);
     }
   }
 
-  void by_taps(int64_t in_block, const T* rows, const T* weights, const Panel& panel) {
+  void by_taps(int64_t in_block, const Number* rows, const Number* weights, const Panel& panel) {
     const Range ys = tile.ys, xs = tile.xs;
     const int64_t width = panel.width, stride = sums.stride;
     const Blocks& blocks = plan.blocks;
     const int64_t out_all = plan.out_blocks(), group = in_block / blocks.in_blocks();
+    const Ahead ahead(blocks, plan.p.window, tile.positions());
     over_taps([&](int64_t tap, int64_t a, const int32_t* to_y, const int32_t* to_x) {
       for (int64_t b = 0; b < blocks.out_blocks(); ++b) {
-        const T* weight = weights + tap * blocks.tap_step + b * blocks.out_step;
+        const Number* weight = weights + tap * blocks.tap_step + b * blocks.out_step;
         const int64_t out_block = group * blocks.out_blocks() + b;
+        uintptr_t next = reinterpret_cast<uintptr_t>(weight + blocks.out_step);
         for (int64_t y = ys.begin; y < ys.end; ++y) {
           if (to_y[y] < 0) {
             continue;
@@ -77,12 +106,13 @@ struct Products {
             if (to_x[x] < 0) {
               continue;
             }
+            next = ahead.fetch(next);
             const int64_t i = tile.index(y, x);
             const int64_t* in = tile.blocks_of(i);
             const int64_t* out = packed.first.get() + tile.box_index(a, to_y[y], to_x[x]) * (out_all + 1) + out_block;
             const int64_t left = in[in_block + 1] - in[in_block], count = out[1] - out[0];
             if (left > 0 && count > 0) {
-              plan.kernel.multiply_add(sums.fresh.get()[i], width, left, weight, packed.row.get() + out[0], count,
+              plan.product.multiply_add(sums.fresh.get()[i], width, left, weight, packed.row.get() + out[0], count,
                                        rows + out[0] * width, width, tile.column.get() + in[in_block],
                                        sums.rows_of(i) + (in[in_block] - in[0]) * stride, stride);
               sums.fresh.get()[i] = false;
@@ -96,7 +126,7 @@ struct Products {
   // The taps along the last axis in one sum: with few channels each of them alone is too short to be worth a call. What
   // they read lies side by side, last tap first. Output x is joined with input q by tap q + padding - x: the rows have
   // x taken off already (counted from the tile's first output), so one list serves all inputs.
-  void by_rows(int64_t in_block, const T* rows, const T* weights, const Panel& panel) {
+  void by_rows(int64_t in_block, const Number* rows, const Number* weights, const Panel& panel) {
     const Range ys = tile.ys, xs = tile.xs;
     const int64_t width = panel.width, stride = sums.stride;
     const Window& w = plan.p.window;
@@ -106,7 +136,7 @@ struct Products {
       const int64_t a = plan.reach[0].tap(ta)[tile.depth];
       for (int64_t ty = 0; a >= 0 && ty < w.taps[1]; ++ty) {
         const int32_t* to_y = plan.reach[1].tap(ty);
-        const T* weight = weights + (ta * w.taps[1] + ty) * w.taps[2] * blocks.tap_step;
+        const Number* weight = weights + (ta * w.taps[1] + ty) * w.taps[2] * blocks.tap_step;
         for (int64_t y = ys.begin; y < ys.end; ++y) {
           for (int64_t x = xs.begin; to_y[y] >= 0 && x < xs.end; ++x) {
             const int64_t i = tile.index(y, x), last = x + w.padding[2];
@@ -119,7 +149,7 @@ struct Products {
             const int64_t begin = packed.first.get()[2 * tile.box_index(a, to_y[y], outputs.begin)];
             const int64_t count = packed.first.get()[2 * tile.box_index(a, to_y[y], outputs.end - 1) + 1] - begin;
             if (count > 0) {
-              plan.kernel.multiply_add(sums.fresh.get()[i], width, left,
+              plan.product.multiply_add(sums.fresh.get()[i], width, left,
                                        weight + (last - tile.box[2].begin) * blocks.tap_step, packed.row.get() + begin,
                                        count, rows + begin * width, width, tile.column.get() + in[in_block],
                                        sums.rows_of(i) + (in[in_block] - in[0]) * stride, stride);
@@ -135,7 +165,7 @@ struct Products {
   // waits for its own sums. Those of all inputs that an output's taps along the last axis reach lie side by side, and
   // the rows of taps in the inner loop have nothing in common. The columns have the input's place added, by_rows' rows
   // have the output's taken off.
-  void by_outputs(const T* rows, const T* weights, const Panel& panel) {
+  void by_outputs(const Number* rows, const Number* weights, const Panel& panel) {
     const Range ys = tile.ys, xs = tile.xs;
     const int64_t width = panel.width, stride = sums.stride;
     const Window& w = plan.p.window;
@@ -165,7 +195,7 @@ struct Products {
             const int64_t i = tile.index(y, inputs.begin), begin = in_first[2 * i];
             const int64_t left = in_first[2 * (i + inputs.size()) - 1] - begin;
             if (left > 0) {
-              plan.kernel.multiply_add(false, width, left, weights + (ta * w.taps[1] + ty) * row, row_of + out[0],
+              plan.product.multiply_add(false, width, left, weights + (ta * w.taps[1] + ty) * row, row_of + out[0],
                                        out[1] - out[0], rows + out[0] * width, width, column + begin, sums.rows_of(i),
                                        stride);
             }
@@ -187,8 +217,8 @@ struct Products {
       sums.clear_untouched(0, panel);
     }
     for (size_t product = 0; product < plan.p.products.size(); ++product) {
-      const T* read = packed.of_product(product, width);
-      const T* weights = plan.p.products[product].weight;
+      const Number* read = packed.of_product(product, width);
+      const Number* weights = plan.p.products[product].weight;
       over_taps([&](int64_t tap, int64_t a, const int32_t* to_y, const int32_t* to_x) {
         for (int64_t y = ys.begin; y < ys.end; ++y) {
           for (int64_t x = xs.begin; x < xs.end; ++x) {
@@ -203,7 +233,7 @@ struct Products {
             for (int64_t e = in[0], o = out[0]; e < in[1] && o < out[1];) {
               const int64_t left = tile.column.get()[e], right = packed.row.get()[o] / plan.blocks.row_step;
               if (left == right) {
-                plan.kernel.multiply_add(false, width, 1, weights + left * taps + tap, &zero, 1, read + o * width,
+                plan.product.multiply_add(false, width, 1, weights + left * taps + tap, &zero, 1, read + o * width,
                                          width, &zero, to + (e - in[0]) * stride, stride);
               }
               e += left <= right;

@@ -7,20 +7,20 @@
 
 namespace fastlrp::cpu {
 
-template <class T>
+template <class T, class Number>
 struct Sums {
-  const Plan<T>& plan;
-  const Tile<T>& tile;
+  const Plan<T, Number>& plan;
+  const Tile<T, Number>& tile;
   int64_t stride = 0;
   Buffer<bool> fresh;  // (positions): whether nothing was added to the sums of the block at work
 
-  Sums(const Plan<T>& of, const Tile<T>& at) : plan(of), tile(at) {}
+  Sums(const Plan<T, Number>& of, const Tile<T, Number>& at) : plan(of), tile(at) {}
 
   // The rows of a position, `stride` elements apart: of the result, or of the tile's own sums.
   T* rows_of(int64_t i) const { return base_ + tile.start.get()[i] * stride; }
 
   void begin(const Panel& panel) {
-    const SparseConv<T>& p = plan.p;
+    const auto& p = plan.p;
     base_ = p.dense ? own_.reserve(tile.rows * panel.width) : p.result + panel.first;
     stride = p.dense ? panel.width : p.result_stride;
     if (!p.initial.empty()) {
@@ -53,7 +53,7 @@ struct Sums {
   // Row by row of positions and channel by channel, so that what is written lies side by side: targets are a whole map
   // apart, which often is a multiple of what caches tell apart.
   void write_dense(const Panel& panel) {
-    const SparseConv<T>& p = plan.p;
+    const auto& p = plan.p;
     const Blocks& blocks = plan.blocks;
     const Range &ys = tile.ys, &xs = tile.xs;
     const int64_t spatial = p.window.inputs(), count = xs.size();
@@ -112,7 +112,7 @@ struct Sums {
  private:
   // What another register holds for the same neurons.
   void begin_with(const Summand<T>& summand, const Panel& panel) {
-    const SparseConv<T>& p = plan.p;
+    const auto& p = plan.p;
     const int64_t spatial = p.window.inputs();
     const Pattern& theirs = summand.source.pattern;
     T* scale = scale_.reserve(plan.blocks.groups * plan.blocks.in_channels);

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "../common/parallel.h"
 #include "sparse.h"
 #include "sparse_kernel.h"
+#include "sparse_pairs_kernel.h"
 #include "sparse_window.h"
 
 namespace fastlrp::cpu {
@@ -26,12 +28,12 @@ inline bool is_depthwise(const Blocks& blocks) {
   return blocks.out_channels == 1 && blocks.in_channels == 1 && blocks.groups > 1;
 }
 
-template <class T>
-Tiling make_tiling(const SparseConv<T>& p, int64_t width) {
+template <class T, class Number>
+Tiling make_tiling(const SparseConv<T, Number>& p, int64_t width) {
   const Window& w = p.window;
   const int64_t positions = std::max<int64_t>(1, p.arriving.pattern.positions);
   const int64_t entries = p.arriving.pattern.offsets[p.arriving.pattern.positions];
-  const double bytes = static_cast<double>(entries) / positions * width * sizeof(T) * p.products.size();
+  const double bytes = static_cast<double>(entries) / positions * width * sizeof(Number) * p.products.size();
   const auto span = [&](int axis, int64_t count) {
     const int64_t reach = count + (w.taps[axis] - 1) * w.dilation[axis];
     return w.transposed ? reach * w.stride[axis] : (reach + w.stride[axis] - 1) / w.stride[axis];
@@ -79,23 +81,43 @@ inline std::vector<int32_t> block_bounds(int64_t groups, int64_t channels, int64
   return bounds;
 }
 
+// What multiplies: numbers of T as they are, or pairs of bfloat16.
+template <class T, class Number>
+struct Product {
+  Multiply<T, Number> multiply_add;
+  void (*begin)();
+  void (*end)();
+};
+
+template <class T, class Number>
+Product<T, Number> product_for(bool tiles) {
+  if constexpr (std::is_same_v<Number, Bf16>) {
+    const PairsKernel kernel = pairs_kernel(tiles);
+    return {kernel.multiply_add, kernel.begin, kernel.end};
+  } else {
+    return {sparse_kernel<T>().multiply_add, nullptr, nullptr};
+  }
+}
+
 // What all tiles of a product share.
-template <class T>
+template <class T, class Number>
 struct Plan {
-  const SparseConv<T>& p;
+  const SparseConv<T, Number>& p;
   Reach reach[3];
   Tiling tiling;
   SparseKernel<T> kernel = sparse_kernel<T>();
+  Product<T, Number> product;
   bool depthwise;  // one channel per group: they are taken for one block of all channels
   bool merged;     // the taps along the last axis in one sum
   Blocks blocks;
   std::vector<int32_t> out_bounds, in_bounds;
   int32_t other_offset = 0;
 
-  explicit Plan(const SparseConv<T>& of)
+  explicit Plan(const SparseConv<T, Number>& of)
       : p(of),
         reach{{of.window, 0}, {of.window, 1}, {of.window, 2}},
         tiling(make_tiling(of, std::min(kPanel, (of.targets + kLanes - 1) / kLanes * kLanes))),
+        product(product_for<T, Number>(of.blocks.has_tiles())),
         depthwise(is_depthwise(of.blocks)) {
     const int64_t groups = p.blocks.groups;
     const Window& w = p.window;
@@ -142,18 +164,18 @@ void cut(const int32_t* channels, Range entries, const std::vector<int32_t>& bou
 }
 
 // Some positions of one sample's input that lie side by side, and some of the input's blocks of channels.
-template <class T>
+template <class T, class Number>
 struct Tile {
-  const Plan<T>& plan;
+  const Plan<T, Number>& plan;
   Range parts{0, 0}, ys{0, 0}, xs{0, 0};
   Range box[3] = {{0, 0}, {0, 0}, {0, 0}};  // the output positions in reach
   int64_t batch = 0, depth = 0;
   int64_t rows = 0;        // entries of all positions
-  Buffer<int32_t> column;  // (rows): an entry's place in its block
+  Buffer<int32_t> column;  // (rows): where an entry's column of the weight begins in its block
   Buffer<int64_t> first;   // (positions, blocks + 1): where the entries of a block begin
   Buffer<int64_t> start;   // (positions): where the rows begin, in the result or in the tile's own sums
 
-  explicit Tile(const Plan<T>& of) : plan(of) {}
+  explicit Tile(const Plan<T, Number>& of) : plan(of) {}
 
   void take(int64_t item) {
     const Tiling& tiling = plan.tiling;
@@ -187,6 +209,7 @@ struct Tile {
   void list_inputs() {
     const Pattern& leaving = plan.p.leaving;
     const int64_t all = plan.in_blocks();
+    const int32_t step = static_cast<int32_t>(plan.blocks.column_step);
     int64_t total = 0;
     for (int64_t y = ys.begin; y < ys.end; ++y) {
       total += leaving.offsets[input(y, xs.end - 1) + 1] - leaving.offsets[input(y, xs.begin)];
@@ -201,7 +224,7 @@ struct Tile {
         const Range entries{leaving.offsets[q], leaving.offsets[q + 1]};
         starts[i] = plan.p.dense ? base : entries.begin;
         cut(leaving.channels, entries, plan.in_bounds, base, firsts + i * (all + 1),
-            [&](int64_t at, int32_t in_block) { columns[at] = in_block; });
+            [&](int64_t at, int32_t in_block) { columns[at] = in_block * step; });
         base += entries.size();
       }
     }

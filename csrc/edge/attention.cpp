@@ -67,11 +67,10 @@ void run(const AttentionArguments& a, bool causal, const Numbers& n, const Tenso
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> attention_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
-                                                       const Tensor& value, const Tensor& output, const Tensor& log_sum,
-                                                       const OptionalTensor& mask, bool causal, double scale,
-                                                       double cap, double share_query, double share_key,
-                                                       double share_value, double epsilon) {
+AttentionTensors attention_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
+                                     const Tensor& value, const Tensor& output, const Tensor& log_sum,
+                                     const OptionalTensor& mask, bool causal, double scale, double cap,
+                                     double share_query, double share_key, double share_value, double epsilon) {
   AttentionArguments a({kCpu, "attention_relevance"}, relevance, query, key, log_sum, mask);
   a.take(value, output);
   a.number("cap", cap);

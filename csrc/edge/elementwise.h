@@ -14,9 +14,15 @@ struct CoefficientTensors {
   auto tuple() const { return std::tuple{u, v}; }
 };
 
-CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTensor& positive,
-                                            const OptionalTensor& negative, const OptionalTensor& factor,
-                                            const std::string& rule, double alpha, double epsilon);
+using ElementwiseCoefficients = CoefficientTensors(const Tensor& z, const OptionalTensor& positive,
+                                                   const OptionalTensor& negative, const OptionalTensor& factor,
+                                                   const std::string& rule, double alpha, double epsilon);
+
+ElementwiseCoefficients elementwise_coefficients;  // on a CPU, in two dtypes
+
+namespace cuda {
+ElementwiseCoefficients elementwise_coefficients;  // on a GPU, in four
+}
 
 // relevance (B, K, *S) in float32 or bfloat16 times coefficient (B, *S) in float32, rounded to bfloat16 in the same
 // pass. The result lies in memory as the coefficient does.

@@ -48,8 +48,6 @@ Tensor average(const PoolArguments& pool, double factor, const Make& make) {
   return out;
 }
 
-}  // namespace
-
 Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const OptionalTensor& scale,
                           const Sizes& input_size) {
   // Winners without a scale are the only ones that narrow registers pass on their way down.
@@ -113,5 +111,9 @@ Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor
   }
   return average(pool, 1.0, [](int64_t inputs, int64_t outputs, size_t) { return adaptive_windows(inputs, outputs); });
 }
+
+}  // namespace
+
+const PoolFunctions kPool{pool_max_relevance, pool_ties_relevance, pool_avg_relevance, pool_adaptive_avg_relevance};
 
 }  // namespace fastlrp::edge

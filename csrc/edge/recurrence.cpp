@@ -39,11 +39,12 @@ void launch(cpu::Recurrence<T> p, const Operands& o, const Tensor& flows, const 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence_relevance(
-    const Tensor& relevance, const OptionalTensor& final, const Tensor& weight, const Tensor& entry,
-    const OptionalTensor& scale, const OptionalTensor& carry, const OptionalTensor& gates,
-    const OptionalTensor& output_entry, const OptionalTensor& output_scale, const OptionalTensor& reset,
-    const OptionalTensor& projection, const OptionalTensor& input_weight, const OptionalTensor& spread) {
+RecurrenceTensors recurrence_relevance(const Tensor& relevance, const OptionalTensor& final, const Tensor& weight,
+                                       const Tensor& entry, const OptionalTensor& scale, const OptionalTensor& carry,
+                                       const OptionalTensor& gates, const OptionalTensor& output_entry,
+                                       const OptionalTensor& output_scale, const OptionalTensor& reset,
+                                       const OptionalTensor& projection, const OptionalTensor& input_weight,
+                                       const OptionalTensor& spread) {
   const Check check{kCpu, "recurrence_relevance"};
   check.values("relevance", relevance);
   REQUIRE_VALUE(relevance.dim() == 4, check.op, ": relevance must have shape (B, K, T, P), got ", relevance.sizes());

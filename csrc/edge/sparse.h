@@ -6,7 +6,7 @@
 #include "tensors.h"
 
 // The shared-sparsity kernels on tensors: arguments are checked here, what patterns and rows hold included, and memory
-// is allocated here. edge/cuda/sparse_pattern.h and sparse_conv.h have the same functions for a GPU.
+// is allocated here.
 
 namespace fastlrp::edge {
 
@@ -71,34 +71,60 @@ struct ConvCall {
   OptionalTensor other;
 };
 
-// Masks (B, C, *S), each with an index (B, C, *S) into its positions or none -> entries where any of them is not zero.
-PatternTensors sparse_pattern(const std::vector<MaskTensors>& masks);
+// Patterns, and moving relevance between dense tensors and rows, on one device; on a GPU for float16 and bfloat16 too.
+// How many entries a new pattern has is read on the host, because the host allocates: on a GPU pattern and windows wait
+// for the device once, winners and windows with overlap twice (entries and rows). What moves relevance never does,
+// unless a pattern or rows come from elsewhere or were changed: these are looked at once (cuda/looked_at.h).
+struct SparsePatternFunctions {
+  // Masks (B, C, *S), each with an index (B, C, *S) into its positions or none -> entries where any of them is not
+  // zero.
+  PatternTensors (*pattern)(const std::vector<MaskTensors>& masks);
 
-// (B, K, C, *S) -> (entries, K rounded up).
-Tensor sparse_from_dense(const Tensor& relevance, const PatternTensors& pattern);
+  // (B, K, C, *S) -> (entries, K rounded up).
+  Tensor (*from_dense)(const Tensor& relevance, const PatternTensors& pattern);
 
-// -> (B, K, *size) with size = (C, *S), C innermost in memory.
-Tensor sparse_to_dense(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
+  // -> (B, K, *size) with size = (C, *S), C innermost in memory.
+  Tensor (*to_dense)(const RowTensors& source, int64_t batch, int64_t targets, const Sizes& size);
 
-Tensor sparse_sum(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
-                  int64_t targets);
+  Tensor (*sum)(const std::vector<SummandTensors>& sources, const PatternTensors& pattern, int64_t batch,
+                int64_t targets);
 
-// index (B, C, *S') of winners, pattern of the pool's output -> pattern of its input, and the rows of each entry.
-GatherTensors sparse_winners(const Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
-                             const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                             const Sizes& dilation);
+  // index (B, C, *S') of winners, pattern of the pool's output -> pattern of its input, and the rows of each entry.
+  GatherTensors (*winners)(const Tensor& index, const PatternTensors& pooled, const Sizes& input_size,
+                           const Sizes& kernel_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation);
 
-// The same for an average pool: of the wanted entries of its input those that are in the window of an output's entry.
-// Without overlap starts are empty: each entry has one row.
-GatherTensors sparse_windows(const PatternTensors& wanted, const PatternTensors& pooled, int64_t batch,
-                             const Sizes& input_size, const Sizes& output_size, const Sizes& kernel_size,
-                             const Sizes& stride, const Sizes& padding);
+  // The same for an average pool: of the wanted entries of its input those that are in the window of an output's entry.
+  // Without overlap starts are empty: each entry has one row.
+  GatherTensors (*windows)(const PatternTensors& wanted, const PatternTensors& pooled, int64_t batch,
+                           const Sizes& input_size, const Sizes& output_size, const Sizes& kernel_size,
+                           const Sizes& stride, const Sizes& padding);
 
-Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets);
+  Tensor (*gather_sum)(const RowTensors& source, const Tensor& starts, const Tensor& rows, int64_t targets);
+};
 
-// weight (groups, Co, Ci, taps), channels per group -> packed for sparse_conv_relevance; see cpu::Blocks.
-Tensor sparse_pack(const Tensor& weight);
+// The product of shared sparsity on one device. On a GPU float products are rounded to tf32 where PyTorch's switches
+// allow it: torch.backends.cudnn's for convolutions, torch.backends.cuda.matmul's for linear layers.
+struct SparseConvFunctions {
+  // weight (groups, Co, Ci, taps), channels per group -> packed for `relevance`: on a CPU see cpu::Blocks, on a GPU
+  // (groups, taps, Co, Ci).
+  Tensor (*pack)(const Tensor& weight);
 
-Tensor sparse_conv_relevance(const ConvCall& call);
+  // On a GPU at most two products and, with factors, four folds, and no `other`: all products of a rule are one there.
+  // A dense result (B, K, channels, *S) of a GPU has its channels innermost in memory.
+  Tensor (*relevance)(const ConvCall& call);
+};
+
+extern const SparsePatternFunctions kSparsePattern;  // of the CPU
+extern const SparseConvFunctions kSparseConv;
+
+// Of the CPU alone: the packed weight in bfloat16, rounded to the nearest, as the unit in use wants it
+// (common/bf16_unit.h); for linear layers too. Not for one channel per group. With it the products of `relevance` are of
+// bfloat16: coefficient times relevance is rounded once, sums are of float32.
+Tensor sparse_pack_pairs(const Tensor& weight);
+
+namespace cuda {
+extern const SparsePatternFunctions kSparsePattern;
+extern const SparseConvFunctions kSparseConv;
+}  // namespace cuda
 
 }  // namespace fastlrp::edge

@@ -24,7 +24,7 @@ void check_weights(const Check& check, const ConvCall& call, const Packing& pack
                 Ints(call.channels_per_group));
   const Tensor& first = call.weights.front();
   check.tensor("weight", first);
-  a.linear = first.dim() == 2;
+  a.linear = first.dim() == 2 && !packing.narrow;
   REQUIRE_VALUE(a.linear ? call.geometry.input_size.empty()
                          : first.dim() == packing.axes && first.size(packing.taps_axis) == a.taps,
                 op, ": weights must be packed by sparse_pack, or (Co, Ci) of a linear layer, got ", first.sizes(),
@@ -44,7 +44,12 @@ void check_weights(const Check& check, const ConvCall& call, const Packing& pack
                 op, ": channels, and outputs times taps, must be below 2^31, input channels below 2^27, got ", a.groups,
                 " groups of ", a.outs, " and ", a.ins, " channels with ", a.taps, " taps");
   for (const Tensor& weight : call.weights) {
-    check.like("weight", weight, call.arriving.values);
+    if (packing.narrow) {
+      check.dtype("weight", weight, kBFloat16);
+      check.beside("weight", weight, call.arriving.values);
+    } else {
+      check.like("weight", weight, call.arriving.values);
+    }
     REQUIRE_VALUE(weight.sizes() == first.sizes() && weight.is_contiguous(), op,
                   ": all weights must be contiguous and have the same shape, got ", weight.sizes(), " and ",
                   first.sizes());

@@ -9,6 +9,7 @@ namespace fastlrp::edge {
 struct Packing {
   int64_t axes, taps_axis;
   Sizes (*size)(int64_t groups, int64_t outs, int64_t ins, int64_t taps);  // outs and ins: channels per group
+  bool narrow = false;                                                     // of bfloat16, linear layers' too
 };
 
 struct ConvArguments {

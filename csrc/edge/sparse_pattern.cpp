@@ -38,6 +38,8 @@ Tensor new_rows(int64_t entries, int64_t targets, const Tensor& like) {
   return from_memory(data, size, like.scalar_type(), [data] { BufferPool::shared().release(data); });
 }
 
+namespace {
+
 PatternTensors sparse_pattern(const std::vector<MaskTensors>& given) {
   const Masks masks({kCpu, "sparse_pattern"}, given);
   cpu::Entries found;
@@ -118,5 +120,10 @@ Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const T
   });
   return result;
 }
+
+}  // namespace
+
+const SparsePatternFunctions kSparsePattern{sparse_pattern, sparse_from_dense, sparse_to_dense,  sparse_sum,
+                                            sparse_winners, sparse_windows,    sparse_gather_sum};
 
 }  // namespace fastlrp::edge

@@ -38,18 +38,25 @@ const dlpack::Exchange* find_exchange() {
 // Objects of Python that are looked up once. They are never given back: the interpreter may end before.
 struct Names {
   py::object torch, dtype, dtypes[static_cast<int>(ScalarType::Other)];
+  py::object weak_storage;
   PyObject *untyped_storage, *nbytes, *storage_offset, *is_neg, *new_empty, *new_empty_strided;
+  PyObject *is_inference, *version, *cdata, *expired;
   const dlpack::Exchange* exchange;
 
   Names()
       : torch(py::module_::import("torch")),
         dtype(py::make_tuple(py::str("dtype"))),
+        weak_storage(py::module_::import("torch.multiprocessing.reductions").attr("StorageWeakRef")),
         untyped_storage(PyUnicode_InternFromString("untyped_storage")),
         nbytes(PyUnicode_InternFromString("nbytes")),
         storage_offset(PyUnicode_InternFromString("storage_offset")),
         is_neg(PyUnicode_InternFromString("is_neg")),
         new_empty(PyUnicode_InternFromString("new_empty")),
         new_empty_strided(PyUnicode_InternFromString("new_empty_strided")),
+        is_inference(PyUnicode_InternFromString("is_inference")),
+        version(PyUnicode_InternFromString("_version")),
+        cdata(PyUnicode_InternFromString("cdata")),
+        expired(PyUnicode_InternFromString("expired")),
         exchange(find_exchange()) {
     const char* names[] = {"bool",  "uint8",   "int8",     "int16",   "int32",
                            "int64", "float16", "bfloat16", "float32", "float64"};
@@ -406,27 +413,27 @@ OutOfInferenceMode::~OutOfInferenceMode() {
 
 std::optional<Seen> Seen::of(const Tensor& tensor) {
   const py::gil_scoped_acquire gil;
-  const py::object object = object_of(tensor);
-  if (py::cast<bool>(object.attr("is_inference")())) {
+  auto* object = static_cast<PyObject*>(tensor.object());
+  if (checked(PyObject_CallMethodNoArgs(object, names().is_inference)).ptr() == Py_True) {
     return std::nullopt;
   }
   Seen seen;
-  py::object weak = py::module_::import("torch.multiprocessing.reductions").attr("StorageWeakRef");
-  py::object reference = weak(object.attr("untyped_storage")());
-  seen.storage_ = py::cast<uint64_t>(reference.attr("cdata"));
+  const py::object storage = checked(PyObject_CallMethodNoArgs(object, names().untyped_storage));
+  py::object reference = checked(PyObject_CallOneArg(names().weak_storage.ptr(), storage.ptr()));
+  seen.storage_ = py::cast<uint64_t>(checked(PyObject_GetAttr(reference.ptr(), names().cdata)));
   seen.reference_ = std::shared_ptr<void>(reference.release().ptr(), [](void* held) {
     const py::gil_scoped_acquire again;
     Py_XDECREF(static_cast<PyObject*>(held));
   });
   seen.data_ = tensor.const_data_ptr();
   seen.count_ = tensor.numel();
-  seen.version_ = py::cast<int64_t>(object.attr("_version"));
+  seen.version_ = py::cast<int64_t>(checked(PyObject_GetAttr(object, names().version)));
   return seen;
 }
 
 bool Seen::expired() const {
   const py::gil_scoped_acquire gil;
-  return py::cast<bool>(py::handle(static_cast<PyObject*>(reference_.get())).attr("expired")());
+  return checked(PyObject_CallMethodNoArgs(static_cast<PyObject*>(reference_.get()), names().expired)).ptr() == Py_True;
 }
 
 bool Seen::is(const Seen& now) const {

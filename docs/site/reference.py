@@ -37,8 +37,8 @@ reader = fastlrp.Explainer(words, "attnlrp")
 """
 """What the examples in docstrings stand on."""
 RESULTS = {
-    "fastlrp.plan.plan.Plan": "table", "fastlrp.verify.compare.Verification": "",
-    "fastlrp.verify.compare.LayerCheck": "", "fastlrp.verify.compare.verify": "",
+    "fastlrp.plan.plan.Plan": "table", "fastlrp.verify.verification.Verification": "",
+    "fastlrp.verify.verification.LayerCheck": "", "fastlrp.verify.compare.verify": "",
     "fastlrp.targets.Targets": "scores", "fastlrp.run.contributions.Contributions": "",
     "fastlrp.run.direction.Choice": "", "fastlrp.run.replay.Replay": "",
     "fastlrp.spellings.Each": "", "fastlrp.spellings.NextTokens": "",
@@ -49,6 +49,8 @@ INNER = {
     "fastlrp.ForwardRecord": "state, budget, of_sample, values_of, relevance_at_once, fixed_batch, labels, instead",
 }
 """By the beginning of a name: what plans, the reference and other parts of the package use, and users do not."""
+INHERITS = {"fastlrp.ForwardRecord": "StaysHere"}
+"""What inherits members that users call, with the base from which on they are inner ones."""
 RESULTS_HEAD = """What calls return
 =================
 
@@ -113,6 +115,8 @@ def entry(name: str, thing: Any, members: str = "") -> str:
     if inspect.isclass(thing):
         hidden = [names for beginning, names in INNER.items() if name.startswith(beginning)]
         lines = "".join(f"   :exclude-members: {names}\n" for names in hidden)
+        if name in INHERITS:
+            lines += f"   :inherited-members: {INHERITS[name]}\n"
         return f".. autoclass:: {name}\n   :members: {members}\n{lines}"
     if inspect.isroutine(thing):
         return f".. autofunction:: {name}\n"

@@ -23,7 +23,7 @@ _product_and_col2im = torch.ops.aten.slow_conv_transpose2d.default
 _CHANNELS_LAST_FROM = 1 << 10
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """Channels-last also by its strides: a batch of one can have any batch stride, which the convolution goes by."""
     x = x.contiguous(memory_format=torch.channels_last)
     _, c, h, w = x.shape
@@ -104,7 +104,7 @@ def transposed_product(
     """
     batch, targets = scaled.shape[:2]
     n = len(input_size)
-    missing = _missing(
+    missing = missing_sizes(
         tuple(input_size), scaled.shape[3:], tuple(stride), tuple(padding), tuple(dilation), matrix.shape[2:]
     )
     on_cpu = n == 2 and scaled.device.type == "cpu"
@@ -116,10 +116,10 @@ def transposed_product(
         and all(0 <= extra < max(s, d) for extra, s, d in zip(missing, stride, dilation, strict=True))
     )
     # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
-    channels_last = on_cpu and not small and scaled.numel() >= _CHANNELS_LAST_FROM * targets
+    last = on_cpu and not small and scaled.numel() >= _CHANNELS_LAST_FROM * targets
     scaled = scaled.flatten(0, 1)
-    if channels_last:
-        scaled = _channels_last(scaled)
+    if last:
+        scaled = channels_last(scaled)
     if small:
         kernel = list(matrix.shape[2:])
         result = _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
@@ -136,7 +136,7 @@ def transposed_product(
 
 
 @lru_cache(maxsize=1024)
-def _missing(
+def missing_sizes(
     input_size: tuple[int, ...],
     output_size: tuple[int, ...],
     stride: tuple[int, ...],

@@ -139,6 +139,14 @@ class _Chain:
         return self._norm(self.call(x, *args, **kwargs))
 
 
+def plain_call(node: Node) -> Any:
+    """The function of an affine layer itself, without the batch norms that are folded into it."""
+    call = node.call
+    while isinstance(call, _Chain):
+        call = call.call
+    return call
+
+
 def norm_scale_shift(norm: Node) -> tuple[Tensor, Tensor]:
     """``(s, t)`` of a batch norm in evaluation: ``y = s x + t`` per channel."""
     a = norm.attributes

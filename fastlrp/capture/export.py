@@ -23,12 +23,14 @@ from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.graph import Graph, Value, leaves
+from fastlrp.capture.input_hints import input_hints
 from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import ways_out
+from fastlrp.capture.shape_memory import shapes_remembered
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
@@ -138,13 +140,13 @@ def capture(
         return found
     alive = weakref.ref(model)  # A capture is kept as long as its model, not the other way round.
 
-    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    def model_outputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         own = alive()
         assert own is not None
         returned: list[Tensor] = Wrapper(own, output)(args, kwargs)
         return returned
 
-    unpacked = Unpacked(graph, run, fixed or wrapper._note.counts)
+    unpacked = Unpacked(graph, model_outputs, fixed or wrapper._note.counts)
     if batch:
         with torch.no_grad(), unchanged(wrapper):
             unpacked.compare(tensors, args, kwargs)
@@ -193,7 +195,20 @@ def _two_samples(tree: Any, batch: int) -> Any:
     return torch.utils._pytree.tree_map_only(Tensor, grow, tree)
 
 
+def _each_its_own(tree: Any) -> Any:
+    """The example with a view in the place of a tensor that is given again: torch.export makes one input of both."""
+    seen: set[int] = set()
+
+    def own(t: Tensor) -> Tensor:
+        again = id(t) in seen
+        seen.add(id(t))
+        return t.detach().view_as(t) if again else t
+
+    return torch.utils._pytree.tree_map_only(Tensor, own, tree)
+
+
 def _export(wrapper: Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch.export.ExportedProgram, bool]:
+    args, kwargs = _each_its_own((args, kwargs))
     symbol = torch.export.Dim("batch", min=1)
 
     def dynamic(t: Any) -> Any:
@@ -233,6 +248,7 @@ def tracing(wrapper: nn.Module) -> Iterator[Rows]:
         undisturbed(wrapper),
         kept_padded(any(isinstance(m, nn.RNNBase) for m in wrapper.modules())) as packed,
         quiet(),
+        shapes_remembered(wrapper),
         torch.inference_mode(inference),
         warnings.catch_warnings(),
         torch.no_grad(),
@@ -241,7 +257,7 @@ def tracing(wrapper: nn.Module) -> Iterator[Rows]:
         yield packed
 
 
-def failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> CaptureError:
+def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> CaptureError:
     """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
     if isinstance(error, CaptureError):
         return error
@@ -256,16 +272,16 @@ def failure(wrapper: nn.Module, args: Any, kwargs: Any, error: Exception) -> Cap
         with unchanged(wrapper), packed_again():
             wrapper(args, kwargs)
     except Exception as own:
-        hint = " Ids are integers: x.long()." if "indices" in str(own) else ""
+        hint = input_hints(wrapper.model, named)
         failure = CaptureError(
             f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
             f"{without_symbols(str(own).strip())}.{hint}"
         )
         failure.of_input = True
         return failure
-    sized = "size of tensor" in str(error)
-    sizes = f" The input was {given}: masks and ids have one size along positions." if sized else ""
-    return CaptureError(_explain(error, sizes + ways_out(wrapper)))
+    hints = input_hints(wrapper.model, named)
+    shown = f" The input was {given}.{hints}" if hints or "size of tensor" in str(error) else ""
+    return CaptureError(_explain(error, shown + ways_out(wrapper)))
 
 
 def _reads_data(error: Exception) -> bool:

@@ -97,7 +97,8 @@ def changed_state(tensor: str, name: str, path: str) -> str:
     return (
         f"the forward pass changes '{tensor}', a tensor of the model's own, in place "
         f"({name} in '{path or 'model'}') and reads it, so that its output "
-        "is another one each time: keep such state outside, or pass it as an input"
+        "is another one each time: keep such state outside, or pass it as an input; if the model changes it only the "
+        "first time (RWKV rescales its weights then), run the model once before it is explained"
     )
 
 

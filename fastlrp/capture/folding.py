@@ -45,9 +45,23 @@ class Computed:
                     todo.pop()
                     if step not in found:
                         args, kwargs = _bare((step.args, step.kwargs), found)
-                        found[step] = step.call(*args, **kwargs)
+                        found[step] = _called(step, args, kwargs)
         result = found[self.step]
         return result if self.part is None else result[self.part]
+
+
+def _called(step: Step, args: Any, kwargs: Any) -> Any:
+    try:
+        return step.call(*args, **kwargs)
+    except IndexError as error:
+        table, index = (*(t for t in args if isinstance(t, Tensor)), None, None)[:2]
+        if table is None or index is None or not index.numel():
+            raise
+        raise IndexError(
+            f"the model looks up row {int(index.max())} of a table of {len(table)} rows, by numbers that follow from "
+            f"the input's sizes alone: a text of more positions than it has embeddings for. Give at most {len(table)} "
+            "positions"
+        ) from error
 
 
 def fold(name: str, call: Callable[..., Any], args: Any, kwargs: Any, meta: Any, fault: str | None = None) -> Any:

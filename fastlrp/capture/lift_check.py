@@ -50,11 +50,11 @@ def check(graph: Graph, lifter: Lifter, lifted: list[Lifted], standing: Standing
     trial = _Trial(graph, lifter, examples, unproved)
     for part in unproved:
         try:
-            trial.run(part, True)
+            trial.check_part(part, True)
         except UnliftableError:
             raise
         except Exception:  # An operation that insists on the model's own dtype.
-            trial.run(part, False)
+            trial.check_part(part, False)
 
 
 def _proved(lifter: Lifter, part: _Part, standing: Standing) -> bool:
@@ -153,7 +153,8 @@ class _Trial:
         generator = torch.Generator().manual_seed(value.index)
         return torch.randn((SAMPLES, *value.sizes), generator=generator, dtype=dtype).to(self.lifter.device)
 
-    def run(self, part: _Part, double: bool) -> None:
+    def check_part(self, part: _Part, double: bool) -> None:
+        """Compute a part by the model's own nodes and by the lifted ones, and refuse the lifted ones that differ."""
         call: Callable[[Node, dict[Value, Any]], Any] = called_in_double if double else as_it_is
         own: dict[Value, Any] = {v: self.given(v) for v in _read_from_outside(self.lifter, part)}
         if not double:

@@ -117,11 +117,11 @@ def sparse_product(lifter: Lifter, matrix: Constant, x: Value) -> Value:
     """A constant sparse matrix times ``(N, F)``: messages along its entries, added up by rows."""
 
     def entries(part: str) -> Constant:
-        def found(t: Tensor) -> Tensor:
+        def of_matrix(t: Tensor) -> Tensor:
             t = t.to_sparse_coo().coalesce()
             return t.values().unsqueeze(1) if part == "values" else t.indices()[0 if part == "rows" else 1]
 
-        return derived(matrix, found)
+        return derived(matrix, of_matrix)
 
     columns, rows, values = (entries(part) for part in ("columns", "rows", "values"))
     sizes = (columns.tensor().shape[0], *lifter.shape[1:])

@@ -102,7 +102,7 @@ class Lifter:
         """Arguments as the lifted form reads them: values behind a batch axis, constants and numbers for one sample."""
         unread = (self.node if node is None else node).attributes.get("unread", ())
 
-        def found(leaf: Any) -> Any:
+        def as_lifted(leaf: Any) -> Any:
             if not isinstance(leaf, Value):
                 return leaf
             if leaf not in self.shapes:
@@ -111,7 +111,7 @@ class Lifter:
                 return self.numbers[leaf]
             return self._placeholder(leaf) if leaf in unread else self.operand(leaf)
 
-        return torch.utils._pytree.tree_map(found, tree)
+        return torch.utils._pytree.tree_map(as_lifted, tree)
 
     def operand(self, value: Value) -> Value | Constant:
         """A tensor's lifted twin, or a constant if it does not depend on the input."""

@@ -167,20 +167,52 @@ def _cosine_similarity(a: dict[str, Any], shape: Any) -> Steps | None:
     shapes = [_shape_of(x) for x in operands]
     full = _broadcast(*shapes)
     dim = a["dim"] % len(full)
-    if any(len(own) != len(full) or own[dim] == 1 for own in shapes):
+    # A constant may lack axes in front.
+    places = [dim - len(full) + len(own) for own in shapes]
+    short = [isinstance(x, Value) and len(own) < len(full) for x, own in zip(operands, shapes, strict=True)]
+    if any(short) or any(at < 0 or own[at] == 1 for at, own in zip(places, shapes, strict=True)):
         return None
     steps: Steps = []
-    for x, own in zip(operands, shapes, strict=True):
-        reduced = tuple(1 if i == dim else n for i, n in enumerate(own))
+    for x, own, at in zip(operands, shapes, places, strict=True):
+        reduced = tuple(1 if i == at else n for i, n in enumerate(own))
         start = len(steps)
         steps += [
-            (aten.linalg_vector_norm.default, "linalg_vector_norm", (x, 2, [dim], True), {}, reduced),
+            (aten.linalg_vector_norm.default, "linalg_vector_norm", (x, 2, [at], True), {}, reduced),
             (aten.clamp_min.default, "clamp_min", (Step(start), a["eps"]), {}, reduced),
             (aten.div.Tensor, "div", (x, Step(start + 1)), {}, own),
         ]
     steps.append((aten.mul.Tensor, "mul", (Step(2), Step(5)), {}, full))
     steps.append((aten.sum.dim_IntList, "sum", (Step(6), [dim]), {}))
     return steps
+
+
+def _difference(a: dict[str, Any], shape: Any) -> Steps | None:
+    """Each entry less the one before it."""
+    x = a["self"]
+    axis = a.get("dim", -1) % len(x.shape)
+    length = shape[axis]
+    if (
+        a.get("n", 1) != 1
+        or any(a.get(key) is not None for key in ("prepend", "append"))
+        or not isinstance(length, int)
+    ):
+        return None
+    return [
+        (aten.narrow.default, "narrow", (x, axis, 1, length), {}),
+        (aten.narrow.default, "narrow", (x, axis, 0, length), {}),
+        (aten.sub.Tensor, "sub", (Step(0), Step(1)), {}),
+    ]
+
+
+def _logaddexp(a: dict[str, Any], shape: Any) -> Steps | None:
+    """The soft maximum of two activations of one shape."""
+    pair = [a["self"], a["other"]]
+    if not all(isinstance(x, Value) and x.shape == shape for x in pair):
+        return None
+    return [
+        (aten.stack.default, "stack", (pair, len(shape)), {}, (*shape, 2)),
+        (aten.logsumexp.default, "logsumexp", (Step(0), [len(shape)]), {}),
+    ]
 
 
 def _one_of(operation: Any, name: str, *keys: str, **renamed: str) -> Callable[[dict[str, Any], Any], Steps | None]:
@@ -210,6 +242,8 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "addmm": _sum_of_a_product(aten.mm.default, "mm", "mat1", "mat2"),
     "bilinear": _bilinear,
     "cosine_similarity": _cosine_similarity,
+    "diff": _difference,
+    "logaddexp": _logaddexp,
     "max_pool1d_with_indices.0": _one_of(aten.max_pool1d.default, "max_pool1d", *_POOL),
     "max_pool2d_with_indices.0": _one_of(aten.max_pool2d.default, "max_pool2d", *_POOL),
     "max_pool3d_with_indices.0": _one_of(aten.max_pool3d.default, "max_pool3d", *_POOL),

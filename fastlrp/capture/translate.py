@@ -1,46 +1,25 @@
-"""From an exported program to our graph, node by node: constants, in-place operations, module paths."""
+"""From an exported program to our graph: inputs and weights, memory that several values share, module paths."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from fastlrp.capture import faults, packed, recurrent
+from fastlrp.capture import faults, packed
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
-from fastlrp.capture.carrying import carries, mark_ids
-from fastlrp.capture.folding import fold
-from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.carrying import mark_ids
+from fastlrp.capture.emit import Call, Emitter
+from fastlrp.capture.graph import Constant, Graph, Value, leaves
 from fastlrp.capture.mapped import join_mapped
 from fastlrp.capture.memory import Memory, View, Write
-from fastlrp.capture.metadata import is_recurrent, is_whole_copy, same_dtype, sizes
+from fastlrp.capture.metadata import is_recurrent, same_dtype
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
-from fastlrp.capture.rewrite import REWRITES, Step, Steps
 from fastlrp.errors import CaptureError, UnsupportedOperationError
-from fastlrp.kinds.registry import KIND, KIND_OF
-from fastlrp.kinds.vocabulary import UNREAD
-
-
-@dataclass(frozen=True)
-class Call:
-    """One operation of the exported program with its arguments resolved."""
-
-    fx: torch.fx.Node
-    name: str
-    call: Callable[..., Any]
-    args: Any
-    kwargs: Any
-    target: Any
-    path: str
-    module_type: type | None
-    shape: tuple[int | str | None, ...] | None = None
-    dtype: torch.dtype | None = None
 
 
 class Translator:
@@ -49,7 +28,6 @@ class Translator:
     def __init__(self, program: torch.export.ExportedProgram, model: nn.Module, fixed: bool, batch: int) -> None:
         self.program = program
         self.model = model
-        self.batch = batch if fixed else None
         self.env: dict[str, Any] = {}
         self.nodes: dict[str, torch.fx.Node] = {}
         self.memory = Memory()
@@ -57,7 +35,8 @@ class Translator:
         self.written_state: dict[str, torch.fx.Node] = {}
         self.inputs: list[Value] = []
         empty = Value(-1, "", (), None)
-        self.graph = Graph([], self.inputs, [], empty, {}, 0, self.batch)
+        self.graph = Graph([], self.inputs, [], empty, {}, 0, batch if fixed else None)
+        self.emitter = Emitter(self.graph, self.graph.batch)
 
     def translate(self) -> Graph:
         join_mapped(self.program)
@@ -109,16 +88,13 @@ class Translator:
         elif spec.kind == InputKind.USER_INPUT:
             meta = fx.meta.get("val")
             if isinstance(meta, Tensor):
-                value = self.graph.new_value(name, self._shape(meta), meta.dtype)
+                value = self.graph.new_value(name, self.emitter.shape(meta), meta.dtype)
                 self.inputs.append(value)
                 self.env[name] = value
             else:
                 self.env[name] = getattr(spec.arg, "value", None)
         else:
             raise CaptureError(f"the captured model takes an input of an unknown kind: {spec.kind}")
-
-    def _shape(self, meta: Tensor) -> tuple[int | str | None, ...]:
-        return sizes(meta, self.batch)
 
     def _resolve(self, tree: Any) -> Any:
         if isinstance(tree, torch.fx.Node):
@@ -148,8 +124,7 @@ class Translator:
         if trains and not (name == "batch_norm" and not any(isinstance(v, Value) for v in leaves((args, kwargs)))):
             raise CaptureError(trains)
         c = Call(fx, name, call, args, kwargs, fx.target, path, module_type)
-        made = self._recurrent(c) if name in _RECURRENT else None
-        made = self._emit(c) if made is None else made
+        made = self.emitter.emit_call(c)
         if in_place and isinstance(made, (Value, Constant)):
             made = self._same_kind(made, fx)
         self.env[fx.name] = made
@@ -179,114 +154,6 @@ class Translator:
                 self.memory.views[hole.name] = View(operand.name, "", None, (), {})
         self.env[fx.name] = tuple(self._follow(graph.graph, graph))
 
-    def _emit(self, c: Call) -> Any:
-        """The value, constant or number that an operation gives."""
-        fx, name, call, args, kwargs = c.fx, c.name, c.call, c.args, c.kwargs
-        part_name = ""
-        if call is operator.getitem and isinstance(args[0], (tuple, list)):
-            return args[0][args[1]]
-        if name == "getitem" and isinstance(args[0], Value) and args[0].producer is not None:
-            # One part of a chunk, split or unbind: a move of its own, straight from the whole.
-            whole, position = args[0].producer, args[1]
-            target = whole.attributes.get("target")
-            args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
-            part_name = f"{name}.{position}"
-            c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
-        state = recurrent.one_state(name, args)
-        if state is not None:
-            return state
-        rewrite = REWRITES.get(part_name or name)
-        if rewrite is not None and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
-            meta = fx.meta.get("val")
-            found = rewrite(bind(c.target, args, kwargs), self._shape(meta)) if meta is not None else None
-            if found is not None:
-                return self._rewritten(c, found)
-        meta = fx.meta.get("val")
-        args = self._of_sizes_alone(name, args, meta)
-        if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
-            return fold(fx.name, call, args, kwargs, meta, faults.random_numbers(name, c.path))
-        kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
-        first = args[0] if args else None
-        if kind == "identity" and isinstance(first, Value):
-            if same_dtype(fx, first):
-                return first
-            kind = "move"  # A conversion to another dtype.
-        if name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(fx, args[1], self.batch):
-            return args[1]
-        return self._make(c, kind)
-
-    def _recurrent(self, c: Call) -> Any:
-        """The results of a recurrent layer or cell, of which each layer and direction becomes a node."""
-        meta = c.fx.meta.get("val")
-        results = [meta] if isinstance(meta, Tensor) else list(meta or ())
-        bound = bind(c.target, c.args, c.kwargs)
-        if not results or not ("hx" in bound and ("params" in bound or "w_ih" in bound)) or "data" in bound:
-            return None
-        if c.name == packed.PADDED:
-            bound["batch_first"] = True
-            bound["hx"] = bound["hx"] if bound["mode"] == "lstm" else bound["hx"][0]
-
-        def emit(name: str, call: Any, args: tuple[Any, ...], shape: Any, dtype: torch.dtype) -> Value:
-            step = Call(c.fx, name, call, args, {}, call, c.path, c.module_type, shape, dtype)
-            return self._make(step, KIND_OF[name])
-
-        readers = [user for user in c.fx.users if user.target is operator.getitem and user.args[1] == 2]
-        with_cell = any(user.users for user in readers)
-        shapes = [self._shape(t) for t in results]
-        return recurrent.split(bound.get("mode", c.name), bound, shapes, results[0].dtype, with_cell, emit)
-
-    def _of_sizes_alone(self, name: str, args: Any, meta: Any) -> Any:
-        """Arguments of ``x.new_zeros(7, 7)`` and the like, which read no more of ``x`` than dtype and device."""
-        if not name.startswith("new_") or self.batch is not None or not isinstance(args[0], Value):
-            return args
-        if not all(isinstance(n, int) for n in self._shape(meta)):
-            return args
-        return (Constant(name, torch.zeros((), dtype=args[0].dtype, device=meta.device)), *args[1:])
-
-    def _rewritten(self, c: Call, steps: Steps) -> Any:
-        """The operations that one stands for, one after the other."""
-        results: list[Any] = []
-        for target, name, args, kwargs, *shape in steps:
-            args = tuple(results[a.position] if isinstance(a, Step) else a for a in args)
-            results.append(self._emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type, *shape)))
-        return results[-1]
-
-    def _make(self, c: Call, kind: str) -> Value:
-        fx, args, kwargs = c.fx, c.args, c.kwargs
-        meta = fx.meta.get("val")
-        if c.dtype is not None:
-            value = self.graph.new_value(fx.name, c.shape or (), c.dtype)
-        elif isinstance(meta, Tensor):
-            value = self.graph.new_value(fx.name, c.shape or self._shape(meta), meta.dtype)
-        else:
-            value = self.graph.new_value(fx.name, (), None)
-            kind = kind if isinstance(meta, (tuple, list)) else "scalar"
-        inputs = tuple(dict.fromkeys(v for v in leaves((args, kwargs)) if isinstance(v, Value)))
-        node = Node(kind, c.name, c.call, args, kwargs, inputs, value, c.path, c.module_type)
-        unread = [args[i] for i in UNREAD.get(c.name, ()) if i < len(args) and isinstance(args[i], Value)]
-        others = list(leaves([a for i, a in enumerate(args) if i not in UNREAD.get(c.name, ())]))
-        read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
-        node.attributes.update(unread=tuple(v for v in unread if v not in read))
-        value.depends = any(v.depends for v in read)
-        value.carries = carries(node, read)
-        if not value.is_tensor:
-            node.attributes["target"] = c.target
-        constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
-        found = (
-            faults.random_numbers(c.name, c.path),
-            faults.complex_numbers(fx, c.name, c.path),
-            faults.number_from_data(fx, c.name, c.path),
-            faults.strides(fx, c.name, c.path),
-            *(constant.fault for constant in constants),
-        )
-        fault = next(filter(None, found), None)
-        if fault:
-            node.attributes["fault"] = fault
-        node.kind = KIND[kind].read(node, bind(c.target, args, kwargs)) or kind
-        value.producer = node
-        self.graph.nodes.append(node)
-        return value
-
     # Memory that several values share
 
     def _note_view(self, fx: torch.fx.Node, parent: torch.fx.Node, name: str, in_place: bool) -> None:
@@ -309,7 +176,7 @@ class Translator:
         base = self.env[view.parent]
         if view.call is not None:
             path, type_ = self._module_of(fx)
-            base = self._emit(Call(fx, view.name, view.call, (base, *view.rest), view.kwargs, None, path, type_))
+            base = self.emitter.emit(Call(fx, view.name, view.call, (base, *view.rest), view.kwargs, None, path, type_))
         self.env[name] = base
 
     def _same_kind(self, made: Value | Constant, fx: torch.fx.Node) -> Value | Constant:
@@ -318,7 +185,7 @@ class Translator:
             to = torch.ops.aten.to.dtype
             dtype = fx.meta["val"].dtype
             path, type_ = self._module_of(fx)
-            return self._make(Call(fx, "to", to, (made, dtype), {}, to, path, type_), "move")
+            return self.emitter.make(Call(fx, "to", to, (made, dtype), {}, to, path, type_), "move")
         return made
 
     def _write_back(self, fx: torch.fx.Node, path: str, module_type: type | None) -> None:
@@ -338,7 +205,7 @@ class Translator:
             return new  # The whole axis was sliced.
         assert view.call is not None
         args = (base, new, *view.rest)
-        return self._emit(
+        return self.emitter.emit(
             Call(base_fx, f"{view.name}_scatter", Write(view.call), args, view.kwargs, None, path, module_type)
         )
 
@@ -370,6 +237,3 @@ class Translator:
         if fx.target is operator.getitem and fx.args[1] != 0 and is_recurrent(fx.args[0]):
             return  # The module's value is its output, not the last states.
         self.graph.modules.update(dict.fromkeys(calls_around(fx), value))
-
-
-_RECURRENT = (*recurrent.SEQUENCES, *recurrent.CELLS, packed.PADDED)

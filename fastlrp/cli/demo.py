@@ -7,7 +7,8 @@ import shlex
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def demo(**options: Any) -> None:
     which the other commands can be tried.
     """
     screen, out = Screen(False, options["quiet"]), Path(options["out"])
+    click.get_current_context().with_resource(_one_thread())
     begin = time.perf_counter()
     places.check_folder(out)
     try:
@@ -67,6 +69,20 @@ def demo(**options: Any) -> None:
     if not ok:
         screen.error("a layer differs from the reference")
     click.get_current_context().exit(DONE if ok else FAILED)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread: a network of this size gains nothing by more, which wait for one another at each step.
+
+    On two cores of which other programs keep one busy, ten times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _trained(seed: int, screen: Screen) -> tuple[nn.Module, list[Any], Tensor, Tensor]:

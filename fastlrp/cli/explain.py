@@ -94,7 +94,7 @@ def explain(**options: Any) -> None:
     context = click.get_current_context()
     out = Path(options["out"])
     places.check_folder(out)
-    if text_run.asked(options):
+    if text_run.has_texts(options):
         context.exit(text_commands.explain(context, options))
     text_commands.check_no_texts(context)
     screen = Screen(options["machine"], options["quiet"])
@@ -173,7 +173,7 @@ def _run(options: dict[str, Any], screen: Screen, ready: Prepared, wanted: Wante
     with Stop("interrupted: finishing what is under way (Ctrl-C again to stop at once)") as stop:
         run = Run(engine, ready.reader, wanted, store, ready.names, tally, options["workers"], stop)
         try:
-            run.go(ready.items)
+            run.explain(ready.items)
         except KeyboardInterrupt:
             stop.asked = True
         except Failure as error:

@@ -73,7 +73,7 @@ def report(**options: Any) -> None:
     places.check_folder(out.parent)
     if options["parts"] is not None:
         parts.check(options["parts"], context)
-    if text_run.asked(options):
+    if text_run.has_texts(options):
         context.exit(text_commands.report(context, options, out, limit))
     text_commands.check_no_texts(context)
     need("jinja2")

@@ -88,7 +88,7 @@ class Run:
         self._budget = Budget(IN_FLIGHT)
         self._unfit: dict[torch.Size, str] = {}
 
-    def go(self, items: Sequence[Item]) -> None:
+    def explain(self, items: Sequence[Item]) -> None:
         """All items that are not done yet.
 
         Raises:

@@ -83,7 +83,7 @@ class TextJob:
         return Text(tuple(row.samples[0] for row in rows), self.options["text_scale"], self.options.get("level"))
 
 
-def asked(options: dict[str, Any]) -> bool:
+def has_texts(options: dict[str, Any]) -> bool:
     """Whether texts are to be explained."""
     return bool(options.get("text") or options.get("text_file"))
 

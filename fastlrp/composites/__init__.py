@@ -13,32 +13,32 @@ from fastlrp.composites.composite import (
     operation,
     span,
 )
-from fastlrp.composites.presets import (
-    PRESETS,
+from fastlrp.composites.one_rule import (
     alpha_beta,
-    attnlrp,
-    cp_lrp,
-    deconvnet,
     deep_taylor,
     epsilon,
+    flat,
+    gamma,
+    lrp0,
+    uniform,
+    wsquare,
+    zplus,
+)
+from fastlrp.composites.presets import PRESETS
+from fastlrp.composites.profiles import PROFILES, Profile, preset, resolve
+from fastlrp.composites.transformers import attnlrp, cp_lrp, mamba_lrp
+from fastlrp.composites.tutorial import pixel_bounds, tutorial_mlp, tutorial_vgg16
+from fastlrp.composites.zennit import (
+    deconvnet,
     epsilon_alpha2_beta1,
     epsilon_alpha2_beta1_flat,
     epsilon_gamma_box,
     epsilon_plus,
     epsilon_plus_flat,
     excitation_backprop,
-    flat,
-    gamma,
     gradient,
     guided_backprop,
-    lrp0,
-    mamba_lrp,
-    uniform,
-    wsquare,
-    zplus,
 )
-from fastlrp.composites.profiles import PROFILES, Profile, preset, resolve
-from fastlrp.composites.tutorial import pixel_bounds, tutorial_mlp, tutorial_vgg16
 
 __all__ = [
     "FORMULA_TYPES",

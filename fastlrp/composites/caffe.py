@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.composites.composite import Composite, Matcher, first, kind, span
-from fastlrp.composites.presets import deconvnet, everything_else, gradient, guided_backprop
+from fastlrp.composites.everything_else import everything_else
+from fastlrp.composites.zennit import deconvnet, gradient, guided_backprop
 from fastlrp.rules import Rule
 
 Parameters = dict[str, Any]

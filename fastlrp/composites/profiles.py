@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.composites.composite import Composite, MaxPoolMode, kind
-from fastlrp.composites.presets import PRESETS, Number, everything_else
+from fastlrp.composites.everything_else import Number, everything_else
+from fastlrp.composites.presets import PRESETS
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
 

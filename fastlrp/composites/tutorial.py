@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.composites.composite import Composite, Layer, Matcher, kind, span
-from fastlrp.composites.presets import everything_else
+from fastlrp.composites.everything_else import everything_else
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastlrp import library as _library  # noqa: F401  (registers torch.ops.fastlrp)
 from fastlrp.functional._checks import check_dim, check_float, check_like, check_map, check_output_size, check_terms
 from fastlrp.functional._checks import sizes as _sizes
-from fastlrp.functional.pool import _pooled
+from fastlrp.functional.pool import pooled_size
 
 Sizes = int | Sequence[int]
 
@@ -258,7 +258,7 @@ def _check_pooled(
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if any(2 * p > r for p, r in zip(padding, reach, strict=True)):
         raise ValueError(f"{op}: pool_padding must be at most half of what a window spans, {reach}, got {padding}")
-    floor, ceil = (_pooled(size, reach, stride, padding, mode) for mode in (False, True))
+    floor, ceil = (pooled_size(size, reach, stride, padding, mode) for mode in (False, True))
     if not all(n in pair for n, *pair in zip(relevance.shape[3:], floor, ceil, strict=True)):
         either = f"{floor} or, with ceil_mode, {ceil}" if ceil != floor else f"{floor}"
         raise ValueError(

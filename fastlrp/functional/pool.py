@@ -115,7 +115,7 @@ def pool_ties_relevance(
     _check_caches(op, relevance, scale)
     reach = [d * (k - 1) + 1 for d, k in zip(spread, kernel, strict=True)]
     _check_padding(op, pad, reach)
-    floor, ceil = (_pooled(S, reach, step, pad, mode) for mode in (False, True))
+    floor, ceil = (pooled_size(S, reach, step, pad, mode) for mode in (False, True))
     if not all(out in pair for out, *pair in zip(relevance.shape[3:], floor, ceil, strict=True)):
         check_output_size(op, relevance, floor, S)
     result: Tensor = torch.ops.fastlrp.pool_ties_relevance(
@@ -171,7 +171,7 @@ def pool_avg_relevance(
     if divisor_override == 0:
         raise ValueError(f"{op}: divisor_override must not be 0; None divides by the size of the window")
     _check_caches(op, relevance, scale)
-    check_output_size(op, relevance, _pooled(S, kernel, step, pad, ceil_mode), S)
+    check_output_size(op, relevance, pooled_size(S, kernel, step, pad, ceil_mode), S)
     result: Tensor = torch.ops.fastlrp.pool_avg_relevance(
         relevance, scale, S, kernel, step, pad, ceil_mode, count_include_pad, divisor_override, backend=backend
     )
@@ -240,7 +240,7 @@ def _check_padding(op: str, padding: list[int], reach: list[int]) -> None:
         raise ValueError(f"{op}: padding must be at most half of what the kernel spans, {reach}, got {padding}")
 
 
-def _pooled(size: list[int], reach: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> list[int]:
+def pooled_size(size: list[int], reach: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> list[int]:
     """Output size of a pool whose window spans ``reach``; no window starts in the padding on the right."""
     pooled = []
     for s, r, t, p in zip(size, reach, stride, padding, strict=True):

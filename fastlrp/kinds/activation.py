@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow, SweepPart
 from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
+from fastlrp.reference.redistribution import total
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -44,10 +46,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Pass, the gradient, or one of the two clipped gradients."""
     x, y = node.inputs[0], node.output
     if isinstance(rule, rules.Pass):
-        if rule.chained and is_chained(flow, y) and "softmax" not in node.operation:
+        if not rule.chained or "softmax" in node.operation:
+            b.send(x, flow)
+        elif is_chained(flow, y):
             _send_quotient(b, node, flow)
         else:
-            b.send(x, flow)
+            _send_where_a_limit_exists(b, node, flow)
     elif isinstance(rule, (rules.Deconvnet, rules.GuidedBackprop)):
         factor = b.slot_of(flow.factor)
         register = b.step(_clip, [flow.register], [factor], y.numel, is_linear=False)
@@ -96,6 +100,23 @@ def _send_quotient(b: Builder, node: Node, flow: Flow) -> None:
     b.send(x, Flow(flow.register, Factor(x, b.cache(quotient, ins, x.numel))))
 
 
+def _send_where_a_limit_exists(b: Builder, node: Node, flow: Flow) -> None:
+    """Relevance unchanged, and none where ``u`` is 0 and ``act(0)`` is not: ``act(0)`` is a constant, as a bias is."""
+    x, y = node.inputs[0], node.output
+    factor = b.slot_of(flow.factor)
+
+    def passes(x: Tensor, y: Tensor, factor: Tensor | None = None) -> Tensor:
+        found = ~_is_constant(x, y)
+        return found.to(y.dtype) if factor is None else factor * found
+
+    scale = b.cache(passes, [x.index, y.index, *([] if factor is None else [factor])], x.numel)
+    b.send(x, Flow(flow.register, Factor(None, scale)))
+
+
+def _is_constant(x: Tensor, y: Tensor) -> Tensor:
+    return (x == 0) & (y != 0)
+
+
 def _clip(flow: Tensor, factor: Tensor | None) -> Tensor:
     return (flow if factor is None else multiply(flow, factor)).clamp(min=0)
 
@@ -117,7 +138,11 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
     x = node.sources[0]
     if isinstance(rule, rules.Pass):
-        return textbook.unchanged(node, R)
+        share = textbook.unchanged(node, R)
+        if rule.chained and "softmax" not in node.operation and share.ledger is not None:
+            stays = R * _is_constant(walk.values[x], walk.values[node.output]).unsqueeze(1)
+            share = Share({x: R - stays}, replace(share.ledger, bias=total(stays)))
+        return share
     if isinstance(rule, rules.Deconvnet):
         return Share({x: weightless.deconvnet(R)}, None)
     if isinstance(rule, rules.GuidedBackprop):

@@ -24,7 +24,6 @@ from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
-from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import total
 from fastlrp.stabilizer import Stabilizer
 
@@ -56,17 +55,6 @@ def lower_sum(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         b.send_shares(x, y.index, y.numel, flow, stabilizer, to_messages, up=to_nodes)
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
-
-
-def through_sum(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
-    """The textbook step."""
-    if isinstance(rule, rules.Gradient):
-        return textbook.gradient(walk, node, R)
-    assert isinstance(rule, (rules.Norm, rules.Epsilon))
-    x = node.sources[0]
-    stabilizer = Stabilizer.ensure(rule.stabilizer)
-    relevance, ledger = weightless.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
-    return Share({x: relevance}, ledger)
 
 
 def lower_largest(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -164,6 +152,6 @@ def through_softmax(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Shar
     return Share({source: relevance}, ledger)
 
 
-SUM = Kind("aggregate", "aggregate", lower_sum, through_sum, preset=lambda sums: sums)
+SUM = Kind("aggregate", "aggregate", lower_sum, textbook.in_proportion, preset=lambda sums: sums)
 LARGEST = Kind("aggregate_max", "aggregate_max", lower_largest, through_largest, preset=lambda sums: rules.Pass())
 SOFTMAX = Kind("segment_softmax", "segment_softmax", lower_softmax, through_softmax, preset=lambda sums: rules.Taylor())

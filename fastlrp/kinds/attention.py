@@ -18,19 +18,15 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
-from fastlrp.kinds.attention_up import attention_up, hides_later
+from fastlrp.kinds.attention_step import Operands, Sharing, add_step, heads_in_one_axis
 from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
-from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import divide
 from fastlrp.stabilizer import Stabilizer
-
-_HUGE = 1e30
-"""Log-sum-exps below minus this are masks, not scores."""
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -63,50 +59,30 @@ def forward(b: Builder, node: Node) -> None:
         b.add_forward(node)
 
 
-class _Operands:
+class _Operands(Operands):
     """A node's operands as ``(B, H, S, D)``, from the tensors in its slots."""
 
     def __init__(self, node: Node) -> None:
         a = node.attributes
         self.node, self.inputs = node, node.inputs
-        self.query, self.key, self.value = a["operands"]
-        self.mask, self.causal, self.scale = a["mask"], a["causal"], a["scale"]
-        self.heads = self.query.sizes[:-2]
-        self.slots = [v.index for v in node.inputs]
+        self.mask = a["mask"]
+        super().__init__(a["operands"], node.output, a["causal"], a["scale"], 0.0, [v.index for v in node.inputs])
 
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Query, key, value and mask."""
         table = dict(zip(self.inputs, tensors, strict=True))
-        query, key, value = (heads_in_one_axis(table[v]) for v in (self.query, self.key, self.value))
+        query, key, value = (heads_in_one_axis(table[v]) for v in self.values)
         mask = table[self.mask] if isinstance(self.mask, Value) else self.mask
         mask = mask.tensor() if isinstance(mask, Constant) else mask
-        return query, key, value, self._mask(mask)
-
-    def _mask(self, mask: Tensor | None) -> Tensor | None:
-        """Broadcastable to ``(B, H, S, T)``."""
-        if mask is None or len(self.heads) == 1:
-            return mask
-        full = mask.reshape(*[1] * (len(self.heads) + 3 - mask.dim()), *mask.shape)
-        if len(self.heads) == 0:
-            return full.unsqueeze(1)
-        return full.expand(full.shape[0], *self.heads, *full.shape[-2:]).flatten(1, -3)
+        return query, key, value, self.mask_over_heads(mask)
 
     def forward(self, attention: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Output as the model has it, and log-sum-exp ``(B, H, S)``."""
         output, log_sum = attention(*self.of(tensors), self.causal, self.scale, 0.0)
         return output.reshape(len(output), *self.node.output.sizes), log_sum
 
-    def wide(self, relevance: Tensor) -> Tensor:
-        """``(B, K, *heads, S, E)`` to ``(B, K, H, S, E)``."""
-        return relevance.unsqueeze(2) if not self.heads else relevance.flatten(2, -3)
-
     def send(self, b: Builder, x: Value, register: int) -> None:
         b.send(x, Flow(register, Factor(x)))
-
-
-def heads_in_one_axis(x: Tensor) -> Tensor:
-    """``(B, *heads, S, D)`` to ``(B, H, S, D)``."""
-    return x.unsqueeze(1) if x.dim() == 3 else x.flatten(1, -3)
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -122,60 +98,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     stabilizer = Stabilizer.ensure(rule.stabilizer)
     y, operands = node.output, _Operands(node)
     share = b.share(flow, y.index, y.numel, stabilizer)
-    targets: list[Value] = [operands.value]
-    if isinstance(rule, rules.Uniform):
-        if not stabilizer.is_absolute:
-            raise TypeError(f"{rule} at {node}: attention takes one absolute epsilon, Uniform(1e-6) or Uniform(0.0)")
-        targets = [operands.query, operands.key, operands.value]
-    shares = uniform_shares(node)
-    uniform, epsilon = isinstance(rule, rules.Uniform), stabilizer.epsilon
-    attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
-
-    def relevance_of_operands(
-        f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        g = operands.wide(f if share is None else multiply(f, share))
-        q, k, v, mask = operands.of(tensors)
-        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, g)
-        found: tuple[Tensor, ...]
-        if uniform:
-            found = attention(
-                g, q, k, v, heads_in_one_axis(output), log_sum, mask, operands.causal, operands.scale, 0.0,
-                *shares, epsilon,
-            )  # fmt: skip
-        else:
-            found = (attention(g, q, k, log_sum, mask, operands.causal, operands.scale, 0.0),)
-        return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
-
-    def up(*operands_of_step: Any) -> Tensor:
-        found = up_from(None, *operands_of_step)
-        assert found is not None
-        return found
-
-    def up_from(first: int | None, *operands_of_step: Any) -> Tensor | None:
-        arriving, (share, output, log_sum, *tensors) = (
-            operands_of_step[: len(targets)], operands_of_step[len(targets) :]
-        )  # fmt: skip
-        wide = [None if t is None else operands.wide(t) for t in arriving]
-        q, k, v, mask = operands.of(tuple(tensors))
-        if first is not None:
-            causal = operands.causal or hides_later(mask, q.shape[2], k.shape[2])
-            if not causal or q.shape[2] != k.shape[2]:
-                return None
-        mask, log_sum = _told_apart(q, k, mask, operands.causal, operands.scale, log_sum, None)
-        found = attention_up(
-            (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
-            log_sum, mask, operands.causal, operands.scale, shares if uniform else (0.0, 0.0, 1.0), epsilon, first,
-        )  # fmt: skip
-        found = found.reshape(*found.shape[:2], *y.sizes[:-2], *found.shape[-2:])
-        if share is None:
-            return found
-        return multiply(found, share if first is None else share.narrow(-2, first, found.shape[-2]))
-
-    slots, numels = [share, y.index, b.beside[node], *operands.slots], [x.numel for x in targets]
-    work = (5 if uniform else 1) * 2 * y.numel * operands.key.sizes[-2]
-    registers = b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up, up_from=up_from)
-    for x, register in zip(targets, registers, strict=True):
+    uniform = isinstance(rule, rules.Uniform)
+    if uniform and not stabilizer.is_absolute:
+        raise TypeError(f"{rule} at {node}: attention takes one absolute epsilon, Uniform(1e-6) or Uniform(0.0)")
+    sharing = Sharing(uniform_shares(node) if uniform else None, stabilizer.epsilon)
+    targets = operands.values if uniform else operands.values[2:]
+    for x, register in zip(targets, add_step(b, operands, sharing, flow, share, b.beside[node]), strict=True):
         if x.gets_relevance:
             operands.send(b, x, register)
 
@@ -190,28 +118,6 @@ def uniform_shares(node: Node) -> tuple[float, float, float]:
     weights = (0.5 if value else 1.0) if query or key else 0.0
     each = weights * (0.5 if query and key else 1.0)
     return each * query, each * key, (1.0 - weights) * value
-
-
-def _told_apart(
-    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float, log_sum: Tensor, g: Tensor | None
-) -> tuple[Tensor | None, Tensor]:
-    """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
-
-    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
-    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
-    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
-    """
-    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return mask, log_sum
-    lost = (log_sum < -_HUGE) & log_sum.isfinite()
-    if not bool((lost if g is None else lost & (g != 0).any(-1).any(1)).any()):
-        return mask, log_sum
-    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = scale * (query @ keys.transpose(-1, -2))
-    allowed = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    whole = (scores + mask).masked_fill(~allowed, -math.inf) if causal else scores + mask
-    told = torch.where(lost.unsqueeze(-1), whole.log_softmax(-1) - scores, mask)
-    return told, log_sum.masked_fill(lost, 0)
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

@@ -8,8 +8,8 @@ Up, with cotangents ``t`` of queries, keys and values::
 
     t_s = M P scale (a_q t_q k^T + a_k q t_k^T),   t_g = a_v P t_v + t_s v - (sum_t t_s) o
 
-``M = u / st(u)``. Groups stand behind the positions, ``(B, H, S, G, .)``, so that all of them go through one product
-with the keys that they share.
+``M = u / st(u)``, times the share of a soft cap. Groups stand behind the positions, ``(B, H, S, G, .)``, so that all of
+them go through one product with the keys that they share.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def attention_up(
     mask: Tensor | None,
     causal: bool,
     scale: float,
+    cap: float,
     shares: tuple[float, float, float],
     epsilon: float,
     first: int | None = None,
@@ -40,7 +41,7 @@ def attention_up(
     """The cotangent of ``g`` from those of query ``(B, G, H, S, D)``, key ``(B, G, H', T, D)`` and value of its form.
 
     Args:
-        arriving: one that is None is zero. query, key, value, output, log_sum, mask, causal, scale, epsilon: as in
+        arriving: one that is None is zero. query, key, value, output, log_sum, mask, causal, scale, cap, epsilon: as in
             :func:`fastlrp.reference.attention.attention_relevance`, ``(B, H, S, D)`` and so on; H' divides H.
         shares: of query, key and value.
         first: where no query sees a later key: what arrives are the positions from there on, before which it is zero.
@@ -56,7 +57,7 @@ def attention_up(
         assert k is not None
         assert v is not None
         narrow = attention_up(
-            (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask, causal, scale, shares, epsilon, first
+            (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask, causal, scale, cap, shares, epsilon, first
         )  # fmt: skip
         return narrow.to(query.dtype)
     causal = causal or first is not None or hides_later(mask, query.shape[2], key.shape[2])
@@ -66,7 +67,7 @@ def attention_up(
         if first:
             own = [None if t is None else t[:, :, :, first:] for t in arriving]
             rows = attention_up(
-                (own[0], own[1], own[2]), query, key, value, output, log_sum, mask, causal, scale, shares, epsilon,
+                (own[0], own[1], own[2]), query, key, value, output, log_sum, mask, causal, scale, cap, shares, epsilon,
                 first,
             )  # fmt: skip
             return torch.nn.functional.pad(rows, (0, 0, first, 0))
@@ -90,7 +91,8 @@ def attention_up(
         seen = min(end, keys.shape[2]) if causal else keys.shape[2]
         k, q = keys[:, :, :seen], query[:, :, start:end]
         u = scale * q @ k.mT
-        p = _weights(u, _part(mask, start, end, seen), log_sum[:, :, start:end], start if causal else None)
+        part, sums = _part(mask, start, end, seen), log_sum[:, :, start:end]
+        p = _weights(_capped(u, cap), part, sums, start if causal else None)
         found: Tensor | None = None
         if of_value is not None:  # (S, T) (T, G E)
             t_v = of_value[:, :, : seen - first].flatten(3)
@@ -99,7 +101,7 @@ def attention_up(
         t_k = None if of_key is None else of_key[:, :, :, : seen - first]
         scores = _scores(t_q, t_k, q, k, first, shares)
         if scores is not None:
-            scores = scores.mul_((p * scale * _share(u, epsilon)).unsqueeze(3))
+            scores = scores.mul_((p * scale * _share(u, cap, epsilon)).unsqueeze(3))
             through = (scores.flatten(2, 3) @ with_ones[:, :, :seen]).unflatten(2, (end - start, groups))
             found = through[..., :-1] if found is None else found.add_(through[..., :-1])
             assert output is not None
@@ -158,6 +160,11 @@ def _weights(u: Tensor, mask: Tensor | None, log_sum: Tensor, first: int | None)
     return torch.where(log_sum == -torch.inf, 0.0, (scores - log_sum).exp()).to(u.dtype)
 
 
-def _share(u: Tensor, epsilon: float) -> Tensor | float:
-    """``u / st(u)``."""
-    return 1.0 if epsilon <= 0 else u / torch.where(u < 0, u - epsilon, u + epsilon)
+def _capped(u: Tensor, cap: float) -> Tensor:
+    return torch.tanh(u / cap).mul_(cap) if cap > 0 else u
+
+
+def _share(u: Tensor, cap: float, epsilon: float) -> Tensor | float:
+    """``u / st(u)``, times ``tanh(u / cap) / (u / cap)`` of a soft cap."""
+    share: Tensor | float = 1.0 if epsilon <= 0 else u / torch.where(u < 0, u - epsilon, u + epsilon)
+    return share if cap <= 0 else share * torch.where(u == 0, 1.0, torch.tanh(u / cap) / (u / cap))

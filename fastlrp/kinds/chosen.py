@@ -30,7 +30,7 @@ from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import total
 
 _REDUCED = ("amax", "amin")
-_PAIRS = ("maximum", "minimum")
+_PAIRS = ("maximum", "minimum", "fmax", "fmin")
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -168,7 +168,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
 
 KIND = Kind(
     name="chosen",
-    operations="max min amax amin maximum minimum median nanmedian mode kthvalue topk sort cummax cummin",
+    operations="max min amax amin maximum minimum fmax fmin median nanmedian mode kthvalue topk sort cummax cummin",
     lower=lower,
     textbook=through,
     read=read,

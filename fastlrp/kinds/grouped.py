@@ -19,11 +19,9 @@ from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
-from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
-from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -85,17 +83,6 @@ def _operands(node: Node) -> tuple[Constant, tuple[Value, Value]]:
     return weight, (x, ends)
 
 
-def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
-    """The textbook step."""
-    if isinstance(rule, rules.Gradient):
-        return textbook.gradient(walk, node, R)
-    assert isinstance(rule, (rules.Norm, rules.Epsilon))
-    x = node.sources[0]
-    stabilizer = Stabilizer.ensure(rule.stabilizer)
-    relevance, ledger = weightless.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
-    return Share({x: relevance}, ledger)
-
-
 def read(node: Node, bound: dict[str, Any]) -> str | None:
     """No attributes."""
     return None
@@ -105,7 +92,7 @@ KIND = Kind(
     name="grouped",
     operations="transformers::grouped_mm_fallback _grouped_mm",
     lower=lower,
-    textbook=through,
+    textbook=textbook.in_proportion,
     read=read,
     preset=lambda sums: sums,
 )

@@ -90,7 +90,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 def _check_places(b: Builder, node: Node) -> None:
     """Raise UnsupportedOperationError where a value may be added to another sample."""
     write.check_batch(node)
-    if write.reads_places(node):
+    if write.places_vary(node):
         write.check_samples(node, b.graph.batch)
 
 

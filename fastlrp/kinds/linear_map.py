@@ -13,12 +13,10 @@ from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_beside, vjp
 from fastlrp.kinds.kind import Kind
-from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
-from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -72,17 +70,6 @@ def _refuse_left_product(node: Node) -> None:
         )
 
 
-def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
-    """The textbook step."""
-    if isinstance(rule, rules.Gradient):
-        return textbook.gradient(walk, node, R)
-    assert isinstance(rule, (rules.Norm, rules.Epsilon))
-    x = node.sources[0]
-    stabilizer = Stabilizer.ensure(rule.stabilizer)
-    relevance, ledger = weightless.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
-    return Share({x: relevance}, ledger)
-
-
 KIND = Kind(
     name="linear_map",
     operations=(
@@ -90,7 +77,7 @@ KIND = Kind(
         "einsum affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
     ),
     lower=lower,
-    textbook=through,
+    textbook=textbook.in_proportion,
     read=read,
     preset=lambda sums: sums,
 )

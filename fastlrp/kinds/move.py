@@ -19,7 +19,8 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.rows_taken import rows_taken
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.bind import bind_forward
-from fastlrp.plan.builder import Builder, channels_last
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.steps import Factor, Flow, Window
 from fastlrp.plan.total import multiply
 
@@ -35,7 +36,7 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
         id_moves.lower(b, node, flow)
         return
     sources = node.sources
-    if len(sources) == 1 and write.reads_places(node):
+    if len(sources) == 1 and write.places_vary(node):
         write.lower_places(b, node, flow)
         return
     if len(sources) != 1 or node.args[0] is not sources[0]:

@@ -73,6 +73,17 @@ def gradient(walk: Walk, node: Node, R: Tensor) -> Share:
     return Share({v: weightless.gradient(walk.alone(node, v), walk.values[v], R) for v in node.sources}, None)
 
 
+def in_proportion(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """For linear operations of one input: the rules of sums, or the gradient."""
+    if isinstance(rule, rules.Gradient):
+        return gradient(walk, node, R)
+    assert isinstance(rule, (rules.Norm, rules.Epsilon))
+    x = node.sources[0]
+    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    relevance, ledger = weightless.norm(walk.alone(node, x), walk.values[x], R, stabilizer)
+    return Share({x: relevance}, ledger)
+
+
 def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
     """For operations that copy entries: the derivative is the copy's inverse; what constants filled in, they keep."""
     if not node.output.is_float:

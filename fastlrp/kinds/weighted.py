@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastlrp import rules
 from fastlrp.aten import _product
 from fastlrp.capture.arguments import dims, listed
-from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
+from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift, plain_call
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
@@ -107,6 +107,17 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         raise TypeError(f"{rule} is not defined for {node}: use one of the rules for layers with a weight")
 
 
+def forward_conv(b: Builder, node: Node) -> None:
+    """The operation itself; on a CPU by a weight that is laid out beforehand, with batch norms merged in."""
+    layer = AffineLayer.of(b, node) if isinstance(plain_call(node), torch._ops.OpOverload) else None
+    if layer is None or not layer.packs or node.inputs != node.args[:1]:
+        b.add_forward(node)
+        return
+    product = layer.of_input(layer.weight, layer.bias)
+    # In place, and not by oneDNN itself, which makes 0 of NaN.
+    b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
+
+
 def forward_linear(b: Builder, node: Node) -> None:
     """The operation itself, on a CPU by the faster library."""
     a, x = node.attributes, node.args[1 if node.operation == "addmm" else 0]
@@ -156,6 +167,7 @@ CONV = Kind(
     lower=lower,
     textbook=through,
     read=read_conv,
+    forward=forward_conv,
     weighted=True,
     modules={
         "conv1d": nn.Conv1d,

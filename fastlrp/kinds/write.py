@@ -38,7 +38,7 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
         id_moves.lower(b, node, flow)
         return
     check_batch(node)
-    if any(v.is_tensor and v.depends for v in chooses(node)):
+    if places_vary(node):
         lower_places(b, node, flow)
         return
     for x in node.sources:
@@ -51,15 +51,15 @@ def unread(node: Node) -> tuple[Value, ...]:
     return found
 
 
-def reads_places(node: Node) -> bool:
-    """True if which entries are copied depends on the sample."""
-    return any(v.depends for v in node.inputs if v not in node.sources and v not in unread(node))
+def conditions(node: Node) -> list[Value]:
+    """Activations whose entries are read and get no relevance: indices, masks, what is written without relevance."""
+    return [v for v in node.inputs if v not in node.sources and v not in unread(node)]
 
 
-def chooses(node: Node) -> list[Value]:
-    """Activations that say which entries are copied: indices and masks, not what is written without relevance."""
+def places_vary(node: Node) -> bool:
+    """True if which entries are copied depends on the sample, by an index or a mask."""
     written = {v for v in moved(node) if v.is_float}
-    return [v for v in node.inputs if v not in node.sources and v not in unread(node) and v not in written]
+    return any(v.depends for v in conditions(node) if v not in written)
 
 
 def check_batch(node: Node) -> None:
@@ -95,9 +95,9 @@ def check_samples(node: Node, batch: int | None) -> None:
     """Raise UnsupportedOperationError where an index that depends on the sample may reach into another sample."""
     if getattr(node.call, "keeps_samples_apart", False):
         return
-    operands = [v for v in node.inputs if v not in node.sources and v.is_tensor and v not in unread(node)]
+    operands = [v for v in conditions(node) if v.is_tensor]
     rank, name = len(node.output.shape), node.operation
-    if any(v.depends and not v.is_tensor for v in node.inputs if v not in unread(node)):
+    if any(v.depends and not v.is_tensor for v in conditions(node)):
         raise UnsupportedOperationError(
             f"{node}: a size or position is computed from data. Use torch.where or torch.gather, or fix the number"
         )

@@ -13,7 +13,8 @@ from fastlrp.composites import Composite
 from fastlrp.explainer import Explainer
 from fastlrp.nn import variants
 from fastlrp.nn.variants import Variant
-from fastlrp.run.record import ForwardRecord, LrpAware
+from fastlrp.run.forward_pass import LrpAware
+from fastlrp.run.record import ForwardRecord
 
 _KEPT_COMPOSITES = 16
 

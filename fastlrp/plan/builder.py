@@ -1,89 +1,45 @@
-"""Collects forward and backward steps while a plan is lowered, and keeps the books on what flows where."""
+"""The other half of lowering: the steps of relevance, the registers that they fill, and what flows to each value."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.backends.dispatch import compiled_backend, select, sparse_kernels
-from fastlrp.capture.graph import Graph, Node, Value
-from fastlrp.capture.signs import nonnegative
+from fastlrp.capture.graph import Node, Value
 from fastlrp.plan.absent import without_absent
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.forms import Form, Sum
-from fastlrp.plan.narrow import representable, wide
-from fastlrp.plan.steps import BackwardStep, Factor, Flow, ForwardStep, Program, Row, SweepPart, step_name, value_name
+from fastlrp.plan.forward_builder import Draft, ForwardBuilder
+from fastlrp.plan.steps import Alternative, BackwardStep, Factor, Flow, Program, Row, step_name, value_name
 from fastlrp.plan.total import Total, multiply
-from fastlrp.precision import FULL, Products
-from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """What 2-D convolutions read lies channels-last: oneDNN is 1.1 to 5 times faster so, tensor cores want it too."""
-    wanted = x.dim() == 4 and x.device.type in ("cpu", "cuda")
-    return x.contiguous(memory_format=torch.channels_last) if wanted else x
-
-
 @dataclass(eq=False)
-class Draft:
-    """A :class:`~fastlrp.plan.steps.Row` while its layer is lowered."""
+class Builder(ForwardBuilder):
+    """State of one lowering: which steps exist, which flows have been sent to which value.
 
-    node: Node
-    rule: str
-    flows: str = ""
-    backend: str = ""
-    slots: list[int] = field(default_factory=list)
+    Attributes:
+        backward: the steps so far, from the output down. registers: how many there are. top: the one of the initial
+            relevance. flows: how the relevance of each value reads. drafts: of the plan's table.
+        alternatives: steps that may take the place of several, see :class:`~fastlrp.plan.steps.Alternative`.
+        finite: slots of values that may be infinite where no relevance is (masked scores), with 0 there.
+    """
 
-
-class Builder:
-    """State of one lowering: which steps exist, which flows have been sent to which value."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        backend: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        shared: dict[Any, Any] | None = None,
-        max_pool: MaxPoolMode = "winner",
-        products: Products = FULL,
-    ) -> None:
-        self.max_pool, self.products = max_pool, products
-        self.beside: dict[Node, int] = {}
-        """Slots of what a node's forward step makes beside its output: the winners of a max-pool."""
-        self.graph, self.backend, self.device, self.dtype = graph, backend, device, dtype
-        self.shared = {} if shared is None else shared
-        self.keyed: dict[tuple[Any, ...], int] = {}
-        self.finite: dict[Value, int] = {}
-        """Slots of values that may be infinite where no relevance is (masked scores), with 0 there."""
-        self.top = 0
-        self.forward: list[ForwardStep] = []
-        self.backward: list[BackwardStep] = []
-        self.drafts: list[Draft] = []
-        self.flows: dict[Value, Flow] = {}
-        self.slots = self.own_slots = graph.values
-        self.registers = 0
-        self.slot_bytes: dict[int, int] = {}
-        self._sent: dict[Value, list[Flow]] = {}
-        self._senders: dict[Value, list[Node | None]] = {}
-        self._factors: dict[Factor, int] = {}
-        self._nonnegative = nonnegative(graph)
-        self._row: Draft | None = None
-        self._name, self._node = "(model)", cast("Node | None", None)
-
-    @cached_property
-    def has_sparse_kernels(self) -> bool:
-        """Whether relevance can be kept for alive neurons only."""
-        compiled = compiled_backend(self.device)
-        kinds = compiled == "cuda" or self.dtype in (torch.float32, torch.float64)
-        return kinds and self.backend in ("auto", compiled) and sparse_kernels(self.device) is not None
+    backward: list[BackwardStep] = field(init=False, default_factory=list)
+    registers: int = field(init=False, default=0)
+    top: int = field(init=False, default=0)
+    flows: dict[Value, Flow] = field(init=False, default_factory=dict)
+    drafts: list[Draft] = field(init=False, default_factory=list)
+    alternatives: list[Alternative] = field(init=False, default_factory=list)
+    finite: dict[Value, int] = field(init=False, default_factory=dict)
+    _sent: dict[Value, list[Flow]] = field(init=False, default_factory=dict)
+    _senders: dict[Value, list[Node | None]] = field(init=False, default_factory=dict)
 
     def build(self, sweep: Callable[..., Any] | None = None) -> Program:
         """All that was collected, as it will stay. ``sweep``: see :class:`~fastlrp.plan.steps.Program`."""
@@ -100,98 +56,8 @@ class Builder:
             keyed=MappingProxyType(dict(self.keyed)),
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
+            alternatives=tuple(self.alternatives),
         )
-
-    # Forward side
-
-    def operation(self, name: str) -> Callable[..., Any]:
-        """The backend's implementation of one of our operations; notes it in the current row."""
-        selected = select(name, self.backend, self.device, self.dtype)
-        self.note(selected.backend)
-        implementation: Callable[..., Any] = selected.call
-        if selected.backend in ("torch", "reference"):
-            return implementation
-        plain: Callable[..., Any] = select(name, "torch", self.device, self.dtype).call
-
-        def operation(first: Tensor, *others: Any) -> Any:
-            # Compiled kernels know no derivative: where one is asked for, PyTorch's operations take their place.
-            return (plain if first.requires_grad else implementation)(first, *others)
-
-        return operation
-
-    def note(self, backend: str) -> None:
-        """Who computes, in the current row."""
-        if self._row is not None and backend not in self._row.backend.split("+"):
-            self._row.backend = "+".join(filter(None, (self._row.backend, backend)))
-
-    def constant(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """What ``make`` returns, made once for all plans of the model: weights in other forms."""
-        if key not in self.shared:
-            self.shared[key] = make()
-        return self.shared[key]
-
-    def cache(
-        self,
-        run: Callable[..., Any],
-        ins: Sequence[int],
-        numel: int,
-        outs: int = 1,
-        itemsize: int | None = None,
-        key: tuple[Any, ...] | None = None,
-        part: SweepPart | None = None,
-    ) -> int:
-        """A tensor computed once per sample from slots. Returns its slot, the first of ``outs`` consecutive ones.
-
-        ``key`` names what does not depend on a rule's numbers: another plan of the model takes it over by that name.
-        """
-        if key in self.keyed:
-            return self.keyed[key]
-        first = self.slots
-        if key is not None:
-            self.keyed[key] = first
-        self.slots += outs
-        slots = tuple(range(first, first + outs))
-        self.forward.append(ForwardStep(self._name, self._node, run, tuple(ins), slots, is_cache=True, part=part))
-        for slot in slots:
-            self.slot_bytes[slot] = numel * (itemsize or self.dtype.itemsize)
-        if self._row is not None:
-            self._row.slots.extend(slots)
-        return first
-
-    def slot_of(self, factor: Factor) -> int | None:
-        """The slot that holds a factor's value, made if it needs a product; None if the factor is 1."""
-        if factor.value is None or factor.scale is None:
-            return factor.scale if factor.value is None else factor.value.index
-        if factor not in self._factors:
-            ins = (factor.value.index, factor.scale)
-            self._factors[factor] = self.cache(torch.mul, ins, factor.value.numel)
-        return self._factors[factor]
-
-    def share(self, flow: Flow, z: int, numel: int, stabilizer: Stabilizer) -> int | None:
-        """Slot of ``factor / st(z)``: what a proportional rule multiplies the arriving register with; None for 1.
-
-        In the limit of epsilon to 0 the factor ``z`` cancels against the denominator ``z``.
-        """
-        if stabilizer.in_limit and flow.factor.value is not None and flow.factor.value.index == z:
-            return flow.factor.scale
-        factor, dtype = self.slot_of(flow.factor), self.dtype
-        ins = [z] if factor is None else [z, factor]
-        if stabilizer.is_absolute:
-            op, epsilon = self.operation("elementwise_coefficients"), stabilizer.epsilon
-
-            def shares(z: Tensor, f: Tensor | None = None) -> Tensor:
-                f = f if f is None or f.dtype == z.dtype else f.to(z.dtype)  # The factor may be of a wider dtype.
-                quotient: Tensor = op(z, None, None, f, "epsilon", 1, epsilon)[0]
-                return quotient
-        else:
-
-            def shares(z: Tensor, f: Tensor | None = None) -> Tensor:
-                inverse = stabilizer.reciprocal(wide(z))
-                return (inverse if f is None else inverse.mul_(f)).to(z.dtype)
-
-        if dtype == torch.float16:
-            return self.cache(lambda z, *f: representable(shares(z, *f), z, dtype), ins, numel)
-        return self.cache(shares, ins, numel)
 
     def send_shares(
         self, x: Value, z: int, numel: int, flow: Flow, stabilizer: Stabilizer, transpose: Callable[..., Tensor],
@@ -214,41 +80,16 @@ class Builder:
         register = self.step(transpose, [flow.register], [quotient], x.numel, form=form_of(quotient), up=up)
         self.send(x, Flow(register, Factor(x)))
 
-    def is_nonnegative(self, value: Value) -> bool:
-        """True if the graph proves that no entry is below zero."""
-        return value in self._nonnegative
-
-    def sign_slot(self, value: Value) -> int:
-        """Slot of the value itself where it may be negative, or of False where this input's turns out not to be.
-
-        Many models get images in [0, 1]: one look at the input saves half of a signed first layer. Not on a GPU,
-        where looking would wait for the device.
-        """
-        look = self.device.type == "cpu"
-
-        def value_or_false(x: Tensor) -> Any:
-            return False if look and x.numel() and x.min().item() >= 0 else x
-
-        return self.cache(value_or_false, [value.index], 0, key=("sign", value))
-
-    def add_forward(
-        self, node: Node, extra_outs: int = 0, call: Callable[..., Any] | None = None, part: SweepPart | None = None
-    ) -> int:
-        """The node's own forward step; ``call`` replaces its function where more than the output is wanted."""
-        first = self.slots
-        self.slots += extra_outs
-        outs = (node.output.index, *range(first, first + extra_outs))
-        ins = tuple(v.index for v in node.inputs)
-        run = call or bind_forward(node)
-        self.forward.append(ForwardStep(step_name(node), node, run, ins, outs, is_cache=False, part=part))
-        return first
-
     def finite_flow(self, value: Value, flow: Flow) -> Flow:
         """The same flow read with a factor that is 0 where the value is infinite, for nothing times infinity is NaN."""
         slot = self.finite.get(value) if flow.factor == Factor(value) else None
         return flow if slot is None else Flow(flow.register, Factor(None, slot))
 
-    # Backward side
+    def start(self) -> None:
+        """All of the model's own forward steps are there, and relevance begins at its output."""
+        self.own_slots = self.slots
+        self.top = self.new_register()
+        self.send(self.graph.output, Flow(self.top))
 
     def new_register(self) -> int:
         self.registers += 1
@@ -309,10 +150,6 @@ class Builder:
         place = self._name, self._node
         self.backward.append(BackwardStep(*place, run, tuple(registers), present, outs, numels, work, **others))
         return outs
-
-    def backend_of(self, name: str) -> str:
-        """Which backend :meth:`operation` would take."""
-        return select(name, self.backend, self.device, self.dtype).backend
 
     def relevance_register(self, flow: Flow, numel: int) -> int:
         """A register that holds R itself."""

@@ -156,10 +156,7 @@ def output_slot(b: Builder, layer: AffineLayer, zero_bias: bool) -> int:
     if not zero_bias or layer.bias is None:
         return layer.y.index
 
-    def without_bias(x: Tensor) -> Tensor:
-        return layer.apply(x, layer.weight, None)
-
-    return b.cache(without_bias, [layer.x.index], layer.y.numel, key=("no bias", layer.node))
+    return b.cache(layer.of_input(layer.weight, None), [layer.x.index], layer.y.numel, key=("no bias", layer.node))
 
 
 def of_changed_weights(
@@ -176,7 +173,7 @@ def of_changed_weights(
     bias = None if zero_bias else layer.bias
     weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
     if z is None:
-        z = b.cache(lambda x: layer.apply(x, weight, shift), [layer.x.index], layer.y.numel)
+        z = b.cache(layer.of_input(weight, shift), [layer.x.index], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
     return Coefficients(u, None, weight, splits=False)
 

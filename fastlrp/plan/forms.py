@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.plan.compact import Compact, Pattern, kernels_for
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern, kernels_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Affine:
         arriving, leaving: sizes ``(C, *S)`` of the layer's output and input.
         path: of the module, for those who choose by name.
         work: floating-point operations of one product for one sample and target.
-        is_reduced: whether its dense products read bfloat16.
+        is_reduced: whether its products may read bfloat16; its dense ones then do.
     """
 
     weights: tuple[Tensor, ...]
@@ -65,6 +65,12 @@ class Affine:
         return two and not split and not single and not self.merges_products
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether its sparse products may read bfloat16 too: not depthwise, where there are no pairs to multiply."""
+        single = self.groups > 1 and self.arriving[0] == self.groups == self.leaving[0]
+        return self.is_reduced and not single and hasattr(kernels_for(self.weights[0]), "sparse_pack_pairs")
+
+    @property
     def merges_products(self) -> bool:
         """Whether the kernels take any number of products at the cost of one, as the CUDA kernels do."""
         return getattr(kernels_for(self.weights[0]), "merges_products", False)
@@ -78,19 +84,25 @@ class Affine:
         """All that it reads."""
         return (*self.coefficients, *(self.factors or ()), *(() if self.sign is None else (self.sign,)))
 
-    def packed(self, split: bool) -> list[Tensor]:
-        """Weights as the kernel reads them; input channels twice if they go by the sign of the input."""
-        if split not in self._packed:
-            grouped = self._by_group(split)
-            linear = len(self.leaving) == 1
-            if self.takes_one_of_two(split):  # One behind the other in memory.
-                parts = [w[0, :, :, 0] if linear else kernels_for(w).sparse_pack(w) for w in grouped]
-                self._packed[split] = list(torch.stack(parts))
-                return self._packed[split]
-            self._packed[split] = [
-                w[0, :, :, 0].contiguous() if linear else kernels_for(w).sparse_pack(w) for w in grouped
-            ]
-        return self._packed[split]
+    def packed(self, split: bool, narrow: bool = False) -> list[Tensor]:
+        """Weights as the kernel reads them; input channels twice if they go by the sign of the input.
+
+        Args:
+            narrow: whether they are of bfloat16.
+        """
+        key = split, narrow
+        if key not in self._packed:
+            parts = [self._pack(w, narrow) for w in self._by_group(split)]
+            # Two to choose from lie one behind the other in memory.
+            self._packed[key] = list(torch.stack(parts)) if self.takes_one_of_two(split) else parts
+        return self._packed[key]
+
+    def _pack(self, weight: Tensor, narrow: bool) -> Tensor:
+        kernels = kernels_for(weight)
+        if narrow:
+            return kernels.sparse_pack_pairs(weight)
+        linear = len(self.leaving) == 1
+        return weight[0, :, :, 0].contiguous() if linear else kernels.sparse_pack(weight)
 
     def _by_group(self, split: bool) -> list[Tensor]:
         canonical = [self._canonical(w) for w in self.weights]
@@ -125,9 +137,14 @@ class Affine:
         return Pattern.full(batch, (channels, *spatial), self.weights[0].device)
 
     def relevance_at(
-        self, register: Compact, state: Mapping[int, Any], leaving: Pattern, dense: bool, initial: Sequence[Any] = ()
-    ) -> Tensor | Compact:
-        """Relevance at ``leaving`` plus what is there already (``initial``), or in a dense tensor."""
+        self, register: Compact, state: Mapping[int, Any], leaving: Pattern, dense: bool,
+        initial: Sequence[Any] = (), narrow: bool = False,
+    ) -> Tensor | Compact:  # fmt: skip
+        """Relevance at ``leaving`` plus what is there already (``initial``), or in a dense tensor.
+
+        Args:
+            narrow: whether the products are of bfloat16, with sums of float32.
+        """
         split, batch, size = self.is_split(state), register.pattern.batch, self.leaving
         channels = size[0] if dense else None
         factors = [state[slot] for slot in self.factors or ()]
@@ -137,7 +154,7 @@ class Affine:
         if self.takes_one_of_two(split):
             coefficients, other = coefficients[:1], coefficients[1]
         values = kernels_for(register.values).sparse_conv_relevance(
-            register.parts, batch, register.count, coefficients, self.packed(split),
+            register.parts, batch, register.count, coefficients, self.packed(split, narrow),
             [self.arriving[0] // groups, twice * size[0] // groups], leaving.tensors, list(size[1:]),
             list(self.arriving[1:]), self.kernel, stride, padding, dilation, transposed, channels, factors,
             initial, other,

@@ -1,7 +1,7 @@
 """Steps that one kernel does together.
 
-Backward: a max-pool and the convolution below it. Forward: a ReLU, the max-pool after it and the coefficients of the
-layer before it, which all read that layer's output.
+Backward: a max-pool and the convolution below it. Forward: a layer and the ReLU that alone reads its output; or a ReLU,
+the max-pool after it and the coefficients of the layer before it, which all read that layer's output.
 """
 
 from __future__ import annotations
@@ -52,6 +52,20 @@ def _together(pool: BackwardStep, layer: BackwardStep) -> BackwardStep:
         f"{pool.name} + {layer.name}", layer.node, through_layer_and_pool, pool.ins, (*pool.slots, *layer.slots),
         layer.outs, layer.numels, layer.work,
     )  # fmt: skip
+
+
+def fuse_relus(steps: Sequence[ForwardStep], kept: frozenset[int]) -> list[ForwardStep]:
+    """Where a ReLU alone reads a layer's output, the layer writes what is left of it."""
+    readers = Counter(slot for step in steps for slot in set(step.ins))
+    makers = {step.outs[0]: step for step in steps if step.with_relu is not None}
+    fused = {step: step for step in steps}
+    for relu in steps:
+        layer = makers.get(relu.ins[0]) if relu.part is not None and relu.part.kind == "relu" else None
+        if layer is not None and layer.with_relu is not None and readers[relu.ins[0]] == 1 and relu.ins[0] not in kept:
+            name = f"{layer.name} + {relu.name}"
+            fused[layer] = replace(layer, name=name, run=layer.with_relu, outs=relu.outs, with_relu=None)
+            del fused[relu]
+    return list(fused.values())
 
 
 def fuse_sweeps(steps: Sequence[ForwardStep], kept: frozenset[int], sweep: Callable[..., Any]) -> list[ForwardStep]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,9 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import reduced
-from fastlrp.plan.builder import Builder, channels_last
+from fastlrp.plan import packed, reduced
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
 from fastlrp.precision import FULL, Products
@@ -26,9 +28,10 @@ class AffineLayer:
 
     Attributes:
         is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
+        packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
     """
 
-    def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0) -> None:
+    def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0, may_pack: bool = False) -> None:
         self.node = node
         self.x, self.y = node.inputs[0], node.output
         a = node.attributes
@@ -47,7 +50,9 @@ class AffineLayer:
         wanted = products.convolutions if node.kind == "conv" else products.matrices
         share, geometry = self.work / max(1, work_of_all), getattr(self, "geometry", None)
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
-        self._narrow: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        self._narrow: dict[tuple[int, bool], tuple[weakref.ref[Tensor], Tensor]] = {}
+        self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
+        self._packed: dict[tuple[int, bool], tuple[Tensor, packed.Packed | None]] = {}
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
@@ -57,7 +62,8 @@ class AffineLayer:
             return sum(work_of(other) for other in b.graph.nodes if other.kind in ("conv", "linear"))
 
         total = b.constant(("work",), work_of_all) if b.products.reduced else 0
-        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products, total))
+        may_pack = b.backend in ("auto", "cpu")
+        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products, total, may_pack))
         return layer
 
     @cached_property
@@ -88,10 +94,33 @@ class AffineLayer:
             return torch.nn.functional.linear(x, weight, bias)
         return x * weight if bias is None else x * weight + bias
 
+    def of_input(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """``x -> weight x + bias``, with a weight that is laid out once where that pays."""
+        product = self.laid_out(weight) if self.packs else None
+
+        def applied(x: Tensor) -> Tensor:
+            if product is not None and packed.fits(x):
+                return product(x, bias)
+            return self.apply(x, weight, bias)
+
+        return applied
+
+    def laid_out(self, weight: Tensor, down: bool = False) -> packed.Packed | None:
+        """A weight of this layer as oneDNN's kernels read it, made once; ``down``: for the transpose."""
+        key = id(weight), down
+        if key not in self._packed:  # The weight is kept beside it: it is remembered by identity.
+            found = self._transpose_of(lambda: weight) if down else packed.Packed(lambda: weight, self.geometry)
+            self._packed[key] = weight, found
+        return self._packed[key][1]
+
+    def _transpose_of(self, weight: Callable[[], Tensor]) -> packed.Packed | None:
+        sizes = self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:]
+        return packed.of_transpose(weight, self.geometry, *sizes)
+
     def sum_of_one_sign(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias`` whose terms all have one sign: with few digits it is still exact to these digits."""
         if not self.is_reduced:
-            return self.apply(x, weight, bias)
+            return self.of_input(weight, bias)(x)
         shift = None if bias is None else bias.to(reduced.DTYPE)
         narrow, given = self.narrow(weight), x.to(reduced.DTYPE)
         if self.node.kind == "linear":
@@ -99,13 +128,17 @@ class AffineLayer:
         return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
 
     def narrow(self, weight: Tensor, turned: bool = False) -> Tensor:
-        """A weight of this layer in bfloat16, made once; ``turned``: as :func:`reduced.turned_weight` gives it."""
-        key = id(weight), turned
-        if key not in self._narrow:  # The weight is kept beside it: it is remembered by identity.
+        """A weight of this layer in bfloat16, made once; ``turned``: as :func:`reduced.turned_weight` gives it.
+
+        It is remembered as long as the weight lives, which may be that of one plan of many: ``W + gamma W+``.
+        """
+        key, known = (id(weight), turned), self._narrow
+        if key not in known:
             found = reduced.turned_weight(weight, self.geometry.groups) if turned else weight
             found = found.to(reduced.DTYPE)
-            self._narrow[key] = weight, channels_last(found) if self.node.kind == "conv" else found
-        return self._narrow[key][1]
+            found = channels_last(found) if self.node.kind == "conv" else found
+            known[key] = weakref.ref(weight, lambda gone: known.pop(key, None)), found
+        return known[key][1]
 
     def _reduced_transpose(
         self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool, multiply: bool
@@ -155,8 +188,9 @@ class AffineLayer:
         else:
             relevance = b.operation("conv_relevance")
             before = (list(self.x.sizes[1:]), *self.geometry.arguments)
-        weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
         fused = self._is_fused(b)
+        given = weight, weight_positive
+        weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
 
         def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
@@ -165,7 +199,22 @@ class AffineLayer:
             result: Tensor = relevance(flow, weight, u, v, given, positive, *before, split, multiply)
             return result
 
-        return transposed
+        packs = self.packs and not fused and not multiply
+        return self._packed_transpose(*given, signed, transposed) if packs else transposed
+
+    def _packed_transpose(
+        self, weight: Tensor, positive: Tensor | None, signed: bool, plain: Callable[..., Tensor]
+    ) -> Callable[..., Tensor]:
+        """:meth:`transpose` with weights that are laid out beforehand; ``plain`` where there is no such way."""
+        if few_channels(weight, self.geometry.transposed, self.geometry.groups):
+            return plain
+        first, second = (None if w is None else self.laid_out(w, down=True) for w in (weight, positive))
+        if first is None:  # A transpose that oneDNN has no kernel for.
+            return plain
+        third = None
+        if positive is not None and signed:
+            third = self._transpose_of(lambda: weight - positive)
+        return packed.transposed(first, second, third, plain)
 
     def plain_products(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """``register -> register W`` of a linear layer, and its transpose."""

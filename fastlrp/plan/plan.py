@@ -1,40 +1,34 @@
-"""Graph + rules -> an executable plan: what is cached, what flows per edge, which kernel moves it."""
+"""How one captured model is explained under one composite: its program, and the schedules that calls ask for."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, get_args
 
 import torch
 
-from fastlrp import rules
-from fastlrp.backends.dispatch import FUSED
 from fastlrp.backends.extension import extension, extension_error
-from fastlrp.capture import advice
 from fastlrp.capture.graph import Graph, Node, Value
-from fastlrp.capture.wording import shape_text
-from fastlrp.composites import Composite, Layer
-from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds.head_numbers import number_heads
-from fastlrp.kinds.jacobian import lower_custom
-from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
-from fastlrp.kinds.shares import send_shares
-from fastlrp.kinds.vocabulary import plain_name
+from fastlrp.composites import Composite
+from fastlrp.kinds.registry import RULED_KINDS
 from fastlrp.pickling import StaysHere
 from fastlrp.plan import check as program_check
+from fastlrp.plan.assign import assign_rules
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.kept import Keep, kept_slots
+from fastlrp.plan.lower import lower, lower_node
+from fastlrp.plan.neck import Neck
+from fastlrp.plan.path import Path
 from fastlrp.plan.steps import (
     BLOCK,
     BackwardStep,
     Emission,
     Flow,
-    Program,
     Row,
     Schedule,
     Steps,
@@ -43,15 +37,11 @@ from fastlrp.plan.steps import (
 )
 from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
-from fastlrp.run.basis import Neck
+from fastlrp.rules import Rule
 from fastlrp.run.sparse.choose import Chooser
-from fastlrp.run.sparse.specialize import Path
-from fastlrp.stabilizer import Stabilizer
 
 KEPT_SCHEDULES = 64
 """Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
-
-_REGISTERED: dict[str, rules.Rule] = {}
 
 # Largest register that a block of targets may fill on a CPU. Above 32 MiB the C library gives memory back to the
 # system after every use and each page is mapped anew, which costs more than the arithmetic.
@@ -70,68 +60,6 @@ def _settle_allocator() -> None:
     32 targets: 13,000 page faults per target in the widest layer before, 500 after.
     """
     torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
-
-
-def register_rule(operation: str, rule: rules.Rule) -> None:
-    """Give an operation that fastlrp does not know a rule, for all explainers made from now on.
-
-    Args:
-        operation: name without overload, ``"amax"`` or ``"aten::amax"`` for one of ATen's; an operator of another
-            namespace by its full name, ``"mylib::amax"``.
-        rule: usually a :class:`fastlrp.rules.Custom`; ``Pass`` for element-wise operations; ``Gradient``.
-
-    Raises:
-        TypeError: if ``rule`` is not a rule.
-        ValueError: for an operation that fastlrp knows: composites decide about those.
-
-    Example::
-
-        class Halves(rules.Custom):
-            # Half of the relevance to each operand of torch.hypot.
-            def propagate(self, forward, inputs, output, relevance):
-                return tuple(relevance / 2 for _ in inputs)
-
-        fastlrp.register_rule("hypot", Halves())
-    """
-    if not isinstance(rule, rules.Rule):
-        raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
-    name = plain_name(operation)
-    if not _registrable(name):
-        raise ValueError(
-            f"fastlrp knows {name!r} (kind {KIND_OF[name]!r}), so its rule comes from the composite: "
-            f"use composite.with_entries((fastlrp.composites.operation({name!r}), rule))"
-        )
-    _REGISTERED[name] = rule
-
-
-def _registrable(operation: str) -> bool:
-    """True for names that fastlrp does not know, and for those of layers, which products of activations have too."""
-    return KIND_OF.get(operation) in (None, *WEIGHTED_KINDS)
-
-
-def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | None]:
-    """The rule of every node that needs one; None where neither composite nor registry has any."""
-    weighted = [node for node in graph.nodes if node.kind in ("conv", "linear")]
-    position = {node: i for i, node in enumerate(weighted)}
-    seen: dict[str, int] = {}
-    assigned: dict[Node, rules.Rule | None] = {}
-    layers: list[Layer] = []
-    missing = rules.InputGradient(missing=True) if composite.unsupported == "gradient" else None
-    for node in graph.nodes:
-        if node.kind not in RULED_KINDS:
-            continue
-        kind_index = seen.get(node.kind, 0)
-        seen[node.kind] = kind_index + 1
-        layer = Layer(
-            node.path, node.module_type, node.operation, node.kind, position.get(node), len(weighted), kind_index,
-            NAMED_LIKE.get(node.operation),
-        )  # fmt: skip
-        layers.append(layer)
-        rule = composite.rule_for(layer)
-        assigned[node] = rule or KIND[node.kind].fallback or _REGISTERED.get(node.operation) or missing
-    composite.check_paths(layers)
-    number_heads(graph, (node for node, rule in assigned.items() if isinstance(rule, rules.Heads)))
-    return assigned
 
 
 class Plan(StaysHere):
@@ -169,6 +97,7 @@ class Plan(StaysHere):
         self.latest_direction: object = None
         self.graph, self.composite, self.device, self.dtype = graph, composite, device, dtype
         self.rules = assign_rules(graph, composite)
+        self.chooser.check_paths([node.path for node in graph.nodes if node.kind in ("conv", "linear")])
         if device.type == "cpu" and extension_error() is None:
             weakref.finalize(self, extension().sparse_release)
         self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
@@ -177,7 +106,9 @@ class Plan(StaysHere):
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            self.program = self._lower(Builder(graph, backend, device, dtype, shared, composite.max_pool, products))
+            shared = {} if shared is None else shared
+            builder = Builder(graph, backend, device, dtype, shared, composite.max_pool, products)
+            self.program = lower(builder, self.rules, self.lower_node)
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
@@ -189,54 +120,9 @@ class Plan(StaysHere):
         self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
         self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
 
-    # Lowering
-
-    def _lower(self, b: Builder) -> Program:
-        for node in self.graph.nodes:
-            KIND[node.kind].forward(b, node)
-        b.own_slots = b.slots
-        b.top = b.new_register()
-        b.send(self.graph.output, Flow(b.top))
-        for node in reversed(self.graph.nodes):
-            flow = b.collect(node.output) if node.output.gets_relevance else None
-            if flow is None or not (node.sources or KIND[node.kind].keeps):
-                continue
-            self._check(node)
-            self._lower_node(b, node, flow)
-        for value in self.graph.inputs:
-            if value.gets_relevance:
-                b.collect(value)
-        output = self.graph.output
-        if (output.is_float or not output.depends) and not any(v in b.flows for v in self.graph.inputs):
-            raise UnsupportedOperationError(
-                "no relevance reaches the model's input: the explained output depends on it through integers only that "
-                "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "
-                "that the model computes with"
-            )
-        fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
-        return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
-
-    def _check(self, node: Node) -> None:
-        if node.kind in RULED_KINDS and self.rules.get(node) is None:
-            raise UnsupportedOperationError(advice.no_rule(self.graph, node, _registrable(node.operation)))
-        advice.refuse_time_first(node)
-        for value in (node.output, *node.sources):
-            if not value.has_batch_first and KIND[node.kind].keeps_batch:
-                raise UnsupportedOperationError(
-                    f"{node}: shape {shape_text(value.shape)} does not keep the batch as axis 0, so relevance of one "
-                    f"sample cannot be told from that of the others. {advice.keep_the_batch(self.graph, node)}"
-                )
-
-    def _lower_node(self, b: Builder, node: Node, flow: Flow) -> None:
-        rule = self.rules.get(node)
-        kind = KIND[node.kind]
-        b.begin(node, rule if isinstance(rule, rules.InputGradient) else kind.title(b, rule))
-        if isinstance(rule, rules.Custom):
-            lower_custom(b, node, rule, flow)
-        elif isinstance(rule, rules.InputGradient):
-            send_shares(b, node, flow, Stabilizer.ensure(rule.stabilizer), node.sources)
-        else:
-            kind.lower(b, node, rule, flow)
+    def lower_node(self, b: Builder, node: Node, rule: Rule | None, flow: Flow) -> None:
+        """Append the steps of one node; see :func:`fastlrp.plan.lower.lower`."""
+        lower_node(b, node, rule, flow)
 
     # Names
 
@@ -252,6 +138,11 @@ class Plan(StaysHere):
                     name = f"{first}_{number}"
                 found[name] = node.output
         return found
+
+    @cached_property
+    def work(self) -> int:
+        """Floating-point operations of the way down, per sample and target."""
+        return sum(step.work for step in self.program.backward)
 
     @property
     def mixes_dtypes(self) -> bool:
@@ -291,7 +182,7 @@ class Plan(StaysHere):
         by_register: dict[int, list[Emission]] = {}
         for value, flow in flows.items():
             by_register.setdefault(flow.register, []).append(Emission(value, flow.register, flow.factor.slots))
-        plain = schedule_backward(self.program.backward, frozenset(by_register))
+        plain = schedule_backward(self.program.steps_down(frozenset(by_register)), frozenset(by_register))
         last_use = {r: i for i, (step, _) in enumerate(plain.steps) for r in step.ins}
         steps: Steps = [(e, ()) for e in by_register.get(self.program.top, [])]
         for i, (step, frees) in enumerate(plain.steps):
@@ -323,6 +214,7 @@ class Plan(StaysHere):
         steps = program.steps_to(kept, frozenset(program.inputs), lambda step: not step.is_cache)
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
+        steps = fuse_relus(steps, kept)
         made = schedule_forward(steps, kept, program.inputs)
         if program_check.ENABLED:
             program_check.check_forward(made, program.inputs, program.slots)

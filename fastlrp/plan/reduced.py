@@ -58,7 +58,7 @@ def scaled(relevance: Tensor, coefficient: Tensor) -> Tensor:
     if relevance.dtype == coefficient.dtype == DTYPE:
         return relevance * coefficient.unsqueeze(1)
     kernel = getattr(loaded(), "elementwise_scaled", None)
-    if kernel is None or coefficient.dtype != torch.float32 or _is_traced(relevance) or _is_traced(coefficient):
+    if kernel is None or coefficient.dtype != torch.float32 or is_traced(relevance) or is_traced(coefficient):
         return (relevance * coefficient.unsqueeze(1)).to(DTYPE)
     product: Tensor = kernel(relevance, coefficient)
     return product
@@ -70,7 +70,7 @@ def scaled_side_by_side(relevance: Tensor, coefficients: Sequence[Tensor], chann
     return parts[0] if len(parts) == 1 else torch.cat(parts, channels)
 
 
-def _is_traced(t: Tensor) -> bool:
+def is_traced(t: Tensor) -> bool:
     """Whether a derivative or a transform looks on, which know PyTorch's operations alone."""
     return (t.requires_grad and torch.is_grad_enabled()) or torch._C._functorch.maybe_get_level(t) != -1
 

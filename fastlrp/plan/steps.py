@@ -82,7 +82,8 @@ class ForwardStep:
 
     Attributes:
         name: as :func:`step_name` makes it. node: that it stands for. part: of what :mod:`fastlrp.plan.fusion` makes
-            one step of. is_cache: a coefficient, made for relevance alone.
+            one step of. is_cache: a coefficient, made for relevance alone. with_relu: the same as ``run`` with a ReLU
+            behind it, if one call does both.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ForwardStep:
     outs: tuple[int, ...]
     is_cache: bool
     part: SweepPart | None = None
+    with_relu: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,15 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
+class Alternative:
+    """``step`` does what the steps ``replaces`` do together, without the registers between them, ``inner``."""
+
+    step: BackwardStep
+    replaces: frozenset[BackwardStep]
+    inner: frozenset[int]
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """All steps of one model under one composite, made by :meth:`fastlrp.plan.builder.Builder.build`. It never changes.
 
@@ -230,6 +241,7 @@ class Program:
         flows: how the relevance of each value that gets some is read. rows: of the plan's table.
         keyed: slots that another plan of the model has under the same key. slot_bytes: of coefficients, per sample.
         sweep: the operation that does a ReLU, the pool after it and coefficients at once, if the backend has one.
+        alternatives: steps that stand for several of ``backward`` where nothing between them is asked for.
     """
 
     inputs: tuple[int, ...]
@@ -244,6 +256,15 @@ class Program:
     keyed: Mapping[tuple[Any, ...], int]
     slot_bytes: Mapping[int, int]
     sweep: Callable[..., Any] | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+    def steps_down(self, wanted: frozenset[int]) -> Sequence[BackwardStep]:
+        """The backward steps, with alternatives in the place of what they replace, unless that fills ``wanted``."""
+        place = {s: a for a in self.alternatives if a.inner.isdisjoint(wanted) for s in a.replaces}
+        kept: dict[BackwardStep, None] = {}
+        for step in self.backward:
+            kept[place[step].step if step in place else step] = None
+        return tuple(kept)
 
     @cached_property
     def takes_one_hot(self) -> bool:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fastlrp.explainer import Explainer
 from fastlrp.report import ledger as ledgers
 from fastlrp.report.facts import named_truth, probabilities_of
 from fastlrp.report.maps import Maps
 from fastlrp.report.sample import Sample
 from fastlrp.targets import Initial, Targets
-
-if TYPE_CHECKING:
-    from fastlrp.explainer import Explainer
 
 BLOCK = 64
 """Maps of each layer that are in float32 at once, where the explainer has no ``max_memory`` of its own."""
@@ -88,11 +86,11 @@ def collect(
         raise ValueError("x has no samples: a report shows at least one")
     if not isinstance(ledger, int) or ledger < 0:
         raise ValueError(f"ledger must be True, False or a number of targets, got {ledger!r}")
-    pictures, note = _images(x, images, statistics)
-    titles = [f"sample {i}" for i in range(batch)] if names is None else _each(names, batch, "names")
+    pictures, note = pictures_of(x, images, statistics)
+    titles = [f"sample {i}" for i in range(batch)] if names is None else checked_names(names, batch, "names")
     with explainer.forward(x) as record:
         asked = record.asked(targets, initial, at)
-        labels, scores = _labels(asked, target_names), asked.scores().detach().cpu().double().tolist()
+        labels, scores = names_of_targets(asked, target_names), asked.scores().detach().cpu().double().tolist()
         kept: list[dict[str, Maps]] = [{} for _ in range(batch)]
         block = None if explainer.max_memory is not None else max(1, BLOCK // batch)
         for positions, found in record.stream(targets, initial, layers, "channels", block, at):
@@ -142,11 +140,11 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return (batch, count, math.prod(rest[:-1]), rest[-1]) if rest else (batch, count, 1, 1)
 
 
-def _labels(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> list[list[str]]:
+def names_of_targets(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> list[list[str]]:
     """A name for each target, ``(B, K)``."""
     if asked.index is None:
         numbered = [f"target {k}" for k in range(asked.count)]
-        return [numbered if names is None else _each(names, asked.count, "target_names")] * asked.batch
+        return [numbered if names is None else checked_names(names, asked.count, "target_names")] * asked.batch
     classes = asked.index.tolist()
     places = [[""] * asked.count] * asked.batch
     if asked.position is not None:
@@ -167,7 +165,12 @@ def _labels(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> 
     ]
 
 
-def _each(items: Any, count: int, what: str) -> list[str]:
+def checked_names(items: Any, count: int, what: str) -> list[str]:
+    """The items as text, if there are so many.
+
+    Args:
+        what: the argument's name, for errors.
+    """
     if isinstance(items, (str, Mapping)):
         raise TypeError(f"{what} must be a list of {count} names, got {type(items).__name__}")
     found = [str(item) for item in items]
@@ -176,7 +179,7 @@ def _each(items: Any, count: int, what: str) -> list[str]:
     return found
 
 
-def _images(
+def pictures_of(
     x: Tensor, images: Sequence[Any] | None, statistics: tuple[Any, Any] | None = None
 ) -> tuple[list[np.ndarray | None], str]:
     """Pictures, and what was done to show x as such."""

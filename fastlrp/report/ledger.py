@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Targets
-from fastlrp.verify.compare import _Check
-
-if TYPE_CHECKING:
-    from fastlrp.run.record import ForwardRecord
-    from fastlrp.verify.compare import Verification
+from fastlrp.verify.compare import Comparison
+from fastlrp.verify.verification import Verification
 
 Rows = list[dict[str, Any]]
 
@@ -47,7 +45,7 @@ def by_target(record: ForwardRecord, asked: Targets, chosen: Sequence[Sequence[i
         for each sample its rows, target after target, each from the output down.
     """
     with torch.no_grad():
-        check = _Check(record.plan, record._open(), record.batch)
+        check = Comparison(record.plan, record.state(), record.batch)
         count = len(chosen[0])
         rows: list[Rows] = [[] for _ in range(record.batch)]
         block = check.block(count)
@@ -72,16 +70,16 @@ def _initial(asked: Targets, chosen: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack([torch.stack([found[k][i, 0] for k in row]) for i, row in enumerate(chosen)])
 
 
-def _walk(check: _Check, initial: Tensor) -> list[tuple[dict[str, Tensor | None], dict[str, str]]]:
+def _walk(check: Comparison, initial: Tensor) -> list[tuple[dict[str, Tensor | None], dict[str, str]]]:
     """For each layer what arrived, was sent and kept, as sums ``(B, n)``, and what layer it is."""
-    fast = check._fast(initial)
+    fast = check.fast(initial)
     count = initial.shape[1]
     found: list[tuple[dict[str, Tensor | None], dict[str, str]]] = []
     for row in check.rows:
         arrived = fast[row.node.output]
         share = check.walker.through(row.node, arrived)
         if share is None:  # A user's rule has no reference.
-            share = check._unchecked(row.node, fast, arrived, count)
+            share = check.unchecked(row.node, fast, arrived, count)
         sent = sum((_total(relevance) for relevance in share.relevance.values()), torch.zeros_like(_total(arrived)))
         sums: dict[str, Tensor | None] = {"arrived": _total(arrived), "sent": sent}
         for name in ("bias", "stabilizer", "dead"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from typing import Any
 from fastlrp.files import whole
 from fastlrp.report import png
 from fastlrp.report.budget import Layer, Storage, encode, estimate, ladder
+from fastlrp.report.page_text import policy, safe_json, short, template
 from fastlrp.report.sample import LEDGER_NUMBERS, Sample
 
 MAX_BYTES = 20_000_000
@@ -111,7 +110,7 @@ class _Page:
         self.style = "".join((files / f"{name}.css").read_text(encoding="utf-8") for name in ("base", "report"))
         code = "\n".join((files / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
         self.script = f"(() => {{\n'use strict';\n{code}\n}})();\n"
-        self.template = _template((files / "report.html.j2").read_text(encoding="utf-8"))
+        self.template = template((files / "report.html.j2").read_text(encoding="utf-8"))
 
     def fit(self, bits: int, resolution: int | None, limit: float) -> list[bytes]:
         """The file in pieces, as fine as the limit allows."""
@@ -157,8 +156,8 @@ class _Page:
         }
         blocks |= {f"image-{i}": text for i, text in enumerate(self.images) if text is not None}
         pieces = self.template.generate(
-            **self.about, style=self.style, script=self.script, policy=_policy(self.style, self.script),
-            meta=_safe_json(meta), blocks=blocks,
+            **self.about, style=self.style, script=self.script, policy=policy(self.style, self.script),
+            meta=safe_json(meta), blocks=blocks,
         )  # fmt: skip
         # A lone surrogate in a title has no UTF-8; as a reference the browser shows its replacement character.
         return [piece.encode("utf-8", "xmlcharrefreplace") for piece in pieces]
@@ -171,7 +170,7 @@ class _Page:
         return {
             "name": sample.name,
             "targets": self.lists.index(names),
-            "scores": [_short(score) for score in sample.scores],
+            "scores": [short(score) for score in sample.scores],
             "image": sample.image is not None,
             "height": int(shape[1]),
             "width": int(shape[2]),
@@ -180,7 +179,7 @@ class _Page:
             "note": sample.image_note,
             "place": _true_places(sample),
             "probability": sample.probability,
-            "probabilities": None if sample.probabilities is None else [_short(p) for p in sample.probabilities],
+            "probabilities": None if sample.probabilities is None else [short(p) for p in sample.probabilities],
             "methods": None if sample.methods is None else list(sample.methods),
             "ledger": None if sample.ledger is None else _ledger(sample.ledger),
         }
@@ -214,7 +213,7 @@ def _index(layer: Layer) -> dict[str, Any]:
         "kinds": "".join(item.kind for item in layer.maps),
         "scales": [item.scale for item in layer.maps],
         "errors": [float(f"{1.005 * item.error:.3g}") for item in layer.maps],  # Rounded, but not below the bound.
-        "totals": [_short(item.total) for item in layer.maps],
+        "totals": [short(item.total) for item in layer.maps],
     }
 
 
@@ -226,13 +225,9 @@ def _ledger(rows: Sequence[Any]) -> dict[str, Any]:
         what = (str(row["layer"]), str(row.get("operation") or ""), str(row.get("rule") or ""))
         number = layers.setdefault(what, len(layers))
         target = row.get("target")
-        numbers = [None if row.get(name) is None else _short(row[name]) for name in LEDGER_NUMBERS]
+        numbers = [None if row.get(name) is None else short(row[name]) for name in LEDGER_NUMBERS]
         found.setdefault("all" if target is None else str(int(target)), []).append([number, *numbers])
     return {"layers": list(layers), "rows": found}
-
-
-def _short(value: float) -> float:
-    return float(f"{float(value):.7g}")
 
 
 def _storage_text(storage: Storage, asked: Storage, native: int, limit: float) -> str:
@@ -246,35 +241,3 @@ def _storage_text(storage: Storage, asked: Storage, native: int, limit: float) -
         more = f"{asked.bits} bits" + (f" and {asked.side} cells" if storage.side < asked.side else "")
         text += f" Coarser than the {more} asked for, to stay below {limit / 1e6:g} MB."
     return text
-
-
-def _safe_json(data: Any) -> str:
-    """JSON that can stand in a script element: ASCII, without ``<``, ``>`` and ``&``."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _policy(style: str, script: str) -> str:
-    """A content security policy: this style, this script, images inside the page, and nothing from anywhere else."""
-
-    def source(text: str) -> str:
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        return f"'sha256-{digest}'"
-
-    return (
-        f"default-src 'none'; img-src data:; style-src {source(style)}; script-src {source(script)}; "
-        f"base-uri 'none'; form-action 'none'"
-    )
-
-
-def _template(text: str) -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError(
-            f'reports need Jinja2, which could not be imported ({error}): pip install "fastlrp[report]"'
-        ) from error
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(text)

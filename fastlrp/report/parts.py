@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastlrp.explainer import Explainer
 from fastlrp.groups import Groups, Resolved
-from fastlrp.report.collecting import _each, _images, _labels
-from fastlrp.report.sample import _check_targets
+from fastlrp.report.collecting import checked_names, names_of_targets, pictures_of
+from fastlrp.report.sample import check_targets
 from fastlrp.run.grouped import resolved_groups
 from fastlrp.run.names import input_values
-
-if TYPE_CHECKING:
-    from fastlrp.explainer import Explainer
-    from fastlrp.run.record import ForwardRecord
+from fastlrp.run.record import ForwardRecord
 
 KEEP = 2000
 """Targets of a sample that are stored: those with the best scores, and the strongest of each part."""
@@ -62,7 +60,7 @@ class Parts:
 
     def __post_init__(self) -> None:
         where = f"parts {self.name!r}"
-        _check_targets(self.targets, self.scores, where)
+        check_targets(self.targets, self.scores, where)
         R = np.asarray(self.relevance)
         if R.ndim != 2 or len(R) != len(self.targets) or not R.shape[1]:
             raise ValueError(f"{where}: relevance must be (K, G) = ({len(self.targets)}, G), got {R.shape}")
@@ -134,8 +132,8 @@ def collect_parts(
     with explainer.forward(x) as record:
         resolved = resolved_groups(record.plan, groups, input_values(record.plan, record._inputs), record.batch)
         batch = record.batch
-        titles = [f"sample {i}" for i in range(batch)] if names is None else _each(names, batch, "names")
-        pictures = _images(x, images)[0] if isinstance(x, Tensor) else [None] * batch
+        titles = [f"sample {i}" for i in range(batch)] if names is None else checked_names(names, batch, "names")
+        pictures = pictures_of(x, images)[0] if isinstance(x, Tensor) else [None] * batch
         words = [None] * batch if tokens is None else [list(row) for row in tokens]
         if len(words) != batch:
             raise ValueError(f"tokens has the parts of {len(words)} samples, there are {batch}: give a list for each")
@@ -177,7 +175,7 @@ def _of_targets(
 ) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
     """Names ``(B, K)``, scores ``(B, K)``, relevance ``(B, K, G)``."""
     asked = record.asked(targets, "output", at)
-    labels = _labels(asked, names)
+    labels = names_of_targets(asked, names)
     if at is not None and names is not None:  # The position stands in the sample's name.
         labels = [[name.removesuffix(f" at {at}") for name in row] for row in labels]
     found: Tensor = record.relevance(targets, at=at, groups=groups)

@@ -15,7 +15,8 @@ import numpy as np
 
 from fastlrp.files import whole
 from fastlrp.report import png
-from fastlrp.report.page import MAX_BYTES, _policy, _safe_json, _short, _template
+from fastlrp.report.page import MAX_BYTES
+from fastlrp.report.page_text import policy, safe_json, short, template
 from fastlrp.report.parts import Parts
 
 SCRIPTS = ("data", "codec", "colour", "parts_state", "parts_stage", "parts_list", "parts_app")
@@ -85,9 +86,9 @@ def _pieces(samples: list[Parts], about: dict[str, str]) -> list[bytes]:
     style = "".join((files / f"{name}.css").read_text(encoding="utf-8") for name in ("base", "parts"))
     code = "\n".join((files / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     script = f"(() => {{\n'use strict';\n{code}\n}})();\n"
-    pieces = _template((files / "parts.html.j2").read_text(encoding="utf-8")).generate(
-        **about, style=style, script=script, policy=_policy(style, script),
-        meta=_safe_json({**about, "samples": heads}), blocks=blocks,
+    pieces = template((files / "parts.html.j2").read_text(encoding="utf-8")).generate(
+        **about, style=style, script=script, policy=policy(style, script),
+        meta=safe_json({**about, "samples": heads}), blocks=blocks,
     )  # fmt: skip
     return [piece.encode("utf-8", "xmlcharrefreplace") for piece in pieces]
 
@@ -107,10 +108,10 @@ def _head(sample: Parts, i: int, blocks: dict[str, str]) -> dict[str, Any]:
     return {
         "name": sample.name,
         "targets": list(sample.targets),
-        "scores": [_short(score) for score in sample.scores],
+        "scores": [short(score) for score in sample.scores],
         "scales": scales.tolist(),
         "count": int(np.asarray(sample.relevance).shape[1]),
-        "mean": [_short(value) for value in sample.average],
+        "mean": [short(value) for value in sample.average],
         "places": None if places is None else list(places.shape),
         "step": step,
         "tokens": None if sample.tokens is None else [str(token) for token in sample.tokens],

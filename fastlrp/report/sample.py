@@ -70,7 +70,7 @@ class Sample:
         if not isinstance(self.name, str):
             raise TypeError(f"a sample's name must be text, got {type(self.name).__name__}")
         where = f"sample {self.name!r}"
-        _check_targets(self.targets, self.scores, where)
+        check_targets(self.targets, self.scores, where)
         if self.classes is not None and len(self.classes) != len(self.targets):
             raise ValueError(f"{where} has {len(self.targets)} targets and {len(self.classes)} classes")
         _check_more(self, where)
@@ -86,7 +86,8 @@ class Sample:
         return ["input", *(name for name in self.relevance if name != "input")]
 
 
-def _check_targets(targets: Sequence[str], scores: Sequence[float], where: str) -> None:
+def check_targets(targets: Sequence[str], scores: Sequence[float], where: str) -> None:
+    """Raise an error unless targets are as many texts as there are scores."""
     if isinstance(targets, str) or not all(isinstance(name, str) for name in targets):
         raise TypeError(f"{where}: targets must be a list of names (text), got {targets!r:.80}")
     if not targets:

@@ -85,8 +85,8 @@ class Gamma(TwoCoefficientRule):
             return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias)
         factor, z = b.slot_of(flow.factor), output_slot(b, layer, self.zero_bias)
         positive = part(b, layer, self.zero_bias)
-        opposite = part(b, layer, self.zero_bias, negative=True)
-        negative = b.cache(torch.neg, [opposite], layer.y.numel)
+        # N + b-, read only where z < 0: there it is the sum of two negative numbers, and no digits cancel.
+        negative = b.cache(torch.sub, [z, positive], layer.y.numel)
         st = Stabilizer.ensure(self.stabilizer)
         u, v = pair(b, layer, "gamma", self.gamma, st, [z, positive, negative, factor])
         return Coefficients(u, v, layer.weight, splits=True, gamma=self.gamma)

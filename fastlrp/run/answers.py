@@ -12,11 +12,13 @@ from fastlrp.capture.graph import Value
 from fastlrp.errors import NotFiniteError
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.bounded import Bounded
+from fastlrp.plan.neck import Neck
+from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
 from fastlrp.progress import Progress
 from fastlrp.run import runner
-from fastlrp.run.basis import Neck, Reduce
+from fastlrp.run.basis import Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
@@ -26,7 +28,8 @@ from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.names import input_values, layer_values
 from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
-from fastlrp.run.sparse.specialize import Path, Specialized
+from fastlrp.run.sparse.specialize import Specialized
+from fastlrp.run.threads import Threads
 from fastlrp.targets import Targets
 
 BASIS_BYTES = 64 << 20
@@ -115,7 +118,7 @@ class Answers:
         wanted = tuple(dict.fromkeys(names.values()))
         budget = self._budget_of(asked)
         budget.check(names, reduce)
-        with torch.no_grad():
+        with torch.no_grad(), Threads(self.plan.work * self.batch * count, self.plan.device):
             state, schedule, found = self._steps(state, names, asked.count, reduce)
             steps, block = budget.block(count, names, reduce, schedule, found)
             by_value: dict[Value, list[Result]] = {}

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.one_hot import OneHot
+from fastlrp.plan.compact import Compact
 from fastlrp.plan.layer import leading_zeros
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.reduced import widened
@@ -29,7 +30,6 @@ from fastlrp.plan.transpose import Shape, results, transposed
 from fastlrp.run.boxed_ups import UPS
 from fastlrp.run.boxes import Boxed, Boxes, form_of
 from fastlrp.run.ends import Operand
-from fastlrp.run.sparse.compact import Compact
 from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.tails import Tail, Tails
 
@@ -71,7 +71,7 @@ def route(plan: Plan, ends: frozenset[int], without: Sequence[BackwardStep] = ()
     program, starts = plan.program, plan.explained_inputs()
     below, above = set(ends), {plan.flows[value].register for value in starts}
     leading = []
-    for step in program.backward:
+    for step in program.steps_down(ends | above):
         if below.intersection(step.ins) and step not in without:
             below.update(step.outs)
             leading.append(step)

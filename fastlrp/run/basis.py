@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
+from fastlrp.plan.neck import Neck
 from fastlrp.plan.steps import Emission, Steps
 from fastlrp.run.descent import Descent
 
@@ -27,21 +28,6 @@ _WORTH_IT = 0.9
 
 _LEAST_WORK = 1 << 28
 """Floating-point operations below which the detour's own overhead counts."""
-
-
-@dataclass(frozen=True)
-class Neck:
-    """A place in a schedule where one register carries everything.
-
-    Attributes:
-        position: steps before it are the upper part. register: what carries. value: the activation whose relevance
-            it is (times its factor). width: entries per sample.
-    """
-
-    position: int
-    register: int
-    value: Value
-    width: int
 
 
 def find_neck(steps: Steps, carried: dict[int, Value], count: int, result_numel: int) -> Neck | None:

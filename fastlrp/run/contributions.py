@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Value
+from fastlrp.capture.graph import Node, Value
 from fastlrp.groups import Resolved
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.plan import Plan
-from fastlrp.run.ascent import Cotangent, on_whole_map, route
+from fastlrp.run.ascent import Ascent, Cotangent, on_whole_map, route
 from fastlrp.run.ends import Operand, below
 from fastlrp.run.kept_shares import kept_shares
 from fastlrp.run.stages import blocks, stages
@@ -62,37 +62,45 @@ class Asked:
         max_memory: int | None, readout: Tensor | None,
     ) -> None:  # fmt: skip
         self.plan, self.resolved, self.batch, self.max_memory = plan, resolved, batch, max_memory
-        self.ends: dict[int, list[str]] = {}
-        self.below = {name: below(plan, value) for name, value in values.items()}
-        shared: dict[int, frozenset[Operand]] = {}
-        for name, value in values.items():
-            end = plan.flows[value].register
-            if not self.below[name].whole:
-                end = -1 - len(shared)
-                shared[end] = self.below[name].operands
-            self.ends.setdefault(end, []).append(name)
-        path = route(plan, frozenset(plan.flows[value].register for value in values.values()))
-        own = frozenset(slot for v in values.values() for slot in (v.index, *plan.flows[v].factor.slots))
-        self.ascent = replace(prepared(plan, path, state, batch, path.slots | own, resolved), shared=shared)
+        self.values, self.state = values, state
+        self.asked_for = frozenset(plan.flows[value].register for value in values.values())
+        self.ends, self.ascent, _ = self._prepared(self.asked_for)
         self.read = {name: _Reading(plan, name, value, self.ascent.state, readout) for name, value in values.items()}
 
     def whole(self, ledger: bool = False) -> Contributions:
         """Of all groups; with the shares of biases and stabilizers."""
         found = self._of_all_groups()
         if ledger:
+            # Fused attention keeps what its steps keep one by one.
+            inner = frozenset(r for a in self.plan.program.alternatives for r in a.inner)
+            ends, ascent, nodes = self._prepared(self.asked_for | inner)
 
             def take(register: int, first: int, cotangent: Cotangent) -> None:
                 t = on_whole_map(cotangent)
-                for name in self.ends.get(register, ()):
+                for name in ends.get(register, ()):
                     both = self.read[name].of(t)
                     found.bias[name], found.stabilizer[name] = both[:, 0], both[:, 1]
 
-            nodes = {end: self.below[names[0]].nodes for end, names in self.ends.items() if end < 0}
-            kept_shares(self.ascent, self.batch, nodes, take)
+            kept_shares(ascent, self.batch, nodes, take)
             for name, kept in found.kept.items():  # Where nothing is kept at all.
                 found.bias.setdefault(name, torch.zeros_like(kept))
                 found.stabilizer.setdefault(name, torch.zeros_like(kept))
         return found
+
+    def _prepared(self, asked_for: frozenset[int]) -> tuple[dict[int, list[str]], Ascent, dict[int, frozenset[Node]]]:
+        """Names by the end that has them, the way up, and of ends that share a register the nodes below them."""
+        plan, ends, nodes = self.plan, dict[int, list[str]](), dict[int, frozenset[Node]]()
+        shared: dict[int, frozenset[Operand]] = {}
+        for name, value in self.values.items():
+            end, found = plan.flows[value].register, below(plan, value, asked_for)
+            if not found.whole:
+                end = -1 - len(shared)
+                shared[end], nodes[end] = found.operands, found.nodes
+            ends.setdefault(end, []).append(name)
+        path = route(plan, asked_for)
+        own = frozenset(slot for v in self.values.values() for slot in (v.index, *plan.flows[v].factor.slots))
+        ascent = prepared(plan, path, self.state, self.batch, path.slots | own, self.resolved)
+        return ends, replace(ascent, shared=shared), nodes
 
     def _of_all_groups(self) -> Contributions:
         count = self.resolved.count

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.reduced import widened
@@ -40,7 +44,7 @@ class Descent:
 
     def _advance(self, steps: Steps, part: _Part) -> list[_Part]:
         """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
-        state, registers, first, count = self.state, part.registers, part.first, part.count
+        state, registers, count = self.state, part.registers, part.count
         position = part.position
         try:
             for position in range(part.position, len(steps)):
@@ -49,7 +53,10 @@ class Descent:
                     value = registers[step.register]
                     value = value.dense() if type(value) in (OneHot, AtPositions) else value
                     value = widened(value) if self.mixes_dtypes else value
-                    self.sink(step.value, first, value, tuple(state[slot] for slot in step.slots))
+                    factors = tuple(state[slot] for slot in step.slots)
+                    for target, place, length in part.runs():
+                        some = value if length == count else value.narrow(1, place, length)
+                        self.sink(step.value, target, some, factors)
                 else:
                     few = self._few_positions(step, registers, part.reach)
                     hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
@@ -123,25 +130,55 @@ def registers_in_float32(step: BackwardStep, registers: list[Any]) -> None:
 
 @dataclass(eq=False)
 class _Part:
-    """Targets ``first`` to ``first + count - 1`` before the step at ``position``, and what their registers hold."""
+    """Targets ``first`` to ``first + count - 1`` before the step at ``position``, and what their registers hold.
+
+    ``order``: the numbers of the targets, where they are not in order; None where they are.
+    """
 
     position: int
     registers: list[Any]
     first: int
     count: int
     reach: Reach | None = None
+    order: list[int] | None = None
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Of the targets that follow each other: the number of the first, its place here, and how many they are."""
+        if self.order is None:
+            return [(self.first, 0, self.count)]
+        starts = [i for i, n in enumerate(self.order) if i == 0 or n != self.order[i - 1] + 1]
+        return [(self.order[i], i, end - i) for i, end in itertools.pairwise([*starts, len(self.order)])]
 
 
 def _split(part: _Part, fits: int) -> list[_Part]:
-    """The part in smaller blocks of targets, in order."""
+    """The part in smaller blocks of targets, in order; by their positions, where relevance ends at these."""
+    part = _by_position(part)
     size = _even(part.count, fits)
     found = []
     for offset in range(0, part.count, size):
         length = min(size, part.count - offset)
         registers = [None if r is None else r.narrow(1, offset, length) for r in part.registers]
         reach = None if part.reach is None else part.reach.narrow(offset, length)
-        found.append(_Part(part.position, registers, part.first + offset, length, reach))
+        order = None if part.order is None else part.order[offset : offset + length]
+        found.append(_Part(part.position, registers, part.first + offset, length, reach, order))
     return found
+
+
+def _by_position(part: _Part) -> _Part:
+    order = None if part.reach is None else part.reach.order()
+    movable = all(r is None or isinstance(r, (Tensor, OneHot, AtPositions)) for r in part.registers)
+    if part.reach is None or order is None or not movable:
+        return part
+    numbers = part.order or range(part.first, part.first + part.count)
+    registers = [None if r is None else _taken(r, order) for r in part.registers]
+    return replace(part, registers=registers, reach=part.reach.taken(order), order=[numbers[i] for i in order])
+
+
+def _taken(register: Any, order: list[int]) -> Any:
+    """A register's targets in another order."""
+    if isinstance(register, Tensor):
+        return register.index_select(1, torch.tensor(order, device=register.device))
+    return register.taken(order)
 
 
 def _profiled(step: BackwardStep) -> BackwardStep:

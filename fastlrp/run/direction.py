@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fastlrp.groups import Resolved
 from fastlrp.plan.forms import Affine, MaxPool
+from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BackwardStep, Emission, Schedule
 from fastlrp.run import runner
@@ -17,7 +18,6 @@ from fastlrp.run.causal import positions, share_left
 from fastlrp.run.middle import Edge, edges, fits
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import rates_of
-from fastlrp.run.sparse.specialize import Path
 from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.way_up import WayUp, ways_of
 
@@ -177,9 +177,9 @@ def _alive(plan: Plan, step: BackwardStep, paths: Mapping[str, Path], targets: i
     path = paths.get(step.form.path) if isinstance(step.form, Affine) else None
     if path is None or not path.sparse:
         return 1.0
-    rates = rates_of(plan.device)
+    rates = rates_of(plan.device, plan.mixes_dtypes)
     cost = estimate(path.form, path.arriving, path.below, targets, plan.dtype.itemsize, rates)
-    return min(1.0, cost.sparse / cost.dense)
+    return min(1.0, cost.of(path.way) / cost.dense)
 
 
 def _rows_only(plan: Plan, step: BackwardStep, is_hot: bool) -> bool:

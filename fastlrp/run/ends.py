@@ -31,12 +31,14 @@ class Below:
     whole: bool
 
 
-def below(plan: Plan, value: Value) -> Below:
-    """Of a value that gets relevance."""
+def below(plan: Plan, value: Value, ends: frozenset[int]) -> Below:
+    """Of a value that gets relevance. ``ends``: registers that are asked for, which decide what steps there are."""
+    steps = plan.program.steps_down(ends | {plan.flows[start].register for start in plan.explained_inputs()})
+    merged = {a.step: {step.node for step in a.replaces} for a in plan.program.alternatives}
     register = plan.flows[value].register
     nodes: set[Node] = set()
     operands: set[Operand] = set()
-    totals = {step.out: step for step in plan.program.backward if step.senders}
+    totals = {step.out: step for step in steps if step.senders}
     waiting = [value.producer]
     while waiting:
         node = waiting.pop()
@@ -53,6 +55,7 @@ def below(plan: Plan, value: Value) -> Below:
                 operands.update((total, i) for i, (r, sender) in enumerate(sent) if r == register and sender is node)
             elif flow.register == register:  # Its only reader passes it on as it is.
                 waiting.append(source.producer)
-    readers = {(step, i) for step in plan.program.backward for i, r in enumerate(step.ins) if r == register}
-    operands.update((step, i) for step, i in readers if not step.senders and step.node in nodes)
+    readers = {(step, i) for step in steps for i, r in enumerate(step.ins) if r == register}
+    own = ((step, i) for step, i in readers if not step.senders)
+    operands.update((step, i) for step, i in own if not nodes.isdisjoint(merged.get(step, {step.node})))
     return Below(frozenset(nodes), frozenset(operands), operands >= readers)

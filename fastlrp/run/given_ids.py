@@ -2,12 +2,66 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from torch import Tensor
 
 from fastlrp.run.inputs import Inputs
+from fastlrp.spellings import NextTokens
 
 _OTHER = ("mask", "type", "position")
 """Parts of the names of integer inputs that are no ids."""
+
+
+@contextmanager
+def index_noted(inputs: Inputs) -> Iterator[None]:
+    """Say which input holds the index that an operation of a forward pass finds out of range."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        _note_index(error, inputs)
+        raise
+
+
+def _note_index(error: Exception, inputs: Inputs) -> None:
+    found = re.search(r"index (-?\d+) is out of bounds for dimension \d+ with size (\d+)", str(error))
+    if found is None:
+        return
+    index, size = int(found[1]), int(found[2])
+    holders = [
+        name
+        for name, tensor in zip(inputs.names, inputs.tensors, strict=True)
+        if not tensor.is_floating_point() and tensor.numel() and bool((tensor == index).any())
+    ]
+    for name in [n for n in holders if "position" in n] or holders:  # The tables of ids have a check of their own.
+        error.add_note(f"input {name!r} holds {index}, and indices go from 0 to {size - 1} there")
+
+
+_WARNED: set[type] = set()
+
+
+def warn_without_positions(inputs: Inputs, output: Tensor, targets: Any, at: Any) -> None:
+    """Say once per process that targets without ``at`` are positions of a text, all scores there together."""
+    if at is not None or output.dim() != 3 or Inputs in _WARNED or isinstance(targets, (NextTokens, str)):
+        return
+    if hasattr(targets, "dtype") and getattr(targets, "ndim", 0) > 1:
+        return
+    if any(
+        name.endswith("input_ids") and t.shape == output.shape[:2]
+        for name, t in zip(inputs.names, inputs.tensors, strict=True)
+    ):
+        _WARNED.add(Inputs)
+        warnings.warn(
+            f"the output {tuple(output.shape)} has scores at each of the {output.shape[1]} positions of the text, and "
+            "without at= a target is one of these positions with all its scores together: name classes by at=, at=-1 "
+            "for the last token",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def ids_of(inputs: Inputs, output: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.groups import Groups, Part, Resolved, resolve
+from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.run import middle
 from fastlrp.run.direction import Choice, Costs, Direction, chosen, estimated
 from fastlrp.run.meeting import Arrived
 from fastlrp.run.middle import Edge
-from fastlrp.run.sparse.specialize import Path
 from fastlrp.run.stages import TooSmallError
 from fastlrp.run.way_up import WayUp
 from fastlrp.targets import Targets

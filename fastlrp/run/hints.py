@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastlrp.capture.graph import Graph
 from fastlrp.errors import CaptureError
 from fastlrp.run.inputs import Inputs
 
@@ -20,6 +24,23 @@ def with_hint(error: CaptureError, model: nn.Module, inputs: Inputs) -> CaptureE
             hinted.of_input = error.of_input
             return hinted
     return error
+
+
+def warn_of_unread(model: nn.Module, inputs: Inputs, graph: Graph) -> None:
+    """Say of keyword inputs that the model does not know by name, and takes without reading them."""
+    known = inspect.signature(model.forward).parameters
+    reading = (node for node in graph.nodes if node.operation != "sym_size")
+    read = {value for node in reading for value in node.inputs} | set(graph.outputs)
+    for name, value in zip(inputs.names, graph.inputs, strict=True):
+        if inputs.form == "dict" and name not in known and value not in read:
+            near = difflib.get_close_matches(name, list(known), 1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            warnings.warn(
+                f"{type(model).__name__} takes input {name!r} without reading it; its forward has no argument of that "
+                f"name{hint}",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def _attempts(inputs: Inputs) -> Iterator[tuple[Callable[[], Any], str]]:

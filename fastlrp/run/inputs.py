@@ -55,7 +55,13 @@ class Inputs:
                 )
         found = [(k, v) for k, v in items if isinstance(v, Tensor)]
         if not found:
-            raise ValueError("x has no tensor")
+            lists = [k for k, v in items if isinstance(v, (list, tuple))]
+            how = (
+                f": {', '.join(map(repr, lists))} holds numbers, give torch.tensor(…)"
+                if lists
+                else ": give one at least"
+            )
+            raise ValueError(f"x has no tensor{how}")
         return Inputs(args, kwargs, [v for _, v in found], [k for k, _ in found], form)
 
     @property

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastlrp.plan.compact import Compact
 from fastlrp.run.ascent import Cotangent, on_whole_map
 from fastlrp.run.boxes import Boxed
-from fastlrp.run.sparse.compact import Compact
 
 Arrived = tuple[int, Tensor | Compact]
 """First target, and the targets' registers ``(B, K, …)`` at the edge; compact where dead neurons are left out."""

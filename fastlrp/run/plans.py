@@ -21,12 +21,10 @@ from fastlrp.errors import CaptureError
 from fastlrp.plan.plan import Plan
 from fastlrp.precision import Precision, products_of, switches
 from fastlrp.run.accept import accepted
-from fastlrp.run.hints import with_hint
+from fastlrp.run.hints import warn_of_unread, with_hint
 from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.choose import Chooser
-
-_KEPT = 8
 
 Trace = Callable[[nn.Module, Inputs, Output, Watch], Captured]
 """From a model, an input and the output to explain to the captured model; tells the watch what a pass writes."""
@@ -48,7 +46,10 @@ class Plans:
 
     Attributes:
         refreshed: how often :meth:`refresh` was called.
+        kept: how many plans are remembered.
     """
+
+    kept = 8
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class Plans:
             except CaptureError as error:
                 raise with_hint(error, self.model, inputs) if error.of_input else error from error.__cause__
             self._canonize(captured.graph)
+            warn_of_unread(self.model, inputs, captured.graph)
         dtype = self._dtype(inputs, captured.graph.output.dtype)
         how = (self._backend, inputs.tensors[0].device, dtype, self._chooser)
         try:
@@ -124,7 +126,7 @@ class Plans:
         if captured.fixed_batch is not None:
             key = (*key, captured.fixed_batch)
         self._kept[key] = found
-        while len(self._kept) > _KEPT:
+        while len(self._kept) > self.kept:
             self._kept.popitem(last=False)
         self._watch = watch
         return found

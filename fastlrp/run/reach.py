@@ -7,7 +7,8 @@ what lies behind is zero, which is looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +47,16 @@ class Reach:
     def narrow(self, start: int, length: int) -> Reach:
         """Of some of the targets."""
         return _reach(self.ends[start : start + length], self.whole)
+
+    def order(self) -> list[int] | None:
+        """The targets by their positions, so that blocks of them end early; None if they are in order."""
+        if all(a <= b for a, b in itertools.pairwise(self.ends)):
+            return None
+        return sorted(range(len(self.ends)), key=self.ends.__getitem__)
+
+    def taken(self, order: list[int]) -> Reach:
+        """Of the targets in another order."""
+        return replace(self, ends=[self.ends[i] for i in order])
 
     @property
     def end(self) -> int:

@@ -1,49 +1,38 @@
-"""The result of one forward pass: asks for any number of targets are answered from it."""
+"""What is asked of one forward pass: relevance of any number of targets, contributions, other rules."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp import composites
-from fastlrp.capture import structure as structures
 from fastlrp.capture.graph import Value
 from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
-from fastlrp.pickling import StaysHere
-from fastlrp.plan.kept import Keep
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
-from fastlrp.run.answers import Answers
-from fastlrp.run.budget import Budget
 from fastlrp.run.contributions import Contributions
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.finite import all_finite
-from fastlrp.run.given_ids import ids_of
+from fastlrp.run.forward_pass import ForwardPass
+from fastlrp.run.given_ids import ids_of, warn_without_positions
 from fastlrp.run.group_answers import GroupAnswers, Over, check_block, check_over, contributions_asked, refuse_more
-from fastlrp.run.inputs import Inputs, Relevance, refuse_autocast
-from fastlrp.run.lent import Lent
+from fastlrp.run.inputs import Relevance
 from fastlrp.run.names import layer_names
-from fastlrp.run.prepared import Prepared
-from fastlrp.run.sparse.specialize import Path
 from fastlrp.spellings import next_tokens
 from fastlrp.targets import Initial, Targets
 
-LrpAware = bool | Literal["sweep"]
 
-_KEEP: dict[LrpAware, Keep] = {True: "coefficients", False: "activations", "sweep": "all"}
-
-
-class ForwardRecord(StaysHere):
+class ForwardRecord(ForwardPass):
     """One forward pass with what does not depend on the target. Made by :meth:`fastlrp.Explainer.forward`.
 
     Args:
@@ -55,48 +44,8 @@ class ForwardRecord(StaysHere):
             what other rules need, see :meth:`under`.
     """
 
-    instead = "it holds the caches of one forward pass. Pickle or copy the explainer and the input"
-    _answering = Answers
     labels: Labels | None = None
     """The names of the classes, if the explainer knows them."""
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        inputs: Inputs,
-        lrp_aware: LrpAware,
-        max_memory: int | None,
-        at_once: bool = False,
-        at: Any = None,
-    ) -> None:
-        self._prepared, self._values_read = prepared, prepared.values
-        self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
-        with torch.no_grad():
-            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware], at)
-        self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
-        self._scores: Tensor = self._state[self.plan.graph.output.index]
-        if prepared.captured.unpacked is not None:
-            prepared.captured.unpacked.check(inputs.tensors, inputs.args, inputs.kwargs, self._scores)
-        self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
-        self.batch = self._scores.shape[0]
-        self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware), max_memory)
-
-    @property
-    def output(self) -> Any:
-        """What the model returned, equal to ``model(x)``.
-
-        Up to 1 MB it is a copy, which may be changed. A larger one is the record's own memory: after a change in place
-        the record refuses to answer.
-        """
-        return structures.rebuild(self._prepared.captured.structure, self._handed_out())
-
-    @property
-    def scores(self) -> Tensor:
-        """The output that is explained, ``(B, C, …)``: :attr:`output` itself, or the one of several."""
-        return self._handed_out()[self.plan.graph.outputs.index(self.plan.graph.output)]
-
-    def _handed_out(self) -> list[Tensor]:
-        return self._outputs if self._lent is None else self._lent.outputs()
 
     @eager
     def under(self, composite: str | Composite) -> ForwardRecord:
@@ -134,87 +83,12 @@ class ForwardRecord(StaysHere):
         allowed = self.plan.composite.unsupported
         return found if found.unsupported == allowed or allowed == "error" else replace(found, unsupported=allowed)
 
-    # Life
-
-    def close(self) -> None:
-        """Free the caches. A closed record keeps its output and answers nothing more.
-
-        Example::
-
-            record = explainer.forward(x)
-            record.close()
-        """
-        if self._state is not None and self._lent is not None:
-            self._lent.close()
-        self._state = None
-        self._answers.specialized.clear()
-
-    def __enter__(self) -> ForwardRecord:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    @property
-    def cached_bytes(self) -> int:
-        """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
-        seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
-        return sum(seen.values()) + sum(found.nbytes for found in self._answers.specialized)
-
-    def _open(self) -> list[Any]:
-        if self._state is None:
-            raise RuntimeError("this record is closed: call explainer.forward(x) again")
-        return self._state
-
-    def _refuse_stale(self) -> None:
-        """Caches belong to the weights and inputs of the forward pass, which share memory with the caller's."""
-        refuse_autocast(self.plan.device)
-        if self._prepared.watch.values() != self._values_read:
-            raise RuntimeError("the model's weights have changed since this record's forward pass: make a new record")
-        if self._lent is not None:
-            self._lent.refuse_changed()
-
-    def state(self) -> list[Any]:
-        """The slots of the forward pass, for those who check it.
-
-        Raises:
-            RuntimeError: if the record is closed, or weights, input or output have changed since.
-        """
-        state = self._open()
-        self._refuse_stale()
-        return state
-
-    @property
-    def budget(self) -> Budget:
-        """What one block of targets may take."""
-        return self._answers.budget
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        """How the latest call computed each layer with a weight, by module path: dense or for alive neurons only.
-
-        ``print(record.plan.table(record.paths))`` shows it in the plan's table.
-        """
-        return self._answers.paths
-
-    @property
-    def direction(self) -> Choice | None:
-        """Which way the latest call with groups went, why, and what either way was estimated to cost."""
-        return self._answers.direction
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """The only batch size that the captured graph takes; None if it takes any."""
-        return self._prepared.captured.fixed_batch
-
     def of_sample(self, position: int) -> ForwardRecord:
         """The same plan on one sample of the batch alone."""
         tensors = [t.narrow(0, position, 1) for t in self._inputs.tensors]
         inputs = replace(self._inputs, tensors=tensors)
         single = ForwardRecord(self._prepared, inputs, self.lrp_aware, self._max_memory)
         return single if self.plan is self._prepared.plan else single.under(self.plan.composite)
-
-    # Asking
 
     @eager
     def relevance(
@@ -298,6 +172,7 @@ class ForwardRecord(StaysHere):
             targets = next_tokens(ids_of(self._inputs, self._scores))
         if not isinstance(targets, (int, Tensor)):
             targets = by_number(targets, self.labels)
+        warn_without_positions(self._inputs, self._scores, targets, at)
         asked = Targets(targets, self._scores, initial, at)
         if self.labels is not None:
             self.labels.check(asked.classes)
@@ -457,7 +332,3 @@ class ForwardRecord(StaysHere):
     def values_of(self, layers: Any) -> dict[str, Value]:
         """Name -> value of everything that is asked for."""
         return self._answers.values(layers)
-
-
-def _is_tensor(item: Any) -> bool:
-    return isinstance(item, Tensor)

@@ -19,17 +19,19 @@ from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
 from fastlrp.plan.kept import Keep
+from fastlrp.plan.neck import Neck
+from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
 from fastlrp.run.asked_rows import only_rows
-from fastlrp.run.basis import Neck, find_neck
+from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.choose import estimate
+from fastlrp.run.sparse.choose import Way, estimate
 from fastlrp.run.sparse.rates import Rates, rates_of
-from fastlrp.run.sparse.specialize import Path, Specialized
+from fastlrp.run.sparse.specialize import Specialized
 
 
 def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients", at: Any = None) -> list[Any]:
@@ -78,16 +80,16 @@ def specialize(
     if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
         fused = plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps, state))
         return Specialized(fused, [], 0)
-    itemsize, rates = plan.dtype.itemsize, rates_of(plan.device)
+    itemsize, rates = plan.dtype.itemsize, rates_of(plan.device, plan.mixes_dtypes)
 
     def specialized(rates: Rates | None) -> Specialized:
-        def choose(form: Affine, above: float, below: float) -> bool:
-            return plan.chooser.sparse(form, above, below, count, itemsize, rates)
+        def choose(form: Affine, above: float, below: float) -> Way:
+            return plan.chooser.way(form, above, below, count, itemsize, rates)
 
         return alive.specialize(steps, state, choose, below)
 
     found = specialized(rates)
-    if plan.mixes_dtypes and rates is not None:
+    if rates is not None and any(path.form.is_reduced and not path.sparse for path in found.paths):
         # Layer by layer a dense product of bfloat16 may win, because the dense one below it wants everything, although
         # sparse ones all the way down would be cheaper: both ways are compared as a whole.
         other = specialized(replace(rates, reduced=1.0))
@@ -100,7 +102,7 @@ def specialize(
 def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> float:
     """Estimated seconds of all layers as they were chosen, per target."""
     costs = [(estimate(path.form, path.above, path.below, count, itemsize, rates), path) for path in paths]
-    return sum(cost.sparse if path.sparse else cost.dense for cost, path in costs)
+    return sum(cost.of(path.way) for cost, path in costs)
 
 
 def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:

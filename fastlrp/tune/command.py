@@ -23,9 +23,9 @@ import torch
 from fastlrp.files import whole
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import KINDS, Measured, TableError
-from fastlrp.tune import attention, workloads
-from fastlrp.tune import tuner as tuning
-from fastlrp.tune.tuner import KERNELS, Tried, Tuner
+from fastlrp.tune import attention, space, workloads
+from fastlrp.tune.space import KERNELS
+from fastlrp.tune.tuner import Tried, Tuner
 from fastlrp.tune.workloads import Workload
 
 DTYPES = {"float32": ("tf32", "ieee"), "float16": ("half",), "bfloat16": ("half",)}
@@ -126,7 +126,7 @@ def dry_run(work: Sequence[Workload], kernels: Sequence[str], kinds: Sequence[st
             print(f"\n{kernel}: no shape calls {KERNELS[kernel]}")
             continue
         for kind in kinds:
-            found = tuning.candidates(kernel, kind, shared, widest, quick)
+            found = space.candidates(kernel, kind, shared, widest, quick)
             print(f"\n{kernel}, {kind}: {len(found)} candidates within {shared >> 10} KiB of shared memory")
             print("  " + " ".join(map(str, found)))
 

@@ -1,6 +1,7 @@
-"""Measures on a GPU what the choice between dense and sparse needs: ``python -m fastlrp.tune.sparse``.
+"""Measures what the choice between dense and sparse needs: ``python -m fastlrp.tune.sparse``, with ``--device cpu`` too.
 
-Both ways through one layer, in turns, after a check that they agree; medians.
+All ways through one layer, in turns, after a check that they agree; medians. On a CPU, in a second or two on one core,
+float32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import select, sparse_kernels
+from fastlrp.plan import reduced
+from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.run.sparse.compact import Compact, Pattern
-from fastlrp.run.sparse.rates import Rates, own_path, write
+from fastlrp.run.sparse.rates import Rates, bf16_unit, cpu_name, own_path, write
 
 Timer = Callable[[Callable[[], object]], float]
 """Seconds of one run."""
@@ -68,10 +71,43 @@ class Sample:
         assert isinstance(found, Compact)
         return found
 
-    def error(self) -> float:
+    def narrow_dense(self) -> Tensor:
+        """With operands of bfloat16."""
+        product = reduced.through_conv(self.turned, None, *self.turned_geometry, False, False)
+        return product(self.flow, self.u, None, False)
+
+    def narrow_sparse(self) -> Compact:
+        found = self.form.relevance_at(self.compact, {0: self.u}, self.below, dense=False, narrow=True)
+        assert isinstance(found, Compact)
+        return found
+
+    def half(self) -> object:
+        """For one vector of targets."""
+        return self.form.relevance_at(self.few, {0: self.u}, self.below, dense=False)
+
+    def narrow_half(self) -> object:
+        return self.form.relevance_at(self.few, {0: self.u}, self.below, dense=False, narrow=True)
+
+    @cached_property
+    def few(self) -> Compact:
+        return self.compact.narrow(1, 0, min(self.shape.targets, Rates.lanes))
+
+    @cached_property
+    def turned(self) -> Tensor:
+        found = reduced.turned_weight(self.weight, 1).to(reduced.DTYPE)
+        return found.contiguous(memory_format=torch.channels_last)
+
+    @cached_property
+    def turned_geometry(self) -> tuple[list[int], ConvGeometry]:
+        found = reduced.turned(self.form.geometry, (3, 3))
+        assert found is not None
+        return [self.shape.size] * 2, found
+
+    def error(self, narrow: bool = False) -> float:
         """Relative difference of both ways, where both have a value."""
-        expected = (self.dense() * self.wanted.unsqueeze(1)).double()
-        return float((self.sparse().dense().double() - expected).norm() / expected.norm().clamp(min=1e-30))
+        dense, sparse = (self.narrow_dense, self.narrow_sparse) if narrow else (self.dense, self.sparse)
+        expected = (dense() * self.wanted.unsqueeze(1)).double()
+        return float((sparse().dense().double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
     @property
     def operations(self) -> tuple[float, float]:
@@ -117,6 +153,42 @@ def measure(
     return Rates(dense, sparse, half, 2 * flow.nbytes / copy, call, lanes)
 
 
+def measure_cpu(timer: Timer, shape: Shape | None = None, rounds: int = 3) -> Rates:
+    """Rates of one core, in float32 and with products of bfloat16.
+
+    Raises:
+        RuntimeError: as :func:`measure`.
+    """
+    shape = Shape(channels=128, targets=32) if shape is None else shape
+    device = torch.device("cpu")
+    plain = measure(device, torch.float32, timer, shape, rounds)
+    sample = Sample(shape, 0.3, device, torch.float32)
+    error = sample.error(narrow=True)
+    if not error <= TOLERANCE[torch.bfloat16]:
+        raise RuntimeError(
+            f"the sparse way of bfloat16 differs from the dense one by {error:.2g}: nothing was measured"
+        )
+    ways: list[Callable[[], object]] = [
+        sample.dense, sample.sparse, sample.half, sample.narrow_dense, sample.narrow_sparse, sample.narrow_half
+    ]  # fmt: skip
+    for way in ways:
+        way()
+    seconds = [[timer(way) for way in ways] for _ in range(rounds)]
+    dense, sparse, half, narrow_dense, narrow_sparse, narrow_half = map(min, zip(*seconds, strict=True))
+    alive, few = sample.operations[1], sample.few.count / shape.targets
+    return replace(
+        plain, reduced=dense / narrow_dense, sparse_reduced=plain.sparse * sparse / narrow_sparse,
+        half_filled=alive * few / half, half_reduced=alive * few / narrow_half,
+    )  # fmt: skip
+
+
+def core_timer(run: Callable[[], object]) -> float:
+    """Of this thread, whatever else the processor does."""
+    begin = time.thread_time()
+    run()
+    return time.thread_time() - begin
+
+
 def gpu_timer(run: Callable[[], object]) -> float:
     """By the device's own clock."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -130,8 +202,8 @@ def gpu_timer(run: Callable[[], object]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write unless ``--dry-run``."""
     parser = argparse.ArgumentParser(prog="python -m fastlrp.tune.sparse", description=__doc__)
-    parser.add_argument("--device", default="cuda", help="a CUDA device: cuda, cuda:1")
-    parser.add_argument("--targets", type=int, default=Shape.targets)
+    parser.add_argument("--device", default="cuda", help="a CUDA device (cuda, cuda:1) or cpu")
+    parser.add_argument("--targets", type=int, default=Shape.targets, help="of a GPU")
     parser.add_argument("--dry-run", action="store_true", help="print the rates, write nothing")
     given = parser.parse_args(argv)
     device = torch.device(given.device)
@@ -139,21 +211,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing is not None:
         print(f"nothing can be measured on {device}: {missing}", file=sys.stderr)
         return 2
-    rates = measure(device, torch.float32, gpu_timer, Shape(targets=given.targets))
-    for field in fields(Rates):
-        print(f"{field.name:<12} {getattr(rates, field.name):.4g}")
-    if not given.dry_run:
+    if device.type == "cpu":
+        name, rates = cpu_name(bf16_unit()), _on_one_core()
+    else:
         name = torch.cuda.get_device_name(device)
+        rates = measure(device, torch.float32, gpu_timer, Shape(targets=given.targets))
+    for field in fields(Rates):
+        print(f"{field.name:<14} {getattr(rates, field.name):.4g}")
+    if not given.dry_run:
         measured = {"device": name, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
         write(own_path(name), rates, measured)
         print(f"written to {own_path(name)}")
     return 0
 
 
+def _on_one_core() -> Rates:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure_cpu(core_timer)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def why_not(device: torch.device) -> str | None:
     """Why there is nothing to measure, or None."""
+    if device.type == "cpu":
+        if sparse_kernels(device) is None:
+            return "the compiled extension does not load; python -m fastlrp.info says why"
+        kinds = "it has neither AMX nor AVX512-BF16: it stays with the rates that are shipped"
+        return kinds if bf16_unit().startswith("software") else None
     if device.type != "cuda":
-        return "only GPUs are measured, a CPU has its rates"
+        return "only GPUs and CPUs are measured"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     return None if sparse_kernels(device) is not None else "csrc/cuda is not built; python -m fastlrp.info says why"

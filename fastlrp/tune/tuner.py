@@ -1,4 +1,4 @@
-"""Which configuration of a kernel is fastest on a device: candidates, checks, measurements in turns, the choice.
+"""Which configuration of a kernel is fastest on a device: each candidate is checked, measured in turns, and one chosen.
 
 Nothing here knows a GPU: what measures is handed in. :mod:`fastlrp.tune` is the command.
 """
@@ -7,112 +7,33 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from fastlrp.backends import dispatch
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import Config
 from fastlrp.plan.plan import GPU_REGISTER_BYTES
 from fastlrp.tune import attention
+from fastlrp.tune.check import Check, Result, precision
+from fastlrp.tune.space import candidates
 from fastlrp.tune.workloads import Workload
 
-KERNELS = {
-    "conv": "conv_relevance", "conv_both": "conv_relevance", "conv_signed": "conv_relevance",
-    "conv_depthwise": "conv_relevance", "conv_unpooled": "conv_unpooled_relevance",
-    "conv_both_unpooled": "conv_unpooled_relevance", "conv_signed_unpooled": "conv_unpooled_relevance",
-    "linear": "linear_relevance", "linear_signed": "linear_relevance", "input_relevance": "input_relevance",
-    **attention.KERNELS,
-}  # fmt: skip
-"""What tables have rows for, each with the operation that reads it."""
-
-WITHOUT_LIBRARY = ("conv_depthwise", "input_relevance", *attention.WITHOUT_LIBRARY)
 ROUNDS, QUICK_ROUNDS = 15, 5
 _WORTH_A_SECOND_LOOK = 1.3
-_IEEE = 1e-5
-_CHECKED_TARGETS = 4
 
 Key = tuple[str, str]
 """Kernel and shape class."""
-
-Result = Tensor | tuple[Tensor, ...]
-"""Of a call."""
 
 
 class Timer(Protocol):
     """Measures one call of a function, in seconds."""
 
     def __call__(self, run: Callable[[], object]) -> float: ...
-
-
-# Candidates
-
-
-@dataclass(frozen=True)
-class Space:
-    """What is tried: tiles ``(block_m, block_n, block_k, num_warps)``, each with these numbers of stages."""
-
-    tiles: tuple[tuple[int, int, int, int], ...]
-    stages: tuple[int, ...]
-
-
-SPACES = {
-    # wgmma takes 64 rows for four warps; eight warps share a tile of 128 rows, or two tiles of 64 columns.
-    "half": Space(
-        ((16, 64, 64, 4), (16, 128, 64, 4), (64, 16, 64, 4), (128, 16, 32, 4), (64, 64, 32, 4), (64, 64, 64, 4),
-         (128, 64, 32, 4), (128, 64, 64, 4), (128, 64, 64, 8), (64, 128, 64, 4), (128, 128, 32, 8), (128, 128, 64, 8),
-         (256, 64, 32, 8), (128, 256, 64, 8)),
-        (2, 3, 4),
-    ),
-    "tf32": Space(
-        ((16, 64, 32, 4), (16, 128, 32, 4), (64, 16, 32, 4), (128, 16, 32, 4), (64, 32, 32, 4), (64, 64, 16, 4),
-         (64, 64, 32, 4), (128, 64, 16, 4), (128, 64, 32, 4), (128, 64, 32, 8), (64, 128, 32, 4), (128, 128, 16, 8),
-         (128, 128, 32, 8), (256, 64, 32, 8)),
-        (2, 3, 4),
-    ),
-    "ieee": Space(
-        ((16, 64, 16, 4), (16, 128, 16, 4), (64, 16, 16, 4), (128, 16, 16, 4), (32, 64, 16, 4), (64, 32, 16, 4),
-         (64, 64, 16, 4), (64, 64, 16, 8), (128, 64, 16, 8), (64, 128, 16, 8), (128, 128, 16, 8)),
-        (1, 2, 3),
-    ),
-}  # fmt: skip
-
-_ITEMSIZE = {"half": 2, "tf32": 4, "ieee": 4}
-
-
-def shared_bytes(config: Config, kind: str) -> int:
-    """What the pipeline of one product keeps in shared memory; the kernel needs at least this."""
-    tile = (config.block_m + config.block_n) * config.block_k * _ITEMSIZE[kind]
-    return max(1, config.num_stages - 1) * tile
-
-
-def candidates(kernel: str, kind: str, shared_limit: int, columns: int, quick: bool = False) -> list[Config]:
-    """Configurations to try, the library's route last.
-
-    Args:
-        shared_limit: bytes that a block may have. columns: the most result channels of any call: wider tiles than
-            that would compute zeros. quick: one number of stages.
-    """
-    if kernel in attention.KERNELS:
-        return attention.candidates(kernel, kind, shared_limit, columns, quick)
-    space = SPACES[kind]
-    widest = max(16, 1 << (columns - 1).bit_length())
-    tiles = [tile for tile in space.tiles if tile[1] <= widest]
-    if kernel == "input_relevance":  # Takes as many columns as there are.
-        tiles = list({(m, k, w): (m, 16, k, w) for m, _, k, w in space.tiles}.values())
-    stages = (space.stages[1],) if quick else space.stages
-    found = [Config(*tile, n) for tile in tiles for n in stages]
-    found = [config for config in found if shared_bytes(config, kind) <= shared_limit]
-    return found + ([] if kernel in WITHOUT_LIBRARY or not found else [Config(*tiles[0], stages[0], "library")])
-
-
-# Trying
 
 
 @dataclass
@@ -176,7 +97,7 @@ class Tuner:
 
     def tune(self, work: Sequence[Workload], kernels: Sequence[str], dtype: torch.dtype, kind: str) -> None:
         """Measure all candidates of these kernels on the workloads that call them."""
-        with _precision(kind):
+        with precision(kind):
             for workload in work:
                 small = fitting(workload, dtype.itemsize, self.memory)
                 if small is None:
@@ -259,45 +180,6 @@ def row(kernel: str, shape_class: str, kind: str, config: Config, seconds: float
     return {**found, "microseconds": round(seconds * 1e6, 1)}
 
 
-class Check:
-    """Whether a result is the ``torch`` backend's, for some of the targets.
-
-    float32 without tensor cores has to agree to 1e-5; others may have twice the error that the ``torch`` backend has
-    with the same products, measured against float32 without tensor cores. Of several results the worst counts.
-    """
-
-    def __init__(self, op: str, arguments: tuple[Any, ...], kind: str) -> None:
-        flow, part = arguments[0], arguments
-        self._targets: list[int] | None = None
-        if op != attention.WITHOUT_TARGETS:
-            count = flow.shape[1]
-            self._targets = sorted({round(i * (count - 1) / (_CHECKED_TARGETS - 1)) for i in range(_CHECKED_TARGETS)})
-            part = (flow[:, self._targets], *arguments[1:])
-        plain = dispatch.select(op, "torch", flow.device, flow.dtype).call
-        with _precision("ieee"):
-            exact = dispatch.select(op, "torch", flow.device, torch.float32).call
-            self._expected = _several(exact(*(_wide(a) for a in part)))
-        self._allowed = _IEEE if kind == "ieee" else 2 * self._error(plain(*part)) + _IEEE
-
-    def _error(self, result: Result) -> float:
-        found = []
-        for got, expected in zip(_several(result), self._expected, strict=True):
-            size = float(expected.norm())
-            found.append(float((got.float() - expected).norm()) / (size or 1.0))
-        return max(found)
-
-    def __call__(self, result: Result) -> str:
-        """What is wrong with a result; empty if nothing is."""
-        if self._targets is not None:
-            result = tuple(t[:, self._targets] for t in _several(result))
-        error = self._error(result)
-        return "" if error <= self._allowed else f"relative error {error:.1e}, allowed {self._allowed:.1e}"
-
-
-def _several(result: Result) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
 def _taken(asked: Sequence[Key]) -> Sequence[Key]:
     """Rows that a call took of those that it asked for: all of attention's, of others the last."""
     return [key for key in asked if key[0] in attention.KERNELS] or asked[-1:]
@@ -314,12 +196,6 @@ def _run(call: Callable[..., Any], arguments: tuple[Any, ...], key: Key, asked: 
     with configs.choosing(choose):
         result: Result = call(*arguments)
     return result
-
-
-def _wide(argument: Any) -> Any:
-    if isinstance(argument, (list, tuple)):
-        return [_wide(item) for item in argument]
-    return argument.float() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 def in_turns(runs: Mapping[Config, Callable[[], object]], timer: Timer, rounds: int) -> dict[Config, float]:
@@ -343,15 +219,3 @@ def fitting(workload: Workload, itemsize: int, memory: int) -> Workload | None:
     each = workload.largest * itemsize
     targets = min(workload.targets, limit // each)
     return None if targets < 1 else replace(workload, targets=targets)
-
-
-@contextmanager
-def _precision(kind: str) -> Iterator[None]:
-    """PyTorch's switches for float32 products."""
-    backends = torch.backends
-    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
-    backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = kind == "tf32"
-    try:
-        yield
-    finally:
-        backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32 = before

@@ -1,147 +1,31 @@
-"""Kernels against the reference, layer by layer, and a ledger of where relevance stays."""
+"""The kernels of a plan against the reference walk, layer by layer, on what one record answers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp import markup
 from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import BLOCK
-from fastlrp.plan.table import align
 from fastlrp.progress import Progress, Wish
 from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Initial, Targets
 from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, coarsest, floor, most, relative, sizes
+from fastlrp.verify.verification import LayerCheck, Verification
 from fastlrp.verify.walk import Walker
 
 _WORKING_BYTES = 512 << 20
 _TARGETS_ALONE = 8
-
-
-@dataclass(frozen=True)
-class LayerCheck:
-    """One layer of a :class:`Verification`. Sums are over all samples and targets, in units of the explained output.
-
-    Attributes:
-        path, operation, rule: which layer.
-        error: relative difference (2-norm over targets, worst sample) at the layer's input between the fast path and
-            the reference applied to the same arriving relevance, where that cancels relative to its terms (times
-            :func:`fastlrp.verify.relative.floor`); None where there is no reference (a user's rule).
-        arrived: relevance of the output. sent: relevance that the inputs got.
-        bias, stabilizer, dead: what the layer kept: the bias's share, epsilon's, and that of neurons that nothing
-            contributes to. None for the gradient family, where what flows is no relevance.
-    """
-
-    path: str
-    operation: str
-    rule: str
-    error: float | None
-    arrived: float
-    sent: float
-    bias: float | None
-    stabilizer: float | None
-    dead: float | None
-
-    @property
-    def unexplained(self) -> float | None:
-        """What is missing between arrived and sent after the ledger."""
-        if self.bias is None or self.stabilizer is None or self.dead is None:
-            return None
-        return self.arrived - self.sent - self.bias - self.stabilizer - self.dead
-
-
-_HEADER = ("layer", "operation", "rule", "error", "arrived", "sent", "bias", "stabilizer", "dead")
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What :meth:`fastlrp.Explainer.verify` found; ``str(verification)`` is a table.
-
-    Attributes:
-        rows: one :class:`LayerCheck` per layer, from the output down.
-        end_to_end: relative error of the input's relevance against a reference walk through the whole model.
-        tolerance: largest error of a layer for which ``ok`` holds.
-        score: total initial relevance. relevance: total relevance of the inputs.
-        alone: largest relative difference between a sample's relevance in the batch and without the other samples
-            (first, middle and last sample); None for one sample, a model that takes one batch size only, or rules that
-            read the whole batch by their definition (``Stabilizer(relative="tensor")``).
-        alone_tolerance: largest such difference for which ``ok`` holds.
-    """
-
-    rows: tuple[LayerCheck, ...]
-    end_to_end: float
-    tolerance: float
-    score: float
-    relevance: float
-    alone: float | None = None
-    alone_tolerance: float = math.inf
-
-    @property
-    def max_error(self) -> float:
-        """Largest error of any layer."""
-        errors = [row.error for row in self.rows if row.error is not None]
-        return math.nan if any(math.isnan(e) for e in errors) else max(errors, default=0.0)
-
-    @property
-    def ok(self) -> bool:
-        """True if every layer is within the tolerance (and nothing is NaN), and no sample depends on the others."""
-        return self.max_error <= self.tolerance and (self.alone is None or self.alone <= self.alone_tolerance)
-
-    @property
-    def kept(self) -> dict[str, float]:
-        """The ledger of the whole model: what bias, stabilizer and dead neurons kept, what is unexplained."""
-        names = ("bias", "stabilizer", "dead", "unexplained")
-        return {name: sum(getattr(row, name) or 0.0 for row in self.rows) for name in names}
-
-    def _cells(self) -> list[tuple[str, ...]]:
-        return [
-            (r.path or "(model)", r.operation, r.rule, _number(r.error, "{:.1e}"), _number(r.arrived),
-             _number(r.sent), _number(r.bias), _number(r.stabilizer), _number(r.dead))
-            for r in self.rows
-        ]  # fmt: skip
-
-    def _summary(self) -> str:
-        kept = ", ".join(f"{name} {value:+.4g}" for name, value in self.kept.items())
-        alone = "" if self.alone is None else f", a sample alone {self.alone:.1e}"
-        missing = [f"{r.operation} ({r.path or 'model'})" for r in self.rows if r.rule == NO_RULE]
-        note = f"\nwithout a rule, by input times gradient: {', '.join(missing)}" if missing else ""
-        absorbed = abs(self.kept["stabilizer"])
-        if absorbed > 0.5 * abs(self.score) > 0:
-            note += (
-                f"\nthe stabilizers kept {absorbed:.3g} of a score of {self.score:+.3g}, more than half: the score is "
-                "too near to their epsilon. Take a smaller epsilon, float64, or a target with a larger score"
-            )
-        return (
-            f"{'ok' if self.ok else 'NOT OK'}: largest error of a layer {self.max_error:.1e} "
-            f"(tolerance {self.tolerance:.0e}), end to end {self.end_to_end:.1e}{alone}\n"
-            f"score {self.score:+.6g} = relevance of the input {self.relevance:+.6g} + kept: {kept}{note}"
-        )
-
-    def __str__(self) -> str:
-        return f"{align(_HEADER, self._cells(), numbers=range(3, 9))}\n{self._summary()}"
-
-    def _repr_html_(self) -> str:
-        good = [row.error is None or row.error <= self.tolerance for row in self.rows]
-        table = markup.table(_HEADER, self._cells(), numbers=range(3, 9), rules=2, good=good)
-        verdict = markup.verdict(self.ok, "every layer agrees with the reference", "NOT OK")
-        title = f"Verification of {len(self.rows)} layers"
-        return markup.card(title, verdict + markup.folded(table, len(self.rows), "layers"), self._summary())
-
-
-def _number(value: float | None, form: str = "{:+.4g}") -> str:
-    return "-" if value is None else form.format(value)
 
 
 def verify(
@@ -169,7 +53,7 @@ def verify(
     state = record.state()
     plan, asked = record.plan, record.asked(targets, initial, at)
     with torch.no_grad():
-        check = _Check(plan, state, record.batch)
+        check = Comparison(plan, state, record.batch)
         block = check.block(asked.count)
         with Progress(asked.count, progress, "target") as bar:
             for start in range(0, asked.count, block):
@@ -203,8 +87,8 @@ def _tensors(relevance: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(relevance) if isinstance(leaf, Tensor)]
 
 
-class _Check:
-    """Collects errors and ledgers over blocks of targets."""
+class Comparison:
+    """One forward pass of a plan against the reference: errors and ledgers, added up over blocks of targets."""
 
     def __init__(self, plan: Plan, state: list[Any], batch: int) -> None:
         self.plan, self.batch = plan, batch
@@ -236,7 +120,7 @@ class _Check:
 
     def add(self, initial: Any) -> None:
         """One block of targets."""
-        fast = self._fast(initial)
+        fast = self.fast(initial)
         count = initial.shape[1]
         output = self.plan.graph.output
         whole: dict[Value, Tensor] = {output: initial.double()}
@@ -250,7 +134,7 @@ class _Check:
             both = torch.cat([fast[node.output], whole[node.output]], 1)
             share = self.walker.through(node, both, self._quotient(node.output))
             if share is None:
-                share = self._unchecked(node, fast, both, count)
+                share = self.unchecked(node, fast, both, count)
                 open_values.update(share.relevance)
             for value, relevance in share.relevance.items():
                 mine, theirs = relevance.split(count, 1)
@@ -270,7 +154,8 @@ class _Check:
             error = relative(fast[value], whole[value], self.floor * arrived_whole[value])
             self.end_to_end = error if math.isnan(error) else max(self.end_to_end, error)
 
-    def _fast(self, initial: Any) -> dict[Value, Tensor]:
+    def fast(self, initial: Any) -> dict[Value, Tensor]:
+        """The relevance of every value by the plan's own kernels, in float64."""
         found: dict[Value, list[Tensor]] = {}
         self.quotients.clear()
 
@@ -279,8 +164,8 @@ class _Check:
             if self.plan.flows[value].factor.value is value and bool((factors[0] == 0).any()):
                 scales = [factor.double().unsqueeze(1) for factor in factors[1:]]
                 self.quotients.setdefault(value, []).append(math.prod(scales, start=part))
-            for factor in factors:
-                part = part * factor.double().unsqueeze(1)
+            for factor in sorted(factors, key=lambda factor: bool(factor.isinf().any())):
+                part = _times(part, factor.double().unsqueeze(1))
             found.setdefault(value, []).append(part)
 
         # What many targets would take, so that the kernels for many targets are what is checked.
@@ -295,7 +180,7 @@ class _Check:
         parts = self.quotients.get(value)
         return None if parts is None else torch.cat([*parts, *parts], 1)
 
-    def _unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:
+    def unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:
         """A user's rule has no reference: it is taken at its word, for both walks."""
         rule: Any = self.plan.rules[node]
         inputs = list(node.sources)
@@ -333,6 +218,7 @@ class _Check:
             self.errors.setdefault(node, None)
 
     def verification(self, tolerance: float) -> Verification:
+        """All that was found so far, as users see it."""
         rows = []
         for row in self.rows:
             node = row.node
@@ -351,6 +237,13 @@ class _Check:
                 )
             )
         return Verification(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
+
+
+def _times(part: Tensor, factor: Tensor) -> Tensor:
+    """Relevance; none where nothing arrives at an infinite value, as at the scores that a mask made -inf."""
+    product = part * factor
+    infinite = factor.isinf()
+    return torch.where(infinite & (part == 0), 0.0, product) if bool(infinite.any()) else product
 
 
 def _plus(a: float | None, b: float | None) -> float | None:

@@ -111,7 +111,7 @@ def picture_of(image: Any, name: str = "image") -> Image:
     pil = need("PIL.Image")
     if isinstance(image, pil.Image):
         return _rgb_of_pillow(image)
-    array = _channels_last(image, name)
+    array = channels_last(image, name)
     if array.dtype != np.uint8:
         array = _bytes_of(array, name)
     if array.ndim == 2 or array.shape[2] == 1:
@@ -131,7 +131,7 @@ def _rgb_of_pillow(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _channels_last(image: Any, name: str) -> np.ndarray:
+def channels_last(image: Any, name: str) -> np.ndarray:
     """``(H, W)`` or ``(H, W, C)``, uint8 or float."""
     tensor = isinstance(image, Tensor)
     if tensor and image.dtype == torch.uint8:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlrp.viz.arrays import _channels_last, check_finite, picture_of
+from fastlrp.viz.arrays import channels_last, check_finite, picture_of
 from fastlrp.viz.libraries import need
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def picture(image: Any, statistics: str | tuple[Any, Any] | None = None, name: s
     pil = need("PIL.Image")
     if isinstance(image, pil.Image):
         return picture_of(image, name), ""
-    array = _channels_last(image, name)
+    array = channels_last(image, name)
     if array.dtype == np.uint8:
         return picture_of(image, name), ""
     check_finite(array, name)

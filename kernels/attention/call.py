@@ -25,7 +25,8 @@ class Call:
 
     Attributes:
         query: ``(B, H, S, D)``. key: ``(B, G, T, D)``. value: ``(B, G, T, E)``; None where it is not read.
-        mask: ``(B, H, S, T)`` by its strides, float, or uint8 (not 0: attends), or None.
+        mask: ``(B, H, S, T)`` by its strides, float, or uint8 (not 0: attends), or None. narrow_mask: the same before
+            it was broadcast.
         precision: of float32 products, ``"tf32"`` or ``"ieee"``.
     """
 
@@ -33,6 +34,7 @@ class Call:
     key: Tensor
     value: Tensor | None
     mask: Tensor | None
+    narrow_mask: Tensor | None
     causal: bool
     scale: float
     cap: float
@@ -79,6 +81,31 @@ class Call:
             found |= strides(name, t, axes)
         return found
 
+    def keys_seen(self) -> dict[str, Any]:
+        """The first key that each query attends to and the one behind its last, ``(B, H, S, 2)``, under the mask."""
+        return self._spans(3)
+
+    def queries_seen(self) -> dict[str, Any]:
+        """The first query that attends to each key and the one behind the last, ``(B, H, T, 2)``."""
+        return self._spans(2)
+
+    def _spans(self, axis: int) -> dict[str, Any]:
+        if self.narrow_mask is None:
+            return {"spans": None} | strides("spans", None, ("b", "head", "i"))
+        count = (self.S, self.T)[axis - 2]
+        whole = [-1, -1, -1, -1]
+        whole[axis] = count
+        mask = self.narrow_mask.expand(whole)
+        attends = mask != (-torch.inf if mask.is_floating_point() else 0)
+        shape = [1, 1, 1, 1]
+        shape[axis] = count
+        number = torch.arange(count, dtype=torch.int32, device=mask.device).view(shape)
+        first = torch.where(attends, number, count).amin(axis)
+        behind = torch.where(attends, number + 1, 0).amax(axis)
+        found = torch.stack((first, behind), -1).to(torch.int32)
+        found = found.expand(self.B, self.H, (self.T, self.S)[axis - 2], 2)
+        return {"spans": found} | strides("spans", found, ("b", "head", "i", "end"))
+
     def launch(self, kernel: Any, grid: tuple[int, ...], values: dict[str, Any], config: Config) -> Launch:
         return Launch(kernel, grid, taken(kernel, values), config.num_warps, config.num_stages)
 
@@ -95,13 +122,15 @@ def call_of(
     precision: str,
 ) -> Call:
     """The call with its mask as the kernels read it: broadcast by strides of 0, booleans as bytes."""
+    narrow = None
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = mask.view(torch.uint8)
         elif mask.dtype not in POINTERS or not mask.is_floating_point():
             mask = mask.to(torch.float32)
+        narrow = mask.view(*[1] * (4 - mask.dim()), *mask.shape)
         mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    return Call(query, key, value, mask, causal, float(scale), float(cap), features, precision)
+    return Call(query, key, value, mask, narrow, causal, float(scale), float(cap), features, precision)
 
 
 def shape_class(*features: int) -> str:

@@ -2,7 +2,8 @@
 
 One program has a tile of queries of one head and goes over the tiles of keys: it keeps the largest score so far, the
 sum of the exponentials below it, and the sum of the values that they weigh, and rescales both sums whenever a larger
-score comes. With ``causal`` it ends at the diagonal. Offsets are 64-bit, sums are float32.
+score comes. With ``causal`` it ends at the diagonal; under a mask it goes from the first tile of keys that one of its
+queries attends to, to the last. Offsets are 64-bit, sums are float32.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlrp.kernels.attention.call import Call
-from fastlrp.kernels.attention.scores import masked, put, rows, tanh_ratio
+from fastlrp.kernels.attention.scores import masked, put, rows, span, tanh_ratio
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch
 
@@ -23,6 +24,7 @@ def attention_forward_kernel(
     key,  # (B, G, T, D)
     value,  # (B, G, T, E)
     mask,  # (B, H, S, T) or None
+    spans,  # (B, H, S, 2): the keys of each query, or None
     output,  # (B, H, S, E)
     log_sum,  # (B, H, S)
     H,
@@ -47,6 +49,9 @@ def attention_forward_kernel(
     mask_head,
     mask_s,
     mask_t,
+    spans_b,
+    spans_head,
+    spans_i,
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -66,6 +71,14 @@ def attention_forward_kernel(
     g = h // heads_per_key
     i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_query = i < S
+    end = T
+    if CAUSAL:
+        end = tl.minimum(T, (tile + 1) * BLOCK_M)
+    begin = 0
+    if spans is not None:
+        begin, last = span(spans + b * spans_b + h * spans_head, i, spans_i, is_query, T)
+        begin = begin // BLOCK_N * BLOCK_N
+        end = tl.minimum(end, last)
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
     mask_start = b * mask_b + h * mask_head
     key_start = b * key_b + g * key_head
@@ -74,10 +87,7 @@ def attention_forward_kernel(
     largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
-    end = T
-    if CAUSAL:
-        end = tl.minimum(T, (tile + 1) * BLOCK_M)
-    for first in range(0, end, BLOCK_N):
+    for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         is_key = j < T
         k = rows(key, key_start, j, key_t, is_key, key_e, D, BLOCK_D)
@@ -104,7 +114,9 @@ def attention_forward_kernel(
 
 def forward_launch(call: Call, config: Config, output: Tensor, log_sum: Tensor) -> Launch:
     """The launch that fills ``output`` and ``log_sum``, both contiguous."""
-    values = call.values() | {"output": output, "log_sum": log_sum}
-    values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+    values = call.values() | call.keys_seen() | {"output": output, "log_sum": log_sum}
+    # A mask and a cap together take registers: 64 keys of float32 left two addresses on the stack (sm_80).
+    narrow = call.mask is not None and call.cap > 0 and config.block_n > 32
+    values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n // 2 if narrow else config.block_n}
     grid = (call.B * call.H * triton.cdiv(call.S, config.block_m),)
     return call.launch(attention_forward_kernel, grid, values, config)

@@ -11,7 +11,8 @@ other; K x S x T numbers are never stored.
   two alone: heads of more than 128 features take one launch for each, because both sums fill the registers.
 
 With one target these are the two kernels of flash attention's backward pass. With ``causal`` both leave out the tiles
-beyond the diagonal. Sums of several targets are kept in a tuple, which loops over targets unroll. Offsets are 64-bit,
+beyond the diagonal, and under a mask those before the first and behind the last that are not hidden: a sliding window
+costs its width. Sums of several targets are kept in a tuple, which loops over targets unroll. Offsets are 64-bit,
 sums are float32.
 """
 
@@ -22,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlrp.kernels.attention.call import Call, strides
-from fastlrp.kernels.attention.scores import log_sums, probabilities, put, rows
+from fastlrp.kernels.attention.scores import log_sums, probabilities, put, rows, span
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch, power_of_two
 
@@ -38,6 +39,7 @@ def attention_query_kernel(
     output,  # (B, H, S, E)
     log_sum,  # (B, H, S)
     mask,  # (B, H, S, T) or None
+    spans,  # (B, H, S, 2): the keys of each query, or None
     delta,  # float32 (B, K, H, S)
     c_query,  # (B, K, H, S, D)
     K,
@@ -77,6 +79,9 @@ def attention_query_kernel(
     mask_head,
     mask_s,
     mask_t,
+    spans_b,
+    spans_head,
+    spans_i,
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
     STABLE: tl.constexpr,
@@ -123,7 +128,12 @@ def attention_query_kernel(
     end = T
     if CAUSAL:
         end = tl.minimum(T, (tile + 1) * BLOCK_M)
-    for first in range(0, end, BLOCK_N):
+    begin = 0
+    if spans is not None:
+        begin, last = span(spans + b * spans_b + h * spans_head, i, spans_i, is_query, T)
+        begin = begin // BLOCK_N * BLOCK_N
+        end = tl.minimum(end, last)
+    for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         is_key = j < T
         key_tile = rows(key, key_start, j, key_t, is_key, key_e, D, BLOCK_D)
@@ -152,6 +162,7 @@ def attention_key_kernel(
     value,  # (B, G, T, E), or None without c_key
     log_sum,  # (B, H, S)
     mask,  # (B, H, S, T) or None
+    spans,  # (B, H, T, 2): the queries of each key, or None
     delta,  # float32 (B, K, H, S), or None without c_key
     c_key,  # (B, K, G, T, D) or None
     c_value,  # (B, K, G, T, E) or None
@@ -190,6 +201,9 @@ def attention_key_kernel(
     mask_head,
     mask_s,
     mask_t,
+    spans_b,
+    spans_head,
+    spans_i,
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
     STABLE: tl.constexpr,
@@ -229,7 +243,18 @@ def attention_key_kernel(
     first_tile = 0
     if CAUSAL:
         first_tile = tile * BLOCK_N // BLOCK_M
-    of_head = tl.maximum(tl.cdiv(S, BLOCK_M) - first_tile, 0)
+    end = S
+    if spans is not None:
+        begin = S
+        last = 0
+        for step in range(0, heads_per_key):
+            start = b * spans_b + (g * heads_per_key + step) * spans_head
+            low, high = span(spans + start, j, spans_i, is_key, S)
+            begin = tl.minimum(begin, low)
+            last = tl.maximum(last, high)
+        first_tile = tl.maximum(first_tile, begin // BLOCK_M)
+        end = tl.minimum(end, last)
+    of_head = tl.maximum(tl.cdiv(end, BLOCK_M) - first_tile, 0)
     for step in range(0, heads_per_key * of_head):
         h = g * heads_per_key + step // of_head
         i = (first_tile + step % of_head) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -288,7 +313,7 @@ def query_launch(
 ) -> Launch:
     """The launch that fills ``delta`` and ``c_query``, both contiguous."""
     K = relevance.shape[1]
-    values = call.values() | {"relevance": relevance, "output": output, "log_sum": log_sum, "K": K}
+    values = call.values() | call.keys_seen() | {"relevance": relevance, "output": output, "log_sum": log_sum, "K": K}
     values |= {"delta": delta, "c_query": c_query, "share": float(share), "epsilon": float(epsilon)}
     values |= strides("relevance", relevance, ("b", "k", "head", "s", "e"))
     values |= strides("output", output, ("b", "head", "s", "e")) | strides("log_sum", log_sum, ("b", "head", "s"))
@@ -311,7 +336,8 @@ def key_launch(
 ) -> Launch:
     """The launch that fills ``c_key``, which needs ``delta``, and ``c_value``, or one of them; both contiguous."""
     K = relevance.shape[1]
-    values = call.values() | {"relevance": relevance, "log_sum": log_sum, "delta": delta, "K": K}
+    values = call.values() | call.queries_seen()
+    values |= {"relevance": relevance, "log_sum": log_sum, "delta": delta, "K": K}
     values |= {"c_key": c_key, "c_value": c_value, "epsilon": float(epsilon)}
     values |= {"share_key": float(shares[0]), "share_value": float(shares[1])}
     values |= strides("relevance", relevance, ("b", "k", "head", "s", "e"))

@@ -65,6 +65,15 @@ def probabilities(
 
 
 @triton.jit
+def span(spans, row, stride, inside, nothing):
+    """The least first and the largest last of the spans of some rows; ``nothing`` and 0 where there are none."""
+    place = spans + row.to(tl.int64) * stride
+    first = tl.min(tl.load(place, mask=inside, other=nothing), 0)
+    last = tl.max(tl.load(place + 1, mask=inside, other=0), 0)
+    return first, last
+
+
+@triton.jit
 def log_sums(log_sum, place, inside):
     """The logarithms of the sums, plus infinity where nothing is attended or where there is no query."""
     found = tl.load(log_sum + place, mask=inside, other=float("inf")).to(tl.float32)

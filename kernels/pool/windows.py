@@ -27,13 +27,13 @@ SIZES = ("targets", "total", *(f"{name}_{axis}" for name in "nm" for axis in "zy
 
 
 @triton.jit
-def _along(t, INNER: tl.constexpr):
+def along(t, INNER: tl.constexpr):
     """A vector along the innermost axis of the tile, or along the one before it."""
     return t[None, None, :] if INNER else t[None, :, None]
 
 
 @triton.jit
-def _tile(
+def tile_of(
     targets,
     channels,
     positions,
@@ -48,15 +48,15 @@ def _tile(
     k = (program % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None, None]
     program = program // blocks
     blocks = tl.cdiv(channels, BLOCK_C)
-    c = (program % blocks) * BLOCK_C + _along(tl.arange(0, BLOCK_C), LAST)
+    c = (program % blocks) * BLOCK_C + along(tl.arange(0, BLOCK_C), LAST)
     program = program // blocks
     blocks = tl.cdiv(positions, BLOCK_P)
-    p = (program % blocks) * BLOCK_P + _along(tl.arange(0, BLOCK_P), not LAST)
+    p = (program % blocks) * BLOCK_P + along(tl.arange(0, BLOCK_P), not LAST)
     return (program // blocks).to(tl.int64), k, c, p
 
 
 @triton.jit
-def _flat(z, y, x, size_y, size_x):
+def flat_index(z, y, x, size_y, size_x):
     """Number of a position, 64-bit because strides multiply it."""
     return ((z * size_y + y) * size_x + x).to(tl.int64)
 
@@ -141,7 +141,7 @@ def average_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """``out[i] = sum of F[o] scale[o] / count(o)`` over the windows ``o`` that hold ``i``."""
-    b, k, c, p = _tile(targets, channels, positions, BLOCK_K, BLOCK_C, BLOCK_P, LAST)
+    b, k, c, p = tile_of(targets, channels, positions, BLOCK_K, BLOCK_C, BLOCK_P, LAST)
     z, y, x = p // (n_y * n_x), p // n_x % n_y, p % n_x
     inside = (k < targets) & (c < channels) & (p < positions)
     if ADAPTIVE:
@@ -165,7 +165,7 @@ def average_kernel(
                 o_x = first_x + step_x
                 count_x = _extent(o_x, n_x, m_x, kernel_x, stride_x, padding_x, ADAPTIVE, COUNT_PADDING)
                 window = (o_z <= last_z) & (o_y <= last_y) & (o_x <= last_x)
-                o = _flat(o_z, o_y, o_x, m_y, m_x)
+                o = flat_index(o_z, o_y, o_x, m_y, m_x)
                 f = tl.load(flow_start + o * flow_p, mask=inside & window, other=0.0).to(tl.float32)
                 weight = share if OVERRIDE else 1.0 / (count_z * count_y * count_x)
                 if scale is not None:
@@ -230,7 +230,7 @@ def ties_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """``out[i] = sum of F[o] share[o]`` over the windows ``o`` that hold ``i`` and whose maximum is ``input[i]``."""
-    b, k, c, p = _tile(targets, channels, positions, BLOCK_K, BLOCK_C, BLOCK_P, LAST)
+    b, k, c, p = tile_of(targets, channels, positions, BLOCK_K, BLOCK_C, BLOCK_P, LAST)
     z, y, x = p // (n_y * n_x), p // n_x % n_y, p % n_x
     there = (c < channels) & (p < positions)
     first_z, last_z = _windows(z, m_z, kernel_z, stride_z, padding_z, dilation_z)
@@ -249,7 +249,7 @@ def ties_kernel(
             for step_x in range(0, most_x):
                 o_x = first_x + step_x
                 held = held_z & held_y & _holds(o_x, last_x, x, stride_x, padding_x, dilation_x) & there
-                o = _flat(o_z, o_y, o_x, m_y, m_x)
+                o = flat_index(o_z, o_y, o_x, m_y, m_x)
                 at = b * output_b + c.to(tl.int64) * output_c + o * output_p
                 wins = held & (tl.load(output + at, mask=held, other=0.0) == entry)
                 at = b * share_b + c.to(tl.int64) * share_c + o * share_p
@@ -303,7 +303,7 @@ def shares_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """``share[o] = scale[o]`` divided among the entries of window ``o`` that equal its maximum."""
-    b, _, c, p = _tile(1, channels, positions, 1, BLOCK_C, BLOCK_P, LAST)
+    b, _, c, p = tile_of(1, channels, positions, 1, BLOCK_C, BLOCK_P, LAST)
     z, y, x = p // (m_y * m_x), p // m_x % m_y, p % m_x
     there = (c < channels) & (p < positions)
     place = b * output_b + c.to(tl.int64) * output_c + p.to(tl.int64) * output_p
@@ -317,7 +317,7 @@ def shares_kernel(
             for tap_x in range(0, kernel_x):
                 i_x = x * stride_x - padding_x + tap_x * dilation_x
                 inside = (i_z >= 0) & (i_z < n_z) & (i_y >= 0) & (i_y < n_y) & (i_x >= 0) & (i_x < n_x) & there
-                i = _flat(i_z, i_y, i_x, n_y, n_x)
+                i = flat_index(i_z, i_y, i_x, n_y, n_x)
                 entry = tl.load(start + i * input_p, mask=inside, other=0.0)
                 count += (inside & (entry == maximum)).to(tl.int32)
     whole = 1.0

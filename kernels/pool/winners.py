@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastlrp.kernels.pool.windows import SIZES, _along, _flat, _tile
+from fastlrp.kernels.pool.windows import SIZES, along, flat_index, tile_of
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def span_kernel(
     """Along each axis and for each coordinate of the input, the outputs that have a winner there. Integer maxima: the
     same in any order.
     """
-    b, _, c, p = _tile(1, channels, positions, 1, BLOCK_C, BLOCK_P, LAST)
+    b, _, c, p = tile_of(1, channels, positions, 1, BLOCK_C, BLOCK_P, LAST)
     place = b * index_b + c.to(tl.int64) * index_c + p.to(tl.int64) * index_p
     winner = tl.load(index + place, mask=(c < channels) & (p < positions), other=-1)
     CHANNELS: tl.constexpr = 1 if LAST else 0
@@ -70,7 +70,7 @@ def _span(spans, total, i, n, LAST: tl.constexpr):
     place = spans + i.to(tl.int64)
     first = -tl.load(place, mask=i < n, other=-1).to(tl.int32)
     last = tl.load(place + total, mask=i < n, other=0).to(tl.int32)
-    return _along(first, not LAST), _along(last, not LAST), tl.max(last - first, axis=0) + 1
+    return along(first, not LAST), along(last, not LAST), tl.max(last - first, axis=0) + 1
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -109,7 +109,7 @@ def max_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """``out[i] = sum of F[o] scale[o]`` over the outputs ``o`` whose winner is ``i``."""
-    b, k, c, p = _tile(targets, channels, positions, BLOCK_K, BLOCK_C, BLOCK_P, LAST)
+    b, k, c, p = tile_of(targets, channels, positions, BLOCK_K, BLOCK_C, BLOCK_P, LAST)
     there = (c < channels) & (p < positions)
     i = tl.reshape(p, (BLOCK_P,))
     first_z, last_z, most_z = _span(spans, total, i // (n_y * n_x), n_z, LAST)
@@ -124,7 +124,7 @@ def max_kernel(
             for step_x in range(0, most_x):
                 o_x = first_x + step_x
                 exists = there & (o_z <= last_z) & (o_y <= last_y) & (o_x <= last_x)
-                o = _flat(o_z, o_y, o_x, m_y, m_x)
+                o = flat_index(o_z, o_y, o_x, m_y, m_x)
                 at = b * index_b + c.to(tl.int64) * index_c + o * index_p
                 wins = exists & (tl.load(index + at, mask=exists, other=-1) == p)
                 # Not only where it wins: a mask that differs from channel to channel would make the load a narrow one.

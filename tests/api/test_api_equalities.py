@@ -21,6 +21,7 @@ MODELS = ["convnet", "residual", "mlp", "segment", "spatial"]
 # Targets
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("composite", COMPOSITES)
 @pytest.mark.parametrize("name", ["convnet", "residual"])
 def test_targets_at_once_equal_single_calls(name, composite):
@@ -33,6 +34,7 @@ def test_targets_at_once_equal_single_calls(name, composite):
         assert relative_error(torch.cat([a[layer] for a in alone], 1), relevance) <= TIGHT, layer
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("composite", COMPOSITES)
 @pytest.mark.parametrize("name", ["mlp", "residual", "spatial", "score"])
 def test_more_targets_than_a_layer_has_neurons(name, composite):
@@ -153,6 +155,7 @@ def test_channels_last_model():
 # Batches and shapes
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("first", [0, 1, 3])
 @pytest.mark.parametrize("name", ["convnet", "residual", "mlp", "segment"])
 def test_any_batch_size_after_one_capture(name, first, counts):
@@ -203,6 +206,7 @@ def widened(name, dtype):
     return model
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gamma", "epsilon_alpha2_beta1_flat", "epsilon", "wsquare"])
 @pytest.mark.parametrize("name", ["convnet", "residual"])

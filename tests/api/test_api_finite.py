@@ -51,6 +51,7 @@ def test_one_sample_of_the_batch():
     assert explainer(x[finite], 0).isfinite().all()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("question", [{"layers": "all"}, {"reduce": "channels"}, {"initial": "one"}])
 @pytest.mark.parametrize("lrp_aware", [True, False, "sweep"])
 def test_every_kind_of_question(question, lrp_aware):
@@ -149,6 +150,7 @@ def test_numbers_that_the_dtype_does_not_have(rule, name):
         record.under(composite)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("initial", ["output", "one", lambda y: torch.ones_like(y)], ids=["output", "one", "callable"])
 def test_a_score_that_is_not_finite(value, initial):

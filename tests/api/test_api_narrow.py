@@ -81,6 +81,7 @@ def own_error(model: nn.Module, x: Tensor, exact: nn.Module, exact_x: Tensor) ->
     return relative_error(product(model, x), product(exact, exact_x))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_as_near_as_pytorch_itself(name: str, dtype: torch.dtype) -> None:

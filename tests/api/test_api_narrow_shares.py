@@ -20,6 +20,7 @@ BODIES = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("composite", ["lrp0", "epsilon"])
 @pytest.mark.parametrize("name", BODIES)
 def test_small_denominators(name, composite):

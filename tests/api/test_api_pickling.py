@@ -26,6 +26,7 @@ def small() -> nn.Module:
 X = torch.linspace(-1, 2, 50).reshape(2, 1, 5, 5)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda e: pickle.loads(pickle.dumps(e))])
 @pytest.mark.parametrize("called", [False, True])
 def test_a_copy_gives_the_same_numbers(again, called):

@@ -169,6 +169,7 @@ class Signed(Text):
 RULES = {"zplus": fastlrp.rules.ZPlus(), "gamma": fastlrp.rules.Gamma(0.3)}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("model", [text(), text(Signed)], ids=["positive", "signed"])
 @pytest.mark.parametrize("composite", ["epsilon", "gradient", "alpha_beta", "zplus", "gamma"])
 def test_other_rules_at_the_head(composite, model):

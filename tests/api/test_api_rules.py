@@ -340,6 +340,7 @@ class OwnEpsilon(rules.Custom):
         return (x.detach().unsqueeze(1) * torch.stack(c, 1),)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("lrp_aware", [True, False])
 @pytest.mark.parametrize("name", ["convnet", "segment", "mlp"])
 def test_a_written_out_epsilon(name, lrp_aware):
@@ -420,7 +421,7 @@ class Wave(nn.Module):
 
 
 def test_an_operation_without_a_rule_names_the_ways_out(monkeypatch):
-    monkeypatch.setattr(fastlrp.plan.plan, "_REGISTERED", {})
+    monkeypatch.setattr(fastlrp.plan.assign, "_REGISTERED", {})
     torch.manual_seed(0)
     model, x = Digamma().double().eval(), samples("mlp")
     with pytest.raises(

@@ -17,6 +17,7 @@ SWEEP = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.slow
 @pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("lrp_aware", [True, False, "sweep"])

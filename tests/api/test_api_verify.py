@@ -30,7 +30,7 @@ def explainer_of(dtype: torch.dtype) -> tuple[Explainer, torch.Tensor]:
 
 def disturb(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
     """To what the fast path has at h comes ``amount`` times what the branches bring, of either sign."""
-    fast = compare._Check._fast
+    fast = compare.Comparison.fast
 
     def disturbed(self, initial):
         found = fast(self, initial)
@@ -38,7 +38,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
         found[h] += amount * found[above] * torch.randn_like(found[above]).sign()
         return found
 
-    monkeypatch.setattr(compare._Check, "_fast", disturbed)
+    monkeypatch.setattr(compare.Comparison, "fast", disturbed)
 
 
 def error_at_h(report: compare.Report) -> float:

@@ -37,6 +37,7 @@ def replay_of(explainer, x, count, *arguments, **options):
     return Replay(explainer._plans, x, count, *arguments, max_memory=explainer.max_memory, recording=Tape(), **options)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", ["convnet", "mlp", "reused", "residual", "segment", "score"])
 @pytest.mark.parametrize("composite", COMPOSITES, ids=lambda c: c if isinstance(c, str) else "epsilon_gamma_box")
 def test_equals_the_explainer_for_other_inputs_and_targets(name, composite):
@@ -92,6 +93,7 @@ def test_the_top_selects_rows_where_it_can_and_multiplies_where_it_cannot(name):
             assert relative_error(replay(-x, targets)[1], explainer(-x, targets)) < 1e-12
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("initial", ["output", "one", lambda y: y.softmax(1)], ids=["output", "one", "callable"])
 @pytest.mark.parametrize("reduce", [None, "channels"])
 def test_initial_and_reduce(initial, reduce):

@@ -14,7 +14,7 @@ from fastlrp.aten import pool
 from fastlrp.backends.extension import extension
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import poisoned, seeded  # noqa: F401
-from tests.ops.cases import TOLERANCE, channels_last, in_dtypes, layouts, mixed, reference, relayouts, same
+from tests.ops.cases import TOLERANCE, channels_last, few_layouts, in_dtypes, layouts, mixed, reference, relayouts, same
 from tests.ops.test_ops_pool import ADAPTIVE, ALL, AVG, COUNTS, MAX, POOLS, TIES, Pool, arguments, max_pool
 
 # Channels that fill whole vectors in every dtype too.
@@ -51,7 +51,7 @@ def check(op: str, given: tuple[Any, ...], rest: tuple[Any, ...]) -> None:
     """Equal to the definition in every memory order of the tensors in ``given``."""
     exact = reference(op)(*widened(given), *rest)
     bound = bound_of(op, (*given, *rest), exact)
-    for changed in layouts(given):
+    for changed in layouts(given) if given[0].dtype == torch.float32 else few_layouts(given):
         got = getattr(emulated(), op)(*changed, *rest)
         assert got.shape == exact.shape
         assert got.dtype == given[0].dtype

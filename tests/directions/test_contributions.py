@@ -133,9 +133,10 @@ def test_biases_and_stabilizers_are_all_that_is_kept(composite):
             assert found.bias[name].any()
 
 
-def test_the_ledger_of_a_transformer():
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_ledger_of_a_transformer(eager):
     torch.manual_seed(0)
-    model, x = transformer(True, False, True), torch.randn(2, 6, 16, dtype=torch.float64)
+    model, x = transformer(True, eager, True), torch.randn(2, 6, 16, dtype=torch.float64)
     with fastlrp.Explainer(model, "attnlrp").forward(x) as record:
         weights = torch.ones(1, *x.shape[1:], dtype=torch.float64)
         found = record.contributions(weights, ledger=True)

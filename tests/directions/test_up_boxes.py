@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import composites, groups
+from fastlrp.plan.compact import Compact
 from fastlrp.run import way_up
 from fastlrp.run.boxes import Box, fitted
 from fastlrp.run.group_answers import GroupAnswers
 from fastlrp.run.grouped import resolved_groups
 from fastlrp.run.middle import edges
 from fastlrp.run.names import input_values
-from fastlrp.run.sparse.compact import Compact
 from fastlrp.run.way_up import WayUp, boxes_of
 
 BOUND = 1e-13

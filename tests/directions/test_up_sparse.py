@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import composites, groups, rules
+from fastlrp.plan.compact import Compact
 from fastlrp.plan.forms import Affine
 from fastlrp.run import runner
 from fastlrp.run.sparse import upward
-from fastlrp.run.sparse.compact import Compact
 from fastlrp.run.way_up import WayUp
 
 LARGEST = 1e-12

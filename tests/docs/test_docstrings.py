@@ -59,8 +59,8 @@ def methods() -> dict[str, Any]:
     return {
         f"fastlrp.{owner.__name__}.{name}": method
         for owner in (fastlrp.Explainer, fastlrp.ForwardRecord)
-        for name, method in vars(owner).items()
-        if inspect.isfunction(method) and not name.startswith("_") and name not in hidden
+        for name, method in inspect.getmembers(owner, inspect.isfunction)
+        if not name.startswith("_") and name not in hidden
     }
 
 
@@ -108,7 +108,7 @@ def test_errors_are_named():
 @pytest.mark.slow
 def test_examples_are_there_and_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fastlrp.plan.plan, "_REGISTERED", dict(fastlrp.plan.plan._REGISTERED))
+    monkeypatch.setattr(fastlrp.plan.assign, "_REGISTERED", dict(fastlrp.plan.assign._REGISTERED))
     faults = []
     with torch.random.fork_rng():
         torch.manual_seed(0)

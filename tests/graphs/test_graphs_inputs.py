@@ -47,6 +47,19 @@ def test_ids_have_the_relevance_of_their_rows():
     assert explainer.verify(x, [0, 1], at=0).ok
 
 
+def test_options_are_those_of_the_explainer():
+    model, x = given()
+    plain = GraphExplainer(model, "epsilon", precision="float32", backend="torch", labels=["no", "yes"])
+    assert (plain.precision, plain.backend) == ("float32", "torch")
+    torch.testing.assert_close(
+        plain((x, EDGES), "yes", at=0)[0], GraphExplainer(model, "epsilon")((x, EDGES), 1, at=0)[0]
+    )
+    with pytest.raises(ValueError, match="precision"):
+        GraphExplainer(model, "epsilon", precision="half")
+    with pytest.raises(TypeError, match="precison"):
+        GraphExplainer(model, "epsilon", precison="bf16")
+
+
 def test_another_graph_is_another_plan_and_the_same_graph_is_not():
     model, x = given()
     explainer = GraphExplainer(model, "epsilon")

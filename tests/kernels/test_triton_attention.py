@@ -128,6 +128,45 @@ def test_where_nothing_is_attended_there_is_nothing(fully):
         assert not fully or not any(t.any() for t in found)
 
 
+@pytest.mark.parametrize("kind", ["bool", "bias", "heads", "padding"])
+def test_tiles_that_a_mask_hides_are_not_read(kind):
+    """Numbers that nobody attends to may be anything: here NaN, which any product would pass on."""
+    case = (1, 3, 4, 2, 64, 64, 16, 16, kind == "heads", None, 0.0, 0.0)
+    g, q, k, v, *_ = arguments(case, torch.float32)[RELEVANCE]
+    i, j = torch.arange(64).unsqueeze(1), torch.arange(64)
+    mask = ((i - j).abs() < 6) & (j < 48) & (i >= 16)
+    if kind == "heads":
+        mask = mask & ((i - j) < torch.tensor([3, 6, 1, 2]).view(4, 1, 1))
+    if kind == "padding":
+        mask = (j < 32).view(1, 1, 1, 64)
+    if kind == "bias":
+        mask = torch.where(mask, torch.randn(64, 64), -torch.inf)
+    hidden = slice(32, 64) if kind == "padding" else slice(48, 64)
+    causal = kind == "heads"
+    forward, down, value = (reference(op) for op in (FORWARD, RELEVANCE, VALUE))
+    output, log_sum = forward(q, k, v, mask, causal, 0.3, 0.0)
+    rest = (mask, causal, 0.3, 0.0)
+    expected = down(g, q, k, v, output, log_sum, *rest, 0.25, 0.25, 0.5, 0.0)
+    of_value = value(g, q, k, log_sum, *rest)
+    for t in (k, v):
+        t[:, :, hidden] = torch.nan
+    if kind != "padding":  # Queries that attend to nothing.
+        q[:, :, :16] = torch.nan
+    found, sums = attention.attention_forward(q, k, v, *rest)
+    torch.testing.assert_close(found, output, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums, log_sum, rtol=1e-5, atol=1e-6)
+    if kind != "padding":  # A window does not reach so far.
+        far = k.clone()
+        far[:, :, :16] = torch.nan
+        assert bool(attention.attention_forward(q, far, v, *rest)[0][:, :, 32:].isfinite().all())
+        down_to_far = attention.attention_relevance(g, q, far, v, output, log_sum, *rest, 0.25, 0.25, 0.5, 0.0)
+        assert all(bool(t[..., 32:, :].isfinite().all()) for t in down_to_far)
+    ours = attention.attention_relevance(g, q, k, v, output, log_sum, *rest, 0.25, 0.25, 0.5, 0.0)
+    ours = (*ours, attention.attention_value_relevance(g, q, k, log_sum, *rest))
+    for got, right in zip(ours, (*expected, of_value), strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
+
+
 def test_one_target_takes_no_more_than_one_at_once():
     given = arguments((1, 1, 2, 1, 5, 7, 5, 6, False, None, 0.0, 0.0), torch.float32)
     for op in (RELEVANCE, VALUE):

@@ -31,8 +31,10 @@ def small() -> nn.Module:
 
 
 CASES = [
-    ("epsilon_plus", {}, None), ("epsilon_gamma_box", {"low": -3.0, "high": 3.0}, None),
-    ("epsilon_alpha2_beta1", {}, "channels"), ("epsilon_plus_flat", {}, "channels"), ("wsquare", {}, None),
+    ("epsilon_gamma_box", {"low": -3.0, "high": 3.0}, None),
+    ("epsilon_alpha2_beta1", {}, "channels"), ("epsilon_plus_flat", {}, "channels"),
+    pytest.param("epsilon_plus", {}, None, marks=pytest.mark.full),
+    pytest.param("wsquare", {}, None, marks=pytest.mark.full),
 ]  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from fastlrp.kernels import recurrence
 def test_equals_reference(monkeypatch, form):
     monkeypatch.setattr(recurrence, "_BLOCK", 16)
     monkeypatch.setattr(recurrence, "_TARGETS", 16)
-    for number, shape in enumerate([*SHAPES, (1, 17, 2, 5, 17, 1)]):
+    shapes = [*SHAPES, (1, 17, 2, 5, 17, 1)]
+    turn = list(FORMS).index(form)
+    for number, shape in enumerate(shapes if form == "lstm_output" else shapes[turn % 2 :: 2]):
         given = arguments(shape, form, torch.float32)
         change = (same, with_gaps, reversed_memory)[number % 3]
         found = recurrence.recurrence_relevance(*(None if t is None else change(t) for t in given))

@@ -14,10 +14,11 @@ import torch
 from fastlrp.backends import dispatch
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import Config, Measured, TableError
-from fastlrp.tune import attention
+from fastlrp.tune import attention, space
 from fastlrp.tune import command as tune
 from fastlrp.tune import tuner as tuning
-from fastlrp.tune.tuner import Tried, Tuner, candidates, in_turns
+from fastlrp.tune.space import candidates
+from fastlrp.tune.tuner import Tried, Tuner, in_turns
 from fastlrp.tune.workloads import Workload
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,7 +58,7 @@ def tuner(clock, spaces=(A, B, C), **options):
 
 
 @pytest.mark.parametrize("kind", configs.KINDS)
-@pytest.mark.parametrize("kernel", [k for k in tuning.KERNELS if k not in attention.KERNELS])
+@pytest.mark.parametrize("kernel", [k for k in space.KERNELS if k not in attention.KERNELS])
 def test_candidates_fit_and_are_no_wider_than_the_result(kernel, kind):
     for shared in (64 << 10, 99 << 10, 227 << 10):
         for columns in (3, 17, 64, 512):
@@ -65,9 +66,9 @@ def test_candidates_fit_and_are_no_wider_than_the_result(kernel, kind):
             assert found
             assert len(set(found)) == len(found)
             fused = [c for c in found if c.route == "fused"]
-            assert all(tuning.shared_bytes(c, kind) <= shared for c in fused)
+            assert all(space.shared_bytes(c, kind) <= shared for c in fused)
             assert all(c.block_n <= max(16, 2 * columns) for c in fused)
-            assert [c.route for c in found].count("library") == (kernel not in tuning.WITHOUT_LIBRARY)
+            assert [c.route for c in found].count("library") == (kernel not in space.WITHOUT_LIBRARY)
             rows = [configs._row({**tuning.row(kernel, "*", kind, c, 1.0)}, "row") for c in found]
             assert all(len(row) == 1 for row in rows)
     few, many = (len(candidates(kernel, kind, 64 << 10, 512, quick)) for quick in (True, False))
@@ -136,10 +137,10 @@ def test_the_best_is_best_over_all_shapes():
 def test_tunes_with_real_products(workload, dtype, kind):
     clock = Clock({A: 3.0, B: 2.0, C: 2.5}, default=9.0)
     found = tuner(clock)
-    found.tune([workload, workload], list(tuning.KERNELS), dtype, kind)
+    found.tune([workload, workload], list(space.KERNELS), dtype, kind)
     ((kernel, shape, got),) = found.found
     tried = found.found[kernel, shape, got]
-    assert tuning.KERNELS[kernel] == workload.op
+    assert space.KERNELS[kernel] == workload.op
     assert got == kind
     assert not tried.wrong
     assert not tried.refused

@@ -9,9 +9,10 @@ import torch
 
 from fastlrp.backends import dispatch
 from fastlrp.kernels import configs
-from fastlrp.tune import attention
+from fastlrp.tune import attention, space
 from fastlrp.tune import tuner as tuning
 from fastlrp.tune.attention import Attention, candidates
+from fastlrp.tune.check import Check
 from fastlrp.tune.tuner import Tuner
 
 pytest.importorskip("triton")
@@ -35,13 +36,13 @@ def test_candidates_fit(kernel, kind):
     for shared in (99 << 10, 227 << 10):
         found = candidates(kernel, kind, shared, 64)
         assert len(set(found)) == len(found) > len(candidates(kernel, kind, shared, 64, quick=True)) > 1
-        assert [c.route for c in found].count("library") == (kernel not in tuning.WITHOUT_LIBRARY)
+        assert [c.route for c in found].count("library") == (kernel not in space.WITHOUT_LIBRARY)
         for c in found:
             assert attention.shared_bytes(kernel, c, kind, 64) <= shared
             held = c.block_n if kernel in ("attention_key", "attention_value") else c.block_m
             assert kind == "ieee" or held == 16 * c.num_warps
             assert configs._row(tuning.row(kernel, "*", kind, c, 1.0), "row")
-    assert found == tuning.candidates(kernel, kind, shared, 64)
+    assert found == space.candidates(kernel, kind, shared, 64)
     assert candidates(kernel, kind, 1 << 10, 64) == []
 
 
@@ -89,7 +90,7 @@ def test_every_kernel_that_a_call_runs_is_tuned(op, kernels):
 
     found = Tuner(CPU, timer, 1 << 20, 1 << 30, lines.append, True, lambda *asked: [small, library])
     work = replace(SMALL, op=op, size=(3, 4), batch=1, targets=2, heads=1, sharing=1)
-    found.tune([work], list(tuning.KERNELS), torch.float32, "tf32")
+    found.tune([work], list(space.KERNELS), torch.float32, "tf32")
     assert sorted(key.removeprefix("attention_") for key, *_ in found.found) == kernels
     for tried in found.found.values():
         assert not tried.wrong
@@ -101,11 +102,11 @@ def test_every_kernel_that_a_call_runs_is_tuned(op, kernels):
 def test_a_wrong_result_is_found():
     given = SMALL.arguments(CPU, torch.float32)
     right = dispatch.select(SMALL.op, "torch", CPU, torch.float32).call(*given)
-    check = tuning.Check(SMALL.op, given, "ieee")
+    check = Check(SMALL.op, given, "ieee")
     assert check(right) == ""
     assert "relative error 1.0e-02" in check((right[0], right[1] * 1.01, right[2]))
     forward = replace(SMALL, op="attention_forward").arguments(CPU, torch.float32)
     output, log_sum = dispatch.select("attention_forward", "torch", CPU, torch.float32).call(*forward)
-    check = tuning.Check("attention_forward", forward, "tf32")
+    check = Check("attention_forward", forward, "tf32")
     assert check((output, log_sum)) == ""
     assert "relative error" in check((output, log_sum + 1))

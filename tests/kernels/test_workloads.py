@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from fastlrp.backends import dispatch
-from fastlrp.tune import attention, workloads
-from fastlrp.tune import tuner as tuning
+from fastlrp.tune import attention, space, workloads
 from fastlrp.tune.workloads import Workload
 
 CPU = torch.device("cpu")
@@ -21,7 +20,7 @@ CONV = Workload("conv_relevance", 4, 5, (5, 4), 3, padding=1, targets=2)
 def test_standard_shapes_call_every_operation(quick):
     found = workloads.standard(quick)
     assert {w.op for w in found} == set(workloads.OPS)
-    assert {*workloads.OPS, *attention.KERNELS.values()} == set(tuning.KERNELS.values())
+    assert {*workloads.OPS, *attention.KERNELS.values()} == set(space.KERNELS.values())
     assert {w.targets for w in found} == ({16, 128} if quick else {1, 16, 128, 256})
     assert len(set(found)) == len(found)
     text = "\n".join(map(str, found))

@@ -1,9 +1,1 @@
-import pytest
-import torch
-
-from tests.fixtures import captured_once  # noqa: F401
-
-
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time() -> None:
-    torch.manual_seed(0)
+from tests.fixtures import captured_once, seeded  # noqa: F401

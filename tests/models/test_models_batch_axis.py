@@ -17,7 +17,7 @@ from fastlrp import CaptureError, Stabilizer, UnsupportedOperationError, composi
 from fastlrp.capture import export as capture
 from fastlrp.capture import probe
 from fastlrp.capture.standing import Standing
-from fastlrp.plan import plan
+from fastlrp.plan import assign
 from tests.models.cases import Written, linear
 from tests.models.oracle import relative_error
 from tests.models.random_graphs import RandomModel, random_model
@@ -28,10 +28,10 @@ ACCEPTED = 1e-7
 
 @pytest.fixture(autouse=True)
 def _registry() -> Iterator[None]:
-    before = dict(plan._REGISTERED)
+    before = dict(assign._REGISTERED)
     yield
-    plan._REGISTERED.clear()
-    plan._REGISTERED.update(before)
+    assign._REGISTERED.clear()
+    assign._REGISTERED.update(before)
 
 
 def check_samples(model: nn.Module, x: Tensor, composite: Any) -> bool:

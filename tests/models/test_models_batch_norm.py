@@ -12,6 +12,7 @@ from tests.models import oracle
 from tests.models.cases import TARGETS, chain, check_case, conv, prepared, vector, volume
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"eps": 0.3}], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fastlrp
 from fastlrp import Stabilizer, composites
+from tests.fixtures import seeded_apart
 from tests.models.cases import Written, conv, prepared, vector, volume
 
 EPSILON = 1e-10  # In float64: small enough to lose nothing, large enough that no denominator is zero.
@@ -67,6 +68,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 
 @cache
+@seeded_apart
 def made(net: str, biased: bool = False) -> tuple[nn.Module, Tensor]:
     """A network in float64 and its input, the same for all tests."""
     make, sample = NETS[net]
@@ -79,6 +81,7 @@ def made(net: str, biased: bool = False) -> tuple[nn.Module, Tensor]:
     return model, x.double()
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("net", list(NETS))
 @pytest.mark.parametrize("composite", list(COMPOSITES))
@@ -91,6 +94,7 @@ def test_relevance_sums_to_the_score(net: str, composite: str) -> None:
         torch.testing.assert_close(sums, record.scores, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("net", list(NETS))
 @pytest.mark.parametrize(

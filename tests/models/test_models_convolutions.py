@@ -16,6 +16,7 @@ CONV = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize(
     "options",
@@ -33,6 +34,7 @@ def test_convolutions(dims: int, options: dict[str, Any]) -> None:
     check_case(chain(layer(3, 6, 3, **options), nn.ReLU(), layer(6, 3, 1), nn.Tanh(), layer(3, 3, 2)), volume(dims))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize(
     "options",
@@ -49,6 +51,7 @@ def test_transposed_convolutions(dims: int, options: dict[str, Any]) -> None:
     check_case(chain(layer(3, 6, 3, **options), nn.ReLU(), layer(6, 2, 2, stride=2), nn.ReLU()), volume(dims))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [1, (2, 1), "same", "valid"], ids=str)
 def test_padding_modes(mode: str, padding: Any) -> None:
@@ -56,6 +59,7 @@ def test_padding_modes(mode: str, padding: Any) -> None:
     check_case(chain(*layers, nn.ReLU()), volume(2))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["zeros", "replicate"])
 def test_same_padding_of_even_kernels(dims: int, mode: str) -> None:

@@ -42,6 +42,7 @@ def _input_times_gradient(model: nn.Module, x: Tensor) -> Tensor:
     return torch.stack([x * torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in (0, 2)], 1)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("name", list(MOVES))
 def test_linear_layer_behind_a_move(name: str, dtype: torch.dtype) -> None:
@@ -59,6 +60,7 @@ def test_linear_layer_behind_a_move(name: str, dtype: torch.dtype) -> None:
     assert float((relevance - expected).norm()) <= TOLERANCE[dtype] * float(expected.norm())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", ["winner", "ties"])
 @pytest.mark.parametrize("targets", [4, 64])
 def test_infinity_before_a_max_pool(mode: str, targets: int) -> None:

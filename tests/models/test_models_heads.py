@@ -83,6 +83,7 @@ CASES = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
 def test_heads_are_those_of_autograd(eager: bool, case: str) -> None:
@@ -96,6 +97,7 @@ def test_heads_are_those_of_autograd(eager: bool, case: str) -> None:
     assert abs(report.kept["unexplained"]) < 1e-12
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
 def test_all_heads_are_the_rule_itself_and_heads_add_up(eager: bool) -> None:
     model, x = model_and_input(eager)

@@ -70,6 +70,7 @@ def text(body: str | nn.Module = "mlp", **options: Any) -> Text:
     return Text(BODIES[body]() if isinstance(body, str) else body, **options).double().eval()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("composite", [with_norms(), with_norms("epsilon"), with_norms("gamma")], ids=lambda c: c.name)
 def test_ids_get_the_relevance_of_their_rows(body, composite):

@@ -177,3 +177,23 @@ def test_outputs_of_other_shapes(name: str) -> None:
         gradient = torch.autograd.grad(chosen[:, target].sum(), point, retain_graph=True)[0]
         torch.testing.assert_close(relevance[:, k], x * gradient)
     assert fastlrp.Explainer(model).verify(x, targets).ok
+
+
+def test_one_tensor_for_two_inputs_is_two_inputs():
+    """Each has the relevance of what the model reads of it, also in a call with others after it."""
+    first, second = nn.Linear(4, 3).double(), nn.Linear(4, 3).double()
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x, y):
+            return self.first(x) + 2 * self.second(y)
+
+    x = torch.randn(2, 4, dtype=torch.float64)
+    explainer = fastlrp.Explainer(Two(), "lrp0")
+    same, apart = explainer((x, x), [0]), explainer((x, x.clone()), [0])
+    for found, expected in zip(same, apart, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(same[0][:, 0], x * first.weight[0], rtol=1e-12, atol=1e-14)

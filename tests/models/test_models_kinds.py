@@ -50,6 +50,12 @@ def _soft_maximum(m: Any, h: Tensor) -> Tensor:
     return (h * (h.softmax(1) * y / h).detach()).sum(1, keepdim=True)
 
 
+def _soft_pair(a: Tensor, b: Tensor) -> Tensor:
+    """Shares of ``exp(a)`` and ``exp(b)`` in what arrives."""
+    y, pair = torch.logaddexp(a, b), torch.stack([a, b])
+    return (pair * (pair.softmax(0) * y / pair).detach()).sum(0)
+
+
 GRID = (7, 3, 2, 5)
 IMAGE = (2, 4, 4)
 MATRIX = (2, 4)
@@ -67,6 +73,8 @@ CASES: dict[str, Case] = {
     "maximum_broadcast": Case(lambda m, h: torch.maximum(h, h[:, :1])),
     "maximum_of_a_constant": Case(lambda m, h: torch.maximum(h, m.p), conserves=False),
     "minimum": Case(lambda m, h: torch.minimum(h, h[:, 3:4] * m.p)),
+    "fmax": Case(lambda m, h: torch.fmax(h * m.p, h.roll(1, 1))),
+    "fmin": Case(lambda m, h: torch.fmin(h * m.p, h.roll(1, 1))),
     "median": Case(lambda m, h: h.median(1)[0][:, None]),
     "kthvalue": Case(lambda m, h: h.kthvalue(3, 1)[0][:, None]),
     "mode": Case(lambda m, h: h.mode(1)[0][:, None]),
@@ -100,6 +108,22 @@ CASES: dict[str, Case] = {
     "cosine_of_a_constant": Case(
         lambda m, h: F.cosine_similarity(h, m.p[None])[:, None],
         surrogate=lambda m, h: _cosine(m, h, m.p[None])[:, None],
+    ),
+    "cosine_of_a_row_for_all": Case(
+        lambda m, h: F.cosine_similarity(h, m.p[:4], dim=-1), shape=MATRIX,
+        surrogate=lambda m, h: ((h / h.norm(dim=2, keepdim=True).detach()) * (m.p[:4] / m.p[:4].norm())).sum(2),
+    ),
+    "cosine_of_rows_for_all": Case(
+        lambda m, h: F.cosine_similarity(h, m.w[:2, :4], dim=2), shape=MATRIX,
+        surrogate=lambda m, h: (
+            (h / h.norm(dim=2, keepdim=True).detach()) * (m.w[:2, :4] / m.w[:2, :4].norm(dim=1, keepdim=True))
+        ).sum(2),
+    ),
+    "diff": Case(lambda m, h: (h * m.p).diff(dim=1)),
+    "diff_along": Case(lambda m, h: h.diff(dim=-2), shape=MATRIX),
+    "logaddexp": Case(
+        lambda m, h: torch.logaddexp(h[:, :4], h[:, 4:] * m.p[:4]),
+        surrogate=lambda m, h: _soft_pair(h[:, :4], h[:, 4:] * m.p[:4]),
     ),
     "normalize": Case(
         lambda m, h: F.normalize(h), surrogate=lambda m, h: h / h.norm(dim=1, keepdim=True).detach()

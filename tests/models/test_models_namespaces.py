@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import UnsupportedOperationError, composites, register_rule, rules
-from fastlrp.plan import plan
+from fastlrp.plan import assign
 from tests.models.cases import Written
 
 NAMESPACE = "fastlrp_tests"
@@ -50,7 +50,7 @@ class Doubled(rules.Custom):
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_REGISTERED", {})
+    monkeypatch.setattr(assign, "_REGISTERED", {})
 
 
 def model_with(name: str) -> tuple[nn.Module, Tensor]:
@@ -60,6 +60,7 @@ def model_with(name: str) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(2, 4).double()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", [*NAMES, "relu_"])
 @pytest.mark.parametrize("composite", ["epsilon_plus", "zplus"])
 def test_unknown(name: str, composite: str) -> None:
@@ -102,7 +103,7 @@ def test_entries_of_a_composite() -> None:
         found = fastlrp.explain(model, x, [1], whole.with_entries((composites.operation(*names), Doubled())))
         register_rule(f"{NAMESPACE}::relu", Doubled())
         torch.testing.assert_close(found, fastlrp.explain(model, x, [1], whole))
-    plan._REGISTERED.clear()
+    assign._REGISTERED.clear()
     atens = whole.with_entries((composites.operation("relu", "aten::relu"), Doubled()))
     with pytest.raises(UnsupportedOperationError):
         fastlrp.explain(model, x, [1], atens)

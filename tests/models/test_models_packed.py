@@ -65,6 +65,7 @@ def check(model: nn.Module, rule: rules.Rule, lengths: Tensor = LENGTHS) -> None
             assert torch.allclose(relevance(explainer, x[b : b + 1], lengths[b : b + 1])[0], got[b], atol=1e-12)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("read", ["mean", "states"])
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_both_directions_begin_at_the_samples_own_ends(name: str, read: str) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastlrp import Explainer, composites, rules
 from fastlrp.composites import Composite, kind
+from tests.fixtures import seeded_apart
 
 AVERAGE, MAX, ADAPTIVE = kind("avg_pool"), kind("max_pool"), kind("adaptive_avg_pool")
 
@@ -74,8 +75,8 @@ EVERY = [
 
 
 @cache
+@seeded_apart
 def _network(pool: nn.Module, positive: bool) -> nn.Module:
-    torch.manual_seed(0)
     middle = [nn.ReLU()] if positive else []
     model = nn.Sequential(nn.Conv2d(2, 4, 3), *middle, pool, nn.Flatten(), nn.LazyLinear(20)).double().eval()
     model(torch.zeros(2, 2, 9, 8, dtype=torch.float64))

@@ -75,6 +75,7 @@ def test_the_output_is_a_sum() -> None:
     check_case(model, volume(2))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", ["winner", "ties", "average", "sum"])
 @pytest.mark.parametrize(
     "pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), nn.MaxPool1d(3, 2)], ids=str

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 
 import fastlrp
@@ -49,3 +50,18 @@ def test_other_threads_and_streams_are_as_they_were(capsys: pytest.CaptureFixtur
         assert sys.stderr.isatty() == before.isatty()
     assert sys.stderr is before
     assert capsys.readouterr().err == f"after it\n{graph}\n"
+
+
+@pytest.mark.parametrize(("layers", "remembered"), [(2, False), (40, True)])
+def test_shapes_are_remembered_while_a_large_model_is_traced_alone(layers: int, remembered: bool) -> None:
+    seen = []
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch._dynamo.config.fake_tensor_cache_enabled)
+            return x
+
+    model = nn.Sequential(*(nn.Identity() for _ in range(layers - 2)), Looks(), nn.Linear(2, 2)).eval()
+    fastlrp.Explainer(model, example_inputs=torch.ones(2, 2))
+    assert remembered in seen[:1]
+    assert torch._dynamo.config.fake_tensor_cache_enabled

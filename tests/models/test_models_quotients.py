@@ -45,6 +45,7 @@ def model_of(body: Callable[[Any, Tensor, Tensor], Tensor]) -> tuple[nn.Module, 
     return model, torch.randn(3, 5).double()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", DIVISORS)
 @pytest.mark.parametrize("composite", ["lrp0", "epsilon_plus", "zplus"])
 def test_nothing_to_the_divisor(name: str, composite: str) -> None:

@@ -53,6 +53,7 @@ def sequences(*size: int) -> Tensor:
     return torch.randn(size or (3, 5, 4), generator=torch.Generator().manual_seed(3)).double()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("bias_factor", [0.0, 1.0])
 @pytest.mark.parametrize("sample", [0, 1])
 def test_equals_the_reference_code_of_arras(sample: int, bias_factor: float) -> None:
@@ -101,8 +102,17 @@ def test_one_step_of_an_lstm_by_hand() -> None:
     assert torch.allclose(got, h * torch.tensor([2 / 3, 1 / 3]).double(), atol=1e-14)
 
 
-@pytest.mark.parametrize(("gates", "batch_first"), [("signal", True), ("signal", False), ("uniform", True)])
-@pytest.mark.parametrize("name", LAYERS)
+WAYS = [(name, *way) for name in LAYERS for way in (("signal", False), ("uniform", True), ("signal", True))]
+
+
+@pytest.mark.parametrize(
+    ("name", "gates", "batch_first"),
+    [
+        way if way[1:] == ("signal", False) or (way[0] in ("lstm", "gru") and way[1] == "uniform")
+        else pytest.param(*way, marks=pytest.mark.full)
+        for way in WAYS
+    ],
+)  # fmt: skip
 def test_equals_the_textbook(name: str, gates: Any, batch_first: bool) -> None:
     layer = LAYERS[name](4, 6, 2, bidirectional=True, batch_first=batch_first, dropout=0.5)
     check(Reader(layer, 12), sequences(), rules.Recurrent(gates, 1e-3))
@@ -191,6 +201,7 @@ class Windows(nn.Module):
         return self.head(y[:, -1].reshape(batch, count * 12))  # type: ignore[no-any-return]
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize(("name", "bias_factor"), [("lstm", 0.0), ("gru", 0.0), ("lstm", 1.0)])
 def test_sequences_folded_into_the_batch(name: str, bias_factor: float) -> None:
     model, x = Windows(name), sequences(3, 2, 5, 4)
@@ -226,6 +237,7 @@ def detached(name: str, layer: nn.Module, x: Tensor) -> Tensor:
     return h
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("epsilon", [0.0, "limit"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_equals_autograd_with_gates_detached(name: str, epsilon: Any) -> None:
@@ -311,6 +323,7 @@ def test_ids_embedding_lstm_and_classifier() -> None:
         assert torch.allclose(explainer(ids[b : b + 1], "all")[0], got[b], atol=1e-14)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("size", [(2, 1, 4), (0, 5, 4), (1, 5, 4)])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_short_and_empty(name: str, size: tuple[int, ...]) -> None:

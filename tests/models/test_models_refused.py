@@ -14,17 +14,17 @@ from torch.nn import functional as F
 import fastlrp
 from fastlrp import CaptureError, UnsupportedOperationError, composites, register_rule, rules
 from fastlrp.capture.wording import shape_text, without_symbols
-from fastlrp.plan import plan
+from fastlrp.plan import assign
 from tests.models.cases import Written, conv, linear, vector, volume
 from tests.models.checks import unmodified
 
 
 @pytest.fixture(autouse=True)
 def _registry() -> Iterator[None]:
-    before = dict(plan._REGISTERED)
+    before = dict(assign._REGISTERED)
     yield
-    plan._REGISTERED.clear()
-    plan._REGISTERED.update(before)
+    assign._REGISTERED.clear()
+    assign._REGISTERED.update(before)
 
 
 def _loop(m: Any, x: Tensor) -> Tensor:
@@ -117,6 +117,7 @@ COMPLEX: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
 @pytest.mark.parametrize("name", list(COMPLEX))
 def test_complex_numbers(name: str, composite: str) -> None:
@@ -149,6 +150,7 @@ def test_advice_for_recurrent_layers() -> None:
                 fastlrp.explain(model, x, [0], composite)
 
 
+@pytest.mark.usefixtures("captured_once")
 def test_advice_for_attention() -> None:
     """Under a composite of one's own that has no entry for it; the presets have one."""
     entries = (
@@ -180,7 +182,7 @@ def test_advice_for_attention() -> None:
         if "register_rule" in message:
             register_rule(operation[1], rules.Gradient())
             assert fastlrp.Explainer(model, bare).verify(x, [0]).ok
-            plan._REGISTERED.clear()
+            assign._REGISTERED.clear()
 
 
 SAYS: dict[str, tuple[Callable[..., Any], str]] = {
@@ -208,6 +210,7 @@ def _written(x: Tensor) -> Tensor:
     return y
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gradient"])
 @pytest.mark.parametrize("name", list(SAYS))
 def test_messages_say_what_and_show_no_symbols(name: str, composite: str) -> None:

@@ -85,6 +85,7 @@ class SqueezeExcitation(nn.Module):
         return self.last((gate * y if self.gate_first else y * gate).mean((2, 3)))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Hardsigmoid(), nn.Softmax(1), nn.Identity()], ids=str)
 @pytest.mark.parametrize("gate_first", [False, True])
 def test_squeeze_and_excitation(gate: nn.Module, gate_first: bool) -> None:

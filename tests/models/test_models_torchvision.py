@@ -2,10 +2,11 @@
 have seen data.
 
 In float64 the layers against the reference, the ledger, and that nothing matters that must not: of those that are not
-beside Zennit elsewhere. In float32, which is what people use, the output, the layers and the ledger of a few. A full
-run has all in both. How much a rounding error of 1e-7 in an activation changes depends on the model: DenseNet divides
-by averages of both signs; there, in float32, another memory layout or batch size changes relevance by 1e-4 to 2e-2
-(and no other family's by more than 7e-5), while each layer is right to 5e-6 given its own activations.
+beside Zennit elsewhere. In float32, which is what people use, the output, the layers and the ledger of a few. Members
+have fewer blocks and channels (:mod:`tests.shortened`); a full run has all in both, and whole. How much a rounding
+error of 1e-7 in an activation changes depends on the model: DenseNet divides by averages of both signs; there, in
+float32, another memory layout or batch size changes relevance by 1e-4 to 2e-2 (and no other family's by more than
+7e-5), while each layer is right to 5e-6 given its own activations.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fastlrp import composites
 from fastlrp.run import plans
 from tests.models import oracle
 from tests.models.checks import check_model, equal_outputs, unmodified
+from tests.shortened import member, sizes
 from tests.torchvision_models import random_model
 
 pytestmark = pytest.mark.slow
@@ -60,18 +62,24 @@ MORE_COMPOSITES: dict[str, Callable[[], composites.Composite]] = {
 TOLERANCE = 1e-3
 
 
-def _case(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, list[int]]:
+def _case(name: str, size: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, list[int]]:
     """Model, two images, and the two classes with the largest scores in both."""
-    model = random_model(name, dtype=dtype, classes=20)
+    model = member(name, size, dtype=dtype, classes=20)
     side = FAMILIES[name]
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     with torch.no_grad():
         return model, x, model(x).amin(0).topk(2).indices.tolist()
 
 
-@pytest.mark.parametrize("name", [n if n in IN_FLOAT32 else pytest.param(n, marks=pytest.mark.full) for n in FAMILIES])
-def test_float32(name: str) -> None:
-    model, x, targets = _case(name, torch.float32)
+def cases(of: Callable[[str], bool]) -> list[Any]:
+    """Name and size; what is not ``of`` these in a full run only."""
+    others = [pytest.param(name, "whole", marks=pytest.mark.full) for name in FAMILIES if not of(name)]
+    return [*sizes([name for name in FAMILIES if of(name)]), *others]
+
+
+@pytest.mark.parametrize(("name", "size"), cases(lambda name: name in IN_FLOAT32))
+def test_float32(name: str, size: str) -> None:
+    model, x, targets = _case(name, size, torch.float32)
     with unmodified(model):
         explainer = fastlrp.Explainer(model, "epsilon_plus")
         with explainer.forward(x) as record:
@@ -90,7 +98,7 @@ def test_float32(name: str) -> None:
     _check_ledger(report)
 
 
-def _check_ledger(report: fastlrp.verify.compare.Verification) -> None:
+def _check_ledger(report: fastlrp.verify.verification.Verification) -> None:
     """Nothing is lost that the ledger does not name, in total and at every layer."""
     scale = abs(report.score) + max(abs(row.arrived) for row in report.rows)
     assert abs(report.kept["unexplained"]) <= 1e-9 * scale
@@ -115,17 +123,15 @@ def _captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_captured_once")
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.full) if n in BESIDE_ZENNIT else n for n in FAMILIES]
-)
-def test_float64(name: str) -> None:
+@pytest.mark.parametrize(("name", "size"), cases(lambda name: name not in BESIDE_ZENNIT))
+def test_float64(name: str, size: str) -> None:
     """Several targets at once, batches of 1, 2 and 6, memory layout, lrp_aware, one capture: all the same.
 
     And LRP-0 is the gradient of the surrogate: all of a family's operations at once, against an oracle that knows
     nothing of graphs. Not DenseNet, whose batch norms pass relevance of activations that are zero; it is among Zennit's
     families.
     """
-    model, x, targets = _case(name, torch.float64)
+    model, x, targets = _case(name, size, torch.float64)
     # Measured: 1.5e-13 (DenseNet), 5e-15.
     explainer, _ = check_model(model, x, targets, "epsilon_plus", tolerance=1e-12, verify=False)
     report = explainer.verify(x, targets)

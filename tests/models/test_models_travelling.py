@@ -209,6 +209,7 @@ def test_a_model_that_takes_one_batch_size_alone(count: int) -> None:
     assert relative_error(explainer(x, [0], initial="one"), gradients(model, x, [0])) <= EXACT
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("composite", ["attnlrp", "gradient"])
 def test_multihead_attention(batch_first: bool, composite: str) -> None:
@@ -231,6 +232,7 @@ def test_multihead_attention(batch_first: bool, composite: str) -> None:
         assert relative_error(together, gradients(model, x, [0, 2])) <= EXACT
 
 
+@pytest.mark.usefixtures("captured_once")
 def test_samples_of_a_grid_from_channels_folded_into_the_batch() -> None:
     """As optical flow looks up correlations: one image per place, sampled at constant places and at chosen ones."""
     places = torch.linspace(-0.9, 0.9, 2 * 2 * 3).double().view(1, 2, 3, 2)

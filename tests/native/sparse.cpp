@@ -2,7 +2,9 @@
 #include "../../csrc/cpu/sparse.h"
 
 #include <array>
+#include <type_traits>
 
+#include "../../csrc/common/bf16_unit.h"
 #include "check.h"
 
 // Scratch memory of the kernels is NaN until they write it.
@@ -11,6 +13,28 @@ extern "C" const char* __asan_default_options() { return "max_malloc_fill_size=1
 namespace {
 
 using namespace fastlrp::cpu;
+
+// While set, random numbers are such that products of bfloat16 are exact: coefficients are whole and at most 2, what they
+// are multiplied with is rounded.
+bool few_digits = false;
+
+template <class T>
+std::vector<T> whole_numbers(int64_t size) {
+  std::vector<T> values = native::mixed<T>(size);
+  for (T& value : values) {
+    value = few_digits ? std::clamp<T>(std::round(value), T(-2), T(2)) : value;
+  }
+  return values;
+}
+
+template <class T>
+std::vector<T> narrow_numbers(int64_t size) {
+  std::vector<T> values = native::mixed<T>(size);
+  for (T& value : values) {
+    value = few_digits ? static_cast<T>(static_cast<float>(fastlrp::Bf16(static_cast<float>(value)))) : value;
+  }
+  return values;
+}
 
 int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
@@ -27,7 +51,7 @@ struct Tensor {
     map.channel = last ? 1 : n + gap;
     map.position = last ? c + gap : 1;
     map.batch = (last ? n * map.position : c * map.channel) + native::integer(0, 3);
-    dense = ones ? std::vector<T>(b * c * n, T(1)) : native::mixed<T>(b * c * n);
+    dense = ones ? std::vector<T>(b * c * n, T(1)) : whole_numbers<T>(b * c * n);
     memory = native::poisoned<T>(
         dense.empty() ? 0 : (b - 1) * map.batch + (c - 1) * map.channel + (n - 1) * map.position + 1);
     for (int64_t i = 0; i < static_cast<int64_t>(dense.size()); ++i) {
@@ -76,7 +100,7 @@ struct Register {
     const int64_t count = entries.offsets.back();
     start = native::integer(0, 5);
     stride = start + k + native::integer(0, 3);
-    values = native::mixed<T>(count * k);
+    values = narrow_numbers<T>(count * k);
     if (native::integer(0, 1) == 1) {
       for (int64_t e = 0; e < count; ++e) {
         place.push_back(count - 1 - e);
@@ -164,20 +188,21 @@ void over_joined(const Window& w, int64_t p, Body&& body) {
 }
 
 // (groups, Co, Ci, taps) as Blocks say.
-template <class T>
-std::vector<T> packed(const std::vector<T>& weight, const Blocks& b, int64_t taps) {
-  std::vector<T> result(b.groups * b.in_blocks() * taps * b.out_blocks() * b.block_out * b.block_in, T(0));
+template <class Number, class T>
+std::vector<Number> packed(const std::vector<T>& weight, const Blocks& b, int64_t taps) {
+  std::vector<Number> result(b.groups * b.in_blocks() * taps * b.out_blocks() * b.block_out * b.block_in, Number(0));
   for (int64_t i = 0; i < static_cast<int64_t>(weight.size()); ++i) {
     const int64_t t = i % taps, ci = i / taps % b.in_channels, co = i / taps / b.in_channels % b.out_channels;
     const int64_t g = i / taps / b.in_channels / b.out_channels;
     result[(g * b.in_blocks() + ci / b.block_in) * b.in_step + t * b.tap_step + co / b.block_out * b.out_step +
-           co % b.block_out * b.row_step + ci % b.block_in] = weight[i];
+           co % b.block_out * b.row_step + ci % b.block_in * b.column_step] = Number(weight[i]);
   }
   return result;
 }
 
-Blocks random_blocks(int64_t taps) {
-  const int64_t kind = native::integer(0, 5);
+// pairs: not one channel per group; tiles: with outputs innermost.
+Blocks random_blocks(int64_t taps, bool pairs, bool tiles) {
+  const int64_t kind = native::integer(pairs ? 1 : 0, 5);
   Blocks b{};
   b.groups = kind == 0 ? native::integer(2, 20) : kind == 1 ? native::integer(2, 3) : 1;
   b.out_channels = kind == 0 ? 1 : native::integer(1, kind == 2 ? 40 : 9);
@@ -185,7 +210,8 @@ Blocks random_blocks(int64_t taps) {
   // Smaller blocks than in use, so that there are several.
   b.block_out = std::min<int64_t>(b.out_channels, 16);
   b.block_in = std::min<int64_t>(b.in_channels, 16);
-  b.row_step = b.block_in;
+  b.row_step = tiles ? 1 : b.block_in;
+  b.column_step = tiles ? b.block_out : 1;
   b.out_step = b.block_out * b.block_in;
   b.tap_step = b.out_blocks() * b.out_step;
   b.in_step = taps * b.tap_step;
@@ -196,20 +222,26 @@ Blocks random_blocks(int64_t taps) {
 constexpr bool kFoldsMeetSomewhere = true;
 
 // One product or more through a random layer, compact or dense and folded, against a loop over all neurons.
-template <class T>
-void check_conv(int64_t targets) {
+template <class T, class Number = T>
+void check_conv(int64_t targets, bool tiles = false) {
+  constexpr bool pairs = !std::is_same_v<T, Number>;
+  few_digits = pairs;
   const Window w = random_window(static_cast<int>(native::integer(0, 3)), native::integer(0, 2) == 0);
   const int64_t taps = size_of(w.taps), inputs = size_of(w.in), outputs = size_of(w.out);
-  const Blocks b = random_blocks(taps);
+  const Blocks b = random_blocks(taps, pairs, tiles);
+  if (pairs && b.groups > 1 && b.out_channels * b.in_channels == 1) {
+    return;
+  }
   const int64_t batch = native::integer(0, 2), in = b.groups * b.in_channels, out = b.groups * b.out_channels;
   const int64_t products = native::integer(1, 2);
   std::vector<Tensor<T>> coefficients;
-  std::vector<std::vector<T>> weights, blocks;
+  std::vector<std::vector<T>> weights;
+  std::vector<std::vector<Number>> blocks;
   std::vector<const Tensor<T>*> masks;
   for (int64_t i = 0; i < products; ++i) {
     coefficients.emplace_back(batch, out, outputs);
-    weights.push_back(native::mixed<T>(b.groups * b.out_channels * b.in_channels * taps));
-    blocks.push_back(packed(weights.back(), b, taps));
+    weights.push_back(narrow_numbers<T>(b.groups * b.out_channels * b.in_channels * taps));
+    blocks.push_back(packed<Number>(weights.back(), b, taps));
   }
   for (Tensor<T>& u : coefficients) {
     u.map.data = u.memory.data();
@@ -255,7 +287,7 @@ void check_conv(int64_t targets) {
     return weight;
   });
 
-  SparseConv<T> p{};
+  SparseConv<T, Number> p{};
   p.window = w, p.blocks = b, p.batch = batch, p.targets = targets, p.arriving = arriving.rows(),
   p.leaving = view(leaving);
   for (int64_t i = 0; i < products; ++i) {
@@ -282,9 +314,9 @@ void check_conv(int64_t targets) {
       const double u = coefficients[0].at(sample, row, o), v = coefficients[1].at(sample, row, o);
       return u * v < 0 ? weights[1][number] * (u + v) : weights[0][number] * u;
     });
-    std::vector<T> both = blocks[0];
+    std::vector<Number> both = blocks[0];
     both.insert(both.end(), blocks[1].begin(), blocks[1].end());
-    SparseConv<T> one = p;
+    SparseConv<T, Number> one = p;
     one.products = {{both.data(), coefficients[0].map}};
     one.other = coefficients[1].map;
     one.other_weight = both.data() + blocks[0].size();
@@ -533,6 +565,19 @@ TEST(sparse_products_equal_loops) {
       check_conv<double>(targets);
     }
   }
+}
+
+TEST(sparse_products_of_bfloat16_equal_loops) {
+  for (const std::string& unit : fastlrp::available_bf16_units()) {
+    fastlrp::set_bf16_unit(unit);
+    for (const int64_t targets : {1, 17, 33, 70}) {
+      for (int repeat = 0; repeat < 6; ++repeat) {
+        check_conv<float, fastlrp::Bf16>(targets, fastlrp::has_tiles(fastlrp::bf16_unit()));
+      }
+    }
+  }
+  fastlrp::set_bf16_unit("auto");
+  few_digits = false;
 }
 
 TEST(sparse_patterns_equal_loops) {

@@ -93,6 +93,12 @@ def layouts(arguments: tuple[Any, ...], channel_axis: int = 1) -> Iterator[tuple
         yield relayouts(arguments, first, rest)
 
 
+def few_layouts(arguments: tuple[Any, ...], channel_axis: int = 1) -> list[tuple[Any, ...]]:
+    """With gaps, in reverse, channels last: for kernels that an interpreter runs, once plain memory was tried."""
+    _, gaps, reverse, *_, last = layouts(arguments, channel_axis)
+    return [gaps, reverse, last]
+
+
 def terms(size: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[Tensor | None, Tensor | None]]:
     """Coefficients u and v: one of them or both, with dead neurons."""
     u, v = (torch.randn(size, dtype=dtype) * (torch.rand(size) < 0.7) for _ in range(2))

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.composites import Composite, first, kind
-from tests.fixtures import captured_once  # noqa: F401
+from tests.fixtures import (
+    captured_once,  # noqa: F401
+    seeded_apart,
+)
 from tests.peers.zennit_oracle import relative_error, relevance
 
 theirs = pytest.importorskip("zennit.rules", reason="zennit is not installed", exc_type=ImportError)
@@ -84,9 +87,9 @@ RULES: dict[str, tuple[Callable[[], Any], rules.Rule]] = {
 
 
 @cache
+@seeded_apart
 def _network(name: str) -> tuple[nn.Module, Tensor]:
     make, shape = NETWORKS[name]
-    torch.manual_seed(3)
     model = nn.Sequential(*make()).double().eval()
     for module in model.modules():
         if getattr(module, "bias", None) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp.plan import plan
+from fastlrp import composites
+from fastlrp.plan import plan, reduced
 from fastlrp.plan.bounded import Bounded
-from fastlrp.run import answers
+from fastlrp.run import answers, prepared
 
 
 def test_the_value_not_asked_for_in_the_longest_time_is_forgotten():
@@ -69,3 +71,18 @@ def test_a_plan_remembers_the_latest_questions_only(monkeypatch):
             other.relevance([0] * count, layers=[str(count - 1)])
     caches = (made.plan._schedules, made.plan._completions, made.plan.necks, made._answers.specialized)
     assert [len(cache) for cache in caches] == [3, 3, 3, 3]
+
+
+def test_weights_of_plans_that_are_gone_are_forgotten(monkeypatch):
+    """A sweep makes weights of its own for each gamma, and bfloat16 of them."""
+    monkeypatch.setattr(reduced, "LEAST_WORK", 1)
+    monkeypatch.setattr(prepared, "_KEPT_OTHERS", 2)
+    net = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(6, 6), nn.ReLU())]).eval()
+    explainer, x = fastlrp.Explainer(net, precision="bf16"), torch.rand(1, 6)
+    with explainer.forward(x, lrp_aware="sweep") as record:
+        for n in range(1, 11):
+            record.under(composites.gamma(n / 10)).relevance([0, 1])
+    shared = explainer._plans.of(explainer._plans.inputs(x))._shared
+    gc.collect()
+    kept = [len(layer._narrow) for key, layer in shared.items() if key[0] == "layer"]
+    assert max(kept) == 4, "its own weight twice, and that of each plan which is kept"

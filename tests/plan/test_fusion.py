@@ -8,14 +8,14 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.plan import input_terms, layer, plan
+from fastlrp.plan import input_terms, layer, lower
 from fastlrp.run import runner
 
 
 @pytest.fixture
 def fused(monkeypatch):
     """The torch backend taken for one that fuses."""
-    for module in (layer, input_terms, plan):
+    for module in (layer, input_terms, lower):
         monkeypatch.setattr(module, "FUSED", ("torch",))
 
 
@@ -36,7 +36,7 @@ def explainers(net: nn.Module, composite, monkeypatch) -> tuple[fastlrp.Explaine
     """One that fuses and one that does not; each has captured the model."""
     together = fastlrp.Explainer(net, composite, backend="torch", example_inputs=image())
     with monkeypatch.context() as m:
-        for module in (layer, input_terms, plan):
+        for module in (layer, input_terms, lower):
             m.setattr(module, "FUSED", ())
         apart = fastlrp.Explainer(net, composite, backend="torch", example_inputs=image())
         apart(image(), 0)
@@ -57,7 +57,7 @@ def test_fused_steps_change_no_number(composite, reduce, monkeypatch):
     together, apart = explainers(vgg(), composite, monkeypatch)
     found = together(image(), [0, 1, 4], reduce=reduce)
     with monkeypatch.context() as m:
-        m.setattr(plan, "FUSED", ())
+        m.setattr(lower, "FUSED", ())
         expected = apart(image(), [0, 1, 4], reduce=reduce)
     assert found.shape == expected.shape
     assert (found - expected).norm() <= 1e-12 * expected.norm()

@@ -100,3 +100,21 @@ def test_relevance_behind_the_targets_is_seen() -> None:
         other[0, 1, place, 2] = value
         assert found.cut([other]) is None
     assert found.cut([register, torch.zeros(1, 2, 9, 3)]) is None
+
+
+def test_positions_in_any_order_are_cut_as_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are made of targets whose positions lie together; results stay in the order that was asked for."""
+    places = [9, 1, 7, 0, 3, 8, 1, 5]
+    ordered = sorted(places)
+    ours, plain, cut = both(monkeypatch, True, False, 2 * 12 * 64 * 8, targets=[4, 2], at=places)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+    monkeypatch.undo()
+    sorted_ours, _, sorted_cut = both(monkeypatch, True, False, 2 * 12 * 64 * 8, targets=[4, 2], at=ordered)
+    assert sorted(cut) == sorted(sorted_cut)
+    assert min(cut) < 3
+    first = {place: ordered.index(place) for place in places}
+    of_place = ours.unflatten(1, (len(places), 2))
+    expected = sorted_ours.unflatten(1, (len(places), 2))[:, [first[place] for place in places]]
+    torch.testing.assert_close(of_place, expected, rtol=1e-12, atol=1e-14)
+    assert bool((of_place[:, 3, :, 1:] == 0).all())
+    assert bool((of_place[:, 0, :, 9] != 0).any())

@@ -114,7 +114,7 @@ def test_the_ledger_is_made_for_the_best_scores(explainer, x, monkeypatch):
 
 def test_a_ledger_in_blocks_is_the_same(explainer, x, monkeypatch):
     whole = collect(explainer, x, "all", ledger=6)
-    monkeypatch.setattr("fastlrp.verify.compare._Check.block", lambda self, count: 4)
+    monkeypatch.setattr("fastlrp.verify.compare.Comparison.block", lambda self, count: 4)
     for a, b in zip(whole, collect(explainer, x, "all", ledger=6), strict=True):
         assert len(a.ledger) == len(b.ledger)
         for p, q in zip(a.ledger, b.ledger, strict=True):

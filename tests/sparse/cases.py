@@ -129,13 +129,14 @@ class Problem:
         return sum(self.layer.transpose(w, scaled(u, self.register)) for u, w in parts)
 
     def call(
-        self, arriving: Any = None, leaving: Any = None, channels: int | None = None, count: int = -1, initial: Any = ()
-    ) -> Tensor:
-        """The kernel's result: rows, or a dense tensor if ``channels`` are given."""
+        self, arriving: Any = None, leaving: Any = None, channels: int | None = None, count: int = -1,
+        initial: Any = (), narrow: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The kernel's result: rows, or a dense tensor if ``channels`` are given; ``narrow``: of bfloat16 products."""
         return relevance(
             self.layer, self.arriving if arriving is None else arriving, self.count if count < 0 else count,
             [self.change(u) for u in self.coefficients], [self.layer.canonical(w) for w in self.weights],
-            self.leaving if leaving is None else leaving, channels, initial=initial,
+            self.leaving if leaving is None else leaving, channels, initial=initial, narrow=narrow,
         )  # fmt: skip
 
     def dense(self, rows: Tensor, count: int = -1) -> Tensor:
@@ -157,12 +158,16 @@ def relevance(
     factors: Sequence[Tensor] = (),
     initial: Sequence[Any] = (),
     other: Tensor | None = None,
+    narrow: bool = False,
 ) -> Tensor:
     """``sparse_conv_relevance`` of a layer with weights ``(groups, Co/groups, Ci/groups, taps)``."""
     groups, outs, ins, _ = weights[0].shape
     assert groups == layer.groups
     # A linear layer's weight stays as it is.
-    packed = [KERNELS.sparse_pack(w) if layer.size else w[0, :, :, 0].contiguous() for w in weights]
+    if narrow:
+        packed = [KERNELS.sparse_pack_pairs(w) for w in weights]
+    else:
+        packed = [KERNELS.sparse_pack(w) if layer.size else w[0, :, :, 0].contiguous() for w in weights]
     packed = packed if other is None else list(torch.stack(packed))
     return KERNELS.sparse_conv_relevance(
         arriving, layer.batch, count, list(coefficients), packed, [outs, ins], leaving, list(layer.size),

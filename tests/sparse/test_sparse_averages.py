@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from fastlrp import Explainer, composites, rules
 from fastlrp.composites import Composite
+from fastlrp.plan.compact import Compact
 from fastlrp.plan.forms import Affine, AvgPool
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
 from fastlrp.plan.steps import BackwardStep
-from fastlrp.run.sparse.compact import Compact
 from fastlrp.run.sparse.specialize import specialize
 from tests.sparse.cases import DTYPES, KERNELS, TOLERANCE, alive, pattern_of
 from tests.sparse.nets import assert_same
@@ -231,6 +231,7 @@ RULES = {
 }
 
 
+@pytest.mark.each_value(2)
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", POOLS)

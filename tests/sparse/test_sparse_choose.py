@@ -10,10 +10,10 @@ import torch
 
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.path import Path
 from fastlrp.run.runner import cost_of
 from fastlrp.run.sparse.choose import LEAST_TARGETS, Chooser, estimate
 from fastlrp.run.sparse.rates import Rates
-from fastlrp.run.sparse.specialize import Path
 
 RATES = Rates()
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from fastlrp import Explainer
 from fastlrp.aten import _product
-from fastlrp.run.sparse.compact import Compact, Pattern
+from fastlrp.plan.compact import Compact, Pattern
 from tests.ops.cases import in_dtypes
 from tests.sparse.cases import DTYPES, KERNELS, Layer, Problem, alive, pattern_of, relevance, rows_of
 from tests.sparse.nets import COMPOSITES, NETS, assert_same, make, samples, sparse_layers
@@ -242,6 +242,7 @@ def wide():
     return model.eval(), torch.randn(2, 3, 8, 8)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NETS)
 def test_classes_by_blocks(name, dtype):

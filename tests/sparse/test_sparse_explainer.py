@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 import fastlrp
 from fastlrp import Explainer
+from fastlrp.plan.compact import Compact
 from fastlrp.run import runner
-from fastlrp.run.sparse.compact import Compact
 from tests.sparse.nets import CLASSES, assert_same, make, samples, sparse_layers, worst_error
 
 TIGHT = 1e-13  # Measured: 6e-16.
@@ -64,6 +65,18 @@ def test_names_of_modules_inside_modules():
 def test_bad_paths(paths):
     with pytest.raises(ValueError, match="paths must be 'auto', 'dense' or 'sparse', or a dict from module path"):
         explainer(paths)
+
+
+@pytest.mark.parametrize("pattern", ["12", "features.*", "1", ""])
+def test_a_pattern_that_names_no_layer_is_an_error(pattern):
+    """Layer 1 is a ReLU: only layers with a weight go one way or the other."""
+    with pytest.raises(ValueError, match=rf"paths={{'{re.escape(pattern)}': 'sparse'}} matches no layer with a weight"):
+        explainer({pattern: "sparse", "*": "dense"})(samples("vgg"), [0])
+
+
+def test_the_error_names_paths_that_are_close():
+    with pytest.raises(ValueError, match=r"their paths are, for example, '0', '2', '5'"):
+        explainer({"conv": "dense"})(samples("vgg"), [0])
 
 
 def test_explain_takes_paths():
@@ -169,7 +182,8 @@ def test_without_lrp_aware_patterns_are_not_kept():
         assert record.cached_bytes == before
 
 
-@pytest.mark.parametrize("paths", ["auto", "sparse", {"5": "dense"}])
+@pytest.mark.each_value
+@pytest.mark.parametrize("paths", ["auto", "sparse", {"[5a]*": "dense"}])
 @pytest.mark.parametrize("name", ["vgg", "residual", "shared_sums"])
 def test_one_record_for_several_counts(paths, name):
     """In any order: what is prepared for one number of targets does not spoil another."""

@@ -41,6 +41,7 @@ def both(model, composite, **options):
     return [Explainer(model, composite, paths=paths, **options) for paths in ("sparse", "dense")]
 
 
+@pytest.mark.each_value(3)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("composite", COMPOSITES)
 def test_composites(name, composite):
@@ -133,6 +134,7 @@ def test_some_layers(name):
             assert_same(found, expected, TIGHT, layer)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("reduced", ["sum", "mean", "amax", "first"])
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_what_one_axis_hands_down(axis, reduced):
@@ -153,6 +155,7 @@ def test_what_one_axis_hands_down(axis, reduced):
 # Against the definitions
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("seed", [1, 3])
 @pytest.mark.parametrize("name", RULES)
 def test_one_rule_everywhere(name, seed):
@@ -218,6 +221,7 @@ def test_pools(pool):
     check(chain(layer(3, 4, 3, padding=1), nn.ReLU(), pool, layer(4, 3, 3, padding=1), nn.ReLU()), volume(dims))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("composite", ["epsilon_plus", "gamma", "zplus"])
 def test_models_of_the_api(name, composite):

@@ -62,6 +62,7 @@ def check(model: nn.Module, x: Tensor, rule: str, dense_only: bool = False) -> N
     assert report.ok, report
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("case", MIDDLE)
 def test_convolutions(case: str, signed: bool) -> None:

@@ -47,7 +47,13 @@ def test_what_is_wrong_is_not_measured(monkeypatch):
 def test_a_cpu_has_rates_and_a_gpu_none_before_they_are_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTLRP_CACHE", str(tmp_path))
     files._rates_of.cache_clear()
-    assert replace(rates_of(CPU), reduced=1.0) == Rates()
+    assert rates_of(CPU) == Rates()
+    narrow = rates_of(CPU, reduced=True)
+    assert replace(narrow, reduced=1.0, sparse_reduced=1e6, half_reduced=1e6) == Rates()
+    measured = Rates(sparse=2e11, sparse_reduced=3e11, reduced=5.0)
+    write(own_path(files.cpu_name(files.bf16_unit())), measured, {"date": "today"})
+    assert rates_of(CPU, reduced=True) == measured
+    assert rates_of(CPU) == Rates(), "what is in float32 is chosen alike on all machines"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "Big GPU (80 GB)")
     assert rates_of(torch.device("cuda", 0)) is None
@@ -79,8 +85,10 @@ def test_without_a_gpu_the_command_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([]) == 2
     assert "nothing can be measured on cuda: PyTorch sees no CUDA device" in capsys.readouterr().err
+    monkeypatch.setattr(files, "bf16_unit", lambda: "software")
+    monkeypatch.setattr(measuring, "bf16_unit", lambda: "software")
     assert main(["--device", "cpu"]) == 2
-    assert "only GPUs are measured" in capsys.readouterr().err
+    assert "nothing can be measured on cpu: it has neither AMX nor AVX512-BF16" in capsys.readouterr().err
 
 
 def test_the_command_measures_and_writes(capsys, monkeypatch, tmp_path):
@@ -93,3 +101,20 @@ def test_the_command_measures_and_writes(capsys, monkeypatch, tmp_path):
     assert main([]) == 0
     assert read(own_path("Tiny")) == Rates(lanes=64)
     assert "written to" in capsys.readouterr().out
+
+
+def test_a_cpu_is_measured_in_float32_and_bfloat16(monkeypatch):
+    """Known seconds for each way; bfloat16 takes half of them."""
+    seconds = {"dense": 1.0, "sparse": 0.5, "narrow_dense": 0.5, "narrow_sparse": 0.25, "half": 0.5, "narrow_half": 0.4}
+
+    def timer(run):
+        run()
+        return seconds.get(getattr(run, "__name__", ""), 0.25)
+
+    found = measuring.measure_cpu(timer, SMALL, rounds=1)
+    plain = measure(CPU, torch.float32, timer, SMALL, rounds=1)
+    assert (found.dense, found.sparse, found.memory) == (plain.dense, plain.sparse, plain.memory)
+    assert found.reduced == pytest.approx(2.0)
+    assert found.sparse_reduced == pytest.approx(2 * found.sparse)
+    assert found.half_reduced == pytest.approx(found.half_filled * 0.5 / 0.4)
+    assert found.lanes == Rates.lanes and found.call == Rates.call

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastlrp.run.sparse.compact import Compact, Pattern
+from fastlrp.plan.compact import Compact, Pattern
 from tests.ops.cases import channels_last, reversed_memory, same, with_gaps
 from tests.sparse.cases import DTYPES, KERNELS, alive, assert_close, pattern_of, rows_of
 

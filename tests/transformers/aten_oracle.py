@@ -7,7 +7,8 @@ the package is used. What is rewritten:
 - products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid, or broadcast
   over the other), which is detached; a router's weight for its expert is no gate;
 - ``scaled_dot_product_attention``: written out, with quarters for queries and keys and half for values;
-- in CP-LRP, what a softmax or an activation made is detached where it multiplies something else;
+- in CP-LRP, what a softmax made is detached where it multiplies something else, what an activation made where it
+  does so entry by entry;
 - everything else, softmax included, has its own gradient.
 """
 
@@ -28,9 +29,9 @@ aten = torch.ops.aten
 VOCABULARY = 50
 _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
-    "hardswish_", "hardtanh", "exp",
+    "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid",
 }  # fmt: skip
-_GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal", "sqrt"}
+_GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
     "dropout", "contiguous", "slice", "select", "flatten", "type_as",
@@ -82,6 +83,8 @@ class Oracle(torch.fx.Interpreter):
             tags.add("gate")
         if name in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
             tags.add("made")
+        if name == "softmax":
+            tags.add("weight")
         if name == "topk":
             tags.add("routing")
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
@@ -140,9 +143,9 @@ class Oracle(torch.fx.Interpreter):
 
     def _product(self, target: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if a.requires_grad and b.requires_grad:
-            made = ["made" in self._tags(t) for t in (a, b)]
-            if self.mode == "cp_lrp" and made[0] != made[1]:
-                return target(a.detach() if made[0] else a, b.detach() if made[1] else b, *args, **kwargs)
+            weight = ["weight" in self._tags(t) for t in (a, b)]
+            if self.mode == "cp_lrp" and weight[0] != weight[1]:
+                return target(a.detach() if weight[0] else a, b.detach() if weight[1] else b, *args, **kwargs)
             a, b = divided(a, 2), divided(b, 2)
         return target(a, b, *args, **kwargs)
 

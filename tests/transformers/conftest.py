@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fixtures import captured_once  # noqa: F401
+from tests.fixtures import captured_once, seeded  # noqa: F401
 from tests.transformers import zoo
 
 

@@ -35,8 +35,11 @@ def act(x: Tensor, function) -> Tensor:
         point = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(function(point).sum(), point)
     factor = torch.where(x == 0, slope, function(x) / torch.where(x == 0, 1.0, x)).detach()
-    # exp(-inf), where a scan does not look back, is 0 and passes nothing.
-    return torch.where(x.isinf(), function(x).detach(), torch.where(x.isinf(), 0.0, factor) * x)
+    # exp(-inf), where a scan does not look back, is 0 and passes nothing. exp(0) is 1 and passes nothing either: no
+    # factor times 0 is 1, and the value has to be the model's.
+    value = function(x).detach()
+    linear = torch.where(x.isinf() | ((x == 0) & (value != 0)), 0.0, factor) * torch.where(x.isinf(), 0.0, x)
+    return linear + (value - linear.detach())
 
 
 def attention(q, k, v, mask=None, causal=False, scale=None, mode="attnlrp", shares=(4, 4, 2)) -> Tensor:

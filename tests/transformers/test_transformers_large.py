@@ -77,6 +77,7 @@ def held(found: Any) -> Iterator[Tensor]:
         yield from (t for t in vars(layer).values() if isinstance(t, Tensor))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp", "epsilon"])
 def test_layers_read_the_models_own_weights(family: str, composite: str) -> None:

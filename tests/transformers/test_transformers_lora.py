@@ -32,6 +32,7 @@ class Adapted(nn.Module):
         return found
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "new"])
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
 def test_beside_the_layer_and_merged(composite: str, trained: bool) -> None:

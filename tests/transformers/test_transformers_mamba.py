@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from benchmarks.zoo import families, state_space
 from fastlrp import Explainer
 from tests.models.oracle import relative_error
 from tests.transformers import aten_oracle, zoo, zoo_checks
@@ -46,3 +48,29 @@ def test_mamba_lrp_equals_autograd_with_the_selection_detached(name: str, monkey
     _, expected = aten_oracle.relevance(model, x, family.output, list(family.targets))
     assert relative_error(found, expected[0]) <= family.tolerance
     assert relative_error(other, expected[0]) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
+def test_mamba2_without_a_held_selection_equals_autograd(composite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its scan exp(0) is 1, a constant, and exp(-inf) is 0 where it does not look: neither passes relevance."""
+    monkeypatch.setitem(zoo.ALL, "mamba2", MAMBA2)
+    model, x = zoo.build("mamba2")
+    explainer = Explainer(model, composite, output=MAMBA2.output)
+    zoo_checks.equals_oracle(explainer, x, MAMBA2, composite)
+    zoo_checks.is_verified(explainer, x, MAMBA2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
+@pytest.mark.parametrize("name", [*state_space.CONFIGURATIONS, "RWKV"])
+def test_other_state_space_models(name: str, composite: str) -> None:
+    torch.manual_seed(0)
+    case = families.family(name)
+    ids = zoo.random_ids()
+    family = zoo.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=2e-6)
+    with torch.no_grad():
+        case.run({"input_ids": ids})  # RWKV rescales its weights when it first runs.
+    explainer = Explainer(case.model, composite, output=case.output)
+    zoo_checks.equals_oracle(explainer, {"input_ids": ids}, family, composite)
+    zoo_checks.is_verified(explainer, {"input_ids": ids}, family)

@@ -15,20 +15,30 @@ COMMON = (
     "bert", "gpt2", "llama", "qwen3_moe", "t5", "vit", "clip", "detr", "tv_swin_t", "timm_deit", "nn_decoder_seq",
     "mha_all",
 )  # fmt: skip
-"""The families that are tested at every run; all others with the marker ``slow``."""
+"""The families of the daily loop; all others have the marker ``slow``."""
+LIKE_ANOTHER = (
+    "electra", "roberta", "distilbert", "bert_eager", "vit_eager", "llama_eager", "llama3_rope", "qwen2", "qwen3",
+    "gemma3", "mixtral", "opt", "bart", "deit", "timm_beit", "timm_vit", "tv_vit_b_16", "timm_swin", "swinv2",
+    "tv_maxvit_t", "siglip_image", "clip_image", "wav2vec2_ctc", "nn_transformer", "nn_decoder", "nn_encoder_seq",
+)  # fmt: skip
+"""Families of parts that others have too, in a full run only: BERT's, Llama's, ViT's relatives, and eager ones."""
+APART = ("gpt2", "llama", "deberta_v2", "timm_levit", "tv_mvit_v2_s", "gpt_oss")
+"""Beside the common ones, those with operations of their own."""
 CAUSAL = (
     "gpt_neox", "opt", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "mixtral", "qwen3_moe",
 )  # fmt: skip
 ENCODERS = ("bert", "roberta", "distilbert", "albert", "electra", "deberta_v2")
+IDS = (*ENCODERS, "gpt2", "llama", *CAUSAL, "t5_encoder")
 EAGER_TOO = (
     "bert", "roberta", "distilbert", "albert", "electra", "gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen3",
     "bart", "whisper", "wav2vec2", "vit", "deit", "dinov2", "beit", "clip", "siglip",
 )  # fmt: skip
 
 
-def families(*quick: str, of: Any = zoo.ALL) -> list[Any]:
-    """All names, those that are not quick marked slow."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in of]
+def families(*quick: str, every: Any, of: Any = zoo.ALL) -> list[Any]:
+    """All names, those that are not quick marked slow, and those that are not for every run marked full."""
+    marks = {name: [pytest.mark.slow] * (name not in quick) + [pytest.mark.full] * (name not in every) for name in of}
+    return [pytest.param(name, marks=marks[name]) for name in of]
 
 
 def explained(name: str, composite: str) -> tuple[Explainer, Any, zoo.Family]:
@@ -37,7 +47,7 @@ def explained(name: str, composite: str) -> tuple[Explainer, Any, zoo.Family]:
     return Explainer(model, composite, output=family.output), x, family
 
 
-@pytest.mark.parametrize("name", families(*COMMON))
+@pytest.mark.parametrize("name", families(*COMMON, every={*zoo.ALL} - {*LIKE_ANOTHER}))
 def test_attnlrp(name: str) -> None:
     """Equal to autograd with the fixed parts detached and to the textbook; targets and samples do not mix."""
     explainer, x, family = explained(name, "attnlrp")
@@ -46,39 +56,41 @@ def test_attnlrp(name: str) -> None:
     zoo_checks.targets_and_samples_are_apart(explainer, x, family)
 
 
-@pytest.mark.parametrize("name", families("bert", "llama", "vit", "qwen3_moe"))
+@pytest.mark.parametrize("name", families("bert", "llama", "vit", "qwen3_moe", every=COMMON + APART))
 def test_cp_lrp(name: str) -> None:
     explainer, x, family = explained(name, "cp_lrp")
     zoo_checks.is_verified(explainer, x, family)
     zoo_checks.equals_oracle(explainer, x, family, "cp_lrp")
 
 
-@pytest.mark.parametrize("name", families("bert", "qwen3_moe", "detr", "tv_swin_t"))
+@pytest.mark.parametrize("name", families("bert", "qwen3_moe", "detr", "tv_swin_t", every=COMMON + APART))
 def test_gradient(name: str) -> None:
     explainer, x, family = explained(name, "gradient")
     zoo_checks.gradient_is_autograd(explainer, x, family)
 
 
-@pytest.mark.parametrize("name", families("gpt2", "vit"))
+@pytest.mark.parametrize("name", families("gpt2", "vit", every=COMMON + APART))
 def test_epsilon_plus(name: str) -> None:
     zoo_checks.is_verified(*explained(name, "epsilon_plus"))
 
 
-@pytest.mark.parametrize("name", families("bert", of=(*ENCODERS, "gpt2", *CAUSAL)))
+@pytest.mark.parametrize(
+    "name", families("bert", every=("bert", "deberta_v2", "gpt2", "mistral"), of=(*ENCODERS, "gpt2", *CAUSAL))
+)
 def test_padding_on_the_right_changes_nothing(name: str) -> None:
     family, (model, _) = zoo.ALL[name], zoo.built(name)
     output = family.output if name in ENCODERS else zoo.fifth
     zoo_checks.padding_changes_nothing(model, family, False, output)
 
 
-@pytest.mark.parametrize("name", families("llama", of=("llama", *CAUSAL)))
+@pytest.mark.parametrize("name", families("llama", every=("llama", "mistral", "gpt_neox"), of=("llama", *CAUSAL)))
 def test_padding_on_the_left_changes_nothing(name: str) -> None:
     """Of models whose positions are relative, or counted from the mask."""
     family, (model, _) = zoo.ALL[name], zoo.built(name)
     zoo_checks.padding_changes_nothing(model, family, True, family.output)
 
 
-@pytest.mark.parametrize("name", families("llama", of=(*ENCODERS, "gpt2", "llama", *CAUSAL, "t5_encoder")))
+@pytest.mark.parametrize("name", families("llama", every=("bert", "albert", "gpt2", "llama", "t5_encoder"), of=IDS))
 def test_ids_and_their_rows_agree(name: str) -> None:
     if name == "roberta":
         pytest.skip("RoBERTa reads padding from ids and has other positions without them")
@@ -86,7 +98,9 @@ def test_ids_and_their_rows_agree(name: str) -> None:
     zoo_checks.rows_give_what_ids_give(model, x, zoo.ALL[name])
 
 
-@pytest.mark.parametrize("name", families("bert", of=EAGER_TOO))
+@pytest.mark.parametrize(
+    "name", families("bert", every=("bert", "gpt2", "llama", "beit", "wav2vec2", "clip"), of=EAGER_TOO)
+)
 def test_eager_and_fused_attention_agree(name: str) -> None:
     zoo_checks.implementations_agree(name)
 

@@ -5,13 +5,9 @@
 
 #include "../elementwise.h"
 
-// The functions of edge/elementwise.h for tensors on a GPU, in four dtypes.
+// What only a GPU has beside edge/elementwise.h, in four dtypes.
 
 namespace fastlrp::edge::cuda {
-
-CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTensor& positive,
-                                            const OptionalTensor& negative, const OptionalTensor& factor,
-                                            const std::string& rule, double alpha, double epsilon);
 
 struct PooledTensors {
   Tensor pooled, index;  // (B, C, *S')

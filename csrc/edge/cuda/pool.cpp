@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "../pool.h"
 
 #include "../../cuda/pool.h"
 #include "../pool_arguments.h"
@@ -29,8 +29,6 @@ Tensor launched(const PoolArguments& pool, const Launch& launch) {
   });
   return out;
 }
-
-}  // namespace
 
 Tensor pool_max_relevance(const Tensor& relevance, const Tensor& index_, const OptionalTensor& scale,
                           const Sizes& input_size) {
@@ -94,5 +92,9 @@ Tensor pool_adaptive_avg_relevance(const Tensor& relevance, const OptionalTensor
     kernels::pool_adaptive_avg_relevance<T>({flow, {axes[0], axes[1], axes[2]}}, stream);
   });
 }
+
+}  // namespace
+
+const PoolFunctions kPool{pool_max_relevance, pool_ties_relevance, pool_avg_relevance, pool_adaptive_avg_relevance};
 
 }  // namespace fastlrp::edge::cuda

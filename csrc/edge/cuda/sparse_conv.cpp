@@ -1,6 +1,5 @@
-#include "sparse_conv.h"
-
 #include "../../cuda/sparse_conv.h"
+
 #include "../sparse_conv_arguments.h"
 #include "sparse_views.h"
 
@@ -45,8 +44,6 @@ kernels::SparseConv<T> kernel_arguments(const ConvCall& call, const ConvArgument
   }
   return p;
 }
-
-}  // namespace
 
 Tensor sparse_pack(const Tensor& weight) {
   check_unpacked({kCuda, "sparse_pack"}, weight);
@@ -98,5 +95,9 @@ Tensor sparse_conv_relevance(const ConvCall& call) {
     return dense_result ? dense : rows;
   });
 }
+
+}  // namespace
+
+const SparseConvFunctions kSparseConv{sparse_pack, sparse_conv_relevance};
 
 }  // namespace fastlrp::edge::cuda

@@ -1,11 +1,11 @@
-#include "sparse_pattern.h"
+#include "../../cuda/sparse_pattern.h"
 
 #include <algorithm>
 
 #include "../../cuda/scan.h"
-#include "../../cuda/sparse_pattern.h"
 #include "../../cuda/sparse_pool.h"
 #include "../../cuda/sparse_rows.h"
+#include "device.h"
 #include "looked_at.h"
 #include "sparse_views.h"
 
@@ -51,8 +51,6 @@ struct Made {
     return made;
   }
 };
-
-}  // namespace
 
 PatternTensors sparse_pattern(const std::vector<MaskTensors>& given) {
   const Masks masks({kCuda, "sparse_pattern"}, given);
@@ -223,5 +221,10 @@ Tensor sparse_gather_sum(const RowTensors& source, const Tensor& starts, const T
     return result;
   });
 }
+
+}  // namespace
+
+const SparsePatternFunctions kSparsePattern{sparse_pattern, sparse_from_dense, sparse_to_dense,  sparse_sum,
+                                            sparse_winners, sparse_windows,    sparse_gather_sum};
 
 }  // namespace fastlrp::edge::cuda

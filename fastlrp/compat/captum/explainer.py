@@ -24,6 +24,7 @@ from fastlrp.explainer import Explainer
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.rules import Rule
 from fastlrp.run.inputs import Inputs
 from fastlrp.run.plans import Plans
 from fastlrp.run.prepared import Prepared
@@ -71,8 +72,7 @@ class ModulePlan(Plan):
 
     _second: SecondPass | None = None
 
-    def _lower_node(self, b: Builder, node: Node, flow: Flow) -> None:
-        rule = self.rules.get(node)
+    def lower_node(self, b: Builder, node: Node, rule: Rule | None, flow: Flow) -> None:
         if self._second is None:
             assert isinstance(self.composite, ModuleRules)
             self._second = SecondPass(self.graph, self.composite.asked, self.composite.modules)
@@ -80,7 +80,7 @@ class ModulePlan(Plan):
             b.begin(node, rule)
             b.send(node.inputs[0], Flow(flow.register, Factor(node.inputs[0], b.slot_of(flow.factor))))
         elif not (isinstance(rule, rules.Gradient) and self._second.lower(b, node, flow)):
-            super()._lower_node(b, node, flow)
+            super().lower_node(b, node, rule, flow)
 
 
 class _Prepared(Prepared):

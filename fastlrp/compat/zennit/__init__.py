@@ -7,7 +7,8 @@ See ``docs/from_zennit.md``.
 
 from typing import Any
 
-from fastlrp.compat.zennit.attribution import Gradient, IntegratedGradients, SmoothGrad, context
+from fastlrp.compat.zennit.attribution import Gradient, context
+from fastlrp.compat.zennit.averages import IntegratedGradients, SmoothGrad
 
 __all__ = ["Gradient", "IntegratedGradients", "SmoothGrad", "context"]
 

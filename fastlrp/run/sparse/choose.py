@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from fastlrp.run.sparse.rates import Rates
 PathName = Literal["auto", "dense", "sparse"]
 PATHS = ("auto", "dense", "sparse")
 
+Way = Literal["dense", "sparse", "sparse bf16"]
+"""How a layer is computed. Whether a dense one reads bfloat16 is settled when its plan is made."""
+
 LEAST_TARGETS = 8
 """Below it most lanes of the sparse kernels would be empty."""
 
@@ -26,10 +30,18 @@ LEAST_WORK = 1 << 26
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one core (or GPU) for one target of one sample, by either path."""
+    """Seconds of one core (or GPU) for one target of one sample, by each path.
+
+    ``narrow``: sparse with products of bfloat16, infinite where the layer has none.
+    """
 
     dense: float
     sparse: float
+    narrow: float = math.inf
+
+    def of(self, way: Way) -> float:
+        """What one way costs."""
+        return {"dense": self.dense, "sparse": self.sparse, "sparse bf16": self.narrow}[way]
 
 
 def estimate(form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None = None) -> Cost:
@@ -59,13 +71,18 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4 / (rates.reduced if form.is_reduced else 1)
     dense += (itemsize / 2 if form.is_reduced else itemsize) * (3 * products * outs + 2 * products * ins) / rates.memory
     alive = above * (1.0 if doubled else below)
-    sparse = form.work * sparse_products * alive * (2 if form.factors is not None else 1) / rate
+    made = form.work * sparse_products * alive * (2 if form.factors is not None else 1)
     # Tiles overlap: what they read is packed up to 1.7 times.
-    sparse += itemsize * (outs * above * (1 + sparse_products) + 2 * ins * below) / rates.memory
+    moved = itemsize * (outs * above * (1 + sparse_products) + 2 * ins * below) / rates.memory
     positions = ins // max(1, form.leaving[0])
     blocks = -(-form.arriving[0] // (128 * form.groups)) * -(-form.leaving[0] // (64 * form.groups)) * form.groups
-    sparse += positions * taps * blocks * sparse_products * rates.call / padded
-    return Cost(dense, sparse * padded / max(1, count))
+    called = positions * taps * blocks * sparse_products * rates.call / padded
+    filled = padded / max(1, count)
+    narrow = math.inf
+    if form.has_pairs:
+        narrow_rate = rates.sparse_reduced if padded > rates.lanes else rates.half_reduced
+        narrow = (made / narrow_rate + moved + called) * filled
+    return Cost(dense, (made / rate + moved + called) * filled, narrow)
 
 
 class Chooser:
@@ -86,6 +103,15 @@ class Chooser:
                 )
         self._wishes = wishes
 
+    def check_paths(self, paths: Sequence[str]) -> None:
+        """Raise ValueError if a pattern matches none of the paths of a model's layers with a weight."""
+        for pattern, name in self._wishes.items():
+            if pattern == "*" or any(fnmatchcase(path, pattern) for path in paths):
+                continue
+            close = difflib.get_close_matches(pattern, paths, 3) or paths[:8]
+            examples = f"their paths are, for example, {', '.join(map(repr, close))}" if close else "there is none"
+            raise ValueError(f"paths={{{pattern!r}: {name!r}}} matches no layer with a weight of the model: {examples}")
+
     def wish(self, module_path: str) -> PathName:
         """What is wished for a layer; the first entry that matches decides."""
         return next((name for pattern, name in self._wishes.items() if fnmatchcase(module_path, pattern)), "auto")
@@ -98,12 +124,17 @@ class Chooser:
         enough = count >= LEAST_TARGETS and work >= LEAST_WORK
         return enough and not ("*" in self._wishes and set(wishes) == {"dense"})
 
-    def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> bool:
-        """Whether this layer is computed for alive neurons only. Without rates only if that is wished for."""
+    def way(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> Way:
+        """How this layer is computed. Without rates sparse only if that is wished for."""
         wish = self.wish(form.path)
-        if wish != "auto":
-            return wish == "sparse"
-        if count < LEAST_TARGETS or rates is None:
-            return False
+        if wish == "dense" or (wish == "auto" and (count < LEAST_TARGETS or rates is None)):
+            return "dense"
+        if rates is None:
+            return "sparse"
         cost = estimate(form, above, below, count, itemsize, rates)
-        return cost.sparse < cost.dense
+        best: Way = "sparse bf16" if cost.narrow < cost.sparse else "sparse"
+        return best if wish == "sparse" or cost.of(best) < cost.dense else "dense"
+
+    def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> bool:
+        """Whether this layer is computed for alive neurons only."""
+        return self.way(form, above, below, count, itemsize, rates) != "dense"

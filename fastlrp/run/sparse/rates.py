@@ -1,20 +1,25 @@
 """How fast a device computes densely and for alive neurons only.
 
-A CPU has rates of its own, measured on one machine. A GPU has none before somebody measures them on it
-(``python -m fastlrp.tune.sparse``): until then nothing is chosen automatically there, only what ``paths=`` asks for.
+A CPU has rates that were measured on one machine of its sort. ``python -m fastlrp.tune.sparse --device cpu`` measures
+those of this one, for plans with products of bfloat16; what is in float32 is chosen by the same rates everywhere, so that
+its numbers are the same bit for bit. A GPU has none before somebody measures them on it: until then nothing is chosen
+automatically there, only what ``paths=`` asks for.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import re
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastlrp.backends.extension import loaded
 from fastlrp.files import whole
 from fastlrp.kernels.configs import cache_folder
 from fastlrp.precision import instruction_set
@@ -28,7 +33,7 @@ class Rates:
 
     ``lanes``: targets that the sparse kernels take at the cost of one. ``half_filled``: operations per second where
     one vector of lanes is all there is. ``reduced``: how many times as fast dense products of bfloat16 are as those of
-    float32. The defaults were measured on an AVX-512 Xeon at 2.3 to 3 GHz (float32,
+    float32. ``sparse_reduced``, ``half_reduced``: of bfloat16, for alive neurons only. The defaults were measured on an AVX-512 Xeon at 2.3 to 3 GHz (float32,
     K = 32, ``python -m benchmarks.layers``); other CPUs are faster or slower in about the same proportions.
     """
 
@@ -39,38 +44,74 @@ class Rates:
     call: float = 15e-9
     lanes: int = 16
     reduced: float = 1.0
+    sparse_reduced: float = 1e6
+    half_reduced: float = 1e6
 
 
 _GAIN = {"AMX": 7.0, "AVX512-BF16": 2.0}
 """Products of bfloat16 against those of float32: 2,700 against 380 GFLOP/s on two cores with AMX, 260 against 115 on
 one of an AMD EPYC."""
 
+_SPARSE_GAIN = {"amx": (2.5, 2.0), "avx512_bf16": (1.4, 1.2)}
+"""The same for alive neurons, of more than one vector of targets and of one: by AVX512-BF16 on an AMD EPYC; by AMX
+only estimated, from what gathering the weights costs. By software they are never worth it."""
+
 
 class RatesError(ValueError):
     """A file of rates that cannot be used; the message names it and what to do."""
 
 
-def rates_of(device: torch.device) -> Rates | None:
+def rates_of(device: torch.device, reduced: bool = False) -> Rates | None:
     """A CPU's own, what was measured on this GPU, or None.
+
+    Args:
+        reduced: of plans that may read bfloat16, for which a CPU's measured rates hold.
 
     Raises:
         RatesError: for a file that is broken.
     """
-    return _rates_of(device.type, device.index)
+    return _rates_of(device.type, device.index, bf16_unit() if reduced else None)
 
 
 @lru_cache(maxsize=16)
-def _rates_of(device_type: str, index: int | None) -> Rates | None:
+def _rates_of(device_type: str, index: int | None, unit: str | None) -> Rates | None:
     if device_type == "cpu":
-        return Rates(reduced=_GAIN.get(instruction_set() or "", 1.0))
+        if unit is None:
+            return Rates()
+        path = own_path(cpu_name(unit))
+        return read(path) if path.exists() else shipped(unit)
     if device_type != "cuda" or not torch.cuda.is_available():
         return None
     path = own_path(torch.cuda.get_device_name(index))
     return read(path) if path.exists() else None
 
 
+def shipped(unit: str) -> Rates:
+    """What is taken of a CPU that nobody has measured; ``unit``: what the sparse kernels multiply bfloat16 with."""
+    base = Rates(reduced=_GAIN.get(instruction_set() or "", 1.0))
+    if unit not in _SPARSE_GAIN:
+        return base
+    many, few = _SPARSE_GAIN[unit]
+    return replace(base, sparse_reduced=many * base.sparse, half_reduced=few * base.half_filled)
+
+
+def bf16_unit() -> str:
+    """What the sparse kernels multiply bfloat16 with."""
+    ask: Callable[[], str] | None = getattr(loaded(), "bf16_unit", None)
+    return "software" if ask is None else ask()
+
+
+@cache
+def cpu_name(unit: str) -> str:
+    """The processor's model, and what multiplies bfloat16 on it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"cpu {next(models, '') or platform.processor() or platform.machine()} {unit}"
+
+
 def own_path(device_name: str) -> Path:
-    """Where the rates measured on a GPU lie."""
+    """Where the rates measured on a GPU, or on the CPU of :func:`cpu_name`, lie."""
     return cache_folder() / "rates" / (re.sub(r"[^A-Za-z0-9.]+", "-", device_name).strip("-") + ".json")
 
 

@@ -17,32 +17,16 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node
+from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
+from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
-from fastlrp.run.sparse.compact import Compact, Mask, Pattern, kernels_for
+from fastlrp.run.sparse.choose import Way
 
 Change = Callable[[Any], Compact]
 
-Choose = Callable[[Affine, float, float], bool]
-"""``(layer, density of its output, density wanted of its input) -> sparse``."""
-
-
-@dataclass(eq=False)
-class Path:
-    """How one layer is computed: densities of the neurons that carry relevance above and below it.
-
-    ``arriving``: of the entries that a sparse layer is given, fewer than ``above`` where a max-pool stands over it.
-    """
-
-    form: Affine
-    sparse: bool
-    above: float
-    below: float
-    arriving: float = 1.0
-
-    def __str__(self) -> str:
-        name = "sparse" if self.sparse else "dense bf16" if self.form.is_reduced else "dense"
-        return f"{name} {self.above:.2f} x {self.below:.2f}"
+Choose = Callable[[Affine, float, float], Way]
+"""``(layer, density of its output, density wanted of its input) -> way``."""
 
 
 @dataclass(eq=False)
@@ -92,6 +76,7 @@ class _Wants:
         self.masks: dict[int, list[Mask] | None] = {}
         self.readers: Counter[int] = Counter()
         self.sparse: set[int] = set()
+        self.narrow: set[int] = set()
         self.paths: list[Path] = []
         self.above_pools: dict[int, list[Mask]] = {}
         self.ends: set[int] = set()
@@ -127,9 +112,12 @@ class _Wants:
         below = 1.0 if wanted is None else self.pattern(wanted).density
         # One-hot targets select rows of a weight, which nothing beats.
         selects = step.accepts_one_hot and step.ins[0] not in self.produced
-        sparse = not selects and self.choose(form, above, below)
-        self.path_of[id(step)] = path = Path(form, sparse, above, below, above)
+        way: Way = "dense" if selects else self.choose(form, above, below)
+        sparse, narrow = way != "dense", way == "sparse bf16"
+        self.path_of[id(step)] = path = Path(form, sparse, above, below, narrow, above)
         self.paths.append(path)
+        if narrow:
+            self.narrow.add(id(step))
         if sparse:
             self.sparse.add(id(step))
             self._some(step.ins[0], coefficients)
@@ -266,10 +254,10 @@ class _Rewrite:
             assert pattern is not None
             leaving = pattern
             self.compact.add(step.out)
-        arrive = self._arriving(step.ins[0], form)
+        arrive, narrow = self._arriving(step.ins[0], form), id(step) in self.wants.narrow
 
         def relevance_below(register: Any) -> Any:
-            return form.relevance_at(arrive(register), state, leaving, dense)
+            return form.relevance_at(arrive(register), state, leaving, dense, narrow=narrow)
 
         return _step(relevance_below, step.ins, step.out, pattern, step)
 
@@ -293,9 +281,10 @@ class _Rewrite:
         assert pattern is not None
         arrive, begin = self._arriving(layer.ins[0], form), self._compacted(total.ins[other], lambda: pattern)
         self.compact.add(total.out)
+        narrow = id(layer) in self.wants.narrow
 
         def relevance_on_top(register: Any, other: Any) -> Any:
-            return form.relevance_at(arrive(register), state, pattern, False, [(*begin(other).parts, scale)])
+            return form.relevance_at(arrive(register), state, pattern, False, [(*begin(other).parts, scale)], narrow)
 
         return _step(relevance_on_top, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.plan.forms import Affine, MaxPool, Sum
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse.choose import estimate
-from fastlrp.run.sparse.compact import Compact, Mask, Pattern, kernels_for
 from fastlrp.run.sparse.rates import Rates
 
 AROUND = 1.35

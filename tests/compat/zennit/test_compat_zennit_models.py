@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.compat.zennit.both import attribute, check, difference, ours, rules_of, theirs
+from tests.shortened import member
 from tests.torchvision_models import random_model
 
 pytestmark = pytest.mark.slow
@@ -32,18 +33,9 @@ PRESETS = [name for name in composites.COMPOSITES if name != "beta_smooth"]
 
 
 @cache
-def _network(name: str, dtype: torch.dtype) -> nn.Module:
-    """VGGs with 64 units in the place of 4096: their dense layers are 120 of their 129 million parameters.
-
-    The same for all tests: what canonizers and composites change in it they put back.
-    """
-    model: Any = random_model(name, dtype=dtype, classes=20)
-    if name.startswith("vgg"):
-        with torch.random.fork_rng():
-            torch.manual_seed(2)
-            head = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, 20))
-        model.classifier = head.to(dtype).eval()
-    return model
+def _network(name: str, dtype: torch.dtype, size: str = "short") -> nn.Module:
+    """The same for all tests: what canonizers and composites change in it they put back."""
+    return member(name, size, dtype=dtype, classes=20)
 
 
 def _input(dtype: torch.dtype, side: int = 64) -> Tensor:
@@ -66,14 +58,16 @@ CASES = [
     *(("resnet18", preset, False) for preset in (*SOME, "epsilon_plus_flat", "epsilon_alpha2_beta1")),
     *(("vgg11_bn", preset, False) for preset in SOME[:2]),
 ]
-REST = [case for case in product(("resnet18", "vgg11_bn"), PRESETS, (True, False)) if case not in CASES]
+REST = [*product(("resnet18", "vgg11_bn"), PRESETS, (True, False)), *(("vgg11", preset, True) for preset in SOME)]
+"""Whole networks; those of CASES have fewer blocks and channels."""
 
 
 @pytest.mark.parametrize(
-    ("name", "preset", "canonized"), [*CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in REST)]
+    ("size", "name", "preset", "canonized"),
+    [*(("short", *case) for case in CASES), *(pytest.param("whole", *case, marks=pytest.mark.full) for case in REST)],
 )
-def test_preset(name: str, preset: str, canonized: bool) -> None:
-    model = _network(name, torch.float64)
+def test_preset(size: str, name: str, preset: str, canonized: bool) -> None:
+    model = _network(name, torch.float64, size)
     composite = _composite(preset, *([CANONIZERS[name]()] if canonized else []))
     x, start = _input(torch.float64, 48), torch.eye(20, dtype=torch.float64)[[3, 7]]
     expected = attribute(theirs, model, composite, x, start)

@@ -1,0 +1,170 @@
+"""One operation of an exported program becomes a value, its constants folded, or the few nodes that stand for it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture import faults, packed, recurrent
+from fastlrp.capture.arguments import bind
+from fastlrp.capture.calls import part
+from fastlrp.capture.carrying import carries
+from fastlrp.capture.folding import fold
+from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.memory import Write
+from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
+from fastlrp.capture.rewrite import REWRITES, Step, Steps
+from fastlrp.kinds.registry import KIND, KIND_OF
+from fastlrp.kinds.vocabulary import UNREAD
+
+_RECURRENT = (*recurrent.SEQUENCES, *recurrent.CELLS, packed.PADDED)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of the exported program with its arguments resolved."""
+
+    fx: torch.fx.Node
+    name: str
+    call: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    target: Any
+    path: str
+    module_type: type | None
+    shape: tuple[int | str | None, ...] | None = None
+    dtype: torch.dtype | None = None
+
+
+class Emitter:
+    """Appends nodes to a graph.
+
+    Args:
+        batch: the only batch size that the program takes; None for one that is symbolic.
+    """
+
+    def __init__(self, graph: Graph, batch: int | None) -> None:
+        self.graph, self.batch = graph, batch
+
+    def shape(self, meta: Tensor) -> tuple[int | str | None, ...]:
+        """That of a value, with a letter for the batch."""
+        return sizes(meta, self.batch)
+
+    def emit_call(self, c: Call) -> Any:
+        """What an operation of the program gives; of a recurrent layer a list of its results."""
+        made = self._recurrent(c) if c.name in _RECURRENT else None
+        return self.emit(c) if made is None else made
+
+    def emit(self, c: Call) -> Any:
+        """The value, constant or number that an operation gives."""
+        fx, name, call, args, kwargs = c.fx, c.name, c.call, c.args, c.kwargs
+        part_name = ""
+        if call is operator.getitem and isinstance(args[0], (tuple, list)):
+            return args[0][args[1]]
+        if name == "getitem" and isinstance(args[0], Value) and args[0].producer is not None:
+            # One part of a chunk, split or unbind: a move of its own, straight from the whole.
+            whole, position = args[0].producer, args[1]
+            target = whole.attributes.get("target")
+            args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
+            part_name = f"{name}.{position}"
+            c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        state = recurrent.one_state(name, args)
+        if state is not None:
+            return state
+        rewrite = REWRITES.get(part_name or name)
+        if rewrite is not None and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
+            meta = fx.meta.get("val")
+            found = rewrite(bind(c.target, args, kwargs), self.shape(meta)) if meta is not None else None
+            if found is not None:
+                return self._rewritten(c, found)
+        meta = fx.meta.get("val")
+        args = self._of_sizes_alone(name, args, meta)
+        if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
+            return fold(fx.name, call, args, kwargs, meta, faults.random_numbers(name, c.path))
+        kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
+        first = args[0] if args else None
+        if kind == "identity" and isinstance(first, Value):
+            if same_dtype(fx, first):
+                return first
+            kind = "move"  # A conversion to another dtype.
+        if name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(fx, args[1], self.batch):
+            return args[1]
+        return self.make(c, kind)
+
+    def _recurrent(self, c: Call) -> Any:
+        """The results of a recurrent layer or cell, of which each layer and direction becomes a node."""
+        meta = c.fx.meta.get("val")
+        results = [meta] if isinstance(meta, Tensor) else list(meta or ())
+        bound = bind(c.target, c.args, c.kwargs)
+        if not results or not ("hx" in bound and ("params" in bound or "w_ih" in bound)) or "data" in bound:
+            return None
+        if c.name == packed.PADDED:
+            bound["batch_first"] = True
+            bound["hx"] = bound["hx"] if bound["mode"] == "lstm" else bound["hx"][0]
+
+        def emit(name: str, call: Any, args: tuple[Any, ...], shape: Any, dtype: torch.dtype) -> Value:
+            step = Call(c.fx, name, call, args, {}, call, c.path, c.module_type, shape, dtype)
+            return self.make(step, KIND_OF[name])
+
+        readers = [user for user in c.fx.users if user.target is operator.getitem and user.args[1] == 2]
+        with_cell = any(user.users for user in readers)
+        shapes = [self.shape(t) for t in results]
+        return recurrent.split(bound.get("mode", c.name), bound, shapes, results[0].dtype, with_cell, emit)
+
+    def _of_sizes_alone(self, name: str, args: Any, meta: Any) -> Any:
+        """Arguments of ``x.new_zeros(7, 7)`` and the like, which read no more of ``x`` than dtype and device."""
+        if not name.startswith("new_") or self.batch is not None or not isinstance(args[0], Value):
+            return args
+        if not all(isinstance(n, int) for n in self.shape(meta)):
+            return args
+        return (Constant(name, torch.zeros((), dtype=args[0].dtype, device=meta.device)), *args[1:])
+
+    def _rewritten(self, c: Call, steps: Steps) -> Any:
+        """The operations that one stands for, one after the other."""
+        results: list[Any] = []
+        for target, name, args, kwargs, *shape in steps:
+            args = tuple(results[a.position] if isinstance(a, Step) else a for a in args)
+            results.append(self.emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type, *shape)))
+        return results[-1]
+
+    def make(self, c: Call, kind: str) -> Value:
+        """A node of this kind at the end of the graph, unless its arguments make it another; its value."""
+        fx, args, kwargs = c.fx, c.args, c.kwargs
+        meta = fx.meta.get("val")
+        if c.dtype is not None:
+            value = self.graph.new_value(fx.name, c.shape or (), c.dtype)
+        elif isinstance(meta, Tensor):
+            value = self.graph.new_value(fx.name, c.shape or self.shape(meta), meta.dtype)
+        else:
+            value = self.graph.new_value(fx.name, (), None)
+            kind = kind if isinstance(meta, (tuple, list)) else "scalar"
+        inputs = tuple(dict.fromkeys(v for v in leaves((args, kwargs)) if isinstance(v, Value)))
+        node = Node(kind, c.name, c.call, args, kwargs, inputs, value, c.path, c.module_type)
+        unread = [args[i] for i in UNREAD.get(c.name, ()) if i < len(args) and isinstance(args[i], Value)]
+        others = list(leaves([a for i, a in enumerate(args) if i not in UNREAD.get(c.name, ())]))
+        read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
+        node.attributes.update(unread=tuple(v for v in unread if v not in read))
+        value.depends = any(v.depends for v in read)
+        value.carries = carries(node, read)
+        if not value.is_tensor:
+            node.attributes["target"] = c.target
+        constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
+        found = (
+            faults.random_numbers(c.name, c.path),
+            faults.complex_numbers(fx, c.name, c.path),
+            faults.number_from_data(fx, c.name, c.path),
+            faults.strides(fx, c.name, c.path),
+            *(constant.fault for constant in constants),
+        )
+        fault = next(filter(None, found), None)
+        if fault:
+            node.attributes["fault"] = fault
+        node.kind = KIND[kind].read(node, bind(c.target, args, kwargs)) or kind
+        value.producer = node
+        self.graph.nodes.append(node)
+        return value

@@ -1,0 +1,170 @@
+"""The backward step of attention, fused or written out: relevance per unit of queries, keys and values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.capture.graph import Value
+from fastlrp.kinds.attention_up import attention_up, hides_later
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.steps import Flow
+from fastlrp.plan.total import multiply
+
+_HUGE = 1e30
+"""Log-sum-exps below minus this are masks, not scores."""
+
+
+class Operands:
+    """Queries, keys and values of attention, and what its probabilities are made of.
+
+    Attributes:
+        values: query, key and value. output: of the attention. causal, scale, cap: see
+            :func:`fastlrp.reference.attention.attention_forward`. slots: what :meth:`of` reads.
+        heads: the axes between batch and positions, ``(B, *heads, S, D)``.
+    """
+
+    def __init__(
+        self,
+        values: tuple[Value, Value, Value],
+        output: Value,
+        causal: bool,
+        scale: float,
+        cap: float,
+        slots: list[int],
+    ) -> None:
+        self.values, self.output, self.slots = values, output, slots
+        self.causal, self.scale, self.cap = causal, scale, cap
+        self.heads = values[0].sizes[:-2]
+
+    def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Query, key and value ``(B, H, S, D)`` and the mask, from the tensors in the slots."""
+        raise NotImplementedError
+
+    @property
+    def keys(self) -> int:
+        """How many keys there are."""
+        return self.values[1].sizes[-2]
+
+    def key_rows(self, key: Tensor) -> Tensor:
+        """From the key's own layout to positions before channels, and back: the same for both."""
+        return key
+
+    def mask_over_heads(self, mask: Tensor | None) -> Tensor | None:
+        """A mask that broadcasts to ``(B, *heads, S, T)`` as one that broadcasts to ``(B, H, S, T)``."""
+        if mask is None or len(self.heads) == 1:
+            return mask
+        full = mask.reshape(*[1] * (len(self.heads) + 3 - mask.dim()), *mask.shape)
+        if len(self.heads) == 0:
+            return full.unsqueeze(1)
+        return full.expand(full.shape[0], *self.heads, *full.shape[-2:]).flatten(1, -3)
+
+    def wide(self, relevance: Tensor) -> Tensor:
+        """``(B, K, *heads, S, E)`` to ``(B, K, H, S, E)``."""
+        return relevance.unsqueeze(2) if not self.heads else relevance.flatten(2, -3)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What query, key and value take, None for all to the values; epsilon of the product of queries and keys."""
+
+    shares: tuple[float, float, float] | None
+    epsilon: float
+
+
+def heads_in_one_axis(x: Tensor) -> Tensor:
+    """``(B, *heads, S, D)`` to ``(B, H, S, D)``."""
+    return x.unsqueeze(1) if x.dim() == 3 else x.flatten(1, -3)
+
+
+def add_step(
+    b: Builder, operands: Operands, sharing: Sharing, flow: Flow, share: int | None, log_sum: int
+) -> tuple[int, ...]:
+    """Append the step; returns the registers of query, key and value, or of the value alone.
+
+    Args:
+        share: slot of what the arriving register is multiplied with, None for 1. log_sum: slot of the log-sum-exps.
+    """
+    uniform, epsilon, y = sharing.shares is not None, sharing.epsilon, operands.output
+    shares = sharing.shares or (0.0, 0.0, 1.0)
+    attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
+    targets = operands.values if uniform else operands.values[2:]
+    numbers = operands.causal, operands.scale, operands.cap
+
+    def relevance_of_operands(
+        f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        g = operands.wide(f if share is None else multiply(f, share))
+        q, k, v, mask = operands.of(tensors)
+        mask, log_sum = _told_apart(q, k, mask, *numbers, log_sum, g)
+        found: tuple[Tensor, ...]
+        if uniform:
+            found = attention(g, q, k, v, heads_in_one_axis(output), log_sum, mask, *numbers, *shares, epsilon)
+            found = found[0], operands.key_rows(found[1]), found[2]
+        else:
+            found = (attention(g, q, k, log_sum, mask, *numbers),)
+        return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
+
+    def up(*operands_of_step: Any) -> Tensor:
+        found = up_from(None, *operands_of_step)
+        assert found is not None
+        return found
+
+    def up_from(first: int | None, *operands_of_step: Any) -> Tensor | None:
+        count = len(targets)
+        arriving, (share, output, log_sum, *tensors) = operands_of_step[:count], operands_of_step[count:]
+        if uniform and arriving[1] is not None:
+            arriving = arriving[0], operands.key_rows(arriving[1]), arriving[2]
+        wide = [None if t is None else operands.wide(t) for t in arriving]
+        q, k, v, mask = operands.of(tuple(tensors))
+        if first is not None:
+            causal = operands.causal or hides_later(mask, q.shape[2], k.shape[2])
+            if not causal or q.shape[2] != k.shape[2]:
+                return None
+        mask, log_sum = _told_apart(q, k, mask, *numbers, log_sum, None)
+        found = attention_up(
+            (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
+            log_sum, mask, *numbers, shares, epsilon, first,
+        )  # fmt: skip
+        found = found.reshape(*found.shape[:2], *y.sizes[:-2], *found.shape[-2:])
+        if share is None:
+            return found
+        return multiply(found, share if first is None else share.narrow(-2, first, found.shape[-2]))
+
+    slots, numels = [share, y.index, log_sum, *operands.slots], [x.numel for x in targets]
+    work = (5 if uniform else 1) * 2 * y.numel * operands.keys
+    return b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up, up_from=up_from)
+
+
+def _told_apart(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    log_sum: Tensor,
+    g: Tensor | None,
+) -> tuple[Tensor | None, Tensor]:
+    """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
+
+    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
+    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
+    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
+    """
+    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return mask, log_sum
+    lost = (log_sum < -_HUGE) & log_sum.isfinite()
+    if not bool((lost if g is None else lost & (g != 0).any(-1).any(1)).any()):
+        return mask, log_sum
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = scale * (query @ keys.transpose(-1, -2))
+    scores = cap * torch.tanh(scores / cap) if cap > 0 else scores
+    allowed = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    whole = (scores + mask).masked_fill(~allowed, -math.inf) if causal else scores + mask
+    told = torch.where(lost.unsqueeze(-1), whole.log_softmax(-1) - scores, mask)
+    return told, log_sum.masked_fill(lost, 0)

@@ -1,0 +1,74 @@
+"""Which rule each node of a graph gets: from the composite, its kind, or :func:`register_rule`."""
+
+from __future__ import annotations
+
+from fastlrp import rules
+from fastlrp.capture.graph import Graph, Node
+from fastlrp.composites import Composite, Layer
+from fastlrp.kinds.head_numbers import number_heads
+from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
+from fastlrp.kinds.vocabulary import plain_name
+
+_REGISTERED: dict[str, rules.Rule] = {}
+
+
+def register_rule(operation: str, rule: rules.Rule) -> None:
+    """Give an operation that fastlrp does not know a rule, for all explainers made from now on.
+
+    Args:
+        operation: name without overload, ``"amax"`` or ``"aten::amax"`` for one of ATen's; an operator of another
+            namespace by its full name, ``"mylib::amax"``.
+        rule: usually a :class:`fastlrp.rules.Custom`; ``Pass`` for element-wise operations; ``Gradient``.
+
+    Raises:
+        TypeError: if ``rule`` is not a rule.
+        ValueError: for an operation that fastlrp knows: composites decide about those.
+
+    Example::
+
+        class Halves(rules.Custom):
+            # Half of the relevance to each operand of torch.hypot.
+            def propagate(self, forward, inputs, output, relevance):
+                return tuple(relevance / 2 for _ in inputs)
+
+        fastlrp.register_rule("hypot", Halves())
+    """
+    if not isinstance(rule, rules.Rule):
+        raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
+    name = plain_name(operation)
+    if not registrable(name):
+        raise ValueError(
+            f"fastlrp knows {name!r} (kind {KIND_OF[name]!r}), so its rule comes from the composite: "
+            f"use composite.with_entries((fastlrp.composites.operation({name!r}), rule))"
+        )
+    _REGISTERED[name] = rule
+
+
+def registrable(operation: str) -> bool:
+    """True for names that fastlrp does not know, and for those of layers, which products of activations have too."""
+    return KIND_OF.get(operation) in (None, *WEIGHTED_KINDS)
+
+
+def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | None]:
+    """The rule of every node that needs one; None where neither composite nor registry has any."""
+    weighted = [node for node in graph.nodes if node.kind in ("conv", "linear")]
+    position = {node: i for i, node in enumerate(weighted)}
+    seen: dict[str, int] = {}
+    assigned: dict[Node, rules.Rule | None] = {}
+    layers: list[Layer] = []
+    missing = rules.InputGradient(missing=True) if composite.unsupported == "gradient" else None
+    for node in graph.nodes:
+        if node.kind not in RULED_KINDS:
+            continue
+        kind_index = seen.get(node.kind, 0)
+        seen[node.kind] = kind_index + 1
+        layer = Layer(
+            node.path, node.module_type, node.operation, node.kind, position.get(node), len(weighted), kind_index,
+            NAMED_LIKE.get(node.operation),
+        )  # fmt: skip
+        layers.append(layer)
+        rule = composite.rule_for(layer)
+        assigned[node] = rule or KIND[node.kind].fallback or _REGISTERED.get(node.operation) or missing
+    composite.check_paths(layers)
+    number_heads(graph, (node for node, rule in assigned.items() if isinstance(rule, rules.Heads)))
+    return assigned

@@ -1,0 +1,87 @@
+"""From a graph with rules to a program: what its nodes' kinds and rules append, from the output up to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fastlrp import rules
+from fastlrp.backends.dispatch import FUSED
+from fastlrp.capture import advice
+from fastlrp.capture.eager_attention import EagerAttention, find_eager_attention
+from fastlrp.capture.graph import Graph, Node
+from fastlrp.capture.wording import shape_text
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds import eager_attention
+from fastlrp.kinds.jacobian import lower_custom
+from fastlrp.kinds.registry import KIND, RULED_KINDS
+from fastlrp.kinds.shares import send_shares
+from fastlrp.plan.assign import registrable
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.steps import BackwardStep, Flow, Program
+from fastlrp.stabilizer import Stabilizer
+
+LowerNode = Callable[[Builder, Node, rules.Rule | None, Flow], None]
+
+
+def lower(b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: LowerNode) -> Program:
+    """The program of the builder's graph under these rules.
+
+    Args:
+        lower_node: appends the steps of one node; :func:`lower_node` unless a plan has some of its own.
+
+    Raises:
+        UnsupportedOperationError: if relevance would reach an operation without a rule, or none the input.
+    """
+    graph = b.graph
+    for node in graph.nodes:
+        KIND[node.kind].forward(b, node)
+    b.start()
+    written = {a.product: a for a in find_eager_attention(graph)}
+    offers: dict[Node, tuple[EagerAttention, BackwardStep]] = {}
+    for node in reversed(graph.nodes):
+        flow = b.collect(node.output) if node.output.gets_relevance else None
+        if flow is None or not (node.sources or KIND[node.kind].keeps):
+            continue
+        _check(graph, node, assigned.get(node))
+        lower_node(b, node, assigned.get(node), flow)
+        if node in written:
+            step = eager_attention.offer(b, written[node], assigned, flow)
+            if step is not None:
+                offers[node] = written[node], step
+    eager_attention.settle(b, offers)
+    for value in graph.inputs:
+        if value.gets_relevance:
+            b.collect(value)
+    output = graph.output
+    if (output.is_float or not output.depends) and not any(v in b.flows for v in graph.inputs):
+        raise UnsupportedOperationError(
+            "no relevance reaches the model's input: the explained output depends on it through integers only that "
+            "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "
+            "that the model computes with"
+        )
+    fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
+    return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
+
+
+def _check(graph: Graph, node: Node, rule: rules.Rule | None) -> None:
+    if node.kind in RULED_KINDS and rule is None:
+        raise UnsupportedOperationError(advice.no_rule(graph, node, registrable(node.operation)))
+    advice.refuse_time_first(node)
+    for value in (node.output, *node.sources):
+        if not value.has_batch_first and KIND[node.kind].keeps_batch:
+            raise UnsupportedOperationError(
+                f"{node}: shape {shape_text(value.shape)} does not keep the batch as axis 0, so relevance of one "
+                f"sample cannot be told from that of the others. {advice.keep_the_batch(graph, node)}"
+            )
+
+
+def lower_node(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> None:
+    """Append what sends the relevance of a node's output to its inputs."""
+    kind = KIND[node.kind]
+    b.begin(node, rule if isinstance(rule, rules.InputGradient) else kind.title(b, rule))
+    if isinstance(rule, rules.Custom):
+        lower_custom(b, node, rule, flow)
+    elif isinstance(rule, rules.InputGradient):
+        send_shares(b, node, flow, Stabilizer.ensure(rule.stabilizer), node.sources)
+    else:
+        kind.lower(b, node, rule, flow)

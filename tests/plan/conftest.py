@@ -1,0 +1,5 @@
+"""The same random numbers at each run, and for a test alone."""
+
+from tests.fixtures import seeded
+
+__all__ = ["seeded"]
