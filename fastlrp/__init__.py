@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlrp import composites, groups, rules
 from fastlrp.composites import Composite
+from fastlrp.contrasts import contrastive, top_classes
 from fastlrp.errors import BackendError, CaptureError, NotFiniteError, UnsupportedOperationError
 from fastlrp.explainer import Explainer, explain
 from fastlrp.graph_explainer import GraphExplainer
@@ -40,6 +41,7 @@ __all__ = [
     "all_walks",
     "compat",
     "composites",
+    "contrastive",
     "each",
     "edge_relevance",
     "explain",
@@ -57,6 +59,7 @@ __all__ = [
     "rules",
     "similarity",
     "tokens_by_layers",
+    "top_classes",
     "tune",
     "viz",
     "walk_relevance",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -128,6 +129,33 @@ class Resolved:
 
     count: int
     maps: tuple[Tensor, ...]
+
+    @cached_property
+    def firsts(self) -> Tensor | None:
+        """``(G,)``, the first position of each group of ids ``(B, S)`` or vectors ``(B, S, D)``; None for others."""
+        found = self.maps[0]
+        if len(self.maps) != 1 or not 2 <= found.dim() <= 3:
+            return None
+        whole = found.shape[1]
+        if found.is_floating_point():
+            alive = (found != 0).flatten(2).any(2) if found.dim() == 3 else found != 0  # (G, S)
+            return torch.where(alive.any(1), alive.int().argmax(1), whole)
+        positions = torch.arange(whole, device=found.device).view(1, -1, *[1] * (found.dim() - 2)).expand_as(found)
+        inside = found >= 0
+        result = torch.full((self.count,), whole, device=found.device)
+        return result.scatter_reduce(0, found[inside], positions[inside], "amin")
+
+    def in_order(self) -> tuple[Resolved, Tensor | None]:
+        """The same groups by their first positions, and where each of these stood; None if they are in order."""
+        firsts = self.firsts
+        if firsts is None or bool((firsts[1:] >= firsts[:-1]).all()):
+            return self, None
+        order = firsts.argsort(stable=True)
+        (found,) = self.maps
+        if found.is_floating_point():
+            return Resolved(self.count, (found[order],)), order
+        number = torch.empty_like(order).scatter_(0, order, torch.arange(self.count, device=order.device))
+        return Resolved(self.count, (torch.where(found < 0, found, number[found.clamp(min=0)]),)), order
 
     @property
     def is_partition(self) -> bool:

@@ -21,7 +21,7 @@ ORDER = """
     cli
     fastlrp tune.__main__
     io
-    compat nn layerwise report convolutional parts graph_parts graph_explainer
+    compat nn layerwise report convolutional parts contrasts graph_parts graph_explainer
     viz
     explainer
     run.replay verify.compare tune.command
@@ -29,12 +29,15 @@ ORDER = """
     run.group_answers run.forward_pass
     run.answers run.recording
     run.contributions run.grouped
+    run.kept_shares
     run.direction
     run.middle
     run.way_up
     run.stages
+    run.causal
+    run.meeting
     run.ascent
-    run.boxed_ups
+    run.boxed_ups run.tails run.sparse.upward run.ends
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.relative verify.verification run.runner

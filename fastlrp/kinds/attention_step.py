@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
-from fastlrp.kinds.attention_up import attention_up
+from fastlrp.kinds.attention_up import attention_up, hides_later
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
@@ -110,23 +110,34 @@ def add_step(
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
 
     def up(*operands_of_step: Any) -> Tensor:
+        found = up_from(None, *operands_of_step)
+        assert found is not None
+        return found
+
+    def up_from(first: int | None, *operands_of_step: Any) -> Tensor | None:
         count = len(targets)
         arriving, (share, output, log_sum, *tensors) = operands_of_step[:count], operands_of_step[count:]
         if uniform and arriving[1] is not None:
             arriving = arriving[0], operands.key_rows(arriving[1]), arriving[2]
         wide = [None if t is None else operands.wide(t) for t in arriving]
         q, k, v, mask = operands.of(tuple(tensors))
+        if first is not None:
+            causal = operands.causal or hides_later(mask, q.shape[2], k.shape[2])
+            if not causal or q.shape[2] != k.shape[2]:
+                return None
         mask, log_sum = _told_apart(q, k, mask, *numbers, log_sum, None)
         found = attention_up(
             (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
-            log_sum, mask, *numbers, shares, epsilon,
+            log_sum, mask, *numbers, shares, epsilon, first,
         )  # fmt: skip
-        found = found.reshape(*found.shape[:2], *y.sizes)
-        return found if share is None else multiply(found, share)
+        found = found.reshape(*found.shape[:2], *y.sizes[:-2], *found.shape[-2:])
+        if share is None:
+            return found
+        return multiply(found, share if first is None else share.narrow(-2, first, found.shape[-2]))
 
     slots, numels = [share, y.index, log_sum, *operands.slots], [x.numel for x in targets]
     work = (5 if uniform else 1) * 2 * y.numel * operands.keys
-    return b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up)
+    return b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up, up_from=up_from)
 
 
 def _told_apart(

@@ -36,6 +36,7 @@ def attention_up(
     cap: float,
     shares: tuple[float, float, float],
     epsilon: float,
+    first: int | None = None,
 ) -> Tensor:
     """The cotangent of ``g`` from those of query ``(B, G, H, S, D)``, key ``(B, G, H', T, D)`` and value of its form.
 
@@ -43,9 +44,10 @@ def attention_up(
         arriving: one that is None is zero. query, key, value, output, log_sum, mask, causal, scale, cap, epsilon: as in
             :func:`fastlrp.reference.attention.attention_relevance`, ``(B, H, S, D)`` and so on; H' divides H.
         shares: of query, key and value.
+        first: where no query sees a later key: what arrives are the positions from there on, before which it is zero.
 
     Returns:
-        ``(B, G, H, S, E)``.
+        ``(B, G, H, S, E)``; with ``first`` its positions from there on, before which it is zero too.
     """
     if query.dtype in (torch.float16, torch.bfloat16):  # Weights and sums over keys in float32.
         wide = [None if t is None else t.float() for t in (*arriving, query, key, value, output)]
@@ -54,42 +56,58 @@ def attention_up(
         assert q is not None
         assert k is not None
         assert v is not None
-        given = (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask
-        return attention_up(*given, causal, scale, cap, shares, epsilon).to(query.dtype)
+        narrow = attention_up(
+            (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask, causal, scale, cap, shares, epsilon, first
+        )  # fmt: skip
+        return narrow.to(query.dtype)
+    causal = causal or first is not None or hides_later(mask, query.shape[2], key.shape[2])
+    if first is None:
+        # Under causal order nothing of a token reaches the positions before it, also where a mask says so.
+        first = min(leading_zeros(t, 3) for t in arriving if t is not None) if causal else 0
+        if first:
+            own = [None if t is None else t[:, :, :, first:] for t in arriving]
+            rows = attention_up(
+                (own[0], own[1], own[2]), query, key, value, output, log_sum, mask, causal, scale, cap, shares, epsilon,
+                first,
+            )  # fmt: skip
+            return torch.nn.functional.pad(rows, (0, 0, first, 0))
     batch, heads, queries, _ = query.shape
-    first = next(t for t in arriving if t is not None)
-    groups, times = first.shape[1], heads // key.shape[1]
+    given_t = next(t for t in arriving if t is not None)
+    groups, times = given_t.shape[1], heads // key.shape[1]
     keys, values = (_each_head(t, times, 1) for t in (key, value))
-    of_query = _behind(arriving[0])
-    of_key, of_value = (None if t is None else _behind(_each_head(t, times, 2)) for t in arriving[1:])
+    of_query, of_key, of_value = arriving
+    of_query = None if of_query is None else of_query.permute(0, 2, 3, 1, 4).contiguous()  # (B, H, S, G, D)
+    of_key = None if of_key is None else _each_head(of_key, times, 2).transpose(1, 2).contiguous()  # (B, H, G, T, D)
+    if of_value is not None:
+        of_value = _each_head(of_value, times, 2).permute(0, 2, 3, 1, 4).contiguous()  # (B, H, T, G, E)
     each = batch * heads * groups * keys.shape[2] * query.element_size()
-    rows = max(1, TILE_BYTES // max(1, each))
-    result = query.new_empty(batch, heads, queries, groups, value.shape[-1])
-    # Under causal order nothing of a token reaches the positions before it, also where a mask says so.
-    causal = causal or hides_later(mask, queries, keys.shape[2])
-    before = min(leading_zeros(t, 3) for t in arriving if t is not None) if causal else 0
-    result[:, :, :before] = 0
-    for start in range(before, queries, rows):
-        end = min(queries, start + rows)
+    size = max(1, TILE_BYTES // max(1, each))
+    result = query.new_empty(batch, heads, queries - first, groups, value.shape[-1])
+    # With a column of ones behind the values the sums over keys come out of the same product.
+    with_ones = torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)
+    for start in range(first, queries, size):
+        end = min(queries, start + size)
         # Query i sees the keys up to i alone.
         seen = min(end, keys.shape[2]) if causal else keys.shape[2]
-        k, v, q = keys[:, :, :seen], values[:, :, :seen], query[:, :, start:end]
+        k, q = keys[:, :, :seen], query[:, :, start:end]
         u = scale * q @ k.mT
         part, sums = _part(mask, start, end, seen), log_sum[:, :, start:end]
         p = _weights(_capped(u, cap), part, sums, start if causal else None)
-        found = None
+        found: Tensor | None = None
         if of_value is not None:  # (S, T) (T, G E)
-            t_v = of_value[:, :, :seen].flatten(3)
-            found = (shares[2] * p @ t_v).unflatten(3, (groups, -1))
-        scores = _scores(of_query, of_key, q, k, start, end, seen, shares)
+            t_v = of_value[:, :, : seen - first].flatten(3)
+            found = ((shares[2] * p[..., first:]) @ t_v).unflatten(3, (groups, -1))
+        t_q = None if of_query is None else of_query[:, :, start - first : end - first]
+        t_k = None if of_key is None else of_key[:, :, :, : seen - first]
+        scores = _scores(t_q, t_k, q, k, first, shares)
         if scores is not None:
             scores = scores.mul_((p * scale * _share(u, cap, epsilon)).unsqueeze(3))
-            through = (scores.flatten(2, 3) @ v).unflatten(2, (end - start, groups))
-            found = through if found is None else found.add_(through)
+            through = (scores.flatten(2, 3) @ with_ones[:, :, :seen]).unflatten(2, (end - start, groups))
+            found = through[..., :-1] if found is None else found.add_(through[..., :-1])
             assert output is not None
-            found = found.addcmul_(scores.sum(-1, keepdim=True), output[:, :, start:end].unsqueeze(3), value=-1)
+            found = torch.addcmul(found, through[..., -1:], output[:, :, start:end].unsqueeze(3), value=-1)
         assert found is not None
-        result[:, :, start:end] = found
+        result[:, :, start - first : end - first] = found
     return result.permute(0, 3, 1, 2, 4)
 
 
@@ -102,22 +120,18 @@ def hides_later(mask: Tensor | None, queries: int, keys: int) -> bool:
 
 
 def _scores(
-    of_query: Tensor | None, of_key: Tensor | None, q: Tensor, k: Tensor, start: int, end: int, seen: int,
-    shares: tuple[float, float, float],
-) -> Tensor | None:  # fmt: skip
-    """``a_q t_q k^T + a_k q t_k^T``, ``(B, H, S, G, T)``."""
+    t_q: Tensor | None, t_k: Tensor | None, q: Tensor, k: Tensor, first: int, shares: tuple[float, float, float]
+) -> Tensor | None:
+    """``a_q t_q k^T + a_k q t_k^T``, ``(B, H, S, G, T)``; ``t_k`` is of the keys from ``first`` on."""
     scores = None
-    if of_query is not None:  # (S G, D) (D, T)
-        scores = (shares[0] * of_query[:, :, start:end].flatten(2, 3) @ k.mT).unflatten(2, (end - start, -1))
-    if of_key is not None:  # (S, D) (D, T G)
-        part = ((shares[1] * q) @ of_key[:, :, :seen].flatten(2, 3).mT).unflatten(3, (seen, -1)).transpose(3, 4)
-        scores = part.contiguous() if scores is None else scores.add_(part)
+    if t_q is not None:  # (S G, D) (D, T)
+        scores = (shares[0] * (t_q.flatten(2, 3) @ k.mT)).unflatten(2, (t_q.shape[2], -1))
+    if t_k is not None:  # (S, D) (D, G T)
+        part = ((shares[1] * q) @ t_k.flatten(2, 3).mT).unflatten(3, (t_k.shape[2], -1))
+        if scores is None:
+            return torch.nn.functional.pad(part, (first, 0))
+        scores[..., first:] += part
     return scores
-
-
-def _behind(t: Tensor | None) -> Tensor | None:
-    """``(B, G, H, S, D)`` to ``(B, H, S, G, D)``, in this order in memory."""
-    return None if t is None else t.permute(0, 2, 3, 1, 4).contiguous()
 
 
 def _each_head(t: Tensor, times: int, axis: int) -> Tensor:

@@ -121,11 +121,12 @@ def _send_with_fixed_sigma(b: Builder, node: Node, stabilizer: Stabilizer, flow:
 
     def normalized(t: Tensor, s: Tensor | None, sigma: Tensor) -> Tensor:
         """The norm itself with sigma held fixed."""
-        t = t.reshape(*t.shape[:2], *whole)
+        given, shape = t.shape, t.shape[2:] if last else whole
+        t = t.reshape(*given[:2], *shape)
         t = t - t.mean(-1, keepdim=True) if rows.centre else t
         factor = sigma if rows.weight is None else sigma * rows.weight
-        factor = factor if s is None else factor * s.reshape(len(s), *whole)
-        return multiply(t, factor).reshape(*t.shape[:2], *y.sizes)
+        factor = factor if s is None else factor * s.reshape(len(s), *shape)
+        return multiply(t, factor).reshape(given)
 
     register = b.step(
         transposed, [flow.register], [share, sigma], x.numel, fresh=True, by_position=last and len(x.sizes) > 1,

@@ -39,6 +39,7 @@ class Builder(ForwardBuilder):
     alternatives: list[Alternative] = field(init=False, default_factory=list)
     finite: dict[Value, int] = field(init=False, default_factory=dict)
     _sent: dict[Value, list[Flow]] = field(init=False, default_factory=dict)
+    _senders: dict[Value, list[Node | None]] = field(init=False, default_factory=dict)
 
     def build(self, sweep: Callable[..., Any] | None = None) -> Program:
         """All that was collected, as it will stay. ``sweep``: see :class:`~fastlrp.plan.steps.Program`."""
@@ -108,7 +109,7 @@ class Builder(ForwardBuilder):
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
         ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
-        ``by_position``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at`` and ``is_linear`` of
+        ``by_position``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at``, ``up_from`` and ``is_linear`` of
         :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
@@ -168,6 +169,7 @@ class Builder(ForwardBuilder):
         if node is not None and node.kind != "move" and value.is_float and value.dtype != node.output.dtype:
             flow = self._in_dtype_of(value, node.output, flow)
         self._sent.setdefault(value, []).append(flow)
+        self._senders.setdefault(value, []).append(node)
         if self._row is not None and not self._row.flows:
             factor = flow.factor
             self._row.flows = "R" if factor == Factor() else "c" if factor.value is value else "f*F"
@@ -224,5 +226,6 @@ class Builder(ForwardBuilder):
             overwrites=over,
             takes_bf16=not scales,
             up=total.up,
+            senders=tuple(self._senders[value][i] for i in order),
         )
         return Flow(register, Factor(value) if chained else Factor())

@@ -11,7 +11,8 @@ from fastlrp.plan.forms import Affine, Way
 class Path:
     """How one layer is computed: densities of the neurons that carry relevance above and below it.
 
-    ``narrow``: whether its sparse products read bfloat16.
+    ``narrow``: whether its sparse products read bfloat16. ``arriving``: density of the entries that a sparse layer is
+    given, fewer than ``above`` where a max-pool stands over it.
     """
 
     form: Affine
@@ -19,6 +20,7 @@ class Path:
     above: float
     below: float
     narrow: bool = False
+    arriving: float = 1.0
 
     @property
     def way(self) -> Way:

@@ -128,6 +128,8 @@ class BackwardStep:
         up: the transpose, ``up(*registers[out…], *state[slots…])``: what the results' cotangents ``(B, G, …)`` are at
             ``ins``; with several ins a tuple. Of several results those may be None that nothing comes from. None: it
             is found by automatic differentiation, see :mod:`fastlrp.plan.transpose`.
+        up_from: of attention the same for cotangents of the positions from ``first`` on alone, ``up_from(first, …)``,
+            before which they are zero; None where an earlier position sees a later one.
         up_at: of a linear layer over positions the same for some of them, ``up_at(positions, …)``.
         is_linear: whether ``run`` is linear in its registers, so that it has a transpose at all.
         embeds: of a step that writes its operand into zeros. adds: whether it is the sum of its registers alone.
@@ -136,6 +138,7 @@ class BackwardStep:
             alike, so that it can do with some of the positions.
         overwrites: by the position of a register among its operands, the same as ``run`` that may write over it; what
             :mod:`fastlrp.plan.joining` chooses from.
+        senders: of the sum of what several readers of a value send to it, the node that sent each operand.
         takes_bf16: whether its registers may be of bfloat16 although the plan is of float32: it multiplies them with
             weights of bfloat16, or only moves and adds them. Others get them in float32.
         out, numel: of the first, as a rule the only result, and of the largest.
@@ -158,6 +161,7 @@ class BackwardStep:
     keeps_one_hot: bool = False
     up: Callable[..., Any] | None = None
     up_at: Callable[..., Tensor] | None = None
+    up_from: Callable[..., Tensor | None] | None = None
     is_linear: bool = True
     embeds: Window | None = None
     adds: bool = False
@@ -165,6 +169,7 @@ class BackwardStep:
     by_position: bool = False
     overwrites: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
     takes_bf16: bool = False
+    senders: tuple[Node | None, ...] = ()
     out: int = field(init=False)
     numel: int = field(init=False)
 
@@ -175,11 +180,16 @@ class BackwardStep:
 
 @dataclass(frozen=True, eq=False)
 class Emission:
-    """A step that hands out the relevance of a value: ``register * state[slots…]``."""
+    """A step that hands out the relevance of a value: ``register * state[slots…]``.
+
+    Attributes:
+        whole: False where entries that no later step reads need not be computed; the register may then be compact.
+    """
 
     value: Value
     register: int
     slots: tuple[int, ...]
+    whole: bool = True
 
     @property
     def name(self) -> str:

@@ -82,6 +82,9 @@ def vjp(forward: Callable[[Tensor], Tensor], x: Tensor, S: Tensor) -> Tensor:
     with torch.enable_grad():
         point = x.detach().clone().requires_grad_(True)
         y = forward(point)
+        if S.requires_grad:  # It is linear in S, of which a derivative is wanted.
+            each = [torch.autograd.grad(y, point, s, create_graph=True)[0] for s in S.unbind(1)]
+            return torch.stack(each, 1)
         for k in range(S.shape[1]):
             (out[:, k],) = torch.autograd.grad(y, point, S[:, k].detach(), retain_graph=True)
     return out

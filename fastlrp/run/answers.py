@@ -169,15 +169,17 @@ class Answers:
         state = runner.complete(self.plan, state, slots)
         return state, schedule, self.specialize(state, (schedule, 0), schedule.steps, count)
 
-    def specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
-        """The steps of one way down, for the neurons alive in this pass where that costs less."""
+    def specialize(
+        self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int, below: Steps | None = None
+    ) -> Specialized:
+        """The steps of one way down, for the neurons alive in this pass where that costs less; ``below`` an edge."""
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
         size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
         if self.keeps:
-            make = lambda: runner.specialize(self.plan, steps, state, size, self.batch)  # noqa: E731
+            make = lambda: runner.specialize(self.plan, steps, state, size, self.batch, below)  # noqa: E731
             found = self.specialized.get((*key, size), make)
         else:
-            found = runner.specialize(self.plan, steps, state, size, self.batch)
+            found = runner.specialize(self.plan, steps, state, size, self.batch, below)
         below_a_neck = key[1] > 0
         self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
         self.plan.latest_paths = self.paths

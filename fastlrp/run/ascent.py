@@ -9,7 +9,7 @@ A cotangent has the shape of its register with groups in the place of targets, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,8 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.one_hot import OneHot
+from fastlrp.plan.compact import Compact
+from fastlrp.plan.layer import leading_zeros
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_up, profiling, record_function
@@ -27,9 +29,12 @@ from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.transpose import Shape, results, transposed
 from fastlrp.run.boxed_ups import UPS
 from fastlrp.run.boxes import Boxed, Boxes, form_of
+from fastlrp.run.ends import Operand
+from fastlrp.run.sparse.upward import SparseUp
+from fastlrp.run.tails import Tail, Tails
 
-Cotangent = Tensor | Boxed
-"""``(B, G, …)``, of whole maps or in boxes."""
+Cotangent = Tensor | Boxed | Tail | Compact
+"""``(B, G, …)``, whole, in boxes, from a position on, or of alive neurons."""
 
 Take = Callable[[int, int, Cotangent], None]
 """``take(register, first group, cotangent)``."""
@@ -95,7 +100,9 @@ class Ascent:
     Attributes:
         plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
         boxes: of the registers in which groups reach a part of the map alone. made_bytes: of slots that the record did
-            not hold.
+            not hold. alive: steps that are computed for alive neurons only. tails: cuts what lies before a group's
+            first position; None where it is not looked at. shared: further ends, by a number that no register has: what
+            these operands alone bring to a register, see :mod:`fastlrp.run.ends`.
     """
 
     plan: Plan
@@ -104,6 +111,9 @@ class Ascent:
     shapes: Callable[[], dict[int, Shape]]
     boxes: Boxes = field(default_factory=dict)
     made_bytes: int = 0
+    tails: Tails | None = None
+    alive: Mapping[BackwardStep, SparseUp] = field(default_factory=dict)
+    shared: Mapping[int, frozenset[Operand]] = field(default_factory=dict)
 
     @cached_property
     def last(self) -> dict[int, int]:
@@ -125,7 +135,9 @@ class Ascent:
                 arriving = [cotangents.pop(out, None) for out in step.outs]
                 if all(t is None for t in arriving):
                     continue
-                for register, t in zip(step.ins, self.through(step, arriving), strict=True):
+                for place, (register, t) in enumerate(zip(step.ins, self.through(step, arriving), strict=True)):
+                    for end in self.ends_at.get((step, place), ()):
+                        cotangents[end] = _added(cotangents[end], t) if end in cotangents else t
                     cotangents[register] = _added(cotangents[register], t) if register in cotangents else t
                 del arriving
                 for register in step.ins:
@@ -133,9 +145,30 @@ class Ascent:
                         # An end that nothing on the route reads is not needed any more.
                         done = cotangents[register] if register in self.read else cotangents.pop(register)
                         take(register, first, done)
+                for end in self.ends_after.get(position, ()):
+                    if end in cotangents:
+                        take(end, first, cotangents.pop(end))
         except Exception as error:
             note_up(error, name)
             raise
+
+    @cached_property
+    def ends_at(self) -> dict[Operand, list[int]]:
+        """The ends of :attr:`shared` by what adds to them."""
+        found: dict[Operand, list[int]] = {}
+        for end, operands in self.shared.items():
+            for operand in operands:
+                found.setdefault(operand, []).append(end)
+        return found
+
+    @cached_property
+    def ends_after(self) -> dict[int, list[int]]:
+        """The same by the position of the last step that does."""
+        found: dict[int, list[int]] = {}
+        place = {step: i for i, step in enumerate(self.route.steps)}
+        for end, operands in self.shared.items():
+            found.setdefault(max((place.get(step, -1) for step, _ in operands), default=-1), []).append(end)
+        return found
 
     @cached_property
     def read(self) -> frozenset[int]:
@@ -154,6 +187,15 @@ class Ascent:
         if isinstance(first, Boxed) and all(register in self.boxes for register in step.ins):
             form = form_of(step)
             return UPS[type(form)](form, first, [self.boxes[register] for register in step.ins], self.state)
+        if self.tails is not None:
+            tails = self.tails.through(step, arriving, self.state)
+            if tails is not None:
+                return tails
+        sparse = self.alive.get(step)
+        if sparse is not None and first is not None:
+            compact = sparse(first if isinstance(first, Compact) else on_whole_map(first))
+            if compact is not None:
+                return (compact,)
         up = transposed(step, self.shapes)
         found = up(
             *(None if t is None else on_whole_map(t) for t in arriving), *(self.state[slot] for slot in step.slots)
@@ -163,13 +205,17 @@ class Ascent:
 
 def on_whole_map(t: Cotangent) -> Tensor:
     """On the whole map."""
-    return t.dense() if isinstance(t, Boxed) else t
+    return t if isinstance(t, Tensor) else t.dense()
 
 
 def _added(one: Cotangent, other: Cotangent) -> Cotangent:
     # Not in place: what a step gives may be a view of another register.
     if isinstance(one, Boxed) and isinstance(other, Boxed) and one.box is other.box:
         return Boxed(one.rows + other.rows, one.box, one.first)
+    if isinstance(one, Tail) and isinstance(other, Tail):
+        both = one.plus(other)
+        if both is not None:
+            return both
     return on_whole_map(one) + on_whole_map(other)
 
 
@@ -253,6 +299,30 @@ def _is_same_for_all(index: Tensor) -> bool:
     return index.shape[0] == 1 or bool((index == index[:1]).all())
 
 
+def _is_everything(hot: OneHot) -> bool:
+    """Whether the targets are all entries, each once and in order: all classes of all positions."""
+    entries = torch.Size(hot.sizes).numel()
+    if hot.terms != 1 or hot.index.shape[1] != entries:
+        return False
+    return bool((hot.index[..., 0] == torch.arange(entries, device=hot.index.device)).all())
+
+
+def _at_every_position(step: BackwardStep, hot: OneHot, t: Tensor, slots: Sequence[Any], block_entries: int) -> Tensor:
+    """The same for all entries in order, without looking each of them up; nothing before the groups' first position."""
+    outputs = hot.sizes[-1]
+    whole = torch.Size(hot.sizes[:-1]).numel()
+    assert step.up_at is not None
+    result = t.new_zeros(*t.shape[:2], whole, outputs)
+    value = hot.value.view(-1, 1, whole, outputs)
+    first = leading_zeros(t, 2) if t.dim() == 4 and len(hot.sizes) == 2 else 0
+    size = max(1, block_entries // max(1, t.shape[0] * t.shape[1] * outputs))
+    for start in range(first, whole, size):
+        end = min(whole, start + size)
+        part = step.up_at(torch.arange(start, end, device=t.device), t, *slots)
+        torch.mul(part, value[:, :, start:end], out=result[:, :, start:end])
+    return result.flatten(2)
+
+
 def at_positions(ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, block_entries: int) -> Tensor:
     """``<up(t), hot>`` of a last linear layer, at the positions of the entries alone; ``(B, G, K)``.
 
@@ -263,6 +333,8 @@ def at_positions(ascent: Ascent, step: BackwardStep, hot: OneHot, t: Tensor, blo
         (full,) = ascent.through(step, [t])
         return combine_hot(on_whole_map(full), hot)
     outputs = hot.sizes[-1]
+    if _is_everything(hot):
+        return _at_every_position(step, hot, t, slots, block_entries)
     position, entry = hot.index // outputs, hot.index % outputs
     wanted = position.unique()
     size = max(1, block_entries // max(1, t.shape[0] * t.shape[1] * outputs))

@@ -6,11 +6,13 @@ as on whole maps, without the terms that are zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.run.boxes import Box, Boxed, axes_of, maps_of_zeros
@@ -82,21 +84,45 @@ def _affine(form: Affine, arriving: Boxed, to: list[Box], state: Sequence[Any]) 
 
 def _max_pool(form: MaxPool, arriving: Boxed, to: list[Box], state: Sequence[Any]) -> list[Boxed]:
     rows, box = arriving.rows, arriving.box
-    count, n = rows.shape[1], len(box.sizes)
+    count = rows.shape[1]
     result = Boxed(rows.new_empty(*rows.shape[:3], *to[0].lengths), to[0], arriving.first)
-    place = result.cut(state[form.index]).flatten(3)  # (B, G, C, P): positions in the whole map.
-    where, inside = torch.zeros_like(place), torch.ones_like(place, dtype=torch.bool)
-    rest, stride = place, 1
-    for axis in reversed(range(n)):
-        start = box.starts[arriving.first : arriving.first + count, axis].to(place.device).view(1, -1, 1, 1)
-        own = rest % box.sizes[axis] - start
-        rest = torch.div(rest, box.sizes[axis], rounding_mode="floor")
-        inside &= (own >= 0) & (own < box.lengths[axis])
-        where += own * stride
-        stride *= box.lengths[axis]
-    taken = rows.flatten(3).gather(3, where.masked_fill_(~inside, 0)).masked_fill_(~inside, 0)
+    flat, along = _winners(state[form.index], box)
+    starts = box.starts[arriving.first : arriving.first + count].to(flat.device)
+    where = result.cut(flat).flatten(3)  # (B, G, C, P): positions, counted as in the box.
+    where -= (starts * torch.tensor(_steps(box.lengths), device=flat.device)).sum(1).view(1, -1, 1, 1)
+    outside = torch.zeros_like(where, dtype=torch.bool)
+    for axis, places in enumerate(along):
+        own = result.cut(places).flatten(3)
+        start = starts[:, axis].to(own.dtype).view(1, -1, 1, 1)
+        outside |= own < start
+        outside |= own >= start + box.lengths[axis]
+    taken = rows.flatten(3).gather(3, where.masked_fill_(outside, 0)).masked_fill_(outside, 0)
     found = Boxed(taken.unflatten(3, to[0].lengths), to[0], arriving.first)
     return [found if form.scale is None else found.times_(state[form.scale])]
+
+
+def _steps(lengths: Sequence[int]) -> list[int]:
+    """Entries between neighbours along each axis of a contiguous map."""
+    return [math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
+
+
+_SEEN: Any = WeakIdKeyDictionary()
+"""By the tensor of a pool's winners what :func:`_winners` made of it: dividing integers takes longer than the rest."""
+
+
+def _winners(index: Tensor, box: Box) -> tuple[Tensor, list[Tensor]]:
+    """Winners ``(B, C, *S')`` as positions of a map of the box's lengths, and their places along each axis."""
+    key = box.sizes, box.lengths
+    known = _SEEN.get(index)
+    if known is None or known[0] != key:
+        small = torch.int16 if max(box.sizes) < 1 << 15 else torch.int64
+        along = [index // step % size for step, size in zip(_steps(box.sizes), box.sizes, strict=True)]
+        flat = torch.zeros_like(index)
+        for places, step in zip(along, _steps(box.lengths), strict=True):
+            flat += places * step
+        known = key, flat, [places.to(small) for places in along]
+        _SEEN[index] = known
+    return known[1], known[2]
 
 
 def _avg_pool(form: AvgPool, arriving: Boxed, to: list[Box], state: Sequence[Any]) -> list[Boxed]:

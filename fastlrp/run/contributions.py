@@ -10,17 +10,19 @@ activation but for what biases and stabilizers keep, and for what belongs to no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Value
+from fastlrp.capture.graph import Node, Value
 from fastlrp.groups import Resolved
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.plan import Plan
-from fastlrp.run.ascent import Cotangent, on_whole_map, route
+from fastlrp.run.ascent import Ascent, Cotangent, on_whole_map, route
+from fastlrp.run.ends import Operand, below
+from fastlrp.run.kept_shares import kept_shares
 from fastlrp.run.stages import blocks, stages
 from fastlrp.run.way_up import prepared, start
 
@@ -33,10 +35,14 @@ class Contributions(Mapping[str, Tensor]):
         kept: by module path what belongs to no group, ``(B, *layer.shape[1:])`` or ``(B, M)``: shares of biases and
             stabilizers, dead neurons, and entries of the input in no group. Contributions and this add up to the
             activation, or its readout.
+        bias, stabilizer: what of it biases and stabilizers have, where that was asked for (``ledger=True``). The
+            rest are dead neurons and entries in no group.
     """
 
     parts: dict[str, Tensor]
     kept: dict[str, Tensor] = field(default_factory=dict)
+    bias: dict[str, Tensor] = field(default_factory=dict)
+    stabilizer: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.parts[name]
@@ -56,16 +62,47 @@ class Asked:
         max_memory: int | None, readout: Tensor | None,
     ) -> None:  # fmt: skip
         self.plan, self.resolved, self.batch, self.max_memory = plan, resolved, batch, max_memory
-        self.ends: dict[int, list[str]] = {}
-        for name, value in values.items():
-            self.ends.setdefault(plan.flows[value].register, []).append(name)
-        path = route(plan, frozenset(self.ends))
-        own = frozenset(slot for v in values.values() for slot in (v.index, *plan.flows[v].factor.slots))
-        self.ascent = prepared(plan, path, state, batch, path.slots | own, resolved)
+        self.values, self.state = values, state
+        self.asked_for = frozenset(plan.flows[value].register for value in values.values())
+        self.ends, self.ascent, _ = self._prepared(self.asked_for)
         self.read = {name: _Reading(plan, name, value, self.ascent.state, readout) for name, value in values.items()}
 
-    def whole(self) -> Contributions:
-        """Of all groups."""
+    def whole(self, ledger: bool = False) -> Contributions:
+        """Of all groups; with the shares of biases and stabilizers."""
+        found = self._of_all_groups()
+        if ledger:
+            # Fused attention keeps what its steps keep one by one.
+            inner = frozenset(r for a in self.plan.program.alternatives for r in a.inner)
+            ends, ascent, nodes = self._prepared(self.asked_for | inner)
+
+            def take(register: int, first: int, cotangent: Cotangent) -> None:
+                t = on_whole_map(cotangent)
+                for name in ends.get(register, ()):
+                    both = self.read[name].of(t)
+                    found.bias[name], found.stabilizer[name] = both[:, 0], both[:, 1]
+
+            kept_shares(ascent, self.batch, nodes, take)
+            for name, kept in found.kept.items():  # Where nothing is kept at all.
+                found.bias.setdefault(name, torch.zeros_like(kept))
+                found.stabilizer.setdefault(name, torch.zeros_like(kept))
+        return found
+
+    def _prepared(self, asked_for: frozenset[int]) -> tuple[dict[int, list[str]], Ascent, dict[int, frozenset[Node]]]:
+        """Names by the end that has them, the way up, and of ends that share a register the nodes below them."""
+        plan, ends, nodes = self.plan, dict[int, list[str]](), dict[int, frozenset[Node]]()
+        shared: dict[int, frozenset[Operand]] = {}
+        for name, value in self.values.items():
+            end, found = plan.flows[value].register, below(plan, value, asked_for)
+            if not found.whole:
+                end = -1 - len(shared)
+                shared[end], nodes[end] = found.operands, found.nodes
+            ends.setdefault(end, []).append(name)
+        path = route(plan, asked_for)
+        own = frozenset(slot for v in self.values.values() for slot in (v.index, *plan.flows[v].factor.slots))
+        ascent = prepared(plan, path, self.state, self.batch, path.slots | own, self.resolved)
+        return ends, replace(ascent, shared=shared), nodes
+
+    def _of_all_groups(self) -> Contributions:
         count = self.resolved.count
         parts = {name: self._zeros(reading, count) for name, reading in self.read.items()}
         held = sum(t.numel() * t.element_size() for t in parts.values())
@@ -97,13 +134,11 @@ class Asked:
 
     def _blocks(self, held: int, each: int, put: Callable[[str, int, Tensor], Any]) -> Iterator[tuple[int, int]]:
         ascent, count = self.ascent, self.resolved.count
-        made = stages(
-            self.plan, ascent.route, ascent.boxes, self.batch, count, self.max_memory, held + ascent.made_bytes, each
-        )
+        made = stages(ascent, self.batch, count, self.max_memory, held + ascent.made_bytes, each)
 
         def take(register: int, first: int, cotangent: Cotangent) -> None:
             t = on_whole_map(cotangent)
-            for name in self.ends[register]:
+            for name in self.ends.get(register, ()):
                 put(name, first, self.read[name].of(t))
 
         return blocks(ascent, made, count, lambda first, length: start(ascent, self.resolved, first, length), take)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastlrp.groups import Resolved
-from fastlrp.plan.forms import Affine
+from fastlrp.plan.forms import Affine, MaxPool
 from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BackwardStep, Emission, Schedule
 from fastlrp.run import runner
 from fastlrp.run.ascent import not_linear
 from fastlrp.run.boxes import Boxes, form_of
+from fastlrp.run.causal import positions, share_left
 from fastlrp.run.middle import Edge, edges, fits
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import rates_of
-from fastlrp.run.way_up import WayUp, boxes_of
+from fastlrp.run.sparse.upward import SparseUp
+from fastlrp.run.way_up import WayUp, ways_of
 
 Direction = Literal["auto", "down", "up", "middle"]
 Way = Literal["down", "up", "middle"]
@@ -30,6 +32,18 @@ BY_DERIVATIVE = 3
 
 IN_BOXES = 2e6
 """Floating-point operations in whose time a step in boxes cuts and places what belongs to one group."""
+
+OF_TAILS = 1.3
+"""How much longer steps take for an operation where causal order cuts them: GPT-2, 128 tokens, 9.7 s of one core for
+1,700 GFLOP up, 12.7 s for 3,020 down (AMD EPYC)."""
+
+PICKED_IN_BOXES, PICKED = 3000, 900
+"""In the time of so many one entry of a max-pool's result is taken from its winner, in boxes (13 ns) or on whole maps
+(4 ns; AMD EPYC)."""
+
+MEETS_IN_BOXES, MEETS = 140, 100
+"""The same for one target, group and entry of a box at an edge, whose row is looked for (0.6 ns), and on whole maps for
+one entry of a target or group, before the product."""
 
 WORTH_MEETING = 0.95
 """Both ways to an edge are taken only if they are estimated to cost less than this share of the best single way."""
@@ -102,9 +116,9 @@ def cost_of(step: BackwardStep) -> float:
 
 def estimated(
     plan: Plan, way_up: WayUp | None, targets: int, resolved: Resolved, is_hot: bool, batch: int,
-    max_memory: int | None, paths: Mapping[str, Path],
+    max_memory: int | None, paths: Mapping[str, Path], state: list[Any],
 ) -> Costs:  # fmt: skip
-    """Of all ways. ``paths``: of layers computed for alive neurons alone on the way down."""
+    """Of all ways. ``paths``: of layers computed for alive neurons alone on the way down. ``state``: of the record."""
     values = plan.explained_inputs()
     schedule = plan.schedule(values)
     steps = [step for step, _ in schedule.steps if type(step) is not Emission]
@@ -119,8 +133,10 @@ def estimated(
     basis, width = _basis(plan, schedule, each, targets, sums) if max_memory is None else (None, 0)
     if way_up is None:
         return Costs(down, basis, None, None, None, width)
-    boxes = boxes_of(plan, way_up.path, resolved)
-    above = [_cost_up(step, boxes) for step in steps]
+    full = runner.complete(plan, state, way_up.path.slots)
+    boxes, alive = ways_of(plan, way_up.path, full, resolved, batch)
+    left = share_left(way_up.path, resolved, full)
+    above = [_cost_up(step, boxes, left, alive) for step in steps]
     up = _up(plan, way_up, dict(zip(steps, above, strict=True)), targets, resolved.count)
     best: tuple[float, Edge] | None = None
     for edge in edges(plan, schedule.steps):
@@ -138,7 +154,9 @@ def estimated(
 def _product(edge: Edge, boxes: Boxes, targets: int, groups: int) -> float:
     """At an edge; in boxes group by group, where a part of each target's register is cut out."""
     entries = targets * groups * edge.width
-    return (2 + TRAFFIC) * boxes[edge.register].share * entries if edge.register in boxes else 2 * entries
+    if edge.register in boxes:
+        return MEETS_IN_BOXES * boxes[edge.register].share * entries
+    return 2 * entries + MEETS * (targets + groups) * edge.width
 
 
 def _basis(
@@ -160,7 +178,7 @@ def _alive(plan: Plan, step: BackwardStep, paths: Mapping[str, Path], targets: i
     if path is None or not path.sparse:
         return 1.0
     rates = rates_of(plan.device, plan.mixes_dtypes)
-    cost = estimate(path.form, path.above, path.below, targets, plan.dtype.itemsize, rates)
+    cost = estimate(path.form, path.arriving, path.below, targets, plan.dtype.itemsize, rates)
     return min(1.0, cost.of(path.way) / cost.dense)
 
 
@@ -168,12 +186,17 @@ def _rows_only(plan: Plan, step: BackwardStep, is_hot: bool) -> bool:
     return is_hot and plan.takes_one_hot and step.accepts_one_hot and step.ins[0] == plan.program.top
 
 
-def _cost_up(step: BackwardStep, boxes: Boxes) -> float:
-    """Of one group."""
+def _cost_up(step: BackwardStep, boxes: Boxes, left: float, alive: Mapping[BackwardStep, SparseUp]) -> float:
+    """Of one group. ``left``: the part of the work over positions that causal order leaves."""
+    if step in alive:
+        return alive[step].share * step.work + TRAFFIC * sum(step.numels)
     box = boxes.get(step.out)
+    if isinstance(step.form, MaxPool) and step.node is not None:
+        reached = boxes[step.ins[0]].share if step.ins[0] in boxes else 1.0
+        return (PICKED if box is None else PICKED_IN_BOXES) * reached * step.node.output.numel
+    if left < 1 and positions(step):
+        return OF_TAILS * left * cost_of(step)
     if box is None or form_of(step) is None:
-        # Causal order saves half of the products of tokens, and is not counted: with it GPT-2's 128 tokens took 15
-        # seconds of one core for 3,030 GFLOP of this estimate (AMD EPYC), 200 a second as other models.
         return (1 if step.up is not None else BY_DERIVATIVE) * cost_of(step)
     above = [boxes[register].share if register in boxes else 1.0 for register in step.ins]
     return max(above) * cost_of(step) + IN_BOXES

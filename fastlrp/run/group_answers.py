@@ -17,6 +17,7 @@ from fastlrp.run.answers import Answers
 from fastlrp.run.contributions import Asked
 from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.grouped import Question, resolved_groups
+from fastlrp.run.meeting import Arrived
 from fastlrp.run.middle import Edge, to_edge
 from fastlrp.run.names import input_values, layer_values
 from fastlrp.targets import Targets
@@ -133,21 +134,22 @@ class GroupAnswers:
         each = max(1, answers.batch * self.resolved.count * answers.plan.dtype.itemsize)
         return max(1, min(size, answers.max_memory // _RESULTS // each))
 
-    def _to_edge(self, edge: Edge, start: int, length: int) -> Tensor:
-        """The targets' registers at an edge, ``(B, length, …)``."""
+    def _to_edge(self, edge: Edge, start: int, length: int) -> list[Arrived]:
+        """The targets' registers at an edge, without what dead neurons would bring, for which nobody below asks."""
         plan = self.answers.plan
         schedule = plan.schedule(plan.explained_inputs())
         steps = to_edge(schedule.steps, edge)
-        state = runner.complete(plan, self.state, frozenset(slot for step, _ in steps for slot in step.slots))
-        found = self.answers.specialize(state, (schedule, -edge.position), steps, length).steps
-        collected: list[Tensor] = []
+        below = schedule.steps[edge.position :]
+        state = runner.complete(plan, self.state, schedule.slots)
+        found = self.answers.specialize(state, (schedule, -edge.position), steps, length, below).steps
+        collected: list[Arrived] = []
 
         def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
-            collected.append(register)
+            collected.append((first, register))
 
         initial = self.asked.block(start, length, one_hot=plan.takes_one_hot)
-        runner.propagate(plan, state, initial, found, sink, 0)
-        return collected[0] if len(collected) == 1 else torch.cat(collected, 1)
+        runner.propagate(plan, state, initial, found, sink, start)
+        return collected
 
 
 def contributions_asked(

@@ -16,6 +16,7 @@ from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.run import middle
 from fastlrp.run.direction import Choice, Costs, Direction, chosen, estimated
+from fastlrp.run.meeting import Arrived
 from fastlrp.run.middle import Edge
 from fastlrp.run.stages import TooSmallError
 from fastlrp.run.way_up import WayUp
@@ -56,7 +57,7 @@ class Question:
     batch: int
     max_memory: int | None
     down: Callable[[int, int], list[Tensor]]
-    above: Callable[[Edge, int, int], Tensor]
+    above: Callable[[Edge, int, int], list[Arrived]]
     block: Callable[[], int | None]
     paths: Mapping[str, Path]
 
@@ -73,7 +74,7 @@ class Question:
         """What each way is estimated to cost."""
         return estimated(
             self.plan, way_up, self.count, self.resolved, self.asked.terms is not None, self.batch, self.max_memory,
-            self.paths,
+            self.paths, self.state,
         )  # fmt: skip
 
 
@@ -88,7 +89,10 @@ def relevance_of_groups(question: Question) -> tuple[Tensor, Choice]:
         if choice.direction == "middle":
             assert costs.edge is not None
             edge, first = costs.edge, q.first
-            above = lambda start, length: q.above(edge, first + start, length)  # noqa: E731
+
+            def above(start: int, length: int) -> list[Arrived]:
+                return [(at - first, register) for at, register in q.above(edge, first + start, length)]
+
             found = middle.relevance(
                 q.plan, edge, q.state, q.resolved, q.batch, q.count, q.max_memory, above, q.block
             )  # fmt: skip

@@ -7,7 +7,7 @@ the input, as for patches whose receptive fields are small, and the way down nea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,15 @@ from fastlrp.groups import Resolved
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import Emission, Steps, value_name
 from fastlrp.run.ascent import Cotangent, route
-from fastlrp.run.boxes import Boxed
+from fastlrp.run.meeting import Arrived, combine
 from fastlrp.run.stages import blocks, stages
 from fastlrp.run.way_up import prepared, start
 
 MIDDLE_BYTES = 512 << 20
 """Largest block of what waits at the edge, where no other budget is given."""
 
-Above = Callable[[int, int], Tensor]
-"""``above(first target, number)``: their registers at the edge, ``(B, number, …)``."""
+Above = Callable[[int, int], list[Arrived]]
+"""``above(first target, number)``: their registers at the edge, in one piece or several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def edges(plan: Plan, steps: Steps) -> list[Edge]:
 def to_edge(steps: Steps, edge: Edge) -> Steps:
     """The steps above an edge, and an emission of what arrives there."""
     end = Value(-1, "edge", edge.value.shape, edge.value.dtype)
-    return [*steps[: edge.position], (Emission(end, edge.register, ()), (edge.register,))]
+    return [*steps[: edge.position], (Emission(end, edge.register, (), whole=False), (edge.register,))]
 
 
 def fits(plan: Plan, edge: Edge, batch: int, targets: int, groups: int, max_memory: int | None) -> bool:
@@ -97,7 +97,7 @@ def relevance(
     result = torch.zeros((batch, count, resolved.count), dtype=plan.dtype, device=plan.device)
     waiting = batch * edge.width * plan.dtype.itemsize
     held = result.numel() * result.element_size() + min(count, resolved.count) * waiting + ascent.made_bytes
-    made = stages(plan, path, ascent.boxes, batch, resolved.count, max_memory, held, 0)
+    made = stages(ascent, batch, resolved.count, max_memory, held, 0)
     size = block() or max(1, min(count, MIDDLE_BYTES // max(1, waiting)))
     targets = [(first, min(size, count - first)) for first in range(0, count, size)]
     from_groups: list[tuple[int, Cotangent]] = []
@@ -106,30 +106,18 @@ def relevance(
         return start(ascent, resolved, first, length)
 
     if count <= resolved.count:
-        arrived = [(first, above(first, length)) for first, length in targets]
+        arrived = [piece for first, length in targets for piece in above(first, length)]
 
         def take(register: int, first: int, t: Cotangent) -> None:
-            _combine(result, arrived, [(first, t)])
+            combine(result, arrived, [(first, t)])
 
         _exhaust(blocks(ascent, made, resolved.count, begin, take))
         return result
     keep = lambda register, first, t: from_groups.append((first, t))  # noqa: E731
     _exhaust(blocks(ascent, made, resolved.count, begin, keep))
     for first, length in targets:
-        _combine(result, [(first, above(first, length))], from_groups)
+        combine(result, above(first, length), from_groups)
     return result
-
-
-def _combine(result: Tensor, targets: Sequence[tuple[int, Tensor]], groups: Sequence[tuple[int, Cotangent]]) -> None:
-    for k, c in targets:
-        for g, t in groups:
-            part = result[:, k : k + c.shape[1]]
-            if isinstance(t, Boxed):
-                for n, where in enumerate(t.slices):
-                    own = t.rows[:, n].flatten(1).unsqueeze(2)
-                    part[:, :, g + n] = (c[where].flatten(2) @ own).squeeze(2)
-            else:
-                part[:, :, g : g + t.shape[1]] = c.flatten(2) @ t.flatten(2).mT
 
 
 def _exhaust(found: Any) -> None:

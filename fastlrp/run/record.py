@@ -267,7 +267,7 @@ class ForwardRecord(ForwardPass):
 
     @eager
     def contributions(
-        self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
+        self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None, ledger: bool = False
     ) -> Contributions:
         """How much of each neuron's activation comes from each part of the input, for whole layers at once.
 
@@ -275,6 +275,7 @@ class ForwardRecord(ForwardPass):
             groups: as for :meth:`relevance`. layers: module paths or functional calls, or ``"all"`` modules.
             readout: a matrix ``(M, *layer.shape[1:])``, or ``(M, D)`` for the last axis: contributions to these linear
                 readouts of a layer (a probe, an encoder's features, a difference of classes) in the place of neurons.
+            ledger: whether the result's ``bias`` and ``stabilizer`` say what each keeps, by the textbook in float64.
 
         Returns:
             by module path ``(B, G, *layer.shape[1:])``; with what biases and stabilizers keep (``kept``) they add up to
@@ -290,7 +291,7 @@ class ForwardRecord(ForwardPass):
         """
         self._refuse_stale()
         with torch.no_grad():
-            return contributions_asked(self._answers, self._open(), groups, layers, readout).whole()
+            return contributions_asked(self._answers, self._open(), groups, layers, readout).whole(ledger)
 
     def stream_contributions(
         self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None

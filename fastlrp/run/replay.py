@@ -238,7 +238,9 @@ class _SameWork(Answers):
 
     looks_for_nan = False
 
-    def specialize(self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int) -> Specialized:
+    def specialize(
+        self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int, below: Steps | None = None
+    ) -> Specialized:
         return Specialized(fuse_unpooling(steps), [], 0)
 
 

@@ -69,8 +69,13 @@ def take_over(plan: Plan, other: Plan, state: list[Any]) -> list[Any]:
     return taken
 
 
-def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: int) -> Specialized:
-    """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets."""
+def specialize(
+    plan: Plan, steps: Steps, state: list[Any], count: int, batch: int, below: Steps | None = None
+) -> Specialized:
+    """The same steps for the neurons alive in ``state``, sparse where that pays for ``count`` targets.
+
+    ``below``: steps that would follow, where ``steps`` end at an edge; the entries that they need are computed there.
+    """
     may, work = plan.chooser.may_be_sparse(count), 0  # Asked first: it costs a small network's call less than the sum.
     if may:
         work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
@@ -83,7 +88,7 @@ def specialize(plan: Plan, steps: Steps, state: list[Any], count: int, batch: in
         def choose(form: Affine, above: float, below: float) -> Way:
             return plan.chooser.way(form, above, below, count, itemsize, rates)
 
-        return alive.specialize(steps, state, choose)
+        return alive.specialize(steps, state, choose, below)
 
     found = specialized(rates)
     if rates is not None and any(path.form.is_reduced and not path.sparse for path in found.paths):

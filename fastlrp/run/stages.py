@@ -7,15 +7,19 @@ by side until the next one has as many as it takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from fastlrp.plan.plan import Plan
-from fastlrp.run.ascent import Ascent, Cotangent, Route, Take
+from fastlrp.plan.steps import LANES, BackwardStep
+from fastlrp.run.ascent import Ascent, Cotangent, Route, Take, on_whole_map
 from fastlrp.run.boxes import Boxed, Boxes
+from fastlrp.run.causal import at_once
+from fastlrp.run.sparse.upward import SparseUp
 
 Start = Callable[[int, int], dict[int, Cotangent]]
 """``start(first, count)``: the cotangents of these groups at the inputs' registers."""
@@ -49,12 +53,14 @@ class Footprint:
     largest: int
 
 
-def footprints(plan: Plan, path: Route, boxes: Boxes) -> list[Footprint]:
+def footprints(plan: Plan, path: Route, boxes: Boxes, alive: Mapping[BackwardStep, SparseUp]) -> list[Footprint]:
     """Of each step of a route."""
     program = plan.program
     numels = {program.top: plan.graph.output.numel}
     numels.update((out, n) for step in program.backward for out, n in zip(step.outs, step.numels, strict=True))
     numels = {r: max(1, round(n * boxes[r].share)) if r in boxes else n for r, n in numels.items()}
+    for step, sparse in alive.items():
+        numels[step.ins[0]] = max(1, round(numels[step.ins[0]] * sparse.above.density))
     live = {plan.flows[value].register for value in path.starts}
     found = []
     for step in path.steps:
@@ -67,9 +73,7 @@ def footprints(plan: Plan, path: Route, boxes: Boxes) -> list[Footprint]:
     ]
 
 
-def stages(
-    plan: Plan, path: Route, boxes: Boxes, batch: int, count: int, max_memory: int | None, held: int, each: int
-) -> list[Stage]:
+def stages(ascent: Ascent, batch: int, count: int, max_memory: int | None, held: int, each: int) -> list[Stage]:
     """How ``count`` groups go up.
 
     Args:
@@ -78,9 +82,16 @@ def stages(
     Raises:
         TooSmallError: if not even one group fits into ``max_memory``.
     """
+    plan, path = ascent.plan, ascent.route
     unit = max(1, batch) * plan.dtype.itemsize
-    found = footprints(plan, path, boxes)
-    cuts = _cuts([max(1, min(count, plan.block_bytes // max(1, f.largest * unit))) for f in found])
+    found = footprints(plan, path, ascent.boxes, ascent.alive)
+    fits = [max(1, min(count, plan.block_bytes // max(1, f.largest * unit))) for f in found]
+    # Rows of alive neurons hold whole vectors of groups.
+    fits = [
+        min(count, -(-fit // LANES) * LANES) if step in ascent.alive else fit
+        for step, fit in zip_longest(path.steps, fits)
+    ]
+    cuts = _cuts([min(fit, few) for fit, few in zip(fits, at_once(path, count), strict=True)] if path.steps else fits)
     made = []
     for (start, size), end in zip(cuts, [*(start for start, _ in cuts[1:]), len(found)], strict=True):
         made.append(Stage(range(start, min(end, len(path.steps))), size, max(f.held for f in found[start:end])))
@@ -176,10 +187,11 @@ def _joined(pending: list[Block]) -> Block:
     found: dict[int, Cotangent] = {}
     for register in list(pending[0][2]):
         parts = [cotangents.pop(register) for *_, cotangents in pending]
-        if isinstance(parts[0], Boxed):
-            found[register] = Boxed(_cat([part.rows for part in parts]), parts[0].box, first)  # type: ignore[union-attr]
+        boxed = [part for part in parts if isinstance(part, Boxed)]
+        if boxed:
+            found[register] = Boxed(_cat([part.rows for part in boxed]), boxed[0].box, first)
         else:
-            found[register] = _cat(parts)  # type: ignore[arg-type]
+            found[register] = _cat([on_whole_map(part) for part in parts])
     pending.clear()
     return first, length, found
 

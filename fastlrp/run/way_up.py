@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp.groups import Resolved
+from fastlrp.looking import LOOKS
 from fastlrp.one_hot import OneHot
+from fastlrp.plan.forms import Affine
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.steps import LANES, BackwardStep
 from fastlrp.plan.transpose import Shape
 from fastlrp.run import runner
 from fastlrp.run.ascent import (
@@ -26,7 +29,12 @@ from fastlrp.run.ascent import (
     route,
 )
 from fastlrp.run.boxes import Box, Boxed, Boxes, boxes_of_groups, growth, maps_of_zeros, planned
+from fastlrp.run.sparse import upward
+from fastlrp.run.sparse.choose import LEAST_TARGETS
+from fastlrp.run.sparse.rates import rates_of
+from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.stages import blocks, stages
+from fastlrp.run.tails import Tails
 from fastlrp.targets import Targets
 
 TOP_ENTRIES = 16 << 20
@@ -64,7 +72,32 @@ def prepared(
         return shapes
 
     made = sum(t.nbytes for t, had in zip(full, state, strict=True) if had is None and isinstance(t, Tensor))
-    return Ascent(plan, path, full, of_registers, boxes_of(plan, path, resolved), made)
+    boxes, alive = ways_of(plan, path, full, resolved, batch)
+    tails = Tails() if plan.device.type == "cpu" and LOOKS.get() else None
+    return Ascent(plan, path, full, of_registers, boxes, made, tails, alive)
+
+
+def ways_of(
+    plan: Plan, path: Route, state: list[Any], resolved: Resolved, batch: int
+) -> tuple[Boxes, Mapping[BackwardStep, SparseUp]]:
+    """The registers in boxes, and the steps for alive neurons only; ``state`` has all slots of the path."""
+    boxes = boxes_of(plan, path, resolved)
+    count = min(resolved.count, plan.sparse_block)
+    work = sum(step.work for step in path.steps if isinstance(step.form, Affine))
+    looks = plan.device.type == "cpu" and LOOKS.get()
+    if not looks or not plan.chooser.may_be_sparse(count, work * resolved.count * batch):
+        return boxes, {}
+    rates = rates_of(plan.device)
+
+    def choose(form: Affine, share: float, instead: float) -> bool:
+        wish = plan.chooser.wish(form.path)
+        return wish == "sparse" if wish != "auto" else count >= LEAST_TARGETS and share < instead
+
+    # Groups go in blocks of 32, of which the last is filled up to 16 or 32.
+    waste = -(-resolved.count // LANES) * LANES / resolved.count if resolved.count > count else 1.0
+    shares = {register: box.share for register, box in boxes.items()}
+    found = upward.planned(path.steps, state, shares, choose, count, plan.dtype.itemsize, rates, waste)
+    return {register: box for register, box in boxes.items() if register in found.boxed}, found.steps
 
 
 def start(ascent: Ascent, resolved: Resolved, first: int, length: int) -> dict[int, Cotangent]:
@@ -85,7 +118,7 @@ def start(ascent: Ascent, resolved: Resolved, first: int, length: int) -> dict[i
             t = t * ascent.state[slot].unsqueeze(1)
         t = t.expand(ascent.state[value.index].shape[0], *t.shape[1:])
         before = found.get(flow.register)
-        assert not isinstance(before, Boxed)
+        assert before is None or isinstance(before, Tensor)
         found[flow.register] = t if before is None else before + t
     return found
 
@@ -132,8 +165,12 @@ class WayUp:
         """
         result = torch.empty((batch, resolved.count, self.count), dtype=self.plan.dtype, device=self.plan.device)
         held = result.numel() * result.element_size()
-        for first, length, part in self.parts(state, resolved, batch, max_memory, held):
-            result.narrow(1, first, length).copy_(part)
+        ordered, order = resolved.in_order()
+        for first, length, part in self.parts(state, ordered, batch, max_memory, held):
+            if order is None:
+                result.narrow(1, first, length).copy_(part)
+            else:
+                result.index_copy_(1, order[first : first + length], part)
         return result.transpose(1, 2)
 
     def parts(
@@ -143,7 +180,7 @@ class WayUp:
         plan, count = self.plan, resolved.count
         ascent = self.prepared(state, resolved, batch)
         each = batch * plan.dtype.itemsize * (2 * self.count + 2 * self._top_entries())
-        made = stages(plan, self.path, ascent.boxes, batch, count, max_memory, held + ascent.made_bytes, each)
+        made = stages(ascent, batch, count, max_memory, held + ascent.made_bytes, each)
         entries = TOP_ENTRIES if max_memory is None else min(TOP_ENTRIES, made[-1].size * batch * self._top_entries())
         found: list[tuple[int, Tensor]] = []
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import composites, groups
+from fastlrp import composites, groups, rules
 from tests.transformers.oracle import transformer
 
 
@@ -94,3 +94,97 @@ def test_errors():
         record.contributions(groups.patches(2), ["4"], readout=torch.zeros(2, 99))
     with pytest.raises(fastlrp.UnsupportedOperationError, match=r"1 \(relu, GuidedBackprop\)"):
         fastlrp.Explainer(model, "guided_backprop").forward(x).contributions(groups.patches(2), ["4"])
+
+
+def test_the_ledger_by_hand():
+    """h = relu(x1 + 2 x2 + 1) with epsilon 1, y = 2 h + 3 with epsilon 1, at x = (3, 0.5): z = 5, y = 13.
+
+    Of h = 5 inputs have 4 parts in 6, the bias 1, the stabilizer 1. Of y = 13 the first layer has 10 parts in 14.
+    """
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    with torch.no_grad():
+        for layer, weight, bias in ((model[0], [[1.0, 2.0]], 1.0), (model[2], [[2.0]], 3.0)):
+            layer.weight.copy_(torch.tensor(weight))
+            layer.bias.fill_(bias)
+    x = torch.tensor([[3.0, 0.5]], dtype=torch.float64)
+    with fastlrp.Explainer(model, composites.uniform(rules.Epsilon(1.0))).forward(x) as record:
+        found = record.contributions(groups.features([0, 1]), ["1", "2"], ledger=True)
+        read = record.contributions(groups.features([0, 1]), ["2"], torch.tensor([[2.0], [1.0]]), ledger=True)
+    torch.testing.assert_close(found["1"][0, :, 0].tolist(), [3 * 5 / 6, 1 * 5 / 6])
+    torch.testing.assert_close([float(found.bias["1"]), float(found.stabilizer["1"])], [5 / 6, 5 / 6])
+    below = 13 * 10 / 14
+    torch.testing.assert_close(found["2"][0, :, 0].tolist(), [below * 3 / 6, below / 6])
+    expected = [below / 6 + 13 * 3 / 14, below / 6 + 13 / 14]
+    torch.testing.assert_close([float(found.bias["2"]), float(found.stabilizer["2"])], expected)
+    torch.testing.assert_close(float(found.kept["2"]), sum(expected))
+    torch.testing.assert_close(read.bias["2"][0].tolist(), [2 * expected[0], expected[0]])
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "gamma", "epsilon_plus"])
+def test_biases_and_stabilizers_are_all_that_is_kept(composite):
+    model, x = network(bias=True), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with fastlrp.Explainer(model, composite).forward(x) as record:
+        found = record.contributions(groups.patches(4), ["1", "4", "7"], ledger=True)
+        assert not record.contributions(groups.patches(4), ["4"]).bias
+        for name in found:
+            torch.testing.assert_close(
+                found.bias[name] + found.stabilizer[name], found.kept[name], rtol=1e-9, atol=1e-9
+            )
+            assert found.bias[name].any()
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_ledger_of_a_transformer(eager):
+    torch.manual_seed(0)
+    model, x = transformer(True, eager, True), torch.randn(2, 6, 16, dtype=torch.float64)
+    with fastlrp.Explainer(model, "attnlrp").forward(x) as record:
+        weights = torch.ones(1, *x.shape[1:], dtype=torch.float64)
+        found = record.contributions(weights, ledger=True)
+        for name in found:
+            rest = found.kept[name] - found.bias[name] - found.stabilizer[name]
+            assert float(rest.abs().max()) < 1e-7 * float(found.kept[name].abs().max() + 1), name
+
+
+class Summands(nn.Module):
+    """Sums in which relevance passes as it is to each summand: one is what the sum before made, one passes a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.relu, self.head = nn.ReLU(), nn.Linear(4, 3)
+
+    def parts(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        a = self.first(x)
+        b = self.second(a)
+        y = a + b
+        c = self.third(y)
+        r = self.relu(c)
+        return {"first": a, "second": b, "third": c, "relu": r, "head": self.head(y + r + a)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parts(x)["head"]
+
+
+@pytest.mark.parametrize("composite", [composites.lrp0(), "epsilon", "attnlrp"])
+def test_summands_have_their_own(composite):
+    """Without the ledger's shares contributions are the summand's activation and not the sum's."""
+    torch.manual_seed(0)
+    model, x = Summands().double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    model.third.bias.data += 1
+    with fastlrp.Explainer(model, composite).forward(x) as record:
+        found = record.contributions(
+            groups.features(range(4)), ["first", "second", "third", "relu", "head"], ledger=True
+        )
+        streamed = dict.fromkeys(found, 0)
+        for _, part in record.stream_contributions(groups.features(range(4)), list(found)):
+            streamed = {name: streamed[name] + part[name].sum(1) for name in found}
+    for name, activation in model.parts(x).items():
+        alive = found[name].any(1)
+        whole = found[name].sum(1) + found.bias[name] + found.stabilizer[name]
+        torch.testing.assert_close(torch.where(alive, whole, activation), activation, rtol=1e-9, atol=1e-9)
+        assert alive.any(), name
+        torch.testing.assert_close(streamed[name], found[name].sum(1))
+    truncated = nn.Sequential(model.first, model.second).eval()
+    with fastlrp.Explainer(truncated, composite).forward(x) as record:
+        alone = record.contributions(groups.features(range(4)), ["1"])["1"]
+    torch.testing.assert_close(found["second"], alone)

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import composites, groups
+from fastlrp.plan.compact import Compact
 from fastlrp.run import way_up
 from fastlrp.run.boxes import Box, fitted
+from fastlrp.run.group_answers import GroupAnswers
 from fastlrp.run.grouped import resolved_groups
+from fastlrp.run.middle import edges
 from fastlrp.run.names import input_values
 from fastlrp.run.way_up import WayUp, boxes_of
 
@@ -136,3 +139,23 @@ def test_boxes_by_hand():
     other = replace(found, starts=torch.tensor([[1, 0], [2, 3]]))
     both = Box.united(found, other)
     assert both is None, "one group reaches from 2 to 19 along an axis, and from 0 to 8: more than half of the map"
+
+
+@pytest.mark.parametrize("given", [groups.patches(4), groups.features([0, 1])])
+def test_the_middle_leaves_out_dead_neurons(given):
+    """What waits at the edge are the alive neurons' rows alone, in boxes and on whole maps, of samples of their own."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 26, 30, dtype=torch.float64)
+    model = CASES["max-pools"]().double()
+    model(x)
+    with fastlrp.Explainer(model.eval(), "epsilon_plus", paths="sparse").forward(x) as record:
+        down = record.relevance("all", groups=given, direction="down")
+        middle = record.relevance("all", groups=given, direction="middle")
+        for targets in ([0, 3], list(range(5)) * 9):
+            again = record.relevance(targets, groups=given, direction="middle")
+            torch.testing.assert_close(again, down[:, targets], rtol=1e-10, atol=1e-13)
+        schedule = record.plan.schedule(record.plan.explained_inputs())
+        asked = GroupAnswers(record._answers, record.state(), record.asked("all"), given)
+        waiting = [asked._to_edge(edge, 0, 5) for edge in edges(record.plan, schedule.steps)]
+        assert sum(isinstance(pieces[0][1], Compact) for pieces in waiting) >= 3
+    torch.testing.assert_close(middle, down, rtol=1e-10, atol=1e-13)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node
@@ -41,13 +42,17 @@ class Specialized:
         return {path.form.path: path for path in self.paths}
 
 
-def specialize(steps: Steps, state: Sequence[Any], choose: Choose) -> Specialized:
+def specialize(steps: Steps, state: Sequence[Any], choose: Choose, below: Steps | None = None) -> Specialized:
     """The same steps for the neurons alive in ``state``.
 
     Args:
-        steps: backward steps and emissions in order. state: all slots that they read. choose: which layers are sparse.
+        steps: backward steps and emissions in order. state: all slots that they read, and those of ``below``.
+        choose: which layers are sparse. below: steps that would follow, which say what they need.
     """
     wants = _Wants(state, choose, _produced(steps))
+    for step, _ in reversed(below or []):
+        wants.add(step)
+    wants.paths.clear()
     for step, _ in reversed(steps):
         wants.add(step)
     return _Rewrite(state, wants).rewritten(steps)
@@ -73,12 +78,17 @@ class _Wants:
         self.narrow: set[int] = set()
         self.paths: list[Path] = []
         self.above_pools: dict[int, list[Mask]] = {}
+        self.ends: set[int] = set()
+        self.path_of: dict[int, Path] = {}
         self._patterns: dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]] = {}
 
     def add(self, step: Any) -> None:
         if type(step) is Emission:
             self.readers[step.register] += 1
-            self._everything([step.register])
+            if step.whole:
+                self._everything([step.register])
+            else:
+                self.ends.add(step.register)
             return
         self.readers.update(step.ins)
         form, wanted = step.form, self.masks.get(step.out)
@@ -103,7 +113,8 @@ class _Wants:
         selects = step.accepts_one_hot and step.ins[0] not in self.produced
         way: Way = "dense" if selects else self.choose(form, above, below)
         sparse, narrow = way != "dense", way == "sparse bf16"
-        self.paths.append(Path(form, sparse, above, below, narrow))
+        self.path_of[id(step)] = path = Path(form, sparse, above, below, narrow, above)
+        self.paths.append(path)
         if narrow:
             self.narrow.add(id(step))
         if sparse:
@@ -160,6 +171,7 @@ class _Rewrite:
     def __init__(self, state: Sequence[Any], wants: _Wants) -> None:
         self.state, self.wants = state, wants
         self.compact: set[int] = set()
+        self.winners: dict[int, float] = {}
         self.nbytes = 0
         self._seen: set[int] = set()
 
@@ -202,6 +214,8 @@ class _Rewrite:
 
     def _convert(self, register: int, written: Steps, frees: tuple[int, ...], name: str, node: Node | None) -> None:
         """Make a dense register compact if that is what its readers want."""
+        if register in self.wants.ends:
+            return  # What waits at the end of these steps is taken in either form.
         pattern = self._pattern(register)
         if pattern is not None and register not in self.compact and register not in frees:
             numel, run = _rows(pattern), lambda r: Compact.of(r, pattern)
@@ -229,6 +243,8 @@ class _Rewrite:
 
     def _affine(self, step: BackwardStep, form: Affine, pattern: Pattern | None) -> BackwardStep:
         state = form.reads(self.state)
+        path = self.wants.path_of[id(step)]
+        path.arriving = min(path.above, self.winners.get(step.ins[0], 1.0))
         dense = pattern is None or form.factors is not None or form.is_split(self.state)
         if dense:
             pattern, leaving = None, form.everywhere(self.state)
@@ -274,6 +290,8 @@ class _Rewrite:
     def _pool(self, step: BackwardStep, form: MaxPool | AvgPool, pattern: Pattern) -> BackwardStep:
         pooled = self.wants.pattern(self.wants.above_pools[id(step)])
         arrive = self._compacted(step.ins[0], lambda: pooled)
+        whole = pooled.batch * torch.Size(form.leaving).numel()
+        self.winners[step.out] = pooled.entries / max(1, whole)
         below, starts, rows, scale = self._gathered(form, pattern, pooled)
         self.nbytes += below.nbytes + starts.nbytes + rows.nbytes
         alone = below.entries == rows.numel()
