@@ -236,9 +236,9 @@ def test_kernel_files_are_stems():
     # layer to layer.
     stems = (*STEMS, "sparse")
     assert {name for name in names if not any(name == stem or name.startswith(f"{stem}_") for stem in stems)} == set()
-    assert {path.stem.removeprefix("test_ops_") for path in (ROOT / "tests" / "ops").glob("test_ops_*.py")} == set(
-        STEMS
-    )
+    tested = {path.stem.removeprefix("test_ops_") for path in (ROOT / "tests" / "ops").glob("test_ops_*.py")}
+    assert tested >= set(STEMS)
+    assert not {name for name in tested if not any(name == stem or name.startswith(f"{stem}_") for stem in STEMS)}
 
 
 @pytest.mark.parametrize("op", dispatch.OPS)
