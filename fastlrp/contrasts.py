@@ -33,7 +33,7 @@ def contrastive(
     Both are combinations of one result, the relevance of the parts for all classes.
 
     Args:
-        target: class, name, or several. groups, direction: see :meth:`fastlrp.ForwardRecord.relevance`.
+        record: the forward pass. target: class, name, or several. groups, direction: see :meth:`fastlrp.ForwardRecord.relevance`.
         against: ``"others"``, or a class for all targets, or one for each.
         at: position, for an output ``(B, S, V)``.
 
@@ -92,7 +92,8 @@ def top_classes(
     """A table: for each part of the input the classes, or next tokens, that it brings most relevance.
 
     Args:
-        groups, direction: see :meth:`fastlrp.ForwardRecord.relevance`. count: classes of each part.
+        record: the forward pass. groups, direction: see :meth:`fastlrp.ForwardRecord.relevance`.
+        count: classes of each part.
         at: position, for an output ``(B, S, V)``.
 
     Raises:

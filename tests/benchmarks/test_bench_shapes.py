@@ -16,7 +16,9 @@ def calls():
 
 def test_every_layer_is_heard(calls):
     weights = {call.rest[0].shape for call in calls if call.op in ("conv_relevance", "linear_relevance")}
-    assert {(16, 1, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (64, 256), (10, 64)} == {tuple(s) for s in weights}
+    in_a_box = (16, 2, 3, 3)  # The first layer's two weights of the z-box rule, in one product.
+    layers = {(16, 1, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (64, 256), (10, 64)}
+    assert layers | {in_a_box} == {tuple(s) for s in weights}
     assert {"pool_max_relevance", "elementwise_coefficients"} <= {call.op for call in calls}
     assert len({str(call) + call.op for call in calls}) == len(calls)
     assert dispatch._callable.__module__ == "fastlrp.backends.dispatch"

@@ -355,7 +355,7 @@ def test_integers_that_no_embedding_reads():
 
 def test_input_that_does_not_fit():
     model = text()
-    with pytest.raises(CaptureError, match="Ids are integers"):
+    with pytest.raises(CaptureError, match="ids are integers"):
         fastlrp.explain(model, ids().double(), 0)
     both = Written(lambda m, a, b: m.e(a).sum(1) + m.e(b).sum(1), e=nn.Embedding(VOCABULARY, 4)).double().eval()
     with pytest.raises(ValueError, match=r"input 'b' has 1 samples, the first input has 3: use expand\(3, …\)"):
