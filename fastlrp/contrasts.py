@@ -33,7 +33,8 @@ def contrastive(
     Both are combinations of one result, the relevance of the parts for all classes.
 
     Args:
-        record: the forward pass. target: class, name, or several. groups, direction: see :meth:`fastlrp.ForwardRecord.relevance`.
+        record: the forward pass. target: class, name, or several.
+        groups, direction: see :meth:`fastlrp.ForwardRecord.relevance`.
         against: ``"others"``, or a class for all targets, or one for each.
         at: position, for an output ``(B, S, V)``.
 
