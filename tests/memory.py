@@ -35,6 +35,12 @@ class Collector:
             return 0
 
     @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self) -> None:
+        """The tests themselves stay to the end: no collection walks them again."""
+        gc.collect()
+        gc.freeze()
+
+    @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self) -> None:
         """After each test."""
         if self._now() > self._held + GROWTH:

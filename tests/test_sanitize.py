@@ -26,6 +26,7 @@ def can_sanitize(compiler: str, tmp_path: Path) -> bool:
     return built.returncode == 0 and subprocess.run([str(tmp_path / "main")], capture_output=True).returncode == 0
 
 
+@pytest.mark.full  # `.ci/run` makes them itself.
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_kernels_under_the_sanitizers(compiler, tmp_path):
