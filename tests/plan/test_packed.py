@@ -53,6 +53,15 @@ def test_products_are_those_of_the_weight_as_it_is(shape):
         assert relative_error(down(flow).double(), right) <= 1e-6
 
 
+def test_the_operations_are_found_under_other_defaults():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert packed._operations.__wrapped__() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 class Block(nn.Module):
     """A residual block with strides, signed sums and batch norms."""
 
