@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class AffineLayer:
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
         self._narrow: dict[tuple[int, bool], tuple[weakref.ref[Tensor], Tensor]] = {}
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
-        self._packed: dict[tuple[int, bool], tuple[Tensor, packed.Packed | None]] = {}
+        self._packed: dict[tuple[int, bool], tuple[weakref.ref[Tensor], packed.Packed | None]] = {}
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
@@ -106,12 +106,17 @@ class AffineLayer:
         return applied
 
     def laid_out(self, weight: Tensor, down: bool = False) -> packed.Packed | None:
-        """A weight of this layer as oneDNN's kernels read it, made once; ``down``: for the transpose."""
-        key = id(weight), down
-        if key not in self._packed:  # The weight is kept beside it: it is remembered by identity.
-            found = self._transpose_of(lambda: weight) if down else packed.Packed(lambda: weight, self.geometry)
-            self._packed[key] = weight, found
-        return self._packed[key][1]
+        """A weight of this layer as oneDNN's kernels read it, made once; ``down``: for the transpose.
+
+        It is remembered as long as the weight lives, as in :meth:`narrow`. Who calls keeps the weight until the first
+        product, which reads it.
+        """
+        key, known = (id(weight), down), self._packed
+        if key not in known:
+            kept = weakref.ref(weight, lambda gone: known.pop(key, None))
+            read = cast("Callable[[], Tensor]", kept)
+            known[key] = kept, self._transpose_of(read) if down else packed.Packed(read, self.geometry)
+        return known[key][1]
 
     def _transpose_of(self, weight: Callable[[], Tensor]) -> packed.Packed | None:
         sizes = self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:]

@@ -36,7 +36,9 @@ def _operations() -> tuple[Any, ...] | None:
         return None
     try:
         layout, conv, layout_back, back = found = tuple(getattr(torch.ops.mkldnn, name).default for name in _NAMES)
-        x, weight, one, none = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), [1, 1], [0, 0]
+        # Spelled out: the answer is kept, and the program's defaults may be others when it is first asked for.
+        plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        x, weight, one, none = torch.ones(1, 1, 2, 2, **plain), torch.ones(1, 1, 1, 1, **plain), [1, 1], [0, 0]
         rest: tuple[Any, ...] = (1, "none", [], "")
         there = conv(x, layout(weight, none, one, one, 1, [1, 1, 2, 2]), None, none, one, one, *rest)
         laid_out = layout_back(weight, none, none, one, one, 1, [1, 1, 2, 2])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 import fastlrp
 from fastlrp.plan import packed
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.run import prepared
 from tests.reference.cases import relative_error
 
 pytestmark = pytest.mark.skipif(packed._operations() is None, reason="this PyTorch has no oneDNN")
@@ -48,6 +51,15 @@ def test_products_are_those_of_the_weight_as_it_is(shape):
         y = torch.convolution(leaf, weight.double(), None, *geometry.arguments)
         (right,) = torch.autograd.grad(y, leaf, flow.double())
         assert relative_error(down(flow).double(), right) <= 1e-6
+
+
+def test_the_operations_are_found_under_other_defaults():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert packed._operations.__wrapped__() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 class Block(nn.Module):
@@ -143,3 +155,19 @@ def test_derivatives_transforms_and_switches_take_the_plain_way():
         assert not packed.fits(x.detach())
     finally:
         torch.backends.mkldnn.conv.fp32_precision = before
+
+
+def test_a_layout_goes_with_the_plan_that_reads_it(monkeypatch):
+    monkeypatch.setattr(packed, "LEAST_WORK", 0)
+    monkeypatch.setattr(prepared, "_KEPT_OTHERS", 1)
+    made, begin = weakref.WeakSet(), packed.Packed.__init__
+    monkeypatch.setattr(packed.Packed, "__init__", lambda self, *a: made.add(self) or begin(self, *a))
+    model = nn.Sequential(nn.Conv2d(2, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
+    record = fastlrp.Explainer(model, "epsilon_plus").forward(torch.randn(1, 2, 5, 5))
+    counts = []
+    for gamma in (0.1, 0.2, 0.3):
+        record.under(fastlrp.composites.uniform(fastlrp.rules.Gamma(gamma))).relevance(0)
+        gc.collect()
+        counts.append(len(made))
+    assert counts[0] > 0
+    assert counts[2] == counts[1]  # Only the latest plan is kept.

@@ -66,7 +66,10 @@ def test_a_cpu_has_rates_and_a_gpu_none_before_they_are_measured(monkeypatch, tm
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": 2, "rates": {}}', '{"format": 1, "rates": {"dense": -1}}',
-             '{"format": 1, "rates": {"speed": 1}}', '{"format": 1, "rates": {"dense": "fast"}}'],
+             '{"format": 1, "rates": {"speed": 1}}', '{"format": 1, "rates": {"dense": "fast"}}',
+             '{"format": 1, "rates": {"dense": Infinity}}', '{"format": 1, "rates": {"lanes": 7.5}}',
+             f'{{"format": 1, "rates": {{"dense": {10**400}}}}}', "[" * 100_000],
+    ids=lambda text: text[:50],
 )  # fmt: skip
 def test_a_broken_file_is_an_error_that_names_it(tmp_path, text):
     path = tmp_path / "rates.json"

@@ -9,6 +9,7 @@ chosen automatically there, only what ``paths=`` asks for.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 from collections.abc import Callable
@@ -127,9 +128,13 @@ def read(path: Path) -> Rates:
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']}, expected {FORMAT}")
         rates = Rates(**data["rates"])
-        if not all(isinstance(value, (int, float)) and value > 0 for value in asdict(rates).values()):
-            raise ValueError("every rate must be a number above zero")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(
+            isinstance(value, (int, float)) and value > 0 and math.isfinite(value) for value in asdict(rates).values()
+        ):
+            raise ValueError("every rate must be a finite number above zero")
+        if type(rates.lanes) is not int:
+            raise ValueError(f"lanes must be a whole number, got {rates.lanes}")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise RatesError(
             f"{path} holds no rates that can be used ({error!r}): delete it, or measure again with "
             "python -m fastlrp.tune.sparse"
