@@ -83,7 +83,8 @@ def settle(b: Builder, offers: Mapping[Node, tuple[EagerAttention, BackwardStep]
         if len(own) != 1 or len(scores) != 1:
             continue
         nodes = {attention.product, *attention.inner}
-        replaced = frozenset(s for s in b.backward if s.node in nodes)
+        # The sum of what several readers send to the output stands in front of all of them.
+        replaced = frozenset(s for s in b.backward if s.node in nodes and not s.senders)
         outs = (*scores[0].outs, own[0].outs[1])
         inner = frozenset(out for s in replaced for out in s.outs).difference(outs)
         if all(s in replaced or inner.isdisjoint(s.ins) for s in b.backward):

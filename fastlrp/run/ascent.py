@@ -140,7 +140,7 @@ class Ascent:
                         cotangents[end] = _added(cotangents[end], t) if end in cotangents else t
                     cotangents[register] = _added(cotangents[register], t) if register in cotangents else t
                 del arriving
-                for register in step.ins:
+                for register in dict.fromkeys(step.ins):  # A sum of one register twice has it twice.
                     if register in ends and self.last[register] == position:
                         # An end that nothing on the route reads is not needed any more.
                         done = cotangents[register] if register in self.read else cotangents.pop(register)

@@ -188,3 +188,26 @@ def test_summands_have_their_own(composite):
     with fastlrp.Explainer(truncated, composite).forward(x) as record:
         alone = record.contributions(groups.features(range(4)), ["1"])["1"]
     torch.testing.assert_close(found["second"], alone)
+
+
+class Doubled(nn.Module):
+    """``y = h + h``, whose two summands have the register of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x)
+        return h + h
+
+
+def test_a_value_added_to_itself():
+    model, x = Doubled().double().eval(), torch.randn(2, 3, dtype=torch.float64)
+    parts = groups.features([0, [1, 2]])
+    explainer = fastlrp.Explainer(model, "attnlrp")
+    with explainer.forward(x) as record:
+        found = record.contributions(parts)
+    expected = torch.stack((x[:, :1] @ model.layer.weight[:, :1].t(), x[:, 1:] @ model.layer.weight[:, 1:].t()), 1)
+    torch.testing.assert_close(found["layer"], expected)
+    torch.testing.assert_close(found["output"], 2 * expected)

@@ -169,3 +169,33 @@ def test_a_row_that_is_masked_everywhere_attends_to_all(unfused):
     found, expected = (make(model, "attnlrp")((x, mask), [0, 3])[0] for make in (fastlrp.Explainer, unfused))
     assert bool((found[1] != 0).any())
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+class ReadTwice(nn.Module):
+    """The result of attention plus itself: two readers of it, whose relevance is added up before the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return (mixed + mixed).flatten(1)
+
+
+@pytest.mark.parametrize("composite", ["attnlrp", "epsilon_plus"])
+def test_the_sum_for_several_readers_of_the_result_stays(composite, unfused):
+    x = torch.randn(2, 6, WIDTH, dtype=torch.float64)
+    explainer = fastlrp.Explainer(ReadTwice(), composite, example_inputs=x)
+    assert len(explainer.plan.program.alternatives) == 1
+    expected = unfused(ReadTwice(), composite, example_inputs=x)(x, [0, 7])
+    for way in ("down", "up"):
+        found = explainer(x, [0, 7], groups="tokens", direction=way)
+        torch.testing.assert_close(found, expected.sum(-1), rtol=1e-12, atol=1e-14)
+    with explainer.forward(x) as record:
+        parts = record.contributions("tokens", ["output"])["output"]
+    down = explainer(x, "all", groups="tokens", direction="down")
+    torch.testing.assert_close(parts, down.mT, rtol=1e-9, atol=1e-12)
