@@ -31,13 +31,16 @@ _KEY = (*_QUESTION, "provider", "dtype")
 def read(folder: Path) -> list[Row]:
     """The newest measurement of everything that was measured, by scenario, then in the order of the files.
 
-    Rows of before there were scenarios give way to the first newer one that answers the same question.
+    Rows of before there were scenarios give way to the first newer one that answers the same question. Rows with a
+    ``part`` are not of ``benchmarks.compare`` and have no table here.
     """
     newest: dict[tuple[Any, ...], Row] = {}
     answered = set()
     for file in sorted(folder.glob("*.jsonl")):
         for text in filter(None, file.read_text().splitlines()):
             plain = json.loads(text)
+            if "part" in plain:
+                continue
             row = _completed(plain)
             key = tuple(row[name] for name in _KEY)
             if "scenario" in plain:
@@ -96,6 +99,7 @@ DETAILED = (
     Column("alive", _of("density"), "{:.2f}"),
     Column("reached", _of("density_reached"), "{:.2f}"),
     Column("targets", _of("targets")),
+    Column("threads", _of("threads")),
     Column("provider", _of("provider"), number=False),
     Column("ms/target", lambda r: r["seconds_per_target"] and r["seconds_per_target"] * 1e3, "{:.4g}"),
     Column("spread", _of("spread"), "{:.2f}"),

@@ -80,6 +80,14 @@ def test_the_key_has_density_scenario_batch_and_size(root):
     assert "### A batch of images, one target each, 224×224, 8 images\n" in detailed
 
 
+def test_rows_of_another_benchmark_lie_beside(root):
+    (root / "benchmarks" / "results" / "directions.jsonl").write_text(
+        json.dumps({"part": "choice", "seconds": {}}) + "\n"
+    )
+    short, _ = written(root, NEW)
+    assert "| vgg16, epsilon_plus | 32 |" in short
+
+
 def test_who_was_not_timed_has_a_reason(root):
     lost = {
         **NEW, "provider": "captum looped", "seconds_per_target": None, "times_faster_than_zennit": None,
