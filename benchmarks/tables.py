@@ -118,12 +118,13 @@ DETAILED = (
 )
 
 SHORT = (
-    Column("one 224×224 image", lambda r: f"{r['model']}, {r['composite']}", number=False),
+    Column("one 224×224 image", lambda r: f"{r['model']}, {r['composite']}{_products(r)}", number=False),
     Column("targets", _of("targets")),
     Column("neurons alive", _of("density"), "{:.2f}"),
     Column("times faster than Zennit", _of("times_faster_than_zennit"), "{:.1f}"),
     Column("share of a plain gradient's time", _of("share_of_gradient"), "{:.2f}"),
     Column("peak memory, MiB", _mebibytes("peak_bytes"), "{:.0f}"),
+    Column("differs from float32 by", lambda r: r.get("error") if _products(r) else None, "{:.0e}"),
 )
 
 
@@ -163,17 +164,23 @@ def _peers(row: Row) -> str:
     return "".join(f", {name} {row[key]}" for key, name in names if row.get(key))
 
 
-def ours(rows: list[Row], scenario: str) -> list[Row]:
-    """fastlrp with the backend that it chooses itself."""
-    return [
-        r for r in rows
-        if r["scenario"] == scenario and r["provider"] == "fastlrp auto" and r["seconds_per_target"] is not None
-    ]  # fmt: skip
+def _products(row: Row) -> str:
+    return ", bfloat16" if row["provider"].endswith("/bf16") else ""
+
+
+def ours(rows: list[Row], scenario: str, provider: str = "fastlrp auto") -> list[Row]:
+    """fastlrp with the backend that it chooses itself; of one question the latest answer, on whichever machine."""
+    found = {
+        tuple(r[name] for name in _QUESTION[1:]): r for r in rows
+        if r["scenario"] == scenario and r["provider"] == provider and r["seconds_per_target"] is not None
+    }  # fmt: skip
+    return list(found.values())
 
 
 def short(rows: list[Row]) -> str:
     """fastlrp beside Zennit's better way and the gradient's; a sentence for each other scenario; what made them."""
-    usual = [r for r in ours(rows, "targets") if r["size"] == 224]
+    providers = ("fastlrp auto", "fastlrp auto/bf16")
+    usual = [r for name in providers for r in ours(rows, "targets", name) if r["size"] == 224]
     small = [r for r in ours(rows, "small") if r.get("times_one_gradient") is not None][-1:]
     digits = [r for r in ours(rows, "toolbox") if r.get("times_faster_than_toolbox") is not None][:1]
     swept = [r for r in ours(rows, "sweep") if r.get("times_faster_than_toolbox") is not None][:1]

@@ -80,6 +80,16 @@ def test_the_key_has_density_scenario_batch_and_size(root):
     assert "### A batch of images, one target each, 224×224, 8 images\n" in detailed
 
 
+def test_the_latest_machine_answers_and_products_of_bfloat16_are_named(root):
+    later = {**NEW, "machine": "N, 1 threads", "times_faster_than_zennit": 15.0}
+    narrow = {**later, "provider": "fastlrp auto/bf16", "times_faster_than_zennit": 19.0, "error": 0.003}
+    short, detailed = written(root, NEW, later, narrow)
+    assert "| vgg16, epsilon_plus | 32 | 0.50 | 15.0 | 0.75 | 100 | – |" in short
+    assert "| vgg16, epsilon_plus, bfloat16 | 32 | 0.50 | 19.0 | 0.75 | 100 | 3e-03 |" in short
+    assert "13.0" not in short
+    assert "13.0" in detailed
+
+
 def test_rows_of_another_benchmark_lie_beside(root):
     (root / "benchmarks" / "results" / "directions.jsonl").write_text(
         json.dumps({"part": "choice", "seconds": {}}) + "\n"
