@@ -101,7 +101,10 @@ def build(name: str, seed: int = 0) -> Workload:
 
     Raises:
         UnavailableError: where a library that has the model is not installed.
+        ValueError: for another name.
     """
+    if name not in MADE:
+        raise ValueError(f"no transformer is called {name!r}: expected one of {', '.join(MADE)}")
     make, composite, family = MADE[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

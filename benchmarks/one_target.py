@@ -9,7 +9,8 @@ ones than the output (z+, gamma), and one product with the transposed weight for
 fastest call that PyTorch has for its shape, on operands that lie ready, and nothing is done beside them.
 
 Times are processor time of this thread, the least of interleaved repeats, so that other processes count for little; one
-thread unless ``--threads`` says otherwise. ``--peers`` adds Zennit. Outputs are checked before anything is timed.
+thread unless ``--threads`` says otherwise. Outputs are checked before anything is timed. Zennit beside it:
+``python -m benchmarks.compare --targets 1``.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def steps(case: Case, repeats: int) -> list[tuple[str, str]]:
     return [(name, f"{milliseconds:.2f}") for name, milliseconds in cost.items()]
 
 
-def measured(name: str, rules: str, batch: int, size: int, repeats: int, peers: bool) -> tuple[str, ...]:
+def measured(name: str, rules: str, batch: int, size: int, repeats: int) -> tuple[str, ...]:
     """One row of the table."""
     case = build(name, rules, batch, size)
     error = check(case)
@@ -165,21 +166,11 @@ def measured(name: str, rules: str, batch: int, size: int, repeats: int, peers: 
         return run
 
     calls = [case.call, case.gradient, case.forward, all_of(seconds), all_of(down)]
-    if peers:
-        calls.append(_zennit(case, rules))
     call, gradient, *parts = least(calls, repeats)
     floor = sum(parts[:3])
     cells = [f"{1e3 * s:.3g}" for s in (call, gradient, *parts[:3], floor)]
     ratios = [f"{call / gradient:.2f}", f"{call / floor:.2f}"]
-    ratios += [f"{parts[3] / call:.2f}"] if peers else []
     return (name, rules, str(batch), *cells, *ratios, f"{error:.0e}" + ("" if error <= ALLOWED else " WRONG"))
-
-
-def _zennit(case: Case, rules: str) -> Call:
-    from benchmarks import peers
-
-    provider = next(p for p in peers.zennit(case.model, rules) if "expanded" in p.name)
-    return lambda: provider.run(case.x, case.classes, lambda: None)
 
 
 def main() -> None:
@@ -191,17 +182,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", action="store_true", help="milliseconds of each step, too")
-    parser.add_argument("--peers", action="store_true", help="Zennit beside it, where it is installed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"{machine()}, commit {commit()}; milliseconds of processor time")
     head = ["model", "composite", "batch", "call", "gradient", "forward", "second", "down", "floor"]
-    head += ["of a gradient", "of the floor", *(["x zennit"] if given.peers else []), "error"]
+    head += ["of a gradient", "of the floor", "error"]
     rows = []
     for name in given.models.split(","):
         for rules in given.composites.split(","):
             for batch in map(int, given.batches.split(",")):
-                rows.append(measured(name, rules, batch, given.size, given.repeats, given.peers))
+                rows.append(measured(name, rules, batch, given.size, given.repeats))
                 print(*rows[-1], flush=True)
                 if given.steps:
                     print(align(("step", "ms"), steps(build(name, rules, batch, given.size), 3), numbers=(1,)))
