@@ -62,7 +62,7 @@ class GraphPlans(Plans):
     """Plans for one sample each, by its sizes and what is fixed of it.
 
     A plan of a graph holds its edges and the model's own weights, and costs as much as 30 to 100 explanations: a data
-    set of graphs that are explained again and again is remembered as a whole, up to a size.
+    set of graphs that are explained again and again is remembered as a whole, up to :attr:`kept` graphs.
     """
 
     kept = 256
