@@ -174,10 +174,11 @@ class Head {
   bool hides(const char* mask, int64_t count, int64_t keys) const {
     const int64_t rows = p_.mask_strides.row == 0 ? 1 : count, columns = p_.mask_key == 0 ? 1 : keys;
     for (int64_t r = 0; r < rows; ++r) {
-      const bool attends = p_.kind == Mask::flags
-                               ? any(reinterpret_cast<const uint8_t*>(mask) + r * p_.mask_strides.row, columns, uint8_t(0))
-                               : any(reinterpret_cast<const T*>(mask) + r * p_.mask_strides.row, columns,
-                                     -std::numeric_limits<T>::infinity());
+      const bool attends =
+          p_.kind == Mask::flags
+              ? any(reinterpret_cast<const uint8_t*>(mask) + r * p_.mask_strides.row, columns, uint8_t(0))
+              : any(reinterpret_cast<const T*>(mask) + r * p_.mask_strides.row, columns,
+                    -std::numeric_limits<T>::infinity());
       if (attends) {
         return false;
       }

@@ -1,6 +1,6 @@
-// What a tile reads, as pairs of bfloat16: the rows u[p, o] F[p, o] of all output positions p in its reach, multiplied in
-// float32 and rounded once. Each block of a position begins a pair; where it has an odd number of entries, the last one's
-// partner is a row of zeros.
+// What a tile reads, as pairs of bfloat16: the rows u[p, o] F[p, o] of all output positions p in its reach, multiplied
+// in float32 and rounded once. Each block of a position begins a pair; where it has an odd number of entries, the last
+// one's partner is a row of zeros.
 #pragma once
 
 #include "sparse_packed.h"

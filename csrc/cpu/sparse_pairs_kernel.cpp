@@ -53,8 +53,8 @@ FASTLRP_TARGET_AVX512_BF16 inline void tile(std::integer_sequence<int, n...>, bo
                                             const int32_t* column, float* acc, int64_t acc_stride) {
   constexpr __mmask32 second = 0xaaaaaaaau;
   const int64_t at[] = {column[n / vectors]...};
-  __m512 sum[] = {(fresh ? _mm512_setzero_ps()
-                         : _mm512_loadu_ps(acc + n / vectors * acc_stride + n % vectors * kVector))...};
+  __m512 sum[] = {
+      (fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + n / vectors * acc_stride + n % vectors * kVector))...};
   for (int64_t i = 0; i < count; i += 2) {
     const uint16_t* w0 = reinterpret_cast<const uint16_t*>(weight + row[i]);
     const uint16_t* w1 = reinterpret_cast<const uint16_t*>(weight + row[i + 1]);
@@ -90,9 +90,9 @@ FASTLRP_TARGET_AVX512_BF16 void tail(bool fresh, int64_t left, const Bf16* weigh
 
 // In as many equal parts as need be: a short rest would wait for its own sums.
 template <int vectors, int rows>
-FASTLRP_TARGET_AVX512_BF16 void columns(bool fresh, int64_t left, const Bf16* weight, const int32_t* row,
-                                        int64_t count, const Bf16* s, int64_t s_stride, const int32_t* column,
-                                        float* acc, int64_t acc_stride) {
+FASTLRP_TARGET_AVX512_BF16 void columns(bool fresh, int64_t left, const Bf16* weight, const int32_t* row, int64_t count,
+                                        const Bf16* s, int64_t s_stride, const int32_t* column, float* acc,
+                                        int64_t acc_stride) {
   for (int64_t parts = (left + rows - 1) / rows; parts > 0; --parts) {
     const int64_t some = (left + parts - 1) / parts;
     tail<vectors, rows>(fresh, some, weight, row, count, s, s_stride, column, acc, acc_stride);

@@ -113,8 +113,8 @@ struct Products {
             const int64_t left = in[in_block + 1] - in[in_block], count = out[1] - out[0];
             if (left > 0 && count > 0) {
               plan.product.multiply_add(sums.fresh.get()[i], width, left, weight, packed.row.get() + out[0], count,
-                                       rows + out[0] * width, width, tile.column.get() + in[in_block],
-                                       sums.rows_of(i) + (in[in_block] - in[0]) * stride, stride);
+                                        rows + out[0] * width, width, tile.column.get() + in[in_block],
+                                        sums.rows_of(i) + (in[in_block] - in[0]) * stride, stride);
               sums.fresh.get()[i] = false;
             }
           }
@@ -150,9 +150,9 @@ struct Products {
             const int64_t count = packed.first.get()[2 * tile.box_index(a, to_y[y], outputs.end - 1) + 1] - begin;
             if (count > 0) {
               plan.product.multiply_add(sums.fresh.get()[i], width, left,
-                                       weight + (last - tile.box[2].begin) * blocks.tap_step, packed.row.get() + begin,
-                                       count, rows + begin * width, width, tile.column.get() + in[in_block],
-                                       sums.rows_of(i) + (in[in_block] - in[0]) * stride, stride);
+                                        weight + (last - tile.box[2].begin) * blocks.tap_step, packed.row.get() + begin,
+                                        count, rows + begin * width, width, tile.column.get() + in[in_block],
+                                        sums.rows_of(i) + (in[in_block] - in[0]) * stride, stride);
               sums.fresh.get()[i] = false;
             }
           }
@@ -196,8 +196,8 @@ struct Products {
             const int64_t left = in_first[2 * (i + inputs.size()) - 1] - begin;
             if (left > 0) {
               plan.product.multiply_add(false, width, left, weights + (ta * w.taps[1] + ty) * row, row_of + out[0],
-                                       out[1] - out[0], rows + out[0] * width, width, column + begin, sums.rows_of(i),
-                                       stride);
+                                        out[1] - out[0], rows + out[0] * width, width, column + begin, sums.rows_of(i),
+                                        stride);
             }
           }
         }
@@ -234,7 +234,7 @@ struct Products {
               const int64_t left = tile.column.get()[e], right = packed.row.get()[o] / plan.blocks.row_step;
               if (left == right) {
                 plan.product.multiply_add(false, width, 1, weights + left * taps + tap, &zero, 1, read + o * width,
-                                         width, &zero, to + (e - in[0]) * stride, stride);
+                                          width, &zero, to + (e - in[0]) * stride, stride);
               }
               e += left <= right;
               o += right <= left;

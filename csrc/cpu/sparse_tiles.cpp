@@ -17,10 +17,10 @@
 namespace fastlrp::cpu {
 namespace {
 
-constexpr int64_t kTile = 16;     // rows of a tile, and float32 numbers of a row
-constexpr int64_t kStep = 32;     // bfloat16 numbers of a row
-constexpr int64_t kDepth = 256;   // rows i whose weights are gathered at once, a multiple of kStep
-constexpr int64_t kWidest = 64;   // targets at once
+constexpr int64_t kTile = 16;    // rows of a tile, and float32 numbers of a row
+constexpr int64_t kStep = 32;    // bfloat16 numbers of a row
+constexpr int64_t kDepth = 256;  // rows i whose weights are gathered at once, a multiple of kStep
+constexpr int64_t kWidest = 64;  // targets at once
 
 // As the instruction LDTILECFG reads it.
 struct alignas(64) TileConfig {
@@ -213,10 +213,10 @@ FASTLRP_TARGET_AMX void end_amx() {
 #define FASTLRP_TILE_BEGIN() begin_amx()
 #define FASTLRP_TILE_END() end_amx()
 #define FASTLRP_TILE_ZERO(t) _tile_zero(t)
-#define FASTLRP_TILE_LOAD(t, from, stride)  \
-  do {                                      \
-    __asm__ volatile("" ::: "memory");      \
-    _tile_loadd(t, from, stride);           \
+#define FASTLRP_TILE_LOAD(t, from, stride) \
+  do {                                     \
+    __asm__ volatile("" ::: "memory");     \
+    _tile_loadd(t, from, stride);          \
   } while (false)
 #define FASTLRP_TILE_STORE(t, to, stride) \
   do {                                    \

@@ -118,8 +118,8 @@ extern const SparsePatternFunctions kSparsePattern;  // of the CPU
 extern const SparseConvFunctions kSparseConv;
 
 // Of the CPU alone: the packed weight in bfloat16, rounded to the nearest, as the unit in use wants it
-// (common/bf16_unit.h); for linear layers too. Not for one channel per group. With it the products of `relevance` are of
-// bfloat16: coefficient times relevance is rounded once, sums are of float32.
+// (common/bf16_unit.h); for linear layers too. Not for one channel per group. With it the products of `relevance` are
+// of bfloat16: coefficient times relevance is rounded once, sums are of float32.
 Tensor sparse_pack_pairs(const Tensor& weight);
 
 namespace cuda {

@@ -29,7 +29,8 @@ Sizes tiles_size(int64_t groups, int64_t outs, int64_t ins, int64_t taps) {
   return size;
 }
 
-constexpr Packing kPacking{6, 2, packed_size<kBlockOut>}, kPairs{6, 2, packed_size<kPairsOut>, true}, kTiles{7, 2, tiles_size, true};
+constexpr Packing kPacking{6, 2, packed_size<kBlockOut>}, kPairs{6, 2, packed_size<kPairsOut>, true},
+    kTiles{7, 2, tiles_size, true};
 
 bool is_narrow(const ConvCall& call) {
   return !call.weights.empty() && call.weights.front().scalar_type() == kBFloat16;
@@ -42,9 +43,9 @@ const Packing& packing_of(const ConvCall& call) {
 cpu::Blocks packed_blocks(const Tensor& packed, const ConvArguments& a) {
   const int64_t slab = packed.size(4) * packed.size(5);
   if (packed.dim() == kTiles.axes) {
-    return {packed.size(0), a.outs,         a.ins,
-            packed.size(5), packed.size(4), packed.size(2) * packed.size(3) * slab,
-            packed.size(3) * slab, slab,    1, packed.size(5)};
+    return {
+        packed.size(0),        a.outs, a.ins, packed.size(5), packed.size(4), packed.size(2) * packed.size(3) * slab,
+        packed.size(3) * slab, slab,   1,     packed.size(5)};
   }
   return {packed.size(0),        a.outs,         a.ins,
           packed.size(4),        packed.size(5), packed.size(2) * packed.size(3) * slab,
@@ -160,7 +161,8 @@ Tensor sparse_pack_pairs(const Tensor& weight) {
   REQUIRE_VALUE(weight.size(1) * weight.size(2) > 1 || weight.size(0) == 1, check.op,
                 ": one channel per group makes no pairs, got ", weight.sizes());
   const bool tiles = has_tiles(bf16_unit());
-  const Tensor found = packed(weight.to(kBFloat16), kPairsOut, tiles ? Sizes{0, 3, 5, 1, 4, 2} : Sizes{0, 3, 5, 1, 2, 4});
+  const Tensor found =
+      packed(weight.to(kBFloat16), kPairsOut, tiles ? Sizes{0, 3, 5, 1, 4, 2} : Sizes{0, 3, 5, 1, 2, 4});
   return tiles ? found.unsqueeze(6) : found;
 }
 

@@ -34,11 +34,15 @@ class Outcome:
 
 
 @pytest.fixture
-def run() -> Callable[..., Outcome]:
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """``run("explain", …)`` in this process."""
     from click.testing import CliRunner
 
+    from fastlrp import Explainer
     from fastlrp.cli.app import app
+
+    # A slow model of tests/cli/models.py changes it for the whole process: it is set back after the test.
+    monkeypatch.setattr(Explainer, "forward", Explainer.forward)
 
     def call(*words: object) -> Outcome:
         result = CliRunner().invoke(app, [str(word) for word in words], prog_name="fastlrp")

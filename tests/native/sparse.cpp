@@ -14,8 +14,8 @@ namespace {
 
 using namespace fastlrp::cpu;
 
-// While set, random numbers are such that products of bfloat16 are exact: coefficients are whole and at most 2, what they
-// are multiplied with is rounded.
+// While set, random numbers are such that products of bfloat16 are exact: coefficients are whole and at most 2, what
+// they are multiplied with is rounded.
 bool few_digits = false;
 
 template <class T>

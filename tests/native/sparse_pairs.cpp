@@ -1,8 +1,7 @@
 // csrc/cpu/sparse_pairs_kernel.h against loops: every unit, hostile sizes, buffers of exactly what may be touched.
-#include "../../csrc/cpu/sparse_pairs_kernel.h"
-
 #include <cstring>
 
+#include "../../csrc/cpu/sparse_pairs_kernel.h"
 #include "check.h"
 
 namespace {
@@ -88,8 +87,8 @@ TEST(sparse_pairs_equal_loops_and_their_definition) {
       for (const int64_t left : {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64}) {
         const int64_t count = 2 * native::integer(1, native::integer(0, 4) == 0 ? 270 : 40);
         const Question question(width, left, count, tiles, native::integer(0, 1) == 1);
-        const std::string context = unit + " K " + std::to_string(width) + " left " + std::to_string(left) + " count " +
-                                    std::to_string(count);
+        const std::string context =
+            unit + " K " + std::to_string(width) + " left " + std::to_string(left) + " count " + std::to_string(count);
         const std::vector<float> found = question.by(kernel);
         CHECK_FOR(native::close(found, question.by_loops()), context);
         set_bf16_unit(tiles ? "software_tiles" : "software");
