@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,26 @@ from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
 from fastlrp.precision import FULL, Products
+
+T = TypeVar("T")
+
+
+class _OfWeights(Generic[T]):
+    """What was made of a weight, in each of two forms: remembered by its identity, as long as the weight lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, bool], tuple[weakref.ref[Tensor], T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, weight: Tensor, turned: bool, make: Callable[[weakref.ref[Tensor]], T]) -> T:
+        """What ``make`` gives, which must not hold the weight itself."""
+        key, known = (id(weight), turned), self._known
+        if key not in known:
+            kept = weakref.ref(weight, lambda gone: known.pop(key, None))
+            known[key] = kept, make(kept)
+        return known[key][1]
 
 
 class AffineLayer:
@@ -50,9 +70,9 @@ class AffineLayer:
         wanted = products.convolutions if node.kind == "conv" else products.matrices
         share, geometry = self.work / max(1, work_of_all), getattr(self, "geometry", None)
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
-        self._narrow: dict[tuple[int, bool], tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._narrow: _OfWeights[Tensor] = _OfWeights()
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
-        self._packed: dict[tuple[int, bool], tuple[weakref.ref[Tensor], packed.Packed | None]] = {}
+        self._packed: _OfWeights[packed.Packed | None] = _OfWeights()
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
@@ -111,12 +131,12 @@ class AffineLayer:
         It is remembered as long as the weight lives, as in :meth:`narrow`. Who calls keeps the weight until the first
         product, which reads it.
         """
-        key, known = (id(weight), down), self._packed
-        if key not in known:
-            kept = weakref.ref(weight, lambda gone: known.pop(key, None))
+
+        def made(kept: weakref.ref[Tensor]) -> packed.Packed | None:
             read = cast("Callable[[], Tensor]", kept)
-            known[key] = kept, self._transpose_of(read) if down else packed.Packed(read, self.geometry)
-        return known[key][1]
+            return self._transpose_of(read) if down else packed.Packed(read, self.geometry)
+
+        return self._packed.get(weight, down, made)
 
     def _transpose_of(self, weight: Callable[[], Tensor]) -> packed.Packed | None:
         sizes = self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:]
@@ -137,13 +157,13 @@ class AffineLayer:
 
         It is remembered as long as the weight lives, which may be that of one plan of many: ``W + gamma W+``.
         """
-        key, known = (id(weight), turned), self._narrow
-        if key not in known:
+
+        def made(_: weakref.ref[Tensor]) -> Tensor:
             found = reduced.turned_weight(weight, self.geometry.groups) if turned else weight
             found = found.to(reduced.DTYPE)
-            found = channels_last(found) if self.node.kind == "conv" else found
-            known[key] = weakref.ref(weight, lambda gone: known.pop(key, None)), found
-        return known[key][1]
+            return channels_last(found) if self.node.kind == "conv" else found
+
+        return self._narrow.get(weight, turned, made)
 
     def _reduced_transpose(
         self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool, multiply: bool
