@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import autolrp_rules
 from benchmarks.attention_models import Workload
 from benchmarks.providers import Mark, Provider, UnavailableError
 
@@ -46,7 +47,7 @@ def lxt(work: Workload, composite: str) -> list[Provider]:
     return _ways("lxt", work, partial(_patched, patches), comparable=True)
 
 
-def _ways(library: str, work: Workload, modified: Modified, comparable: bool) -> list[Provider]:
+def _ways(name: str, work: Workload, modified: Modified, comparable: bool) -> list[Provider]:
     def looped(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
         leaf = work.leaf()
         with modified():
@@ -82,36 +83,42 @@ def _ways(library: str, work: Workload, modified: Modified, comparable: bool) ->
         return torch.cat(found).unsqueeze(0)
 
     return [
-        Provider(f"{library} looped", looped, 4, comparable, optional=True),
-        Provider(f"{library} batched", batched, 8, comparable, optional=True),
-        Provider(f"{library} copies", copied, 8, comparable, optional=True),
+        Provider(f"{name} looped", looped, 4, comparable, optional=True),
+        Provider(f"{name} batched", batched, 8, comparable, optional=True),
+        Provider(f"{name} copies", copied, 8, comparable, optional=True),
     ]
 
 
-def autolrp(work: Workload) -> list[Provider]:
-    """autoLRP under its AttnLRP preset, a backward pass for each target.
+def autolrp(work: Workload, composite: str) -> list[Provider]:
+    """autoLRP with the rules of ``composite`` (:mod:`benchmarks.autolrp_rules`), a backward pass for each target.
 
     Raises:
         UnavailableError: if it is not there.
     """
-    library: Any = _library("autolrp", "FASTLRP_AUTOLRP")
-    rules = library.LRPConfig(rule={**library.BASE, **library.ATTNLRP})
+    theirs = library("autolrp", "FASTLRP_AUTOLRP")
+    rules = autolrp_rules.configuration(theirs, composite)
 
     def looped(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
         found = []
-        leaf = library.tensor(work.leaf().detach())
-        scores = work.scores(leaf)
+        leaf = theirs.tensor(work.leaf().detach())
+        with autolrp_rules.written_out(theirs):
+            scores = work.scores(leaf)
         mark()
         for k in classes[0].tolist():
             scores[0, k].lrp(config=rules)
-            relevance = leaf.relevance
+            relevance = leaf.relevance * scores[0, k].detach()  # Its own is that of a score of 1.
             found.append((relevance.sum(-1) if work.is_text else relevance).detach().clone())
         return torch.stack(found, 1).as_subclass(Tensor)
 
     return [Provider("autolrp looped", looped, 4, optional=True)]
 
 
-def _library(name: str, variable: str) -> Any:
+def library(name: str, variable: str) -> Any:
+    """The package, from the folder that the environment variable names if it is set.
+
+    Raises:
+        UnavailableError: if it cannot be imported.
+    """
     folder = os.environ.get(variable)
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
@@ -125,11 +132,11 @@ def _library(name: str, variable: str) -> Any:
 
 def _lxt_patches(work: Workload, composite: str) -> dict[Any, Callable[[Any], bool]]:
     """LXT's own map of classes to changes; for BERT one made of its functions, as its pages tell users to."""
-    patches: Any = _library("lxt.efficient.patches", "FASTLRP_LXT")
+    patches: Any = library("lxt.efficient.patches", "FASTLRP_LXT")
     wanted = {"attnlrp": "attnLRP", "cp_lrp": "cp_LRP"}.get(composite)
     if work.family in ("gpt2", "llama", "vit"):
         module = {"vit": "vit_torch"}.get(work.family, work.family)
-        found = getattr(_library(f"lxt.efficient.models.{module}", "FASTLRP_LXT"), wanted or "", None)
+        found = getattr(library(f"lxt.efficient.models.{module}", "FASTLRP_LXT"), wanted or "", None)
         if found is None:
             raise UnavailableError(f"it has no {composite} for this model")
         return dict(found)

@@ -6,8 +6,8 @@
 
 ``choice``: down, up and the middle on a grid of targets and groups; a way that is estimated at more than ``--cut``
 times the best estimate is not run (``--cut inf`` runs all). ``others``: VGG-16 patches by all classes beside the
-way down and Zennit, BiLRP beside a loop over features and autoLRP, GPT-2's next tokens beside LXT. Outputs are
-compared before a time counts. Appends a row per measurement to ``benchmarks/results/directions.jsonl``.
+way down and Zennit, those of ViT-B/16 beside LXT and autoLRP, BiLRP beside a loop over features and autoLRP's own,
+GPT-2's next tokens beside LXT. Outputs are compared before a time counts. Appends a row per measurement to ``benchmarks/results/directions.jsonl``.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def _vgg16(size: int = 224) -> Workload:
     return Workload("vgg16", 1000, parts, (1, 16, 64), make, {})
 
 
-def _vit() -> Workload:
+def _vit(composite: str = "attnlrp") -> Workload:
     def make() -> tuple[fastlrp.Explainer, Any]:
         work = attention_models.build("vit_b_16")
-        return fastlrp.Explainer(work.model, "attnlrp", example_inputs=work.x), work.x
+        return fastlrp.Explainer(work.model, composite, example_inputs=work.x), work.x
 
     parts = {4: groups.patches(112), 16: groups.patches(56)}
     return Workload("vit_b_16", 1000, parts, (4, 16, 64), make, {})
@@ -217,9 +217,9 @@ def _provider(part: Provider, x: Tensor, seen: Sequence[int], summed: Callable[[
     def run() -> tuple[Tensor, float]:
         lap: list[float] = []
         classes = torch.tensor([list(seen)[: min(SEEN, part.limit or SEEN)]])
-        begin = time.perf_counter()
-        found = part.run(x, classes, lambda: lap.append(time.perf_counter()))
-        end = time.perf_counter()
+        begin = clock()
+        found = part.run(x, classes, lambda: lap.append(clock()))
+        end = clock()
         assert found is not None
         return summed(found), (end - (lap[0] if lap else begin)) / classes.shape[1]
 
@@ -250,6 +250,23 @@ def vgg_patches(size: int) -> Iterator[Row]:
     return compared(f"VGG-16, {number} patches x 1,000 classes, epsilon_plus, {machine()}", "class", ways)
 
 
+def vit_patches(size: int) -> Iterator[Row]:
+    """ViT-B/16: its 196 patches by 1,000 classes. Zennit has no rules for attention; LXT and autoLRP have."""
+    work, seen = _vit("cp_lrp"), [i * 1000 // 32 for i in range(32)]
+    parts = groups.patches(16)
+    ways: list[tuple[str, Any]] = [
+        ("fastlrp all classes", _all_at_once(work, parts, seen)),
+        ("fastlrp down, 32 at once", _downward(work, parts, seen)),
+    ]
+    other = attention_models.build("vit_b_16")
+    for name, make in (("lxt", attention_peers.lxt), ("autolrp", attention_peers.autolrp)):
+        try:
+            ways += [(p.name, _provider(p, other.x, seen, lambda R: _of_patches(R, 16))) for p in make(other, "cp_lrp")]
+        except UnavailableError as reason:
+            ways.append((name, _unavailable(reason)))
+    return compared(f"ViT-B/16, 196 patches x 1,000 classes, cp_lrp, {machine()}", "class", ways)
+
+
 def bilrp(size: int) -> Iterator[Row]:
     """Similarity of two images by VGG-16's 512 pooled features, for patches of 32 x 32."""
     model, _ = models.build("vgg16")
@@ -260,39 +277,37 @@ def bilrp(size: int) -> Iterator[Row]:
     features = torch.nn.Sequential(model.features, torch.nn.Flatten(), pooled).eval()
     generator = torch.Generator().manual_seed(3)
     a, b = (torch.rand(1, 3, size, size, generator=generator) for _ in range(2))
-    parts, few = groups.patches(32), list(range(0, 512, 128))
+    parts, few = groups.patches(32), list(range(0, 512, 64))
     explainer = fastlrp.Explainer(features, "gamma", example_inputs=a)
 
     def at_once() -> tuple[Tensor, float]:
         fastlrp.similarity(explainer, a, b, parts)
         _, spent = seconds(lambda: fastlrp.similarity(explainer, a, b, parts))
-        return explainer(a, few, groups=parts), spent / 512
+        first, second = (explainer(x, few, groups=parts) for x in (a, b))
+        return first.transpose(1, 2) @ second, spent / 512
 
     def looped() -> tuple[Tensor, float]:
-        found, begin = [], time.perf_counter()
+        begin = clock()
+        pairs = torch.zeros(())
         for m in few:
-            found.append(explainer(a, m, groups=parts, direction="down"))
-            explainer(b, m, groups=parts, direction="down")
-        return torch.cat(found, 1), (time.perf_counter() - begin) / len(few)
+            first, second = (explainer(x, m, groups=parts, direction="down") for x in (a, b))
+            pairs = pairs + first.transpose(1, 2) @ second
+        return pairs, (clock() - begin) / len(few)
 
     def autolrp() -> tuple[Tensor, float]:
-        library: Any = attention_peers._library("autolrp", "FASTLRP_AUTOLRP")
+        library = attention_peers.library("autolrp", "FASTLRP_AUTOLRP")
         rule = ("gamma", {"gamma": 0.25})
         weighted = ("ConvolutionBackward", "AddmmBackward", "MmBackward")
         config = library.LRPConfig(rule={**library.BASE, **library.on(weighted, rule)}, eps=peers.EPSILON)
-        found, begin = [], time.perf_counter()
-        for m in few:
-            for x in (a, b):
-                leaf = library.tensor(x)
-                feature = features(leaf)[0, m]
-                feature.lrp(config=config)  # Of one unit of the feature.
-                if x is a:
-                    found.append((leaf.relevance * feature).detach().as_subclass(Tensor))
-        spent = (time.perf_counter() - begin) / len(few)
-        R = torch.stack(found, 1)
-        return _of_patches(R, 32), spent
+        begin = clock()
+        pairs = library.bilrp(
+            features, a, b, config=config,
+            project=lambda out: out[:, few],
+            reduce_each=lambda R: _of_patches(R.as_subclass(Tensor).unsqueeze(1), 32)[:, 0],
+        )  # fmt: skip
+        return pairs.unsqueeze(0), (clock() - begin) / len(few)
 
-    ways = [("fastlrp similarity", at_once), ("loop over features", looped), ("autolrp", autolrp)]
+    ways = [("fastlrp similarity", at_once), ("loop over features", looped), ("autolrp.bilrp", autolrp)]
     return compared(
         f"BiLRP, VGG-16, 512 features, images of {size} x {size}, patches of 32 x 32, gamma, {machine()}",
         "feature",
@@ -349,7 +364,7 @@ def every_position(size: int) -> Iterator[Row]:
     return compared(title, "target", ways)
 
 
-OTHERS = {"vgg16": vgg_patches, "bilrp": bilrp, "gpt2": next_tokens, "gpt2-all": every_position}
+OTHERS = {"vgg16": vgg_patches, "vit_b_16": vit_patches, "bilrp": bilrp, "gpt2": next_tokens, "gpt2-all": every_position}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -346,7 +346,7 @@ def transformers(options: Options) -> Iterator[Round]:
                 "gradient": lambda: attention_peers.gradients(work),  # noqa: B023 (called in this turn)
                 "floor": lambda: [attention_floor.floor(work, graph)],  # noqa: B023
                 "lxt": lambda: attention_peers.lxt(work, rule),  # noqa: B023
-                "autolrp": lambda: attention_peers.autolrp(work),  # noqa: B023
+                "autolrp": lambda: attention_peers.autolrp(work, rule),  # noqa: B023
             }
             wanted = ("lxt", "autolrp", *options.others) if options.others == OTHERS else options.others
             for other in (word for word in wanted if word in makers):

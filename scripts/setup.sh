@@ -37,6 +37,7 @@ pip install -q --no-build-isolation -e ".[test,demo,dev]"
   echo "fastlrp: Triton cannot be installed here; the tests of its kernels are skipped"
 # Oracles of the tests and rivals of the benchmarks, never imported by the package; torchvision is that of torch 2.13.
 pip install -q --no-deps zennit==0.5.1 captum==0.9.0 "${TORCHVISION:-torchvision==0.28.0}"
+pip install -q --no-deps autolrp==0.2.0 || echo "fastlrp: autoLRP cannot be installed here; the tests with it are skipped"
 # Models that the tests explain, with random weights.
 pip install -q "transformers>=5.24,<6" && pip install -q --no-deps "timm==1.0.31" ||
   echo "fastlrp: transformers and timm cannot be installed here; the tests with their models are skipped"
