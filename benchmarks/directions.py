@@ -7,7 +7,8 @@
 ``choice``: down, up and the middle on a grid of targets and groups; a way that is estimated at more than ``--cut``
 times the best estimate is not run (``--cut inf`` runs all). ``others``: VGG-16 patches by all classes beside the
 way down and Zennit, those of ViT-B/16 beside LXT and autoLRP, BiLRP beside a loop over features and autoLRP's own,
-GPT-2's next tokens beside LXT. Outputs are compared before a time counts. Appends a row per measurement to ``benchmarks/results/directions.jsonl``.
+GPT-2's next tokens beside LXT. Outputs are compared before a time counts.
+Appends a row per measurement to ``benchmarks/results/directions.jsonl``.
 """
 
 from __future__ import annotations
@@ -364,7 +365,13 @@ def every_position(size: int) -> Iterator[Row]:
     return compared(title, "target", ways)
 
 
-OTHERS = {"vgg16": vgg_patches, "vit_b_16": vit_patches, "bilrp": bilrp, "gpt2": next_tokens, "gpt2-all": every_position}
+OTHERS = {
+    "vgg16": vgg_patches,
+    "vit_b_16": vit_patches,
+    "bilrp": bilrp,
+    "gpt2": next_tokens,
+    "gpt2-all": every_position,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
