@@ -40,7 +40,7 @@ ORDER = """
     run.boxed_ups run.tails run.sparse.upward run.ends
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
-    verify.walk verify.relative verify.verification run.runner
+    verify.walk verify.masked verify.relative verify.verification run.runner
     run.asked_rows
     plan.plan
     plan.lower

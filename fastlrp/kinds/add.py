@@ -82,8 +82,8 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         term = walk.values[operand] if isinstance(operand, Value) else textbook.double(operand)
         if not isinstance(term, Tensor):
             term = torch.full((1,) * R[:, 0].dim(), float(term), dtype=torch.float64, device=R.device)
-        # Masked scores are minus infinity, and no relevance is there.
-        terms.append(torch.where(term.isinf(), 0.0, term) * coefficient)
+        # Masked scores are minus infinity, and no relevance is there; or the lowest number, see verify/masked.py.
+        terms.append(textbook.moderate(torch.where(term.isinf(), 0.0, term)) * coefficient)
         sources.append(operand)
     parts, ledger = weightless.norm_sum(terms, R, Stabilizer.ensure(rule.stabilizer))
     found: dict[Value, Tensor] = {}

@@ -62,6 +62,21 @@ def double(tree: Any) -> Any:
     return torch.utils._pytree.tree_map(convert, tree)
 
 
+MASKED = 1e30
+"""From here on a number is the lowest of its dtype, which masks, and no result of a model."""
+
+MODERATE = 1e6
+"""What stands for it: far from all scores, and near enough that sums of relevance lose no digits that count."""
+
+
+def moderate(leaf: Any) -> Any:
+    """A tensor with entries beyond :data:`MASKED` at :data:`MODERATE`; infinite ones, and all else, as they are."""
+    if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+        return leaf
+    huge = (leaf.abs() >= MASKED) & leaf.isfinite()
+    return torch.where(huge, leaf.sign() * MODERATE, leaf)
+
+
 def nothing_kept(R: Tensor) -> Ledger:
     """The ledger of a step that sends on all that arrives."""
     zero = R.new_zeros(R.shape[:2])

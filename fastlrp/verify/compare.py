@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.jacobian import ask
-from fastlrp.kinds.textbook import Share, double
+from fastlrp.kinds.textbook import Share, double, moderate
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BLOCK
 from fastlrp.progress import Progress, Wish
@@ -20,6 +20,7 @@ from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
 from fastlrp.targets import Initial, Targets
+from fastlrp.verify.masked import moderated
 from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, coarsest, floor, most, relative, sizes
 from fastlrp.verify.verification import LayerCheck, Verification
 from fastlrp.verify.walk import Walker
@@ -102,6 +103,8 @@ class Comparison:
             for v in (node.output, *node.inputs)
             for t in (self.state[v.index],)
         }
+        self.moderated = moderated(plan.graph.nodes, doubles)
+        doubles.update(self.moderated)
         # Times what arrives: what an error is relative to where relevance itself is smaller.
         dtypes = [*(value.dtype for value in plan.flows), *([torch.bfloat16] if plan.products.reduced else [])]
         self.dtype = coarsest(dtypes, plan.dtype)
@@ -160,8 +163,11 @@ class Comparison:
         self.quotients.clear()
 
         def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
-            part = register.double()
-            if self.plan.flows[value].factor.value is value and bool((factors[0] == 0).any()):
+            part, factored = register.double(), self.plan.flows[value].factor.value
+            calm = self.moderated.get(value if factored is None else factored)
+            if calm is not None:  # The value itself, or it without what is infinite.
+                factors = tuple(torch.where(f != moderate(f), calm.to(f.dtype), f) for f in factors)
+            if factored is value and bool((factors[0] == 0).any()):
                 scales = [factor.double().unsqueeze(1) for factor in factors[1:]]
                 self.quotients.setdefault(value, []).append(math.prod(scales, start=part))
             for factor in sorted(factors, key=lambda factor: bool(factor.isinf().any())):

@@ -87,3 +87,35 @@ def test_a_score_that_the_stabilizer_swallowed_is_pointed_out():
     assert "more than half: the score is too near to their epsilon" in str(small)
     fine = Explainer(model, "lrp0").verify(torch.ones(1, 2), 0)
     assert "too near" not in str(fine)
+
+
+def _added(scores, allowed, lowest):
+    return scores + torch.zeros_like(scores).masked_fill(~allowed, lowest)
+
+
+MASKED = {
+    "added": _added,
+    "filled": lambda scores, allowed, lowest: scores.masked_fill(~allowed, lowest),
+    "chosen": lambda scores, allowed, lowest: torch.where(allowed, scores, lowest),
+}
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("mask", MASKED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_the_lowest_number_masks_everywhere(dtype, mask):
+    """Padding attends evenly to all. What scores are worth there is 1e38 times what comes to them, or infinite."""
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(6, 6) for name in "qkvo"}
+
+    def body(m, x, kept):
+        allowed = kept.unsqueeze(1) & kept.unsqueeze(2)
+        scores = MASKED[mask](m.q(x) @ m.k(x).mT * 0.4, allowed, torch.finfo(x.dtype).min)
+        return m.o(scores.softmax(-1) @ m.v(x)).sum(1)
+
+    explainer = Explainer(Written(body, **layers).to(dtype).eval(), "attnlrp")
+    kept = torch.tensor([[True, True, True, False], [True] * 4])
+    report = explainer.verify((torch.randn(2, 4, 6, dtype=dtype), kept), [0, 1])
+    assert report.ok, report
+    assert abs(report.kept["bias"]) < 100
+    assert abs(report.kept["unexplained"]) < (1e-5 if dtype == torch.float32 else 1e-9)
