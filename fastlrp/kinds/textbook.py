@@ -52,11 +52,13 @@ class Walk:
 
 
 def double(tree: Any) -> Any:
-    """Constants as tensors; every floating-point tensor in float64."""
+    """Constants as tensors; every floating-point tensor in float64, and as one that autograd takes."""
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Constant):
             leaf = leaf.tensor()
+        if isinstance(leaf, Tensor) and leaf.is_inference():
+            leaf = leaf.clone()
         return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
     return torch.utils._pytree.tree_map(convert, tree)

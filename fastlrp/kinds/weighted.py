@@ -138,9 +138,9 @@ def merged_layer(node: Node) -> Affine:
     a = node.attributes
     if node.kind == "batch_norm":
         tail = (1,) * (len(node.output.shape) - 2)
-        scale, shift = (t.double().view(-1, *tail) for t in norm_scale_shift(node))
+        scale, shift = (t.view(-1, *tail) for t in textbook.double(norm_scale_shift(node)))
         return Affine(lambda x, w, b: x * w if b is None else x * w + b, scale, shift)
-    weight, bias = (None if t is None else t.double() for t in merged_parameters(node))
+    weight, bias = textbook.double(merged_parameters(node))
     assert weight is not None
     if node.kind == "linear":
         return Affine(torch.nn.functional.linear, weight, bias)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fastlrp.reference.linear import check_coefficients
 from fastlrp.reference.pool import pool_max_relevance
+from fastlrp.reference.redistribution import ordinary
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -77,10 +78,10 @@ def conv_relevance(
         return _CONV[len(input_size)](images, w, None, stride, padding, dilation, groups)
 
     def transpose(w: Tensor, s: Tensor) -> Tensor:
-        images = torch.zeros(batch * targets, channels, *input_size, dtype=torch.float64, device=flow.device)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            images = torch.zeros(batch * targets, channels, *input_size, dtype=torch.float64, device=flow.device)
             images.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(forward(images, w.detach()), images, s.detach().flatten(0, 1))
+            (gradient,) = torch.autograd.grad(forward(images, ordinary(w)), images, ordinary(s).flatten(0, 1))
         return gradient.reshape(batch, targets, *gradient.shape[1:])
 
     c = torch.zeros(batch, targets, channels, *input_size, dtype=torch.float64, device=flow.device)

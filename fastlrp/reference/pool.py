@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastlrp.reference.redistribution import ordinary
+
 Index: TypeAlias = tuple[EllipsisType | slice, ...]
 
 
@@ -199,8 +201,8 @@ def _scaled(relevance: Tensor, scale: Tensor | None) -> Tensor:
 
 def _transpose(forward: Callable[[Tensor], Tensor], flow: Tensor, input_size: list[int]) -> Tensor:
     batch, targets, channels = flow.shape[:3]
-    images = torch.zeros(batch * targets, channels, *input_size, dtype=torch.float64, device=flow.device)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        images = torch.zeros(batch * targets, channels, *input_size, dtype=torch.float64, device=flow.device)
         images.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(forward(images), images, flow.detach().flatten(0, 1))
+        (gradient,) = torch.autograd.grad(forward(images), images, ordinary(flow).flatten(0, 1))
     return gradient.reshape(batch, targets, *gradient.shape[1:])

@@ -65,6 +65,11 @@ class Part:
     input: Tensor
 
 
+def ordinary(t: Tensor) -> Tensor:
+    """The tensor without its history, and as one that autograd takes: those of inference mode it does not."""
+    return t.clone() if t.is_inference() else t.detach()
+
+
 def vjp(forward: Callable[[Tensor], Tensor], x: Tensor, S: Tensor) -> Tensor:
     """Vector-Jacobian products, one target after the other: ``c[:, k] = (d forward / d x)^T S[:, k]``.
 

@@ -294,6 +294,21 @@ def test_inputs_made_in_inference_mode():
     assert torch.equal(found, shared("convnet")(samples("convnet"), "all"))
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_what_differentiates_in_inference_mode(made):
+    """``verify`` and the reference take derivatives, of a model that may have been made in inference mode too."""
+    with torch.inference_mode(made):
+        layers = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)]
+        model = nn.Sequential(*layers).double().eval()
+    x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
+    expected = Explainer(model)(x, [0, 1])
+    with torch.inference_mode():
+        report = Explainer(model).verify(x, [0, 1])
+        relevance = Explainer(model, backend="reference")(x, [0, 1])
+    assert report.ok, report
+    torch.testing.assert_close(relevance, expected, rtol=1e-12, atol=1e-15)
+
+
 def test_a_record_made_in_inference_mode_is_read_outside():
     x = samples("spatial")
     with torch.inference_mode():
