@@ -84,7 +84,7 @@ ORDER = """
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
     tune.attention capture.shape_memory
     spellings groups outputs
-    markup pickling progress run.reach precision
+    markup pickling progress run.reach precision transforms
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking

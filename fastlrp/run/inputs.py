@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import leaves
 from fastlrp.run.finite import all_finite
+from fastlrp.transforms import refuse_transforms
 
 _ID_TYPES = (torch.int64, torch.int32)
 """What embeddings take."""
@@ -95,9 +96,11 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
 
     Raises:
         ValueError: for NaN or infinity, no or different batch axes, another device. TypeError: for another dtype than
-        the model's, a sparse tensor, or an input without floats and ids.
+        the model's, a sparse tensor, or an input without floats and ids. RuntimeError: inside of a transform of
+        ``torch.func``.
     """
     inputs = Inputs.of(x)
+    refuse_transforms(*inputs.tensors)
     inputs.tensors = [t.detach() for t in inputs.tensors]
     batch, explainable = None, False
     for name, tensor in zip(inputs.names, inputs.tensors, strict=True):

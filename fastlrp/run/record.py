@@ -30,6 +30,7 @@ from fastlrp.run.inputs import Relevance
 from fastlrp.run.names import layer_names
 from fastlrp.spellings import next_tokens
 from fastlrp.targets import Initial, Targets
+from fastlrp.transforms import refuse_transforms
 
 
 class ForwardRecord(ForwardPass):
@@ -168,6 +169,7 @@ class ForwardRecord(ForwardPass):
 
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
         """The targets as they are understood, checked; see :meth:`relevance`."""
+        refuse_transforms()
         if isinstance(targets, str) and targets == "next":
             targets = next_tokens(ids_of(self._inputs, self._scores))
         if not isinstance(targets, (int, Tensor)):

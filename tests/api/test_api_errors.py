@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import fastlrp
 from fastlrp import CaptureError, Explainer
@@ -244,3 +245,22 @@ def test_a_model_without_numbers():
     assert Explainer(lazy)(x, 0).shape == (len(x), 1, *x.shape[1:])
     with pytest.raises(ValueError, match="x is on meta, a device without numbers"):
         Explainer(make("mlp").to("meta"))(x.to("meta"), 0)
+
+
+def test_transforms_of_torch_func():
+    explainer, x = shared("mlp"), samples("mlp")
+    derived = "inside of torch.func.grad, jvp, jacrev or another transform, or of an input that carries a tangent"
+    mapped = r"inside of torch.vmap: give the whole batch at once, explainer\(x, targets\)"
+    with pytest.raises(RuntimeError, match=mapped):
+        torch.func.vmap(lambda x: explainer(x[None], [0]))(x)
+    with pytest.raises(RuntimeError, match=mapped):
+        torch.func.vmap(lambda k: explainer(x, k[None]))(torch.tensor([0, 1]))
+    with explainer.forward(x) as record, pytest.raises(RuntimeError, match=mapped):
+        torch.func.vmap(lambda k: record.relevance(k[None]))(torch.tensor([0, 1]))
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises(RuntimeError, match=derived):
+            transform(lambda x: explainer(x, [0]))(x)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=derived):
+        explainer(forward_ad.make_dual(x, x), [0])
+    with forward_ad.dual_level():
+        explainer(x, [0])
