@@ -225,6 +225,15 @@ def _one_of(operation: Any, name: str, *keys: str, **renamed: str) -> Callable[[
     return steps
 
 
+def _floor_divided(a: dict[str, Any], shape: Any) -> Steps | None:
+    """``x // y`` of floats: a division with rounding, the form of which PyTorch has the derivative, 0."""
+    x, y = a["self"], a["other"]
+    if not (isinstance(x, Value) and x.is_float):
+        return None
+    operation = aten.div.Tensor_mode if isinstance(y, (Value, Constant)) else aten.div.Scalar_mode
+    return [(operation, "div", (x, y), {"rounding_mode": "floor"})]
+
+
 _POOL = ("self", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _MOMENTS = {"correction": "correction", "keepdim": "keepdim"}
 
@@ -236,6 +245,7 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "clamp": _between_tensors,
     "clamp_min": _between_tensors,
     "clamp_max": _between_tensors,
+    "floor_divide": _floor_divided,
     "mv": _matrix_vector,
     "glu": _glu,
     "baddbmm": _sum_of_a_product(aten.bmm.default, "bmm", "batch1", "batch2"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +37,8 @@ def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: T
         wide = [x.unsqueeze(1).expand(batch, targets, *x.shape[1:]).flatten(0, 1).requires_grad_() for x in own]
         y = forward(*wide)
         again = cotangent.requires_grad  # Somebody asks for the transpose of this product.
-        grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), create_graph=again, allow_unused=True)
+        with _known():
+            grads = torch.autograd.grad(y, wide, cotangent.reshape(y.shape), create_graph=again, allow_unused=True)
     return tuple(
         (torch.zeros_like(x) if g is None else g).unflatten(0, (batch, targets))
         for g, x in zip(grads, wide, strict=True)
@@ -61,13 +64,30 @@ def vjp_each(forward: Callable[..., Tensor], inputs: tuple[Any, ...], position: 
         parts = []
         for k in range(cotangent.shape[1]):
             again = cotangent.requires_grad  # Somebody asks for the transpose of this product.
-            (part,) = torch.autograd.grad(
-                y, point, cotangent[:, k].clone(), retain_graph=True, create_graph=again, allow_unused=True
-            )
+            with _known():
+                (part,) = torch.autograd.grad(
+                    y, point, cotangent[:, k].clone(), retain_graph=True, create_graph=again, allow_unused=True
+                )
             parts.append(torch.zeros_like(point) if part is None else part)
     if not parts:
         return point.detach().new_zeros(cotangent.shape[0], 0, *point.shape[1:])
     return torch.stack(parts, 1)
+
+
+@contextmanager
+def _known() -> Iterator[None]:
+    """Turns PyTorch's error about a derivative that it does not have into one with a way out."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        name = re.search(r"derivative for aten::(\w+) is not implemented", str(error))
+        if name is None:
+            raise
+        raise UnsupportedOperationError(
+            f"PyTorch has no derivative of {name[1]!r}, so that Gradient() is not defined for it. Give it a rule by an "
+            f"entry of the composite, composite.with_entries((fastlrp.composites.operation({name[1]!r}), rule)): a "
+            "fastlrp.rules.Custom rule, or Pass() for an element-wise operation"
+        ) from error
 
 
 def _free(x: Any) -> Any:

@@ -75,3 +75,16 @@ def test_all_to_the_signal(name: str) -> None:
     y = SIGNALS[name](model, x, model.a(x))
     torch.testing.assert_close(found[:, 0], (y * model.b.weight[2]).detach())
     assert explainer.verify(x, [0, 2]).ok
+
+
+def test_operations_whose_derivative_pytorch_lacks():
+    """A floor is constant but for its steps, so that ``x // 0.3`` has the derivative 0; others say what to do."""
+    x = torch.tensor([[1.0, -0.7]])
+    floored = Written(lambda m, x: x // 0.3 + torch.floor_divide(x, m.p) + 2 * x, p=nn.Parameter(torch.rand(2) + 1))
+    explainer = fastlrp.Explainer(floored.eval(), "gradient")
+    gradient = explainer(x, [0, 1], initial="one")
+    assert gradient.tolist() == [[[2.0, 0.0], [0.0, 2.0]]]
+    assert explainer.verify(x, [0, 1]).ok
+    step = Written(lambda m, x: x + torch.heaviside(x, torch.ones_like(x))).eval()
+    with pytest.raises(UnsupportedOperationError, match=r"PyTorch has no derivative of 'heaviside'.*a fastlrp"):
+        fastlrp.explain(step, x, [0], "gradient")
