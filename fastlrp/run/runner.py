@@ -150,8 +150,7 @@ def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) ->
         return None
 
     def find() -> Neck | None:
-        carried = {flow.register: value for value, flow in plan.flows.items() if value.has_batch_first}
-        return find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
+        return find_neck(schedule.steps, plan.flows, count, sum(v.numel for v in values))
 
     return plan.necks.get((schedule, count), find)
 
