@@ -240,6 +240,11 @@ def _gate(r: random.Random, a: tuple[int, ...], b: tuple[int, ...]) -> Made:
     return lambda self, x, y: x * torch.sigmoid(y), {}
 
 
+def _sub(r: random.Random, a: tuple[int, ...], b: tuple[int, ...]) -> Made:
+    # Not ``x - x``: of zeros nothing but rounding is left, which no comparison knows the size of.
+    return lambda self, x, y: x - (0.5 * y if x is y else y), {}
+
+
 def _cat(r: random.Random, a: tuple[int, ...], b: tuple[int, ...]) -> Made:
     axis = _axis(r, a)
     return lambda self, x, y: torch.cat((x, y), axis), {}
@@ -283,7 +288,7 @@ ONE: dict[str, tuple[Callable[..., Made], float]] = {
 }  # fmt: skip
 
 TWO: dict[str, tuple[Callable[..., Made], float]] = {
-    "add": (_plain(torch.add), 3), "sub": (_plain(torch.sub), 2), "mul": (_plain(torch.mul), 1.5), "gate": (_gate, 1),
+    "add": (_plain(torch.add), 3), "sub": (_sub, 2), "mul": (_plain(torch.mul), 1.5), "gate": (_gate, 1),
     "cat": (_cat, 2), "broadcast_add": (_broadcast_add, 1), "matmul": (_matmul, 1),
 }  # fmt: skip
 
