@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from fastlrp.capture.graph import Value
@@ -15,8 +15,8 @@ class Neck:
 
     Attributes:
         position: steps before it are the upper part. register: what carries. value: the activation whose relevance
-            it is (times its factor). width: entries per sample. dead_at: slots, none of which is 0 at an entry from
-            which relevance goes on.
+            it is (times its factor). width: entries per sample. dead_at: slots; from an entry where one of them is 0 no
+            relevance goes on.
     """
 
     position: int
@@ -45,16 +45,17 @@ def sole_carriers(steps: Steps) -> Iterator[tuple[int, int]]:
             yield position + 1, next(iter(live))
 
 
-def dead_at(steps: Steps, register: int, flows: Mapping[Value, Flow]) -> tuple[int, ...]:
-    """Slots whose zeros say which entries of a register nothing reads: the output of an activation, above which it is.
+def dead_at(steps: Steps, register: int, flows: Mapping[Value, Flow], nonnegative: Container[Value]) -> tuple[int, ...]:
+    """Slots with an activation whose zeros say from which entries of a register no relevance goes on.
 
-    Below an activation every coefficient has its output as a factor. A register that is several values' relevance with
-    different factors, or that a sum of several readers takes, passes on what other factors make of it.
+    An activation that cannot be negative and is 0 has got nothing from below, or a ReLU has cut it off: either way all
+    that comes of ``c`` there is multiplied by 0. Any other zero may be a difference of two summands, through which
+    ``c`` goes on where epsilon is 0 in the limit. A register that is several values' relevance with different factors,
+    or that a sum of several readers takes, passes on what other factors make of it.
     """
-    values = [(value, flow.factor) for value, flow in flows.items() if flow.register == register]
+    factors = {flow.factor for flow in flows.values() if flow.register == register}
     sums = any(type(step) is not Emission and step.senders and register in step.ins for step, _ in steps)
-    factors = {factor.slots for _, factor in values}
-    if sums or len(factors) != 1 or any(factor.value is None for _, factor in values):
+    if sums or len(factors) != 1:
         return ()
-    lowest, factor = values[-1]
-    return () if factor.value is lowest else factor.slots
+    (factor,) = factors
+    return factor.slots if factor.value is not None and factor.value in nonnegative else ()

@@ -30,12 +30,14 @@ _LEAST_WORK = 1 << 28
 """Floating-point operations below which the detour's own overhead counts."""
 
 
-def find_neck(steps: Steps, flows: Mapping[Value, Flow], count: int, result_numel: int) -> Neck | None:
+def find_neck(
+    steps: Steps, flows: Mapping[Value, Flow], count: int, result_numel: int, nonnegative: Callable[[], set[Value]]
+) -> Neck | None:
     """The neck that makes ``count`` targets cheapest, or None if the direct way is cheaper.
 
     Args:
         flows: how the relevance of each value is read. result_numel: entries of all results below, per sample and
-            target.
+            target. nonnegative: gives the values that are proved to have no entry below zero.
     """
     work = [0 if type(step) is Emission else step.work for step, _ in steps]
     carried = {flow.register: value for value, flow in flows.items() if value.has_batch_first}
@@ -49,8 +51,10 @@ def find_neck(steps: Steps, flows: Mapping[Value, Flow], count: int, result_nume
         width, above = carried[register].numel, sum(work[:position])
         cost = above * count + (sum(work) - above) * width + 2 * width * count * result_numel
         if best is None or cost < best[0]:
-            best = cost, Neck(position, register, carried[register], width, dead_at(steps, register, flows))
-    return best[1] if best is not None and total > _LEAST_WORK and best[0] < _WORTH_IT * total else None
+            best = cost, Neck(position, register, carried[register], width)
+    if best is None or total <= _LEAST_WORK or best[0] >= _WORTH_IT * total:
+        return None
+    return replace(best[1], dead_at=dead_at(steps, best[1].register, flows, nonnegative()))
 
 
 def propagate(

@@ -93,9 +93,7 @@ class Asked:
 
     def _prepared(self, asked_for: frozenset[int]) -> Ascent:
         path = route(self.plan, asked_for)
-        own = frozenset(
-            slot for v in self.values.values() for slot in (v.index, *self.plan.flows[v].factor.slots)
-        )
+        own = frozenset(slot for v in self.values.values() for slot in (v.index, *self.plan.flows[v].factor.slots))
         return prepared(self.plan, path, self.state, self.batch, path.slots | own, self.resolved)
 
     def _of_all_groups(self) -> Contributions:

@@ -1,14 +1,14 @@
-"""Random models: graphs of small operations with several readers of a value, values read twice, and modules called twice.
+"""Random models: graphs of small operations with several readers of a value, values read twice, modules called twice.
 
-``Random(seed)`` is a model with an example input. Each operation is a module ``ops.<i>``, whose operands are random
+``RandomModel(seed)`` is a model with an example input. Each operation is a module ``ops.<i>``, whose operands are random
 earlier values of shapes that it takes.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -268,6 +268,48 @@ def _matmul(r: random.Random, a: tuple[int, ...], b: tuple[int, ...]) -> Made:
     return (lambda self, x, y: x @ y.transpose(-1, -2), {}) if len(a) == 2 else None
 
 
+def _batch_norm(r: random.Random, sizes: tuple[int, ...]) -> Made:
+    if len(sizes) != 2 or sizes[1] < 2:
+        return None
+    out = r.randrange(1, 4)
+    norm = nn.BatchNorm1d(out)
+    for t in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(t, 0.5, 0.5)
+    conv = nn.Conv1d(sizes[0], out, 1, bias=r.random() < 0.5)
+    return lambda self, x: self.norm(self.conv(x)), {"conv": conv, "norm": norm}
+
+
+def _where(r: random.Random, a: tuple[int, ...], b: tuple[int, ...]) -> Made:
+    mask = torch.rand(a) < 0.5
+    return r.choice([
+        lambda self, x, y: torch.where(self.mask, x, y),
+        lambda self, x, y: torch.where(x > 0, x, y),
+        lambda self, x, y: torch.maximum(x, y),
+    ]), {"mask": mask}  # fmt: skip
+
+
+def _einsum(r: random.Random, a: tuple[int, ...], b: tuple[int, ...]) -> Made:
+    return (lambda self, x, y: torch.einsum("bij,bkj->bik", x, y), {}) if len(a) == 2 else None
+
+
+def _masked(r: random.Random, sizes: tuple[int, ...]) -> Made:
+    mask = torch.rand(sizes) < 0.3
+    mask[..., 0] = False  # A softmax of nothing is NaN.
+    return r.choice([
+        lambda self, x: x.masked_fill(self.mask, 0.0),
+        lambda self, x: x.masked_fill(self.mask, float("-inf")).softmax(-1),
+        lambda self, x: x * self.mask,
+    ]), {"mask": mask}  # fmt: skip
+
+
+def _smooth(r: random.Random, sizes: tuple[int, ...]) -> Made:
+    return r.choice([
+        lambda self, x: F.normalize(x, dim=-1), lambda self, x: x.cumsum(-1), lambda self, x: x.clamp(min=0.1),
+        lambda self, x: x.abs(), lambda self, x: F.pad(x, (1, 1), value=float("-inf")).amax(-1, keepdim=True),
+        lambda self, x: F.elu(x), lambda self, x: F.softplus(x), lambda self, x: x.exp(),
+    ]), {}  # fmt: skip
+
+
 def _activation(r: random.Random, sizes: tuple[int, ...]) -> Made:
     function = r.choice([torch.relu, torch.relu, F.gelu, torch.tanh, F.silu, F.leaky_relu])
     return lambda self, x: function(x), {}
@@ -284,20 +326,15 @@ ONE: dict[str, tuple[Callable[..., Made], float]] = {
     "slice": (_slice, 1), "strided": (_strided, 0.5), "select": (_select, 0.5), "pad": (_pad, 1), "flip": (_flip, 1),
     "roll": (_roll, 0.5), "transpose": (_transpose, 1), "unflatten": (_unflatten, 0.5), "flatten": (_flatten, 0.7),
     "expand": (_expand, 0.5), "chunks": (_chunks, 0.7), "index": (_index, 0.5), "cat_own": (_cat_own, 1.5),
-    "attention": (_attention, 1), "multi_head": (_multi_head, 0.5),
+    "attention": (_attention, 1), "multi_head": (_multi_head, 0.5), "batch_norm": (_batch_norm, 1),
+    "masked": (_masked, 0.7), "smooth": (_smooth, 1.5),
 }  # fmt: skip
 
 TWO: dict[str, tuple[Callable[..., Made], float]] = {
     "add": (_plain(torch.add), 3), "sub": (_sub, 2), "mul": (_plain(torch.mul), 1.5), "gate": (_gate, 1),
     "cat": (_cat, 2), "broadcast_add": (_broadcast_add, 1), "matmul": (_matmul, 1),
+    "where": (_where, 0.7), "einsum": (_einsum, 0.5),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Wire:
-    """An operation's operands, numbers of values."""
-
-    operands: tuple[int, ...]
 
 
 class RandomModel(nn.Module):
@@ -360,6 +397,14 @@ class RandomModel(nn.Module):
             values.append(op(*(values[i] for i in wire)))
         whole = torch.cat([values[i].flatten(1) for i in self.outputs], 1)
         return whole if self.head is None else self.head(whole)
+
+    def up_to(self, number: int) -> RandomModel:
+        """The same model that ends with one operation and no head."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.outputs, other.head = [number + len(self.x if self.table is None else (1,))], None
+        other.ops, other.wires = self.ops[: number + 1], self.wires[: number + 1]
+        return other
 
     def text(self) -> str:
         """One line about each operation."""
