@@ -37,7 +37,7 @@ ORDER = """
     run.causal
     run.meeting
     run.ascent
-    run.boxed_ups run.tails run.sparse.upward run.ends
+    run.boxed_ups run.tails run.sparse.upward
     run.boxes
     run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
     verify.walk verify.masked verify.relative verify.verification run.runner
@@ -72,11 +72,11 @@ ORDER = """
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
-    plan.forward_builder plan.path plan.packed
+    plan.forward_builder plan.path plan.packed plan.neck
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.packed plan.total capture.eager_attention plan.neck capture.input_hints
+    capture.packed plan.total capture.eager_attention capture.input_hints
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure

@@ -29,8 +29,11 @@ class Builder(ForwardBuilder):
             relevance. flows: how the relevance of each value reads. drafts: of the plan's table.
         alternatives: steps that may take the place of several, see :class:`~fastlrp.plan.steps.Alternative`.
         finite: slots of values that may be infinite where no relevance is (masked scores), with 0 there.
+        apart: values that get a register of their own, whose relevance is known at every entry, also where nobody reads
+            it: the register itself, or the activation times it.
     """
 
+    apart: frozenset[Value] = frozenset()
     backward: list[BackwardStep] = field(init=False, default_factory=list)
     registers: int = field(init=False, default=0)
     top: int = field(init=False, default=0)
@@ -109,8 +112,8 @@ class Builder(ForwardBuilder):
 
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
         ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
-        ``by_position``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at``, ``up_from`` and ``is_linear`` of
-        :class:`~fastlrp.plan.steps.BackwardStep`.
+        ``by_position``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at``, ``up_from``, ``senders`` and ``is_linear``
+        of :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
 
@@ -199,8 +202,29 @@ class Builder(ForwardBuilder):
         self._row = None
         self._name, self._node = value_name(value, f"sum for {len(sent)} readers"), value.producer
         flow = sent[0] if len(sent) == 1 else self._sum(value, sent)
+        if value in self.apart:
+            flow = self._set_apart(value, flow)
         self.flows[value] = flow
         return flow
+
+    def _set_apart(self, value: Value, flow: Flow) -> Flow:
+        """The same flow in a register that is no other value's; factors that may be 0 where the value is not go in."""
+        own = flow.factor.value is value
+        slot = flow.factor.scale if own else self.slot_of(flow.factor)
+        if slot is None and not self._is_shared(flow.register):
+            return flow
+        form = Sum((slot,)) if self.has_sparse_kernels else None
+        total, scales = Total(1, int(slot is None)), [slot] if slot is not None else []
+        register = self.step(
+            total, [flow.register], scales, value.numel, form=form, by_position=True, up=total.up, senders=(self._node,)
+        )
+        return Flow(register, Factor(value) if own else Factor())
+
+    def _is_shared(self, register: int) -> bool:
+        """Whether it is the relevance of another value too, or part of one's, of those that are not below."""
+        sent = any(flow.register == register for flows in self._sent.values() for flow in flows)
+        known = sent or any(flow.register == register for flow in self.flows.values())
+        return known or any(register in step.ins for step in self.backward)
 
     def _sum(self, value: Value, sent: list[Flow]) -> Flow:
         chained = all(flow.factor.value is value for flow in sent)

@@ -40,6 +40,9 @@ from fastlrp.precision import FULL, Products
 from fastlrp.rules import Rule
 from fastlrp.run.sparse.choose import Chooser
 
+KEPT_APART = 8
+"""Plans in which some values have registers of their own: those of the latest sets of layers asked for."""
+
 KEPT_SCHEDULES = 64
 """Schedules of each sort that a plan remembers: those of the latest sets of values, slots and counts asked for."""
 
@@ -66,7 +69,7 @@ class Plan(StaysHere):
     """How one captured model is explained under one composite: data that :mod:`fastlrp.run.runner` executes.
 
     Attributes:
-        graph, composite, rules, device, dtype, products: what it was made from; rules by node.
+        graph, composite, rules, backend, device, dtype, products: what it was made from; rules by node.
         program: all steps. linear: whether relevance depends linearly on what arrives.
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
@@ -90,8 +93,9 @@ class Plan(StaysHere):
         chooser: Chooser | None = None,
         shared: dict[Any, Any] | None = None,
         products: Products = FULL,
+        apart: frozenset[Value] = frozenset(),
     ) -> None:
-        self.products = products
+        self.products, self.backend, self._shared = products, backend, {} if shared is None else shared
         self.chooser = chooser or Chooser()
         self.latest_paths: Mapping[str, Path] = {}
         self.latest_direction: object = None
@@ -106,8 +110,7 @@ class Plan(StaysHere):
         if device.type == "cpu":
             _settle_allocator()
         with torch.no_grad():
-            shared = {} if shared is None else shared
-            builder = Builder(graph, backend, device, dtype, shared, composite.max_pool, products)
+            builder = Builder(graph, backend, device, dtype, self._shared, composite.max_pool, products, apart)
             self.program = lower(builder, self.rules, self.lower_node)
         if program_check.ENABLED:
             program_check.check_program(self.program)
@@ -119,6 +122,16 @@ class Plan(StaysHere):
         # By the steps themselves, each of which is equal to itself alone.
         self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
         self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
+        self._apart: Bounded[frozenset[Value], Plan] = Bounded(KEPT_APART)
+
+    def with_apart(self, values: frozenset[Value]) -> Plan:
+        """The same plan in which these values have registers of their own, see :class:`fastlrp.plan.builder.Builder`.
+
+        For questions about every neuron of a layer: a register of this plan may be that of several values at once, and
+        its factor 0 at a neuron that nobody reads.
+        """
+        how = (self.graph, self.composite, self.backend, self.device, self.dtype, self.chooser, self._shared)
+        return self._apart.get(values, lambda: type(self)(*how, self.products, values))
 
     def lower_node(self, b: Builder, node: Node, rule: Rule | None, flow: Flow) -> None:
         """Append the steps of one node; see :func:`fastlrp.plan.lower.lower`."""

@@ -198,9 +198,8 @@ class Answers:
         plan = self.plan
         emitted = [step.value for step, _ in schedule.steps[neck.position :] if isinstance(step, Emission)]
         below: dict[Value, list[Reduce]] = {value: [result.reduced for result in by_value[value]] for value in emitted}
-        slots = plan.flows[neck.value].factor.slots
-        state = runner.complete(plan, state, frozenset(slots))
-        factors = [state[s] for s in slots]
+        state = runner.complete(plan, state, frozenset(neck.dead_at))
+        factors = [state[s] for s in neck.dead_at]
         block = max(1, BASIS_BYTES // (max(v.numel for v in below) * max(1, self.batch) * plan.dtype.itemsize))
         block = block // BLOCK * BLOCK or block
         steps, at = schedule.steps, neck.position

@@ -29,7 +29,6 @@ from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.transpose import Shape, results, transposed
 from fastlrp.run.boxed_ups import UPS
 from fastlrp.run.boxes import Boxed, Boxes, form_of
-from fastlrp.run.ends import Operand
 from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.tails import Tail, Tails
 
@@ -101,8 +100,7 @@ class Ascent:
         plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
         boxes: of the registers in which groups reach a part of the map alone. made_bytes: of slots that the record did
             not hold. alive: steps that are computed for alive neurons only. tails: cuts what lies before a group's
-            first position; None where it is not looked at. shared: further ends, by a number that no register has: what
-            these operands alone bring to a register, see :mod:`fastlrp.run.ends`.
+            first position; None where it is not looked at.
     """
 
     plan: Plan
@@ -113,7 +111,6 @@ class Ascent:
     made_bytes: int = 0
     tails: Tails | None = None
     alive: Mapping[BackwardStep, SparseUp] = field(default_factory=dict)
-    shared: Mapping[int, frozenset[Operand]] = field(default_factory=dict)
 
     @cached_property
     def last(self) -> dict[int, int]:
@@ -135,9 +132,7 @@ class Ascent:
                 arriving = [cotangents.pop(out, None) for out in step.outs]
                 if all(t is None for t in arriving):
                     continue
-                for place, (register, t) in enumerate(zip(step.ins, self.through(step, arriving), strict=True)):
-                    for end in self.ends_at.get((step, place), ()):
-                        cotangents[end] = _added(cotangents[end], t) if end in cotangents else t
+                for register, t in zip(step.ins, self.through(step, arriving), strict=True):
                     cotangents[register] = _added(cotangents[register], t) if register in cotangents else t
                 del arriving
                 for register in dict.fromkeys(step.ins):  # A sum of one register twice has it twice.
@@ -145,30 +140,9 @@ class Ascent:
                         # An end that nothing on the route reads is not needed any more.
                         done = cotangents[register] if register in self.read else cotangents.pop(register)
                         take(register, first, done)
-                for end in self.ends_after.get(position, ()):
-                    if end in cotangents:
-                        take(end, first, cotangents.pop(end))
         except Exception as error:
             note_up(error, name)
             raise
-
-    @cached_property
-    def ends_at(self) -> dict[Operand, list[int]]:
-        """The ends of :attr:`shared` by what adds to them."""
-        found: dict[Operand, list[int]] = {}
-        for end, operands in self.shared.items():
-            for operand in operands:
-                found.setdefault(operand, []).append(end)
-        return found
-
-    @cached_property
-    def ends_after(self) -> dict[int, list[int]]:
-        """The same by the position of the last step that does."""
-        found: dict[int, list[int]] = {}
-        place = {step: i for i, step in enumerate(self.route.steps)}
-        for end, operands in self.shared.items():
-            found.setdefault(max((place.get(step, -1) for step, _ in operands), default=-1), []).append(end)
-        return found
 
     @cached_property
     def read(self) -> frozenset[int]:

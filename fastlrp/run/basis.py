@@ -8,7 +8,7 @@ targets instead of K, and entries whose factor is zero (dead neurons) need no un
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
-from fastlrp.plan.neck import Neck
-from fastlrp.plan.steps import Emission, Steps
+from fastlrp.plan.neck import Neck, dead_at, sole_carriers
+from fastlrp.plan.steps import Emission, Flow, Steps
 from fastlrp.run.descent import Descent
 
 Reduce = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
@@ -30,32 +30,31 @@ _LEAST_WORK = 1 << 28
 """Floating-point operations below which the detour's own overhead counts."""
 
 
-def find_neck(steps: Steps, carried: dict[int, Value], count: int, result_numel: int) -> Neck | None:
+def find_neck(
+    steps: Steps, flows: Mapping[Value, Flow], count: int, result_numel: int, nonnegative: Callable[[], set[Value]]
+) -> Neck | None:
     """The neck that makes ``count`` targets cheapest, or None if the direct way is cheaper.
 
     Args:
-        carried: register -> value whose flow it is. result_numel: entries of all results below, per sample and target.
+        flows: how the relevance of each value is read. result_numel: entries of all results below, per sample and
+            target. nonnegative: gives the values that are proved to have no entry below zero.
     """
     work = [0 if type(step) is Emission else step.work for step, _ in steps]
-    total, above = sum(work) * count, 0
+    carried = {flow.register: value for value, flow in flows.items() if value.has_batch_first}
+    total = sum(work) * count
     best: tuple[float, Neck] | None = None
-    live: set[int] = set()
-    for position, (step, frees) in enumerate(steps):
-        above += work[position]
-        if type(step) is not Emission:
-            live.update(step.outs)
-        live.difference_update(frees)
-        following = steps[position + 1][0] if position + 1 < len(steps) else None
-        if len(live) != 1 or following is None or type(following) is Emission:
+    for position, register in sole_carriers(steps):
+        if position == len(steps) or type(steps[position][0]) is Emission:
             continue
-        register = next(iter(live))
         if register not in carried or carried[register].numel >= count:
             continue
-        width = carried[register].numel
+        width, above = carried[register].numel, sum(work[:position])
         cost = above * count + (sum(work) - above) * width + 2 * width * count * result_numel
         if best is None or cost < best[0]:
-            best = cost, Neck(position + 1, register, carried[register], width)
-    return best[1] if best is not None and total > _LEAST_WORK and best[0] < _WORTH_IT * total else None
+            best = cost, Neck(position, register, carried[register], width)
+    if best is None or total <= _LEAST_WORK or best[0] >= _WORTH_IT * total:
+        return None
+    return replace(best[1], dead_at=dead_at(steps, best[1].register, flows, nonnegative()))
 
 
 def propagate(
@@ -73,7 +72,7 @@ def propagate(
 
     Args:
         descent: state, and the sink for results above the neck. above, under: the steps on either side of the neck.
-        factors: what the neck's register is multiplied with to be relevance, each ``(B, …)``.
+        factors: activations ``(B, …)`` where one that is 0 makes an entry of the neck useless.
         registers: with the initial relevance in its place.
         below: values that the steps below the neck emit, each with what is wanted of its relevance.
         block: basis vectors at once.

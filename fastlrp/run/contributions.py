@@ -1,27 +1,27 @@
 """How much of every neuron's activation each part of the input brings: one way up, for all neurons at once.
 
-The relevance of group g for relevance R at a layer is ``sum_j R_j t_gj / f_j``, with the cotangent ``t`` of the layer's
-register and the factor ``f`` that the register is multiplied with (``R = f * register``). Of relevance equal to the
-activation itself, ``R = a``, neuron j passes ``a_j t_gj / f_j`` on to the group: its contribution. In chained form
-``f = a`` and the contribution is ``t``. Where ``f`` is 0 nothing passes. The contributions of all groups are the
-activation but for what biases and stabilizers keep, and for what belongs to no group.
+The relevance of group g for relevance R at a layer is ``sum_j R_j t_gj``, with the cotangent ``t`` of a register that
+holds R. Of relevance equal to the activation itself, ``R = a``, neuron j passes ``a_j t_gj`` on to the group: its
+contribution. In chained form the register is multiplied with ``a``, and the contribution is ``t``. Neither depends on
+what reads the neuron above, nor on whether anything does: the plan has a register for the layer alone, before whatever
+its readers multiply relevance with. The contributions of all groups are the activation but for what biases and
+stabilizers keep, and for what belongs to no group. A neuron of 0 has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Node, Value
+from fastlrp.capture.graph import Value
 from fastlrp.groups import Resolved
-from fastlrp.plan.narrow import wide
 from fastlrp.plan.plan import Plan
+from fastlrp.run import runner
 from fastlrp.run.ascent import Ascent, Cotangent, on_whole_map, route
-from fastlrp.run.ends import Operand, below
 from fastlrp.run.kept_shares import kept_shares
 from fastlrp.run.stages import blocks, stages
 from fastlrp.run.way_up import prepared, start
@@ -36,7 +36,7 @@ class Contributions(Mapping[str, Tensor]):
             stabilizers, dead neurons, and entries of the input in no group. Contributions and this add up to the
             activation, or its readout.
         bias, stabilizer: what of it biases and stabilizers have, where that was asked for (``ledger=True``). The
-            rest are dead neurons and entries in no group.
+            rest belongs to no group.
     """
 
     parts: dict[str, Tensor]
@@ -61,11 +61,15 @@ class Asked:
         self, plan: Plan, state: list[Any], values: Mapping[str, Value], resolved: Resolved, batch: int,
         max_memory: int | None, readout: Tensor | None,
     ) -> None:  # fmt: skip
-        self.plan, self.resolved, self.batch, self.max_memory = plan, resolved, batch, max_memory
-        self.values, self.state = values, state
-        self.asked_for = frozenset(plan.flows[value].register for value in values.values())
-        self.ends, self.ascent, _ = self._prepared(self.asked_for)
-        self.read = {name: _Reading(plan, name, value, self.ascent.state, readout) for name, value in values.items()}
+        self.resolved, self.batch, self.max_memory, self.values = resolved, batch, max_memory, values
+        self.plan = plan.with_apart(frozenset(values.values()))
+        self.state = runner.take_over(self.plan, plan, state)
+        self.ends: dict[int, list[str]] = {}
+        for name, value in values.items():
+            self.ends.setdefault(self.plan.flows[value].register, []).append(name)
+        self.ascent = self._prepared(frozenset(self.ends))
+        state = self.ascent.state
+        self.read = {name: _Reading(self.plan, name, value, state, readout) for name, value in values.items()}
 
     def whole(self, ledger: bool = False) -> Contributions:
         """Of all groups; with the shares of biases and stabilizers."""
@@ -73,34 +77,24 @@ class Asked:
         if ledger:
             # Fused attention keeps what its steps keep one by one.
             inner = frozenset(r for a in self.plan.program.alternatives for r in a.inner)
-            ends, ascent, nodes = self._prepared(self.asked_for | inner)
+            ascent = self._prepared(frozenset(self.ends) | inner)
 
             def take(register: int, first: int, cotangent: Cotangent) -> None:
                 t = on_whole_map(cotangent)
-                for name in ends.get(register, ()):
+                for name in self.ends.get(register, ()):
                     both = self.read[name].of(t)
                     found.bias[name], found.stabilizer[name] = both[:, 0], both[:, 1]
 
-            kept_shares(ascent, self.batch, nodes, take)
+            kept_shares(ascent, self.batch, take)
             for name, kept in found.kept.items():  # Where nothing is kept at all.
                 found.bias.setdefault(name, torch.zeros_like(kept))
                 found.stabilizer.setdefault(name, torch.zeros_like(kept))
         return found
 
-    def _prepared(self, asked_for: frozenset[int]) -> tuple[dict[int, list[str]], Ascent, dict[int, frozenset[Node]]]:
-        """Names by the end that has them, the way up, and of ends that share a register the nodes below them."""
-        plan, ends, nodes = self.plan, dict[int, list[str]](), dict[int, frozenset[Node]]()
-        shared: dict[int, frozenset[Operand]] = {}
-        for name, value in self.values.items():
-            end, found = plan.flows[value].register, below(plan, value, asked_for)
-            if not found.whole:
-                end = -1 - len(shared)
-                shared[end], nodes[end] = found.operands, found.nodes
-            ends.setdefault(end, []).append(name)
-        path = route(plan, asked_for)
-        own = frozenset(slot for v in self.values.values() for slot in (v.index, *plan.flows[v].factor.slots))
-        ascent = prepared(plan, path, self.state, self.batch, path.slots | own, self.resolved)
-        return ends, replace(ascent, shared=shared), nodes
+    def _prepared(self, asked_for: frozenset[int]) -> Ascent:
+        path = route(self.plan, asked_for)
+        own = frozenset(slot for v in self.values.values() for slot in (v.index, *self.plan.flows[v].factor.slots))
+        return prepared(self.plan, path, self.state, self.batch, path.slots | own, self.resolved)
 
     def _of_all_groups(self) -> Contributions:
         count = self.resolved.count
@@ -149,15 +143,13 @@ class _Reading:
 
     def __init__(self, plan: Plan, name: str, value: Value, state: list[Any], readout: Tensor | None) -> None:
         self.value, self.activation = value, state[value.index]
-        flow = plan.flows[value]
-        others = [s for s in flow.factor.slots if s != value.index]
+        # The register is that of this value alone: relevance itself, or the activation (where it is finite) times it.
+        passes = (self.activation != 0) & ~self.activation.isinf()
         self.scale: Tensor | None = None
-        if flow.factor.value is not value:
-            self.scale = self.activation
-        for slot in others:
-            f = wide(state[slot])  # One over a small factor is out of float16's range.
-            inverse = torch.where(f == 0, 0, 1 / torch.where(f == 0, 1, f))
-            self.scale = inverse if self.scale is None else self.scale * inverse
+        if not plan.flows[value].factor.slots:
+            self.scale = torch.where(passes, self.activation, 0)
+        elif not bool(passes.all()):
+            self.scale = passes.to(self.activation.dtype)
         self.matrix = None if readout is None else _matrix(readout, name, value, self.activation)
         self.last_axis = self.matrix is not None and self.matrix.dim() == 2 and len(value.sizes) > 1
         self.sizes, self.whole = value.sizes, self.activation

@@ -7,7 +7,6 @@ the layer's register, is added there to what comes up from the biases below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,13 +23,11 @@ KEPT = ("bias", "stabilizer")
 """In the place of groups."""
 
 
-def kept_shares(ascent: Ascent, batch: int, below: Mapping[int, frozenset[Node]], take: Take) -> None:
-    """Move both shares up; at the route's ends ``take(register, 0, (B, 2, …))`` gets them.
-
-    ``below``: of ends that share a register, the nodes below them.
-    """
+def kept_shares(ascent: Ascent, batch: int, take: Take) -> None:
+    """Move both shares up; at the route's ends ``take(register, 0, (B, 2, …))`` gets them."""
     plan, route = ascent.plan, ascent.route
-    registers = {register for step in route.steps for register in step.ins}
+    # A layer through which relevance passes as it is has the register of its input, which no step may read.
+    registers = {register for step in route.steps for register in (*step.ins, *step.outs)} | route.ends
     nodes = [
         row.node
         for row in plan.rows
@@ -51,8 +48,10 @@ def kept_shares(ascent: Ascent, batch: int, below: Mapping[int, frozenset[Node]]
         share = _share(plan, walker, node, batch, state)
         if share is not None:
             register = plan.flows[node.output].register
-            for end in (register, *(end for end, nodes in below.items() if node in nodes)):
-                found[end] = found[end] + share if end in found else share  # type: ignore[operator]
+            found[register] = found[register] + share if register in found else share  # type: ignore[operator]
+    for end in route.ends - ascent.last.keys():
+        if end in found:
+            take(end, 0, found[end])
     for value in route.starts:  # Nothing of the input itself, so that every step is gone through.
         register = plan.flows[value].register
         if register not in found:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.groups import Resolved
+from fastlrp.plan.neck import sole_carriers
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import Emission, Steps, value_name
 from fastlrp.run.ascent import Cotangent, route
@@ -57,17 +58,13 @@ def edges(plan: Plan, steps: Steps) -> list[Edge]:
     """All such places between output and input, neither of them included."""
     carried = {flow.register: value for value, flow in plan.flows.items() if value.has_batch_first}
     starts = {plan.flows[value].register for value in plan.explained_inputs()}
+    first = next((i for i, (step, _) in enumerate(steps) if type(step) is Emission), len(steps))
     found: list[Edge] = []
-    live: set[int] = set()
-    for position, (step, frees) in enumerate(steps):
-        if type(step) is Emission:
-            continue
-        live.update(step.outs)
-        live.difference_update(frees)
-        if len(live) == 1 and live.isdisjoint(starts):
-            (register,) = live
-            if register in carried:
-                found.append(Edge(position + 1, register, carried[register]))
+    for position, register in sole_carriers(steps):
+        if register in starts or position > first:  # Below the first emission an input's relevance has gone by.
+            break
+        if register in carried:
+            found.append(Edge(position, register, carried[register]))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
+from fastlrp.capture.signs import nonnegative
 from fastlrp.one_hot import OneHot
 from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine, Way
@@ -150,8 +151,8 @@ def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) ->
         return None
 
     def find() -> Neck | None:
-        carried = {flow.register: value for value, flow in plan.flows.items() if value.has_batch_first}
-        return find_neck(schedule.steps, carried, count, sum(v.numel for v in values))
+        numel = sum(v.numel for v in values)
+        return find_neck(schedule.steps, plan.flows, count, numel, lambda: nonnegative(plan.graph))
 
     return plan.necks.get((schedule, count), find)
 
