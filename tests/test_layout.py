@@ -48,6 +48,7 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent
+    capture.unmapped
     capture.lift
     capture.lift_check capture.unpacked
     capture.probe capture.lift_proof composites
@@ -68,7 +69,7 @@ ORDER = """
     run.finite
     plan.transpose
     rules
-    plan.coefficients
+    plan.coefficients capture.rewrite_functions
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fastlrp.capture import faults, packed, recurrent
 from fastlrp.capture.arguments import bind
@@ -18,7 +19,8 @@ from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Write
 from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
-from fastlrp.capture.rewrite import REWRITES, Step, Steps
+from fastlrp.capture.rewrite import Step, Steps
+from fastlrp.capture.rewrite_functions import REWRITES
 from fastlrp.kinds.registry import KIND, KIND_OF
 from fastlrp.kinds.vocabulary import UNREAD
 
@@ -128,7 +130,7 @@ class Emitter:
         """The operations that one stands for, one after the other."""
         results: list[Any] = []
         for target, name, args, kwargs, *shape in steps:
-            args = tuple(results[a.position] if isinstance(a, Step) else a for a in args)
+            args = tree_map(lambda leaf: results[leaf.position] if isinstance(leaf, Step) else leaf, args)
             results.append(self.emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type, *shape)))
         return results[-1]
 

@@ -42,7 +42,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     if isinstance(order, (int, float)) and (order <= 0 or (node.operation == "cdist" and math.isinf(order))):
         return "unknown"
     if node.operation == "scatter_reduce" and a.get("reduce") not in ("sum", "mean"):
-        return "unknown"
+        return "scattered" if a.get("reduce") in ("amax", "amin") else "unknown"
     if node.operation == "bilinear" and len(_factors(node)) == 1:
         return "linear_map"
     return None
