@@ -58,6 +58,7 @@ ORDER = """
     capture.lifter
     capture.translate capture.standing
     capture.emit
+    capture.complex_numbers
     capture.metadata
     capture.batch_axis
     capture.memory

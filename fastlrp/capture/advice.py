@@ -19,7 +19,9 @@ _REASONS = {
     "vmap": "what torch.vmap maps over another axis than the batch, or maps twice, is one operation: write the batched "
             "operation out",
     "atan2": "an angle is not made of its two coordinates: longer or shorter, they give the same",
-    "angle": "an angle is not made of real and imaginary part: longer or shorter, they give the same",
+    "complex_angle": "an angle is not made of real and imaginary part: longer or shorter, they give the same",
+    "complex_output": "relevance is defined for real numbers, and the explained output is complex: explain its real or "
+                      "imaginary part or its absolute value, output=lambda z: z.abs()",
 }  # fmt: skip
 """Why an operation has no rule of its own, where that is more than that nobody has thought of one."""
 
@@ -44,6 +46,8 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
         what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
     elif name in _REASONS:
         what = f": {_REASONS[name]}"
+    elif name.startswith("complex_"):
+        what = ": it is not linear in complex numbers. Write it with real tensors, z.real and z.imag"
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
     if missing:
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -96,17 +96,11 @@ class Comparison:
         self.schedule = plan.schedule(self.flowing)
         activations = frozenset(v.index for node in plan.graph.nodes for v in (node.output, *node.inputs))
         self.state = runner.complete(plan, state, activations | self.schedule.slots)
-        doubles = {
-            v: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
-            for node in plan.graph.nodes
-            for v in (node.output, *node.inputs)
-            for t in (self.state[v.index],)
-        }
         # Times what arrives: what an error is relative to where relevance itself is smaller.
         dtypes = [*(value.dtype for value in plan.flows), *([torch.bfloat16] if plan.products.reduced else [])]
         self.dtype = coarsest(dtypes, plan.dtype)
         self.floor = floor(self.dtype)
-        self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
+        self.walker = Walker(plan.rules, plan.composite.max_pool, Doubles(self.state))
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}
         self.sums: dict[Node, list[float | None]] = {}
@@ -114,7 +108,7 @@ class Comparison:
         self.end_to_end = self.score = self.relevance = 0.0
 
     def block(self, count: int) -> int:
-        """Targets per pass: all layers' relevance is held at once, in float64, twice."""
+        """Targets per pass: all layers' relevance is held at once, in float64, and that per unit of activation."""
         each = sum(v.numel for v in self.flowing) * self.batch * 8 * 4
         return max(1, min(count, _WORKING_BYTES // max(1, each)))
 
@@ -128,8 +122,17 @@ class Comparison:
         arrived, arrived_whole = {output: sizes(initial.double())}, {output: sizes(initial.double())}
         open_values: set[Value] = set()
         readers: dict[Value, list[Node]] = {}
-        for row in self.rows:
+
+        def compare(value: Value) -> None:
+            expected = local.pop(value)
+            error = None if value in open_values else relative(fast[value], expected, self.floor * arrived[value])
+            for reader in readers.pop(value):
+                self._worst(reader, error)
+
+        for row in self.rows:  # From the output down: all that reads a value has been before what makes it.
             node = row.node
+            if node.output in local:
+                compare(node.output)
             # The same step for the arriving relevance of the fast path and for that of the reference walk.
             both = torch.cat([fast[node.output], whole[node.output]], 1)
             share = self.walker.through(node, both, self._quotient(node.output))
@@ -144,10 +147,10 @@ class Comparison:
                 most(arrived_whole, value, theirs, whole[node.output])
                 readers.setdefault(value, []).append(node)
             self._enter(node, fast[node.output], share, count)
-        for value, expected in local.items():
-            error = None if value in open_values else relative(fast[value], expected, self.floor * arrived[value])
-            for node in readers[value]:
-                self._worst(node, error)
+            del fast[node.output], whole[node.output], both, share  # Maps of large models fill gigabytes.
+            self.quotients.pop(node.output, None)
+        for value in list(local):
+            compare(value)
         self.score += float(initial.double().sum())
         for value in self.plan.explained_inputs():
             self.relevance += float(fast[value].sum())
@@ -237,6 +240,23 @@ class Comparison:
                 )
             )
         return Verification(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
+
+
+class Doubles(Mapping[Value, Any]):
+    """Activations of a record by their value, in float64, made when they are read: all of them are as large again."""
+
+    def __init__(self, state: list[Any]) -> None:
+        self.state = state
+
+    def __getitem__(self, value: Value) -> Any:
+        found = self.state[value.index]
+        return found.double() if isinstance(found, Tensor) and found.is_floating_point() else found
+
+    def __iter__(self) -> Iterator[Value]:
+        raise TypeError("values are looked up one by one")
+
+    def __len__(self) -> int:
+        return len(self.state)
 
 
 def _times(part: Tensor, factor: Tensor) -> Tensor:
