@@ -20,11 +20,11 @@ from fastlrp.spellings import each, next_tokens
 from fastlrp.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
-    from fastlrp import compat, functional, info, io, nn, outputs, report, tune, viz
+    from fastlrp import compat, frequencies, functional, info, io, nn, outputs, report, tune, viz
 
 __version__ = "0.1.0"
 
-_LOADED_ON_USE = ("compat", "functional", "info", "io", "nn", "outputs", "report", "tune", "viz")
+_LOADED_ON_USE = ("compat", "frequencies", "functional", "info", "io", "nn", "outputs", "report", "tune", "viz")
 """Packages that ``import fastlrp`` does not load, and ``fastlrp.io`` does."""
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "each",
     "edge_relevance",
     "explain",
+    "frequencies",
     "functional",
     "generated",
     "groups",

@@ -48,6 +48,7 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent
+    capture.unmapped
     capture.lift
     capture.lift_check capture.unpacked
     capture.probe capture.lift_proof composites
@@ -57,6 +58,7 @@ ORDER = """
     capture.lifter
     capture.translate capture.standing
     capture.emit
+    capture.complex_numbers
     capture.metadata
     capture.batch_axis
     capture.memory
@@ -68,7 +70,7 @@ ORDER = """
     run.finite
     plan.transpose
     rules
-    plan.coefficients
+    plan.coefficients capture.rewrite_functions
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
@@ -83,8 +85,7 @@ ORDER = """
     capture.aggregation capture.fixed
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
     tune.attention capture.shape_memory
-    spellings groups outputs
-    markup pickling progress run.reach precision transforms
+    spellings groups outputs markup pickling progress run.reach precision transforms frequencies
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking

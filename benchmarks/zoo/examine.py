@@ -59,22 +59,32 @@ def examine(make: Maker, tell: Callable[[dict[str, Any]], None]) -> None:
         finite = all(bool(t.isfinite().all()) for t in _tensors(relevance))
         silent = not any(bool(t.any()) for t in _tensors(relevance))
         tell({"explain_seconds": time.process_time() - started, "explained": True, "finite": finite, "silent": silent})
-        tell({"step": "alone"})
-        second, same = case.alone()
-        with explainer.forward(second) as single:
-            of_second = single.under(composite)
-            pairs = zip(_tensors(of_second.relevance(classes)), _tensors(relevance), strict=True)
-            tell({"alone_error": max(_difference(a, same(b)) for a, b in pairs)})
+        large = sum(v.numel for v in under.plan.flows) > _LARGE
+        if not large:
             tell({"step": "verify"})
-            large = sum(v.numel for v in under.plan.flows) > _LARGE
-            report = verify(of_second if large else under, classes)
-        tell({"verified": bool(report.ok)})
-        if not report.ok:
-            tell({"report": _worst(report)})
-        # Last, since it runs the model itself, which may count its passes.
-        tell({"step": "autograd", "gradient_error": None})
-        tell({"gradient_error": _gradient_error(case, found, classes)})
-        tell({"step": "done"})
+            _tell_verified(under, classes, tell)
+    del record, under  # What it holds of both samples is not read again, and of a large model is gigabytes.
+    tell({"step": "alone"})
+    second, same = case.alone()
+    with explainer.forward(second) as single:
+        of_second = single.under(composite)
+        pairs = zip(_tensors(of_second.relevance(classes)), _tensors(relevance), strict=True)
+        tell({"alone_error": max(_difference(a, same(b)) for a, b in pairs)})
+        if large:
+            tell({"step": "verify"})
+            _tell_verified(of_second, classes, tell)
+    del single, of_second
+    # Last, since it runs the model itself, which may count its passes.
+    tell({"step": "autograd", "gradient_error": None})
+    tell({"gradient_error": _gradient_error(case, found, classes)})
+    tell({"step": "done"})
+
+
+def _tell_verified(record: fastlrp.ForwardRecord, classes: list[int], tell: Callable[[dict[str, Any]], None]) -> None:
+    report = verify(record, classes)
+    tell({"verified": bool(report.ok)})
+    if not report.ok:
+        tell({"report": _worst(report)})
 
 
 def _composite(graph: Graph) -> str:

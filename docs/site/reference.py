@@ -12,7 +12,8 @@ from typing import Any
 
 MODULES = (
     "fastlrp", "fastlrp.composites", "fastlrp.rules", "fastlrp.groups", "fastlrp.viz", "fastlrp.report", "fastlrp.io",
-    "fastlrp.nn", "fastlrp.compat.zennit", "fastlrp.compat.captum", "fastlrp.functional", "fastlrp.info",
+    "fastlrp.nn", "fastlrp.frequencies", "fastlrp.compat.zennit", "fastlrp.compat.captum", "fastlrp.functional",
+    "fastlrp.info",
 )  # fmt: skip
 CONTEXT = """
 import numpy as np

@@ -11,6 +11,20 @@ _RECURRENT_FORM = "it takes sequences (batch, time, channels) of one fixed lengt
 _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
              "_native_multi_head_attention", "_transformer_encoder_layer_fwd")  # fmt: skip
 
+_REASONS = {
+    "linalg_inv": "an inverse is no sum, and its entries are no parts among which relevance could be shared: multiply "
+                  "with it by torch.linalg.solve, linear in its right side, with a matrix that is a parameter",
+    "div": "a quotient that is rounded is a step function, constant between its steps",
+    "floor_divide": "a quotient that is rounded is a step function, constant between its steps",
+    "vmap": "what torch.vmap maps over another axis than the batch, or maps twice, is one operation: write the batched "
+            "operation out",
+    "atan2": "an angle is not made of its two coordinates: longer or shorter, they give the same",
+    "complex_angle": "an angle is not made of real and imaginary part: longer or shorter, they give the same",
+    "complex_output": "relevance is defined for real numbers, and the explained output is complex: explain its real or "
+                      "imaginary part or its absolute value, output=lambda z: z.abs()",
+}  # fmt: skip
+"""Why an operation has no rule of its own, where that is more than that nobody has thought of one."""
+
 
 def is_attention(node: Node) -> bool:
     """True for a product of two activations."""
@@ -30,6 +44,10 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
         custom = "fastlrp.rules.Uniform() (half of it to each factor), fastlrp.rules.ValueOnly()"
     elif is_attention(node):
         what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
+    elif name in _REASONS:
+        what = f": {_REASONS[name]}"
+    elif name.startswith("complex_"):
+        what = ": it is not linear in complex numbers. Write it with real tensors, z.real and z.imag"
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
     if missing:
         return (

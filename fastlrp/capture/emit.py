@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fastlrp.capture import faults, packed, recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import part
 from fastlrp.capture.carrying import carries
+from fastlrp.capture.complex_numbers import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
 from fastlrp.capture.memory import Write
 from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
-from fastlrp.capture.rewrite import REWRITES, Step, Steps
+from fastlrp.capture.rewrite import Step, Steps
+from fastlrp.capture.rewrite_functions import REWRITES
 from fastlrp.kinds.registry import KIND, KIND_OF
 from fastlrp.kinds.vocabulary import UNREAD
 
@@ -73,6 +76,8 @@ class Emitter:
             args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
             part_name = f"{name}.{position}"
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        if self._is_complex(c):
+            return self._of_parts(c)
         state = recurrent.one_state(name, args)
         if state is not None:
             return state
@@ -116,6 +121,41 @@ class Emitter:
         shapes = [self.shape(t) for t in results]
         return recurrent.split(bound.get("mode", c.name), bound, shapes, results[0].dtype, with_cell, emit)
 
+    def _is_complex(self, c: Call) -> bool:
+        """Whether complex numbers that depend on the input, or on its sizes, are read or given."""
+        found = list(leaves((c.args, c.kwargs)))
+        if any(isinstance(leaf, Pair) for leaf in found):
+            return True
+        gives = c.dtype is None and any(t.dtype.is_complex for t in _tensors(c.fx))
+        activations = [leaf for leaf in found if isinstance(leaf, Value)]
+        return gives and bool(activations) and not any(v.dtype is not None and v.dtype.is_complex for v in activations)
+
+    def _of_parts(self, c: Call) -> Any:
+        """The same between real and imaginary parts."""
+        results = _tensors(c.fx)
+        dtypes = [t.dtype.to_real() if t.dtype.is_complex else t.dtype for t in results]
+
+        def make(
+            name: str, call: Any, args: tuple[Any, ...], shape: Any, kind: str | None = None,
+            kwargs: dict[str, Any] | None = None, dtype: torch.dtype | None = None,
+        ) -> Value:  # fmt: skip
+            target = c.target if isinstance(call, OnPairs) else call
+            step = Call(c.fx, name, call, args, kwargs or {}, target, c.path, c.module_type, shape, dtype or dtypes[0])
+            return self.make(step, kind or KIND_OF.get(name, "unknown"))
+
+        bound = bind(c.target, c.args, c.kwargs)
+        shapes, gives = [self.shape(t) for t in results], [t.dtype.is_complex for t in results]
+        return Translation(c.name, c.call, c.args, c.kwargs, bound, shapes, gives, dtypes[0], make).result()
+
+    def complex_output(self, pair: Pair) -> Value:
+        """A complex result of the model, of which no relevance can be asked."""
+        dtype = torch.complex128 if pair.parts.dtype == torch.float64 else torch.complex64
+        value = self.graph.new_value(pair.parts.name, pair.shape, dtype)
+        node = Node("unknown", COMPLEX_OUTPUT, complex_of, (pair.parts,), {}, (pair.parts,), value)
+        value.producer, value.depends, value.carries = node, pair.parts.depends, pair.parts.carries
+        self.graph.nodes.append(node)
+        return value
+
     def _of_sizes_alone(self, name: str, args: Any, meta: Any) -> Any:
         """Arguments of ``x.new_zeros(7, 7)`` and the like, which read no more of ``x`` than dtype and device."""
         if not name.startswith("new_") or self.batch is not None or not isinstance(args[0], Value):
@@ -128,7 +168,7 @@ class Emitter:
         """The operations that one stands for, one after the other."""
         results: list[Any] = []
         for target, name, args, kwargs, *shape in steps:
-            args = tuple(results[a.position] if isinstance(a, Step) else a for a in args)
+            args = tree_map(lambda leaf: results[leaf.position] if isinstance(leaf, Step) else leaf, args)
             results.append(self.emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type, *shape)))
         return results[-1]
 
@@ -156,7 +196,7 @@ class Emitter:
         constants = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Constant)]
         found = (
             faults.random_numbers(c.name, c.path),
-            faults.complex_numbers(fx, c.name, c.path),
+            faults.complex_numbers(inputs, c.name, c.path),
             faults.number_from_data(fx, c.name, c.path),
             faults.strides(fx, c.name, c.path),
             *(constant.fault for constant in constants),
@@ -168,3 +208,9 @@ class Emitter:
         value.producer = node
         self.graph.nodes.append(node)
         return value
+
+
+def _tensors(fx: torch.fx.Node) -> list[Tensor]:
+    """What export says of an operation's results."""
+    meta = fx.meta.get("val")
+    return [t for t in (meta if isinstance(meta, (tuple, list)) else (meta,)) if isinstance(t, Tensor)]

@@ -32,6 +32,7 @@ from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import other_attention, ways_out
 from fastlrp.capture.shape_memory import shapes_remembered
 from fastlrp.capture.translate import Translator
+from fastlrp.capture.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
@@ -129,6 +130,7 @@ def capture(
         if not hint or type(error) is not CaptureError:
             raise
         raise CaptureError(f"{error}.{hint}") from error
+    write_out_mapped(graph)
     graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
     standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:

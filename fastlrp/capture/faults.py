@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.capture.graph import Value
 from fastlrp.kinds.vocabulary import RANDOM
 
 
@@ -104,14 +105,13 @@ def changed_state(tensor: str, name: str, path: str) -> str:
     )
 
 
-def complex_numbers(fx: torch.fx.Node, name: str, path: str) -> str | None:
-    """Why an operation on activations cannot be explained, if one of its tensors is complex."""
-    for meta in (n.meta.get("val") for n in (fx, *fx.all_input_nodes)):
-        for leaf in meta if isinstance(meta, (tuple, list)) else (meta,):
-            if isinstance(leaf, Tensor) and leaf.dtype.is_complex:
-                return (
-                    f"operation '{name}' in module '{path or '(the model itself)'}' has a complex tensor "
-                    f"({leaf.dtype}): relevance is defined for real numbers. Write the model with real and imaginary "
-                    "parts as real tensors, or explain a part of it that is real"
-                )
-    return None
+def complex_numbers(inputs: Iterable[Value], name: str, path: str) -> str | None:
+    """Why an operation on a complex input of the model cannot be explained."""
+    found = next((v for v in inputs if v.dtype is not None and v.dtype.is_complex), None)
+    if found is None:
+        return None
+    return (
+        f"operation '{name}' in module '{path or '(the model itself)'}' reads a complex input of the model "
+        f"({found.dtype}): relevance of an input is defined for real numbers. Let the model take real and imaginary "
+        "parts, torch.view_as_real(z), and make the complex tensor itself, torch.view_as_complex(x)"
+    )

@@ -152,7 +152,7 @@ class Lifter:
         inputs = tuple(dict.fromkeys(leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Value)))
         read = [v for v in inputs if v not in unread]
         value.depends = any(v.depends for v in read)
-        kind = KIND_OF.get(name, "unknown")
+        kind = KIND_OF.get(name, self.node.kind if name == self.node.operation else "unknown")
         kind = "move" if kind == "identity" else kind
         mapped = isinstance(call, PerSample)
         if mapped and kind not in _GENERIC:

@@ -14,8 +14,9 @@ from torch import fx
 from torch._C import _functorch
 from torch._functorch import predispatch
 
-_OPENS, _CLOSES = predispatch._vmap_increment_nesting, predispatch._vmap_decrement_nesting
-_LEVELS = {predispatch._add_batch_dim: 2, predispatch._remove_batch_dim: 1}
+OPENS, CLOSES = predispatch._vmap_increment_nesting, predispatch._vmap_decrement_nesting
+SPLITS, JOINS = predispatch._add_batch_dim, predispatch._remove_batch_dim
+_LEVELS = {SPLITS: 2, JOINS: 1}
 """At which place of its arguments an operation names the level."""
 
 
@@ -36,10 +37,10 @@ def _first_region(nodes: list[fx.Node]) -> list[fx.Node]:
     """From the first call that opens a level to the one that closes it; none if there is no such call."""
     depth, found = 0, []
     for node in nodes:
-        depth += node.target is _OPENS
+        depth += node.target is OPENS
         if depth:
             found.append(node)
-        depth -= node.target is _CLOSES
+        depth -= node.target is CLOSES
         if found and not depth:
             return found
     return []
@@ -74,12 +75,12 @@ class Mapped:
         for node in dict.fromkeys(a for n in inside for a in n.all_input_nodes if a.op == "get_attr"):
             copies[node] = graph.node_copy(node)
         for node in inside:
-            if not node.users and node.target not in (_OPENS, _CLOSES):
+            if not node.users and node.target not in (OPENS, CLOSES):
                 continue
             copy = copies[node] = graph.node_copy(node, lambda n: copies[n])
-            if node.target is _OPENS:
+            if node.target is OPENS:
                 levels.append(copy)
-            elif node.target is _CLOSES:
+            elif node.target is CLOSES:
                 levels.pop()
             elif node.target in _LEVELS:
                 # The number of a level depends on how many others are open where it is called.

@@ -36,7 +36,7 @@ def _product_added(operation: Any, name: str) -> Callable[[dict[str, Any], Any],
 
     def steps(a: dict[str, Any], shape: Any) -> Steps | None:
         product = (a["tensor1"], a["tensor2"])
-        own = () if _full(shape, *product) else (_broadcast(*map(_shape_of, product)),)
+        own = () if _full(shape, *product) else (broadcast(*map(shape_of, product)),)
         return [
             (operation, name, product, {}, *own),
             (aten.add.Tensor, "add", (a["self"], Step(0)), {"alpha": a["value"]}),
@@ -151,11 +151,11 @@ def _bilinear(a: dict[str, Any], shape: Any) -> Steps | None:
     ]
 
 
-def _shape_of(operand: Any) -> tuple[Any, ...]:
+def shape_of(operand: Any) -> tuple[Any, ...]:
     return tuple(operand.shape) if isinstance(operand, Value) else tuple(operand.tensor().shape)
 
 
-def _broadcast(*shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+def broadcast(*shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     rank = max(map(len, shapes))
     aligned = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*aligned, strict=True))
@@ -164,8 +164,8 @@ def _broadcast(*shapes: tuple[Any, ...]) -> tuple[Any, ...]:
 def _cosine_similarity(a: dict[str, Any], shape: Any) -> Steps | None:
     """Each operand over its norm, their product, its sum: norms are divisors, which take nothing."""
     operands = [a["x1"], a["x2"]]
-    shapes = [_shape_of(x) for x in operands]
-    full = _broadcast(*shapes)
+    shapes = [shape_of(x) for x in operands]
+    full = broadcast(*shapes)
     dim = a["dim"] % len(full)
     # A constant may lack axes in front.
     places = [dim - len(full) + len(own) for own in shapes]
@@ -184,35 +184,6 @@ def _cosine_similarity(a: dict[str, Any], shape: Any) -> Steps | None:
     steps.append((aten.mul.Tensor, "mul", (Step(2), Step(5)), {}, full))
     steps.append((aten.sum.dim_IntList, "sum", (Step(6), [dim]), {}))
     return steps
-
-
-def _difference(a: dict[str, Any], shape: Any) -> Steps | None:
-    """Each entry less the one before it."""
-    x = a["self"]
-    axis = a.get("dim", -1) % len(x.shape)
-    length = shape[axis]
-    if (
-        a.get("n", 1) != 1
-        or any(a.get(key) is not None for key in ("prepend", "append"))
-        or not isinstance(length, int)
-    ):
-        return None
-    return [
-        (aten.narrow.default, "narrow", (x, axis, 1, length), {}),
-        (aten.narrow.default, "narrow", (x, axis, 0, length), {}),
-        (aten.sub.Tensor, "sub", (Step(0), Step(1)), {}),
-    ]
-
-
-def _logaddexp(a: dict[str, Any], shape: Any) -> Steps | None:
-    """The soft maximum of two activations of one shape."""
-    pair = [a["self"], a["other"]]
-    if not all(isinstance(x, Value) and x.shape == shape for x in pair):
-        return None
-    return [
-        (aten.stack.default, "stack", (pair, len(shape)), {}, (*shape, 2)),
-        (aten.logsumexp.default, "logsumexp", (Step(0), [len(shape)]), {}),
-    ]
 
 
 def _one_of(operation: Any, name: str, *keys: str, **renamed: str) -> Callable[[dict[str, Any], Any], Steps | None]:
@@ -252,8 +223,6 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "addmm": _sum_of_a_product(aten.mm.default, "mm", "mat1", "mat2"),
     "bilinear": _bilinear,
     "cosine_similarity": _cosine_similarity,
-    "diff": _difference,
-    "logaddexp": _logaddexp,
     "max_pool1d_with_indices.0": _one_of(aten.max_pool1d.default, "max_pool1d", *_POOL),
     "max_pool2d_with_indices.0": _one_of(aten.max_pool2d.default, "max_pool2d", *_POOL),
     "max_pool3d_with_indices.0": _one_of(aten.max_pool3d.default, "max_pool3d", *_POOL),

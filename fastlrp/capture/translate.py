@@ -13,6 +13,7 @@ from fastlrp.capture import faults, packed
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part
 from fastlrp.capture.carrying import mark_ids
+from fastlrp.capture.complex_numbers import Pair
 from fastlrp.capture.emit import Call, Emitter
 from fastlrp.capture.graph import Constant, Graph, Value, leaves
 from fastlrp.capture.mapped import join_mapped
@@ -69,6 +70,8 @@ class Translator:
     def _as_value(self, item: Any, position: int) -> Value:
         if isinstance(item, Value):
             return item
+        if isinstance(item, Pair):
+            return self.emitter.complex_output(item)
         raise CaptureError(f"output {position} of the model does not depend on its input: there is nothing to explain")
 
     def _placeholder(self, spec: Any) -> None:
@@ -201,7 +204,12 @@ class Translator:
 
     def _written(self, fx: torch.fx.Node, view: View, new: Any, path: str, module_type: type | None) -> Any:
         base, base_fx = self.env[view.parent], self.nodes[view.parent]
-        if view.name == "slice" and isinstance(new, Value) and isinstance(base, Value) and new.shape == base.shape:
+        if (
+            view.name == "slice"
+            and isinstance(new, (Value, Pair))
+            and type(new) is type(base)
+            and new.shape == base.shape
+        ):
             return new  # The whole axis was sliced.
         assert view.call is not None
         args = (base, new, *view.rest)
@@ -231,7 +239,8 @@ class Translator:
         return path, None if path == OUTPUT else type(self.model.get_submodule(path))
 
     def _remember_modules(self, fx: torch.fx.Node) -> None:
-        value = self.env.get(fx.name)
+        found = self.env.get(fx.name)
+        value = found.parts if isinstance(found, Pair) else found
         if not isinstance(value, Value) or not value.is_tensor:
             return
         if fx.target is operator.getitem and fx.args[1] != 0 and is_recurrent(fx.args[0]):

@@ -153,11 +153,11 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
 KIND = Kind(
     name="activation",
     operations=(
-        "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu "
-        "celu prelu softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink "
-        "softmax log_softmax exp square abs pow rrelu sqrt rsqrt log log2 log10 log1p expm1 exp2 sin cos tan asin acos "
-        "atan sinh cosh asinh acosh atanh sinc erf erfc erfinv logit sign sgn floor ceil round trunc frac nan_to_num "
-        "remainder fmod "
+        "relu relu6 hardtanh sigmoid tanh silu gelu hardswish hardsigmoid elu leaky_relu softplus mish selu celu "
+        "prelu softsign clamp clamp_min clamp_max threshold log_sigmoid hardshrink softshrink tanhshrink softmax "
+        "log_softmax exp square abs pow rrelu sqrt rsqrt reciprocal log log2 log10 log1p expm1 exp2 sin cos tan asin "
+        "acos atan sinh cosh asinh acosh atanh sinc erf erfc erfinv logit sign sgn floor ceil round trunc frac "
+        "nan_to_num remainder fmod "
         "special_erf special_expm1 special_log1p special_exp2 special_sinc special_logit special_erfc special_ndtr"
     ),
     lower=lower,

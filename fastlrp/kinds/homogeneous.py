@@ -33,6 +33,8 @@ from fastlrp.stabilizer import Stabilizer
 
 _ADDED = ("scatter_add", "index_add", "index_put", "_unsafe_index_put", "scatter_reduce", "scatter")
 _MULTILINEAR = ("bilinear", "einsum", "linalg_cross", "cross")
+_COMPLEX = "complex_"
+"""What the names of products of complex activations begin with."""
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
@@ -42,7 +44,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     if isinstance(order, (int, float)) and (order <= 0 or (node.operation == "cdist" and math.isinf(order))):
         return "unknown"
     if node.operation == "scatter_reduce" and a.get("reduce") not in ("sum", "mean"):
-        return "unknown"
+        return "scattered" if a.get("reduce") in ("amax", "amin") else "unknown"
     if node.operation == "bilinear" and len(_factors(node)) == 1:
         return "linear_map"
     return None
@@ -61,7 +63,7 @@ def degree(node: Node) -> Degree:
     """By how much ``sum_x x dy/dx`` exceeds ``y``."""
     if node.operation == "var":
         return 2
-    if node.operation in _MULTILINEAR:
+    if node.operation in _MULTILINEAR or node.operation.startswith(_COMPLEX):
         return len(_factors(node))
     if node.operation not in ("prod", "cumprod"):
         return 1

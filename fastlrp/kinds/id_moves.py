@@ -6,7 +6,7 @@ them to may depend on the sample (a mask for padding).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def _origins(node: Node, forward: Callable[..., Any], x: Value) -> Callable[...,
     return origins
 
 
-def through(values: dict[Value, Any], node: Node, R: Tensor) -> dict[Value, Tensor]:
+def through(values: Mapping[Value, Any], node: Node, R: Tensor) -> dict[Value, Tensor]:
     """The definition: an id's relevance is that of the entries that change with it."""
 
     def constant(leaf: Any) -> Any:

@@ -25,6 +25,8 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     factors = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value) and leaf.is_differentiable]
     if len(factors) > 1 and node.operation == "einsum":
         return "product" if len(factors) == 2 else "homogeneous"
+    if node.operation == "linalg_solve" and node.args[0] in factors:
+        return "unknown"  # It is linear in the right side alone.
     return "unknown" if len(factors) > 1 else None
 
 
@@ -74,7 +76,9 @@ KIND = Kind(
     name="linear_map",
     operations=(
         "mean sum upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d cumsum col2im "
-        "einsum affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+        "einsum linalg_solve affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+        "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 "
+        "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn stft istft"
     ),
     lower=lower,
     textbook=textbook.in_proportion,

@@ -1,6 +1,7 @@
 """``log(sum(exp(x)))``, a soft maximum: in proportion to the summands, or the gradient, which are the same shares.
 
-``R_i = exp(x_i) / sum_j exp(x_j) R`` conserves relevance. A soft minimum is ``-logsumexp(-x)``.
+``R_i = exp(x_i) / sum_j exp(x_j) R`` conserves relevance. A soft minimum is ``-logsumexp(-x)``. ``logcumsumexp``
+gives the soft maximum of the entries so far, among which each of its results shares.
 
 Source: Kauffmann et al. 2020 and 2022 (neuralized kernels and clusterings, min- and max-pooling).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp import rules
@@ -21,7 +23,7 @@ from fastlrp.plan.steps import Flow
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
-    """The axes."""
+    """The axes, or the one along which it runs."""
     node.attributes["dims"] = bound["dim"]
     return None
 
@@ -37,16 +39,27 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
     (x,) = node.sources
     value = walk.values[x]
+    ledger = None if isinstance(rule, rules.Gradient) else nothing_kept(R)
+    if node.operation == "logcumsumexp":
+        return Share({x: _through_running(value, node.attributes["dims"] % value.dim(), R)}, ledger)
     summands = (value - value.amax(node.attributes["dims"], keepdim=True)).exp()
     total = summands.sum(node.attributes["dims"], keepdim=True)
     arrived = R.reshape(*R.shape[:2], *total.shape[1:])
     shares = (summands / total).unsqueeze(1) * arrived
-    return Share({x: shares}, None if isinstance(rule, rules.Gradient) else nothing_kept(R))
+    return Share({x: shares}, ledger)
+
+
+def _through_running(value: Tensor, axis: int, R: Tensor) -> Tensor:
+    """Entry i gets its share of each result from i on."""
+    x = value.movedim(axis, -1)
+    earlier = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).tril()  # Result, entry.
+    shares = x.unsqueeze(-2).masked_fill(~earlier, -torch.inf).softmax(-1)
+    return (R.movedim(axis + 1, -1).unsqueeze(-2) @ shares.unsqueeze(1)).squeeze(-2).movedim(-1, axis + 1)
 
 
 KIND = Kind(
     name="logsumexp",
-    operations="logsumexp",
+    operations="logsumexp logcumsumexp",
     lower=lower,
     textbook=through,
     read=read,

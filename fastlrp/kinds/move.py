@@ -273,7 +273,8 @@ KIND = Kind(
         "im2col index_select index movedim swapaxes adjoint mT view_as reshape_as tile repeat_interleave "
         "moveaxis swapdims tril triu diagonal unfold rot90 fliplr flipud gather take_along_dim circular_pad "
         "unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit narrow_copy "
-        "native_channel_shuffle as_strided atleast_2d atleast_3d matrix_H mH H numpy_T _unsafe_view unfold_copy"
+        "native_channel_shuffle as_strided atleast_2d atleast_3d matrix_H mH H numpy_T _unsafe_view unfold_copy "
+        "fft_fftshift fft_ifftshift"
     ),
     lower=lower,
     textbook=carry_back,

@@ -37,8 +37,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     if node.operation == "div" and isinstance(node.args[1], Value):
         node.attributes["divides"] = True
         numerator = node.args[0]
-        if not isinstance(numerator, Value) or not numerator.is_differentiable:
-            return "unknown"  # All would go to the numerator, a constant or integers, and none to the divisor, a gate.
+        node.attributes["inverts"] = not isinstance(numerator, Value) or not numerator.is_differentiable
     return None
 
 
@@ -54,16 +53,26 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
     """
     operands = [v for v in node.attributes["operands"] if isinstance(v, Value) and v.is_differentiable]
     if node.attributes.get("divides"):
-        return operands[:1]
+        return operands[:1]  # Of a constant's quotient the divisor, whose reciprocal passes relevance on.
     operands = list(dict.fromkeys(operands))
     if node.attributes.get("routing") in operands and not activations:
         return operands  # What an expert computed, and the router's weight for it: half to each.
-    signals = [v for v in operands if not (v.producer is not None and v.producer.operation in _GATES)]
+    signals = [v for v in operands if not _is_gate(v)]
     full = [v for v in signals if v.shape == node.output.shape and not _is_scale(v)]
     found = full or signals or operands
     if activations and len(found) > 1:
         found = [v for v in found if not _is_made_by_activation(v)] or found
     return found
+
+
+def _is_gate(value: Value) -> bool:
+    """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing."""
+    node = value.producer
+    if node is not None and node.operation in _GATES:
+        return True
+    while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:
+        node = node.sources[0].producer
+    return node is not None and (node.operation == "reciprocal" or bool(node.attributes.get("inverts")))
 
 
 def _is_scale(value: Value) -> bool:
@@ -137,6 +146,8 @@ def _send_chained(b: Builder, node: Node, x: Value, part: float, flow: Flow) -> 
     operands = list(node.attributes["operands"])
     if node.operation == "neg":
         send_times(b, node, x, [-1.0], None, part, flow)
+    elif node.operation == "div" and node.attributes.get("inverts"):
+        send_times(b, node, x, [node.output], x, part, flow)
     elif node.operation == "div":
         send_times(b, node, x, [], operands[1], part, flow)
     else:

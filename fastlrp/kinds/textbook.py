@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Walk:
         values: all activations, float64. max_pool: who takes the relevance of a max-pool's output.
     """
 
-    values: dict[Value, Any]
+    values: Mapping[Value, Any]
     max_pool: MaxPoolMode
 
     def alone(self, node: Node, free: Value) -> Callable[[Tensor], Tensor]:

@@ -73,13 +73,12 @@ def _initial(asked: Targets, chosen: Sequence[Sequence[int]]) -> Tensor:
 def _walk(check: Comparison, initial: Tensor) -> list[tuple[dict[str, Tensor | None], dict[str, str]]]:
     """For each layer what arrived, was sent and kept, as sums ``(B, n)``, and what layer it is."""
     fast = check.fast(initial)
-    count = initial.shape[1]
     found: list[tuple[dict[str, Tensor | None], dict[str, str]]] = []
     for row in check.rows:
         arrived = fast[row.node.output]
         share = check.walker.through(row.node, arrived)
         if share is None:  # A user's rule has no reference.
-            share = check.unchecked(row.node, fast, arrived, count)
+            share = check.unchecked(row.node, arrived)
         sent = sum((_total(relevance) for relevance in share.relevance.values()), torch.zeros_like(_total(arrived)))
         sums: dict[str, Tensor | None] = {"arrived": _total(arrived), "sent": sent}
         for name in ("bias", "stabilizer", "dead"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -98,19 +98,12 @@ class Comparison:
         self.schedule = plan.schedule(self.flowing)
         activations = frozenset(v.index for node in plan.graph.nodes for v in (node.output, *node.inputs))
         self.state = runner.complete(plan, state, activations | self.schedule.slots)
-        doubles = {
-            v: double(t)
-            for node in plan.graph.nodes
-            for v in (node.output, *node.inputs)
-            for t in (self.state[v.index],)
-        }
-        self.moderated = moderated(plan.graph.nodes, doubles)
-        doubles.update(self.moderated)
+        self.moderated = moderated(plan.graph.nodes, Doubles(self.state))
         # Times what arrives: what an error is relative to where relevance itself is smaller.
         dtypes = [*(value.dtype for value in plan.flows), *([torch.bfloat16] if plan.products.reduced else [])]
         self.dtype = coarsest(dtypes, plan.dtype)
         self.floor = floor(self.dtype)
-        self.walker = Walker(plan.rules, plan.composite.max_pool, doubles)
+        self.walker = Walker(plan.rules, plan.composite.max_pool, Doubles(self.state, self.moderated))
         self.rows = [row for row in plan.rows if row.node.output in plan.flows]
         self.errors: dict[Node, float | None] = {}
         self.sums: dict[Node, list[float | None]] = {}
@@ -118,49 +111,37 @@ class Comparison:
         self.end_to_end = self.score = self.relevance = 0.0
 
     def block(self, count: int) -> int:
-        """Targets per pass: all layers' relevance is held at once, in float64, twice."""
+        """Targets per pass: all layers' relevance is held at once, in float64, and that per unit of activation."""
         each = sum(v.numel for v in self.flowing) * self.batch * 8 * 4
         return max(1, min(count, _WORKING_BYTES // max(1, each)))
 
     def add(self, initial: Any) -> None:
-        """One block of targets."""
-        fast = self.fast(initial)
-        count = initial.shape[1]
-        output = self.plan.graph.output
-        whole: dict[Value, Tensor] = {output: initial.double()}
-        local: dict[Value, Tensor] = {}
-        arrived, arrived_whole = {output: sizes(initial.double())}, {output: sizes(initial.double())}
-        open_values: set[Value] = set()
-        readers: dict[Value, list[Node]] = {}
-        for row in self.rows:
-            node = row.node
-            # The same step for the arriving relevance of the fast path and for that of the reference walk.
-            both = torch.cat([fast[node.output], whole[node.output]], 1)
-            share = self.walker.through(node, both, self._quotient(node.output))
-            if share is None:
-                share = self.unchecked(node, fast, both, count)
-                open_values.update(share.relevance)
-            for value, relevance in share.relevance.items():
-                mine, theirs = relevance.split(count, 1)
-                local[value] = local[value] + mine if value in local else mine
-                whole[value] = whole[value] + theirs if value in whole else theirs
-                most(arrived, value, mine, fast[node.output])
-                most(arrived_whole, value, theirs, whole[node.output])
-                readers.setdefault(value, []).append(node)
-            self._enter(node, fast[node.output], share, count)
-        for value, expected in local.items():
-            error = None if value in open_values else relative(fast[value], expected, self.floor * arrived[value])
-            for node in readers[value]:
-                self._worst(node, error)
-        self.score += float(initial.double().sum())
-        for value in self.plan.explained_inputs():
-            self.relevance += float(fast[value].sum())
-            error = relative(fast[value], whole[value], self.floor * arrived_whole[value])
-            self.end_to_end = error if math.isnan(error) else max(self.end_to_end, error)
+        """One block of targets: each layer is compared when its relevance arrives, and then let go."""
+        block = _Block(self, initial)
+        rows = iter(self.rows)  # From the output down: all that reads a value has been before what makes it.
+        waiting = next(rows, None)
+
+        def arrive(value: Value, relevance: Tensor) -> None:
+            nonlocal waiting
+            block.fast[value] = relevance
+            while waiting is not None and waiting.node.output in block.fast:
+                block.through(waiting.node)
+                waiting = next(rows, None)
+
+        self.follow(initial, arrive)
+        if waiting is not None:
+            raise RuntimeError(f"no relevance arrived at {waiting.node}: please report this as a bug of fastlrp")
+        block.end()
 
     def fast(self, initial: Any) -> dict[Value, Tensor]:
         """The relevance of every value by the plan's own kernels, in float64."""
-        found: dict[Value, list[Tensor]] = {}
+        found: dict[Value, Tensor] = {}
+        self.follow(initial, found.__setitem__)
+        return found
+
+    def follow(self, initial: Any, arrive: Callable[[Value, Tensor], None]) -> None:
+        """Tell the relevance of each value by the plan's own kernels, in float64, from the output down."""
+        parts: dict[Value, list[Tensor]] = {}
         self.quotients.clear()
 
         def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
@@ -173,21 +154,22 @@ class Comparison:
                 self.quotients.setdefault(value, []).append(math.prod(scales, start=part))
             for factor in sorted(factors, key=lambda factor: bool(factor.isinf().any())):
                 part = _times(part, factor.double().unsqueeze(1))
-            found.setdefault(value, []).append(part)
+            parts.setdefault(value, []).append(part)
+            if sum(t.shape[1] for t in parts[value]) == initial.shape[1]:
+                arrive(value, torch.cat(parts.pop(value), 1))
 
         # What many targets would take, so that the kernels for many targets are what is checked.
         steps = runner.specialize(
             self.plan, self.schedule.steps, self.state, max(BLOCK, initial.shape[1]), initial.shape[0]
         ).steps
         runner.propagate(self.plan, self.state, initial, steps, sink, 0)
-        return {value: torch.cat(parts, 1) for value, parts in found.items()}
 
-    def _quotient(self, value: Value) -> Tensor | None:
+    def quotient(self, value: Value) -> Tensor | None:
         """``c`` of ``R = value * c`` for both walks, where the value has zeros, at which ``R`` does not tell it."""
         parts = self.quotients.get(value)
         return None if parts is None else torch.cat([*parts, *parts], 1)
 
-    def unchecked(self, node: Node, fast: dict[Value, Tensor], both: Tensor, count: int) -> Share:
+    def unchecked(self, node: Node, both: Tensor) -> Share:
         """A user's rule has no reference: it is taken at its word, for both walks."""
         rule: Any = self.plan.rules[node]
         inputs = list(node.sources)
@@ -208,7 +190,7 @@ class Comparison:
 
         return forward
 
-    def _enter(self, node: Node, arrived: Tensor, share: Share, count: int) -> None:
+    def enter(self, node: Node, arrived: Tensor, share: Share, count: int) -> None:
         sent = sum(float(r[:, :count].sum()) for r in share.relevance.values())
         entries: list[float | None] = [float(arrived.sum()), sent, None, None, None]
         if share.ledger is not None:
@@ -217,7 +199,7 @@ class Comparison:
         old = self.sums.get(node)
         self.sums[node] = entries if old is None else [_plus(a, b) for a, b in zip(old, entries, strict=True)]
 
-    def _worst(self, node: Node, error: float | None) -> None:
+    def worst(self, node: Node, error: float | None) -> None:
         old = self.errors.get(node)
         if error is not None:
             self.errors[node] = error if old is None or math.isnan(error) else max(old, error)
@@ -244,6 +226,81 @@ class Comparison:
                 )
             )
         return Verification(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
+
+
+class _Block:
+    """The comparison for a block of targets, node after node.
+
+    Attributes:
+        fast: what arrived by the plan's kernels. local: one textbook step from there. whole: the textbook from the
+            output on. Each holds the values that are still read: maps of large models fill gigabytes.
+    """
+
+    def __init__(self, check: Comparison, initial: Any) -> None:
+        self.check, self.count = check, initial.shape[1]
+        start = initial.double()
+        output = check.plan.graph.output
+        self.fast: dict[Value, Tensor] = {}
+        self.local: dict[Value, Tensor] = {}
+        self.whole: dict[Value, Tensor] = {output: start}
+        self.arrived, self.arrived_whole = {output: sizes(start)}, {output: sizes(start)}
+        self.open_values: set[Value] = set()
+        self.readers: dict[Value, list[Node]] = {}
+        check.score += float(start.sum())
+
+    def through(self, node: Node) -> None:
+        """The same step for the arriving relevance of the fast path and for that of the reference walk."""
+        check, value = self.check, node.output
+        if value in self.local:
+            self._compare(value)
+        fast, whole = self.fast.pop(value), self.whole.pop(value)
+        both = torch.cat([fast, whole], 1)
+        share = check.walker.through(node, both, check.quotient(value))
+        if share is None:
+            share = check.unchecked(node, both)
+            self.open_values.update(share.relevance)
+        for source, relevance in share.relevance.items():
+            mine, theirs = relevance.split(self.count, 1)
+            self.local[source] = self.local[source] + mine if source in self.local else mine
+            self.whole[source] = self.whole[source] + theirs if source in self.whole else theirs
+            most(self.arrived, source, mine, fast)
+            most(self.arrived_whole, source, theirs, whole)
+            self.readers.setdefault(source, []).append(node)
+        check.enter(node, fast, share, self.count)
+        check.quotients.pop(value, None)
+
+    def end(self) -> None:
+        """What no node makes: the model's inputs, end to end too."""
+        check = self.check
+        for value in list(self.local):
+            self._compare(value)
+        for value in check.plan.explained_inputs():
+            check.relevance += float(self.fast[value].sum())
+            least = check.floor * self.arrived_whole[value]
+            error = relative(self.fast[value], self.whole[value], least)
+            check.end_to_end = error if math.isnan(error) else max(check.end_to_end, error)
+
+    def _compare(self, value: Value) -> None:
+        expected, least = self.local.pop(value), self.check.floor * self.arrived[value]
+        error = None if value in self.open_values else relative(self.fast[value], expected, least)
+        for reader in self.readers.pop(value):
+            self.check.worst(reader, error)
+
+
+class Doubles(Mapping[Value, Any]):
+    """Activations of a record by their value, in float64, made when they are read: all of them are as large again."""
+
+    def __init__(self, state: list[Any], instead: Mapping[Value, Tensor] | None = None) -> None:
+        self.state, self.instead = state, instead or {}
+
+    def __getitem__(self, value: Value) -> Any:
+        return self.instead[value] if value in self.instead else double(self.state[value.index])
+
+    def __iter__(self) -> Iterator[Value]:
+        raise TypeError("values are looked up one by one")
+
+    def __len__(self) -> int:
+        return len(self.state)
 
 
 def _times(part: Tensor, factor: Tensor) -> Tensor:

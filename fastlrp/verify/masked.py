@@ -7,6 +7,7 @@ the same for any mask that low, the walk takes a moderate one in its place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.textbook import double, moderate
 
 
-def moderated(nodes: list[Node], values: dict[Value, Any]) -> dict[Value, Tensor]:
+def moderated(nodes: list[Node], values: Mapping[Value, Any]) -> dict[Value, Tensor]:
     """The values with relevance that hold such entries, computed again with a moderate mask.
 
     Args:

@@ -6,7 +6,7 @@ nothing of how its relevance is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -26,12 +26,12 @@ class Walker:
     """Relevance through single nodes, given float64 activations."""
 
     def __init__(
-        self, assigned: dict[Node, rules.Rule | None], max_pool: MaxPoolMode, values: dict[Value, Any]
+        self, assigned: dict[Node, rules.Rule | None], max_pool: MaxPoolMode, values: Mapping[Value, Any]
     ) -> None:
         self.rules, self.walk = assigned, Walk(values, max_pool)
 
     @property
-    def values(self) -> dict[Value, Any]:
+    def values(self) -> Mapping[Value, Any]:
         """All activations, float64."""
         return self.walk.values
 

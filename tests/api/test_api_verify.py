@@ -30,15 +30,21 @@ def explainer_of(dtype: torch.dtype) -> tuple[Explainer, torch.Tensor]:
 
 def disturb(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
     """To what the fast path has at h comes ``amount`` times what the branches bring, of either sign."""
-    fast = compare.Comparison.fast
+    follow = compare.Comparison.follow
 
-    def disturbed(self, initial):
-        found = fast(self, initial)
-        h, above = (next(v for v in found if v.name == name) for name in ("linear", "abs_1"))
-        found[h] += amount * found[above] * torch.randn_like(found[above]).sign()
-        return found
+    def disturbed(self, initial, arrive):
+        found = {}
 
-    monkeypatch.setattr(compare.Comparison, "fast", disturbed)
+        def changed(value, relevance):
+            found[value.name] = relevance
+            if value.name == "linear":
+                above = found["abs_1"]
+                relevance = relevance + amount * above * torch.randn_like(above).sign()
+            arrive(value, relevance)
+
+        follow(self, initial, changed)
+
+    monkeypatch.setattr(compare.Comparison, "follow", disturbed)
 
 
 def error_at_h(report: compare.Report) -> float:

@@ -199,8 +199,11 @@ def model_of(case: Case) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_relevance_by_the_definition(name: str) -> None:
+    check_definition(CASES[name])
+
+
+def check_definition(case: Case) -> None:
     """LRP-0: above stands ``W y``, so that what arrives is ``y W_k``, and relevance is ``h`` times a gradient."""
-    case = CASES[name]
     model, x = model_of(case)
     explainer = fastlrp.Explainer(model, "lrp0")
     found = explainer(x, "all", layers=["h"])["h"]
@@ -288,8 +291,7 @@ REFUSED: dict[str, tuple[str, Body]] = {
     ),
     "scatter_multiply": ("no rule for operation 'scatter'",
                          lambda m, h: h.scatter(1, h.argsort(1), h, reduce="multiply")),
-    "angle": ("no rule for operation 'atan2'", lambda m, h: torch.atan2(h, h.flip(1))),
-    "fourier": ("complex tensor", lambda m, h: torch.fft.fft(h).real),
+    "angle": ("no rule for operation 'atan2'.*longer or shorter", lambda m, h: torch.atan2(h, h.flip(1))),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Products and quotients with integers, masks and constants: a divisor is a gate, a constant factor takes nothing."""
+"""Products and quotients with integers, masks and constants: a divisor is a gate, a constant takes nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp import UnsupportedOperationError, composites, rules
+from fastlrp import composites, rules
 from tests.models.cases import Written
 
-# With h = a(x): nothing but the divisor carries relevance, so that none can be sent anywhere.
+# With h = a(x): nothing but the divisor carries relevance.
 DIVISORS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "integer": lambda m, x, h: (x > 0).sum(1, keepdim=True) / h,
     "integer_of_the_same_shape": lambda m, x, h: (3 * h.detach()).to(torch.int32) / h,
@@ -45,26 +45,35 @@ def model_of(body: Callable[[Any, Tensor, Tensor], Tensor]) -> tuple[nn.Module, 
     return model, torch.randn(3, 5).double()
 
 
-@pytest.mark.each_value
 @pytest.mark.parametrize("name", DIVISORS)
-@pytest.mark.parametrize("composite", ["lrp0", "epsilon_plus", "zplus"])
-def test_nothing_to_the_divisor(name: str, composite: str) -> None:
+def test_a_reciprocal_passes_relevance(name: str) -> None:
+    """As element-wise functions do, in either form of the rule; the gradient is autograd's."""
     model, x = model_of(DIVISORS[name])
-    with pytest.raises(UnsupportedOperationError, match=r"no rule for operation '(div|reciprocal)'"):
-        fastlrp.explain(model, x, [0, 1], composite)
-
-
-@pytest.mark.parametrize("name", DIVISORS)
-def test_a_rule_for_the_divisor(name: str) -> None:
-    """Whoever wants it to pass, or wants the derivative, says so."""
-    model, x = model_of(DIVISORS[name])
-    composite = composites.lrp0().with_entries((composites.operation("div", "reciprocal"), rules.Pass()))
-    found = fastlrp.explain(model, x, [2], composite, layers=["a"])["a"]
     y = DIVISORS[name](model, x, model.a(x))
-    torch.testing.assert_close(found[:, 0], (y * model.b.weight[2]).detach())
+    explainer = fastlrp.Explainer(model, "lrp0")
+    chained = composites.lrp0().with_entries((composites.kind("mul", "activation"), rules.Pass(chained=True)))
+    with explainer.forward(x) as record:
+        for composite in (composites.lrp0(), chained):
+            found = record.under(composite).relevance([2], layers=["a"])["a"]
+            torch.testing.assert_close(found[:, 0], (y * model.b.weight[2]).detach())
+    assert explainer.verify(x, [0, 2]).ok
     point = x.clone().requires_grad_()
     expected = torch.autograd.grad(model(point)[:, 2].sum(), point)[0]
     torch.testing.assert_close(fastlrp.explain(model, x, [2], "gradient", initial="one")[:, 0], expected)
+
+
+def test_fractions_by_hand() -> None:
+    """Of 6 over h the divisor is all there is; of a product with it, it is a gate."""
+    start = torch.full((1, 1, 2), 6.0).double()
+    x = torch.tensor([[2.0, -4.0]]).double()
+    for body, expected in (
+        (lambda m, x: 6 / x, [6.0, 6.0]),
+        (lambda m, x: x.reciprocal(), [6.0, 6.0]),
+        (lambda m, x: 6 / x[:, :1] * torch.ones(2), [12.0, 0.0]),
+        (lambda m, x: x * (-3 / x[:, :1]), [6.0, 6.0]),
+    ):
+        found = fastlrp.explain(Written(body).eval(), x, start, "lrp0")
+        torch.testing.assert_close(found[0], torch.tensor([expected]).double())
 
 
 @pytest.mark.parametrize("name", SIGNALS)

@@ -16,9 +16,9 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 # In which file, after which line, which line: what the page says below each recipe.
 LINES = {
-    "fastlrp/kinds/logcumsumexp.py": [
-        ("fastlrp/kinds/registry.py", "    linear_map,", "    logcumsumexp,"),
-        ("fastlrp/kinds/registry.py", "    linear_map.KIND,", "    logcumsumexp.KIND,"),
+    "fastlrp/kinds/hypot.py": [
+        ("fastlrp/kinds/registry.py", "    homogeneous,", "    hypot,"),
+        ("fastlrp/kinds/registry.py", "    homogeneous.KIND,", "    hypot.KIND,"),
     ],
     "fastlrp/rules/absolute.py": [
         ("fastlrp/rules/__init__.py", "__all__ = [", '    "Absolute",'),
@@ -50,7 +50,7 @@ torch.manual_seed(0)
 
 
 class Net(nn.Module):
-    """logcumsumexp along either axis, and of its own result."""
+    """hypot of two activations, of views of them, and of its own result."""
 
     def __init__(self):
         super().__init__()
@@ -58,8 +58,8 @@ class Net(nn.Module):
 
     def forward(self, x):
         h = self.first(x)
-        one, other = h.logcumsumexp(1), h.logcumsumexp(-1)
-        return self.last(torch.cat([one, other, one.logcumsumexp(2)], 1).relu().flatten(1))
+        one, other = torch.hypot(h, h.flip(1)), torch.hypot(h[..., 0], h[..., 1])
+        return self.last(torch.cat([one, h, torch.hypot(one, h)], 1).flatten(1)) + other[:, :2]
 
 
 class Double(nn.Module):
@@ -78,15 +78,14 @@ for composite in ("epsilon_plus", "gradient"):
     explainer = fastlrp.Explainer(Net().double().eval(), composite)
     report = explainer.verify(tokens, "all", initial="one" if composite == "gradient" else "output")
     assert report.ok, report
-    assert sum(row.operation == "logcumsumexp" for row in report.rows) == 3, report
-assert "logcumsumexp" in str(explainer.plan)
+    assert sum(row.operation == "hypot" for row in report.rows) == 3, report
+assert "hypot" in str(explainer.plan)
 one = nn.Sequential()
-one.forward = lambda x: x.logcumsumexp(1)[:, 1:]
-x = torch.tensor([[0.0, 3.0]]).double().log()
-x[0, 0] = 0.0  # exp(x) is 1 and 3: a quarter and three quarters.
-found = fastlrp.explain(one, x, torch.ones(1, 1, 1).double())
-torch.testing.assert_close(found, torch.tensor([[[0.25, 0.75]]]).double())
-composites.kind("logcumsumexp")
+one.forward = lambda x: torch.hypot(x[:, :1], x[:, 1:])
+x = torch.tensor([[3.0, 4.0]]).double()  # Squares of 9 and 16.
+found = fastlrp.explain(one, x, torch.ones(1, 1, 1).double(), "epsilon")
+torch.testing.assert_close(found, torch.tensor([[[0.36, 0.64]]]).double(), rtol=1e-5, atol=0)
+composites.kind("hypot")
 
 # The rule: 3 and 1 of |w| x, in one layer and in a network with a batch norm.
 layer = nn.Linear(2, 1).double()

@@ -1,0 +1,148 @@
+"""Functions that are written out as others, mapped functions and largest entries by place: against the definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastlrp
+from fastlrp import UnsupportedOperationError
+from tests.directions.adjoint import LARGEST, errors_of_steps
+from tests.models.cases import Written, linear
+from tests.models.test_models_kinds import Case, check_definition, model_of, relevance_of
+
+
+def _running(m: Any, h: Tensor) -> Tensor:
+    """Shares ``softmax`` of the entries so far, the result times a weight."""
+    parts = []
+    for i in range(1, h.shape[1] + 1):
+        own = h[:, :i]
+        shares = (own.softmax(1) * own.logsumexp(1, keepdim=True) / own).detach()
+        parts.append((own * shares).sum(1))
+    return torch.stack(parts, 1)
+
+
+def _base_two(a: Tensor, b: Tensor) -> Tensor:
+    y, pair = torch.logaddexp2(a, b), torch.stack([a, b])
+    return (pair * ((pair * math.log(2)).softmax(0) * y / pair).detach()).sum(0)
+
+
+def _of_the_class(m: Any, h: Tensor) -> Tensor:
+    """The loss goes to the score of the class, all of it."""
+    loss = -h.log_softmax(1).amax(1, keepdim=True)
+    return h.amax(1, keepdim=True) * (loss / h.amax(1, keepdim=True)).detach()
+
+
+CASES: dict[str, Case] = {
+    "one_over": Case(lambda m, h: 1 / h.exp(), surrogate=lambda m, h: h * ((-h).exp() / h).detach()),
+    "over_broadcast": Case(
+        lambda m, h: m.p / h[:, :1], surrogate=lambda m, h: h[:, :1] * (m.p / h[:, :1] / h[:, :1]).detach()
+    ),
+    "inverse_gate": Case(
+        lambda m, h: h * (2 / (1 + h.square())), surrogate=lambda m, h: h * (2 / (1 + h.square())).detach()
+    ),
+    "logcumsumexp": Case(lambda m, h: h.logcumsumexp(1), surrogate=_running),
+    "diff_twice": Case(lambda m, h: h.diff(n=2, dim=1)),
+    "diff_between": Case(
+        lambda m, h: h.diff(dim=1, prepend=m.p[:1].expand(len(h), 1), append=h[:, :2]), conserves=False
+    ),
+    "logaddexp2": Case(
+        lambda m, h: torch.logaddexp2(h[:, :4], h[:, 4:] * m.p[:4]),
+        surrogate=lambda m, h: _base_two(h[:, :4], h[:, 4:] * m.p[:4]),
+    ),
+    "kron": Case(lambda m, h: torch.kron(h, m.w[:2, :3]), shape=(2, 4)),
+    "kron_from_the_left": Case(lambda m, h: torch.kron(m.p[:2], h)),
+    "outer": Case(lambda m, h: torch.outer(h[:, 0], m.p)),
+    "solve": Case(lambda m, h: torch.linalg.solve(m.w[:4, :4], h), shape=(4, 2)),
+    "cross_entropy": Case(
+        lambda m, h: F.cross_entropy(h, h.argmax(1), reduction="none")[:, None], surrogate=_of_the_class
+    ),
+    "cross_entropy_at_positions": Case(
+        lambda m, h: F.cross_entropy(h, h.argmax(1), reduction="none")[:, None], shape=(2, 4), surrogate=_of_the_class
+    ),
+    "cross_entropy_of_probabilities": Case(
+        lambda m, h: F.cross_entropy(h, m.p.softmax(0).expand(len(h), 8), reduction="none")[:, None],
+        surrogate=lambda m, h: -(h * (h.log_softmax(1) / h).detach() * m.p.softmax(0)).sum(1)[:, None],
+    ),
+    "largest_by_place": Case(lambda m, h: h.scatter_reduce(1, h.argsort(1) // 2, h * m.p, "amax")),
+    "smallest_by_place": Case(
+        lambda m, h: torch.zeros_like(h).scatter_reduce(1, h.argsort(1) // 2, h * m.p, "amin", include_self=False)
+    ),
+    "mean_by_place": Case(lambda m, h: h.scatter_reduce(1, h.argsort(1) // 2, h * m.p, "mean")),
+    "vmap": Case(lambda m, h: torch.vmap(torch.relu)(h)),
+    "vmap_of_two": Case(lambda m, h: torch.vmap(lambda a, b: torch.cat([a.relu(), b.cumsum(0) * m.p]))(h, h.flip(1))),
+    "vmap_of_parts": Case(lambda m, h: torch.vmap(lambda row: row.chunk(2)[1] - row.max(0)[0])(h)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_relevance_by_the_definition(name: str) -> None:
+    check_definition(CASES[name])
+
+
+@pytest.mark.parametrize("name", ["logcumsumexp", "largest_by_place", "one_over", "kron", "cross_entropy", "vmap"])
+def test_every_step_has_its_transpose(name: str) -> None:
+    model, x = model_of(CASES[name])
+    with fastlrp.Explainer(model, "gradient").forward(x) as record:
+        for composite in ("gradient", "epsilon", "attnlrp"):
+            assert max(errors_of_steps(record.under(composite)).values()) < LARGEST
+
+
+def test_fractions_by_hand() -> None:
+    x = torch.tensor([[1.0, 3.0, 2.0]]).double()
+    for function, expected in (
+        (lambda x: x.log().logcumsumexp(1)[:, 1:], [3.0, 9.0, 0.0]),
+        (lambda x: x.diff(n=2, dim=1), [12 / -3, 12 * -6 / -3, 12 * 2 / -3]),  # 1 - 6 + 2 = -3.
+        (lambda x: torch.zeros(1, 1).double().scatter_reduce(1, (x > 9).long(), x, "amax"), [0.0, 12.0, 0.0]),
+        (lambda x: torch.kron(x[:, 1:], torch.tensor([2.0, -1.0]).double()), [0.0, 12.0, 0.0]),
+        (lambda x: F.cross_entropy(x, torch.tensor([2]), reduction="none")[:, None], [0.0, 0.0, 12.0]),
+        (lambda x: torch.vmap(lambda row: row[:2].sum(0, keepdim=True))(x), [3.0, 9.0, 0.0]),
+    ):
+        found = relevance_of(function, x)
+        torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mapped_network_is_the_network() -> None:
+    def of_a_sample(m: Any, row: Tensor) -> Tensor:
+        return m.norm(m.a(row).relu()) * row.sum().sigmoid()
+
+    members = {"a": nn.Linear(5, 6), "norm": nn.LayerNorm(6), "b": linear(6)}
+    mapped = Written(lambda m, x: m.b(torch.vmap(lambda row: of_a_sample(m, row))(x)), **members).double().eval()
+    plain = Written(
+        lambda m, x: m.b(m.norm(m.a(x).relu()) * x.sum(1, keepdim=True).sigmoid()), **members
+    ).double().eval()  # fmt: skip
+    x = torch.randn(3, 5).double()
+    for composite in ("epsilon_plus", "gradient"):
+        explainer = fastlrp.Explainer(mapped, composite)
+        torch.testing.assert_close(explainer(x, "all"), fastlrp.explain(plain, x, "all", composite))
+        assert explainer.verify(x, "all").ok
+
+
+REFUSED = {
+    "over_another_axis": ("'vmap'.*another axis", lambda m, x: torch.vmap(torch.tanh, 1, 1)(x)),
+    "mapped_twice": ("'vmap'.*maps twice", lambda m, x: torch.vmap(torch.vmap(torch.tanh))(x)),
+    "inverse": ("'linalg_inv'.*linalg.solve", lambda m, x: torch.linalg.inv(x[:, :4].view(-1, 2, 2)).flatten(1)),
+    "matrix_of_the_input": (
+        "'linalg_solve'", lambda m, x: torch.linalg.solve(x[:, :4].view(-1, 2, 2), x[:, :2, None]).flatten(1)
+    ),
+    "rounded": ("'div'.*step function", lambda m, x: torch.div(x, 2, rounding_mode="floor")),
+    "product_by_place": ("'scatter_reduce'", lambda m, x: x.scatter_reduce(1, x.argsort(1), x, "prod")),
+    "weighted_loss": (
+        "'cross_entropy_loss'", lambda m, x: F.cross_entropy(x, x.argmax(1), m.p.detach(), reduction="none")[:, None]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_reason(name: str) -> None:
+    message, body = REFUSED[name]
+    model = Written(lambda m, x: m.last(body(m, x)), last=nn.LazyLinear(4), p=nn.Parameter(torch.rand(6))).double()
+    x = torch.randn(3, 6).double()
+    model(x)
+    with pytest.raises(UnsupportedOperationError, match=message):
+        fastlrp.explain(model.eval(), x, [0])
