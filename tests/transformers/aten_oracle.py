@@ -17,7 +17,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -198,6 +200,11 @@ def _with_plain_gelu(model: nn.Module) -> nn.Module:
     return model
 
 
+def _forward_alone(function: Any, *args: Any) -> Any:
+    """In the place of ``torch.autograd.Function.apply``: what it computes has the derivative of its own calls."""
+    return function.forward(SimpleNamespace(save_for_backward=lambda *kept: None), *args)
+
+
 def word_embedding(model: nn.Module) -> nn.Embedding | None:
     """The table that input ids are looked up in."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == VOCABULARY]
@@ -216,7 +223,8 @@ def relevance(model: nn.Module, x: Any, output: Any, targets: Any, mode: str = "
     table = None if embeddings is None else embeddings.weight
     points = {id(t): t.detach().clone().requires_grad_() for t in leaves}
     given = torch.utils._pytree.tree_map_only(Tensor, lambda t: points.get(id(t), t), (args, kwargs))
-    with torch.enable_grad(), enable_pre_dispatch(), enable_python_dispatcher(), Oracle(table, mode) as oracle:
+    alone = patch.object(torch.autograd.Function, "apply", classmethod(_forward_alone))
+    with alone, torch.enable_grad(), enable_pre_dispatch(), enable_python_dispatcher(), Oracle(table, mode) as oracle:
         out = model(*given[0], **given[1])
         if callable(output):
             y = output(out)
