@@ -26,8 +26,9 @@ wheel: install
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel repair --exclude libgomp.so.1 --exclude 'libcudart.so*' \
 		--wheel-dir dist dist/plain/*-linux_*.whl && cp dist/plain/*.tar.gz dist
 
-# Each process takes one half of the tests in their order, then some of the other's: what they share is made once.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
+# Each process takes one half of the tests in their order, then some of the other's: what they share is made once. Python keeps
+# what it compiles, whatever the surroundings say: each program that tests start would compile the package again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
 test: install
 	$(PYTEST) --durations=15 $(ARGS)

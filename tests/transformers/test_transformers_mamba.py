@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -14,11 +14,34 @@ from fastlrp import Explainer
 from tests.models.oracle import relative_error
 from tests.transformers import aten_oracle, zoo, zoo_checks
 
+pytestmark = pytest.mark.usefixtures("captured_once")
 MAMBA2 = zoo.Family(
     zoo._plain("Mamba2ForCausalLM/Mamba2Config", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
                num_heads=4, head_dim=8, n_groups=1, chunk_size=4),
     lambda: {"input_ids": zoo.random_ids()}, zoo.last, tolerance=1e-6,
 )  # fmt: skip
+
+
+@cache
+def mamba2() -> tuple[torch.nn.Module, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.ALL, "mamba2", MAMBA2)
+        return zoo.build("mamba2")
+
+
+def built(name: str) -> tuple[torch.nn.Module, Any]:
+    """The same model for all tests of this file, which share what was captured of it."""
+    return mamba2() if name == "mamba2" else zoo.built(name)
+
+
+@cache
+def other(name: str) -> tuple[families.Case, Tensor]:
+    torch.manual_seed(0)
+    case = families.family(name)
+    ids = zoo.random_ids()
+    with torch.no_grad():
+        case.run({"input_ids": ids})  # RWKV rescales its weights when it first runs.
+    return case, ids
 
 
 def detach_selection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,9 +59,8 @@ def detach_selection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_mamba_lrp_equals_autograd_with_the_selection_detached(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(zoo.ALL, "mamba2", MAMBA2)
-    model, x = zoo.build(name)
-    family = zoo.ALL[name]
+    model, x = built(name)
+    family = MAMBA2 if name == "mamba2" else zoo.ALL[name]
     explainer = Explainer(model, "mamba_lrp", output=family.output)
     found = explainer(x, list(family.targets))["input_ids"]
     other = Explainer(model, "attnlrp", output=family.output)(x, list(family.targets))["input_ids"]
@@ -52,10 +74,9 @@ def test_mamba_lrp_equals_autograd_with_the_selection_detached(name: str, monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
-def test_mamba2_without_a_held_selection_equals_autograd(composite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mamba2_without_a_held_selection_equals_autograd(composite: str) -> None:
     """Of its scan exp(0) is 1, a constant, and exp(-inf) is 0 where it does not look: neither passes relevance."""
-    monkeypatch.setitem(zoo.ALL, "mamba2", MAMBA2)
-    model, x = zoo.build("mamba2")
+    model, x = built("mamba2")
     explainer = Explainer(model, composite, output=MAMBA2.output)
     zoo_checks.equals_oracle(explainer, x, MAMBA2, composite)
     zoo_checks.is_verified(explainer, x, MAMBA2)
@@ -65,12 +86,8 @@ def test_mamba2_without_a_held_selection_equals_autograd(composite: str, monkeyp
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
 @pytest.mark.parametrize("name", [*state_space.CONFIGURATIONS, "RWKV"])
 def test_other_state_space_models(name: str, composite: str) -> None:
-    torch.manual_seed(0)
-    case = families.family(name)
-    ids = zoo.random_ids()
+    case, ids = other(name)
     family = zoo.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=2e-6)
-    with torch.no_grad():
-        case.run({"input_ids": ids})  # RWKV rescales its weights when it first runs.
     explainer = Explainer(case.model, composite, output=case.output)
     zoo_checks.equals_oracle(explainer, {"input_ids": ids}, family, composite)
     zoo_checks.is_verified(explainer, {"input_ids": ids}, family)
