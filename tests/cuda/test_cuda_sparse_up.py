@@ -18,7 +18,6 @@ from tests.ops.cases import channels_last, reversed_memory, with_gaps
 from tests.sparse.cases import Layer
 from tests.sparse.test_sparse_kernels import LAYERS
 
-
 TILES = {
     "one_position_each": (Layer(5, 70, (3, 5), 1), 1.0), "two_tiles": (Layer(3, 280, (4, 4), 3, batch=1), 0.6),
     "three_tiles": (Layer(3, 290, (3, 4), 3, batch=1), 1.0), "long_linear": (Layer(1030, 70, ()), 0.5),

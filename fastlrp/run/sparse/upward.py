@@ -118,7 +118,7 @@ def _entries(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _packed(form: Affine) -> list[Tensor]:
-    """Weights with inputs and outputs exchanged, as the kernel reads them: on a CPU a linear layer's as it lies there."""
+    """Weights with inputs and outputs exchanged, as the kernel reads them; a CPU reads linear layers as they lie."""
     if "up" not in form._packed:
         found = []
         for weight, splits in zip((form._canonical(w) for w in form.weights), form.splits, strict=True):
