@@ -99,7 +99,8 @@ def relevance_kernel(
     GROUP: tl.constexpr,
 ):
     """``out[b, k, l, i] = sum over o of F[b, k, l, o] (u[b, l, o] W[o, i] + v[b, l, o] W+[o, i])``, signed or not, and
-    times ``x[b, l, i]`` or not; without u and v ``F[b, k, l, o] W[o, i]``. Neighbouring programs share tiles of W: ``GROUP`` row tiles stand beside each other.
+    times ``x[b, l, i]`` or not; without u and v ``F[b, k, l, o] W[o, i]``. Neighbouring programs share tiles of W:
+    ``GROUP`` row tiles stand beside each other.
     """
     tile = tl.program_id(0)
     part = tile // (row_tiles * column_tiles)

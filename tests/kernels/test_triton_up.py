@@ -15,7 +15,7 @@ from tests.ops.cases import few_layouts
 
 pytest.importorskip("triton")
 
-from fastlrp.kernels.launch import Launch  # noqa: E402
+from fastlrp.kernels.launch import Launch
 
 
 @pytest.fixture(autouse=True)
@@ -99,12 +99,16 @@ def test_explanations_go_up_by_kernels(name, monkeypatch):
     """The same numbers as composed operations, and each layer's product and coefficient are one call of a kernel."""
     net, x = small(), torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     parameters = {"low": -3.0, "high": 3.0} if name == "epsilon_gamma_box" else {}
-    composite, found, heard = composites.preset(name, **parameters), {}, []
+    composite, found, heard, run = composites.preset(name, **parameters), {}, [], Launch.run
+
+    def listened(launch):
+        heard.append(launch.kernel.__name__)
+        run(launch)
+
     for backend in ("torch", "triton"):
         with fastlrp.Explainer(net, composite, backend=backend, paths="dense").forward(x) as record:
             if backend == "triton":
-                run = Launch.run
-                monkeypatch.setattr(Launch, "run", lambda launch: (heard.append(launch.kernel.__name__), run(launch)))
+                monkeypatch.setattr(Launch, "run", listened)
             found[backend] = record.relevance("all", groups=groups.patches(3), direction="up")
     assert (found["triton"] - found["torch"]).norm() <= 1e-5 * found["torch"].norm()
     assert {"conv_kernel", "relevance_kernel"} <= set(heard)
