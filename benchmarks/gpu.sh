@@ -30,7 +30,7 @@ memcheck 180 420 compute-sanitizer, wrong addresses, on the small op tests
 racecheck 180 420 compute-sanitizer, races in shared memory, on the small op tests
 roofline 60 120 measured peaks; the dense floor, layer by layer
 ops 180 560 every fused operation beside the same composed of PyTorch calls
-sparse 60 180 living neurons only beside the dense product
+sparse 80 300 living neurons only beside the dense product, down and up
 attention 120 400 attention of transformers beside composed PyTorch calls and PyTorch's backward pass
 norm 40 90 norms of transformers beside composed PyTorch calls
 recurrence 40 60 all steps of an LSTM beside composed PyTorch calls

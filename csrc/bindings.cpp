@@ -233,7 +233,8 @@ void bind_sparse_conv(py::module_& m, const edge::SparseConvFunctions& conv) {
           std::vector<edge::Tensor> weights, edge::Sizes channels_per_group, edge::PatternTensors leaving,
           edge::Sizes input_size, edge::Sizes output_size, edge::Sizes kernel_size, edge::Sizes stride,
           edge::Sizes padding, edge::Sizes dilation, bool transposed, std::optional<int64_t> channels,
-          std::vector<edge::Tensor> factors, std::vector<edge::SummandTensors> initial, edge::OptionalTensor other) {
+          std::vector<edge::Tensor> factors, std::vector<edge::SummandTensors> initial, edge::OptionalTensor other,
+          bool scales_leaving) {
         return relevance({std::move(arriving),
                           batch,
                           targets,
@@ -246,13 +247,14 @@ void bind_sparse_conv(py::module_& m, const edge::SparseConvFunctions& conv) {
                           channels,
                           std::move(factors),
                           std::move(initial),
-                          std::move(other)});
+                          std::move(other),
+                          scales_leaving});
       },
       py::arg("arriving"), py::arg("batch"), py::arg("targets"), py::arg("coefficients"), py::arg("weights"),
       py::arg("channels_per_group"), py::arg("leaving"), py::arg("input_size"), py::arg("output_size"),
       py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("transposed"),
       py::arg("channels").none(true), py::arg("factors"), py::arg("initial"), py::arg("other") = py::none(),
-      release_gil());
+      py::arg("scales_leaving") = false, release_gil());
 }
 
 #ifdef FASTLRP_BIND_CUDA
@@ -296,6 +298,7 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_recurrence(m, &edge::recurrence_relevance);
   bind_sparse_pattern(m, edge::kSparsePattern);
   bind_sparse_conv(m, edge::kSparseConv);
+  m.attr("takes_transposes") = true;  // of a linear layer's weight, by sparse_conv_relevance
   m.def("sparse_pack_pairs", &edge::sparse_pack_pairs, py::arg("weight"), release_gil());
   m.def("sparse_release", [] { fastlrp::BufferPool::shared().trim(); });
   m.def("sparse_kept_bytes", [] { return fastlrp::BufferPool::shared().free_bytes(); });

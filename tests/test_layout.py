@@ -72,6 +72,7 @@ ORDER = """
     rules
     plan.coefficients capture.rewrite_functions
     plan.input_terms plan.late
+    plan.ups
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     plan.forward_builder plan.path plan.packed plan.neck

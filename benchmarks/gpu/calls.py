@@ -45,6 +45,8 @@ def heard(model: str, device: torch.device, size: int = 224, backends: Sequence[
             targets = torch.rand(2, record.scores.shape[1], device=device)
             record.relevance([0, 1])
             record.relevance(targets)
+            # Groups that reach every entry, on their way up.
+            record.relevance(targets, groups=torch.rand(2, *x.shape[1:], device=device), direction="up")
             for rules in others:
                 with shapes._listening(model, found):
                     record.under(rules).relevance(targets)
@@ -155,9 +157,9 @@ def _attention_flops(call: Call, targets: int) -> int:
 
 
 def terms(named: dict[str, Any]) -> int:
-    """Products of a call: one per coefficient, two for a coefficient that goes by the sign of the input."""
+    """Products of a call: one per coefficient, two for one that goes by the sign of the input; one without any."""
     both = 2 if named.get("signed") else 1
-    return (named.get("u") is not None) + both * (named.get("v") is not None)
+    return max(1, (named.get("u") is not None) + both * (named.get("v") is not None))
 
 
 def moved(call: Call, given: Iterable[Any], result: Any) -> int:

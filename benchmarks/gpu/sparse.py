@@ -1,17 +1,18 @@
-"""The product over living neurons only beside the dense product, at the models' layer shapes.
+"""The product over living neurons only beside the dense product, at the models' layer shapes, on both ways.
 
     python -m benchmarks.gpu.sparse --output rows.jsonl --densities 0.5,0.25,0.12 --targets 128
 
 A random share of the neurons above and below each layer is alive, the same for all targets. Relevance lies compactly
-before and after, as it does on its way through a network. Beside it: the fastest dense product with the transposed
-weight that cuDNN or cuBLAS have, without coefficients, on a map that lies ready (see ``benchmarks.floors``). Results
-first, against the definition and against composed operations.
+before and after, as it does on its way through a network. Beside it: the fastest dense product that cuDNN or cuBLAS
+have, with the transposed weight on the way down (see ``benchmarks.floors``) and with the weight on the way up, without
+coefficients, on a map that lies ready. Results first, against the definition and against composed operations.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,8 @@ from fastlrp.backends import dispatch
 from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.steps import BackwardStep
+from fastlrp.run.sparse.upward import SparseUp
 
 FLOOR_OF_ERRORS = 1e-5
 
@@ -42,6 +45,7 @@ class Question:
     targets: int
     precision: str
     device: torch.device
+    up: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,12 +62,14 @@ class Question:
     def __str__(self) -> str:
         shape = "x".join(map(str, self.layer.module.weight.shape))
         sizes = "x".join(map(str, self.layer.out[1:]))
-        return f"{self.model} {shape} -> {sizes} density {self.density:g} K={self.targets} {self.precision}"
+        way = "up, " if self.up else ""
+        return f"{self.model} {way}{shape} -> {sizes} density {self.density:g} K={self.targets} {self.precision}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A question with its numbers: coefficients ``(1, Co, *S')`` with dead neurons, and who is alive below."""
+    """A question with its numbers: coefficients ``(1, Co, *S')`` with dead neurons, who is alive below, and what
+    arrives: relevance of the output, or on the way up what groups bring to the input, zero where that is dead."""
 
     asked: Question
     weight: Tensor
@@ -80,16 +86,22 @@ class Case:
 
         weight = layer.module.weight.detach().to(device, dtype)
         u = alive(layer.out) * (torch.rand(1, *layer.out, device=device) + 0.5).to(dtype)
-        relevance = torch.randn(1, asked.targets, *layer.out, device=device, dtype=torch.float32).to(dtype)
-        return Case(asked, weight, u, alive(layer.size), relevance)
+        below, shape = alive(layer.size), layer.size if asked.up else layer.out
+        relevance = torch.randn(1, asked.targets, *shape, device=device, dtype=torch.float32).to(dtype)
+        return Case(asked, weight, u, below, relevance * below.unsqueeze(1) if asked.up else relevance)
 
     def dense(self, backend: str, targets: int, upcast: bool = False) -> Tensor:
-        """The same by the dense operation, zero where nobody is alive below."""
+        """The same by the dense operation, zero where nobody is alive at the end."""
         change = Tensor.double if upcast else Tensor.clone
         relevance, weight, u = (change(t) for t in (self.relevance[:, :targets], self.weight, self.u))
         geometry, linear = self.asked.geometry, not self.asked.geometry.stride
         op = "linear_relevance" if linear else "conv_relevance"
         call = dispatch.select(op, backend, self.asked.device, relevance.dtype).call
+        if self.asked.up:  # The way down through the transposed layer, times the coefficients.
+            turned = () if linear else (list(self.asked.layer.out[1:]), *_turned(self.asked))
+            matrix = weight.t() if linear else weight
+            result: Tensor = call(relevance, matrix, None, None, u, None, *turned, False, True)
+            return result
         shape = () if linear else (list(self.asked.layer.size[1:]), *geometry.arguments)
         found: Tensor = call(relevance, weight, u, None, None, None, *shape, False, False)
         return found * self.below.to(found.dtype).unsqueeze(1)
@@ -102,28 +114,54 @@ class Case:
             (weight,), (0,), (False,), None, None, self.asked.geometry, tuple(layer.out), tuple(layer.size),
             layer.flops, layer.name,
         )  # fmt: skip
-        return form, Compact.of(self.relevance, Pattern.of(self.u)), Pattern.of(self.below)
+        above, below = Pattern.of(self.u), Pattern.of(self.below)
+        return form, Compact.of(self.relevance, below if self.asked.up else above), above if self.asked.up else below
+
+    def run(self) -> Callable[[], Any]:
+        """What computes it from relevance that lies compactly, with all patterns made."""
+        form, arriving, leaving = self.sparse()
+        if self.asked.up:
+            step = BackwardStep("", None, torch.clone, (0,), (0,), (1,), (form.work,), form.work, form)
+            up = SparseUp(step, [self.u], arriving.pattern, leaving, 1.0)
+            return lambda: up(arriving)
+        return lambda: form.relevance_at(arriving, {0: self.u}, leaving, False)
+
+
+def _turned(asked: Question) -> tuple[Any, ...]:
+    """The geometry of a convolution with input and output exchanged."""
+    stride, padding, dilation, _, _, groups = asked.geometry.arguments
+    sizes = zip(asked.layer.size[1:], asked.layer.out[1:], asked.layer.module.kernel_size, strict=True)
+    taken = zip(sizes, stride, padding, dilation, strict=True)
+    left = [i - ((o - 1) * s - 2 * p + d * (k - 1) + 1) for (i, o, k), s, p, d in taken]
+    return stride, padding, dilation, True, left, groups
+
+
+def dense_product(asked: Question) -> floors.Product:
+    """The library's product beside it."""
+    operands, layer = floors.Operands(asked.device, asked.dtype), asked.layer
+    if not asked.up:
+        return floors.fastest(layer, operands, asked.targets)
+    rows = operands.rows(layer, asked.targets)
+    given, bare = operands.map(layer.size, rows), copy.copy(layer.module)
+    bare.bias = None
+    return floors.Product(layer, "the layer itself", lambda: bare(given), rows, asked.targets)
 
 
 def measure(part: Part, asked: Question, timer: Timer) -> Row:
     """Check, time in turns, write the row."""
     with precision.using(asked.precision), torch.no_grad():
         case = Case.of(asked)
-        form, arriving, leaving = case.sparse()
-        state = {0: case.u}
-
-        def run() -> Any:
-            return form.relevance_at(arriving, state, leaving, False)
-
+        run = case.run()
+        alive = Pattern.of(case.u).density, Pattern.of(case.below).density
         error, limit, reason = check(case, run())
         row: Row = {
-            "model": asked.model, "layer": asked.layer.name, "call": str(asked), "targets": asked.targets,
-            "precision": asked.precision, "density": asked.density, "above": arriving.pattern.density,
-            "below": leaving.density, "error": error, "limit": limit, "reason": reason, "seconds": None,
+            "model": asked.model, "way": "up" if asked.up else "down",
+            "layer": asked.layer.name, "call": str(asked), "targets": asked.targets,
+            "precision": asked.precision, "density": asked.density, "above": alive[0],
+            "below": alive[1], "error": error, "limit": limit, "reason": reason, "seconds": None,
         }  # fmt: skip
         if reason is None:
-            operands = floors.Operands(asked.device, asked.dtype)
-            product = floors.fastest(asked.layer, operands, asked.targets)
+            product = dense_product(asked)
             product.run()
             taken = in_turns({"dense": product.run, "sparse": run}, timer)
             row["seconds"], row["spread"] = taken["sparse"].median, taken["sparse"].spread
@@ -174,7 +212,8 @@ def questions(part: Part, options: Any) -> Iterator[Question]:
             for layer in seen.values():
                 for density in options.densities:
                     asked_of = replace(layer, module=layer.module.to(part.device, PRECISIONS[name].dtype))
-                    yield Question(model, asked_of, density, options.targets, name, part.device)
+                    for up in (way == "up" for way in options.ways):
+                        yield Question(model, asked_of, density, options.targets, name, part.device, up)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--precisions", type=listed, default=("tf32", "bfloat16"))
     add("--densities", type=lambda text: [float(word) for word in listed(text)], default=[0.5, 0.25, 0.12])
     add("--targets", type=int, default=128)
+    add("--ways", type=listed, default=("down", "up"))
     options = words.parse_args(given)
     part = begin("sparse", options, given)
     if dispatch.sparse_kernels(part.device) is None:

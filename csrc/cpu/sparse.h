@@ -21,14 +21,13 @@ using Window = WindowOf<int64_t>;
 
 // How a weight is cut into blocks that stay in the first-level cache. A convolution's is packed as
 // (groups, input blocks, taps, output blocks, block_out, block_in), zero where a block is not full; a linear layer's,
-// of which each number is read once, stays as it is. Tiles of bfloat16 have (…, block_in, block_out) instead. The steps
-// are elements between neighbours.
+// of which each number is read once, stays as it is, its rows or (on the way up) its columns side by side. Tiles of
+// bfloat16 have (…, block_in, block_out) instead. The steps are elements between neighbours.
 struct Blocks {
   int64_t groups, out_channels, in_channels;  // channels per group
   int64_t block_out, block_in;
   int64_t in_step, tap_step, out_step, row_step, column_step = 1;
-
-  bool has_tiles() const { return column_step != 1; }
+  bool has_tiles = false;
 
   int64_t out_blocks() const { return (out_channels + block_out - 1) / block_out; }
   int64_t in_blocks() const { return (in_channels + block_in - 1) / block_in; }

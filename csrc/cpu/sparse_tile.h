@@ -117,7 +117,7 @@ struct Plan {
       : p(of),
         reach{{of.window, 0}, {of.window, 1}, {of.window, 2}},
         tiling(make_tiling(of, std::min(kPanel, (of.targets + kLanes - 1) / kLanes * kLanes))),
-        product(product_for<T, Number>(of.blocks.has_tiles())),
+        product(product_for<T, Number>(of.blocks.has_tiles)),
         depthwise(is_depthwise(of.blocks)) {
     const int64_t groups = p.blocks.groups;
     const Window& w = p.window;

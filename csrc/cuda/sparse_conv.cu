@@ -4,7 +4,7 @@
 //
 // The coefficient is one number per term, so it goes into the weight while that is gathered, and all products of a rule
 // (gamma's two, alpha-beta's two) become ONE product: half the operations of the dense way, which has one per
-// coefficient.
+// coefficient. On the way up, where input and output are exchanged, it is one number per column (scales_leaving).
 //
 // A block has up to kColumns alive channels of a run of neighbouring input positions (one position where many channels
 // are alive, up to kRun where few are) and kTargets targets. Step by step it takes kDepth terms: their rows of values
@@ -123,7 +123,8 @@ __device__ __forceinline__ void multiply_places(const Task<T>& task, int32_t col
       }
     }
     if (next) {
-      weights.store(terms_of(step + 1), first_of(step + 1), operands.weights[(step + 1) % 2]);
+      weights.store(terms_of(step + 1), first_of(step + 1), p.scales_leaving ? shared.columns.coefficient : nullptr,
+                    operands.weights[(step + 1) % 2]);
     }
   }
   wait_copies<0>();

@@ -11,7 +11,8 @@ constexpr int kMaxProducts = 2, kMaxFolds = 4;
 // c[q, ci] = initial[q, ci] + sum over products j, taps t, alive o at p(q, t) of
 //            weight_j[t][o][ci] * coefficient_j[p, o] * arriving[p, o],   for the entries (q, ci) of `leaving`;
 // weights are (groups, taps, Co/groups, Ci/groups), q and p are positions of the layer's input and output that tap t
-// joins. All values are rows of `targets`.
+// joins. All values are rows of `targets`. With scales_leaving the coefficients are coefficient_j[q, ci]: a layer's way
+// up is this product with its input and output exchanged, and its coefficients stay with its output.
 template <class T>
 struct SparseConv {
   Window window;
@@ -20,6 +21,7 @@ struct SparseConv {
   Rows<T> arriving;
   Product<T> products[kMaxProducts];
   int32_t product_count;
+  bool scales_leaving;
   bool tensor_cores;  // whether float may be rounded to tf32; other types have one way each
   Pattern leaving;
   int64_t leaving_entries;

@@ -13,8 +13,9 @@ template <class T, int kColumns>
 struct Columns {
   int64_t out[kColumns], initial[kColumns];
   Accumulate<T> factor[kColumns];
-  int32_t channel[kColumns];   // within the group
-  int32_t position[kColumns];  // of the run
+  Accumulate<T> coefficient[kMaxProducts][kColumns];  // with scales_leaving
+  int32_t channel[kColumns];                          // within the group
+  int32_t position[kColumns];                         // of the run
 };
 
 // What one block computes; in shared memory, so that it takes no registers.
@@ -153,6 +154,11 @@ __device__ int32_t find_columns(const Task<T>& task, typename S::Shared& shared)
     shared.columns.out[thread] = out;
     shared.columns.initial[thread] = initial;
     shared.columns.factor[thread] = factor;
+    if (p.scales_leaving) {
+      for (int j = 0; j < p.product_count; ++j) {
+        shared.columns.coefficient[j][thread] = to_float(p.products[j].coefficient.at(run.batch, channel, inside));
+      }
+    }
     shared.columns.channel[thread] = channel - run.group * p.in_channels;
     shared.columns.position[thread] = position;
   }

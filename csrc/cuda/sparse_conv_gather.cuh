@@ -202,7 +202,7 @@ struct Ahead {
   }
 
   __device__ void scale(const Task<T>& task, const Run& run, const Places& places) {
-    if (place >= 0) {
+    if (place >= 0 && !task.conv.scales_leaving) {
 #pragma unroll
       for (int j = 0; j < kProducts; ++j) {
         coefficient[j] = coefficient_of(task, run, places, j);
@@ -276,9 +276,10 @@ struct Weights {
     }
   }
 
-  // `term`: the step's first in its batch.
+  // `term`: the step's first in its batch. `of_columns`: coefficients of the columns, or null for those of the terms.
   template <int kBatch>
-  __device__ void store(const Terms<T, kBatch>& terms, int term, typename Math::Element* to) const {
+  __device__ void store(const Terms<T, kBatch>& terms, int term, const Accumulate<T> (*of_columns)[Tile::kColumns],
+                        typename Math::Element* to) const {
     using Sum = Accumulate<T>;
 #pragma unroll
     for (int e = 0; e < kEach; e += kVector<T>) {
@@ -289,7 +290,16 @@ struct Weights {
         Vector<Sum, kChunk> sum{};
 #pragma unroll
         for (int j = 0; j < kProducts; ++j) {
-          const auto coefficient = load_vector<Sum, kChunk>(terms.coefficient[j] + term + at);
+          Vector<Sum, kChunk> coefficient;
+          if (of_columns == nullptr) {
+            coefficient = load_vector<Sum, kChunk>(terms.coefficient[j] + term + at);
+          } else {
+            const Sum of_column = of_columns[j][column()];
+#pragma unroll
+            for (int i = 0; i < kChunk; ++i) {
+              coefficient.at[i] = of_column;
+            }
+          }
 #pragma unroll
           for (int i = 0; i < kChunk; ++i) {
             sum.at[i] += coefficient.at[i] * to_float(loaded[j][e + c + i]);

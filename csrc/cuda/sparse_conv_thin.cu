@@ -31,7 +31,12 @@ __global__ void __launch_bounds__(kThreads) sparse_conv_entries(const __grid_con
     for (int64_t entry = leaving.offsets[q] + warp; entry < leaving.offsets[q + 1]; entry += kWarps) {
       const int32_t channel = leaving.channels[entry], group = channel / p.in_channels;
       const int32_t from = group * p.out_channels, in_group = channel - group * p.in_channels;
-      Sum sums[kEach] = {};
+      Sum sums[kEach] = {}, of_entry[kMaxProducts] = {};
+      if (p.scales_leaving) {
+        for (int j = 0; j < p.product_count; ++j) {
+          of_entry[j] = to_float(p.products[j].coefficient.at(batch, channel, inside));
+        }
+      }
       for (int32_t begin = 0; begin < taps; begin += kWarp) {
         const int32_t tap = begin + lane;
         int64_t first = 0;
@@ -61,8 +66,9 @@ __global__ void __launch_bounds__(kThreads) sparse_conv_entries(const __grid_con
                 ((int64_t{group} * taps + begin + source) * p.out_channels + output - from) * p.in_channels + in_group;
             Sum weight = 0;
             for (int j = 0; j < p.product_count; ++j) {
-              weight +=
-                  to_float(p.products[j].weight[at]) * to_float(p.products[j].coefficient.at(batch, output, place));
+              const Sum coefficient =
+                  p.scales_leaving ? of_entry[j] : to_float(p.products[j].coefficient.at(batch, output, place));
+              weight += to_float(p.products[j].weight[at]) * coefficient;
             }
             const T* row = p.arriving.row(start + e);
 #pragma unroll

@@ -57,7 +57,8 @@ struct Geometry {
 // Coefficients (B, Co, *S') and packed weights, one of each per product. With `channels` the result is dense,
 // (B, K, channels, *S), and `factors` (B, channels, *S) multiply its summands; else compact, where
 // the sums begin with `initial` (at most one register). With `other` (B, Co, *S') each output neuron takes one of two
-// weights: see cpu::SparseConv.
+// weights: see cpu::SparseConv. With `scales_leaving` the coefficients are (B, Ci, *S), those of the entries that
+// leave.
 struct ConvCall {
   RowTensors arriving;
   int64_t batch, targets;
@@ -69,6 +70,7 @@ struct ConvCall {
   std::vector<Tensor> factors;
   std::vector<SummandTensors> initial;
   OptionalTensor other;
+  bool scales_leaving = false;
 };
 
 // Patterns, and moving relevance between dense tensors and rows, on one device; on a GPU for float16 and bfloat16 too.
@@ -109,7 +111,8 @@ struct SparseConvFunctions {
   // (groups, taps, Co, Ci).
   Tensor (*pack)(const Tensor& weight);
 
-  // On a GPU at most two products and, with factors, four folds, and no `other`: all products of a rule are one there.
+  // On a GPU at most two products and, with factors, four folds, and no `other`: all products of a rule are one there,
+  // also with `scales_leaving`, which a CPU does not take.
   // A dense result (B, K, channels, *S) of a GPU has its channels innermost in memory.
   Tensor (*relevance)(const ConvCall& call);
 };

@@ -29,7 +29,7 @@ Sizes tiles_size(int64_t groups, int64_t outs, int64_t ins, int64_t taps) {
   return size;
 }
 
-constexpr Packing kPacking{6, 2, packed_size<kBlockOut>}, kPairs{6, 2, packed_size<kPairsOut>, true},
+constexpr Packing kPacking{6, 2, packed_size<kBlockOut>, false, true}, kPairs{6, 2, packed_size<kPairsOut>, true},
     kTiles{7, 2, tiles_size, true};
 
 bool is_narrow(const ConvCall& call) {
@@ -43,17 +43,31 @@ const Packing& packing_of(const ConvCall& call) {
 cpu::Blocks packed_blocks(const Tensor& packed, const ConvArguments& a) {
   const int64_t slab = packed.size(4) * packed.size(5);
   if (packed.dim() == kTiles.axes) {
-    return {
-        packed.size(0),        a.outs, a.ins, packed.size(5), packed.size(4), packed.size(2) * packed.size(3) * slab,
-        packed.size(3) * slab, slab,   1,     packed.size(5)};
+    return {packed.size(0),
+            a.outs,
+            a.ins,
+            packed.size(5),
+            packed.size(4),
+            packed.size(2) * packed.size(3) * slab,
+            packed.size(3) * slab,
+            slab,
+            1,
+            packed.size(5),
+            true};
   }
   return {packed.size(0),        a.outs,         a.ins,
           packed.size(4),        packed.size(5), packed.size(2) * packed.size(3) * slab,
           packed.size(3) * slab, slab,           packed.size(5)};
 }
 
-// Few rows at a time, so that each can be read as a stream.
+// Few rows at a time, so that each can be read as a stream. Of a transposed weight the streams are columns, which are
+// shorter: some are open at once.
 cpu::Blocks linear_blocks(const ConvArguments& a) {
+  if (a.turned) {
+    constexpr int64_t kLong = 256, kOpen = 64;
+    const int64_t out = std::min(kLong, a.outs), in = std::min(kOpen, a.ins);
+    return {1, a.outs, a.ins, out, in, in * a.outs, 0, out, 1, a.outs};
+  }
   constexpr int64_t kOut = 64, kIn = 2048;
   const int64_t out = std::min(kOut, a.outs), in = std::min(kIn, a.ins);
   return {1, a.outs, a.ins, out, in, in, 0, out * a.ins, a.ins};
@@ -133,6 +147,8 @@ Tensor sparse_conv_relevance(const ConvCall& call) {
   if (narrow) {
     check.dtype("values", call.arriving.values, kFloat);
   }
+  REQUIRE_VALUE(!call.scales_leaving, check.op,
+                ": scales_leaving is for CUDA; here give ones, and multiply the result in sparse_sum");
   const ConvArguments a(check, call, packing_of(call));
   REQUIRE_VALUE(!narrow || a.outs * a.ins > 1 || a.groups == 1, check.op,
                 ": products of bfloat16 need more than one channel per group");

@@ -15,6 +15,8 @@ Tensor map_argument(const Check& check, const char* name, const char* shape, con
   return flattened(map.resolve_neg(), 2);
 }
 
+bool is_turned(const Tensor& matrix) { return matrix.stride(0) == 1 && matrix.stride(1) == matrix.size(0); }
+
 void check_weights(const Check& check, const ConvCall& call, const Packing& packing, ConvArguments& a) {
   const char* op = check.op;
   REQUIRE_VALUE(!call.weights.empty() && call.weights.size() == call.coefficients.size() + call.other.has_value() &&
@@ -31,10 +33,11 @@ void check_weights(const Check& check, const ConvCall& call, const Packing& pack
                 " for ", a.taps, " taps");
   a.groups = a.linear ? 1 : first.size(0), a.outs = call.channels_per_group[0], a.ins = call.channels_per_group[1];
   constexpr int64_t most = INT32_MAX;
+  a.turned = a.linear && packing.takes_turned && !first.is_contiguous();
   REQUIRE_VALUE(!a.linear || (first.size(0) == a.outs && first.size(1) == a.ins && a.outs >= 1 && a.ins >= 1 &&
-                              a.ins <= most / 64),
-                op, ": a linear weight must be (Co, Ci) with fewer than 2^25 input channels, got ", first.sizes(),
-                " for ", a.outs, " and ", a.ins);
+                              (a.turned ? a.outs : a.ins) <= most / 64),
+                op, ": a linear weight must be (Co, Ci) with rows (columns of one that lies transposed in memory) of ",
+                "fewer than 2^25 numbers, got ", first.sizes(), " for ", a.outs, " and ", a.ins);
   // Each before it is multiplied.
   REQUIRE_VALUE(a.groups >= 1 && a.outs >= 1 && a.ins >= 1 && std::max({a.groups, a.outs, a.ins}) <= most &&
                     (a.linear || first.sizes() == packing.size(a.groups, a.outs, a.ins, a.taps)),
@@ -50,9 +53,11 @@ void check_weights(const Check& check, const ConvCall& call, const Packing& pack
     } else {
       check.like("weight", weight, call.arriving.values);
     }
-    REQUIRE_VALUE(weight.sizes() == first.sizes() && weight.is_contiguous(), op,
-                  ": all weights must be contiguous and have the same shape, got ", weight.sizes(), " and ",
-                  first.sizes());
+    REQUIRE_VALUE(weight.sizes() == first.sizes() && (a.turned ? is_turned(weight) : weight.is_contiguous()), op,
+                  ": all weights must be contiguous",
+                  packing.takes_turned && a.linear ? ", or all of them transposes of contiguous ones," : "",
+                  " and have the same shape, got ", weight.sizes(), " with strides ", weight.strides(), " and ",
+                  first.sizes(), " with ", first.strides());
   }
 }
 
@@ -86,9 +91,11 @@ ConvArguments::ConvArguments(const Check& check, const ConvCall& call, const Pac
   taps = window.taps[0] * window.taps[1] * window.taps[2];
   const int64_t inputs = window.inputs(), outputs = window.outputs();
   check_weights(check, call, packing, *this);
+  const bool of_leaving = call.scales_leaving;
   for (const Tensor& coefficient : call.coefficients) {
-    coefficients.push_back(
-        map_argument(check, "coefficient", "(B, Co, *S')", coefficient, values, call.batch, groups * outs, outputs));
+    coefficients.push_back(map_argument(check, "coefficient", of_leaving ? "(B, Ci, *S)" : "(B, Co, *S')", coefficient,
+                                        values, call.batch, groups * (of_leaving ? ins : outs),
+                                        of_leaving ? inputs : outputs));
   }
   if (call.other.has_value()) {
     check.like("other", *call.other, values);

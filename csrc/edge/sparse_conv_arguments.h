@@ -10,12 +10,13 @@ struct Packing {
   int64_t axes, taps_axis;
   Sizes (*size)(int64_t groups, int64_t outs, int64_t ins, int64_t taps);  // outs and ins: channels per group
   bool narrow = false;                                                     // of bfloat16, linear layers' too
+  bool takes_turned = false;                                               // see ConvArguments::turned
 };
 
 struct ConvArguments {
   WindowOf<int64_t> window;
   int64_t taps, groups, outs, ins;
-  bool linear;
+  bool linear, turned;  // turned: a linear layer's weight lies in memory with its outputs side by side
   std::vector<Tensor> coefficients, factors;
   Tensor other;  // not defined where there is none
   Pattern arriving, leaving;

@@ -76,8 +76,9 @@ def conv_relevance(
     geometry = (input_size, stride, padding, dilation, transposed, groups)
     few = few_channels(weight, transposed, groups)
 
-    def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
-        return transposed_product(relevance * coefficient.unsqueeze(1), matrix, *geometry, few=few)
+    def product(coefficient: Tensor | None, matrix: Tensor) -> Tensor:
+        scaled = relevance if coefficient is None else relevance * coefficient.unsqueeze(1)
+        return transposed_product(scaled, matrix, *geometry, few=few)
 
     return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=few)
 

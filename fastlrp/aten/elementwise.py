@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ _MAX_POOLS: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def combine(
-    product: Callable[[Tensor, Tensor], Tensor],
+    product: Callable[[Any, Tensor], Tensor],
     weight: Tensor,
     u: Tensor | None,
     v: Tensor | None,
@@ -29,10 +30,10 @@ def combine(
 ) -> Tensor:
     """``c = W^T(uF) + 1[x>0] W+^T(vF) + 1[x<0] W-^T(vF)``, times ``x`` if ``multiply``.
 
-    ``product(coefficient, weight)`` is the layer's transposed product with the scaled relevance. ``joint``: W+ and W-
-    go through one product side by side along axis 1 of the weight (input channels) and axis 2 of the result.
+    ``product(coefficient, weight)`` is the layer's transposed product with the scaled relevance; with None, where
+    neither u nor v is given, that with the relevance as it is. ``joint``: W+ and W- go through one product side by side along axis 1 of the weight (input channels) and axis 2 of the result.
     """
-    result = None if u is None else product(u, weight)
+    result = product(u, weight) if u is not None or v is None else None
     if v is not None:
         positive = weight.clamp(min=0) if weight_positive is None else weight_positive
         if signed:
@@ -46,7 +47,7 @@ def combine(
         else:
             term = product(v, positive)
         result = term if result is None else result.add_(term)
-    assert result is not None, "u or v must be given"
+    assert result is not None
     if multiply:
         assert input is not None, "multiply needs the layer's input"
         result.mul_(input.unsqueeze(1))

@@ -21,8 +21,9 @@ def linear_relevance(
 ) -> Tensor:
     """``c = (uF) W + (vF) W+``, (B, K, *, O) -> (B, K, *, I); see :func:`fastlrp.reference.linear.linear_relevance`."""
 
-    def product(coefficient: Tensor, matrix: Tensor) -> Tensor:
-        return _product.product(relevance * coefficient.unsqueeze(1), matrix)
+    def product(coefficient: Tensor | None, matrix: Tensor) -> Tensor:
+        scaled = relevance if coefficient is None else relevance * coefficient.unsqueeze(1)
+        return _product.product(scaled, matrix)
 
     return combine(product, weight, u, v, input, weight_positive, signed, multiply)
 

@@ -21,6 +21,7 @@ from fastlrp.plan.late import is_late, send_late
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import in_float32, representable, wide
 from fastlrp.plan.steps import Factor, Flow, SweepPart
+from fastlrp.plan.ups import up_through
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -77,7 +78,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
         product = _rows_or(b, product, for_product[0])
-    up = layer.forward(for_product[0], for_product[1], split)
+    up = up_through(b, layer, for_product[0], for_product[1], split)
     at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
     product, up = (in_float32(product, b.dtype), in_float32(up, b.dtype)) if exact else (product, up)
     sign = b.sign_slot(x) if split else None
@@ -312,7 +313,7 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         transposed = _rows_or(b, transposed, layer.weight)
     form = layer.form(b, [(layer.weight, ones, False)])
     slots = [ones, None, None]
-    up = layer.forward(layer.weight, None, signed=False)
+    up = up_through(b, layer, layer.weight, None, signed=False)
     at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
     register = b.step(
         transposed,

@@ -14,6 +14,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
+from fastlrp.plan.ups import up_through
 from fastlrp.stabilizer import Stabilizer
 
 MOST_TERMS = 3
@@ -129,6 +130,6 @@ def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: 
     """``R_in = W^T(u F)``, not times the input."""
     transposed = layer.transpose(b, weight, None, signed=False, multiply=False)
     form = layer.form(b, [(weight, u, False)])
-    up, slots = layer.forward(weight, None, signed=False), [u, None, None]
+    up, slots = up_through(b, layer, weight, None, signed=False), [u, None, None]
     place = [flow.register], slots, layer.x.numel, layer.work, form
     b.send(layer.x, Flow(b.step(transposed, *place, takes_bf16=layer.is_reduced, up=up)))

@@ -17,6 +17,7 @@ from fastlrp.one_hot import OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.ups import up_through
 
 
 def is_late(b: Builder, layer: AffineLayer, flow: Flow, u: int | None, v: int | None) -> bool:
@@ -36,7 +37,7 @@ def send_late(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
     product = layer.transpose(b, weight, None, False, multiply=False)
     rows = b.operation("linear_one_hot_relevance")
 
-    forward = layer.forward(weight, None, False)
+    forward = up_through(b, layer, weight, None, False)
 
     def up(t: Tensor, z: Tensor) -> Tensor:
         return forward(t, coefficients(z)[0], None, False)

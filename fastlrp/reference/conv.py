@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastlrp.reference.linear import check_coefficients
+from fastlrp.reference.linear import check_input
 from fastlrp.reference.pool import pool_max_relevance
 from fastlrp.reference.redistribution import ordinary
 
@@ -64,7 +64,7 @@ def conv_relevance(
 
     Source: DESIGN.md, section 3.1; Bach et al. 2015, eq. 56 to 60.
     """
-    check_coefficients(u, v, input, signed, multiply)
+    check_input(v, input, signed, multiply)
     flow = relevance.double()
     kernel = weight.double()
     batch, targets = flow.shape[:2]
@@ -85,8 +85,8 @@ def conv_relevance(
         return gradient.reshape(batch, targets, *gradient.shape[1:])
 
     c = torch.zeros(batch, targets, channels, *input_size, dtype=torch.float64, device=flow.device)
-    if u is not None:
-        c = c + transpose(kernel, u.double().unsqueeze(1) * flow)
+    if u is not None or v is None:
+        c = c + transpose(kernel, flow if u is None else u.double().unsqueeze(1) * flow)
     if v is not None:
         s = v.double().unsqueeze(1) * flow
         positive = transpose(kernel.clamp(min=0), s)

@@ -19,12 +19,13 @@ def linear_relevance(
     """``c = W^T (u F) + W+^T (v F)``, and ``x c`` when ``multiply``.
 
     With ``signed`` the second term knows the sign of the input: ``[x > 0] W+^T (v F) + [x < 0] W-^T (v F)``. The axes
-    ``L`` (tokens, positions) may be absent. A term whose coefficient is None is left out.
+    ``L`` (tokens, positions) may be absent. A term whose coefficient is None is left out; with neither ``c = W^T F``,
+    which with ``multiply`` and the roles of input and output exchanged is a layer's way up, ``u (W t)``.
 
     Args:
         relevance: ``F``, what flows down, ``(B, K, *L, O)``.
         weight: ``W``, ``(O, I)``.
-        u, v: coefficients ``(B, *L, O)`` or None; at least one is given.
+        u, v: coefficients ``(B, *L, O)`` or None.
         input: ``x``, ``(B, *L, I)``; needed by ``signed`` (where ``v`` is given) and by ``multiply``.
         weight_positive: ``max(W, 0)``, ``(O, I)``, for backends that keep it; the definition makes its own.
         signed: whether the input may be negative.
@@ -34,17 +35,17 @@ def linear_relevance(
         ``(B, K, *L, I)`` in the dtype of ``relevance``; computed in float64.
 
     Raises:
-        ValueError: if ``u`` and ``v`` are both None, or ``input`` is needed and None.
+        ValueError: if ``input`` is needed and None.
 
     Source: DESIGN.md, section 3.1; Bach et al. 2015, eq. 56 to 60.
     """
-    check_coefficients(u, v, input, signed, multiply)
+    check_input(v, input, signed, multiply)
     flow = relevance.double()
     matrix = weight.double()
     x = None if input is None else input.double().unsqueeze(1)
     c = torch.zeros(*flow.shape[:-1], matrix.shape[1], dtype=torch.float64, device=flow.device)
-    if u is not None:
-        c = c + (u.double().unsqueeze(1) * flow) @ matrix
+    if u is not None or v is None:
+        c = c + (flow if u is None else u.double().unsqueeze(1) * flow) @ matrix
     if v is not None:
         s = v.double().unsqueeze(1) * flow
         positive = s @ matrix.clamp(min=0)
@@ -81,13 +82,11 @@ def linear_one_hot_relevance(
     return linear_relevance(flow, weight, u, v, input, None, signed, multiply)
 
 
-def check_coefficients(u: Tensor | None, v: Tensor | None, input: Tensor | None, signed: bool, multiply: bool) -> None:
+def check_input(v: Tensor | None, input: Tensor | None, signed: bool, multiply: bool) -> None:
     """What every affine operation asks of its optional arguments.
 
     Raises:
-        ValueError: if ``u`` and ``v`` are both None, or ``input`` is needed and None.
+        ValueError: if ``input`` is needed and None.
     """
-    if u is None and v is None:
-        raise ValueError("u and v: at least one must be given, got None for both")
     if input is None and (multiply or (signed and v is not None)):
         raise ValueError("input: needed by multiply=True, and by signed=True where v is given; got None")

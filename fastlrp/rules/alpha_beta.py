@@ -14,6 +14,7 @@ from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, spli
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.ups import up_through
 from fastlrp.reference.redistribution import (
     Affine,
     Ledger,
@@ -89,7 +90,7 @@ class AlphaBeta(WeightRule):
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
                 parts.append((layer.transpose(b, for_product[0], for_product[1], signed, multiply=False), v, weight))
-                ups.append(layer.forward(for_product[0], for_product[1], signed))
+                ups.append(up_through(b, layer, for_product[0], for_product[1], signed))
                 if is_fused_input(b, layer):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
                 unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))

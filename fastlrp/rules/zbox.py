@@ -16,6 +16,7 @@ from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
+from fastlrp.plan.ups import up_through
 from fastlrp.reference.redistribution import (
     Affine,
     Ledger,
@@ -87,7 +88,7 @@ class ZBox(WeightRule):
         relevance_in_box = _in_one_product if _has_few_inputs(layer) else _in_two_products
         run = relevance_in_box(b, layer, positive, negative)
 
-        first_up, second_up = (layer.forward(w, None, signed=False) for w in (positive, negative))
+        first_up, second_up = (up_through(b, layer, w, None, signed=False) for w in (positive, negative))
 
         def up(t: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
             return first_up(multiply(t, above), u, None, None).add_(second_up(multiply(t, below), u, None, None))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.backends.dispatch import sparse_kernels
 from fastlrp.groups import Resolved
 from fastlrp.looking import LOOKS
 from fastlrp.one_hot import OneHot
@@ -84,14 +85,17 @@ def ways_of(
     boxes = boxes_of(plan, path, resolved)
     count = min(resolved.count, plan.sparse_block)
     work = sum(step.work for step in path.steps if isinstance(step.form, Affine))
-    looks = plan.device.type == "cpu" and LOOKS.get()
+    looks = sparse_kernels(plan.device) is not None and LOOKS.get()
     if not looks or not plan.chooser.may_be_sparse(count, work * resolved.count * batch):
         return boxes, {}
     rates = rates_of(plan.device)
+    if rates is None and not plan.chooser.asks_for_sparse:
+        return boxes, {}  # A GPU that nobody has measured; patterns would wait for it.
 
     def choose(form: Affine, share: float, instead: float) -> bool:
         wish = plan.chooser.wish(form.path)
-        return wish == "sparse" if wish != "auto" else count >= LEAST_TARGETS and share < instead
+        pays = rates is not None and count >= LEAST_TARGETS and share < instead
+        return wish == "sparse" if wish != "auto" else pays
 
     # Groups go in blocks of 32, of which the last is filled up to 16 or 32.
     waste = -(-resolved.count // LANES) * LANES / resolved.count if resolved.count > count else 1.0

@@ -20,7 +20,7 @@ class Sample:
     """A layer as its kernels see it; tensors have no data."""
 
     name: str
-    terms: str  # "u", "v" or "uv"
+    terms: str  # "u", "v", "uv" or "": on the way up
     targets: int = 256
     signed: bool = False
     prepared: bool = False
@@ -76,6 +76,9 @@ _GEOMETRIES = (
     Sample("transposed", "u", stride=2, transposed=True),
     Sample("few channels", "u", targets=1, channels=(3, 64), kernel=(7, 7), stride=2),
     Sample("merged groups", "u", channels=(128, 128), groups=32),
+    Sample("up", "", transposed=True),
+    Sample("up, strided", "", stride=2, transposed=True),
+    Sample("up through a transposed layer", "", targets=1, stride=2),
 )
 _POOL = (2, 2, 0)
 
@@ -93,6 +96,7 @@ SAMPLES = {
     "conv_signed_unpooled": _pooled(_SIGNED),
     "conv_depthwise": (
         Sample("u", "u", groups=256),
+        Sample("up", "", stride=2, transposed=True, groups=256),
         Sample("both of one target, signed, strided, pooled", "uv", 1, True, stride=2, groups=256, pool=_POOL),
         Sample(
             "transposed, two outputs of each channel", "v", stride=2, transposed=True, channels=(64, 128), groups=64

@@ -123,6 +123,8 @@ def depthwise_kernel(
         filter = tl.load(weight + w_place + tl.cast(tap, tl.int64) * weight_tap, mask=is_ci, other=0.0).to(tl.float32)
         mask = c_there[:, None] & is_ci[None, :]
         combined = tl.zeros((POSITIONS, BLOCK_N), tl.float32)
+        if u is None and v is None:
+            combined += filter[None, :]
         if u is not None:
             coefficient = tl.load(
                 u + ((c_b * u_b + (c_start - back) * u_p)[:, None] + co[None, :]), mask=mask, other=0.0

@@ -17,7 +17,7 @@ def plain(call: Call) -> Call:
     """The call without what its terms do not need, with maps channels-last."""
     weight, positive, u, v = call.weight, call.positive, call.u, call.v
     signed = call.signed and v is not None
-    if u is None and not signed and positive is not None:
+    if u is None and v is not None and not signed and positive is not None:
         weight, positive, u, v = positive, None, v, None
     x = call.x if signed or call.multiply else None
     index, u, v, x = (None if t is None else channels_last(t, 1) for t in (call.index, u, v, x))

@@ -52,14 +52,16 @@ def _products(call: Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
 
 
 def _scaled(call: Call, joint: bool = False) -> Tensor:
-    """``u F`` or ``v F``, whichever is there; ``joint``: the channels of ``v F`` behind those of ``u F``."""
+    """``u F`` or ``v F``, whichever is there, or F; ``joint``: the channels of ``v F`` behind those of ``u F``."""
+    if call.u is None and call.v is None and call.layer.pool is None:
+        return call.relevance
     batch, targets, channels = call.relevance.shape[:3]
     size = call.spatial(call.layer.output_size)
     scaled = empty_map(call.relevance, batch, targets, 2 * channels if joint else channels, size)
     if joint:
         scale_launch(call, *scaled.chunk(2, 2)).run()
     else:
-        scale_launch(call, scaled if call.v is None else None, scaled if call.u is None else None).run()
+        scale_launch(call, scaled if call.v is None else None, scaled if call.v is not None else None).run()
     return scaled
 
 

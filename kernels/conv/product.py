@@ -180,6 +180,8 @@ def conv_kernel(
             coefficient = tl.load(u + (start - back * u_p) + u_tile, mask=c_mask, other=0.0)
             s = scaled(flow, over_targets(coefficient, POSITIONS, TARGETS, BLOCK_K))
             total = dot(s, matrix, total, PRECISION)
+        if u is None and v is None:
+            total = dot(flow, matrix, total, PRECISION)
         if v is not None:
             coefficient = tl.load(v + (start - back * v_p) + v_tile, mask=c_mask, other=0.0)
             s = scaled(flow, over_targets(coefficient, POSITIONS, TARGETS, BLOCK_K))

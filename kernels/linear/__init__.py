@@ -47,7 +47,7 @@ def linear_relevance(
     result = relevance.new_empty(B, K, *sizes, I)
     if result.numel() == 0 or O == 0:
         return result.zero_()
-    if u is None and not signed and weight_positive is not None:
+    if u is None and v is not None and not signed and weight_positive is not None:
         weight, u, v = weight_positive, v, None
     u, v = (None if t is None else t.reshape(B, L, O) for t in (u, v))
     x = input.reshape(B, L, I) if input is not None and (signed or multiply) else None
@@ -104,6 +104,7 @@ def linear_one_hot_relevance(
 
 
 _TERMS = ((True, False), (False, True), (True, True))
+_NO_TERM = (False, False)
 
 
 def compilations(dtype: torch.dtype) -> Iterator[Compilation]:
@@ -125,7 +126,9 @@ def _example(
         return torch.empty(size, dtype=dtype, device="meta")
 
     caches = [empty(2, 3, n) if there else None for n, there in ((O, u), (O, v), (I, signed))]
-    return Product(empty(2, K, 3, O), empty(O, I), *caches, signed, signed, precision)
+    multiply = signed or (u, v) == _NO_TERM
+    caches[2] = empty(2, 3, I) if multiply else None
+    return Product(empty(2, K, 3, O), empty(O, I), *caches, signed, multiply, precision)
 
 
 def _products(
@@ -141,7 +144,7 @@ def _products(
             yield launch.compilation(label + "-sum" * number, cores and number == 0)
 
     small = modest(config, dtype, several_sums)
-    for u, v in _TERMS:
+    for u, v in _TERMS if several_sums else (*_TERMS, _NO_TERM):
         for signed, single in ((True, False),) if several_sums else ((False, False), (False, True), (True, True)):
             if v or not signed:
                 p = _example(dtype, 512, 512, u, v, signed, precision)
@@ -152,6 +155,9 @@ def _products(
     yield from of("-transposed", replace(p, weight=p.weight.t()), not several_sums, config)
     p = _example(dtype, 65536, 16, True, True, True, precision, K=1)
     yield from of("-parts", p, not several_sums, config)
+    if not several_sums:  # The way up.
+        p = _example(dtype, 512, 512, *_NO_TERM, False, precision)
+        yield from of("-up", replace(p, weight=p.weight.t()), True, config)
 
 
 def _rows(dtype: torch.dtype) -> Iterator[Compilation]:

@@ -99,7 +99,8 @@ def relevance_kernel(
     GROUP: tl.constexpr,
 ):
     """``out[b, k, l, i] = sum over o of F[b, k, l, o] (u[b, l, o] W[o, i] + v[b, l, o] W+[o, i])``, signed or not, and
-    times ``x[b, l, i]`` or not. Neighbouring programs share tiles of W: ``GROUP`` row tiles stand beside each other.
+    times ``x[b, l, i]`` or not; without u and v ``F[b, k, l, o] W[o, i]``. Neighbouring programs share tiles of W:
+    ``GROUP`` row tiles stand beside each other.
     """
     tile = tl.program_id(0)
     part = tile // (row_tiles * column_tiles)
@@ -162,6 +163,8 @@ def relevance_kernel(
             else:
                 coefficient = tl.load(u + moved * u_o + u_place, mask=is_flow, other=0.0)
             total = tl.dot(scaled(f, coefficient), w, total, input_precision=PRECISION)
+        if u is None and v is None:
+            total = tl.dot(f, w, total, input_precision=PRECISION)
         if v is not None:
             if ONE_SAMPLE:
                 coefficient = tl.load(v + moved * v_o + v_place, mask=is_o, other=0.0)[None, :]

@@ -165,7 +165,10 @@ def library_relevance(p: Product, weight_positive: Tensor | None, result: Tensor
     B, K, L, O = p.flow.shape
     I, rows = p.weight.shape[1], B * K * L
     scaled_u, scaled_v = (None if t is None else p.flow.new_empty(rows, O) for t in (p.u, p.v))
-    scale_launch(p, scaled_u, scaled_v).run()
+    if p.u is None and p.v is None:
+        scaled_u = p.flow.reshape(rows, O)
+    else:
+        scale_launch(p, scaled_u, scaled_v).run()
     total, above, below = result.view(rows, I), None, None
     with torch.no_grad():
         if scaled_u is not None:

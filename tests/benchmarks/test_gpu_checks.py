@@ -118,6 +118,11 @@ def test_sparse_results_are_checked():
     form, arriving, leaving = case.sparse()
     found = form.relevance_at(arriving, {0: case.u}, leaving, False)
     assert sparse.check(case, found)[2] is None
+    for module in (layer.module, torch.nn.Linear(12, 7)):
+        other = replace(layer, module=module, size=torch.Size((12,)), out=torch.Size((7,)))
+        asked = sparse.Question("small", layer if module is layer.module else other, 0.5, 16, "float32", CPU, up=True)
+        assert sparse.check(up := sparse.Case.of(asked), up.run()())[2] is None
+        assert sparse.dense_product(asked).call().shape[1:] == asked.layer.out
     values = found.values.clone()
     values[:, 15] += 1
     assert "its block of 16 targets" in (sparse.check(case, replace(found, values=values))[2] or "")

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp import composites
+from fastlrp import composites, groups
 from fastlrp.backends import cuda as backend
 from fastlrp.backends import dispatch, triton
+from fastlrp.plan.compact import Compact
+from fastlrp.run import way_up
+from fastlrp.run.way_up import WayUp
 from tests.cuda.emulated import ORDERS, emulated, order
 
 
@@ -97,6 +100,40 @@ def test_the_sparse_way(cuda, model, name, threads):
         assert made > reads  # patterns were made, whose sizes the host must know
         record.relevance(targets)
     assert cuda.reads_on_host() == made, "relevance that moves must not wait for the device"
+
+
+@pytest.mark.parametrize("name", ["epsilon_plus", "gamma", "epsilon_alpha2_beta1"])
+@pytest.mark.parametrize("model", [small, residual])
+def test_the_sparse_way_up(cuda, model, name):
+    """Convolutions, pools and linear layers for alive neurons only; what moves does not wait for the device."""
+    net, x = model(), torch.randn(2, 3, 14, 14, generator=torch.Generator().manual_seed(3))
+    given = torch.rand(21, 3, 14, 14, generator=torch.Generator().manual_seed(4))
+    with fastlrp.Explainer(net, composite(name), backend="torch", paths="dense").forward(x) as record:
+        expected = record.relevance("all", groups=given, direction="up")
+    with fastlrp.Explainer(net, composite(name), backend="cuda", paths="sparse").forward(x) as record:
+        asked, launched = record.asked("all"), cuda.launches()
+        found = record.relevance("all", groups=given, direction="up")
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        assert cuda.launches() > launched
+        way = WayUp(record.plan, asked)
+        ascent = way.prepared(record.state(), record._of_groups(asked, given, "up").resolved, 2)
+        assert {step.node.path for step in ascent.alive} >= ({"2", "4", "5"} if model is small else {"second", "third"})
+        for step, sparse in ascent.alive.items():
+            t = torch.randn(2, 21, *sparse.below.sizes)
+            t = Compact.of(t, sparse.below)
+            sparse(t)
+            reads = cuda.reads_on_host()
+            sparse(t)
+            assert cuda.reads_on_host() == reads, f"{step.name} waits for the device"
+
+
+def test_no_layer_goes_up_sparsely_on_a_gpu_that_nobody_has_measured(cuda, monkeypatch):
+    monkeypatch.setattr(way_up, "rates_of", lambda device: None)
+    net, x = small(), torch.randn(1, 3, 14, 14)
+    with fastlrp.Explainer(net, "epsilon_plus", backend="cuda").forward(x) as record:
+        reads = cuda.reads_on_host()
+        record.relevance("all", groups=groups.patches(2), direction="up")
+        assert cuda.reads_on_host() == reads
 
 
 def test_tensor_cores_round_to_tf32_only(cuda, monkeypatch):

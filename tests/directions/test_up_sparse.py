@@ -89,6 +89,32 @@ def test_whole_models(given):
             torch.testing.assert_close(both[1][name], both[0][name], rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("composite", ["epsilon_plus", "gamma", "epsilon_alpha2_beta1"])
+def test_linear_layers_below_which_maps_are_flattened(composite):
+    """Dead neurons are known through a flattened map; the weight is read as it lies there, without a copy."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 300), nn.ReLU(),
+        nn.Linear(300, 9, bias=False), nn.ReLU(), nn.Linear(9, 5),
+    ).double().eval()  # fmt: skip
+    x, given = torch.randn(2, 2, 8, 8, dtype=torch.float64), torch.rand(40, 2, 8, 8, dtype=torch.float64)
+    with fastlrp.Explainer(model, composite, paths="dense").forward(x) as plain:
+        expected = plain.relevance("all", groups=given, direction="up")
+    with fastlrp.Explainer(model, composite, paths={"4": "sparse", "6": "sparse", "*": "dense"}).forward(x) as record:
+        torch.testing.assert_close(
+            record.relevance("all", groups=given, direction="up"), expected, rtol=1e-11, atol=1e-13
+        )
+        asked = record.asked("all")
+        ascent = WayUp(record.plan, asked).prepared(record.state(), record._of_groups(asked, given, "up").resolved, 2)
+        steps = {step.node.path: sparse for step, sparse in ascent.alive.items()}
+        assert set(steps) == {"4", "6"}
+        assert steps["4"].below.density < 0.9
+        own = {w.data_ptr() for w in (model[4].weight, model[6].weight)}
+        if composite != "epsilon_alpha2_beta1":  # Whose positive weights are made for it.
+            read = {w.data_ptr() for step in ascent.alive for w in upward._packed(step.form)}
+            assert read <= own or composite == "gamma"
+
+
 def test_pools_rename_rows_and_boxes_end_where_alive_neurons_cost_less():
     torch.manual_seed(0)
     x = torch.rand(1, 3, 32, 32)

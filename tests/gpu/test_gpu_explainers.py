@@ -121,6 +121,21 @@ def test_living_neurons_only_is_the_same(paths):
     assert relative(found, right) <= 1e-3
 
 
+@pytest.mark.parametrize("backend", ["auto", "triton", "cuda"])
+@pytest.mark.parametrize("paths", ["sparse", "dense"])
+@pytest.mark.parametrize("name", ["small", "vgg11", "resnet18"])
+def test_the_way_up(name, paths, backend):
+    """Groups that reach every entry: what the way down gives on the CPU, for all neurons and for living ones only."""
+    model, x = made(name)
+    given = torch.rand(20, *x.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with fastlrp.Explainer(model, "epsilon_plus", backend="torch").forward(x) as record:
+        right = record.relevance(TARGETS, groups=given, direction="down")
+    model, x = on_gpu(name, torch.float32)
+    with fastlrp.Explainer(model, "epsilon_plus", backend=backend, paths=paths).forward(x) as record:
+        found = record.relevance(TARGETS, groups=given.to(DEVICE, torch.float32), direction="up")
+    assert relative(found, right) <= 1e-3
+
+
 def test_the_current_stream():
     """An input that becomes right late on a side stream."""
     model, x = on_gpu("vgg11", torch.float32)

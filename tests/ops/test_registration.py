@@ -32,10 +32,12 @@ def samples() -> list[tuple[str, tuple[object, ...]]]:
     r_t, e_t, u_t = torch.randn(2, 3, 4, 5), torch.randn(2, 4, 5), torch.randn(5, 5) / 9
     return [
         ("linear_relevance", (flow, torch.randn(5, 7), z, None, None, None, False, False)),
+        ("linear_relevance", (flow, torch.randn(5, 7), None, None, torch.randn(2, 7), None, False, True)),  # Up.
         ("linear_relevance", (flow, torch.randn(5, 7), z, z, torch.randn(2, 7), None, True, True)),
         ("linear_one_hot_relevance", (flow[..., 0], index_of, torch.randn(5, 7), z, None, None, False, False)),
         ("linear_one_hot_relevance", (flow[..., 0], index_of, torch.randn(5, 7), z, z, torch.randn(2, 7), True, True)),
         ("conv_relevance", (r, weight, u, None, None, None, *conv, False, False)),
+        ("conv_relevance", (r, weight, None, None, x, None, *conv, False, True)),
         ("conv_relevance", (r, weight, u, u, x, weight.clamp(min=0), *conv, True, True)),
         ("conv_relevance", (r, weight, u, None, None, None, [2, 2], *conv[1:4], True, [0, 0], 2, False, False)),
         ("conv_unpooled_relevance", (r, index, w, big, None, None, None, [6, 6], *pool, *onto, 1, False, False)),

@@ -308,11 +308,13 @@ def linear(weight, channels=(3, 4)):
     [
         (torch.ones(4, 3), (3, 4), r"a linear weight must be \(Co, Ci\).*, got \[4, 3\]"),
         (torch.ones(3, 4), (3, 5), r"a linear weight must be \(Co, Ci\).*, got \[3, 4\]"),
-        (torch.ones(4, 3).t(), (3, 4), "all weights must be contiguous"),
+        (torch.ones(3, 8)[:, ::2], (3, 4), "all weights must be contiguous, or all of them transposes of"),
+        (torch.ones(8, 3)[::2].t(), (3, 4), "all weights must be contiguous, or all of them transposes of"),
         (torch.ones(3, 4, 1), (3, 4), "weights must be packed by sparse_pack"),
     ],
 )
 def test_linear_weights(weight, channels, message):
-    assert torch.equal(linear(torch.ones(3, 4))[:, :7], torch.full((8, 7), 3.0))
+    for whole in (torch.ones(3, 4), torch.ones(4, 3).t()):
+        assert torch.equal(linear(whole)[:, :7], torch.full((8, 7), 3.0))
     with pytest.raises(ValueError, match=f"sparse_conv_relevance: {message}"):
         linear(weight, channels)

@@ -36,6 +36,7 @@ kernels::SparseConv<T> kernel_arguments(const ConvCall& call, const ConvArgument
     p.products[i] = {data_of<T>(call.weights[i]), map_of<T>(a.coefficients[i])};
   }
   p.product_count = static_cast<int32_t>(a.coefficients.size());
+  p.scales_leaving = call.scales_leaving;
   p.tensor_cores = call.arriving.values.scalar_type() != kFloat || allows_tf32(a.linear);
   p.leaving = a.leaving;
   p.leaving_entries = a.entries;

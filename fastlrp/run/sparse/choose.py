@@ -113,10 +113,15 @@ class Chooser:
         """What is wished for a layer; the first entry that matches decides."""
         return next((name for pattern, name in self._wishes.items() if fnmatchcase(module_path, pattern)), "auto")
 
+    @property
+    def asks_for_sparse(self) -> bool:
+        """Whether any layer is to go the sparse way, whatever it costs."""
+        return "sparse" in self._wishes.values()
+
     def may_be_sparse(self, count: int, work: float = math.inf) -> bool:
         """Whether any layer could go the sparse way with this many targets and floating-point operations in all."""
         wishes = self._wishes.values()
-        if "sparse" in wishes:
+        if self.asks_for_sparse:
             return True
         enough = count >= LEAST_TARGETS and work >= LEAST_WORK
         return enough and not ("*" in self._wishes and set(wishes) == {"dense"})

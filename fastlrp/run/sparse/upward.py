@@ -1,10 +1,10 @@
-"""Shared sparsity on the way up: dead outputs of a convolution are not computed, and its dead inputs are not read.
+"""Shared sparsity on the way up: dead outputs of a layer are not computed, and its dead inputs are not read.
 
 Up, an output neuron gets its coefficient times the product of the weight with what the groups bring to its inputs.
 Where the coefficient is zero nothing need be computed; and where the layer below had a zero, no group brings anything.
 With input and output exchanged that is what the kernels of the way down compute (:mod:`fastlrp.run.sparse.specialize`):
-a convolution's way up is the way down through the transposed convolution. Dense layers stay with the library's product,
-which reads a large weight once; their alive rows would have to be copied first.
+a convolution's way up is the way down through the transposed convolution. On a GPU one kernel makes all products of a
+rule, with the coefficients of the entries that leave; on a CPU each product is multiplied with its own behind it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
-from fastlrp.plan.forms import Affine, MaxPool, Sum
+from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import Rates
@@ -57,15 +57,22 @@ class SparseUp:
 
     def _affine(self, form: Affine, t: Compact) -> Compact:
         stride, padding, dilation, transposed, _, groups = form.geometry.arguments
-        sources, kernels = [], kernels_for(t.values)
-        for weight, slot in zip(_packed(form), form.coefficients, strict=True):
+        kernels, weights = kernels_for(t.values), _packed(form)
+        own = [self.state[slot] for slot in form.coefficients]
+
+        def product(coefficients: list[Tensor], weights: list[Tensor], scales_leaving: bool) -> Compact:
             values = kernels.sparse_conv_relevance(
-                t.parts, self.below.batch, t.count, [self._ones], [weight],
+                t.parts, self.below.batch, t.count, coefficients, weights,
                 [form.leaving[0] // groups, form.arriving[0] // groups], self.above.tensors, list(form.arriving[1:]),
                 list(form.leaving[1:]), form.kernel, stride, padding, dilation, not transposed, None, [], [], None,
+                scales_leaving,
             )  # fmt: skip
-            made = Compact(values, self.above, t.count)
-            sources.append((*made.parts, self.state[slot]))
+            return Compact(values, self.above, t.count)
+
+        if form.merges_products:
+            return product(own, weights, True)
+        made = [product([self._ones], [weight], False) for weight in weights]
+        sources = [(*part.parts, coefficient) for part, coefficient in zip(made, own, strict=True)]
         values = kernels.sparse_sum(sources, self.above.tensors, self.above.batch, t.count)
         return Compact(values, self.above, t.count)
 
@@ -90,9 +97,9 @@ class SparseUp:
         assert isinstance(self.step.form, MaxPool)
         index: Tensor = self.state[self.step.form.index]
         batch, places = self.below.batch, torch.Size(self.below.sizes[1:]).numel()
-        row_of = torch.full((batch, self.below.sizes[0], places), -1)
+        row_of = torch.full((batch, self.below.sizes[0], places), -1, device=index.device)
         sample, channel, place = _entries(self.below)
-        row_of[sample, channel, place] = torch.arange(self.below.entries)
+        row_of[sample, channel, place] = torch.arange(self.below.entries, device=index.device)
         sample, channel, place = _entries(self.above)
         return row_of[sample, channel, index.flatten(2)[sample, channel, place]]
 
@@ -105,25 +112,30 @@ def _entries(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
     """Sample, channel and flattened place of each entry."""
     counts = pattern.offsets[1:] - pattern.offsets[:-1]
     places = torch.Size(pattern.sizes[1:]).numel()
-    position = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    every = torch.arange(len(counts), device=counts.device)
+    position = torch.repeat_interleave(every, counts, output_size=pattern.entries)
     return position // places, pattern.channels.long(), position % places
 
 
 def _packed(form: Affine) -> list[Tensor]:
-    """Weights with inputs and outputs exchanged, as the kernel reads them."""
+    """Weights with inputs and outputs exchanged, as the kernel reads them; a CPU reads linear layers as they lie."""
     if "up" not in form._packed:
         found = []
         for weight, splits in zip((form._canonical(w) for w in form.weights), form.splits, strict=True):
-            turned = (weight.clamp(min=0) if splits else weight).transpose(1, 2)
-            found.append(kernels_for(weight).sparse_pack(turned.contiguous()))
+            kernels, turned = kernels_for(weight), (weight.clamp(min=0) if splits else weight).transpose(1, 2)
+            if len(form.leaving) > 1:
+                found.append(kernels.sparse_pack(turned.contiguous()))
+            else:
+                matrix = turned[0, :, :, 0]
+                found.append(matrix if getattr(kernels, "takes_transposes", False) else matrix.contiguous())
         form._packed["up"] = found
     return form._packed["up"]
 
 
 def fits(step: BackwardStep, state: Sequence[Any]) -> bool:
-    """Whether a step is a convolution that the kernels take upwards."""
+    """Whether a step is a layer that the kernels take upwards."""
     form = step.form
-    if not isinstance(form, Affine) or len(form.leaving) < 2 or form.is_reduced or form.factors is not None:
+    if not isinstance(form, Affine) or form.is_reduced or form.factors is not None:
         return False
     return not form.is_split(state) and len(step.ins) == len(step.outs) == 1 and step.up is not None
 
@@ -138,6 +150,26 @@ class Alive:
 
     steps: dict[BackwardStep, SparseUp]
     boxed: set[int]
+
+
+def _only_moves(step: BackwardStep) -> bool:
+    """Whether a step's transpose copies entries, as below a flattened map."""
+    moves = step.node is not None and step.node.kind == "move" and step.up is not None
+    return moves and not step.slots and len(step.ins) == len(step.outs) == 1
+
+
+def _moved(step: BackwardStep, mask: Mask) -> Mask:
+    """Where cotangents can be other than zero above a move."""
+    values = _picked(mask)
+    assert step.up is not None
+    # Ones, not values, which may cancel where entries are added up.
+    moved: Tensor = step.up((values != 0).to(values.dtype).unsqueeze(1)).squeeze(1)
+    return moved, None
+
+
+def _picked(mask: Mask) -> Tensor:
+    values, index = mask
+    return values if index is None else values.flatten(2).gather(2, index.flatten(2)).view(index.shape)
 
 
 def planned(
@@ -162,14 +194,23 @@ def planned(
             known[key] = Pattern.of(*of)
         return known[key]
 
+    def pattern_below(form: Affine, of: list[Mask] | None) -> Pattern:
+        if of is not None:
+            return pattern(of)
+        like = state[form.coefficients[0]]
+        key = len(like), form.leaving
+        if key not in known:
+            known[key] = Pattern.full(*key, like.device)
+        return known[key]
+
     for step in steps:
         form, below = step.form, masks.get(step.out) if len(step.outs) == 1 else None
         above: list[Mask] | None = None
         sparse = False
         if isinstance(form, Affine):
             above = [(state[slot], None) for slot in form.coefficients] if form.factors is None else None
-            if above is not None and below is not None and fits(step, state):
-                out, into = pattern(above), pattern(below)
+            if above is not None and fits(step, state):
+                out, into = pattern(above), pattern_below(form, below)
                 cost = estimate(form, out.density, into.density, count, itemsize, rates)
                 times = len(form.coefficients) if form.takes_one_of_two(False) else 1
                 share = AROUND * waste * cost.sparse * times / cost.dense
@@ -183,6 +224,10 @@ def planned(
                 found.steps[step] = SparseUp(step, state, pattern(below), pattern(above), 0.0)
         elif isinstance(form, Sum):
             above = below
+        elif below is not None and isinstance(form, AvgPool):
+            above = [(form.reached(_picked(mask)), None) for mask in below]
+        elif below is not None and _only_moves(step):
+            above = [_moved(step, mask) for mask in below]
         for register in step.ins:
             before = masks.get(register, [])
             masks[register] = None if above is None or before is None else [*before, *above]

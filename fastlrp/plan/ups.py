@@ -1,0 +1,65 @@
+"""The way up through a layer with a weight: ``u (W t) + v (W+ t)``, by kernels that multiply while they write.
+
+That is the way down with input and output exchanged: ``x W^T F`` with the weight read the other way, where the
+coefficient takes the place of the input. So the same kernels compute it, with the same tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.backends.dispatch import FUSED
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.layer import AffineLayer
+
+
+def up_through(
+    b: Builder, layer: AffineLayer, weight: Tensor, weight_positive: Tensor | None, signed: bool
+) -> Callable[..., Tensor]:
+    """:meth:`AffineLayer.forward`, by the selected backend where its kernels do all of it in one step."""
+    composed = layer.forward(weight, weight_positive, signed)
+    scaled = None if layer.is_reduced else _scaled_product(b, layer)
+    if scaled is None:
+        return composed
+    whole = _inputs_innermost(layer, weight)
+    part = None if weight_positive is None else _inputs_innermost(layer, weight_positive)
+
+    def up(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        if v is not None and signed and isinstance(x, Tensor):
+            return composed(t, u, v, x)  # The sign of the input chooses the weight, before the sum.
+        total = None if u is None else scaled(t, whole, u)
+        if v is None:
+            assert total is not None, "u or v must be given"
+            return total
+        of_part = scaled(t, whole.clamp(min=0) if part is None else part, v)
+        return of_part if total is None else total.add_(of_part)
+
+    return up
+
+
+def _scaled_product(b: Builder, layer: AffineLayer) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """``(t, W, u) -> u (W t)``, or None where kernels do not multiply and sum in one step."""
+    name = {"linear": "linear_relevance", "conv": "conv_relevance"}.get(layer.node.kind)
+    if name is None or b.backend_of(name) not in FUSED:
+        return None
+    product = b.operation(name)
+    if layer.node.kind == "linear":
+        return lambda t, weight, u: product(t, weight.t(), None, None, u, None, False, True)
+    stride, padding, dilation, transposed, _, groups = layer.geometry.arguments
+    above, below, kernel = list(layer.y.sizes[1:]), layer.x.sizes[1:], layer.weight.shape[2:]
+    # What windows leave over at the end of an input is the output padding of the transposed layer.
+    axes = zip(below, above, stride, padding, dilation, kernel, strict=True)
+    left = [0 if transposed else i - ((o - 1) * s - 2 * p + d * (k - 1) + 1) for i, o, s, p, d, k in axes]
+    turned = above, stride, padding, dilation, not transposed, left, groups
+    return lambda t, weight, u: product(t, weight, None, None, u, None, *turned, False, True)
+
+
+def _inputs_innermost(layer: AffineLayer, weight: Tensor) -> Tensor:
+    """A convolution's weight with its inputs side by side in memory, over which this product sums."""
+    if layer.node.kind != "conv":
+        return weight
+    inputs = 0 if layer.geometry.transposed else 1
+    return weight.movedim(inputs, -1).contiguous().movedim(-1, inputs)
