@@ -159,7 +159,7 @@ def _told_apart(
     if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
         return mask, log_sum
     lost = (log_sum < -_HUGE) & log_sum.isfinite()
-    if not bool((lost if g is None else lost & (g != 0).any(-1).any(1)).any()):
+    if not bool(lost.any()) or not (g is None or bool((lost & (g != 0).any(-1).any(1)).any())):
         return mask, log_sum
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = scale * (query @ keys.transpose(-1, -2))
