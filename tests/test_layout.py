@@ -71,6 +71,7 @@ ORDER = """
     plan.coefficients
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
+    plan.moving
     plan.builder capture.rewrite capture.faults capture.folding
     plan.forward_builder plan.path plan.packed
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
