@@ -181,7 +181,12 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
 }
 
 [[maybe_unused]] void bind_attention(py::module_& m, decltype(&edge::attention_relevance) relevance,
+                                     decltype(&edge::attention_relevance_into) into,
                                      decltype(&edge::attention_value_relevance) of_values) {
+  m.def("attention_relevance_into", into, py::arg("c_query"), py::arg("c_key"), py::arg("c_value"),
+        py::arg("relevance"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"),
+        py::arg("log_sum"), py::arg("mask").none(true), py::arg("causal"), py::arg("scale"), py::arg("cap"),
+        py::arg("share_query"), py::arg("share_key"), py::arg("share_value"), py::arg("epsilon"), release_gil());
   m.def("attention_relevance", relevance, py::arg("relevance"), py::arg("query"), py::arg("key"), py::arg("value"),
         py::arg("output"), py::arg("log_sum"), py::arg("mask").none(true), py::arg("causal"), py::arg("scale"),
         py::arg("cap"), py::arg("share_query"), py::arg("share_key"), py::arg("share_value"), py::arg("epsilon"),
@@ -294,7 +299,7 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_pool(m, edge::kPool);
   bind_elementwise(m, edge::elementwise_coefficients);
   bind_scaled(m, &edge::elementwise_scaled);
-  bind_attention(m, &edge::attention_relevance, &edge::attention_value_relevance);
+  bind_attention(m, &edge::attention_relevance, &edge::attention_relevance_into, &edge::attention_value_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);
   bind_sparse_pattern(m, edge::kSparsePattern);
   bind_sparse_conv(m, edge::kSparseConv);

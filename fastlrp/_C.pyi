@@ -33,6 +33,25 @@ def elementwise_coefficients(
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 def elementwise_scaled(relevance: Tensor, coefficient: Tensor) -> Tensor: ...
+def attention_relevance_into(
+    c_query: Tensor,
+    c_key: Tensor,
+    c_value: Tensor,
+    relevance: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    share_query: float,
+    share_key: float,
+    share_value: float,
+    epsilon: float,
+) -> None: ...
 def attention_relevance(
     relevance: Tensor,
     query: Tensor,

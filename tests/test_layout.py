@@ -74,6 +74,7 @@ ORDER = """
     plan.input_terms plan.late
     plan.ups
     plan.kept plan.layer plan.fusion plan.joining plan.check
+    plan.moving
     plan.builder capture.rewrite capture.faults capture.folding
     plan.forward_builder plan.path plan.packed plan.neck
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose

@@ -67,18 +67,43 @@ void run(const AttentionArguments& a, bool causal, const Numbers& n, const Tenso
 
 }  // namespace
 
+namespace {
+
+AttentionArguments all_arguments(const char* op, const Tensor& relevance, const Tensor& query, const Tensor& key,
+                                 const Tensor& value, const Tensor& output, const Tensor& log_sum,
+                                 const OptionalTensor& mask, double cap, double epsilon) {
+  AttentionArguments a({kCpu, op}, relevance, query, key, log_sum, mask);
+  a.take(value, output);
+  a.number("cap", cap);
+  a.number("epsilon", epsilon);
+  return a;
+}
+
+}  // namespace
+
 AttentionTensors attention_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key,
                                      const Tensor& value, const Tensor& output, const Tensor& log_sum,
                                      const OptionalTensor& mask, bool causal, double scale, double cap,
                                      double share_query, double share_key, double share_value, double epsilon) {
-  AttentionArguments a({kCpu, "attention_relevance"}, relevance, query, key, log_sum, mask);
-  a.take(value, output);
-  a.number("cap", cap);
-  a.number("epsilon", epsilon);
+  const AttentionArguments a =
+      all_arguments("attention_relevance", relevance, query, key, value, output, log_sum, mask, cap, epsilon);
   const Tensor c_query = a.room(a.query, a.size), c_key = a.room(a.key, a.size);
   const Tensor c_value = a.room(a.value, a.value_size);
   run(a, causal, {scale, cap, share_query, share_key, share_value, epsilon}, c_query, c_key, c_value);
   return {c_query, c_key, c_value};
+}
+
+void attention_relevance_into(const Tensor& c_query, const Tensor& c_key, const Tensor& c_value,
+                              const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& value,
+                              const Tensor& output, const Tensor& log_sum, const OptionalTensor& mask, bool causal,
+                              double scale, double cap, double share_query, double share_key, double share_value,
+                              double epsilon) {
+  const AttentionArguments a =
+      all_arguments("attention_relevance_into", relevance, query, key, value, output, log_sum, mask, cap, epsilon);
+  a.given("c_query", c_query, a.heads, a.rows, a.size);
+  a.given("c_key", c_key, a.key_heads, a.keys, a.size);
+  a.given("c_value", c_value, a.key_heads, a.keys, a.value_size);
+  run(a, causal, {scale, cap, share_query, share_key, share_value, epsilon}, c_query, c_key, c_value);
 }
 
 Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& log_sum,

@@ -18,6 +18,13 @@ AttentionTensors attention_relevance(const Tensor& relevance, const Tensor& quer
                                      const OptionalTensor& mask, bool causal, double scale, double cap,
                                      double share_query, double share_key, double share_value, double epsilon);
 
+// The same, written to memory that is given: parts of one larger result, whatever their strides.
+void attention_relevance_into(const Tensor& c_query, const Tensor& c_key, const Tensor& c_value,
+                              const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& value,
+                              const Tensor& output, const Tensor& log_sum, const OptionalTensor& mask, bool causal,
+                              double scale, double cap, double share_query, double share_key, double share_value,
+                              double epsilon);
+
 Tensor attention_value_relevance(const Tensor& relevance, const Tensor& query, const Tensor& key, const Tensor& log_sum,
                                  const OptionalTensor& mask, bool causal, double scale, double cap);
 

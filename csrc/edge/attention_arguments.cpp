@@ -60,6 +60,14 @@ void AttentionArguments::number(const char* name, double value) const {
   REQUIRE_VALUE(value >= 0, check.op, ": ", name, " must be at least 0 (0 is none), got ", value);
 }
 
+void AttentionArguments::given(const char* name, const Tensor& memory, int64_t between, int64_t positions,
+                               int64_t last) const {
+  check.like(name, memory, relevance);
+  check.sizes(name, memory, {batch, targets, between, positions, last});
+  REQUIRE_VALUE(last <= 1 || memory.stride(4) == 1, check.op, ": the last axis of ", name,
+                " must be contiguous, got the strides ", memory.strides());
+}
+
 Tensor AttentionArguments::room(const Tensor& like, int64_t last) const {
   const int64_t between = like.size(1), positions = like.size(2);
   const bool heads_last = between > 1 && positions > 1 && like.stride(1) < like.stride(2);

@@ -20,6 +20,8 @@ struct AttentionArguments {
   void take(const Tensor& value, const Tensor& output);
   void number(const char* name, double value) const;    // not below 0
   Tensor room(const Tensor& like, int64_t size) const;  // (B, K, heads, rows of `like`, size)
+  // That memory given for a result has the sizes (B, K, between, positions, last), and its last axis is contiguous.
+  void given(const char* name, const Tensor& memory, int64_t between, int64_t positions, int64_t last) const;
 };
 
 }  // namespace fastlrp::edge

@@ -62,4 +62,6 @@ def _widened(op: str) -> SimpleNamespace:
         found = kernel(wide(relevance), *map(wide, others), **{name: wide(t) for name, t in named.items()})
         return tuple(t.to(dtype) for t in found) if isinstance(found, tuple) else found.to(dtype)
 
-    return SimpleNamespace(**{op: widened})
+    # To write into memory that is given is for float32 and float64 alone.
+    into = getattr(extension.extension(), f"{op}_into", None)
+    return SimpleNamespace(**{op: widened, f"{op}_into": into})

@@ -68,13 +68,13 @@ class _Operands(Operands):
         self.mask = a["mask"]
         super().__init__(a["operands"], node.output, a["causal"], a["scale"], 0.0, [v.index for v in node.inputs])
 
-    def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def apart(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Query, key, value and mask."""
         table = dict(zip(self.inputs, tensors, strict=True))
-        query, key, value = (heads_in_one_axis(table[v]) for v in self.values)
+        query, key, value = (table[v] for v in self.values)
         mask = table[self.mask] if isinstance(self.mask, Value) else self.mask
         mask = mask.tensor() if isinstance(mask, Constant) else mask
-        return query, key, value, self.mask_over_heads(mask)
+        return query, key, value, mask
 
     def forward(self, attention: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Output as the model has it, and log-sum-exp ``(B, H, S)``."""

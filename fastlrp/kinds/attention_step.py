@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
+from fastlrp.kinds.attention_into import told_apart, write_results
 from fastlrp.kinds.attention_up import attention_up, hides_later
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.steps import Flow
+from fastlrp.plan.steps import Flow, Rooms
 from fastlrp.plan.total import multiply
-
-_HUGE = 1e30
-"""Log-sum-exps below minus this are masks, not scores."""
-
 
 class Operands:
     """Queries, keys and values of attention, and what its probabilities are made of.
@@ -43,6 +39,11 @@ class Operands:
 
     def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Query, key and value ``(B, H, S, D)`` and the mask, from the tensors in the slots."""
+        query, key, value, mask = self.apart(tensors)
+        return heads_in_one_axis(query), heads_in_one_axis(key), heads_in_one_axis(value), self.mask_over_heads(mask)
+
+    def apart(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Query, key and value ``(B, *heads, S, D)`` and a mask that broadcasts to ``(B, *heads, S, T)``."""
         raise NotImplementedError
 
     @property
@@ -92,6 +93,7 @@ def add_step(
     uniform, epsilon, y = sharing.shares is not None, sharing.epsilon, operands.output
     shares = sharing.shares or (0.0, 0.0, 1.0)
     attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
+    attention_into = b.operation_into("attention_relevance") if uniform else None
     targets = operands.values if uniform else operands.values[2:]
     numbers = operands.causal, operands.scale, operands.cap
 
@@ -100,7 +102,7 @@ def add_step(
     ) -> tuple[Tensor, ...]:
         g = operands.wide(f if share is None else multiply(f, share))
         q, k, v, mask = operands.of(tensors)
-        mask, log_sum = _told_apart(q, k, mask, *numbers, log_sum, g)
+        mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, g)
         found: tuple[Tensor, ...]
         if uniform:
             found = attention(g, q, k, v, heads_in_one_axis(output), log_sum, mask, *numbers, *shares, epsilon)
@@ -108,6 +110,20 @@ def add_step(
         else:
             found = (attention(g, q, k, log_sum, mask, *numbers),)
         return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
+
+    def into(
+        rooms: Rooms, times: Sequence[float], f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        def write(times: Sequence[float], c_q: Tensor, c_k: Tensor, c_v: Tensor, g: Tensor, *rest: Any) -> None:
+            q, k, v, output, log_sum, mask = rest
+            mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, g)
+            own = [share * number for share, number in zip(shares, times, strict=True)]
+            attention_into(c_q, c_k, c_v, g, q, k, v, output, log_sum, mask, *numbers, *own, epsilon)
+
+        g = f if share is None else multiply(f, share)
+        q, k, v, mask = operands.apart(tensors)
+        return write_results(rooms, times, g, (q, k, v, output), log_sum, mask, operands.key_rows, write)
 
     def up(*operands_of_step: Any) -> Tensor:
         found = up_from(None, *operands_of_step)
@@ -125,7 +141,7 @@ def add_step(
             causal = operands.causal or hides_later(mask, q.shape[2], k.shape[2])
             if not causal or q.shape[2] != k.shape[2]:
                 return None
-        mask, log_sum = _told_apart(q, k, mask, *numbers, log_sum, None)
+        mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, None)
         found = attention_up(
             (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
             log_sum, mask, *numbers, shares, epsilon, first,
@@ -137,34 +153,13 @@ def add_step(
 
     slots, numels = [share, y.index, log_sum, *operands.slots], [x.numel for x in targets]
     work = (5 if uniform else 1) * 2 * y.numel * operands.keys
-    return b.step_with_results(relevance_of_operands, [flow.register], slots, numels, work, up=up, up_from=up_from)
+    return b.step_with_results(
+        relevance_of_operands, [flow.register], slots, numels, work, up=up, up_from=up_from,
+        into=into if attention_into is not None and _lies_by_heads(operands) else None,
+    )  # fmt: skip
 
 
-def _told_apart(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-    cap: float,
-    log_sum: Tensor,
-    g: Tensor | None,
-) -> tuple[Tensor | None, Tensor]:
-    """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
-
-    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
-    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
-    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
-    """
-    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return mask, log_sum
-    lost = (log_sum < -_HUGE) & log_sum.isfinite()
-    if not bool((lost if g is None else lost & (g != 0).any(-1).any(1)).any()):
-        return mask, log_sum
-    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = scale * (query @ keys.transpose(-1, -2))
-    scores = cap * torch.tanh(scores / cap) if cap > 0 else scores
-    allowed = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    whole = (scores + mask).masked_fill(~allowed, -math.inf) if causal else scores + mask
-    told = torch.where(lost.unsqueeze(-1), whole.log_softmax(-1) - scores, mask)
-    return told, log_sum.masked_fill(lost, 0)
+def _lies_by_heads(operands: Operands) -> bool:
+    """Whether the heads are one axis, or the second of two that query, key and value have."""
+    axes = [value.sizes[:-2] for value in operands.values]
+    return len(axes[0]) < 2 or (len(axes[0]) == 2 and len(set(axes)) == 1)

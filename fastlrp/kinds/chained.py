@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,8 +44,11 @@ def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any
             result = result * next(rest)
         return torch.as_tensor(result, dtype=y.dtype, device=y.device).expand_as(y)
 
-    if operands or part != 1:
-        scale: int | None = b.cache(multiplier, ins, y.numel)
+    number = _number(b, others, inverse, part, flow.factor.scale)
+    if number is not None:
+        scale: int | None = b.number(number, x if x.shape == y.shape else y)
+    elif operands or part != 1:
+        scale = b.cache(multiplier, ins, y.numel)
     else:
         scale = flow.factor.scale
     if x.shape == y.shape:
@@ -52,6 +56,17 @@ def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any
     else:
         summed = sum_to_shape(b, Flow(flow.register, Factor(None, scale)), y, x)
         b.send(x, Flow(summed.register, Factor(x)))
+
+
+def _number(b: Builder, others: list[Any], inverse: Any, part: float, scale: int | None) -> float | None:
+    """The product, if everything in it is a number; None if not, or if there is nothing in it."""
+    divisor = 1 if inverse is None else inverse
+    operands = [part, divisor, *others, *([] if scale is None else [b.numbers.get(scale)])]
+    if (not others and inverse is None and part == 1) or divisor == 0:
+        return None
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in operands):
+        return None
+    return float(part * math.prod(operands[2:]) / divisor)
 
 
 def _plain(operand: Any, y: Tensor) -> Any:

@@ -39,14 +39,14 @@ class _Written(Operands):
         """``(…, D, T)`` to ``(…, T, D)`` and back."""
         return key.transpose(-1, -2)
 
-    def of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def apart(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Query, key, value and the sum of the masks."""
         query, key, value, *masks = tensors
         mask = masks_as_numbers(self.attention.masks, masks)
         if mask is not None:
             wide = torch.float32 if query.dtype in (torch.float16, torch.bfloat16) else query.dtype
-            mask = self.mask_over_heads(mask.to(device=query.device, dtype=wide))
-        return heads_in_one_axis(query), heads_in_one_axis(self.key_rows(key)), heads_in_one_axis(value), mask
+            mask = mask.to(device=query.device, dtype=wide)
+        return query, self.key_rows(key), value, mask
 
 
 def offer(

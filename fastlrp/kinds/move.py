@@ -86,9 +86,13 @@ def send_inverse(
         register = b.step(
             run, [flow.register], [], x.numel, accepts_one_hot=hot, keeps_one_hot=hot,
             embeds=window, by_position=inverse is _unchanged, takes_bf16=True, up=up,
+            moves_from=y.sizes if x.dtype == y.dtype else None,
         )  # fmt: skip
         if scale is not None:
-            moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
+            if scale in b.numbers:  # Outside of what was copied the register is zero.
+                moved = b.number(b.numbers[scale], x)
+            else:
+                moved = b.cache(lambda s: inverse(s.unsqueeze(1)).squeeze(1), [scale], x.numel)
             left = Factor(left.value, moved)
     else:
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.backends.dispatch import compiled_backend, select, sparse_kernels
+from fastlrp.backends.dispatch import BACKEND, compiled_backend, select, sparse_kernels
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.signs import nonnegative
 from fastlrp.plan.bind import bind_forward
@@ -41,6 +41,7 @@ class ForwardBuilder:
         shared: weights in other forms, for all plans of the model. forward: the steps so far.
         slots: how many there are; the first ``own_slots`` are the same ones under every composite.
         keyed: slots by the names under which another plan has the same. slot_bytes: of caches, per sample.
+        numbers: slots that hold one number everywhere, known beforehand.
         beside: slots of what a node's forward step makes beside its output: the winners of a max-pool.
     """
 
@@ -56,6 +57,7 @@ class ForwardBuilder:
     own_slots: int = field(init=False)
     keyed: dict[tuple[Any, ...], int] = field(init=False, default_factory=dict)
     slot_bytes: dict[int, int] = field(init=False, default_factory=dict)
+    numbers: dict[int, float] = field(init=False, default_factory=dict)
     beside: dict[Node, int] = field(init=False, default_factory=dict)
     _factors: dict[Factor, int] = field(init=False, default_factory=dict)
     _row: Draft | None = field(init=False, default=None)
@@ -87,6 +89,15 @@ class ForwardBuilder:
             return (plain if first.requires_grad else implementation)(first, *others)
 
         return operation
+
+    def operation_into(self, name: str) -> Callable[..., None] | None:
+        """The same operation, which writes its results into memory that it is given first; None if there is none.
+
+        It takes float32 and float64, and knows no derivative.
+        """
+        if self.dtype not in (torch.float32, torch.float64):
+            return None
+        return getattr(BACKEND[self.backend_of(name)].load(name), f"{name}_into", None)
 
     def note(self, backend: str) -> None:
         """Who computes, in the current row."""
@@ -130,6 +141,16 @@ class ForwardBuilder:
         if self._row is not None:
             self._row.slots.extend(slots)
         return first
+
+    def number(self, number: float, like: Value) -> int:
+        """Slot of one number as large as a value, which takes no memory."""
+
+        def as_large(x: Tensor) -> Tensor:
+            return torch.as_tensor(number, dtype=x.dtype, device=x.device).expand_as(x)
+
+        slot = self.cache(as_large, [like.index], 0)
+        self.numbers[slot] = number
+        return slot
 
     def slot_of(self, factor: Factor) -> int | None:
         """The slot that holds a factor's value, made if it needs a product; None if the factor is 1."""

@@ -22,6 +22,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.kept import Keep, kept_slots
 from fastlrp.plan.lower import lower, lower_node
+from fastlrp.plan.moving import MOST_KNOWN, Known
 from fastlrp.plan.neck import Neck
 from fastlrp.plan.path import Path
 from fastlrp.plan.steps import (
@@ -74,6 +75,7 @@ class Plan(StaysHere):
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
         coefficients: slots that the way down to the inputs reads. necks: those found so far, by schedule and targets.
+        moves: groups of steps whose moves become one copy.
         latest_paths, latest_direction: for ``print`` alone: what the record that was asked last took, which has them as
             its own ``paths`` and ``direction``.
 
@@ -121,6 +123,7 @@ class Plan(StaysHere):
         self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
         # By the steps themselves, each of which is equal to itself alone.
         self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
+        self.moves = Known(MOST_KNOWN)
         self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
         self._apart: Bounded[frozenset[Value], Plan] = Bounded(KEPT_APART)
 

@@ -112,6 +112,11 @@ class Window:
     drops: bool = False
 
 
+Rooms = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+"""New memory like a register ``(B, K, …)``: the whole, and in it the room for each result of a step. The step multiplies
+each result with a number of its own, fills all rooms and returns the whole."""
+
+
 @dataclass(frozen=True, eq=False)
 class BackwardStep:
     """``registers[out…] = run(*registers[in…], *state[slots…])``; with several outs ``run`` gives a tuple.
@@ -138,6 +143,10 @@ class BackwardStep:
             alike, so that it can do with some of the positions.
         overwrites: by the position of a register among its operands, the same as ``run`` that may write over it; what
             :mod:`fastlrp.plan.joining` chooses from.
+        moves_from: of a step that brings each entry back to where the model copied it from, and does nothing else: the
+            sizes of what arrives. numbers: slots that hold one number everywhere, known beforehand.
+        into: the same as ``run``, which writes its results where they are wanted, ``into(rooms, times, …)``; see
+            :data:`Rooms`.
         senders: of the sum of what several readers of a value send to it, the node that sent each operand.
         takes_bf16: whether its registers may be of bfloat16 although the plan is of float32: it multiplies them with
             weights of bfloat16, or only moves and adds them. Others get them in float32.
@@ -169,6 +178,9 @@ class BackwardStep:
     by_position: bool = False
     overwrites: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
     takes_bf16: bool = False
+    moves_from: tuple[int, ...] | None = None
+    numbers: Mapping[int, float] = field(default_factory=dict)
+    into: Callable[..., Tensor] | None = None
     senders: tuple[Node | None, ...] = ()
     out: int = field(init=False)
     numel: int = field(init=False)

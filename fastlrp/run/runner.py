@@ -109,7 +109,7 @@ def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> f
 
 
 def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
-    fused = economize(fuse_unpooling(steps))
+    fused = economize(fuse_unpooling(steps), plan.moves)
     if program_check.ENABLED:
         program_check.check_backward(plan.program, fused, program_check.given_registers(steps), state)
     return fused

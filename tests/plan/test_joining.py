@@ -64,7 +64,7 @@ def test_fused_steps_give_the_same(order, backend, monkeypatch):
     names = [step.name for step, _ in fused]
     assert not any("split" in name for name in names)
     inner = explainer(x, [1, 4, 4, 7], at=[3], layers=["blocks.0.all", "blocks.0.first", "blocks.1.down"])
-    monkeypatch.setattr(runner, "economize", lambda steps: steps)
+    monkeypatch.setattr(runner, "economize", lambda steps, known: steps)
     plain = fastlrp.Explainer(model, "attnlrp", example_inputs=x, backend=backend)
     torch.testing.assert_close(found, plain(x, [1, 4, 4, 7], at=[3]), rtol=1e-12, atol=1e-14)
     (unfused,) = plain.plan.fusions
@@ -217,7 +217,7 @@ def test_a_class_token_and_stacked_parts_give_the_same(composite, monkeypatch):
         composite == "cp_lrp"
     )  # One part alone gets some.
     every = explainer(x, [1, 4, 7], layers="all")
-    monkeypatch.setattr(runner, "economize", lambda steps: steps)
+    monkeypatch.setattr(runner, "economize", lambda steps, known: steps)
     monkeypatch.setattr("fastlrp.kinds.places.at_positions", lambda inverse, window: inverse)
     plain = fastlrp.Explainer(model, composite, example_inputs=x)
     again = plain(x, [1, 4, 7], layers="all")

@@ -1,0 +1,94 @@
+"""Relevance of queries, keys and values, written to where the layer that made them wants it.
+
+Neither what arrives nor what leaves is copied: heads stay as they lie, and axes in front of the heads (the windows of a
+picture) are the batch of a kernel, which goes over the samples one by one where there are such axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastlrp.plan.steps import Rooms
+
+_HUGE = 1e30
+"""Log-sum-exps below minus this are masks, not scores."""
+
+
+def write_results(
+    rooms: Rooms,
+    times: Sequence[float],
+    g: Tensor,
+    operands: tuple[Tensor, Tensor, Tensor, Tensor],
+    log_sum: Tensor,
+    mask: Tensor | None,
+    key_rows: Callable[[Tensor], Tensor],
+    write: Callable[..., None],
+) -> Tensor:
+    """Fill the rooms of query, key and value; returns the whole that they are in.
+
+    Args:
+        g: ``(B, K, *heads, S, E)``, with one or two axes of heads, or none. times: what each result is multiplied with.
+        operands: query, key, value and output, ``(B, *heads, S, D)``. log_sum: ``(B, H, S)``. mask: broadcasts to
+            ``(B, *heads, S, T)``. key_rows: from the layout of the key's relevance to positions before channels.
+        write: ``(times, c_query, c_key, c_value, g, query, key, value, output, log_sum, mask)`` for one axis of heads.
+    """
+    whole, (to_query, to_key, to_value) = rooms(g)
+    registers = (to_query, key_rows(to_key), to_value, g)
+    for some, tensors, sums, masks in _calls(registers, operands, log_sum, mask):
+        write(times, *some, *tensors, sums, masks)
+    return whole
+
+
+def _calls(
+    registers: Sequence[Tensor], tensors: Sequence[Tensor], log_sum: Tensor, mask: Tensor | None
+) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor], Tensor, Tensor | None]]:
+    axes = tensors[0].dim() - 3
+    if axes == 1:
+        yield registers, tensors, log_sum, mask
+    elif axes == 0:
+        full = mask if mask is None else mask.reshape(*[1] * (3 - mask.dim()), *mask.shape).unsqueeze(1)
+        yield [r.unsqueeze(2) for r in registers], [t.unsqueeze(1) for t in tensors], log_sum, full
+    else:
+        full = mask if mask is None else mask.reshape(*[1] * (5 - mask.dim()), *mask.shape)
+        for sample in range(len(log_sum)):
+            own = None if full is None else full[sample if full.shape[0] > 1 else 0]
+            yield (
+                [r[sample].transpose(0, 1) for r in registers],
+                [t[sample] for t in tensors],
+                log_sum[sample].unflatten(0, tensors[0].shape[1:3]),
+                own,
+            )
+
+
+def told_apart(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    log_sum: Tensor,
+    g: Tensor | None,
+) -> tuple[Tensor | None, Tensor]:
+    """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
+
+    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
+    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
+    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
+    """
+    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return mask, log_sum
+    lost = (log_sum < -_HUGE) & log_sum.isfinite()
+    if not bool(lost.any()) or not (g is None or bool((lost & (g != 0).any(-1).any(1)).any())):
+        return mask, log_sum
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = scale * (query @ keys.transpose(-1, -2))
+    scores = cap * torch.tanh(scores / cap) if cap > 0 else scores
+    allowed = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    whole = (scores + mask).masked_fill(~allowed, -math.inf) if causal else scores + mask
+    told = torch.where(lost.unsqueeze(-1), whole.log_softmax(-1) - scores, mask)
+    return told, log_sum.masked_fill(lost, 0)
