@@ -85,7 +85,7 @@ ORDER = """
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
-    capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
+    capture.wording capture.quiet capture.sequence_shapes capture.settings capture.module_paths classes positions tune.space tune.check
     tune.attention capture.shape_memory
     spellings groups outputs markup pickling progress run.reach precision transforms frequencies
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
