@@ -1,7 +1,7 @@
 """Random models: graphs of small operations with several readers of a value, values read twice, modules called twice.
 
-``RandomModel(seed)`` is a model with an example input. Each operation is a module ``ops.<i>``, whose operands are random
-earlier values of shapes that it takes.
+``RandomModel(seed)`` is a model with an example input. Each operation is a module ``ops.<i>``, whose operands are
+random earlier values of shapes that it takes.
 """
 
 from __future__ import annotations

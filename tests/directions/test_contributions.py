@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import composites, groups, rules
@@ -83,6 +85,70 @@ def test_max_memory_changes_nothing():
         for budget in ("400KB", None)
     )
     torch.testing.assert_close(one, many, rtol=1e-12, atol=1e-15)
+
+
+class Unread(nn.Module):
+    """``h = W x`` with W = ((1, 2), (1, -3), (2, -1)), of which ``last`` reads some neurons, or all of them."""
+
+    def __init__(self, last: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.last, self.head = (
+            nn.Linear(2, 3, bias=False),
+            last,
+            nn.Linear(last(torch.ones(1, 3)).shape[1], 2),
+        )
+        self.layer.weight.data.copy_(torch.tensor([[1.0, 2.0], [1.0, -3.0], [2.0, -1.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda h: h, lambda h: h.relu(), lambda h: h[:, :1], lambda h: h * torch.tensor([1.0, 0.0, 1.0]),
+        lambda h: h[:, :2] + h[:, 1:], lambda h: h.relu() + h, lambda h: h.sigmoid() * h, lambda h: h.amax(1, True),
+        lambda h: torch.cat((h.clamp(max=0), h.relu() + h.relu()), 1),
+    ],
+)  # fmt: skip
+def test_what_nobody_reads_has_its_own(last):
+    """h = (6, -1.5, 4.5) at x = (3, 1.5), whether or not a ReLU, a slice, a mask or a maximum passes its neurons on."""
+    x = torch.tensor([[3.0, 1.5]], dtype=torch.float64)
+    with fastlrp.Explainer(Unread(last).double().eval(), "attnlrp").forward(x) as record:
+        for each in (record, record.under("lrp0")):
+            found = each.contributions(groups.features([0, 1]), ["layer"], ledger=True)
+            torch.testing.assert_close(found["layer"][0].tolist(), [[3.0, 3.0, 6.0], [3.0, -4.5, -1.5]])
+            assert not found.kept["layer"].any()
+            assert not found.bias["layer"].any()
+
+
+class Shifted(nn.Module):
+    """``a = x``, ``b = a + 2``, ``y = b + b`` among operations that change nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.other, self.twice = nn.Dropout(), nn.Dropout(), nn.Dropout()
+        self.shift = nn.Parameter(torch.tensor([2.0, 2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.twice(self.other(self.same(x)) + self.shift)
+        return b + b
+
+
+@pytest.mark.parametrize("composite", [composites.lrp0(), "attnlrp"])
+def test_each_layer_has_the_biases_below_it(composite):
+    """At x = (3, -1) the shift keeps 2 of b = (5, 1) and 4 of y = (10, 2), and nothing of what is below it."""
+    x = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    times, kept = {"same": 1, "other": 1, "twice": 1, "output": 2}, {"twice": 2.0, "output": 4.0}
+    with fastlrp.Explainer(Shifted().double().eval(), composite).forward(x) as record:
+        for layers in ("all", *times, ["output", "same"]):
+            found = record.contributions(groups.features([0, 1]), layers, ledger=True)
+            asked = layers if isinstance(layers, list) else [layers]
+            assert set(found) == set(times if layers == "all" else asked)
+            for name, parts in found.items():
+                torch.testing.assert_close(parts[0].tolist(), [[3.0 * times[name], 0.0], [0.0, -1.0 * times[name]]])
+                torch.testing.assert_close(found.bias[name][0].tolist(), [kept.get(name, 0.0)] * 2)
+                torch.testing.assert_close(found.stabilizer[name][0].tolist(), [0.0, 0.0])
 
 
 def test_errors():
