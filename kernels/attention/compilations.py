@@ -11,11 +11,14 @@ from torch import Tensor
 from fastlrp.kernels.attention.call import TOGETHER, call_of, shape_class
 from fastlrp.kernels.attention.forward import forward_launch
 from fastlrp.kernels.attention.relevance import key_launch, query_launch
+from fastlrp.kernels.attention.up import up_launch
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.configs import Config, configurations_of_classes
 from fastlrp.kernels.launch import Launch
 
 KERNELS = ("attention_forward", "attention_query", "attention_key", "attention_value")
+UPS = ("attention_up", "attention_up of values")
+"""On the way up, of everything and of values alone, in the configurations of ``attention_query``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Sample:
     heads_per_key: int = 1
 
     def launch(self, kernel: str, dtype: torch.dtype, precision: str, config: Config) -> Launch:
-        """The launch of one of :data:`KERNELS`."""
+        """The launch of one of :data:`KERNELS` or :data:`UPS`."""
         B, K, G, H, S, D = 2, self.targets, 4, 4 * self.heads_per_key, 512, self.features
 
         def empty(*size: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -46,6 +49,9 @@ class Sample:
         if kernel == "attention_forward":
             return forward_launch(call, config, empty(B, H, S, D), log_sum)
         relevance, down = empty(B, K, H, S, D), empty(B, K, G, S, D)
+        if kernel in UPS:
+            arriving = (relevance, down, down) if kernel == UPS[0] else (None, None, down)
+            return up_launch(call, query, log_sum, arriving, (0.25, 0.25, 0.5), self.epsilon, relevance, config)
         if kernel == "attention_query":
             result = empty(B, K, H, S, D)
             return query_launch(call, relevance, query, log_sum, 0.25, self.epsilon, delta, result, config)
@@ -70,8 +76,8 @@ def compiled_samples(dtype: torch.dtype) -> Iterator[Compilation]:
     """Every kernel of attention in every configuration for its width, on samples of heads."""
     for precision in ("tf32", "ieee") if dtype == torch.float32 else ("ieee",):
         cores = dtype != torch.float32 or precision == "tf32"
-        for kernel in KERNELS:
-            classes = configurations_of_classes(kernel, dtype, precision)
+        for kernel in (*KERNELS, *UPS):
+            classes = configurations_of_classes("attention_query" if kernel in UPS else kernel, dtype, precision)
             for sample in SAMPLES:
                 for name, config in classes.get(shape_class(sample.features), {}).items():
                     if config.route == "fused":

@@ -16,7 +16,9 @@ from fastlrp.backends.dispatch import select
 from fastlrp.backends.extension import extension, extension_error
 from tests.ops.cases import TOLERANCE, backends, bound, in_dtypes, reference, reversed_memory, same, with_gaps
 
-FORWARD, RELEVANCE, VALUE = OPS = ("attention_forward", "attention_relevance", "attention_value_relevance")
+FORWARD, RELEVANCE, VALUE, UP = OPS = (
+    "attention_forward", "attention_relevance", "attention_value_relevance", "attention_up",
+)  # fmt: skip
 aten = importlib.import_module("fastlrp.aten.attention")
 SHARES = (0.25, 0.3, 0.5)
 # B, K, H, G, S, T, D, E; causal, mask, cap, epsilon
@@ -69,7 +71,13 @@ def arguments(case: tuple[Any, ...], dtype: torch.dtype) -> dict[str, tuple[Any,
         FORWARD: (q, k, v, *how),
         RELEVANCE: (g, q, k, v, output, log_sum, *how, *SHARES, epsilon),
         VALUE: (g, q, k, log_sum, *how),
+        UP: (q, k, v, output, log_sum, *_brought(q, k, v, K), *how, *SHARES, epsilon),
     }
+
+
+def _brought(q: Tensor, k: Tensor, v: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """What groups bring to queries, keys and values."""
+    return tuple(torch.randn(len(t), groups, *t.shape[1:], dtype=t.dtype) for t in (q, k, v))
 
 
 def assert_equal(got: Any, expected: Any, given: tuple[Any, ...], tolerance: float | None = None) -> None:
@@ -125,7 +133,7 @@ def test_half_precision(case, dtype):
         exact = changed(given, lambda t: t.double() if t.is_floating_point() else t)
         expected = tree_leaves(reference(op)(*exact))
         chosen = select(op, "auto", torch.device("cpu"), dtype)
-        assert chosen.backend == ("torch" if op == "attention_forward" or extension_error() else "cpu")
+        assert chosen.backend == ("torch" if op in (FORWARD, UP) or extension_error() else "cpu")
         for call in (getattr(aten, op), chosen.call):
             found = call(*given)
             narrow = [right.to(got.dtype) for got, right in zip(tree_leaves(found), expected, strict=True)]
