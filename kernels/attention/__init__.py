@@ -13,7 +13,7 @@ see :mod:`fastlrp.reference.attention`. Two ways, of which the configuration cho
   :mod:`fastlrp.kernels.attention.up`: tiles of P are made where they are needed, once for several targets or groups.
   ``block_m`` is a tile's queries, ``block_n`` its keys, ``block_k`` the targets that share it;
 - the library's products, as the ``torch`` backend composes them: where products have no tensor cores. What the row of
-  ``attention_query`` says holds for the whole way down, and for the way up.
+  ``attention_query`` says holds for the whole way down.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def attention_up(
     result = query.new_empty(B, K, H, S, E)
     if result.numel() == 0:
         return result
-    config = configuration("attention_query", shape_class(D, E), query.device, query.dtype)
+    config = configuration("attention_up", shape_class(D, E), query.device, query.dtype)
     if config.route == "library":
         given = query, key, value, output, log_sum, *arriving, mask, causal, scale, cap, *shares, epsilon
         return composed.attention_up(*given)

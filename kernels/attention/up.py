@@ -7,8 +7,9 @@ the groups bring to those, and sums what arrives at the output:
     t_g = share_value P t_v + t_s value - (sum over keys of t_s) output
 
 with the shares of a cap and a stabilizer as on the way down. A tile of P is made once and serves ``BLOCK_K`` groups;
-nobody else adds to a result, so that it is the same each time. Its tiles and what they leave out are those of the
-kernel over queries of the way down (:mod:`fastlrp.kernels.attention.relevance`), which holds as much in registers.
+nobody else adds to a result, so that it is the same each time. What tiles leave out is as
+in the kernel over queries of the way down (:mod:`fastlrp.kernels.attention.relevance`); four operands stream past
+instead of two, so that tiles are smaller.
 """
 
 from __future__ import annotations

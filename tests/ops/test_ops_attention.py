@@ -125,6 +125,23 @@ def test_small_tiles(monkeypatch, case):
         assert_equal(getattr(aten, op)(*given), reference(op)(*given), given)
 
 
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[6], CASES[9]], ids=str)
+def test_up_is_the_transpose_of_the_way_down(case):
+    """<down(g), t> = <g, up(t)>, of all that arrives and of each part alone."""
+    given = arguments(case, torch.float64)
+    g, down = given[RELEVANCE][0], reference(RELEVANCE)(*given[RELEVANCE])
+    fixed, brought, how = given[UP][:5], given[UP][5:8], given[UP][8:]
+    for chosen in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        some = [t if here else None for t, here in zip(brought, chosen, strict=True)]
+        left = sum(float((c * t).sum()) for c, t in zip(down, some, strict=True) if t is not None)
+        for up in (reference(UP), aten.attention_up):
+            assert float((g * up(*fixed, *some, *how)).sum()) == pytest.approx(left, rel=1e-11, abs=1e-12)
+    values = (None, None, brought[2]), given[UP][8:12], (0.0, 0.0, 1.0, 0.0)
+    found = reference(UP)(*fixed, *values[0], *values[1], *values[2])
+    expected = float((reference(VALUE)(*given[VALUE]) * brought[2]).sum())
+    assert float((g * found).sum()) == pytest.approx(expected, rel=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [CASES[1], CASES[6], (2, 3, 4, 2, 300, 300, 8, 8, True, None, 0.0, 0.0)], ids=str)
 def test_half_precision(case, dtype):
