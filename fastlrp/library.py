@@ -57,6 +57,9 @@ SCHEMAS = {
     " *, str backend='auto') -> (Tensor c_query, Tensor c_key, Tensor c_value)",
     "attention_value_relevance": "(Tensor relevance, Tensor query, Tensor key, Tensor log_sum,"
     f" {_ATTENTION}, *, str backend='auto') -> Tensor",
+    "attention_up": "(Tensor query, Tensor key, Tensor value, Tensor output, Tensor log_sum, Tensor? up_query,"
+    f" Tensor? up_key, Tensor? up_value, {_ATTENTION}, float share_query, float share_key, float share_value,"
+    " float epsilon, *, str backend='auto') -> Tensor",
     "norm_relevance": "(Tensor relevance, Tensor? gain, Tensor inverse_sigma, bool centre,"
     " *, str backend='auto') -> Tensor",
     "recurrence_relevance": "(Tensor relevance, Tensor? final, Tensor weight, Tensor entry, Tensor? scale,"
@@ -211,6 +214,17 @@ def _attention_relevance_fake(
 
 
 @torch.no_grad()
+def _attention_up(query: Tensor, *arguments: Any, backend: str = "auto") -> Tensor:
+    call = dispatch.select("attention_up", backend, query.device, query.dtype).call
+    return _own(call(query, *arguments), query, *arguments)
+
+
+def _attention_up_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any) -> Tensor:
+    groups = next(t.shape[1] for t in rest[2:5] if t is not None)
+    return query.new_empty((query.shape[0], groups, *query.shape[1:3], value.shape[3]))
+
+
+@torch.no_grad()
 def _recurrence_relevance(relevance: Tensor, *arguments: Any, backend: str = "auto") -> tuple[Tensor, ...]:
     call = dispatch.select("recurrence_relevance", backend, relevance.device, relevance.dtype).call
     return tuple(_own(c, relevance, *arguments) for c in call(relevance, *arguments))
@@ -238,6 +252,7 @@ for _op in _SHAPES:
     _define_relevance(_op)
 _define("attention_forward", _attention_forward, _attention_forward_fake)
 _define("attention_relevance", _attention_relevance, _attention_relevance_fake)
+_define("attention_up", _attention_up, _attention_up_fake)
 _define("recurrence_relevance", _recurrence_relevance, _recurrence_relevance_fake)
 _define("elementwise_coefficients", _coefficients, _coefficients_fake)
 _define("elementwise_pooled_coefficients", _pooled_coefficients, _pooled_coefficients_fake)

@@ -146,12 +146,15 @@ def flops(call: Call, targets: int) -> int:
 
 
 def _attention_flops(call: Call, targets: int) -> int:
-    """Scores once, then one product with the values forward, one for each target to the values, four to everything."""
+    """Scores once, then one product with the values forward, one for each target to the values, four to everything, and
+    four for each group on its way up."""
     names = shapes.argument_names(call.op)
     named = dict(zip(names if call.relevance is None else names[1:], call.rest, strict=False))
     (B, H, S, D), T = named["query"].shape, named["key"].shape[2]
     E = named["value"].shape[3] if call.relevance is None else call.relevance[0][4]
     pairs = B * H * (sum(min(i + 1, T) for i in range(S)) if named["causal"] else S * T)
+    if call.op == "attention_up":
+        targets = named["up_query"].shape[1]
     each = {"attention_forward": E, "attention_value_relevance": targets * E}
     return 2 * pairs * (D + each.get(call.op, 2 * targets * (D + E)))
 

@@ -18,7 +18,7 @@ PASSES = (
     "pool_max_relevance", "pool_ties_relevance", "pool_avg_relevance", "pool_adaptive_avg_relevance",
     "elementwise_coefficients", "elementwise_pooled_coefficients",
 )  # fmt: skip
-ATTENTION = ("attention_forward", "attention_relevance", "attention_value_relevance")
+ATTENTION = ("attention_forward", "attention_relevance", "attention_value_relevance", "attention_up")
 GIGABYTE = 1e9
 SMALLEST = 64 << 20
 """Bytes of a call below which its launch is what is measured, not its rate."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from fastlrp.tune import attention
 
 CPU = torch.device("cpu")
 DOWN = "attention_relevance"
+GROUPS = 32
+"""That go up at once: all of a call's, which has no targets beside them."""
+
 NORMS = (("GPT-2", 1024, 768, True), ("Llama 3 8B", 512, 4096, False))
 """Name, positions, features, whether the mean is taken off."""
 
@@ -37,12 +41,14 @@ def attention_calls(tiny: bool) -> Iterator[Call]:
         assert isinstance(small, attention.Attention)
         sharing = f" sharing {small.sharing}" if small.sharing > 1 else ""
         shape = f"{small.heads} heads of {small.inputs}{sharing}, {small.size[0]}{' causal' if small.causal else ''}"
+        if work.op == attention.UP:
+            small, shape = replace(small, targets=3 if tiny else GROUPS), f"{shape}, groups going up"
         given = small.arguments(CPU, torch.float32)
-        if work.op == attention.WITHOUT_TARGETS:
+        if work.op in (attention.WITHOUT_TARGETS, attention.UP):
             yield Call(work.op, shape, None, given)
         else:
             yield Call(work.op, shape, (tuple(given[0].shape), (3, 2, 4)), given[1:])
-        if tiny and work.op == "attention_value_relevance":
+        if tiny and work.op == attention.UP:
             return
 
 

@@ -11,7 +11,7 @@ constexpr int kEach = 4;  // targets of a lane, a warp apart
 // a depthwise layer's outputs one per tap reaches an input. The lanes look for the taps' entries side by side. Every
 // 128 (64) bytes of float32 (16 bits) that are read serve one multiplication per value.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sparse_conv_entries(const __grid_constant__ Task<T> task) {
+__global__ void __launch_bounds__(kThreads, 2) sparse_conv_entries(const __grid_constant__ Task<T> task) {
   using Sum = Accumulate<T>;
   const SparseConv<T>& p = task.conv;
   const Window& w = p.window;
@@ -31,12 +31,7 @@ __global__ void __launch_bounds__(kThreads) sparse_conv_entries(const __grid_con
     for (int64_t entry = leaving.offsets[q] + warp; entry < leaving.offsets[q + 1]; entry += kWarps) {
       const int32_t channel = leaving.channels[entry], group = channel / p.in_channels;
       const int32_t from = group * p.out_channels, in_group = channel - group * p.in_channels;
-      Sum sums[kEach] = {}, of_entry[kMaxProducts] = {};
-      if (p.scales_leaving) {
-        for (int j = 0; j < p.product_count; ++j) {
-          of_entry[j] = to_float(p.products[j].coefficient.at(batch, channel, inside));
-        }
-      }
+      Sum sums[kEach] = {};
       for (int32_t begin = 0; begin < taps; begin += kWarp) {
         const int32_t tap = begin + lane;
         int64_t first = 0;
@@ -64,11 +59,12 @@ __global__ void __launch_bounds__(kThreads) sparse_conv_entries(const __grid_con
             const int32_t output = pattern.channels[start + e];
             const int64_t at =
                 ((int64_t{group} * taps + begin + source) * p.out_channels + output - from) * p.in_channels + in_group;
+            const int32_t own_channel = p.scales_leaving ? channel : output;
+            const int64_t own_place = p.scales_leaving ? inside : int64_t{place};
             Sum weight = 0;
             for (int j = 0; j < p.product_count; ++j) {
-              const Sum coefficient =
-                  p.scales_leaving ? of_entry[j] : to_float(p.products[j].coefficient.at(batch, output, place));
-              weight += to_float(p.products[j].weight[at]) * coefficient;
+              weight += to_float(p.products[j].weight[at]) *
+                        to_float(p.products[j].coefficient.at(batch, own_channel, own_place));
             }
             const T* row = p.arriving.row(start + e);
 #pragma unroll

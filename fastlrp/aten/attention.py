@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastlrp.aten import _attention_up
 from fastlrp.aten._attention import Block, Scores, Sum, empty, finite, grouped, ranges, rows_of, wide
 
 
@@ -165,3 +166,31 @@ def _flash(
             attends = attends.tril()
         log_sum = log_sum.masked_fill(~attends.any(-1), -torch.inf)
     return output, log_sum
+
+
+def attention_up(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    up_query: Tensor | None,
+    up_key: Tensor | None,
+    up_value: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    share_query: float,
+    share_key: float,
+    share_value: float,
+    epsilon: float,
+) -> Tensor:
+    """The way up, by tiles of queries; see :func:`fastlrp.reference.attention.attention_up`."""
+    shares = share_query, share_key, share_value
+    groups = next(t.shape[1] for t in (up_query, up_key, up_value) if t is not None)
+    if not groups or not query.numel():
+        return query.new_zeros(query.shape[0], groups, *query.shape[1:3], value.shape[3])
+    return _attention_up.attention_up(
+        (up_query, up_key, up_value), query, key, value, output, log_sum, mask, causal, scale, cap, shares, epsilon
+    )

@@ -31,7 +31,8 @@ def combine(
     """``c = W^T(uF) + 1[x>0] W+^T(vF) + 1[x<0] W-^T(vF)``, times ``x`` if ``multiply``.
 
     ``product(coefficient, weight)`` is the layer's transposed product with the scaled relevance; with None, where
-    neither u nor v is given, that with the relevance as it is. ``joint``: W+ and W- go through one product side by side along axis 1 of the weight (input channels) and axis 2 of the result.
+    neither u nor v is given, that with the relevance as it is. ``joint``: W+ and W- go through
+    one product side by side along axis 1 of the weight (input channels) and axis 2 of the result.
     """
     result = product(u, weight) if u is not None or v is None else None
     if v is not None:

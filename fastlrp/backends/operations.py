@@ -18,6 +18,7 @@ STEMS = {
     "attention_forward": "attention",
     "attention_relevance": "attention",
     "attention_value_relevance": "attention",
+    "attention_up": "attention",
     "norm_relevance": "norm",
     "recurrence_relevance": "recurrence",
 }

@@ -1,6 +1,11 @@
 """Layer operations without state: each validates its arguments, states its formula and calls ``torch.ops.fastlrp``."""
 
-from fastlrp.functional.attention import attention_forward, attention_relevance, attention_value_relevance
+from fastlrp.functional.attention import (
+    attention_forward,
+    attention_relevance,
+    attention_up,
+    attention_value_relevance,
+)
 from fastlrp.functional.conv import conv_relevance, conv_unpooled_relevance
 from fastlrp.functional.elementwise import elementwise_coefficients, elementwise_pooled_coefficients
 from fastlrp.functional.input_rules import input_flat_relevance, input_relevance
@@ -17,6 +22,7 @@ from fastlrp.functional.recurrence import recurrence_relevance
 __all__ = [
     "attention_forward",
     "attention_relevance",
+    "attention_up",
     "attention_value_relevance",
     "conv_relevance",
     "conv_unpooled_relevance",

@@ -185,6 +185,87 @@ def attention_value_relevance(
     return result
 
 
+def attention_up(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    up_query: Tensor | None = None,
+    up_key: Tensor | None = None,
+    up_value: Tensor | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float = 1.0,
+    cap: float = 0.0,
+    share_query: float = 0.25,
+    share_key: float = 0.25,
+    share_value: float = 0.5,
+    epsilon: float = 0.0,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """The transpose of :func:`attention_relevance`: what groups bring to the output.
+
+    With ``t_q``, ``t_k``, ``t_v`` what they bring to query, key and value:
+
+    - ``t_s = P scale (share_query t_q k^T + share_key q t_k^T)``, times the shares of cap and epsilon as there,
+    - ``t_g = share_value P t_v + t_s v - (sum_t t_s) o``.
+
+    Args:
+        query, key, value, output, log_sum, mask, causal, scale, cap: as in :func:`attention_relevance`.
+        up_query, up_key, up_value: for K groups, ``(B, K, H, S, D)``, ``(B, K, G, T, D)`` and ``(B, K, G, T, E)``; None
+            is zero, at least one is given.
+        share_query, share_key, share_value, epsilon: as there; for the transpose of :func:`attention_value_relevance`
+            ``share_value=1`` and ``up_value`` alone.
+        backend: ``"auto"`` or one of :data:`fastlrp.backends.dispatch.BACKENDS`.
+
+    Returns:
+        ``(B, K, H, S, E)``.
+
+    Raises:
+        TypeError: for a dtype that is not floating-point or differs between arguments; see :func:`attention_forward`.
+        ValueError: for shapes or devices that do not fit, a cap or an epsilon below 0, nothing that is brought.
+        BackendError: if the backend cannot run here.
+
+    Example::
+
+        from fastlrp import functional
+
+        query, key, value = torch.randn(3, 1, 2, 5, 4)
+        output, log_sum = functional.attention_forward(query, key, value, scale=0.5)
+        brought = value.unsqueeze(1) * torch.eye(5).view(1, 5, 1, 5, 1)  # by each of 5 positions
+        fixed = query, key, value, output, log_sum
+        at_output = functional.attention_up(*fixed, up_value=brought, scale=0.5, share_value=1)
+        assert torch.allclose(at_output.sum(1), output, atol=1e-5)
+
+    Source: DESIGN.md, section 3.9.
+    """
+    op = "attention_up"
+    _check_scores(op, query, key, mask, cap)
+    check_float(op, "value", value)
+    _check_value(op, value, key)
+    _check_number(op, "epsilon", epsilon)
+    (B, H, S, D), (_, G, T, E) = query.shape, value.shape
+    check_like(op, "output", _given(op, "output", output), "(B, H, S, E)", (B, H, S, E), query, query.dtype)
+    _check_log_sum(op, log_sum, query)
+    brought = [
+        ("up_query", up_query, "(B, K, H, S, D)", (H, S, D)), ("up_key", up_key, "(B, K, G, T, D)", (G, T, D)),
+        ("up_value", up_value, "(B, K, G, T, E)", (G, T, E)),
+    ]  # fmt: skip
+    given = [t for _, t, *_ in brought if t is not None]
+    if not given:
+        raise ValueError(f"{op}: up_query, up_key or up_value must be given, got None for all; None stands for zero")
+    check_dim(op, "what groups bring", given[0], "(B, K, …)", 5, 5)
+    for name, t, layout, rest in brought:
+        check_like(op, name, t, layout, (B, given[0].shape[1], *rest), query, query.dtype)
+    result: Tensor = torch.ops.fastlrp.attention_up(
+        query, key, value, output, log_sum, up_query, up_key, up_value, mask, causal, scale, cap,
+        share_query, share_key, share_value, epsilon, backend=backend,
+    )  # fmt: skip
+    return result
+
+
 def _check_scores(op: str, query: Tensor, key: Tensor, mask: Tensor | None, cap: float) -> None:
     check_float(op, "query", query)
     check_dim(op, "query", query, "(B, H, S, D)", 4, 4)

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fastlrp.aten._attention_up import attention_up, hides_later
 from fastlrp.capture.graph import Value
 from fastlrp.kinds.attention_into import told_apart, write_results
-from fastlrp.kinds.attention_up import attention_up, hides_later
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow, Rooms
 from fastlrp.plan.total import multiply
@@ -94,6 +94,7 @@ def add_step(
     shares = sharing.shares or (0.0, 0.0, 1.0)
     attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
     attention_into = b.operation_into("attention_relevance") if uniform else None
+    upward = b.operation("attention_up", noted=False)
     targets = operands.values if uniform else operands.values[2:]
     numbers = operands.causal, operands.scale, operands.cap
 
@@ -142,10 +143,12 @@ def add_step(
             if not causal or q.shape[2] != k.shape[2]:
                 return None
         mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, None)
-        found = attention_up(
-            (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0]), q, k, v, heads_in_one_axis(output),
-            log_sum, mask, *numbers, shares, epsilon, first,
-        )  # fmt: skip
+        each = (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0])
+        fixed = q, k, v, heads_in_one_axis(output), log_sum
+        if first is None:
+            found = upward(*fixed, *each, mask, *numbers, *shares, epsilon)
+        else:  # Under causal order and on a CPU alone.
+            found = attention_up(each, *fixed, mask, *numbers, shares, epsilon, first)
         found = found.reshape(*found.shape[:2], *y.sizes[:-2], *found.shape[-2:])
         if share is None:
             return found

@@ -75,10 +75,11 @@ class ForwardBuilder:
         kinds = compiled == "cuda" or self.dtype in (torch.float32, torch.float64)
         return kinds and self.backend in ("auto", compiled) and sparse_kernels(self.device) is not None
 
-    def operation(self, name: str) -> Callable[..., Any]:
-        """The backend's implementation of one of our operations; notes it in the current row."""
+    def operation(self, name: str, noted: bool = True) -> Callable[..., Any]:
+        """The backend's implementation of one of our operations; notes it in the current row, of the way down."""
         selected = select(name, self.backend, self.device, self.dtype)
-        self.note(selected.backend)
+        if noted:
+            self.note(selected.backend)
         implementation: Callable[..., Any] = selected.call
         if selected.backend in ("torch", "reference"):
             return implementation

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten import _product
+from fastlrp.aten._zeros import leading_zeros
 from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
@@ -367,17 +368,6 @@ def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:
 
 LEAST_OUTPUTS = 32
 """With fewer outputs a look at the positions costs as much as the product."""
-
-
-def leading_zeros(t: Tensor, axis: int) -> int:
-    """How many of the first entries along ``axis`` are zero throughout; 0 on a GPU, where looking means waiting."""
-    if t.device.type != "cpu" or t.numel() == 0 or bool(t.select(axis, 0).any()):
-        return 0
-    others = [d for d in range(t.dim()) if d != axis]
-    alive = t.any(others[-1])
-    for d in reversed(others[:-1]):
-        alive = alive.any(d)
-    return int(alive.int().argmax()) if bool(alive.any()) else t.shape[axis]
 
 
 def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:

@@ -124,6 +124,71 @@ def attention_value_relevance(
     return _over_group(p.unsqueeze(1).mT @ relevance.double(), key.shape[1]).to(relevance.dtype)
 
 
+def attention_up(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    up_query: Tensor | None,
+    up_key: Tensor | None,
+    up_value: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    share_query: float,
+    share_key: float,
+    share_value: float,
+    epsilon: float,
+) -> Tensor:
+    """The transpose of :func:`attention_relevance`: what groups bring to the output.
+
+    With ``t_q``, ``t_k``, ``t_v`` what stands at query, key and value:
+
+    - ``t_s = P scale (share_query t_q k^T + share_key q t_k^T)``, times the shares of cap and epsilon as there,
+    - ``t_g = share_value P t_v + t_s v - (sum_t t_s) o``.
+
+    Args:
+        query, key, value, output, log_sum, mask, causal, scale, cap: as in :func:`attention_relevance`.
+        up_query, up_key, up_value: ``(B, K, H, S, D)``, ``(B, K, G, T, D)`` and ``(B, K, G, T, E)`` for K groups; one
+            that is None is zero, not all of them are.
+        share_query, share_key, share_value, epsilon: as there; of :func:`attention_value_relevance` 0, 0, 1 and 0.
+
+    Returns:
+        ``(B, K, H, S, E)`` in the dtype of ``query``; computed in float64.
+
+    Raises:
+        ValueError: if all three are None.
+
+    Source: DESIGN.md, section 3.9.
+    """
+    if up_query is None and up_key is None and up_value is None:
+        raise ValueError("up_query, up_key and up_value: at least one must be given, got None for all")
+    k, v = (_for_each_head(t, query).unsqueeze(1) for t in (key, value))
+    u = _scores(query, key, scale)
+    p = _probabilities(_masked(_capped(u, cap), mask, causal), log_sum.double())
+    left = (p * _cap_share(u, cap) * _epsilon_share(u, epsilon)).unsqueeze(1)  # (B, 1, H, S, T)
+    t_g = torch.zeros((), dtype=torch.float64, device=query.device)
+    if up_value is not None:
+        t_g = t_g + share_value * p.unsqueeze(1) @ _of_each_head(up_value, query)
+    t_s: Tensor | None = None
+    if up_query is not None:
+        t_s = share_query * up_query.double() @ k.mT
+    if up_key is not None:
+        part = share_key * query.double().unsqueeze(1) @ _of_each_head(up_key, query).mT
+        t_s = part if t_s is None else t_s + part
+    if t_s is not None:
+        t_s = scale * left * t_s
+        t_g = t_g + t_s @ v - t_s.sum(-1, keepdim=True) * output.double().unsqueeze(1)
+    return t_g.to(query.dtype)
+
+
+def _of_each_head(t: Tensor, query: Tensor) -> Tensor:
+    """``(B, K, G, T, D)`` -> ``(B, K, H, T, D)``, float64."""
+    return t.double().repeat_interleave(query.shape[1] // t.shape[2], 2)
+
+
 def _for_each_head(t: Tensor, query: Tensor) -> Tensor:
     """``(B, G, T, D)`` -> ``(B, H, T, D)``, float64."""
     return t.double().repeat_interleave(query.shape[1] // t.shape[1], 1)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.aten._zeros import leading_zeros
 from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.one_hot import OneHot
 from fastlrp.plan.compact import Compact
-from fastlrp.plan.layer import leading_zeros
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_up, profiling, record_function

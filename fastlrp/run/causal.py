@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fastlrp.aten._attention_up import hides_later
 from fastlrp.capture.graph import Constant, Value
 from fastlrp.groups import Resolved
-from fastlrp.kinds.attention_up import hides_later
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.ascent import Route
 

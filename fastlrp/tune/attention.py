@@ -18,10 +18,13 @@ from fastlrp.tune.workloads import Workload
 KERNELS = {
     "attention_forward": "attention_forward", "attention_query": "attention_relevance",
     "attention_key": "attention_relevance", "attention_value": "attention_value_relevance",
+    "attention_up": "attention_up",
 }  # fmt: skip
 """What tables have rows for, each with the operation that reads it. One call of an operation may run several."""
 
 WITHOUT_TARGETS = "attention_forward"
+UP = "attention_up"
+"""Whose targets, groups here, are an axis of other arguments than the first."""
 WITHOUT_LIBRARY = ("attention_key",)
 """The row of ``attention_query`` says for both whether the library's products are taken."""
 
@@ -68,6 +71,10 @@ class Attention(Workload):
         if self.op == "attention_forward":
             return query, key, value, *how
         output, log_sum = attention_forward(query, key, value, *how)
+        if self.op == UP:
+            sizes = (H, S, self.inputs), (G, T, self.inputs), (G, T, self.outputs)
+            brought = [make(B, self.targets, *size) for size in sizes]
+            return query, key, value, output, log_sum, *brought, *how, 0.25, 0.25, 0.5, 0.0
         flow = make(B, self.targets, H, S, self.outputs)
         if self.op == "attention_value_relevance":
             return flow, query, key, log_sum, *how

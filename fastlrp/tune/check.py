@@ -29,7 +29,7 @@ class Check:
     def __init__(self, op: str, arguments: tuple[Any, ...], kind: str) -> None:
         flow, part = arguments[0], arguments
         self._targets: list[int] | None = None
-        if op != attention.WITHOUT_TARGETS:
+        if op not in (attention.WITHOUT_TARGETS, attention.UP):
             count = flow.shape[1]
             self._targets = sorted({round(i * (count - 1) / (_CHECKED_TARGETS - 1)) for i in range(_CHECKED_TARGETS)})
             part = (flow[:, self._targets], *arguments[1:])

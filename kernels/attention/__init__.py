@@ -9,9 +9,9 @@
 
 see :mod:`fastlrp.reference.attention`. Two ways, of which the configuration chooses:
 
-- :mod:`fastlrp.kernels.attention.forward` and :mod:`fastlrp.kernels.attention.relevance`: tiles of P are made where
-  they are needed, once for several targets. ``block_m`` is a tile's queries, ``block_n`` its keys, ``block_k`` the
-  targets that share it;
+- :mod:`fastlrp.kernels.attention.forward`, :mod:`fastlrp.kernels.attention.relevance` and, for the way up,
+  :mod:`fastlrp.kernels.attention.up`: tiles of P are made where they are needed, once for several targets or groups.
+  ``block_m`` is a tile's queries, ``block_n`` its keys, ``block_k`` the targets that share it;
 - the library's products, as the ``torch`` backend composes them: where products have no tensor cores. What the row of
   ``attention_query`` says holds for the whole way down.
 """
@@ -28,6 +28,7 @@ from fastlrp.kernels.attention.call import TOGETHER, call_of, shape_class
 from fastlrp.kernels.attention.compilations import compiled_samples
 from fastlrp.kernels.attention.forward import forward_launch
 from fastlrp.kernels.attention.relevance import key_launch, query_launch
+from fastlrp.kernels.attention.up import up_launch
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.configs import configuration
 from fastlrp.kernels.launch import matmul_precision
@@ -123,6 +124,42 @@ def attention_value_relevance(
     with torch.cuda.device_of(relevance):
         key_launch(call, relevance, log_sum, (0.0, 1.0), 0.0, None, None, c_value, config).run()
     return c_value
+
+
+def attention_up(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    up_query: Tensor | None,
+    up_key: Tensor | None,
+    up_value: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    share_query: float,
+    share_key: float,
+    share_value: float,
+    epsilon: float,
+) -> Tensor:
+    """``(B, K, H, S, E)``: what K groups bring to the output; see :mod:`fastlrp.reference.attention`."""
+    arriving, shares = (up_query, up_key, up_value), (share_query, share_key, share_value)
+    K = next(t for t in arriving if t is not None).shape[1]
+    B, H, S, D = query.shape
+    E = value.shape[3]
+    result = query.new_empty(B, K, H, S, E)
+    if result.numel() == 0:
+        return result
+    config = configuration("attention_up", shape_class(D, E), query.device, query.dtype)
+    if config.route == "library":
+        given = query, key, value, output, log_sum, *arriving, mask, causal, scale, cap, *shares, epsilon
+        return composed.attention_up(*given)
+    call = call_of(query, key, value, mask, causal, scale, cap, E, _precision(query.dtype))
+    with torch.cuda.device_of(query):
+        up_launch(call, output, log_sum, arriving, shares, epsilon, result, config).run()
+    return result
 
 
 def compilations(dtype: torch.dtype) -> Iterator[Compilation]:

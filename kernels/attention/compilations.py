@@ -11,11 +11,12 @@ from torch import Tensor
 from fastlrp.kernels.attention.call import TOGETHER, call_of, shape_class
 from fastlrp.kernels.attention.forward import forward_launch
 from fastlrp.kernels.attention.relevance import key_launch, query_launch
+from fastlrp.kernels.attention.up import up_launch
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.configs import Config, configurations_of_classes
 from fastlrp.kernels.launch import Launch
 
-KERNELS = ("attention_forward", "attention_query", "attention_key", "attention_value")
+KERNELS = ("attention_forward", "attention_query", "attention_key", "attention_value", "attention_up")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Sample:
     mask: torch.dtype | None = None
     targets: int = 32
     heads_per_key: int = 1
+    values_alone: bool = False
 
     def launch(self, kernel: str, dtype: torch.dtype, precision: str, config: Config) -> Launch:
-        """The launch of one of :data:`KERNELS`."""
+        """The launch of one of :data:`KERNELS`; on the way up that of values alone where a sample says so."""
         B, K, G, H, S, D = 2, self.targets, 4, 4 * self.heads_per_key, 512, self.features
 
         def empty(*size: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -46,6 +48,9 @@ class Sample:
         if kernel == "attention_forward":
             return forward_launch(call, config, empty(B, H, S, D), log_sum)
         relevance, down = empty(B, K, H, S, D), empty(B, K, G, S, D)
+        if kernel == "attention_up":
+            arriving = (None, None, down) if self.values_alone else (relevance, down, down)
+            return up_launch(call, query, log_sum, arriving, (0.25, 0.25, 0.5), self.epsilon, relevance, config)
         if kernel == "attention_query":
             result = empty(B, K, H, S, D)
             return query_launch(call, relevance, query, log_sum, 0.25, self.epsilon, delta, result, config)
@@ -58,6 +63,7 @@ class Sample:
 SAMPLES = (
     Sample("64", 64),
     Sample("64 causal, one target", 64, causal=True, targets=1),
+    Sample("64 causal, up of values alone", 64, causal=True, values_alone=True),
     Sample("64 with everything", 64, True, 30.0, 1e-6, torch.float32, heads_per_key=4),
     Sample("48 with a mask of booleans", 48, mask=torch.bool),
     Sample("128 causal", 128, causal=True, heads_per_key=4),
@@ -73,6 +79,8 @@ def compiled_samples(dtype: torch.dtype) -> Iterator[Compilation]:
         for kernel in KERNELS:
             classes = configurations_of_classes(kernel, dtype, precision)
             for sample in SAMPLES:
+                if sample.values_alone and kernel != "attention_up":
+                    continue
                 for name, config in classes.get(shape_class(sample.features), {}).items():
                     if config.route == "fused":
                         launch = sample.launch(kernel, dtype, precision, config)

@@ -52,9 +52,7 @@ def test_standard_shapes(quick):
     assert {w.op for w in found} == set(attention.KERNELS.values())
     assert len(set(found)) == len(found)
     assert {w.inputs for w in found} == {64, 128, 256}
-    assert str(found[-1]).startswith(
-        "attention_value_relevance 16 heads of 256 sharing=2, 512 queries, 512 keys causal"
-    )
+    assert str(found[-1]).startswith("attention_up 16 heads of 256 sharing=2, 512 queries, 512 keys causal")
 
 
 @pytest.mark.parametrize("op", dict.fromkeys(attention.KERNELS.values()))
@@ -66,6 +64,7 @@ def test_arguments_fit_their_operation(op, dtype):
         "attention_forward": [(2, 2, 6, 5), (2, 2, 6)],
         "attention_relevance": [(2, 3, 2, 6, 4), (2, 3, 1, 7, 4), (2, 3, 1, 7, 5)],
         "attention_value_relevance": [(2, 3, 1, 7, 5)],
+        "attention_up": [(2, 3, 2, 6, 5)],
     }
     assert [tuple(t.shape) for t in (found if isinstance(found, tuple) else (found,))] == shapes[op]
     assert given[0].stride(-2) == 2 * given[0].shape[-1]
@@ -77,6 +76,7 @@ def test_arguments_fit_their_operation(op, dtype):
         ("attention_forward", ["forward"]),
         ("attention_relevance", ["key", "query"]),
         ("attention_value_relevance", ["value"]),
+        ("attention_up", ["up"]),
     ],
 )
 def test_every_kernel_that_a_call_runs_is_tuned(op, kernels):

@@ -16,7 +16,9 @@ from fastlrp.backends.dispatch import select
 from fastlrp.backends.extension import extension, extension_error
 from tests.ops.cases import TOLERANCE, backends, bound, in_dtypes, reference, reversed_memory, same, with_gaps
 
-FORWARD, RELEVANCE, VALUE = OPS = ("attention_forward", "attention_relevance", "attention_value_relevance")
+FORWARD, RELEVANCE, VALUE, UP = OPS = (
+    "attention_forward", "attention_relevance", "attention_value_relevance", "attention_up",
+)  # fmt: skip
 aten = importlib.import_module("fastlrp.aten.attention")
 SHARES = (0.25, 0.3, 0.5)
 # B, K, H, G, S, T, D, E; causal, mask, cap, epsilon
@@ -69,7 +71,13 @@ def arguments(case: tuple[Any, ...], dtype: torch.dtype) -> dict[str, tuple[Any,
         FORWARD: (q, k, v, *how),
         RELEVANCE: (g, q, k, v, output, log_sum, *how, *SHARES, epsilon),
         VALUE: (g, q, k, log_sum, *how),
+        UP: (q, k, v, output, log_sum, *_brought(q, k, v, K), *how, *SHARES, epsilon),
     }
+
+
+def _brought(q: Tensor, k: Tensor, v: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """What groups bring to queries, keys and values."""
+    return tuple(torch.randn(len(t), groups, *t.shape[1:], dtype=t.dtype) for t in (q, k, v))
 
 
 def assert_equal(got: Any, expected: Any, given: tuple[Any, ...], tolerance: float | None = None) -> None:
@@ -117,6 +125,23 @@ def test_small_tiles(monkeypatch, case):
         assert_equal(getattr(aten, op)(*given), reference(op)(*given), given)
 
 
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[6], CASES[9]], ids=str)
+def test_up_is_the_transpose_of_the_way_down(case):
+    """<down(g), t> = <g, up(t)>, of all that arrives and of each part alone."""
+    given = arguments(case, torch.float64)
+    g, down = given[RELEVANCE][0], reference(RELEVANCE)(*given[RELEVANCE])
+    fixed, brought, how = given[UP][:5], given[UP][5:8], given[UP][8:]
+    for chosen in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        some = [t if here else None for t, here in zip(brought, chosen, strict=True)]
+        left = sum(float((c * t).sum()) for c, t in zip(down, some, strict=True) if t is not None)
+        for up in (reference(UP), aten.attention_up):
+            assert float((g * up(*fixed, *some, *how)).sum()) == pytest.approx(left, rel=1e-11, abs=1e-12)
+    values = (None, None, brought[2]), given[UP][8:12], (0.0, 0.0, 1.0, 0.0)
+    found = reference(UP)(*fixed, *values[0], *values[1], *values[2])
+    expected = float((reference(VALUE)(*given[VALUE]) * brought[2]).sum())
+    assert float((g * found).sum()) == pytest.approx(expected, rel=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [CASES[1], CASES[6], (2, 3, 4, 2, 300, 300, 8, 8, True, None, 0.0, 0.0)], ids=str)
 def test_half_precision(case, dtype):
@@ -125,7 +150,7 @@ def test_half_precision(case, dtype):
         exact = changed(given, lambda t: t.double() if t.is_floating_point() else t)
         expected = tree_leaves(reference(op)(*exact))
         chosen = select(op, "auto", torch.device("cpu"), dtype)
-        assert chosen.backend == ("torch" if op == "attention_forward" or extension_error() else "cpu")
+        assert chosen.backend == ("torch" if op in (FORWARD, UP) or extension_error() else "cpu")
         for call in (getattr(aten, op), chosen.call):
             found = call(*given)
             narrow = [right.to(got.dtype) for got, right in zip(tree_leaves(found), expected, strict=True)]

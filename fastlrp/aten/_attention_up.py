@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastlrp.plan.layer import leading_zeros
+from fastlrp.aten._zeros import leading_zeros
 
 TILE_BYTES = 16 << 20
 """Largest tile of scores of all groups: queries are cut so that it stays in a cache or near it."""
