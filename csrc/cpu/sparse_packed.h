@@ -5,6 +5,22 @@
 
 namespace fastlrp::cpu {
 
+// The output positions in a tile's reach, in order: visit(position, its number in the box, its distance to the box's
+// left edge).
+template <class T, class Number, class Visit>
+void each_in_reach(const Tile<T, Number>& tile, const Visit& visit) {
+  const Window& w = tile.plan.p.window;
+  const Range(&box)[3] = tile.box;
+  int64_t number = 0;
+  for (int64_t a = box[0].begin; a < box[0].end; ++a) {
+    for (int64_t y = box[1].begin; y < box[1].end; ++y) {
+      for (int64_t x = box[2].begin; x < box[2].end; ++x) {
+        visit(((tile.batch * w.out[0] + a) * w.out[1] + y) * w.out[2] + x, number++, x - box[2].begin);
+      }
+    }
+  }
+}
+
 template <class T, class Number>
 struct Packed {
   const Plan<T, Number>& plan;
@@ -21,55 +37,45 @@ struct Packed {
 
   void take(const Tile<T, Number>& tile, const Panel& panel) {
     const auto& p = plan.p;
-    const Window& w = p.window;
     const Blocks& blocks = plan.blocks;
-    const Range box[3] = {tile.box[0], tile.box[1], tile.box[2]};
-    const int64_t all = plan.out_blocks(), spatial = w.outputs(), width = panel.width, valid = panel.valid;
+    const int64_t all = plan.out_blocks(), spatial = p.window.outputs(), width = panel.width, valid = panel.valid;
     const Pattern& pattern = p.arriving.pattern;
-    const auto position = [&](int64_t a, int64_t y, int64_t x) {
-      return ((tile.batch * w.out[0] + a) * w.out[1] + y) * w.out[2] + x;
-    };
-    int64_t total = 0;
-    for (int64_t a = box[0].begin; a < box[0].end; ++a) {
-      for (int64_t y = box[1].begin; y < box[1].end; ++y) {
-        total += pattern.offsets[position(a, y, box[2].end - 1) + 1] - pattern.offsets[position(a, y, box[2].begin)];
-      }
-    }
+    int64_t total = 0, places = 0;
+    each_in_reach(tile, [&](int64_t at, int64_t, int64_t) {
+      total += pattern.offsets[at + 1] - pattern.offsets[at];
+      ++places;
+    });
     const int64_t products = static_cast<int64_t>(p.products.size());
     count = total;
     T* packed = values.reserve(total * products * width);
     int32_t* rows_of_weight = row.reserve(total);
-    int64_t* firsts = first.reserve(box[0].size() * box[1].size() * box[2].size() * (all + 1));
+    int64_t* firsts = first.reserve(places * (all + 1));
     const int32_t step = static_cast<int32_t>(blocks.row_step);
     const int32_t shift = plan.merged ? static_cast<int32_t>(blocks.tap_step) : 0;  // see Products::by_rows
     T* scale = scale_.reserve(blocks.groups * blocks.out_channels);
     int64_t base = 0;
-    for (int64_t a = box[0].begin; a < box[0].end; ++a) {
-      for (int64_t y = box[1].begin; y < box[1].end; ++y) {
-        for (int64_t x = box[2].begin; x < box[2].end; ++x) {
-          const int64_t at = position(a, y, x), inside = at - tile.batch * spatial;
-          const Range entries{pattern.offsets[at], pattern.offsets[at + 1]};
-          cut(pattern.channels, entries, plan.out_bounds, base, firsts + tile.box_index(a, y, x) * (all + 1),
-              [&](int64_t to, int32_t in_block) {
-                rows_of_weight[to] = in_block * step - static_cast<int32_t>(x - box[2].begin) * shift;
-              });
-          const int64_t* rows = p.arriving.rows == nullptr ? nullptr : p.arriving.rows + entries.begin;
-          const T* source = p.arriving.values + panel.first + (rows ? 0 : entries.begin * p.arriving.stride);
-          for (int64_t product = 0; product < products; ++product) {
-            const Map<T>& coefficient = p.products[product].coefficient;
-            for (int64_t e = entries.begin; e < entries.end; ++e) {
-              scale[e - entries.begin] = coefficient.at(tile.batch, pattern.channels[e], inside);
-            }
-            if (p.other.data != nullptr) {
-              select(tile.batch, pattern.channels, entries, inside, scale, rows_of_weight + base);
-            }
-            plan.kernel.scale_rows(width, valid, entries.size(), source, p.arriving.stride, rows, scale,
-                                   packed + (base + product * total) * width, width);
-          }
-          base += entries.size();
+    each_in_reach(tile, [&](int64_t at, int64_t number, int64_t distance) {
+      const int64_t inside = at - tile.batch * spatial;
+      const Range entries{pattern.offsets[at], pattern.offsets[at + 1]};
+      cut(pattern.channels, entries, plan.out_bounds, base, firsts + number * (all + 1),
+          [&](int64_t to, int32_t in_block) {
+            rows_of_weight[to] = in_block * step - static_cast<int32_t>(distance) * shift;
+          });
+      const int64_t* rows = p.arriving.rows == nullptr ? nullptr : p.arriving.rows + entries.begin;
+      const T* source = p.arriving.values + panel.first + (rows ? 0 : entries.begin * p.arriving.stride);
+      for (int64_t product = 0; product < products; ++product) {
+        const Map<T>& coefficient = p.products[product].coefficient;
+        for (int64_t e = entries.begin; e < entries.end; ++e) {
+          scale[e - entries.begin] = coefficient.at(tile.batch, pattern.channels[e], inside);
         }
+        if (p.other.data != nullptr) {
+          select(tile.batch, pattern.channels, entries, inside, scale, rows_of_weight + base);
+        }
+        plan.kernel.scale_rows(width, valid, entries.size(), source, p.arriving.stride, rows, scale,
+                               packed + (base + product * total) * width, width);
       }
-    }
+      base += entries.size();
+    });
   }
 
  private:

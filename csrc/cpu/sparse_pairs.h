@@ -23,25 +23,16 @@ struct Packed<float, Bf16> {
 
   void take(const Tile<float, Bf16>& tile, const Panel& panel) {
     const auto& p = plan.p;
-    const Window& w = p.window;
-    const Range box[3] = {tile.box[0], tile.box[1], tile.box[2]};
     const int64_t all = plan.out_blocks(), products = static_cast<int64_t>(p.products.size());
-    const int64_t places = box[0].size() * box[1].size() * box[2].size();
     const Pattern& pattern = p.arriving.pattern;
-    const auto position = [&](int64_t a, int64_t y, int64_t x) {
-      return ((tile.batch * w.out[0] + a) * w.out[1] + y) * w.out[2] + x;
-    };
     count = 0;
-    int64_t most = 0;
-    for (int64_t a = box[0].begin; a < box[0].end; ++a) {
-      for (int64_t y = box[1].begin; y < box[1].end; ++y) {
-        for (int64_t x = box[2].begin; x < box[2].end; ++x) {
-          const int64_t at = position(a, y, x), entries = pattern.offsets[at + 1] - pattern.offsets[at];
-          count += entries + std::min(entries, all);
-          most = std::max(most, entries);
-        }
-      }
-    }
+    int64_t most = 0, places = 0;
+    each_in_reach(tile, [&](int64_t at, int64_t, int64_t) {
+      const int64_t entries = pattern.offsets[at + 1] - pattern.offsets[at];
+      count += entries + std::min(entries, all);
+      most = std::max(most, entries);
+      ++places;
+    });
     count = (count + 1) / 2 * 2;
     values.reserve(count * products * panel.width);
     row.reserve(count);
@@ -50,21 +41,16 @@ struct Packed<float, Bf16> {
     rows_.reserve(most + std::min(most, all));
     scale_.reserve(most + std::min(most, all));
     int64_t base = 0;
-    for (int64_t a = box[0].begin; a < box[0].end; ++a) {
-      for (int64_t y = box[1].begin; y < box[1].end; ++y) {
-        for (int64_t x = box[2].begin; x < box[2].end; ++x) {
-          const int64_t at = position(a, y, x);
-          const int32_t shift = plan.merged ? static_cast<int32_t>((x - box[2].begin) * plan.blocks.tap_step) : 0;
-          const int64_t filled = list(at, base, shift, first.get() + tile.box_index(a, y, x) * (all + 1));
-          for (int64_t product = 0; product < products; ++product) {
-            scale(tile.batch, at - tile.batch * w.outputs(), product, filled, row.get() + base);
-            scale_pairs(panel.width, panel.valid, filled, p.arriving.values + panel.first, p.arriving.stride,
-                        rows_.get(), scale_.get(), values.get() + (base + product * count) * panel.width);
-          }
-          base += filled;
-        }
+    each_in_reach(tile, [&](int64_t at, int64_t number, int64_t distance) {
+      const int32_t shift = plan.merged ? static_cast<int32_t>(distance * plan.blocks.tap_step) : 0;
+      const int64_t filled = list(at, base, shift, first.get() + number * (all + 1));
+      for (int64_t product = 0; product < products; ++product) {
+        scale(tile.batch, at - tile.batch * p.window.outputs(), product, filled, row.get() + base);
+        scale_pairs(panel.width, panel.valid, filled, p.arriving.values + panel.first, p.arriving.stride, rows_.get(),
+                    scale_.get(), values.get() + (base + product * count) * panel.width);
       }
-    }
+      base += filled;
+    });
   }
 
  private:

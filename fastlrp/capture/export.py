@@ -115,7 +115,7 @@ def capture(
             an UnsupportedOperationError if an operation mixes the samples of a batch.
         ValueError: if ``output`` does not name one of the model's outputs, or its function does not give one tensor.
     """
-    refuse_scripted(model)
+    refuse_unreadable(model)
     training = model.training
     wrapper = Wrapper(model, output)
     wrapper.training, wrapper._note.after = training, after
@@ -156,14 +156,21 @@ def capture(
     return replace(found, unpacked=unpacked)
 
 
-def refuse_scripted(model: nn.Module) -> None:
-    """Raise CaptureError for TorchScript, of which nothing can be seen."""
-    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        raise CaptureError(
-            f"module '{scripted or '(the model itself)'}' is a TorchScript module (torch.jit), whose operations cannot "
-            "be seen: build the model from its Python source and load the weights with load_state_dict"
-        )
+def refuse_unreadable(model: nn.Module) -> None:
+    """Raise CaptureError for modules of which torch.export sees no operations: TorchScript, quantised layers."""
+    for name, module in model.named_modules():
+        where = f"module '{name or '(the model itself)'}'"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{where} is a TorchScript module (torch.jit), whose operations cannot be seen: build the model from "
+                "its Python source and load the weights with load_state_dict"
+            )
+        if "quantized" in type(module).__module__.split(".") or any(t.is_quantized for t in module.buffers(False)):
+            raise CaptureError(
+                f"{where} ({type(module).__name__}) computes with quantised weights, for which relevance is not "
+                "defined: explain the model of floats that it was made from, or a copy of that one with the weights as "
+                "they are after quantisation, layer.weight().dequantize()"
+            )
 
 
 def _batch_first(graph: Graph) -> set[Value]:

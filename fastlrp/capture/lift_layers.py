@@ -11,7 +11,7 @@ from fastlrp.capture.graph import Constant, Value
 from fastlrp.capture.lift_messages import sparse_product
 from fastlrp.capture.lift_moves import Form, aligned, as_it_is
 from fastlrp.capture.lifter import Lifter, aten, derived, sizes_of
-from fastlrp.kinds.grouped import rows_by_expert
+from fastlrp.kinds.experts import rows_by_expert
 
 _CONVOLUTIONS = {1: aten.conv2d.default, 2: aten.conv3d.default}
 _TRANSPOSED = {1: aten.conv_transpose2d.input, 2: aten.conv_transpose3d.input}

@@ -17,7 +17,7 @@ from fastlrp.capture import structure as structures
 from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.chosen import Output
-from fastlrp.capture.export import Captured, Wrapper, choose_output, failure, refuse_scripted, tracing
+from fastlrp.capture.export import Captured, Wrapper, choose_output, failure, refuse_unreadable, tracing
 from fastlrp.capture.fixed import Fixed
 from fastlrp.capture.graph import Graph, Node, Value, substitute
 from fastlrp.capture.lift import twin_of
@@ -66,7 +66,7 @@ def capture_one(
             with a batch axis.
         ValueError: if ``output`` does not name one of the model's outputs.
     """
-    refuse_scripted(model)
+    refuse_unreadable(model)
     items: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     kept = {key: _copy(value) for key, value in items if key in fixed}
     wrapper = _OneSample(model, output, kept)

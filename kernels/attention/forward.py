@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlrp.kernels.attention.call import Call
-from fastlrp.kernels.attention.scores import masked, put, rows, span, tanh_ratio
+from fastlrp.kernels.attention.scores import keys_of_tile, masked, put, rows, tanh_ratio
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch
 
@@ -71,14 +71,8 @@ def attention_forward_kernel(
     g = h // heads_per_key
     i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_query = i < S
-    end = T
-    if CAUSAL:
-        end = tl.minimum(T, (tile + 1) * BLOCK_M)
-    begin = 0
-    if spans is not None:
-        begin, last = span(spans + b * spans_b + h * spans_head, i, spans_i, is_query, T)
-        begin = begin // BLOCK_N * BLOCK_N
-        end = tl.minimum(end, last)
+    spans_start = b * spans_b + h * spans_head
+    begin, end = keys_of_tile(spans, spans_start, spans_i, tile, i, is_query, T, CAUSAL, BLOCK_M, BLOCK_N)
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
     mask_start = b * mask_b + h * mask_head
     key_start = b * key_b + g * key_head

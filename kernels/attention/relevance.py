@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlrp.kernels.attention.call import Call, strides
-from fastlrp.kernels.attention.scores import log_sums, probabilities, put, rows, span
+from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, rows, span
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch, power_of_two
 
@@ -125,14 +125,8 @@ def attention_query_kernel(
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
     lse = log_sums(log_sum, b * log_sum_b + h * log_sum_head + i.to(tl.int64) * log_sum_s, is_query)
 
-    end = T
-    if CAUSAL:
-        end = tl.minimum(T, (tile + 1) * BLOCK_M)
-    begin = 0
-    if spans is not None:
-        begin, last = span(spans + b * spans_b + h * spans_head, i, spans_i, is_query, T)
-        begin = begin // BLOCK_N * BLOCK_N
-        end = tl.minimum(end, last)
+    spans_start = b * spans_b + h * spans_head
+    begin, end = keys_of_tile(spans, spans_start, spans_i, tile, i, is_query, T, CAUSAL, BLOCK_M, BLOCK_N)
     for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         is_key = j < T

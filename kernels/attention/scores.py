@@ -74,6 +74,26 @@ def span(spans, row, stride, inside, nothing):
 
 
 @triton.jit
+def keys_of_tile(
+    spans, start, stride, tile, i, is_query, T, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """From which key to which the queries ``i`` of a tile look, the first one at the edge of a tile of keys.
+
+    Up to the diagonal with ``CAUSAL``, and under a mask no further than the keys that one of them attends to, whose
+    ``spans`` begin at ``start``; None without a mask.
+    """
+    end = T
+    if CAUSAL:
+        end = tl.minimum(T, (tile + 1) * BLOCK_M)
+    begin = 0
+    if spans is not None:
+        begin, last = span(spans + start, i, stride, is_query, T)
+        begin = begin // BLOCK_N * BLOCK_N
+        end = tl.minimum(end, last)
+    return begin, end
+
+
+@triton.jit
 def log_sums(log_sum, place, inside):
     """The logarithms of the sums, plus infinity where nothing is attended or where there is no query."""
     found = tl.load(log_sum + place, mask=inside, other=float("inf")).to(tl.float32)

@@ -218,6 +218,14 @@ def test_torchscript_is_told() -> None:
         fastlrp.explain(nn.Sequential(inner, nn.Linear(10, 4)).eval(), vector(), [0])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_layers_are_told() -> None:
+    model = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    with pytest.raises(CaptureError, match=r"module '0' \(Linear\) computes with quantised weights.*the model of floats"):
+        fastlrp.explain(quantised, vector(), [0])
+
+
 def test_own_entry_by_an_index_of_its_own_sample() -> None:
     """``x[arange(B), lengths]``: the last step of each sequence."""
     model = Written(lambda m, x, n: m.last(x[torch.arange(x.shape[0]), n - 1]), last=linear(12)).eval()

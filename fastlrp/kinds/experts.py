@@ -89,7 +89,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 
 
 KIND = Kind(
-    name="grouped",
+    name="experts",
     operations="transformers::grouped_mm_fallback _grouped_mm",
     lower=lower,
     textbook=textbook.in_proportion,
