@@ -86,7 +86,7 @@ ORDER = """
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
     tune.attention capture.shape_memory
     spellings groups outputs frequencies
-    markup pickling progress run.reach precision
+    second_stage markup pickling progress run.reach precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking
