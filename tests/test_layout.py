@@ -73,7 +73,7 @@ ORDER = """
     plan.coefficients capture.rewrite_functions
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.builder capture.rewrite capture.faults capture.folding
+    plan.builder plan.infinite capture.rewrite capture.faults capture.folding
     plan.forward_builder plan.path plan.packed
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
