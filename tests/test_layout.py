@@ -83,6 +83,7 @@ ORDER = """
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
+    capture.mask_sizes
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
     tune.attention capture.shape_memory
     spellings groups outputs frequencies

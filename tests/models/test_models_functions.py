@@ -168,6 +168,34 @@ def test_exp_of_what_is_masked_with_infinity() -> None:
     torch.testing.assert_close(fastlrp.explain(model, x, 1, "gradient", initial="one")[:, 0], expected)
 
 
+def test_entries_that_a_mask_of_the_models_own_takes() -> None:
+    """How many they are is the mask's to say; whoever changes it captures the model again."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        taken = m.a(x)[:, m.mask]
+        return m.b(torch.cat([taken * torch.arange(1, taken.shape[1] + 1), taken.new_ones(len(x), 1)], 1))
+
+    model = Written(body, a=nn.Linear(5, 8), b=linear(4))
+    model.register_buffer("mask", torch.arange(8) % 3 == 0)
+    model, x = model.double().eval(), torch.randn(3, 5).double()
+    explainer = fastlrp.Explainer(model, "lrp0")
+    for mask in (torch.arange(8) % 3 == 0, torch.arange(8) == 5, torch.arange(8) % 4 == 1):
+        model.mask.copy_(mask)
+        count = int(mask.sum())
+        model.b = nn.Linear(count + 1, 4).double()
+        found = explainer(x, "all", layers=["a"])["a"]
+        expected = torch.zeros(3, 4, 8).double()
+        expected[:, :, mask] = model.a(x)[:, None, mask] * torch.arange(1, count + 1) * model.b.weight[:, :count]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert explainer.verify(x, "all").ok
+    model.b = nn.Linear(4, 4).double()
+    model.mask.copy_(torch.arange(8) < 3)
+    explainer(x, "all")
+    model.b.weight.data.zero_()  # Other numbers, the same sizes.
+    model.mask.copy_(torch.arange(8) > 4)
+    assert not explainer(x, "all").any()
+
+
 def test_sums_in_another_dtype_than_the_models() -> None:
     """A part in float32 of a model in float64, as gated delta rules compute themselves: registers keep its dtype."""
 
