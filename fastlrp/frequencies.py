@@ -34,6 +34,12 @@ def spectrum(x: Tensor, window: Tensor | int | None = None, hop: int | None = No
     Raises:
         ValueError: for an integer signal, a window that is longer than it, or a hop that leaves gaps. TypeError: for
             another window.
+
+    Example::
+
+        signal = torch.randn(2, 1, 64)
+        assert fastlrp.frequencies.spectrum(signal).shape == (2, 1, 33, 2)
+        assert fastlrp.frequencies.spectrum(signal, window=16).shape == (2, 1, 9, 17, 2)
     """
     return _transform(x, window, hop).forward(x)
 

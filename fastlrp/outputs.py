@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BackboneAndHead", "anchor_of", "area", "by_anchor", "strongest", "towards"]
+from fastlrp.second_stage import BoxHead, proposals, roi_align
+
+__all__ = [
+    "BackboneAndHead", "BoxHead", "anchor_of", "area", "by_anchor", "proposals", "roi_align", "strongest", "towards",
+]  # fmt: skip
 
 
 def area(scores: Tensor, label: int | Tensor) -> Tensor:

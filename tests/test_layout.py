@@ -74,9 +74,8 @@ ORDER = """
     plan.input_terms plan.late
     plan.ups
     plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.moving
-    plan.builder capture.rewrite capture.faults capture.folding
-    plan.forward_builder plan.path plan.packed plan.neck
+    plan.moving plan.builder capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    plan.neck plan.infinite
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
@@ -85,9 +84,9 @@ ORDER = """
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
-    capture.wording capture.quiet capture.sequence_shapes capture.settings capture.module_paths classes positions tune.space tune.check
-    tune.attention capture.shape_memory
-    spellings groups outputs markup pickling progress run.reach precision transforms frequencies
+    capture.wording capture.quiet capture.sequence_shapes capture.settings capture.module_paths classes positions
+    tune.space tune.check tune.attention capture.shape_memory spellings groups outputs markup pickling progress
+    run.reach precision transforms frequencies capture.mask_sizes second_stage
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking

@@ -19,6 +19,8 @@ _REASONS = {
     "vmap": "what torch.vmap maps over another axis than the batch, or maps twice, is one operation: write the batched "
             "operation out",
     "atan2": "an angle is not made of its two coordinates: longer or shorter, they give the same",
+    "torchvision::roi_align": "its result has the boxes of all images along axis 0. For a chosen box write it with "
+                              "fastlrp.outputs.roi_align, or take fastlrp.outputs.BoxHead for torchvision's R-CNNs",
     "complex_angle": "an angle is not made of real and imaginary part: longer or shorter, they give the same",
     "complex_output": "relevance is defined for real numbers, and the explained output is complex: explain its real or "
                       "imaginary part or its absolute value, output=lambda z: z.abs()",

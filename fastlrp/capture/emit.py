@@ -18,6 +18,7 @@ from fastlrp.capture.carrying import carries
 from fastlrp.capture.complex_numbers import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.mask_sizes import settled
 from fastlrp.capture.memory import Write
 from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
 from fastlrp.capture.rewrite import Step, Steps
@@ -53,10 +54,11 @@ class Emitter:
 
     def __init__(self, graph: Graph, batch: int | None) -> None:
         self.graph, self.batch = graph, batch
+        self.known: dict[Any, int] = {}
 
     def shape(self, meta: Tensor) -> tuple[int | str | None, ...]:
         """That of a value, with a letter for the batch."""
-        return sizes(meta, self.batch)
+        return sizes(meta, self.batch, self.known)
 
     def emit_call(self, c: Call) -> Any:
         """What an operation of the program gives; of a recurrent layer a list of its results."""
@@ -78,6 +80,10 @@ class Emitter:
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
         if self._is_complex(c):
             return self._of_parts(c)
+        if name == "sym_size" and self.known and isinstance(fx.meta.get("val"), torch.SymInt):
+            size = settled(fx.meta["val"], self.known)
+            if size.is_Integer:
+                return int(size)
         state = recurrent.one_state(name, args)
         if state is not None:
             return state

@@ -148,6 +148,7 @@ class Graph:
         outputs: every tensor output of the model, to rebuild what it returned.
         modules: module path -> the value that the module returned last, for ``layers=``.
         batch: the only batch size that it holds for; None if it holds for any.
+        counted: masks of the model's own, and how many entries each takes: sizes in the graph follow from that.
         not_lifted: why values whose batch is not axis 0 could not be brought into another form; for messages.
     """
 
@@ -159,6 +160,7 @@ class Graph:
     values: int
     batch: int | None = None
     not_lifted: str = ""
+    counted: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def new_value(
         self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None

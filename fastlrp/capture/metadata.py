@@ -10,14 +10,18 @@ from torch import Tensor
 from fastlrp.capture import packed, recurrent
 from fastlrp.capture.calls import operation
 from fastlrp.capture.graph import Constant, Value
+from fastlrp.capture.mask_sizes import settled
 
 
-def sizes(meta: Tensor, batch: int | None) -> tuple[int | str | None, ...]:
-    """A shape with None for the batch axis and the names of other sizes that vary; ``batch``: the fixed one, if any."""
+def sizes(meta: Tensor, batch: int | None, known: dict[Any, int] | None = None) -> tuple[int | str | None, ...]:
+    """A shape with None for the batch axis and the names of other sizes that vary; ``batch``: the fixed one, if any.
+
+    ``known``: symbols of sizes that the model's own masks say.
+    """
     found: list[int | str | None] = []
     for axis, n in enumerate(meta.shape):
         if isinstance(n, torch.SymInt):
-            symbol = n.node.expr
+            symbol = settled(n, known or {})
             if getattr(symbol, "is_Integer", False):  # How many entries a constant mask takes.
                 found.append(int(symbol))
                 continue

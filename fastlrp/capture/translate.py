@@ -17,6 +17,7 @@ from fastlrp.capture.complex_numbers import Pair
 from fastlrp.capture.emit import Call, Emitter
 from fastlrp.capture.graph import Constant, Graph, Value, leaves
 from fastlrp.capture.mapped import join_mapped
+from fastlrp.capture.mask_sizes import settle_mask_sizes
 from fastlrp.capture.memory import Memory, View, Write
 from fastlrp.capture.metadata import is_recurrent, same_dtype
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
@@ -41,6 +42,7 @@ class Translator:
 
     def translate(self) -> Graph:
         join_mapped(self.program)
+        self.emitter.known, self.graph.counted = settle_mask_sizes(self.program, self.model)
         for spec in self.program.graph_signature.input_specs:
             self._placeholder(spec)
         returned = self._follow(self.program.graph, self.program.graph_module)

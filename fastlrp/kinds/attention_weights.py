@@ -18,6 +18,7 @@ from fastlrp.kinds import activation, mul, textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
+from fastlrp.plan.infinite import finite
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
 from fastlrp.stabilizer import Stabilizer
@@ -47,7 +48,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
     register = b.step(derivative, [flow.register], [share, p.index], s.numel, up=derivative_of_all)
     b.send(s, Flow(register, Factor(s)))
-    b.finite[s] = b.cache(lambda s: torch.where(s.isfinite(), s, 0.0), [s.index], s.numel)
+    b.finite[s] = b.cache(finite, [s.index], s.numel)
 
 
 def _lower_normalised(b: Builder, node: Node, flow: Flow) -> None:

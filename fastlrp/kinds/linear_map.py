@@ -45,7 +45,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if len(node.inputs) != 1 or b.graph.batch is not None:
         transpose_beside(b, node, flow, scale, left)
         return
-    zero = torch.zeros((1, *x.sizes), dtype=b.dtype, device=b.device)
+    zero = torch.zeros((1, *x.sizes), dtype=x.dtype, device=b.device)
     alone = not any(isinstance(leaf, Constant) for leaf in leaves((node.args, node.kwargs)))
     if b.dtype == torch.float16 and alone and not isinstance(rule, rules.Gradient):
 

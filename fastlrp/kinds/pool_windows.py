@@ -113,7 +113,7 @@ def _equal_shares(b: Builder, node: Node, rule: Any, flow: Flow) -> None:
     """``R_i = sum_j R_j / st(n_j)``, ``n_j`` the entries of window j that are no padding."""
     x, y = node.inputs[0], node.output
     pool = Windows(b, node)
-    counts = pool.sums(torch.ones((1, *x.sizes), dtype=b.dtype, device=b.device))
+    counts = pool.sums(torch.ones((1, *x.sizes), dtype=x.dtype, device=b.device))
     inverse = Stabilizer.ensure(rule.stabilizer).reciprocal(counts)
     factor = b.slot_of(flow.factor)
     if factor is None:

@@ -17,6 +17,7 @@ from fastlrp.kinds.registry import KIND, RULED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.plan.assign import registrable
 from fastlrp.plan.builder import Builder
+from fastlrp.plan.infinite import finite, masked_with_infinity
 from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
 
@@ -36,6 +37,8 @@ def lower(b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: Lo
     for node in graph.nodes:
         KIND[node.kind].forward(b, node)
     b.start()
+    for value in masked_with_infinity(graph):
+        b.finite[value] = b.cache(finite, [value.index], value.numel)
     written = {a.product: a for a in find_eager_attention(graph)}
     offers: dict[Node, tuple[EagerAttention, BackwardStep]] = {}
     for node in reversed(graph.nodes):

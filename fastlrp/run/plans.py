@@ -15,6 +15,7 @@ from fastlrp.capture.canonizers import canonize
 from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import EXPORTING, Captured, capture
 from fastlrp.capture.graph import Graph
+from fastlrp.capture.mask_sizes import count_of
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError
@@ -102,6 +103,8 @@ class Plans:
                 return self._capture(inputs, key)
             values = found.watch.values()
             if values != found.values:
+                if any(count_of(mask) != count for mask, count in found.plan.graph.counted):
+                    return self._capture(inputs, key)
                 found.renew(values)
             return found
 

@@ -146,3 +146,64 @@ def test_refused_with_a_reason(name: str) -> None:
     model(x)
     with pytest.raises(UnsupportedOperationError, match=message):
         fastlrp.explain(model.eval(), x, [0])
+
+
+def test_exp_of_what_is_masked_with_infinity() -> None:
+    """Gates of xLSTM: a sum of masked entries, less its largest, below an exp. No relevance is at minus infinity."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x)
+        mask = torch.ones(4, 4, dtype=torch.bool).tril()
+        logarithm = torch.where(mask, h.unsqueeze(2) - h.unsqueeze(1), -float("inf")) + h.unsqueeze(1)
+        gates = (logarithm - logarithm.max(-1, keepdim=True).values).exp()
+        return m.b((gates * h.unsqueeze(1)).sum(-1))
+
+    model = Written(body, a=nn.Linear(5, 4), b=linear(4)).double().eval()
+    x = torch.randn(3, 5).double()
+    for composite in ("epsilon_plus", "attnlrp"):
+        report = fastlrp.Explainer(model, composite).verify(x, "all")
+        assert report.ok, str(report)
+    point = x.clone().requires_grad_()
+    expected = torch.autograd.grad(model(point)[:, 1].sum(), point)[0]
+    torch.testing.assert_close(fastlrp.explain(model, x, 1, "gradient", initial="one")[:, 0], expected)
+
+
+def test_entries_that_a_mask_of_the_models_own_takes() -> None:
+    """How many they are is the mask's to say; whoever changes it captures the model again."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        taken = m.a(x)[:, m.mask]
+        return m.b(torch.cat([taken * torch.arange(1, taken.shape[1] + 1), taken.new_ones(len(x), 1)], 1))
+
+    model = Written(body, a=nn.Linear(5, 8), b=linear(4))
+    model.register_buffer("mask", torch.arange(8) % 3 == 0)
+    model, x = model.double().eval(), torch.randn(3, 5).double()
+    explainer = fastlrp.Explainer(model, "lrp0")
+    for mask in (torch.arange(8) % 3 == 0, torch.arange(8) == 5, torch.arange(8) % 4 == 1):
+        model.mask.copy_(mask)
+        count = int(mask.sum())
+        model.b = nn.Linear(count + 1, 4).double()
+        found = explainer(x, "all", layers=["a"])["a"]
+        expected = torch.zeros(3, 4, 8).double()
+        expected[:, :, mask] = model.a(x)[:, None, mask] * torch.arange(1, count + 1) * model.b.weight[:, :count]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert explainer.verify(x, "all").ok
+    model.b = nn.Linear(4, 4).double()
+    model.mask.copy_(torch.arange(8) < 3)
+    explainer(x, "all")
+    model.b.weight.data.zero_()  # Other numbers, the same sizes.
+    model.mask.copy_(torch.arange(8) > 4)
+    assert not explainer(x, "all").any()
+
+
+def test_sums_in_another_dtype_than_the_models() -> None:
+    """A part in float32 of a model in float64, as gated delta rules compute themselves: registers keep its dtype."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x).float().view(-1, 2, 4)
+        total = F.avg_pool1d(h @ h.transpose(1, 2) @ h, 2).sum(-1, keepdim=True)
+        return m.b(((total @ total.transpose(1, 2)) @ h).flatten(1).double())
+
+    model = Written(body, a=nn.Linear(5, 8), b=linear(8)).double().eval()
+    report = fastlrp.Explainer(model, "attnlrp").verify(torch.randn(3, 5).double(), "all")
+    assert report.ok, str(report)

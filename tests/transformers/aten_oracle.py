@@ -34,7 +34,7 @@ aten = torch.ops.aten
 VOCABULARY = 50
 _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
-    "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid",
+    "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid", "log_sigmoid", "log",
 }  # fmt: skip
 _GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
