@@ -69,7 +69,7 @@ ORDER = """
     plan.transpose
     rules
     plan.coefficients
-    plan.input_terms plan.late
+    plan.input_terms plan.late plan.batch_parts
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder capture.rewrite capture.faults capture.folding
     plan.forward_builder plan.path plan.packed
@@ -84,7 +84,7 @@ ORDER = """
     capture.wording capture.quiet capture.settings capture.module_paths classes positions tune.space tune.check
     tune.attention capture.shape_memory
     spellings groups outputs
-    markup pickling progress run.reach precision
+    markup pickling progress run.reach run.parted precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking
