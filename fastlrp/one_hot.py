@@ -46,9 +46,9 @@ class AtPositions:
         return self.rows.new_zeros(self.shape).index_copy_(2, self.positions, self.rows)
 
     def narrow(self, dim: int, start: int, length: int) -> AtPositions:
-        """A block of targets."""
-        assert dim == 1, "only the target axis can be cut"
-        return replace(self, rows=self.rows.narrow(1, start, length))
+        """A block of targets, or with ``dim=0`` of samples."""
+        assert dim in (0, 1), "only the axes of samples and targets can be cut"
+        return replace(self, rows=self.rows.narrow(dim, start, length))
 
     def taken(self, order: list[int]) -> AtPositions:
         """The targets in another order."""
@@ -104,11 +104,11 @@ class OneHot:
         return zero.view(self.shape)
 
     def narrow(self, dim: int, start: int, length: int) -> OneHot:
-        """A block of targets."""
-        assert dim == 1, "only the target axis can be cut"
-        if start == 0 and length == self.index.shape[1]:
+        """A block of targets, or with ``dim=0`` of samples."""
+        assert dim in (0, 1), "only the axes of samples and targets can be cut"
+        if start == 0 and length == self.index.shape[dim]:
             return self
-        return replace(self, index=self.index.narrow(1, start, length), value=self.value.narrow(1, start, length))
+        return replace(self, index=self.index.narrow(dim, start, length), value=self.value.narrow(dim, start, length))
 
     def taken(self, order: list[int]) -> OneHot:
         """The targets in another order."""

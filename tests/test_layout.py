@@ -70,9 +70,7 @@ ORDER = """
     run.finite
     plan.transpose
     rules
-    plan.coefficients capture.rewrite_functions
-    plan.input_terms plan.late
-    plan.ups
+    plan.coefficients capture.rewrite_functions plan.input_terms plan.late plan.ups plan.batch_parts
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.moving plan.builder capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite
@@ -86,7 +84,7 @@ ORDER = """
     capture.aggregation capture.fixed
     capture.wording capture.quiet capture.sequence_shapes capture.settings capture.module_paths classes positions
     tune.space tune.check tune.attention capture.shape_memory spellings groups outputs markup pickling progress
-    run.reach precision transforms frequencies capture.mask_sizes second_stage
+    run.reach precision transforms frequencies capture.mask_sizes second_stage run.parted
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking

@@ -17,6 +17,7 @@ from fastlrp.kinds.registry import RULED_KINDS
 from fastlrp.pickling import StaysHere
 from fastlrp.plan import check as program_check
 from fastlrp.plan.assign import assign_rules
+from fastlrp.plan.batch_parts import BatchParts, batch_parts
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.fusion import fuse_relus, fuse_sweeps
@@ -38,7 +39,8 @@ from fastlrp.plan.steps import (
 )
 from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
-from fastlrp.rules import Rule
+from fastlrp.rules import Custom, Rule
+from fastlrp.rules.rule import all_rules, stabilizers
 from fastlrp.run.sparse.choose import Chooser
 
 KEPT_APART = 8
@@ -121,6 +123,7 @@ class Plan(StaysHere):
         self.coefficients = self.schedule(self.explained_inputs()).slots
         self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
         self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)
+        self._parts: Bounded[tuple[Schedule, int], BatchParts | None] = Bounded(KEPT_SCHEDULES)
         # By the steps themselves, each of which is equal to itself alone.
         self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
         self.moves = Known(MOST_KNOWN)
@@ -235,6 +238,20 @@ class Plan(StaysHere):
         if program_check.ENABLED:
             program_check.check_forward(made, program.inputs, program.slots)
         return made
+
+    def batch_parts(self, schedule: Schedule, batch: int) -> BatchParts | None:
+        """How forward steps take a batch in parts, where that pays; see :mod:`fastlrp.plan.batch_parts`."""
+        if self.device.type != "cpu" or batch < 2 or not self.treats_samples_alone:
+            return None
+        how = self.graph, self.program, schedule, batch, self.dtype, self.block_bytes
+        return self._parts.get((schedule, batch), lambda: batch_parts(*how))
+
+    @cached_property
+    def treats_samples_alone(self) -> bool:
+        """Whether no rule looks at a whole batch, as a stabilizer relative to the tensor does, and a user's rule may."""
+        found = list(all_rules(self.rules.values()))
+        relative = any(stabilizer.relative == "tensor" for stabilizer in stabilizers(found))
+        return not relative and not any(isinstance(rule, Custom) for rule in found)
 
     def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""

@@ -212,8 +212,9 @@ class Emission:
 Steps = list[tuple[Any, tuple[int, ...]]]
 """Backward steps and emissions in order, each with the registers that are not needed after it."""
 
-Sink = Callable[[Value, int, Tensor, tuple[Tensor, ...]], None]
-"""``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors."""
+Sink = Callable[..., None]
+"""``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors. With
+``rows`` it is that of some samples of the batch."""
 
 
 @dataclass(frozen=True, eq=False)

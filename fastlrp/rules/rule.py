@@ -54,6 +54,14 @@ class Rule:
         return repr(self)
 
 
+def all_rules(rules: Iterable[Rule | None]) -> Iterator[Rule]:
+    """The rules, and those that they are made of."""
+    for rule in rules:
+        if rule is not None:
+            yield rule
+            yield from all_rules(rule.inner)
+
+
 def stabilizers(rules: Iterable[Rule | None]) -> Iterator[Stabilizer]:
     """Every stabilizer that one of the rules has."""
     for rule in rules:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from fastlrp.run.direction import Choice
 from fastlrp.run.finite import all_finite
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.names import input_values, layer_values
+from fastlrp.run.parted import Rows, joined, of_rows, rows_of_parts
 from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Specialized
@@ -37,6 +39,15 @@ BASIS_BYTES = 64 << 20
 
 KEPT_SPECIALIZED = 64
 """Ways down for the neurons alive in one forward pass that are remembered."""
+
+
+@dataclass(frozen=True, eq=False)
+class WayDown:
+    """Steps for the neurons alive in ``state``, the slots of all samples, or of some: ``rows``."""
+
+    state: list[Any]
+    found: Specialized
+    rows: Rows | None = None
 
 
 class Answers:
@@ -81,11 +92,12 @@ class Answers:
         if budget.max_memory is not None:
             budget = replace(budget, max_memory=budget.max_memory - taken)
         budget.check(names, reduce)
-        return budget.block(asked.count, names, reduce, *self._steps(state, names, asked.count, reduce)[1:])[1]
+        _, schedule, ways = self._steps(state, names, asked.count, reduce)
+        return budget.block(asked.count, names, reduce, schedule, ways[0].found)[1]
 
     def paths_down(self, state: list[Any], names: dict[str, Value], count: int) -> dict[str, Path]:
         """How layers would go down for so many targets, by module."""
-        return self._steps(state, names, count, None)[2].by_module
+        return self._steps(state, names, count, None)[2][0].found.by_module
 
     def refuse_not_finite(self, state: list[Any], result: Tensor, asked: Targets, start: int, count: int) -> None:
         """Name the layer where relevance became NaN or infinite.
@@ -119,27 +131,33 @@ class Answers:
         budget = self._budget_of(asked)
         budget.check(names, reduce)
         with torch.no_grad(), Threads(self.plan.work * self.batch * count, self.plan.device):
-            state, schedule, found = self._steps(state, names, asked.count, reduce)
-            steps, block = budget.block(count, names, reduce, schedule, found)
+            state, schedule, ways = self._steps(state, names, asked.count, reduce)
+            steps, block = budget.block(count, names, reduce, schedule, ways[0].found)
             by_value: dict[Value, list[Result]] = {}
             last = wanted[-1]
             for result in results.values():
                 by_value.setdefault(result.value, []).append(result)
 
-            def sink(value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
+            def sink(
+                value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...], rows: Rows | None = None
+            ) -> None:
                 for result in by_value[value]:
-                    result.write(first, register, factors)
-                if bar is not None and value is last:
+                    result.write(first, register, factors, rows)
+                if bar is not None and value is last and (rows is None or rows.last):
                     bar.reach(first + register.shape[1])
 
             for first in range(0, count, block):
                 length = min(block, count - first)
                 initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
                 neck = runner.neck(self.plan, schedule, wanted, length) if self.max_memory is None else None
-                if neck is None:
-                    runner.propagate(self.plan, state, initial, steps, sink, first)
-                else:
-                    self._by_basis(state, initial, schedule, neck, sink, by_value)
+                if neck is not None:
+                    self._by_basis(joined(state), initial, schedule, neck, sink, by_value)
+                    continue
+                for way in ways:
+                    rows, own = way.rows, steps if steps is schedule.steps else way.found.steps
+                    some = initial if rows is None else initial.narrow(0, rows.start, rows.length)
+                    into = sink if rows is None else partial(sink, rows=rows)
+                    runner.propagate(self.plan, way.state, some, own, into, first)
             if self.looks_for_nan and not all(result.is_finite() for result in results.values()):
                 raise NotFiniteError(self._why_not_finite(state, asked, start, count))
         given = {name: result.finish() for name, result in results.items()}
@@ -151,6 +169,7 @@ class Answers:
 
     def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
         """The reason, looked for a few targets at a time: all layers' relevance is held at once."""
+        state = joined(state)
         each = self.plan.graph.output.numel * max(1, self.batch) * self.plan.dtype.itemsize
         block = max(1, min(BLOCK, BASIS_BYTES // each))
         for first in range(0, count, block):
@@ -162,17 +181,30 @@ class Answers:
 
     def _steps(
         self, state: list[Any], names: dict[str, Value], count: int, reduce: str | None
-    ) -> tuple[list[Any], Schedule, Specialized]:
-        """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass."""
+    ) -> tuple[list[Any], Schedule, list[WayDown]]:
+        """Filled slots, the schedule of the values asked for, and its steps for the neurons alive in this pass.
+
+        Where slots are in parts of the batch and layers may be sparse, each part has a way down of its own.
+        """
         schedule = self.plan.schedule(tuple(dict.fromkeys(names.values())), reduce == "channels")
-        slots = schedule.slots
-        state = runner.complete(self.plan, state, slots)
-        return state, schedule, self.specialize(state, (schedule, 0), schedule.steps, count)
+        state = runner.complete(self.plan, state, schedule.slots)
+        parts = rows_of_parts(state) if self.plan.chooser.may_be_sparse(count) else []
+        ways = []
+        for rows in parts:
+            some = of_rows(state, rows, self.batch)
+            found = self.specialize(some, (schedule, 0, rows.number), schedule.steps, count)
+            ways.append(WayDown(some, found, rows))
+        if not parts:
+            ways = [WayDown(state, self.specialize(state, (schedule, 0), schedule.steps, count))]
+        return state, schedule, ways
 
     def specialize(
-        self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int, below: Steps | None = None
+        self, state: list[Any], key: tuple[Any, ...], steps: Steps, count: int, below: Steps | None = None
     ) -> Specialized:
-        """The steps of one way down, for the neurons alive in this pass where that costs less; ``below`` an edge."""
+        """The steps of one way down, for the neurons alive in this pass where that costs less; ``below`` an edge.
+
+        ``key``: the schedule, the position of its first step here, and of a part of the batch its number.
+        """
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
         size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
         if self.keeps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
+from fastlrp.run.parted import Parted, Rows, of_rows
 from fastlrp.run.reach import Reach
 
 
@@ -23,6 +25,8 @@ class Descent:
     Attributes:
         state: slots ``(B, …)``. batch: B. itemsize: bytes per entry. block_bytes: largest register. mixes_dtypes:
             whether registers may be of bfloat16, which not all steps take.
+        rows: the parts of the batch that slots of ``state`` are in, if they are: from the first step on that reads such
+            a slot, or where maps are large, one part goes down after the other.
     """
 
     state: list[Any]
@@ -31,24 +35,27 @@ class Descent:
     itemsize: int
     block_bytes: int
     mixes_dtypes: bool = False
+    rows: Sequence[Rows] = ()
 
     def descend(self, steps: Steps, start: int, registers: list[Any], first: int, count: int) -> None:
         """Execute ``steps[start:]`` for targets ``first`` to ``first + count - 1``, whose registers are given."""
         if profiling():
             steps = [(step if type(step) is Emission else _profiled(step), frees) for step, frees in steps]
         reach = next(filter(None, map(Reach.of, registers)), None)
-        parts = [_Part(start, registers, first, count, reach)]
+        parts = [_Part(start, registers, first, count, self.state, self.batch, reach)]
         while parts:
             # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
             parts += reversed(self._advance(steps, parts.pop()))
 
     def _advance(self, steps: Steps, part: _Part) -> list[_Part]:
         """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
-        state, registers, count = self.state, part.registers, part.count
-        position = part.position
+        state, registers, count, batch = part.state, part.registers, part.count, part.batch
+        position, may_part = part.position, part.rows is None and len(self.rows) > 0
         try:
             for position in range(part.position, len(steps)):
                 step, frees = steps[position]
+                if may_part and any(type(state[slot]) is Parted for slot in step.slots):
+                    return self._in_rows(replace(part, position=position))
                 if type(step) is Emission:
                     value = registers[step.register]
                     value = value.dense() if type(value) in (OneHot, AtPositions) else value
@@ -56,13 +63,18 @@ class Descent:
                     factors = tuple(state[slot] for slot in step.slots)
                     for target, place, length in part.runs():
                         some = value if length == count else value.narrow(1, place, length)
-                        self.sink(step.value, target, some, factors)
+                        if part.rows is None:
+                            self.sink(step.value, target, some, factors)
+                        else:
+                            self.sink(step.value, target, some, factors, rows=part.rows)
                 else:
                     few = self._few_positions(step, registers, part.reach)
                     hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
                     numel = step.numel if few is None else -(-step.numel * len(few.positions) // few.whole)
-                    if count > 1 and not hot and numel * self.batch * self.itemsize * count > self.block_bytes:
-                        fits = fitting(step, self.batch, self.itemsize, self.block_bytes, numel)
+                    if (count > 1 or may_part) and not hot and numel * batch * self.itemsize * count > self.block_bytes:
+                        if may_part:
+                            return self._in_rows(replace(part, position=position))
+                        fits = fitting(step, batch, self.itemsize, self.block_bytes, numel)
                         if fits < count:
                             return _split(replace(part, position=position), fits)
                     ins, slots = step.ins, step.slots
@@ -71,9 +83,9 @@ class Descent:
                     if self.mixes_dtypes and not step.takes_bf16:
                         registers_in_float32(step, registers)
                     if few is not None:
-                        registers[step.out] = self._run_at_positions(step, registers, few)
+                        registers[step.out] = self._run_at_positions(step, registers, few, state)
                     elif len(step.outs) > 1:
-                        self._run_for_several(step, registers)
+                        _run_for_several(step, registers, state)
                     elif len(ins) == 1:
                         registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
                     else:
@@ -84,6 +96,22 @@ class Descent:
             note_down(error, steps[position][0].name)
             raise
         return []
+
+    def _in_rows(self, part: _Part) -> list[_Part]:
+        """The same targets for some samples after the other."""
+        return [
+            replace(
+                part, state=of_rows(part.state, rows, part.batch), batch=rows.length, rows=rows,
+                registers=[None if r is None else r.narrow(0, rows.start, rows.length) for r in part.registers],
+            )
+            for rows in self.rows
+        ]  # fmt: skip
+
+    def _run_at_positions(
+        self, step: BackwardStep, registers: list[Any], few: AtPositions, state: list[Any]
+    ) -> AtPositions:
+        rows = [registers[r].rows for r in step.ins]
+        return replace(few, rows=step.run(*rows, *[few.of(state[slot]) for slot in step.slots]))
 
     def _few_positions(self, step: BackwardStep, registers: list[Any], reach: Reach | None) -> AtPositions | None:
         """The positions that all operands of a step have alone, if it can do with them."""
@@ -106,14 +134,10 @@ class Descent:
             registers[r] = register
         return cut[0]
 
-    def _run_at_positions(self, step: BackwardStep, registers: list[Any], few: AtPositions) -> AtPositions:
-        rows = [registers[r].rows for r in step.ins]
-        return replace(few, rows=step.run(*rows, *[few.of(self.state[slot]) for slot in step.slots]))
-
-    def _run_for_several(self, step: BackwardStep, registers: list[Any]) -> None:
-        results = step.run(*[registers[r] for r in step.ins], *[self.state[slot] for slot in step.slots])
-        for out, result in zip(step.outs, results, strict=True):
-            registers[out] = result
+def _run_for_several(step: BackwardStep, registers: list[Any], state: list[Any]) -> None:
+    results = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
+    for out, result in zip(step.outs, results, strict=True):
+        registers[out] = result
 
 
 def _make_dense(step: BackwardStep, registers: list[Any]) -> None:
@@ -132,15 +156,19 @@ def registers_in_float32(step: BackwardStep, registers: list[Any]) -> None:
 class _Part:
     """Targets ``first`` to ``first + count - 1`` before the step at ``position``, and what their registers hold.
 
-    ``order``: the numbers of the targets, where they are not in order; None where they are.
+    ``state``, ``batch``: the slots, and of how many samples. ``order``: the numbers of the targets, where they are not
+    in order; None where they are. ``rows``: of which part of the batch; None: of all of it.
     """
 
     position: int
     registers: list[Any]
     first: int
     count: int
+    state: list[Any]
+    batch: int
     reach: Reach | None = None
     order: list[int] | None = None
+    rows: Rows | None = None
 
     def runs(self) -> list[tuple[int, int, int]]:
         """Of the targets that follow each other: the number of the first, its place here, and how many they are."""
@@ -160,7 +188,8 @@ def _split(part: _Part, fits: int) -> list[_Part]:
         registers = [None if r is None else r.narrow(1, offset, length) for r in part.registers]
         reach = None if part.reach is None else part.reach.narrow(offset, length)
         order = None if part.order is None else part.order[offset : offset + length]
-        found.append(_Part(part.position, registers, part.first + offset, length, reach, order))
+        first = part.first + offset
+        found.append(replace(part, registers=registers, first=first, count=length, reach=reach, order=order))
     return found
 
 

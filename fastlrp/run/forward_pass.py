@@ -18,6 +18,7 @@ from fastlrp.run.direction import Choice
 from fastlrp.run.given_ids import index_noted
 from fastlrp.run.inputs import Inputs, refuse_autocast
 from fastlrp.run.lent import Lent
+from fastlrp.run.parted import join, tensors
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.threads import Threads
 
@@ -53,7 +54,9 @@ class ForwardPass(StaysHere):
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
         work = 2 * self.plan.work * len(inputs.tensors[0])  # The model's own products, and those for denominators.
         with torch.no_grad(), Threads(work, self.plan.device), index_noted(inputs):
-            self._state: list[Any] | None = runner.forward(self.plan, inputs.tensors, _KEEP[lrp_aware], at)
+            self._state: list[Any] | None = runner.forward(
+                self.plan, inputs.tensors, _KEEP[lrp_aware], at, self.fixed_batch is None
+            )
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
         if prepared.captured.unpacked is not None:
@@ -101,10 +104,16 @@ class ForwardPass(StaysHere):
     @property
     def cached_bytes(self) -> int:
         """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
-        seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._open() if _is_tensor(t)}
+        storages = [t.untyped_storage() for t in tensors(self._as_it_lies())]
+        seen = {storage.data_ptr(): storage.nbytes() for storage in storages}
         return sum(seen.values()) + sum(found.nbytes for found in self._answers.specialized)
 
     def _open(self) -> list[Any]:
+        """The slots, whole."""
+        return join(self._as_it_lies())
+
+    def _as_it_lies(self) -> list[Any]:
+        """The slots, of which some may be in parts: see :mod:`fastlrp.run.parted`."""
         if self._state is None:
             raise RuntimeError("this record is closed: call explainer.forward(x) again")
         return self._state
@@ -149,7 +158,3 @@ class ForwardPass(StaysHere):
     def fixed_batch(self) -> int | None:
         """The only batch size that the captured graph takes; None if it takes any."""
         return self._prepared.captured.fixed_batch
-
-
-def _is_tensor(item: Any) -> bool:
-    return isinstance(item, Tensor)

@@ -165,7 +165,7 @@ class ForwardRecord(ForwardPass):
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
-            return self._answers.relevance(self._open(), asked, 0, asked.count, layers, reduce, out, bar)
+            return self._answers.relevance(self._as_it_lies(), asked, 0, asked.count, layers, reduce, out, bar)
 
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
         """The targets as they are understood, checked; see :meth:`relevance`."""
@@ -229,7 +229,7 @@ class ForwardRecord(ForwardPass):
             return
         size = block
         if size is None and about is None:
-            size = self._answers.block_of_targets(self._open(), asked, layers, reduce)
+            size = self._answers.block_of_targets(self._as_it_lies(), asked, layers, reduce)
         elif size is None and about is not None:
             size = about.block_of_targets()
         check_block(size, block)
@@ -242,7 +242,7 @@ class ForwardRecord(ForwardPass):
                 continue
             yield (
                 range(start, start + length),
-                self._answers.relevance(self._open(), asked, start, length, layers, reduce, None),
+                self._answers.relevance(self._as_it_lies(), asked, start, length, layers, reduce, None),
             )
 
     def _of_groups(self, asked: Targets, groups: Groups, direction: Direction) -> GroupAnswers:

@@ -20,7 +20,7 @@ from fastlrp.capture.export import EXPORTING
 from fastlrp.classes import Terms
 from fastlrp.looking import LOOKS
 from fastlrp.plan.fusion import fuse_unpooling
-from fastlrp.plan.steps import Schedule, Steps
+from fastlrp.plan.steps import Steps
 from fastlrp.positions import positions
 from fastlrp.run.answers import Answers
 from fastlrp.run.inputs import Inputs, Relevance
@@ -239,7 +239,7 @@ class _SameWork(Answers):
     looks_for_nan = False
 
     def specialize(
-        self, state: list[Any], key: tuple[Schedule, int], steps: Steps, count: int, below: Steps | None = None
+        self, state: list[Any], key: tuple[Any, ...], steps: Steps, count: int, below: Steps | None = None
     ) -> Specialized:
         return Specialized(fuse_unpooling(steps), [], 0)
 

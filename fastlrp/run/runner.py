@@ -29,23 +29,44 @@ from fastlrp.run import descent as way_down
 from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
+from fastlrp.run.parted import Rows, join, of_rows, rows_of_parts, together
 from fastlrp.run.sparse import specialize as alive
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import Rates, rates_of
 from fastlrp.run.sparse.specialize import Specialized
 
 
-def forward(plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients", at: Any = None) -> list[Any]:
+def forward(
+    plan: Plan, inputs: Sequence[Tensor], keep: Keep = "coefficients", at: Any = None, any_batch: bool = True
+) -> list[Any]:
     """One forward pass. Returns the slots, of which those are filled that ``keep`` names.
 
     ``at``: positions of the output that are asked for and no others; None if that is not known.
+    ``any_batch``: whether the graph takes batches of any size. Where maps are large the batch then goes in parts, and
+    slots may be :class:`~fastlrp.run.parted.Parted`.
     """
     state: list[Any] = [None] * plan.program.slots
     for slot, tensor in zip(plan.program.inputs, inputs, strict=True):
         state[slot] = tensor
     schedule = plan.forward_schedule(keep)
-    run_forward(schedule if at is None else only_rows(plan, schedule, at), state)
+    parts = plan.batch_parts(schedule, len(inputs[0])) if any_batch else None
+    steps = (schedule if at is None else only_rows(plan, schedule, at)).steps
+    if parts is not None:
+        _in_parts(plan, steps[: parts.end], steps[parts.end :], parts.runs(len(inputs[0])), state)
+        steps = steps[parts.end :]
+    run_forward(steps, state)
     return state
+
+
+def _in_parts(plan: Plan, steps: Any, rest: Any, runs: Sequence[tuple[int, int]], state: list[Any]) -> None:
+    """Execute forward steps for some samples after the other; what the ``rest`` reads is put together."""
+    found, lengths = [], tuple(length for _, length in runs)
+    for number, (start, length) in enumerate(runs):
+        some = of_rows(state, Rows(number, start, length, last=number + 1 == len(runs)), sum(lengths))
+        run_forward(steps, some)
+        found.append(some)
+    read = frozenset(slot for step, _ in rest for slot in step.ins)
+    together(found, lengths, state, read | {plan.graph.output.index})
 
 
 def complete(plan: Plan, state: list[Any], wanted: frozenset[int]) -> list[Any]:
@@ -53,8 +74,8 @@ def complete(plan: Plan, state: list[Any], wanted: frozenset[int]) -> list[Any]:
     if all(state[slot] is not None for slot in wanted):
         return state
     have = frozenset(slot for slot, item in enumerate(state) if item is not None)
-    full = list(state)
-    run_forward(plan.completion(wanted, have), full)
+    full = list(join(state))
+    run_forward(plan.completion(wanted, have).steps, full)
     return full
 
 
@@ -117,7 +138,7 @@ def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
 
 def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
     """What moves targets down from ``state``."""
-    return Descent(state, sink, batch, plan.dtype.itemsize, plan.block_bytes, plan.mixes_dtypes)
+    return Descent(state, sink, batch, plan.dtype.itemsize, plan.block_bytes, plan.mixes_dtypes, rows_of_parts(state))
 
 
 def propagate(plan: Plan, state: list[Any], initial: Tensor | OneHot, steps: Steps, sink: Sink, first: int) -> None:
@@ -157,9 +178,8 @@ def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) ->
     return plan.necks.get((schedule, count), find)
 
 
-def run_forward(schedule: Schedule, state: list[Any]) -> None:
-    """Execute forward steps on ``state``."""
-    steps = schedule.steps
+def run_forward(steps: Any, state: list[Any]) -> None:
+    """Execute forward steps, each with the slots that are not needed after it, on ``state``."""
     if profiling():
         steps = [(_profiled(step), frees) for step, frees in steps]
     name = ""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.run.finite import all_finite, total
+from fastlrp.run.parted import Rows
 
 
 class Result:
@@ -49,16 +50,19 @@ class Result:
             )
         return found
 
-    def write(self, first: int, register: Tensor, factors: tuple[Tensor, ...]) -> None:
-        """A block of targets from ``first`` on: relevance is the product of register and factors."""
-        length = register.shape[1]
-        if self.target is None and self.alone and length == self.count and not self.channels and not factors:
+    def write(self, first: int, register: Tensor, factors: tuple[Tensor, ...], rows: Rows | None = None) -> None:
+        """A block of targets from ``first`` on: relevance is the product of register and factors.
+
+        ``rows``: the samples that it is of; None: all of them.
+        """
+        is_whole = register.shape[1] == self.count and rows is None
+        if self.target is None and self.alone and is_whole and not self.channels and not factors:
             # The whole answer in one block: nothing to put together. A copy if the register is only a view, which
             # tensors made in inference mode do not tell.
             dense, may_be_view = register.contiguous(), register._is_view() or register.is_inference()
             self.target = dense.clone() if dense.data_ptr() == register.data_ptr() and may_be_view else dense
             return
-        place = self._place(first, register)
+        place = self._place(first, register, rows)
         if len(factors) == 1 and not self.channels and (place.dtype, place.device) == (register.dtype, register.device):
             torch.mul(register, factors[0].unsqueeze(1), out=place)
         else:
@@ -89,10 +93,11 @@ class Result:
             return all_finite(self.target)
         return all(map(math.isfinite, map(float, self._sums))) or bool(torch.isfinite(self.target).all())
 
-    def _place(self, first: int, like: Tensor) -> Tensor:
+    def _place(self, first: int, like: Tensor, rows: Rows | None = None) -> Tensor:
         if self.target is None:
             self.target = like.new_empty(self.shape)
-        return self.target.narrow(1, first, like.shape[1])
+        found = self.target.narrow(1, first, like.shape[1])
+        return found if rows is None else found.narrow(0, rows.start, rows.length)
 
     def finish(self) -> Any:
         if self.target is None:

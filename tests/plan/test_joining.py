@@ -104,9 +104,9 @@ def test_positions_alone_give_the_same(at, composite, monkeypatch):
     seen: list[Any] = []
     run = descent.Descent._run_at_positions
 
-    def spied(self, step, registers, few):
+    def spied(self, step, registers, few, state):
         seen.append((step.name, len(few.positions)))
-        return run(self, step, registers, few)
+        return run(self, step, registers, few, state)
 
     monkeypatch.setattr(descent.Descent, "_run_at_positions", spied)
     monkeypatch.setattr(reach, "LEAST_SAVED", 2.0)  # Else positions after the targets are left out below, too.
@@ -203,9 +203,9 @@ def test_a_class_token_and_stacked_parts_give_the_same(composite, monkeypatch):
     seen: list[str] = []
     run = descent.Descent._run_at_positions
 
-    def spied(self, step, registers, few):
+    def spied(self, step, registers, few, state):
         seen.append(step.name)
-        return run(self, step, registers, few)
+        return run(self, step, registers, few, state)
 
     monkeypatch.setattr(descent.Descent, "_run_at_positions", spied)
     explainer = fastlrp.Explainer(model, composite, example_inputs=x)

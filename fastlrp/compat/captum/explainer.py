@@ -71,6 +71,7 @@ class ModulePlan(Plan):
     """A plan under :class:`~fastlrp.compat.captum.composite.ModuleRules`."""
 
     _second: SecondPass | None = None
+    treats_samples_alone = False  # Modules are called again, with hooks that may look at the whole batch.
 
     def lower_node(self, b: Builder, node: Node, rule: Rule | None, flow: Flow) -> None:
         if self._second is None:
