@@ -15,6 +15,7 @@
 #include "common/parallel.h"
 #include "edge/attention.h"
 #include "edge/elementwise.h"
+#include "edge/norm.h"
 #include "edge/pool.h"
 #include "edge/recurrence.h"
 #include "edge/sparse.h"
@@ -204,6 +205,11 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         release_gil());
 }
 
+[[maybe_unused]] void bind_norm(py::module_& m, decltype(&edge::norm_relevance) relevance) {
+  m.def("norm_relevance", relevance, py::arg("relevance"), py::arg("gain").none(true), py::arg("inverse_sigma"),
+        py::arg("centre"), release_gil());
+}
+
 void bind_elementwise(py::module_& m, edge::ElementwiseCoefficients& coefficients) {
   m.def("elementwise_coefficients", coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
@@ -300,6 +306,7 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_elementwise(m, edge::elementwise_coefficients);
   bind_scaled(m, &edge::elementwise_scaled);
   bind_attention(m, &edge::attention_relevance, &edge::attention_relevance_into, &edge::attention_value_relevance);
+  bind_norm(m, &edge::norm_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);
   bind_sparse_pattern(m, edge::kSparsePattern);
   bind_sparse_conv(m, edge::kSparseConv);

@@ -33,6 +33,9 @@ def elementwise_coefficients(
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 def elementwise_scaled(relevance: Tensor, coefficient: Tensor) -> Tensor: ...
+def norm_relevance(
+    relevance: Tensor, gain: Tensor | None, inverse_sigma: Tensor, centre: bool
+) -> Tensor: ...
 def attention_relevance_into(
     c_query: Tensor,
     c_key: Tensor,

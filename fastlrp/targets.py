@@ -56,6 +56,8 @@ class Targets:
         self._terms: Terms | None = None
         self._hot: OneHot | None = None
         self._weight: Tensor | None = None
+        if at is None and initial == "output" and self._are_classes(targets):
+            return
         pairs = isinstance(at, str) and at == "pairs"
         known = isinstance(at, Positions)
         self._at = at if known else None if at is None or pairs else positions(at, output)
@@ -75,6 +77,29 @@ class Targets:
             return
         terms = self._of_pairs(targets) if pairs else self._chosen(targets)
         self._place(terms, self._initial_values(initial), pairs)
+
+    def _are_classes(self, targets: Any) -> bool:
+        """The commonest targets, classes as integers of scores ``(B, C)``, taken without a look at anything else.
+
+        False, and nothing has been done, for all others, and where a class is out of range.
+        """
+        output = self.output
+        if type(targets) is not Tensor or targets.dim() != 2 or output.dim() != 2 or targets.dtype != torch.int64:
+            return False
+        batch, count = targets.shape
+        classes = output.shape[1]
+        if batch != self.batch or count in (0, classes) or batch == 0 or targets.device != output.device:
+            return False
+        if output.device.type != "cpu":  # There a class out of range would be no error that can be caught.
+            return False
+        try:
+            values = output.gather(1, targets)
+        except RuntimeError:
+            return False
+        self.classes, self.count, self.index, self._values = classes, count, targets, output
+        self._at = None
+        self._hot = OneHot(targets.unsqueeze(2), values.unsqueeze(2), (classes,))
+        return True
 
     def _is_relevance(self, targets: Any) -> bool:
         if self._at is not None and hasattr(targets, "dtype"):  # An integer tensor names classes of each position.

@@ -57,13 +57,18 @@ def alive_columns(x: Tensor) -> slice | None:
 
     Where queries, keys and values are one product and only the values take relevance, two thirds are zero.
     """
-    if bool(x[..., 0].any()) and bool(x[..., -1].any()):
+    if _has_any(x[..., 0]) and _has_any(x[..., -1]):
         return None
     columns = x.flatten(0, -2).any(0).nonzero()
     if not len(columns):
         return slice(0, 1)
     found = slice(int(columns[0]), int(columns[-1]) + 1)
     return found if (found.stop - found.start) <= MOST_ALIVE * x.shape[-1] else None
+
+
+def _has_any(column: Tensor) -> bool:
+    """Whether an entry is not zero. Those at the first position, as a rule enough to know, are looked at first."""
+    return bool(column.select(-1, 0).any()) or bool(column.any())
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

@@ -42,7 +42,7 @@ def linear_one_hot_relevance(
 
     (B, K) -> (B, K, I); see :func:`fastlrp.reference.linear.linear_one_hot_relevance`.
     """
-    rows = weight[index]
+    rows = torch.embedding(weight, index)
 
     def product(coefficient: Tensor, part: Tensor) -> Tensor:
         return part * (value * coefficient.gather(1, index)).unsqueeze(2)

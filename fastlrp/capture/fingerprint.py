@@ -30,7 +30,7 @@ _SAMPLES = 256
 _WINDOW = 256 << 10
 _WINDOWS = 32
 _LARGEST = 4 << 20
-"""Bytes that one sum operation reads at most, so that windows can be cut."""
+"""Bytes that one sum operation reads at most, no more than a window, so that windows can be cut."""
 
 
 class Fingerprint:
@@ -68,6 +68,8 @@ class Fingerprint:
         self._exact: list[list[Tensor]] = []
         self._rows: list[tuple[Tensor, Tensor]] = []
         groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        large = sum(size for size in (t.numel() * t.element_size() for t in self._placed) if size > 8 * _WHOLE)
+        self._piece = min(_LARGEST, max(_WINDOW, large // _WINDOWS))
         with torch.inference_mode(False):
             for tensor in self._tensors:
                 for part in self._parts(tensor):
@@ -94,7 +96,7 @@ class Fingerprint:
             return [words, *parts] if count else parts
         whole = words[: count // _ROW * _ROW]
         rows = whole.view(-1, _ROW)
-        for piece in rows.split(_LARGEST // (_ROW * 8)):
+        for piece in rows.split(self._piece // (_ROW * 8)):
             self._rows.append((piece, piece.sum(1)))
         parts.append(whole[:: max(1, whole.numel() // _SAMPLES)])
         if whole.numel() < count:

@@ -90,11 +90,14 @@ def _send_quotient(b: Builder, node: Node, flow: Flow) -> None:
     ins = [x.index, y.index, *(() if flow.factor.scale is None else (flow.factor.scale,))]
 
     def quotient(x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
-        zero = x == 0
-        result = y / torch.where(zero, 1.0, x)
-        # On a CPU a look at the values saves a derivative; on a GPU it would wait for the device.
-        if x.device.type != "cpu" or bool(zero.any()):
-            result = torch.where(zero, torch.where(y == 0, derivative(x), 0.0), result)
+        result = None
+        if x.device.type == "cpu":  # On a GPU a look at the values would wait for the device.
+            result = y / x
+            if not bool(result.sum().isfinite()):
+                result = None  # Some x is 0, or beyond the dtype's range.
+        if result is None:
+            zero = x == 0
+            result = torch.where(zero, torch.where(y == 0, derivative(x), 0.0), y / torch.where(zero, 1.0, x))
         return result if scale is None else result.mul_(scale)
 
     b.send(x, Flow(flow.register, Factor(x, b.cache(quotient, ins, x.numel))))

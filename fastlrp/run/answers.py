@@ -78,7 +78,7 @@ class Answers:
         return Budget(self.plan, self.batch, self.max_memory)
 
     def _budget_of(self, asked: Targets) -> Budget:
-        return replace(self.budget, terms=asked.terms if self.plan.takes_one_hot else None)
+        return Budget(self.plan, self.batch, self.max_memory, asked.terms if self.plan.takes_one_hot else None)
 
     def values(self, layers: Any) -> dict[str, Value]:
         """Name -> value of everything that is asked for."""

@@ -15,7 +15,7 @@ from fastlrp.run import runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget
 from fastlrp.run.direction import Choice
-from fastlrp.run.given_ids import index_noted
+from fastlrp.run.given_ids import note_index
 from fastlrp.run.inputs import Inputs, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.parted import join, tensors
@@ -53,10 +53,14 @@ class ForwardPass(StaysHere):
         self._prepared, self._values_read = prepared, prepared.values
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
         work = 2 * self.plan.work * len(inputs.tensors[0])  # The model's own products, and those for denominators.
-        with torch.no_grad(), Threads(work, self.plan.device), index_noted(inputs):
-            self._state: list[Any] | None = runner.forward(
-                self.plan, inputs.tensors, _KEEP[lrp_aware], at, self.fixed_batch is None
-            )
+        with torch.no_grad(), Threads(work, self.plan.device):
+            try:
+                self._state: list[Any] | None = runner.forward(
+                    self.plan, inputs.tensors, _KEEP[lrp_aware], at, self.fixed_batch is None
+                )
+            except (RuntimeError, IndexError) as error:
+                note_index(error, inputs)
+                raise
         self._outputs: list[Tensor] = [self._state[v.index] for v in self.plan.graph.outputs]
         self._scores: Tensor = self._state[self.plan.graph.output.index]
         if prepared.captured.unpacked is not None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -17,17 +15,8 @@ _OTHER = ("mask", "type", "position")
 """Parts of the names of integer inputs that are no ids."""
 
 
-@contextmanager
-def index_noted(inputs: Inputs) -> Iterator[None]:
-    """Say which input holds the index that an operation of a forward pass finds out of range."""
-    try:
-        yield
-    except (RuntimeError, IndexError) as error:
-        _note_index(error, inputs)
-        raise
-
-
-def _note_index(error: Exception, inputs: Inputs) -> None:
+def note_index(error: Exception, inputs: Inputs) -> None:
+    """Say which input holds the index that an operation of a forward pass has found out of range."""
     found = re.search(r"index (-?\d+) is out of bounds for dimension \d+ with size (\d+)", str(error))
     if found is None:
         return

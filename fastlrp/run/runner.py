@@ -120,7 +120,12 @@ def specialize(
         found = min(found, other, key=lambda each: cost_of(each.paths, count, itemsize, rates))
     if program_check.ENABLED:
         program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
-    return Specialized(_fused(plan, found.steps, state), found.paths, found.nbytes)
+    given = {step for step, _ in steps}
+    if all(step in given for step, _ in found.steps):  # Nothing is sparse.
+        fused = plan.fusions.get(tuple(step for step, _ in found.steps), lambda: _fused(plan, found.steps, state))
+    else:
+        fused = _fused(plan, found.steps, state)
+    return Specialized(fused, found.paths, found.nbytes)
 
 
 def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> float:
