@@ -16,13 +16,19 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Constant, leaves
 
-
 Read = Callable[[dict[Any, Any]], Any]
 
 _LITERALS = ("aten::lift_fresh", "aten::lift_fresh_copy")
 """Operations on numbers that stand in the model's own code."""
 
-_FILLED = ("aten::new_zeros", "aten::new_ones", "aten::new_full", "aten::zeros_like", "aten::ones_like", "aten::full_like")
+_FILLED = (
+    "aten::new_zeros",
+    "aten::new_ones",
+    "aten::new_full",
+    "aten::zeros_like",
+    "aten::ones_like",
+    "aten::full_like",
+)
 """Operations that read the dtype and the device of a tensor alone, and its sizes, which are those of the capture."""
 
 REMEMBERED = 1 << 20

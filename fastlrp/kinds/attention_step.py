@@ -15,6 +15,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow, Rooms
 from fastlrp.plan.total import multiply
 
+
 class Operands:
     """Queries, keys and values of attention, and what its probabilities are made of.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp import composites, rules
+from fastlrp import UnsupportedOperationError, composites, rules
 from tests.models.cases import Written
 
 # With h = a(x): nothing but the divisor carries relevance.
