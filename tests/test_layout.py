@@ -81,8 +81,9 @@ ORDER = """
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.aggregation capture.fixed
-    capture.wording capture.quiet capture.sequence_shapes capture.settings capture.module_paths classes positions tune.space tune.check
-    tune.attention capture.shape_memory
+    capture.wording capture.quiet capture.quick_shapes capture.settings capture.module_paths classes positions
+    tune.space tune.check
+    tune.attention capture.shape_memory capture.sequence_shapes
     spellings groups outputs
     markup pickling progress run.reach precision
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
