@@ -278,6 +278,7 @@ def test_float32_with_weights_next_to_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("captured_once")
 def test_same_numbers_from_every_backend() -> None:
     model, x = network(), images()
     for code, (_, _, _, parameters) in CASES.items():
