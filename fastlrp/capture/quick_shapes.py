@@ -61,7 +61,7 @@ def _replaced(op: Any, kernel: Kernel) -> Iterator[None]:
 
     def by_definition(other: Kernel, *args: Any, **kwargs: Any) -> Any:
         usual = threading.get_ident() == tracing and not torch.is_grad_enabled() and type(args[0]) is FakeTensor
-        found = kernel(*args, **kwargs) if usual and not torch.is_autocast_enabled(args[0].device.type) else None
+        found = kernel(*args, **kwargs) if usual and not _autocast(args[0].device.type) else None
         return other(*args, **kwargs) if found is None else found
 
     kernels = before or {_COMPOSITE: partial(op._op_dk, _COMPOSITE)}
@@ -73,6 +73,10 @@ def _replaced(op: Any, kernel: Kernel) -> Iterator[None]:
         op.py_kernels.clear()
         op.py_kernels.update(before)
         op._dispatch_cache.clear()
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _plain(x: Tensor, *others: Tensor | None) -> bool:

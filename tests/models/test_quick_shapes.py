@@ -39,6 +39,13 @@ def traced(model: nn.Module, x: Tensor) -> list[Any]:
     return [(target, str(tuple(t.shape)), str(t.stride()), t.dtype) for target, t in nodes]
 
 
+def test_a_model_without_data() -> None:
+    with torch.device("meta"):
+        model, x = nn.Sequential(nn.Linear(3, 2), nn.GELU()).eval(), torch.empty(2, 3)
+    with shapes_by_definition():
+        assert [shape for _, shape, _, _ in traced(model, x)][-1].endswith(", 2)")
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_shapes_are_those_that_are_found_out_step_by_step(layout: torch.memory_format) -> None:
     model, x = Everything().eval(), torch.randn(2, 3, 7, 7).to(memory_format=layout)
