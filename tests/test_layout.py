@@ -84,11 +84,10 @@ ORDER = """
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.aggregation capture.fixed capture.mask_sizes
-    capture.wording capture.quiet capture.sequence_shapes capture.settings capture.module_paths classes positions
-    tune.space tune.check
-    tune.attention capture.shape_memory spellings groups outputs markup pickling progress
-    run.reach precision transforms frequencies second_stage run.parted
+    capture.aggregation capture.fixed capture.mask_sizes capture.wording capture.quiet capture.sequence_shapes
+    capture.settings capture.module_paths classes positions tune.space tune.check tune.attention capture.shape_memory
+    spellings groups outputs markup pickling progress run.reach precision transforms frequencies second_stage
+    run.parted capture.quick_shapes
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking

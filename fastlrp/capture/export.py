@@ -27,9 +27,9 @@ from fastlrp.capture.input_hints import input_hints
 from fastlrp.capture.lift import lift, lift_all, travels
 from fastlrp.capture.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.probe import refuse_mixed_samples
+from fastlrp.capture.quick_shapes import shapes_by_definition
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
-from fastlrp.capture.sequence_shapes import steps_left_out
 from fastlrp.capture.settings import other_attention, ways_out
 from fastlrp.capture.shape_memory import shapes_remembered
 from fastlrp.capture.translate import Translator
@@ -259,7 +259,7 @@ def tracing(wrapper: nn.Module) -> Iterator[Rows]:
         kept_padded(any(isinstance(m, nn.RNNBase) for m in wrapper.modules())) as packed,
         quiet(),
         shapes_remembered(wrapper),
-        steps_left_out(),
+        shapes_by_definition(),
         torch.inference_mode(inference),
         warnings.catch_warnings(),
         torch.no_grad(),

@@ -1,3 +1,3 @@
 from __future__ import annotations
 
-from tests.fixtures import one_thread, poisoned, seeded  # noqa: F401
+from tests.fixtures import captured_once, one_thread, poisoned, seeded  # noqa: F401

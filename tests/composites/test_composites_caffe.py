@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from tests.composites.caffe_tool import (
     their_wsquare,
     their_zbox,
 )
+from tests.fixtures import seeded_apart
 from tests.torchvision_models import import_models
 
 # Measured: 4.6e-15.
@@ -58,16 +60,24 @@ def relative_error(ours: Tensor, expected: Tensor) -> float:
     return float(((ours - expected).flatten(2).norm(dim=2) / size).max())
 
 
+@cache
+@seeded_apart
+def unchanged() -> tuple[nn.Sequential, Tensor]:
+    """One network and its input for the tests that change neither."""
+    return network(), images()
+
+
 def test_every_formula_type_is_compared() -> None:
     assert {*CASES, *DERIVATIVES} == set(FORMULA_TYPES)
     assert list(FORMULA_TYPES) == [0, 2, 6, 8, 11, 26, 54, 56, 58, 60, 99, 100, 102, 104, 114, 166]
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("max_pool", ["winner", "average"])
 @pytest.mark.parametrize("code", list(CASES))
 def test_equals_the_tools_rules_on_matrices(code: int, max_pool: str) -> None:
     convolution, dense, bottom, parameters = CASES[code]
-    model, x = network(), images()
+    model, x = unchanged()
     composite = from_formula_type(code, max_pool=max_pool, **parameters)
     found = fastlrp.explain(model, x, [1, 3], composite)
     expected = torch.stack([
@@ -133,10 +143,11 @@ def derivative(model: nn.Sequential, x: Tensor, code: int, start: str) -> Tensor
     return torch.stack(found, 1)
 
 
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("start", ["one", "output"])
 @pytest.mark.parametrize("code", DERIVATIVES)
 def test_derivatives_equal_autograd(code: int, start: str) -> None:
-    model, x = network(), images()
+    model, x = unchanged()
     found = fastlrp.explain(model, x, "all", from_formula_type(code), initial=start)
     expected = derivative(model, x, code, start)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
@@ -278,6 +289,7 @@ def test_float32_with_weights_next_to_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("captured_once")
 def test_same_numbers_from_every_backend() -> None:
     model, x = network(), images()
     for code, (_, _, _, parameters) in CASES.items():

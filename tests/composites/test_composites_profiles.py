@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from fastlrp import Explainer, composites, rules
 from fastlrp.composites import PRESETS, PROFILES, preset
 from tests import goldens
+from tests.fixtures import seeded_apart
 from tests.reference.cases import relative_error
 
 # iNNvestigate: single layers, float32 files
@@ -174,10 +177,17 @@ def test_zennit_is_the_preset_itself(name):
     assert (ours.max_pool, ours.name) == (theirs.max_pool, theirs.name)
 
 
+@cache
+@seeded_apart
+def averaging() -> tuple[nn.Module, torch.Tensor]:
+    return network(nn.AvgPool2d(2)), torch.randn(2, 2, 10, 10, dtype=torch.float64)
+
+
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("profile", list(PROFILES))
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_under_every_profile_agrees_with_the_reference(name, profile):
-    model, x = network(nn.AvgPool2d(2)), torch.randn(2, 2, 10, 10, dtype=torch.float64)
+    model, x = averaging()
     parameters = {"low": -5.0, "high": 5.0} if name == "epsilon_gamma_box" else {}
     report = Explainer(model, preset(name, profile, **parameters)).verify(x, "all")
     assert report.ok, str(report)

@@ -11,7 +11,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastlrp
-from fastlrp.capture.sequence_shapes import steps_left_out
+from fastlrp.capture.quick_shapes import shapes_by_definition
 
 LAYERS = [
     (nn.LSTM, {}), (nn.LSTM, {"proj_size": 2, "bias": False}), (nn.GRU, {}), (nn.RNN, {}),
@@ -29,7 +29,7 @@ def test_shapes_are_those_that_the_steps_give(kind: type[nn.Module], options: di
         layer = kind(3, 4, num_layers=2, batch_first=batch_first, bidirectional=bidirectional, **options).eval()
         with FakeTensorMode(allow_non_fake_inputs=True), enable_python_dispatcher(), torch.no_grad():
             x = torch.empty(2, 3, 3)
-            with steps_left_out():
+            with shapes_by_definition():
                 found = leaves(layer(x))
             expected = leaves(layer(x))
         assert [(t.shape, t.stride(), t.dtype) for t in found] == [(t.shape, t.stride(), t.dtype) for t in expected]
@@ -53,6 +53,6 @@ def test_real_tensors_are_computed_as_ever() -> None:
     x = torch.randn(5, 2, 3)
     with torch.no_grad():
         expected = layer(x)[0]
-        with steps_left_out(), enable_python_dispatcher():
+        with shapes_by_definition(), enable_python_dispatcher():
             found = layer(x)[0]
     torch.testing.assert_close(found, expected)
