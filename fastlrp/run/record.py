@@ -271,7 +271,7 @@ class ForwardRecord(ForwardPass):
     ) -> Contributions:
         """How much of each neuron's activation comes from each part of the input, for whole layers at once.
 
-        They are the layer's own, as if the model ended there: what reads a neuron, or that nothing does, changes nothing.
+        They are the layer's own, as if the model ended there: what reads a neuron, or that nothing does, changes none.
 
         Args:
             groups: as for :meth:`relevance`. layers: module paths or functional calls, or ``"all"`` modules.
