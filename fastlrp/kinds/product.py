@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.capture.graph import Node, Value
+from fastlrp.capture.graph import Node, Value, leaves
 from fastlrp.kinds import textbook
 from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at, vjp
@@ -90,7 +90,9 @@ def _parts(node: Node, rule: rules.Uniform | rules.ValueOnly) -> dict[Value, flo
     if isinstance(rule, rules.HeldSelection):
         selects = node.attributes.get("selection", ())
         signals = [x for x in node.sources if x not in selects]
-        return dict.fromkeys(signals, 1 / len(signals))
+        # A factor that stands there twice gets its part twice.
+        factors = [x for x in leaves((node.args, node.kwargs)) if isinstance(x, Value) and x in signals]
+        return dict.fromkeys(signals, 1 / len(factors))
     weights = node.attributes.get("weights")
     values = [x for x in node.sources if x is not weights]
     if isinstance(rule, rules.ValueOnly) and weights is not None and len(values) == 1:

@@ -273,6 +273,8 @@ class ForwardRecord(ForwardPass):
     ) -> Contributions:
         """How much of each neuron's activation comes from each part of the input, for whole layers at once.
 
+        They are the layer's own, as if the model ended there: what reads a neuron, or that nothing does, changes none.
+
         Args:
             groups: as for :meth:`relevance`. layers: module paths or functional calls, or ``"all"`` modules.
             readout: a matrix ``(M, *layer.shape[1:])``, or ``(M, D)`` for the last axis: contributions to these linear

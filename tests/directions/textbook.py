@@ -40,6 +40,11 @@ class Textbook:
         self.walker = Walker(self.plan.rules, self.plan.composite.max_pool, doubles)
         self.rows = [row.node for row in self.plan.rows]
 
+    @property
+    def has_sums_of_zero(self) -> bool:
+        """Whether a sum is exactly 0, through which ``c`` goes on in the limit of epsilon to 0, and ``R`` not."""
+        return any(bool((self.walker.values[n.output] == 0).any()) for n in self.rows if n.kind == "add")
+
     def down(self, start: Value, R: Tensor) -> Found:
         """From relevance ``(B, K, …)`` of one value on."""
         whole = {start: R}

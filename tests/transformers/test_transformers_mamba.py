@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.zoo import families, state_space
 from fastlrp import Explainer
@@ -91,3 +91,20 @@ def test_other_state_space_models(name: str, composite: str) -> None:
     explainer = Explainer(case.model, composite, output=case.output)
     zoo_checks.equals_oracle(explainer, {"input_ids": ids}, family, composite)
     zoo_checks.is_verified(explainer, {"input_ids": ids}, family)
+
+
+class Squared(nn.Module):
+    """``y_ik = sum_j x_ij x_kj``, an einsum of one value with itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bij,bkj->bik", x, x).flatten(1)
+
+
+@pytest.mark.parametrize("composite", ["mamba_lrp", "attnlrp", "cp_lrp"])
+def test_both_factors_of_a_product_with_itself_take_half(composite: str) -> None:
+    """At x = ((1, 2), (3, 0)) y_01 = 3 = 1 * 3 + 2 * 0: half of 3 to each of the factors 1 and 3."""
+    x = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]], dtype=torch.float64)
+    with Explainer(Squared(), composite).forward(x) as record:
+        found = record.relevance([0, 1])
+    torch.testing.assert_close(found[0, 0].tolist(), [[1.0, 4.0], [0.0, 0.0]], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(found[0, 1].tolist(), [[1.5, 0.0], [1.5, 0.0]], rtol=1e-5, atol=1e-9)
