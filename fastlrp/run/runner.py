@@ -101,10 +101,11 @@ def specialize(
     may, work = plan.chooser.may_be_sparse(count), 0  # Asked first: it costs a small network's call less than the sum.
     if may:
         work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
-    if not work or not plan.chooser.may_be_sparse(count, work * count * batch):
+    itemsize, rates = plan.dtype.itemsize, rates_of(plan.device, plan.mixes_dtypes) if work else None
+    in_vain = rates is None and not plan.chooser.asks_for_sparse  # Patterns would wait for a GPU, and none be used.
+    if not work or in_vain or not plan.chooser.may_be_sparse(count, work * count * batch):
         fused = plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps, state))
         return Specialized(fused, [], 0)
-    itemsize, rates = plan.dtype.itemsize, rates_of(plan.device, plan.mixes_dtypes)
 
     def specialized(rates: Rates | None) -> Specialized:
         def choose(form: Affine, above: float, below: float) -> Way:

@@ -11,7 +11,8 @@ from fastlrp import composites, groups
 from fastlrp.backends import cuda as backend
 from fastlrp.backends import dispatch, triton
 from fastlrp.plan.compact import Compact
-from fastlrp.run import way_up
+from fastlrp.run import runner, way_up
+from fastlrp.run.sparse import choose
 from fastlrp.run.way_up import WayUp
 from tests.cuda.emulated import ORDERS, emulated, order
 
@@ -127,12 +128,16 @@ def test_the_sparse_way_up(cuda, model, name):
             assert cuda.reads_on_host() == reads, f"{step.name} waits for the device"
 
 
-def test_no_layer_goes_up_sparsely_on_a_gpu_that_nobody_has_measured(cuda, monkeypatch):
+def test_no_pattern_is_made_on_a_gpu_that_nobody_has_measured(cuda, monkeypatch):
+    """It would wait for the device."""
     monkeypatch.setattr(way_up, "rates_of", lambda device: None)
+    monkeypatch.setattr(runner, "rates_of", lambda device, reduced: None)
+    monkeypatch.setattr(choose, "LEAST_WORK", 0)
     net, x = small(), torch.randn(1, 3, 14, 14)
     with fastlrp.Explainer(net, "epsilon_plus", backend="cuda").forward(x) as record:
         reads = cuda.reads_on_host()
         record.relevance("all", groups=groups.patches(2), direction="up")
+        record.relevance(torch.rand(20, 6))
         assert cuda.reads_on_host() == reads
 
 

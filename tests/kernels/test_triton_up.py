@@ -62,7 +62,10 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("name", [
+    name if name in ("strided", "groups", "depthwise", "transposed") else pytest.param(name, marks=pytest.mark.full)
+    for name in CONVOLUTIONS
+])  # fmt: skip
 def test_a_convolution_without_coefficients(backend, name):
     """``u (W t)`` is the relevance of the transposed layer, its coefficients as the input."""
     layer = CONVOLUTIONS[name]

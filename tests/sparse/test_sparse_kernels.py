@@ -9,6 +9,7 @@ from tests.ops.cases import channels_last, reversed_memory, same, with_gaps
 from tests.sparse.cases import (
     DTYPES,
     KERNELS,
+    TOLERANCE,
     Layer,
     Problem,
     alive,
@@ -335,3 +336,22 @@ def test_large_results_in_used_memory(name):
 def test_alive_makes_what_it_says():
     made = alive(1000, density=0.25, dtype=torch.float32)
     assert 200 < int((made != 0).sum()) < 300
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 70), (257, 64), (600, 131), (64, 1)])
+def test_a_linear_weight_that_lies_transposed(outputs, inputs, dtype):
+    """Read in place, in blocks of its own: the way up has it so. For the numbers only the order of sums differs."""
+    for count, above in ((5, 0.4), (70, 1.0), (33, 0.0)):
+        u, x = (alive(2, n, density=d, dtype=dtype) for n, d in ((outputs, above), (inputs, 0.6)))
+        weights = [torch.randn(inputs, outputs, dtype=dtype).t() for _ in range(2)]
+        register = torch.randn(2, count, outputs, dtype=dtype).masked_fill((u == 0).unsqueeze(1), torch.nan)
+        below = pattern_of(x)
+        rows = KERNELS.sparse_conv_relevance(
+            rows_of(register, pattern_of(u)), 2, count, [u, 2 * u], weights, [outputs, inputs], below, [], [], [], [],
+            [], [], False, None, [], [],
+        )  # fmt: skip
+        found = KERNELS.sparse_to_dense((rows, None, *below), 2, count, [inputs])
+        expected = scaled(u, register).double() @ (weights[0].double() + 2 * weights[1].double())
+        expected = expected * (x != 0).unsqueeze(1)
+        assert (found - expected).norm() <= TOLERANCE[dtype] * expected.norm()
