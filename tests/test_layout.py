@@ -71,6 +71,7 @@ ORDER = """
     plan.coefficients
     plan.input_terms plan.late
     plan.kept plan.layer plan.fusion plan.joining plan.check
+    plan.placing
     plan.moving
     plan.builder capture.rewrite capture.faults capture.folding
     plan.forward_builder plan.path plan.packed

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
-from fastlrp.kinds.attention_step import Operands, Sharing, add_step, heads_in_one_axis
+from fastlrp.kinds.attention_step import Operands, Sharing, add_step
 from fastlrp.kinds.heads import lower_each, through_each
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind

@@ -15,6 +15,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow, Rooms
 from fastlrp.plan.total import multiply
 
+
 class Operands:
     """Queries, keys and values of attention, and what its probabilities are made of.
 
@@ -118,6 +119,7 @@ def add_step(
         def write(times: Sequence[float], c_q: Tensor, c_k: Tensor, c_v: Tensor, g: Tensor, *rest: Any) -> None:
             q, k, v, output, log_sum, mask = rest
             mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, g)
+            assert attention_into is not None
             own = [share * number for share, number in zip(shares, times, strict=True)]
             attention_into(c_q, c_k, c_v, g, q, k, v, output, log_sum, mask, *numbers, *own, epsilon)
 

@@ -21,7 +21,6 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Alternative, BackwardStep, Flow
 from fastlrp.stabilizer import Stabilizer
 
-
 _SMALL = 1e-30
 """Weights below this may have been rounded to a number with fewer digits."""
 

@@ -113,8 +113,8 @@ class Window:
 
 
 Rooms = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
-"""New memory like a register ``(B, K, …)``: the whole, and in it the room for each result of a step. The step multiplies
-each result with a number of its own, fills all rooms and returns the whole."""
+"""New memory like a register ``(B, K, …)``: the whole, and in it the room for each result of a step. The step
+multiplies each result with a number of its own, fills all rooms and returns the whole."""
 
 
 @dataclass(frozen=True, eq=False)
