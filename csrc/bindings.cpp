@@ -185,9 +185,9 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
                                      decltype(&edge::attention_relevance_into) into,
                                      decltype(&edge::attention_value_relevance) of_values) {
   m.def("attention_relevance_into", into, py::arg("c_query"), py::arg("c_key"), py::arg("c_value"),
-        py::arg("relevance"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"),
-        py::arg("log_sum"), py::arg("mask").none(true), py::arg("causal"), py::arg("scale"), py::arg("cap"),
-        py::arg("share_query"), py::arg("share_key"), py::arg("share_value"), py::arg("epsilon"), release_gil());
+        py::arg("relevance"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"), py::arg("log_sum"),
+        py::arg("mask").none(true), py::arg("causal"), py::arg("scale"), py::arg("cap"), py::arg("share_query"),
+        py::arg("share_key"), py::arg("share_value"), py::arg("epsilon"), release_gil());
   m.def("attention_relevance", relevance, py::arg("relevance"), py::arg("query"), py::arg("key"), py::arg("value"),
         py::arg("output"), py::arg("log_sum"), py::arg("mask").none(true), py::arg("causal"), py::arg("scale"),
         py::arg("cap"), py::arg("share_query"), py::arg("share_key"), py::arg("share_value"), py::arg("epsilon"),

@@ -74,9 +74,8 @@ ORDER = """
     plan.late plan.input_terms
     capture.rewrite_functions plan.ups plan.batch_parts
     plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.builder
-    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
-    plan.neck plan.infinite
+    plan.builder plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    plan.neck plan.infinite plan.placing
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind

@@ -61,9 +61,8 @@ struct Rows {
 template <class T>
 void norm_relevance(const Norm<T>& p) {
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, p.size));
-  parallel_for(p.batch * p.targets * p.rows, grain, [&](int64_t begin, int64_t end) {
-    run_best<Rows<T>>(&p, begin, end);
-  });
+  parallel_for(p.batch * p.targets * p.rows, grain,
+               [&](int64_t begin, int64_t end) { run_best<Rows<T>>(&p, begin, end); });
 }
 
 template void norm_relevance<float>(const Norm<float>& p);

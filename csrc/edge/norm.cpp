@@ -9,8 +9,7 @@ namespace fastlrp::edge {
 Tensor norm_relevance(const Tensor& relevance_, const OptionalTensor& gain_, const Tensor& inverse_sigma, bool centre) {
   const Check check{kCpu, "norm_relevance"};
   check.values("relevance", relevance_);
-  REQUIRE_VALUE(relevance_.dim() >= 3, check.op, ": relevance must have shape (B, K, *L, N), got ",
-                relevance_.sizes());
+  REQUIRE_VALUE(relevance_.dim() >= 3, check.op, ": relevance must have shape (B, K, *L, N), got ", relevance_.sizes());
   check.like("inverse_sigma", inverse_sigma, relevance_);
   Sizes sample = relevance_.sizes().vec();  // (B, *L, N)
   sample.erase(sample.begin() + 1);

@@ -50,26 +50,26 @@ class Step:
     before: tuple[Step, ...]
     fixed: bool = False
     like: tuple[Tensor, ...] = ()
-    _known: Any = None
-    _known_like: Any = None
+    _known: tuple[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         self._read: Read = _reader((self.args, self.kwargs))
 
     def result(self, found: dict[Step, Any]) -> Any:
         """What it gives, from the results of the steps before it."""
-        if self.is_known:
-            return self._known
+        known = self._known
+        if known is not None and known[1] == self._like():
+            return known[0]
         args, kwargs = self._read(found)
         result = _called(self, args, kwargs)
         if self.fixed and isinstance(result, Tensor) and result.numel() <= REMEMBERED:
-            self._known, self._known_like = result, self._like()
+            self._known = (result, self._like())
         return result
 
     @property
     def is_known(self) -> bool:
         """Whether its result is remembered."""
-        return self._known is not None and self._known_like == self._like()
+        return self._known is not None and self._known[1] == self._like()
 
     def _like(self) -> list[Any]:
         return [(t.dtype, t.device) for t in self.like]

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -44,10 +44,11 @@ class Code:
         self._owners: list[tuple[Any, Mapping[str, Any]]] = [
             (owner, vars(owner)) for owner in (*modules, *_classes(modules))
         ]
-        self._types = [(m, type(m)) for m in modules]
+        self._modules, self._types = list(modules), [type(m) for m in modules]
         hooks = [getattr(m, name) for m in modules for name in _HOOKS]
         hooks += [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
-        self._hooks: list[tuple[dict[int, Any], tuple[Any, ...]]] = [(t, tuple(t.values())) for t in hooks]
+        self._hooks: list[tuple[dict[int, Any], tuple[Any, ...]]] = [(t, tuple(t.values())) for t in hooks if t]
+        self._hookless = [t for t in hooks if not t]
         self._remember()
 
     def _remember(self) -> None:
@@ -61,15 +62,16 @@ class Code:
                 get = itemgetter(*known)
                 self._read.append((table, get, get(table)))
             self._lists += [(value, copy.deepcopy(value)) for value in known.values() if type(value) is list]
-        self._sizes = [(table, len(table)) for _, table in self._owners]
+        self._tables = [table for _, table in self._owners]
+        self._sizes = [*map(len, self._tables)]
 
     def changed(self) -> bool:
         """Whether the model now runs something else."""
-        for module, kind in self._types:
-            if type(module) is not kind:
-                return True
+        # Here as in Watch.restructured: no loops of Python where a function of C goes over a list.
+        if [*map(type, self._modules)] != self._types or any(self._hookless):
+            return True
         for hooks, before in self._hooks:
-            if len(hooks) != len(before) or (before and tuple(hooks.values()) != before):
+            if tuple(hooks.values()) != before:
                 return True
         try:
             for table, get, found in self._read:
@@ -80,10 +82,7 @@ class Code:
         for items, known in self._lists:
             if items != known:
                 return self._differs()
-        for table, size in self._sizes:
-            if len(table) != size:
-                return self._differs()
-        return False
+        return [*map(len, self._tables)] != self._sizes and self._differs()
 
     def _differs(self) -> bool:
         """The same look, with what forward passes write left out; if that was all, what there is now is remembered."""
@@ -178,16 +177,18 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._links: list[tuple[dict[str, Any], str, Any]] = []
-        self._sizes: list[tuple[dict[str, Any], int]] = []
+        self._tables: list[dict[str, Any]] = []
+        links: list[tuple[dict[str, Any], str, Any]] = []
         tensors: list[Tensor] = []
         modules = list(model.modules())
         for module in modules:
             tables = (module._modules, module._parameters, module._buffers)
-            self._sizes += [(table, len(table)) for table in tables]
-            self._links += [(table, key, item) for table in tables for key, item in table.items()]
+            self._tables += tables
+            links += [(table, key, item) for table in tables for key, item in table.items()]
             held = [item for table in (*tables[1:], vars(module)) for item in table.values()]
             tensors += [item for item in held if isinstance(item, Tensor)]
+        self._sizes = [*map(len, self._tables)]
+        self._places, self._items = [link[:2] for link in links], [link[2] for link in links]
         self.code = Code(modules)
         self._tensors, self._times = Fingerprint(tensors), 0
         self._lock = threading.Lock()
@@ -202,11 +203,10 @@ class Watch:
 
     def restructured(self) -> bool:
         """Whether the model has other modules, tensors, modes, attributes, hooks or methods now."""
-        # Plain loops: this runs before every explanation, and generators would cost a small network dearly.
-        for table, size in self._sizes:
-            if len(table) != size:
-                return True
-        for table, key, item in self._links:
-            if table.get(key) is not item:
-                return True
+        # This runs before every explanation: loops of Python would cost a small network dearly.
+        if [*map(len, self._tables)] != self._sizes:
+            return True
+        now = [table.get(key) for table, key in self._places]
+        if not all(map(is_, now, self._items)):
+            return True
         return self.code.changed()

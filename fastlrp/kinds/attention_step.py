@@ -120,6 +120,7 @@ def add_step(
         def write(times: Sequence[float], c_q: Tensor, c_k: Tensor, c_v: Tensor, g: Tensor, *rest: Any) -> None:
             q, k, v, output, log_sum, mask = rest
             mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, g)
+            assert attention_into is not None
             own = [share * number for share, number in zip(shares, times, strict=True)]
             attention_into(c_q, c_k, c_v, g, q, k, v, output, log_sum, mask, *numbers, *own, epsilon)
 

@@ -25,6 +25,15 @@ def without_absent(
 
 
 def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool]) -> Callable[..., Tensor]:
+    present = absent.index(True)
+    if all(absent[present:]):  # As a rule the last ones: a call of a small network is mostly made of such steps.
+        rest = (None,) * (len(absent) - present)
+
+        def without_the_last(*operands: Tensor) -> Tensor:
+            return run(*operands, *rest)
+
+        return without_the_last
+
     def with_absent(*operands: Tensor) -> Tensor:
         rest = iter(operands[registers:])
         return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))

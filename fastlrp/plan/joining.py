@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.moving import Known, gather_moves, place_parts
+from fastlrp.plan.moving import Known, gather_moves
+from fastlrp.plan.placing import place_parts
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
 
 

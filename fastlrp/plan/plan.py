@@ -187,6 +187,10 @@ class Plan(StaysHere):
 
     def explained_inputs(self) -> tuple[Value, ...]:
         """The inputs that relevance reaches: floats, and ids of an embedding."""
+        return self._explained_inputs
+
+    @cached_property
+    def _explained_inputs(self) -> tuple[Value, ...]:
         return tuple(v for v in self.graph.inputs if v in self.flows)
 
     def schedule(self, values: Sequence[Value], reduce: bool = False) -> Schedule:

@@ -70,12 +70,16 @@ class ZBox(WeightRule):
         high = torch.as_tensor(self.high, dtype=weight.dtype, device=weight.device)
         positive, negative = weight.clamp(min=0), weight.clamp(max=0)
         stabilizer = Stabilizer.ensure(self.stabilizer)
-        factor = b.slot_of(flow.factor)
+        factor, epsilon = b.slot_of(flow.factor), stabilizer.epsilon
+        exact = stabilizer.is_absolute and b.dtype in (torch.float32, torch.float64)
+        at_once = b.operation("elementwise_coefficients") if exact else None
         above = b.cache(lambda x: _minus(x, low), [x.index], x.numel)
         below = b.cache(lambda x: _minus(x, high), [x.index], x.numel)
 
         def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
             z = layer.sum_of_one_sign(above, positive, None).add_(layer.sum_of_one_sign(below, negative, None))
+            if at_once is not None:
+                return same_layout(layer, at_once(z, None, None, f[0] if f else None, "epsilon", 1, epsilon)[0])
             inverse = stabilizer.reciprocal(wide(z))
             quotient = inverse * f[0] if f else inverse
             return same_layout(layer, representable(quotient, z, z.dtype))
@@ -163,6 +167,8 @@ def _extent(bound: Any) -> str:
 
 
 def _minus(x: Tensor, bound: Tensor) -> Tensor:
+    if bound.dim() == 0:
+        return x - bound
     try:
         return x - bound.expand(x.shape[1:] if bound.dim() < x.dim() else (1, *x.shape[1:]))
     except RuntimeError as error:

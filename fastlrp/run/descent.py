@@ -68,7 +68,7 @@ class Descent:
                         else:
                             self.sink(step.value, target, some, factors, rows=part.rows)
                 else:
-                    few = self._few_positions(step, registers, part.reach)
+                    few = self._few_positions(step, registers, part.reach) if step.by_position else None
                     hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
                     numel = step.numel if few is None else -(-step.numel * len(few.positions) // few.whole)
                     if (count > 1 or may_part) and not hot and numel * batch * self.itemsize * count > self.block_bytes:
@@ -79,7 +79,9 @@ class Descent:
                             return _split(replace(part, position=position), fits)
                     ins, slots = step.ins, step.slots
                     if few is None:
-                        _make_dense(step, registers)
+                        for register in ins:
+                            if type(registers[register]) is AtPositions:
+                                registers[register] = registers[register].dense()
                     if self.mixes_dtypes and not step.takes_bf16:
                         registers_in_float32(step, registers)
                     if few is not None:
@@ -115,7 +117,7 @@ class Descent:
 
     def _few_positions(self, step: BackwardStep, registers: list[Any], reach: Reach | None) -> AtPositions | None:
         """The positions that all operands of a step have alone, if it can do with them."""
-        if not step.by_position or len(step.outs) != 1:
+        if len(step.outs) != 1:
             return None
         few = [r for r in step.ins if type(registers[r]) is AtPositions]
         if len(few) == len(step.ins):
@@ -139,12 +141,6 @@ def _run_for_several(step: BackwardStep, registers: list[Any], state: list[Any])
     results = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
     for out, result in zip(step.outs, results, strict=True):
         registers[out] = result
-
-
-def _make_dense(step: BackwardStep, registers: list[Any]) -> None:
-    for register in step.ins:
-        if type(registers[register]) is AtPositions:
-            registers[register] = registers[register].dense()
 
 
 def registers_in_float32(step: BackwardStep, registers: list[Any]) -> None:

@@ -67,7 +67,7 @@ class ForwardPass(StaysHere):
             prepared.captured.unpacked.check(inputs.tensors, inputs.args, inputs.kwargs, self._scores)
         self._lent = None if at_once else Lent(inputs.tensors, self._outputs, self.plan.device)
         self.batch = self._scores.shape[0]
-        self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware), max_memory)
+        self._answers = self._answering(self.plan, inputs, self.batch, bool(lrp_aware) and not at_once, max_memory)
 
     @property
     def output(self) -> Any:

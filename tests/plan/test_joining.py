@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp.aten import _product
+from fastlrp.backends import extension
 from fastlrp.one_hot import AtPositions
 from fastlrp.plan import joining
 from fastlrp.run import descent, reach, runner
@@ -61,6 +62,7 @@ def test_fused_steps_give_the_same(order, backend, monkeypatch):
     found = explainer(x, [1, 4, 4, 7], at=[3])
     explainer.plan.check()
     (fused,) = explainer.plan.fusions
+    written = backend == "auto" and extension.why_not_loaded() is None
     names = [step.name for step, _ in fused]
     assert not any("split" in name for name in names)
     inner = explainer(x, [1, 4, 4, 7], at=[3], layers=["blocks.0.all", "blocks.0.first", "blocks.1.down"])
@@ -68,7 +70,8 @@ def test_fused_steps_give_the_same(order, backend, monkeypatch):
     plain = fastlrp.Explainer(model, "attnlrp", example_inputs=x, backend=backend)
     torch.testing.assert_close(found, plain(x, [1, 4, 4, 7], at=[3]), rtol=1e-12, atol=1e-14)
     (unfused,) = plain.plan.fusions
-    assert len(unfused) == len(fused) + 6  # Three parts of each block are no steps of their own.
+    # Three parts of each block are no steps of their own; by C++ neither their moves, nor the sum.
+    assert len(unfused) == len(fused) + (20 if written else 6)
     again = plain(x, [1, 4, 4, 7], at=[3], layers=["blocks.0.all", "blocks.0.first", "blocks.1.down"])
     for name, relevance in again.items():
         torch.testing.assert_close(inner[name], relevance, rtol=1e-12, atol=1e-14)
