@@ -134,6 +134,7 @@ class Descent:
             registers[r] = register
         return cut[0]
 
+
 def _run_for_several(step: BackwardStep, registers: list[Any], state: list[Any]) -> None:
     results = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
     for out, result in zip(step.outs, results, strict=True):

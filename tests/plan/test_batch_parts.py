@@ -48,9 +48,11 @@ def parts_of(record: fastlrp.ForwardRecord) -> list[tuple[int, ...]]:
     return [item.lengths for item in record._as_it_lies() if type(item) is Parted]
 
 
-@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize("count", [1, 40])
 @pytest.mark.parametrize(
-    "composite", ["epsilon_plus", composites.epsilon_gamma_box(low=-4.0, high=4.0), "epsilon_alpha2_beta1"], ids=["plus", "box", "alpha_beta"]
+    "composite",
+    ["epsilon_plus", composites.epsilon_gamma_box(low=-4.0, high=4.0), "epsilon_alpha2_beta1"],
+    ids=["plus", "box", "alpha_beta"],
 )
 def test_parts_give_what_each_sample_gives_alone(small_limits, composite, count):
     explainer, x = made(composite)
@@ -100,7 +102,7 @@ def test_what_looks_at_the_whole_batch_takes_it_whole(small_limits):
 
 
 def test_parts_are_about_equal_and_pay_for_their_weights(small_limits, monkeypatch):
-    explainer, x = made()
+    explainer, _ = made()
     plan = explainer.plan
     schedule = plan.forward_schedule()
     found = plan.batch_parts(schedule, BATCH)
@@ -108,7 +110,9 @@ def test_parts_are_about_equal_and_pay_for_their_weights(small_limits, monkeypat
     assert found.size == 2
     names = [step.name for step, _ in schedule.steps]
     assert any("max_pool" in name for name in names[: found.end]), names
-    assert all(name.startswith(("third", "fourth", "last", "(model) (relu", "(model) (flat")) for name in names[found.end :])
+    assert all(
+        name.startswith(("third", "fourth", "last", "(model) (relu", "(model) (flat")) for name in names[found.end :]
+    )
     assert found.runs(7) == [(0, 2), (2, 2), (4, 2), (6, 1)]
     assert batch_parts.BatchParts(3, 7).runs(8) == [(0, 4), (4, 4)]
     assert plan.batch_parts(schedule, 1) is None
