@@ -33,7 +33,8 @@ def run(scenario: str, options: Options, command: str) -> list[Row]:
     made = provenance(command)
     for asked in SCENARIOS[scenario](options):
         print(f"\n{heading(asked)}, {machine()}", flush=True)
-        found = measure.rows(asked.case, measure.measure(asked.parts, asked.x, asked.case.classes, asked.repeats), made)
+        entries = measure.measure(asked.parts, asked.x, asked.case.classes, asked.repeats, asked.gate)
+        found = measure.rows(asked.case, entries, made)
         rows += found
         print("\n".join([*map(measure.line, found), *asked.left_out]), flush=True)
     return [compared_with_one(row, rows) for row in rows]

@@ -173,6 +173,8 @@ def _round(
     gate = None
     if options.gpu or options.precision != "float32":
         gate = gates.made(loaded.exact, (loaded.model, loaded.x), case.composite, case.classes, options.precision)
+    elif len(loaded.x) > 1:
+        gate = gates.in_double(loaded.model, loaded.x, case.composite, case.classes)
     return Round(case, parts, loaded.x, options.repeats or repeats, notes, gate)
 
 

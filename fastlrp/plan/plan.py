@@ -252,7 +252,7 @@ class Plan(StaysHere):
 
     @cached_property
     def treats_samples_alone(self) -> bool:
-        """Whether no rule looks at a whole batch, as stabilizers relative to the tensor do, and a user's rule may."""
+        """Whether no rule looks at a whole batch: a stabilizer relative to the tensor does, a user's rule may."""
         found = list(all_rules(self.rules.values()))
         relative = any(stabilizer.relative == "tensor" for stabilizer in stabilizers(found))
         return not relative and not any(isinstance(rule, Custom) for rule in found)

@@ -83,7 +83,7 @@ def together(
 
 def join(state: list[Any]) -> list[Any]:
     """Put all slots of a state together, one after the other, in its place; returns it."""
-    known: dict[int, Any] = {}
+    known: dict[tuple[int, ...], Any] = {}
     for slot, item in enumerate(state):
         if type(item) is Parted:
             key = tuple(map(id, item.parts))
