@@ -63,7 +63,7 @@ def test_mamba2_without_a_held_selection_equals_autograd(composite: str, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
-@pytest.mark.parametrize("name", [*state_space.CONFIGURATIONS, "RWKV"])
+@pytest.mark.parametrize("name", [*state_space.CONFIGURATIONS, "RWKV", "FNet"])
 def test_other_state_space_models(name: str, composite: str) -> None:
     torch.manual_seed(0)
     case = families.family(name)
