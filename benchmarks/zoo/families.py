@@ -106,6 +106,7 @@ FAMILIES: dict[str, Row] = {
     "RoFormer": (f"RoFormer{_CLASSIFIER}", {**_COMMON, "embedding_size": 16}, _ids, _logits),
     "XLNet": (f"XLNet{_CLASSIFIER}", {"vocab_size": 50, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24,
                                       "num_labels": 3}, _text, _logits),
+    "FNet": (f"FNet{_CLASSIFIER}", _COMMON, _text, _logits),
     "Longformer": (f"Longformer{_CLASSIFIER}", {**_COMMON, "attention_window": [4, 4]}, _text, _logits),
     "GPT-2": ("GPT2LMHeadModel", _OLD, _text, _logits),
     "GPT-Neo": (f"GPTNeo{_LM}", {**_COMMON, "num_layers": 2, "num_heads": 2,

@@ -24,7 +24,7 @@ from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
 from fastlrp.capture.rewrite import Step, Steps
 from fastlrp.capture.rewrite_functions import REWRITES
 from fastlrp.kinds.registry import KIND, KIND_OF
-from fastlrp.kinds.vocabulary import UNREAD
+from fastlrp.kinds.vocabulary import REGISTERED, UNREAD
 
 _RECURRENT = (*recurrent.SEQUENCES, *recurrent.CELLS, packed.PADDED)
 
@@ -87,7 +87,7 @@ class Emitter:
         state = recurrent.one_state(name, args)
         if state is not None:
             return state
-        rewrite = REWRITES.get(part_name or name)
+        rewrite = None if name in REGISTERED else REWRITES.get(part_name or name)
         if rewrite is not None and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
             meta = fx.meta.get("val")
             found = rewrite(bind(c.target, args, kwargs), self.shape(meta)) if meta is not None else None

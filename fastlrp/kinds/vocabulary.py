@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+REGISTERED: dict[str, Any] = {}
+"""Rules of users by operation: such an operation is not written out as others while a model is captured."""
+
 ALIASES = {
     "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
     "clip": "clamp", "special_expit": "sigmoid", "special_softmax": "softmax", "special_log_softmax": "log_softmax",

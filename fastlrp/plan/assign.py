@@ -7,9 +7,9 @@ from fastlrp.capture.graph import Graph, Node
 from fastlrp.composites import Composite, Layer
 from fastlrp.kinds.head_numbers import number_heads
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
-from fastlrp.kinds.vocabulary import plain_name
+from fastlrp.kinds.vocabulary import REGISTERED, plain_name
 
-_REGISTERED: dict[str, rules.Rule] = {}
+_REGISTERED: dict[str, rules.Rule] = REGISTERED
 
 
 def register_rule(operation: str, rule: rules.Rule) -> None:

@@ -201,10 +201,10 @@ def test_models_that_hold_on_to_a_batch_size(body: Callable[[Tensor], Tensor]) -
 
 
 def test_operations_of_ones_own_are_tried() -> None:
-    register_rule("logcumsumexp", rules.Gradient())
-    with pytest.raises(UnsupportedOperationError, match=r"logcumsumexp .* works along axis 0"):
-        fastlrp.explain(_between(lambda h: h.logcumsumexp(0)), _sample(), [0])
-    assert check_samples(_between(lambda h: h.logcumsumexp(1)), _sample(), "epsilon_plus")
+    register_rule("quantile", rules.Gradient())
+    with pytest.raises(UnsupportedOperationError, match=r"quantile .* works along axis 0"):
+        fastlrp.explain(_between(lambda h: h - h.quantile(0.5, 0, keepdim=True)), _sample(), [0])
+    assert check_samples(_between(lambda h: h - h.quantile(0.5, 1, keepdim=True)), _sample(), "epsilon_plus")
 
 
 def test_integers_are_those_of_the_example() -> None:
@@ -267,3 +267,5 @@ def test_verify_of_a_rule_of_ones_own_with_several_inputs_and_other_arguments() 
     register_rule("diff", Proportional())
     model = _between(lambda h: h.diff(dim=1, prepend=h[:, :1]))
     assert check_samples(model, _sample(), "lrp0")
+    plan = fastlrp.Explainer(model, "lrp0", example_inputs=_sample()).plan
+    assert "diff" in [node.operation for node in plan.graph.nodes]  # Without the rule it is written out.

@@ -84,7 +84,7 @@ def test_mamba2_without_a_held_selection_equals_autograd(composite: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
-@pytest.mark.parametrize("name", [*state_space.CONFIGURATIONS, "RWKV"])
+@pytest.mark.parametrize("name", [*state_space.CONFIGURATIONS, "RWKV", "FNet"])
 def test_other_state_space_models(name: str, composite: str) -> None:
     case, ids = other(name)
     family = zoo.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=2e-6)
