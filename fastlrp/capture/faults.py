@@ -115,3 +115,22 @@ def complex_numbers(fx: torch.fx.Node, name: str, path: str) -> str | None:
                     "parts as real tensors, or explain a part of it that is real"
                 )
     return None
+
+
+_LEAVES_THE_TRACE = {
+    "fake tensor in the exported program constant": (
+        "What a tensor's `.data` holds, or what a hook or an earlier pass has put away, is not part of the graph: read "
+        "`.detach()`, or the tensor itself"
+    ),
+    ".numpy() is not supported": "The forward pass computes with NumPy arrays: write it with tensors",
+    "cache_utils": (
+        "Keys and values of earlier tokens are no input: give the whole text as input_ids, and its tokens all get "
+        "relevance"
+    ),
+}
+
+
+def what_leaves_the_trace(error: Exception) -> str:
+    """What to do about an error of torch.export for values that it cannot follow; empty for other errors."""
+    text = str(error)
+    return next((f" {way}." for sign, way in _LEAVES_THE_TRACE.items() if sign in text), "")

@@ -74,7 +74,7 @@ KIND = Kind(
     name="linear_map",
     operations=(
         "mean sum upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d cumsum col2im "
-        "einsum affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+        "einsum tensordot inner affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
     ),
     lower=lower,
     textbook=textbook.in_proportion,

@@ -218,6 +218,8 @@ VECTORS: dict[str, Body] = {
     "cumprod": lambda m, x: x.cumprod(1),
     "mean": lambda m, x: x.mean(1, keepdim=True),
     "einsum": lambda m, x: torch.einsum("bi,ij->bj", x, m.w),
+    "tensordot": lambda m, x: torch.tensordot(x.view(-1, 2, 4), m.w.view(2, 4, -1), ([1, 2], [0, 1])),
+    "inner": lambda m, x: torch.inner(x, m.w.t()),
     "einsum_of_two": lambda m, x: torch.einsum("bi,bj->bij", x, x),
     "matmul": lambda m, x: x @ m.w,
     "matmul_from_the_left": lambda m, x: (m.w @ x.unsqueeze(-1)).squeeze(-1),
