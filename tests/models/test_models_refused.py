@@ -238,9 +238,7 @@ def test_torchscript_is_told() -> None:
 def test_quantised_layers_are_told() -> None:
     model = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    with pytest.raises(
-        CaptureError, match=r"module '0' \(Linear\) computes with quantised weights.*model of floats"
-    ):
+    with pytest.raises(CaptureError, match=r"module '0' \(Linear\) computes with quantised weights.*model of floats"):
         fastlrp.explain(quantised, vector(), [0])
 
 
