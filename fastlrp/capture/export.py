@@ -22,6 +22,7 @@ from fastlrp.capture import structure as structures
 from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
+from fastlrp.capture.faults import what_leaves_the_trace
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.input_hints import input_hints
 from fastlrp.capture.lift import lift, lift_all, travels
@@ -294,7 +295,7 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
     sized = "size of tensor" in str(error)
     shown = f" The input was {given}.{hints}" if hints or sized else ""
     shown += other_attention(wrapper.model) if sized and not hints else ""
-    return CaptureError(_explain(error, shown + ways_out(wrapper)))
+    return CaptureError(_explain(error, shown + what_leaves_the_trace(error) + ways_out(wrapper)))
 
 
 def _reads_data(error: Exception) -> bool:

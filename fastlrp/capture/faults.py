@@ -115,3 +115,22 @@ def complex_numbers(inputs: Iterable[Value], name: str, path: str) -> str | None
         f"({found.dtype}): relevance of an input is defined for real numbers. Let the model take real and imaginary "
         "parts, torch.view_as_real(z), and make the complex tensor itself, torch.view_as_complex(x)"
     )
+
+
+_LEAVES_THE_TRACE = {
+    "fake tensor in the exported program constant": (
+        "What a tensor's `.data` holds, or what a hook or an earlier pass has put away, is not part of the graph: read "
+        "`.detach()`, or the tensor itself"
+    ),
+    ".numpy() is not supported": "The forward pass computes with NumPy arrays: write it with tensors",
+    "cache_utils": (
+        "Keys and values of earlier tokens are no input: give the whole text as input_ids, and its tokens all get "
+        "relevance"
+    ),
+}
+
+
+def what_leaves_the_trace(error: Exception) -> str:
+    """What to do about an error of torch.export for values that it cannot follow; empty for other errors."""
+    text = str(error)
+    return next((f" {way}." for sign, way in _LEAVES_THE_TRACE.items() if sign in text), "")

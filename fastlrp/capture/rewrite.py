@@ -205,6 +205,25 @@ def _floor_divided(a: dict[str, Any], shape: Any) -> Steps | None:
     return [(operation, "div", (x, y), {"rounding_mode": "floor"})]
 
 
+def _broadcast_part(position: int) -> Callable[[dict[str, Any], Any], Steps | None]:
+    """One result of ``broadcast_tensors``: the tensor itself, or expanded. Losses make them of what they compare."""
+
+    def steps(a: dict[str, Any], shape: Any) -> Steps | None:
+        x, whole = a["tensors"][position], [v for v in a["tensors"] if isinstance(v, Value) and v.shape == shape]
+        if x in whole:
+            return [(aten.alias.default, "alias", (x,), {})]
+        if whole:
+            return [(aten.expand_as.default, "expand_as", (x, whole[0]), {})]
+        if not isinstance(x, Value):
+            return None
+        missing = len(shape) - len(x.shape)
+        if not all(isinstance(n, int) or (at >= missing and x.shape[at - missing] == n) for at, n in enumerate(shape)):
+            return None
+        return [(aten.expand.default, "expand", (x, [n if isinstance(n, int) else -1 for n in shape]), {})]
+
+    return steps
+
+
 _POOL = ("self", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _MOMENTS = {"correction": "correction", "keepdim": "keepdim"}
 
@@ -232,6 +251,7 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "std_mean.1": _one_of(aten.mean.dim, "mean", "self", "dim", keepdim="keepdim"),
     "aminmax.0": _one_of(aten.amin.default, "amin", "self", "dim", "keepdim"),
     "aminmax.1": _one_of(aten.amax.default, "amax", "self", "dim", "keepdim"),
+    **{f"broadcast_tensors.{position}": _broadcast_part(position) for position in range(4)},
     "hstack": _joined(2, 1),
     "column_stack": _joined(2, 1),
     "vstack": _joined(2, 0),

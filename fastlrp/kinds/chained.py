@@ -34,7 +34,7 @@ def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any
 
     def multiplier(y: Tensor, *tensors: Tensor) -> Tensor:
         rest = iter(tensors)
-        found = [next(rest) if isinstance(v, Value) else _plain(v, y) for v in operands]
+        found = [_as_floats(next(rest), y) if isinstance(v, Value) else _plain(v, y) for v in operands]
         result: Any = part
         for other in found if inverse is None else found[:-1]:
             result = result * other
@@ -67,6 +67,13 @@ def _number(b: Builder, others: list[Any], inverse: Any, part: float, scale: int
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in operands):
         return None
     return float(part * math.prod(operands[2:]) / divisor)
+
+
+def _as_floats(t: Any, y: Tensor) -> Any:
+    """Integers and truth values as numbers of the result's precision: PyTorch would make float32 of ``1 / count``."""
+    if not isinstance(t, Tensor) or t.is_floating_point():
+        return t
+    return t.to(torch.promote_types(y.dtype, torch.float32))
 
 
 def _plain(operand: Any, y: Tensor) -> Any:

@@ -76,7 +76,7 @@ KIND = Kind(
     name="linear_map",
     operations=(
         "mean sum upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d cumsum col2im "
-        "einsum linalg_solve affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+        "einsum tensordot inner linalg_solve affine_grid_generator _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
         "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 "
         "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn stft istft"
     ),

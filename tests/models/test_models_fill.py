@@ -32,6 +32,7 @@ MOVES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "empty": ((4,), lambda x: torch.cat([x.flip(1)[:, :0], x], 1)),
     "masked": ((2, 6), lambda x: x[..., torch.tensor([True, False, True, True, False, True])]),
     "every_second": ((7,), lambda x: x[:, 1::2]),
+    "broadcast": ((1, 6), lambda x: torch.broadcast_tensors(x, torch.ones(3, 6, dtype=x.dtype))[0]),
     "more_entries_than_float16_counts": ((3, 40, 50), lambda x: F.pad(x.roll(1, -1), (1, 1), value=7.0)),
 }
 

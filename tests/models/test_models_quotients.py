@@ -97,3 +97,12 @@ def test_operations_whose_derivative_pytorch_lacks():
     step = Written(lambda m, x: x + torch.heaviside(x, torch.ones_like(x))).eval()
     with pytest.raises(UnsupportedOperationError, match=r"PyTorch has no derivative of 'heaviside'.*a fastlrp"):
         fastlrp.explain(step, x, [0], "gradient")
+
+
+def test_counts_have_the_precision_of_the_model():
+    """Relevance per unit is divided by 6 in float64: PyTorch's ``1 / count`` of an integer tensor is a float32."""
+    model, x = model_of(SIGNALS["by_integer"])
+    x = x.abs()
+    relevance = fastlrp.explain(model, x, [0, 1, 2], "attnlrp")
+    expected = x.unsqueeze(1) * (model.b.weight @ model.a.weight).detach() / 6
+    torch.testing.assert_close(relevance, expected, rtol=1e-13, atol=0)

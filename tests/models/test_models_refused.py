@@ -222,10 +222,32 @@ def test_torchscript_is_told() -> None:
 def test_quantised_layers_are_told() -> None:
     model = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    with pytest.raises(
-        CaptureError, match=r"module '0' \(Linear\) computes with quantised weights.*the model of floats"
-    ):
+    with pytest.raises(CaptureError, match=r"module '0' \(Linear\) computes with quantised weights.*model of floats"):
         fastlrp.explain(quantised, vector(), [0])
+
+
+@pytest.mark.parametrize(
+    ("body", "way"),
+    [
+        (lambda m, x: m.last(x.relu().data), "read `.detach\\(\\)`, or the tensor itself"),
+        (lambda m, x: m.last(torch.from_numpy(x.numpy())), "computes with NumPy arrays: write it with tensors"),
+    ],
+)
+def test_what_leaves_the_trace(body: Any, way: str) -> None:
+    with pytest.raises(CaptureError, match=way):
+        fastlrp.explain(Written(body, last=linear(10)).eval(), vector(), [0])
+
+
+def test_products_with_a_weight_by_other_names() -> None:
+    x, weight = torch.randn(2, 6, dtype=torch.float64), nn.Parameter(torch.randn(3, 6, dtype=torch.float64))
+    bodies = [
+        lambda m, x: torch.tensordot(x, m.w, ([1], [1])),
+        lambda m, x: torch.tensordot(m.w, x, ([1], [1])).t(),
+        lambda m, x: torch.inner(m.w, x).t(),
+    ]
+    for body in bodies:
+        relevance = fastlrp.explain(Written(body, w=weight).eval(), x, [0, 2], "lrp0")
+        torch.testing.assert_close(relevance, x.unsqueeze(1) * weight.detach()[[0, 2]])
 
 
 def test_own_entry_by_an_index_of_its_own_sample() -> None:
