@@ -74,8 +74,9 @@ ORDER = """
     plan.late plan.input_terms
     capture.rewrite_functions plan.ups plan.batch_parts
     plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.builder plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
-    plan.neck plan.infinite plan.placing
+    plan.builder plan.placing
+    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    plan.neck plan.infinite
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
@@ -83,10 +84,11 @@ ORDER = """
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
+    capture.quick_shapes
     capture.aggregation capture.fixed capture.mask_sizes capture.wording capture.quiet capture.sequence_shapes
-    capture.settings capture.module_paths classes positions tune.space tune.check tune.attention capture.shape_memory
-    spellings groups outputs markup pickling progress run.reach precision transforms frequencies second_stage
-    run.parted capture.quick_shapes
+    tune.space tune.check
+    capture.settings capture.module_paths classes positions tune.attention capture.shape_memory outputs
+    spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     functional
     library info looking
