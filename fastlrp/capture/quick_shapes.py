@@ -16,10 +16,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import no_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 
 from fastlrp.capture.sequence_shapes import GATES, results
+
+try:  # Private parts, the same from PyTorch 2.11 to 2.14. Where a later one lacks them it finds out shapes its own way.
+    from torch._dispatch.python import no_python_dispatcher
+    from torch._subclasses.fake_impls import get_fast_op_impls
+    from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
+
+    _AVAILABLE = all(
+        hasattr(torch.ops.aten.linear.default, part) for part in ("py_kernels", "_op_dk", "_dispatch_cache")
+    )
+except ImportError:
+    _AVAILABLE = False
 
 Kernel = Callable[..., Any]
 aten = torch.ops.aten
@@ -36,6 +45,9 @@ _IN_PLACE = ("relu_", "silu_", "hardswish_", "hardsigmoid_", "tanh_", "sigmoid_"
 def shapes_by_definition() -> Iterator[None]:
     """In this block the calling thread's traces take shapes from here."""
     with contextlib.ExitStack() as stack:
+        if not _AVAILABLE:
+            yield
+            return
         for op, kernel in _composite().items():
             stack.enter_context(_replaced(op, kernel))
         stack.enter_context(_quick())
@@ -144,9 +156,7 @@ def _layout(x: Tensor) -> torch.memory_format:
 @contextlib.contextmanager
 def _quick() -> Iterator[None]:
     """Further entries of the table that PyTorch's fake tensors look into first where a size is a symbol."""
-    from torch._subclasses import fake_impls
-
-    table: dict[Any, Kernel] = getattr(fake_impls, "get_fast_op_impls", dict)()
+    table: dict[Any, Kernel] = get_fast_op_impls()
     added: dict[Any, Kernel] = {getattr(aten, name).default: _like_input for name in _LIKE_INPUT}
     added |= {getattr(aten, name).default: _in_place for name in _IN_PLACE}
     added = {op: partial(kernel, op) for op, kernel in added.items() if op not in table}
