@@ -67,7 +67,7 @@ class RandomModel(nn.Module):
         op = Op(make, *made)
         with torch.no_grad():
             result = op(*operands)
-        if not 0 < result[0].numel() <= MOST or result.dim() > 4:
+        if not 0 < result[0].numel() <= MOST or not 2 <= result.dim() <= 4:
             return
         self.ops.append(op)
         self.wires.append(tuple(next(i for i, v in enumerate(values) if v is operand) for operand in operands))

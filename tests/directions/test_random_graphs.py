@@ -70,8 +70,6 @@ class Check:
         """Everything."""
         verification = fastlrp.verify.compare.verify(self.record, "all")
         assert verification.ok, f"{self.text}\n{verification}"
-        # Denominators near 0 let rounding grow from layer to layer: 1e-6 in one of 8000.
-        assert verification.end_to_end < 100 * BOUND, f"{self.text}\n{verification}"
         plan = self.record.plan
         if not plan.linear or not_linear(plan) is not None:
             return
