@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastlrp.capture.sequence_shapes import GATES, results
 
-try:  # Private parts, the same from PyTorch 2.11 to 2.14. Where a later one lacks them it finds out shapes its own way.
+try:  # Private parts, there from PyTorch 2.11 to 2.14. Where a later one lacks them it finds out shapes its own way.
     from torch._dispatch.python import no_python_dispatcher
     from torch._subclasses.fake_impls import get_fast_op_impls
     from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
