@@ -183,7 +183,7 @@ COVERED = (
     "transformers/Mistral", "transformers/Swin", "torchvision classification/resnet18",
     "torchvision optical flow/raft_small",
 )  # fmt: skip
-"""Families that tests/transformers and tests/models have too, or whose operations are tested one by one (raft_small)."""
+"""What tests/transformers and tests/models have too; and raft_small, of operations that are tested one by one."""
 
 
 @pytest.mark.slow
