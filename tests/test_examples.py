@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -169,6 +170,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     demo, out = example("demo"), tmp_path / "new" / "demo.png"
+    monkeypatch.setattr(demo, "rates", partial(demo.rates, repeats=2))
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(out), "--composite", "epsilon_gamma_box"])
     assert demo.main() == 0
     printed = dict(re.findall(r"^ *(\S.*?)  +(\S.*)$", capsys.readouterr().out, re.M))

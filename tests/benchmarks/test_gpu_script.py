@@ -116,8 +116,8 @@ def results(out: Path) -> dict[str, str]:
 
 def test_a_part_that_fails_or_hangs_loses_nothing(python, tmp_path):
     out = tmp_path / "out"
-    words = ["--rehearse", "--only", "roofline,ops,sparse,models,memcheck", str(out)]
-    done = script(*words, PYTHON=python, FASTLRP_GPU_LIMIT="2")
+    words = ["--rehearse", "--only"]
+    done = script(*words, "roofline,ops,sparse,models,memcheck", str(out), PYTHON=python, FASTLRP_GPU_LIMIT="2")
     assert done.returncode == 1
     assert results(out) == {"roofline": "ok", "ops": "failed", "sparse": "took too long", "models": "ok"}
     assert "memcheck: cannot be rehearsed" in done.stdout
@@ -126,7 +126,7 @@ def test_a_part_that_fails_or_hangs_loses_nothing(python, tmp_path):
     log = (out / "log.txt").read_text()
     for text in ("about to fail", "=== roofline, at most 2 s:", "--scenario targets"):
         assert text in log
-    again = script("--resume", *words, PYTHON=python, FASTLRP_GPU_LIMIT="2")
+    again = script("--resume", *words, "roofline,ops,models", str(out), PYTHON=python, FASTLRP_GPU_LIMIT="2")
     assert "roofline: ok before" in again.stdout
     assert "models: ok before" in again.stdout
     assert "ops: failed" in again.stdout

@@ -175,16 +175,19 @@ def test_every_row_of_the_results_is_of_a_model_that_is_known() -> None:
 
 
 SHORT = (
-    "timm files/qwen3_vit_88m", "timm files/tnt_s_patch16_224", "timm files/vit_tiny_r_s16_p8_224",
-    "timm files/test_vit_relpos", "timm files/xcit_nano_12_p16_224", "timm files/beit_base_patch16_224",
-    "transformers/BERT", "transformers/GPT-2", "transformers/Llama", "transformers/Mistral", "transformers/ViT",
-    "transformers/Swin", "transformers/ConvNeXT", "torchvision classification/resnet18",
+    "timm files/tnt_s_patch16_224", "timm files/vit_tiny_r_s16_p8_224", "timm files/test_vit_relpos",
+    "timm files/xcit_nano_12_p16_224", "transformers/BERT", "transformers/ViT", "transformers/ConvNeXT",
+)  # fmt: skip
+COVERED = (
+    "timm files/qwen3_vit_88m", "timm files/beit_base_patch16_224", "transformers/GPT-2", "transformers/Llama",
+    "transformers/Mistral", "transformers/Swin", "torchvision classification/resnet18",
     "torchvision optical flow/raft_small",
 )  # fmt: skip
+"""What tests/transformers and tests/models have too; and raft_small, of operations that are tested one by one."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [*SHORT, *(pytest.param(name, marks=pytest.mark.full) for name in COVERED)])
 def test_a_short_zoo(name: str) -> None:
     entries = {f"{group}/{member}": make for group, member, make in catalogue.entries()}
     if name not in entries:

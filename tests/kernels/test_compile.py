@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: there is nothing to compile kernels with")
 
 ROOT = Path(__file__).parent.parent.parent
+PLANTED = "tests.kernels.planted"
 MANY = "all" if os.environ.get("FASTLRP_COMPILE") == "all" else "many"
 
 
@@ -36,31 +37,31 @@ def modules() -> list[str]:
     ]
 
 
-def compiled(modules: str, target: int, how: str) -> dict[str, tuple[list[dict[str, Any]], int]]:
-    """What became of each module's kernels, and how many of its compilations were left out."""
-    found: dict[str, tuple[list[dict[str, Any]], int]] = {}
+Found = dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]
+"""Of each module what became of its kernels; and how many of its compilations were left out, and all its kernels."""
+
+
+def compiled(modules: list[str], target: int, how: str) -> Found:
+    """By the program of :mod:`tests.kernels.compiling`, in a process that does not interpret kernels."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton")
+    command = [sys.executable, "-m", "tests.kernels.compiling", ",".join(modules), str(target), how]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert run.returncode == 0, run.stderr
+    found: Found = {}
     kernels = []
-    for line in outside(modules, str(target), how):
+    for line in map(json.loads, run.stdout.splitlines()):
         if "left out" in line:
-            found[line["module"]] = (kernels, line["left out"])
+            found[line["module"]] = (kernels, line)
             kernels = []
         else:
             kernels.append(line)
     return found
 
 
-def outside(*arguments: str) -> list[Any]:
-    """What the program of :mod:`tests.kernels.compiling` prints, in a process that does not interpret kernels."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton")
-    command = [sys.executable, "-m", "tests.kernels.compiling", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
-
-
-def check(modules: str, target: int, how: str) -> None:
-    for module, (found, left_out) in compiled(modules, target, how).items():
+def check(made: Found, target: int, how: str) -> None:
+    for module, (found, rest) in made.items():
+        left_out = rest["left out"]
         faults = [f"{module}: {c['name']} ({c['dtype']}): {fault}" for c in found for fault in c["faults"]]
         assert not faults, "\n".join(faults)
         assert not (how == "all" and left_out)
@@ -70,25 +71,28 @@ def check(modules: str, target: int, how: str) -> None:
         print(f"{module}: {len(found)} compiled, {left_out} left out; the slowest: {slow}")
 
 
-@pytest.mark.parametrize("modules", [",".join(modules()[i::2]) for i in range(2)])
-def test_compiles(modules):
-    """In two processes, since each imports Triton."""
-    check(modules, 90, "few")
+def launched() -> set[str]:
+    """Names of all kernels in the sources."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "kernels").rglob("*.py")]
+    functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {f.name for f in functions if f.decorator_list and f.name.endswith("_kernel")}
+
+
+def test_compiles_and_what_is_wrong_is_found():
+    """All in one process, which imports Triton once."""
+    made = compiled([*modules(), PLANTED], 90, "few")
+    planted, _ = made.pop(PLANTED)
+    check(made, 90, "few")
+    assert {"conv", "elementwise", "input_rules", "linear", "pool"} <= made.keys()
+    assert {name for _, rest in made.values() for name in rest["kernels"]} == launched(), "every kernel is among them"
+    is_found(planted)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("target", [80, 90])
 @pytest.mark.parametrize("module", modules())
 def test_compiles_in_every_tile(module, target):
-    check(module, target, MANY)
-
-
-def test_every_kernel_is_among_them():
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "kernels").rglob("*.py")]
-    functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
-    launched = {f.name for f in functions if f.decorator_list and f.name.endswith("_kernel")}
-    assert {"conv", "elementwise", "input_rules", "linear", "pool"} <= set(modules())
-    assert set(outside(",".join(modules()), "kernels")[0]) == launched
+    check(compiled([module], target, MANY), target, MANY)
 
 
 EXPECTED = {
@@ -105,9 +109,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("target", [pytest.param(80, marks=pytest.mark.full), 90])
-def test_what_is_wrong_is_found(target):
-    ((found, _),) = compiled("tests.kernels.planted", target, "all").values()
+def is_found(found: list[dict[str, Any]]) -> None:
     assert {c["name"] for c in found} == EXPECTED.keys()
     for c in found:
         faults = "; ".join(c["faults"])
@@ -115,3 +117,9 @@ def test_what_is_wrong_is_found(target):
         assert bool(faults) == bool(EXPECTED[c["name"]]), (c["name"], faults)
         if c["name"] == "narrow stride":  # Wide in the end, but too late: it is the product that overflows.
             assert len(c["faults"]) == 1
+
+
+@pytest.mark.full
+def test_what_is_wrong_is_found_for_another_target():
+    ((found, _),) = compiled([PLANTED], 80, "all").values()
+    is_found(found)

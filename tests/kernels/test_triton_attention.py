@@ -131,12 +131,12 @@ def test_where_nothing_is_attended_there_is_nothing(fully):
 @pytest.mark.parametrize("kind", ["bool", "bias", "heads", "padding"])
 def test_tiles_that_a_mask_hides_are_not_read(kind):
     """Numbers that nobody attends to may be anything: here NaN, which any product would pass on."""
-    case = (1, 3, 4, 2, 64, 64, 16, 16, kind == "heads", None, 0.0, 0.0)
+    case = (1, 2, 2, 1, 64, 64, 16, 16, kind == "heads", None, 0.0, 0.0)
     g, q, k, v, *_ = arguments(case, torch.float32)[RELEVANCE]
     i, j = torch.arange(64).unsqueeze(1), torch.arange(64)
     mask = ((i - j).abs() < 6) & (j < 48) & (i >= 16)
     if kind == "heads":
-        mask = mask & ((i - j) < torch.tensor([3, 6, 1, 2]).view(4, 1, 1))
+        mask = mask & ((i - j) < torch.tensor([3, 6]).view(2, 1, 1))
     if kind == "padding":
         mask = (j < 32).view(1, 1, 1, 64)
     if kind == "bias":
@@ -155,7 +155,7 @@ def test_tiles_that_a_mask_hides_are_not_read(kind):
     found, sums = attention.attention_forward(q, k, v, *rest)
     torch.testing.assert_close(found, output, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sums, log_sum, rtol=1e-5, atol=1e-6)
-    if kind != "padding":  # A window does not reach so far.
+    if kind in ("bool", "heads"):  # A window does not reach so far.
         far = k.clone()
         far[:, :, :16] = torch.nan
         assert bool(attention.attention_forward(q, far, v, *rest)[0][:, :, 32:].isfinite().all())

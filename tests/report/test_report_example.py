@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.report.pages import Page
 
@@ -15,12 +16,19 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_example_writes_a_report(tmp_path):
+def test_the_example_writes_a_report(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("jinja2")
-    command = [sys.executable, str(ROOT / "examples" / "report.py"), "--out", str(tmp_path / "r.html"), "--digits", "3"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert run.stdout.startswith("3 digits, 120 maps, ")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.delitem(sys.modules, "demo", raising=False)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--out", str(tmp_path / "r.html"), "--digits", "3"])
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(), pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "examples" / "report.py"), run_name="__main__")
+    torch.set_num_threads(before)
+    sys.modules.pop("demo", None)
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("3 digits, 120 maps, ")
     page = Page(tmp_path / "r.html")
     assert not page.meta["reduced"]
     for sample in page.meta["samples"]:

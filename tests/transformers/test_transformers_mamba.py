@@ -82,9 +82,20 @@ def test_mamba2_without_a_held_selection_equals_autograd(composite: str) -> None
     zoo_checks.is_verified(explainer, x, MAMBA2)
 
 
+LIKE_ANOTHER = {
+    "FalconMamba": "the mamba of this file", "Bamba": "FalconH1", "GraniteMoeHybrid": "FalconH1", "Nemotron-H": "Zamba2",
+    "OLMo-Hybrid": "Qwen3-Next",
+}  # fmt: skip
+"""Families in a full run only, and whose layers theirs are."""
+
+
+def others(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.full) if name in LIKE_ANOTHER else name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp"])
-@pytest.mark.parametrize("name", [*state_space.CONFIGURATIONS, "RWKV", "FNet"])
+@pytest.mark.parametrize("name", map(others, (*state_space.CONFIGURATIONS, "RWKV", "FNet")))
 def test_other_state_space_models(name: str, composite: str) -> None:
     case, ids = other(name)
     family = zoo.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=2e-6)
