@@ -85,7 +85,7 @@ def propagate(
 
     def upper_sink(value: Value, first: int, register: Tensor, given: tuple[Tensor, ...]) -> None:
         if value is edge:
-            collected.append(register.flatten(2))
+            collected.append(_rows(register))
         else:
             descent.sink(value, first, register, given)
 
@@ -112,12 +112,17 @@ def propagate(
                 total[value] = [w.new_zeros(descent.batch, count, math.prod(w.shape[2:])) for w in wanted]
             arriving = part[:, :, first : first + register.shape[1]]
             for sum_, w in zip(total[value], wanted, strict=True):
-                sum_.baddbmm_(arriving, w.flatten(2))
+                sum_.baddbmm_(arriving, _rows(w))
 
         fresh: list[Any] = [None] * len(registers)
-        fresh[neck.register] = vectors.unflatten(2, neck.value.sizes)
+        fresh[neck.register] = vectors.view(*vectors.shape[:2], *neck.value.sizes)
         replace(descent, sink=lower_sink).descend(under, 0, fresh, 0, index.numel())
     return {v: [t.view(*t.shape[:2], *n) for t, n in zip(total[v], sizes[v], strict=True)] for v in total}
+
+
+def _rows(register: Tensor) -> Tensor:
+    """``(B, K, entries)``; also of a value that is one number per sample."""
+    return register.reshape(*register.shape[:2], math.prod(register.shape[2:]))
 
 
 def _active(factors: Sequence[Tensor], arrived: Tensor) -> Tensor:
