@@ -99,3 +99,18 @@ def test_a_basis_goes_through_one_number_per_sample(always, layers):
     alone = [record.relevance(k, layers=names) for k in range(60)]
     for name, found in together.items():
         torch.testing.assert_close(found, torch.cat([one[name] for one in alone], 1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("initial", [False, True])
+def test_groups_go_up_to_an_output_without_an_axis(initial):
+    class Mean(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu().mean(-1)
+
+    record = fastlrp.Explainer(Mean(5, 3).double().eval(), "epsilon").forward(torch.randn(2, 5, dtype=torch.float64))
+    parts, targets = groups.features([0, [1, 2], [3, 4]]), torch.tensor([[0.5], [2.0]]) if initial else 0
+    up, middle = (record.relevance(targets, groups=parts, direction=way) for way in ("up", "middle"))
+    whole = record.relevance(targets)
+    expected = torch.stack([whole[..., 0], whole[..., 1:3].sum(-1), whole[..., 3:].sum(-1)], -1)
+    torch.testing.assert_close(up, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(middle, expected, rtol=1e-12, atol=1e-14)
