@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.moving import Known, gather_moves
+from fastlrp.plan.moving import Known, Ways, gather_moves
 from fastlrp.plan.placing import place_parts
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
 
@@ -35,13 +35,15 @@ def join_parts(steps: Steps) -> Steps:
     makers = {step.out: step for step, _ in steps if type(step) is not Emission and step.embeds is not None}
     written: list[Any] = []
     gone: set[BackwardStep] = set()
+    every: Ways | None = None
     for step, _ in steps:
         parts = None if type(step) is Emission else _parts(step, makers, readers)
         if parts is None:
             written.append(step)
             continue
         gone.update(parts)
-        written.append(_joined(step, parts))
+        every = Ways.of(steps) if every is None else every
+        written.append(_joined(step, parts, all(is_own(part.ins[0], every) for part in parts)))
     if not gone:
         return steps
     return with_frees([step for step in written if step not in gone], steps)
@@ -65,7 +67,20 @@ def _parts(step: Any, makers: dict[int, BackwardStep], readers: Counter[int]) ->
     return ordered if reached == windows[0].whole else None
 
 
-def _joined(total: BackwardStep, parts: Sequence[BackwardStep]) -> BackwardStep:
+def is_own(register: int, ways: Ways) -> bool:
+    """Whether a register lies in memory that was made for it and that nobody else reads: it was moved at most."""
+    while ways.readers[register] == 1 and register in ways.makers:
+        step = ways.makers[register]
+        if step.fresh or step.into is not None:
+            return True
+        if step.moves_from is None:
+            return False
+        (register,) = step.ins
+    return False
+
+
+def _joined(total: BackwardStep, parts: Sequence[BackwardStep], fresh: bool) -> BackwardStep:
+    """The step that puts them together; where they lie so already, its result is their memory."""
     window = parts[0].embeds
     assert window is not None
     axis, drops = window.axis, window.drops
@@ -86,7 +101,7 @@ def _joined(total: BackwardStep, parts: Sequence[BackwardStep]) -> BackwardStep:
         total.outs,
         total.numels,
         total.work,
-        fresh=len(set(ins)) > 1,
+        fresh=fresh,
         takes_bf16=True,
     )
 

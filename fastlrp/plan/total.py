@@ -13,6 +13,11 @@ def multiply(register: Tensor, factor: Tensor) -> Tensor:
     return register * factor.unsqueeze(1)
 
 
+def in_one_axis(register: Tensor) -> Tensor:
+    """``(B, K, …)`` as ``(B, K, entries)``, also of a value that is one number per sample and has no axis."""
+    return register.flatten(2) if register.dim() > 2 else register.unsqueeze(2)
+
+
 @dataclass(frozen=True)
 class Total:
     """The sum of ``count`` registers, the first ``plain`` of them as they are, the others times a factor each.

@@ -26,6 +26,7 @@ from fastlrp.plan.plan import Plan
 from fastlrp.plan.reduced import widened
 from fastlrp.plan.step_names import note_up, profiling, record_function
 from fastlrp.plan.steps import BackwardStep
+from fastlrp.plan.total import in_one_axis
 from fastlrp.plan.transpose import Shape, results, transposed
 from fastlrp.run.boxed_ups import UPS
 from fastlrp.run.boxes import Boxed, Boxes, form_of
@@ -254,7 +255,7 @@ def frontier(plan: Plan, hot: OneHot) -> Frontier:
 
 def combine_hot(t: Tensor, hot: OneHot) -> Tensor:
     """``<t, hot>``: ``(B, G, *sizes)`` and K targets to ``(B, G, K)``."""
-    flat = t.flatten(2)
+    flat = in_one_axis(t)
     batch, groups = flat.shape[:2]
     total: Tensor | None = None
     for m in range(hot.terms):

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.plan.neck import Neck, dead_at, sole_carriers
 from fastlrp.plan.steps import Emission, Flow, Steps
+from fastlrp.plan.total import in_one_axis
 from fastlrp.run.descent import Descent
 
 Reduce = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
@@ -85,7 +86,7 @@ def propagate(
 
     def upper_sink(value: Value, first: int, register: Tensor, given: tuple[Tensor, ...]) -> None:
         if value is edge:
-            collected.append(register.flatten(2))
+            collected.append(in_one_axis(register))
         else:
             descent.sink(value, first, register, given)
 
@@ -112,10 +113,10 @@ def propagate(
                 total[value] = [w.new_zeros(descent.batch, count, math.prod(w.shape[2:])) for w in wanted]
             arriving = part[:, :, first : first + register.shape[1]]
             for sum_, w in zip(total[value], wanted, strict=True):
-                sum_.baddbmm_(arriving, w.flatten(2))
+                sum_.baddbmm_(arriving, in_one_axis(w))
 
         fresh: list[Any] = [None] * len(registers)
-        fresh[neck.register] = vectors.unflatten(2, neck.value.sizes)
+        fresh[neck.register] = vectors.view(*vectors.shape[:2], *neck.value.sizes)
         replace(descent, sink=lower_sink).descend(under, 0, fresh, 0, index.numel())
     return {v: [t.view(*t.shape[:2], *n) for t, n in zip(total[v], sizes[v], strict=True)] for v in total}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.compact import Compact
+from fastlrp.plan.total import in_one_axis
 from fastlrp.run.ascent import Cotangent, on_whole_map
 from fastlrp.run.boxes import Boxed
 
@@ -31,7 +32,7 @@ def combine(result: Tensor, targets: Sequence[Arrived], groups: Sequence[tuple[i
                     own = t.rows[:, n].flatten(1).unsqueeze(2)
                     part[:, :, n] = (register[where].flatten(2) @ own).squeeze(2)
             else:
-                part.copy_(register.flatten(2) @ on_whole_map(t).flatten(2).mT)
+                part.copy_(in_one_axis(register) @ in_one_axis(on_whole_map(t)).mT)
 
 
 def _count(t: Cotangent) -> int:

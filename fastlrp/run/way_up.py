@@ -15,6 +15,7 @@ from fastlrp.one_hot import OneHot
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import LANES, BackwardStep
+from fastlrp.plan.total import in_one_axis
 from fastlrp.plan.transpose import Shape
 from fastlrp.run import runner
 from fastlrp.run.ascent import (
@@ -219,11 +220,11 @@ class WayUp:
             return at_positions(ascent, *self.final[register], t, entries)
         if self.front is not None:
             return combine_hot(t, self.front.hot)
-        flat, count = t.flatten(2), self.count
+        flat, count = in_one_axis(t), self.count
         size = max(1, TOP_ENTRIES // max(1, flat.shape[0] * flat.shape[2]))
         found = []
         for first in range(0, count, size):
             initial = self.asked.block(self.first + first, min(size, count - first))
             assert isinstance(initial, Tensor)
-            found.append(flat @ initial.flatten(2).mT)
+            found.append(flat @ in_one_axis(initial).mT)
         return found[0] if len(found) == 1 else torch.cat(found, 2)

@@ -77,3 +77,40 @@ def test_the_middle_is_below_all_of_the_output(composite):
     parts = groups.features([0, [1, 2], [3, 4]])
     middle, down = (record.relevance("all", groups=parts, direction=way) for way in ("middle", "down"))
     torch.testing.assert_close(middle, down, rtol=1e-10, atol=1e-12)
+
+
+class OneNumber(nn.Module):
+    """A narrow place of one number per sample, which has no axis of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 3), nn.Linear(1, 2), nn.Linear(2, 60)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu().mean(-1)[:, None]))
+
+
+@pytest.mark.parametrize("layers", [[], ["mean"], ["first", "second"]])
+def test_a_basis_goes_through_one_number_per_sample(always, layers):
+    explainer = fastlrp.Explainer(OneNumber().double().eval(), "epsilon")
+    record = explainer.forward(torch.randn(2, 5, dtype=torch.float64))
+    names = [name for name in record.layer_names if name in layers]
+    together = record.relevance("all", layers=names)
+    alone = [record.relevance(k, layers=names) for k in range(60)]
+    for name, found in together.items():
+        torch.testing.assert_close(found, torch.cat([one[name] for one in alone], 1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("initial", [False, True])
+def test_groups_go_up_to_an_output_without_an_axis(initial):
+    class Mean(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu().mean(-1)
+
+    record = fastlrp.Explainer(Mean(5, 3).double().eval(), "epsilon").forward(torch.randn(2, 5, dtype=torch.float64))
+    parts, targets = groups.features([0, [1, 2], [3, 4]]), torch.tensor([[0.5], [2.0]]) if initial else 0
+    up, middle = (record.relevance(targets, groups=parts, direction=way) for way in ("up", "middle"))
+    whole = record.relevance(targets)
+    expected = torch.stack([whole[..., 0], whole[..., 1:3].sum(-1), whole[..., 3:].sum(-1)], -1)
+    torch.testing.assert_close(up, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(middle, expected, rtol=1e-12, atol=1e-14)

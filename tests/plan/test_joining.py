@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
+from fastlrp import composites, rules
 from fastlrp.aten import _product
 from fastlrp.backends import extension
 from fastlrp.one_hot import AtPositions
@@ -258,3 +259,28 @@ def test_a_record_for_later_keeps_no_more_than_one_for_now():
             found[aware] = record.relevance([0, 3])
     assert sizes[False] <= sizes[True]
     assert torch.equal(found[False], found[True])
+
+
+class CutAndJoined(nn.Module):
+    """A sum, of which one summand was cut in two and put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.other, self.head = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.other(x)
+        return self.head(torch.cat(self.cut(x).chunk(2, -1), -1) + other)
+
+
+def test_what_lies_side_by_side_in_the_memory_of_another_step_is_not_written_over():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = CutAndJoined().double().eval(), torch.randn(2, 5, dtype=torch.float64)
+    composite = composites.attnlrp().with_entries(("cut", rules.Epsilon(1e-2)))
+    found = fastlrp.explain(model, x, "all", composite)
+    with torch.no_grad():
+        c, z = model.head.weight, model.cut(x).unsqueeze(1)  # What a unit of the sum gets, of the summand that was cut.
+        share = c * z / (z + 1e-2 * z.sign())
+        expected = x.unsqueeze(1) * (share @ model.cut.weight + c @ model.other.weight)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
