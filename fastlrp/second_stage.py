@@ -81,7 +81,7 @@ def _samples(
     shift = 0.5 if aligned else 0.0
     start, stop = begin * scale - shift, end * scale - shift
     width = stop - start if aligned else max(stop - start, 1.0)
-    count = ratio if ratio > 0 else max(1, math.ceil(width / places))
+    count = ratio if ratio > 0 else math.ceil(width / places)  # None in a box without an extent, as torchvision has it.
     weights = [[0.0] * length for _ in range(places)]
     for place in range(places):
         for i in range(count):
@@ -159,7 +159,7 @@ class BoxHead(nn.Module):
         """The map of a pyramid that a box of this size is read from (Lin et al. 2017, eq. 1)."""
         if len(scales) == 1:
             return 0
-        side = math.sqrt(max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0))
+        side = math.sqrt(max((box[2] - box[0]) * (box[3] - box[1]), 0.0))
         ideal = self.pool.canonical_level + (math.log2(side / self.pool.canonical_scale) if side else -math.inf) + 1e-6
         lowest, highest = (int(-math.log2(scale)) for scale in (scales[0], scales[-1]))
         return int(min(max(ideal if math.isinf(ideal) else math.floor(ideal), lowest), highest)) - lowest

@@ -127,7 +127,7 @@ class Translation:
         """The operation itself, between pairs."""
         flat, _ = tree_flatten((self.args, self.kwargs))
         wrapped = OnPairs(call or self.call, [is_complex(leaf) for leaf in flat], self.gives[position])
-        args, kwargs = tree_map(lambda leaf: parts_of(leaf) if is_complex(leaf) else leaf, (self.args, self.kwargs))
+        args, kwargs = tree_map(lambda leaf: self.parts(leaf) if is_complex(leaf) else leaf, (self.args, self.kwargs))
         name = self.name if self._transforms() else f"complex_{self.name.removeprefix('_')}"
         pair, shape = self.gives[position], self.shapes[position]
         made = self.make(name, wrapped, args, (*shape, 2) if pair else shape, kind, kwargs)
@@ -139,11 +139,19 @@ class Translation:
 
     def both(self, operand: Any) -> Any:
         """An operand's parts, of a real one with an imaginary part of zero."""
-        if is_complex(operand):
-            return parts_of(operand)
         if isinstance(operand, Value):
             return self.make("complex", with_zero, (operand, self.dtype), (*operand.shape, 2), "move")
-        return parts_of(operand) if isinstance(operand, Constant) else parts_of(complex(operand))
+        return self.parts(operand)
+
+    def parts(self, operand: Any) -> Any:
+        """Real and imaginary parts of a complex activation, a constant or a number, which takes this dtype."""
+        if isinstance(operand, Pair):
+            return operand.parts
+        if isinstance(operand, Constant):
+            return derived(operand, _parts)
+        number = complex(operand)
+        dtype = self.dtype if self.dtype.is_floating_point else torch.float64  # A comparison gives no floats.
+        return Constant("number", torch.tensor([number.real, number.imag], dtype=dtype))
 
     def behind(self, operand: Any) -> Any:
         """A real operand with an axis of one for the parts."""
@@ -167,16 +175,6 @@ class Translation:
 def derived(constant: Constant, change: Callable[[Tensor], Tensor]) -> Constant:
     """A constant computed from another whenever it is asked for."""
     return Constant(constant.name, lambda: change(constant.tensor()), constant.fault)
-
-
-def parts_of(operand: Any) -> Any:
-    """Real and imaginary parts of a complex activation, constant or number."""
-    if isinstance(operand, Pair):
-        return operand.parts
-    if isinstance(operand, Constant):
-        return derived(operand, _parts)
-    number = torch.tensor([operand.real, operand.imag], dtype=torch.float64)
-    return Constant("number", number)
 
 
 def _parts(t: Tensor) -> Tensor:
@@ -248,7 +246,7 @@ def _absolute(t: Translation) -> Any:
 
 
 def _conjugate(t: Translation) -> Any:
-    signs = Constant("conjugate", torch.tensor([1.0, -1.0], dtype=torch.float64))
+    signs = Constant("conjugate", torch.tensor([1.0, -1.0], dtype=t.dtype))
     return t.pair("mul", aten.mul.Tensor, (t.args[0].parts, signs))
 
 
@@ -266,12 +264,16 @@ def _converted(t: Translation) -> Any:
 
 
 def _copied(t: Translation) -> Any:
-    target, source = t.args[:2]
-    return source if isinstance(target, Pair) and isinstance(source, Pair) and target.shape == source.shape else None
+    source = t.args[1]
+    if not isinstance(source, (Pair, Value)) or source.shape != t.shape:
+        return None
+    return source if isinstance(source, Pair) else Pair(t.both(source))
 
 
 def _summed(t: Translation) -> Any:
     """Sums and differences, of parts with parts."""
+    if isinstance(t.kwargs.get("alpha"), complex):
+        return None
     return t.pair(t.name, getattr(aten, t.name).Tensor, tuple(map(t.both, t.args[:2])), t.kwargs)
 
 
@@ -283,7 +285,7 @@ def _multiplied(t: Translation) -> Any:
     z, real = (first, second) if is_complex(first) else (second, first)
     if not isinstance(z, Pair) and not isinstance(real, Value):
         return None
-    return t.pair("mul", aten.mul.Tensor, (parts_of(z), t.behind(real)))
+    return t.pair("mul", aten.mul.Tensor, (t.parts(z), t.behind(real)))
 
 
 def _divided(t: Translation) -> Any:
@@ -323,9 +325,23 @@ def _over_axes(t: Translation) -> Any:
 def _reshaped(t: Translation) -> Any:
     z = t.args[0]
     sizes = [-1 if n is None else n for n in t.shape]
-    if not isinstance(z, Pair) or not all(isinstance(n, int) for n in sizes):
+    if not all(isinstance(n, int) for n in sizes):
+        return None
+    if isinstance(t.a.get("dtype"), torch.dtype):
+        return _seen_as_another_dtype(t, sizes)
+    if not isinstance(z, Pair):
         return None
     return t.pair("reshape", aten.reshape.default, (z.parts, [*sizes, 2]))
+
+
+def _seen_as_another_dtype(t: Translation, sizes: list[Any]) -> Any:
+    """``view(dtype)``: real and imaginary parts side by side along the last axis."""
+    z = t.args[0]
+    if isinstance(z, Pair) and z.parts.dtype == t.dtype and not t.gives[0]:
+        return t.make("reshape", aten.reshape.default, (z.parts, sizes), t.shape)
+    if isinstance(z, Value) and z.dtype == t.dtype:
+        return t.pair("reshape", aten.reshape.default, (z, [*sizes, 2]))
+    return t.on_pairs("unknown")
 
 
 def _permuted(t: Translation) -> Any:

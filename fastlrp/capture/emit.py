@@ -130,8 +130,8 @@ class Emitter:
     def _is_complex(self, c: Call) -> bool:
         """Whether complex numbers that depend on the input, or on its sizes, are read or given."""
         found = list(leaves((c.args, c.kwargs)))
-        if any(isinstance(leaf, Pair) for leaf in found):
-            return True
+        if any(isinstance(leaf, Pair) for leaf in found) or (c.name == "stft" and c.dtype is None):
+            return True  # torch.stft by the same way where it gives real and imaginary parts itself.
         gives = c.dtype is None and any(t.dtype.is_complex for t in _tensors(c.fx))
         activations = [leaf for leaf in found if isinstance(leaf, Value)]
         return gives and bool(activations) and not any(v.dtype is not None and v.dtype.is_complex for v in activations)
@@ -139,6 +139,8 @@ class Emitter:
     def _of_parts(self, c: Call) -> Any:
         """The same between real and imaginary parts."""
         results = _tensors(c.fx)
+        if not results:  # A size, or a check of torch.export's own, of a dtype for example.
+            return self._size_of_pair(c)
         dtypes = [t.dtype.to_real() if t.dtype.is_complex else t.dtype for t in results]
 
         def make(
@@ -152,6 +154,13 @@ class Emitter:
         bound = bind(c.target, c.args, c.kwargs)
         shapes, gives = [self.shape(t) for t in results], [t.dtype.is_complex for t in results]
         return Translation(c.name, c.call, c.args, c.kwargs, bound, shapes, gives, dtypes[0], make).result()
+
+    def _size_of_pair(self, c: Call) -> Any:
+        z = c.args[0]
+        if c.name != "sym_size" or not isinstance(z, Pair):
+            return None
+        args = (z.parts, c.args[1] % len(z.shape))
+        return self.emit(Call(c.fx, c.name, c.call, args, c.kwargs, c.target, c.path, c.module_type))
 
     def complex_output(self, pair: Pair) -> Value:
         """A complex result of the model, of which no relevance can be asked."""

@@ -40,12 +40,24 @@ class Write:
     def __call__(self, base: Tensor, source: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
         if torch.is_grad_enabled() and (base.requires_grad or source.requires_grad):
             # Autograd refuses to write into one of several parts (chunk, split).
-            places = self.view(torch.arange(base.numel(), device=base.device).view(base.shape), *rest, **kwargs)
-            entries = source.expand(places.shape).to(base.dtype).reshape(-1)
-            return base.reshape(-1).index_put((places.reshape(-1),), entries).view(base.shape)
+            return self._by_places(base, source, *rest, **kwargs)
         result = base.clone(memory_format=torch.contiguous_format)
         self.view(result, *rest, **kwargs).copy_(source)
         return result
+
+    def _by_places(self, base: Tensor, source: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        """The same by the places of real and imaginary parts; where a view is conjugate its places are negative."""
+        parts = torch.view_as_real(base.resolve_conj()) if base.is_complex() else base
+        numbers = torch.arange(parts.numel(), dtype=torch.float64, device=base.device).view(parts.shape)
+        places = self.view(torch.view_as_complex(numbers) if base.is_complex() else numbers, *rest, **kwargs)
+        source = source.expand(places.shape)
+        if places.is_complex():
+            source = source if source.is_complex() else torch.complex(source, torch.zeros_like(source))
+            places, source = torch.view_as_real(places.resolve_conj()), torch.view_as_real(source.resolve_conj())
+        places = places.resolve_neg()
+        entries = torch.where(places < 0, -source, source).to(parts.dtype).reshape(-1)
+        written = parts.reshape(-1).index_put((places.abs().long().reshape(-1),), entries).view(parts.shape)
+        return torch.view_as_complex(written) if base.is_complex() else written
 
 
 class Memory:

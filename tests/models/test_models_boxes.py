@@ -54,6 +54,8 @@ def test_by_hand() -> None:
     found = roi_align(features, [[0.0, 0.0, 2.0, 2.0], [-9.0, 0.0, -5.0, 2.0]], 1, sampling_ratio=2)
     assert found.flatten().tolist() == [1.0, 0.0]
     assert float(roi_align(features, [[0.5, 0.0, 1.5, 1.0]], 1, sampling_ratio=1)) == 1.0
+    assert float(roi_align(features, [[2.0, 2.0, 2.0, 3.0]], 1, aligned=True)) == 0.0  # No width, no sample.
+    assert float(roi_align(features, [[2.0, 2.0, 2.0, 3.0]], 1, sampling_ratio=1, aligned=True)) == 1.5
     model = nn.Sequential()
     model.forward = lambda x: roi_align(x, [[0.5, 0.0, 2.5, 1.0]], 1, sampling_ratio=1).flatten(1)  # type: ignore
     x = torch.tensor([[[[1.0, 5.0, 3.0]]]])  # At 1.5 between 5 and 3, half each.

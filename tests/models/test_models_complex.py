@@ -39,6 +39,19 @@ def _by_phase(m: Any, h: Tensor) -> Tensor:
     return torch.cat([turned.real, torch.complex(h[:, :4], h[:, 4:]).mean(1, keepdim=True).neg().imag], 1)
 
 
+def _written(m: Any, h: Tensor) -> Tensor:
+    """Real parts, and complex numbers of which real ones are parts, are written in place."""
+    z = torch.complex(h[:, :4], h[:, 4:]) * 2
+    z.real[:, 0] = h[:, 0] * 3
+    z[:, 1:3] = h[:, 5:7]
+    torch.view_as_complex(again := (h * 1).view(-1, 4, 2))[:, 1:3] = z[:, 2:] * 1j
+    return torch.cat([torch.view_as_real(z), again], 1)
+
+
+def _as_floats(z: Tensor) -> Tensor:
+    return z.view(z.shape[0], z.size(-1)).view(torch.float64)
+
+
 CASES: dict[str, tuple[int, Callable[[Any, Tensor], Tensor]]] = {
     "filter": (8, lambda m, h: torch.fft.irfft(torch.fft.rfft(h) * m.c, n=8)),
     "magnitudes": (8, lambda m, h: torch.fft.rfft(h).abs() ** 2),
@@ -57,6 +70,8 @@ CASES: dict[str, tuple[int, Callable[[Any, Tensor], Tensor]]] = {
             torch.stft(h, 4, 2, window=m.window, return_complex=True) * 0.5, 4, 2, window=m.window, length=24
         ),
     ),
+    "parts_of_windows": (24, lambda m, h: torch.stft(h, 4, 2, window=m.window, return_complex=False)),
+    "written": (8, _written),
     "spectrogram": (24, lambda m, h: torch.stft(h, 4, 2, window=m.window, return_complex=True).abs()),
 }  # fmt: skip
 
@@ -81,6 +96,7 @@ def model_of(name: str) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(3, 5).double()
 
 
+@pytest.mark.filterwarnings("ignore:stft with return_complex")
 @pytest.mark.parametrize("name", CASES)
 def test_real_and_imaginary_parts(name: str) -> None:
     model, x = model_of(name)
@@ -100,6 +116,17 @@ def test_real_and_imaginary_parts(name: str) -> None:
     torch.testing.assert_close(explainer(x[1:2], "all"), explainer(x, "all")[1:2], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("of", [lambda z: z.conj() + 0.5, lambda z: z * 1j - (1 + 2j), lambda z: z.conj() * z])
+def test_numbers_take_the_models_precision(of: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), Written(lambda m, h: of(torch.fft.rfft(h)).imag), nn.Linear(5, 2)).eval()
+    x = torch.randn(2, 4)
+    found = fastlrp.explain(model, x, "all", "epsilon")
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, fastlrp.explain(model.double(), x.double(), "all", "epsilon").float(),
+                               rtol=1e-3, atol=1e-4)  # fmt: skip
+
+
 def test_fractions_by_hand() -> None:
     x = torch.tensor([[1.0, 3.0]]).double()
     for function, expected in (
@@ -111,6 +138,11 @@ def test_fractions_by_hand() -> None:
         (lambda x: (torch.complex(x[:, :1], x[:, 1:]) * (2 - 1j)).real, [12 * 2 / 5, 12 * 3 / 5]),
         # (1 + 3i)^2 = -8 + 6i: half of 1 * 1 - 3 * 3 to each factor, which both are the same.
         (lambda x: (lambda z: z * z)(torch.complex(x[:, :1], x[:, 1:])).real, [12 * 1 / -8, 12 * -9 / -8]),
+        # Real and imaginary parts side by side, of a tensor whose size is asked for.
+        (
+            lambda x: _as_floats(torch.complex(x[:, :1], x[:, 1:]).to(torch.complex128)).sum(1, keepdim=True),
+            [12 * 1 / 4, 12 * 3 / 4],
+        ),
     ):
         found = relevance_of(function, x)
         torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=1e-5, atol=1e-5)
