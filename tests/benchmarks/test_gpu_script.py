@@ -138,10 +138,9 @@ def test_parts_share_the_seconds(python, tmp_path):
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("transformer", ["norm", pytest.param("attention,norm,recurrence", marks=pytest.mark.full)])
-def test_rehearsal_measures_on_the_cpu(tmp_path, transformer):
+def test_rehearsal_measures_on_the_cpu(tmp_path):
     """The parts themselves, with tiny shapes. Their rows say that they are a CPU's, so no goal is judged by them."""
-    done = script("--rehearse", "--only", f"roofline,ops,sparse,{transformer}", str(tmp_path))
+    done = script("--rehearse", "--only", "roofline,ops,sparse,attention,norm,recurrence", str(tmp_path))
     assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["part"] for row in rows} == {"roofline", "ops", "sparse", "transformer"}
