@@ -79,8 +79,16 @@ def test_channels(channels):
         check(OP, given, False, kernels.input_relevance(*given, False))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layer", [SMALL[8], SMALL[3]], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "dtype"),
+    [
+        (SMALL[8], torch.bfloat16),
+        (SMALL[3], torch.float16),
+        pytest.param(SMALL[8], torch.float16, marks=pytest.mark.full),
+        pytest.param(SMALL[3], torch.bfloat16, marks=pytest.mark.full),
+    ],
+    ids=str,
+)
 def test_16_bits(layer, dtype):
     given, flat = arguments(layer, "001", "1", dtype), flat_arguments(layer, dtype)
     for changes, reduce in ((LAST, False), ((same, same), True)):

@@ -83,8 +83,8 @@ def test_mamba2_without_a_held_selection_equals_autograd(composite: str) -> None
 
 
 LIKE_ANOTHER = {
-    "FalconMamba": "the mamba of this file", "Bamba": "FalconH1", "GraniteMoeHybrid": "FalconH1",
-    "Nemotron-H": "Zamba2", "OLMo-Hybrid": "Qwen3-Next",
+    "FalconMamba": "mamba, above", "Bamba": "FalconH1", "GraniteMoeHybrid": "FalconH1", "Nemotron-H": "Zamba2",
+    "OLMo-Hybrid": "Qwen3-Next",
 }  # fmt: skip
 """Families in a full run only, and whose layers theirs are."""
 
