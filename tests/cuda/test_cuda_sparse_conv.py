@@ -116,8 +116,8 @@ def test_as_on_the_cpu(name, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_do_not_depend_on_the_order_of_threads(kind):
-    tiles = ("two_tiles", "runs_of_three")[list(KINDS).index(kind) % 2]
-    for layer in (LAYERS["same"], LAYERS["depthwise"], TILES[tiles][0]):
+    layers = (LAYERS["same"], LAYERS["depthwise"], *(TILES[name][0] for name in ("two_tiles", "runs_of_three")))
+    for layer in layers:
         case = Case(layer, KINDS[kind], 40, products=2)
         plain = case.call()[:, :40]
         for name, seed in (("backward", 0), ("random", 1)):
