@@ -153,7 +153,25 @@ class _Transform:
         if self.window is None:
             return torch.fft.irfft(z, n=self.length)
         window = self.window.to(parts)
+        if len(window) % 2:
+            return self._of_odd_windows(z, window)
         rows = torch.istft(z.reshape(-1, *z.shape[-2:]), len(window), self.hop, window=window, length=self.length)
+        return rows.reshape(*z.shape[:-2], self.length)
+
+    def _of_odd_windows(self, z: Tensor, window: Tensor) -> Tensor:
+        """As ``torch.istft``, which torch.export does not take with an odd window."""
+        size, hop = len(window), self.hop or 1
+        whole = (z.shape[-1] - 1) * hop + size
+
+        def added(frames: Tensor) -> Tensor:
+            return nn.functional.fold(frames, (1, whole), (1, size), stride=(1, hop))[:, 0, 0]
+
+        frames = torch.fft.irfft(z.reshape(-1, *z.shape[-2:]), n=size, dim=1) * window[:, None]
+        weight = added((window * window)[None, :, None].expand(1, size, z.shape[-1]))
+        begin = size // 2
+        end = min(whole, begin + self.length)
+        rows = added(frames)[:, begin:end] / weight[:, begin:end]
+        rows = nn.functional.pad(rows, (0, begin + self.length - end))
         return rows.reshape(*z.shape[:-2], self.length)
 
     def transposed(self, c: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_one_wave_by_hand():
     torch.testing.assert_close(found, torch.tensor([[8 * 9.0, 0.0, 8 * 2.0, 0.0, 0.0]]).double())
 
 
-@pytest.mark.parametrize("window", [None, 8, torch.ones(6)])
+@pytest.mark.parametrize("window", [None, 8, 7, torch.ones(6)])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_conserves_and_is_the_explanation_of_the_whole(window, channels):
     window = window.double() if isinstance(window, torch.Tensor) else window

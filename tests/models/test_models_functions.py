@@ -207,3 +207,14 @@ def test_sums_in_another_dtype_than_the_models() -> None:
     model = Written(body, a=nn.Linear(5, 8), b=linear(8)).double().eval()
     report = fastlrp.Explainer(model, "attnlrp").verify(torch.randn(3, 5).double(), "all")
     assert report.ok, str(report)
+
+
+def test_the_way_up_through_running_maxima() -> None:
+    """PyTorch's derivative of ``logcumsumexp`` is not differentiable; targets by groups may go either way."""
+    model = nn.Sequential(linear(3), Written(lambda m, h: h.logcumsumexp(-1)), linear(4)).double().eval()
+    x = torch.randn(2, 3).double()
+    explainer, groups = fastlrp.Explainer(model, "epsilon"), fastlrp.groups.features([[0, 2], [1]])
+    down, up = (explainer(x, "all", groups=groups, direction=direction) for direction in ("down", "up"))
+    torch.testing.assert_close(up, down, rtol=1e-12, atol=1e-12)
+    with explainer.forward(x) as record:
+        assert max(errors_of_steps(record).values()) < LARGEST
