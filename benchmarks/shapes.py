@@ -105,7 +105,7 @@ def calls(model: str, size: int = 224) -> list[Call]:
             # Of the composed PyTorch operations alone: kernels for living neurons are not called layer by layer.
             explainer = fastlrp.Explainer(network, rules, example_inputs=x, backend="torch")
         # Every product through its operation, none written over its operand.
-        with mock.patch.object(runner, "economize", lambda steps: steps), explainer.forward(x) as record:
+        with mock.patch.object(runner, "economize", lambda steps, known: steps), explainer.forward(x) as record:
             # Two targets that are no classes: a class would select rows of the last layer instead of calling it.
             record.relevance(torch.rand(2, record.scores.shape[1]))
     return sorted(heard.values(), key=lambda call: dispatch.OPS.index(call.op))

@@ -41,6 +41,7 @@ def work() -> list[tuple[str, tuple[object, ...]]]:
         # Two query heads with one key head: each thread has some of the targets.
         ("attention_relevance", (g, q, k, k, output, log_sum, *scores, 0.25, 0.25, 0.5, 0.0)),
         ("attention_value_relevance", (g, q, k, log_sum, *scores)),
+        ("norm_relevance", (torch.randn(2, 5, 150, 96), torch.rand(96), torch.rand(2, 150, 1), True)),
         ("recurrence_relevance", (steps, None, weight, entry, entry, entry, entry.unsqueeze(2), *[None] * 6)),
     ]
 
