@@ -8,7 +8,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: install wheel test test-full test-quick coverage sanitize demo docs notebooks lint type format bench bench-full
+.PHONY: install wheel test test-full test-quick compile coverage sanitize demo docs notebooks lint type format bench bench-full
 .PHONY: bench-ops clean
 .DELETE_ON_ERROR:
 
@@ -31,7 +31,11 @@ wheel: install
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
 test: install
-	$(PYTEST) --durations=15 $(ARGS)
+	$(PYTEST) -m "not compiles" --durations=15 $(ARGS)
+
+# Every kernel for GPUs through its compiler: nvcc, Triton and ptxas. Where a kernel spills, or does not fit, it fails.
+compile: install
+	$(PYTEST) -m compiles --durations=5 tests/kernels tests/cuda $(ARGS)
 
 # Also what is marked full: sweeps of what smaller tests cover too.
 test-full: install

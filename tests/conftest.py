@@ -13,6 +13,9 @@ from tests.thinning import thin
 KERNELS = ("tests/cuda/*.py", "tests/kernels/test_triton_*.py", "tests/kernels/test_compile.py")
 """Tests that emulate, interpret or compile kernels for GPUs."""
 
+COMPILES = ("tests/kernels/test_compile.py", "tests/cuda/test_cuda_compile.py")
+"""Those that look at what the compilers for GPUs make of kernels, and run none of them."""
+
 os.environ.setdefault("FASTLRP_CHECK", "1")
 
 if not torch.cuda.is_available():
@@ -33,6 +36,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(item.path.match(pattern) for pattern in KERNELS):
             item.add_marker("kernels")
+        if any(item.path.match(pattern) for pattern in COMPILES):
+            item.add_marker("compiles")
     thin(items)
     if not config.getoption("full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
