@@ -32,7 +32,6 @@ from benchmarks import attention_models, attention_peers, models, peers
 from benchmarks.machine import machine, provenance
 from benchmarks.providers import Provider, UnavailableError
 from fastlrp import groups
-from fastlrp.run.direction import WORTH_MEETING
 
 RESULTS = Path(__file__).parent / "results" / "directions.jsonl"
 
@@ -137,7 +136,7 @@ def choice(work: Workload, cut: float) -> Iterator[Row]:
             work.ask(targets[:1], parts, "auto")
             found: dict[str, float] = {}
             expected: Tensor | None = None
-            costs = _estimates(work, targets, parts)
+            costs, taken = _estimates(work, targets, parts)
             least = min(costs.values())
             for way in WAYS:
                 if way in costs and costs[way] <= cut * least:
@@ -146,7 +145,6 @@ def choice(work: Workload, cut: float) -> Iterator[Row]:
                     error = difference(result, expected)
                     if not error < AGREES:
                         raise RuntimeError(f"{work.name}, K = {count}, G = {number}: {way} differs by {error:.1e}")
-            taken = _taken(costs)
             excess = found[taken] / min(found.values()) - 1
             said = ", ".join(f"{way} {found[way]:.3f} s (est. {costs[way] / 1e9:.0f})" for way in found)
             print(
@@ -158,16 +156,11 @@ def choice(work: Workload, cut: float) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def _estimates(work: Workload, targets: Sequence[int], parts: Any) -> dict[str, float]:
-    """What the plan expects of each way, without going one."""
-    costs = work.record.estimate(targets, groups=parts, **work.given).costs
-    named = {"down": costs.below, "up": costs.up, "middle": costs.middle}
-    return {way: cost for way, cost in named.items() if cost is not None}
-
-
-def _taken(costs: dict[str, float]) -> str:
-    weighted = {way: cost / (WORTH_MEETING if way == "middle" else 1.0) for way, cost in costs.items()}
-    return min(weighted, key=lambda way: weighted[way])
+def _estimates(work: Workload, targets: Sequence[int], parts: Any) -> tuple[dict[str, float], str]:
+    """What the plan expects of each way, and the one that it takes, without going one."""
+    choice = work.record.estimate(targets, groups=parts, **work.given)
+    named = {"down": choice.costs.below, "up": choice.costs.up, "middle": choice.costs.middle}
+    return {way: cost for way, cost in named.items() if cost is not None}, choice.direction
 
 
 def line(name: str, per: float, ours: float | None, error: float | None, what: str) -> str:
