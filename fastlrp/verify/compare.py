@@ -14,7 +14,7 @@ from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double, moderate
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.steps import BLOCK
+from fastlrp.plan.steps import BLOCK, Schedule
 from fastlrp.progress import Progress, Wish
 from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
@@ -95,9 +95,9 @@ class Comparison:
     def __init__(self, plan: Plan, state: list[Any], batch: int) -> None:
         self.plan, self.batch = plan, batch
         self.flowing = [v for v in plan.flows if v.has_batch_first]
-        self.schedule = plan.schedule(self.flowing)
+        self.schedule, self.to_inputs = plan.schedule(self.flowing), plan.schedule(plan.explained_inputs())
         activations = frozenset(v.index for node in plan.graph.nodes for v in (node.output, *node.inputs))
-        self.state = runner.complete(plan, state, activations | self.schedule.slots)
+        self.state = runner.complete(plan, state, activations | self.schedule.slots | self.to_inputs.slots)
         self.moderated = moderated(plan.graph.nodes, Doubles(self.state))
         # Times what arrives: what an error is relative to where relevance itself is smaller.
         dtypes = [*(value.dtype for value in plan.flows), *([torch.bfloat16] if plan.products.reduced else [])]
@@ -108,7 +108,7 @@ class Comparison:
         self.errors: dict[Node, float | None] = {}
         self.sums: dict[Node, list[float | None]] = {}
         self.quotients: dict[Value, list[Tensor]] = {}
-        self.end_to_end = self.score = self.relevance = 0.0
+        self.end_to_end = self.joined = self.score = self.relevance = 0.0
 
     def block(self, count: int) -> int:
         """Targets per pass: all layers' relevance is held at once, in float64, and that per unit of activation."""
@@ -128,19 +128,21 @@ class Comparison:
                 block.through(waiting.node)
                 waiting = next(rows, None)
 
-        self.follow(initial, arrive)
+        self.follow(initial, arrive, self.schedule)
         if waiting is not None:
             raise RuntimeError(f"no relevance arrived at {waiting.node}: please report this as a bug of fastlrp")
-        block.end()
+        inputs: dict[Value, Tensor] = {}
+        self.follow(initial, inputs.__setitem__, self.to_inputs)
+        block.end(inputs)
 
     def fast(self, initial: Any) -> dict[Value, Tensor]:
         """The relevance of every value by the plan's own kernels, in float64."""
         found: dict[Value, Tensor] = {}
-        self.follow(initial, found.__setitem__)
+        self.follow(initial, found.__setitem__, self.schedule)
         return found
 
-    def follow(self, initial: Any, arrive: Callable[[Value, Tensor], None]) -> None:
-        """Tell the relevance of each value by the plan's own kernels, in float64, from the output down."""
+    def follow(self, initial: Any, arrive: Callable[[Value, Tensor], None], schedule: Schedule) -> None:
+        """Tell the relevance of each value of a schedule by the plan's own kernels, in float64, from the top down."""
         parts: dict[Value, list[Tensor]] = {}
         self.quotients.clear()
 
@@ -160,7 +162,7 @@ class Comparison:
 
         # What many targets would take, so that the kernels for many targets are what is checked.
         steps = runner.specialize(
-            self.plan, self.schedule.steps, self.state, max(BLOCK, initial.shape[1]), initial.shape[0]
+            self.plan, schedule.steps, self.state, max(BLOCK, initial.shape[1]), initial.shape[0]
         ).steps
         runner.propagate(self.plan, self.state, initial, steps, sink, 0)
 
@@ -225,7 +227,7 @@ class Comparison:
                     dead,
                 )
             )
-        return Verification(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance)
+        return Verification(tuple(rows), self.end_to_end, tolerance, self.score, self.relevance, joined=self.joined)
 
 
 class _Block:
@@ -269,8 +271,11 @@ class _Block:
         check.enter(node, fast, share, self.count)
         check.quotients.pop(value, None)
 
-    def end(self) -> None:
-        """What no node makes: the model's inputs, end to end too."""
+    def end(self, inputs: Mapping[Value, Tensor]) -> None:
+        """What no node makes: the model's inputs, end to end too.
+
+        ``inputs``: their relevance where nothing else is asked for, when steps are joined that layers keep apart.
+        """
         check = self.check
         for value in list(self.local):
             self._compare(value)
@@ -279,6 +284,8 @@ class _Block:
             least = check.floor * self.arrived_whole[value]
             error = relative(self.fast[value], self.whole[value], least)
             check.end_to_end = error if math.isnan(error) else max(check.end_to_end, error)
+            error = relative(inputs[value], self.fast[value], least)
+            check.joined = error if math.isnan(error) else max(check.joined, error)
 
     def _compare(self, value: Value) -> None:
         expected, least = self.local.pop(value), self.check.floor * self.arrived[value]

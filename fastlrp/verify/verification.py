@@ -57,7 +57,9 @@ class Verification:
         alone: largest relative difference between a sample's relevance in the batch and without the other samples
             (first, middle and last sample); None for one sample, a model that takes one batch size only, or rules that
             read the whole batch by their definition (``Stabilizer(relative="tensor")``).
-        alone_tolerance: largest such difference for which ``ok`` holds.
+        joined: largest relative difference between the input's relevance asked for alone, when the plan joins steps,
+            and together with that of every layer, when it keeps them apart.
+        alone_tolerance: largest such difference, of ``alone`` and of ``joined``, for which ``ok`` holds.
     """
 
     rows: tuple[LayerCheck, ...]
@@ -67,6 +69,7 @@ class Verification:
     relevance: float
     alone: float | None = None
     alone_tolerance: float = math.inf
+    joined: float = 0.0
 
     @property
     def max_error(self) -> float:
@@ -76,8 +79,10 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """True if every layer is within the tolerance (and nothing is NaN), and no sample depends on the others."""
-        return self.max_error <= self.tolerance and (self.alone is None or self.alone <= self.alone_tolerance)
+        """True if every layer is within the tolerance (and nothing is NaN), no sample depends on the others, and the
+        input's relevance does not depend on what else is asked for."""
+        same = self.joined <= self.alone_tolerance and (self.alone is None or self.alone <= self.alone_tolerance)
+        return same and self.max_error <= self.tolerance
 
     @property
     def kept(self) -> dict[str, float]:
@@ -95,6 +100,7 @@ class Verification:
     def _summary(self) -> str:
         kept = ", ".join(f"{name} {value:+.4g}" for name, value in self.kept.items())
         alone = "" if self.alone is None else f", a sample alone {self.alone:.1e}"
+        alone += "" if self.joined <= self.alone_tolerance else f", the input asked for alone {self.joined:.1e}"
         missing = [f"{r.operation} ({r.path or 'model'})" for r in self.rows if r.rule == NO_RULE]
         note = f"\nwithout a rule, by input times gradient: {', '.join(missing)}" if missing else ""
         absorbed = abs(self.kept["stabilizer"])

@@ -32,7 +32,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
     """To what the fast path has at h comes ``amount`` times what the branches bring, of either sign."""
     follow = compare.Comparison.follow
 
-    def disturbed(self, initial, arrive):
+    def disturbed(self, initial, arrive, schedule):
         found = {}
 
         def changed(value, relevance):
@@ -42,7 +42,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, amount: float) -> None:
                 relevance = relevance + amount * above * torch.randn_like(above).sign()
             arrive(value, relevance)
 
-        follow(self, initial, changed)
+        follow(self, initial, changed, schedule)
 
     monkeypatch.setattr(compare.Comparison, "follow", disturbed)
 

@@ -284,3 +284,17 @@ def test_what_lies_side_by_side_in_the_memory_of_another_step_is_not_written_ove
         share = c * z / (z + 1e-2 * z.sign())
         expected = x.unsqueeze(1) * (share @ model.cut.weight + c @ model.other.weight)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_verify_sees_a_fault_of_joined_steps(monkeypatch):
+    """Asked for every layer, steps are not joined: verify also asks for the input alone, as users do."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = CutAndJoined().double().eval(), torch.randn(2, 5, dtype=torch.float64)
+    composite = composites.attnlrp().with_entries(("cut", rules.Epsilon(1e-2)))
+    assert fastlrp.Explainer(model, composite).verify(x, "all").ok
+    monkeypatch.setattr(joining, "is_own", lambda register, ways: True)
+    found = fastlrp.Explainer(model, composite).verify(x, "all")
+    assert not found.ok
+    assert found.joined > 0.1
+    assert "the input asked for alone 2" in str(found)
