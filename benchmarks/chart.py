@@ -25,7 +25,8 @@ def draw(rows: list[Row], path: Path) -> bool:
     # The same rows give the same file.
     matplotlib.rcParams.update({"svg.hashsalt": "fastlrp", "svg.fonttype": "none"})
     kinds = list(dict.fromkeys(_kind(r) for r in shown))
-    labels = [f"{r['model']}, {r['composite']}" for r in shown]
+    shown.sort(key=lambda r: (-r["targets"], r["density_asked"] is not None))
+    labels = [f"{r['model']}, {r['composite']}, {_targets(r)}" for r in shown]
     colours = [COLOURS[kinds.index(_kind(r)) % len(COLOURS)] for r in shown]
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.6 + 0.32 * len(shown)), sharey=True, layout="constrained")
     panels = (
@@ -52,3 +53,7 @@ def draw(rows: list[Row], path: Path) -> bool:
 def _kind(row: Row) -> str:
     asked = row["density_asked"]
     return "weights as they are" if asked is None else f"biases shifted: {asked:g} of the neurons alive"
+
+
+def _targets(row: Row) -> str:
+    return "1 target" if row["targets"] == 1 else f"{row['targets']} targets"
