@@ -239,7 +239,9 @@ def chosen(plan: Plan, asked: Direction, costs: Costs, targets: int, groups: int
     if costs.middle is not None and costs.middle < WORTH_IT * min(costs.below, costs.up):
         best = "middle"
     word = f"{targets} target{'s' * (targets != 1)} and {groups} group{'s' * (groups != 1)}"
-    return Choice(best, f"the cheaper one for {word}{_details(best, costs)}", costs)
+    word = f"for {word}{_details(best, costs)}"
+    equal = best == "down" and costs.up < costs.below
+    return Choice(best, f"as cheap as the way up {word}" if equal else f"the cheaper one {word}", costs)
 
 
 def _details(way: Way, costs: Costs) -> str:
