@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlrp.kernels.attention.call import Call, strides
-from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, rows, span
+from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, queries_of_program, rows, span
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch, power_of_two
 
@@ -95,13 +95,7 @@ def attention_query_kernel(
     BLOCK_E: tl.constexpr,
 ):
     """``c_query = share scale sum over j of c_s key``, ``c_s = P (g value - delta)``, of one tile of queries."""
-    blocks = tl.cdiv(K, BLOCK_K)
-    tiles = tl.cdiv(S, BLOCK_M)
-    first_k = (tl.program_id(0) % blocks) * BLOCK_K
-    rest = tl.program_id(0) // blocks
-    tile = tiles - 1 - rest % tiles
-    b = (rest // tiles // H).to(tl.int64)
-    h = (rest // tiles % H).to(tl.int64)
+    first_k, tile, b, h = queries_of_program(K, H, S, BLOCK_K, BLOCK_M)
     g = h // heads_per_key
     i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_query = i < S

@@ -94,6 +94,16 @@ def keys_of_tile(
 
 
 @triton.jit
+def queries_of_program(K, H, S, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The first target, the tile of queries, the sample and the head of this program; the last tiles come first."""
+    blocks = tl.cdiv(K, BLOCK_K)
+    tiles = tl.cdiv(S, BLOCK_M)
+    first_k = (tl.program_id(0) % blocks) * BLOCK_K
+    rest = tl.program_id(0) // blocks
+    return first_k, tiles - 1 - rest % tiles, (rest // tiles // H).to(tl.int64), (rest // tiles % H).to(tl.int64)
+
+
+@triton.jit
 def log_sums(log_sum, place, inside):
     """The logarithms of the sums, plus infinity where nothing is attended or where there is no query."""
     found = tl.load(log_sum + place, mask=inside, other=float("inf")).to(tl.float32)

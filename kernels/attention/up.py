@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastlrp.kernels.attention.call import Call, strides
 from fastlrp.kernels.attention.relevance import at_once
-from fastlrp.kernels.attention.scores import log_sums, probabilities, put, rows, span
+from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, queries_of_program, rows
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch
 
@@ -105,13 +105,7 @@ def attention_up_kernel(
     BLOCK_E: tl.constexpr,
 ):
     """``t_g`` of one tile of queries."""
-    blocks = tl.cdiv(K, BLOCK_K)
-    tiles = tl.cdiv(S, BLOCK_M)
-    first_k = (tl.program_id(0) % blocks) * BLOCK_K
-    rest = tl.program_id(0) // blocks
-    tile = tiles - 1 - rest % tiles
-    b = (rest // tiles // H).to(tl.int64)
-    h = (rest // tiles % H).to(tl.int64)
+    first_k, tile, b, h = queries_of_program(K, H, S, BLOCK_K, BLOCK_M)
     g = h // heads_per_key
     i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     is_query = i < S
@@ -132,14 +126,8 @@ def attention_up_kernel(
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
     lse = log_sums(log_sum, b * log_sum_b + h * log_sum_head + i.to(tl.int64) * log_sum_s, is_query)
 
-    end = T
-    if CAUSAL:
-        end = tl.minimum(T, (tile + 1) * BLOCK_M)
-    begin = 0
-    if spans is not None:
-        begin, last = span(spans + b * spans_b + h * spans_head, i, spans_i, is_query, T)
-        begin = begin // BLOCK_N * BLOCK_N
-        end = tl.minimum(end, last)
+    spans_start = b * spans_b + h * spans_head
+    begin, end = keys_of_tile(spans, spans_start, spans_i, tile, i, is_query, T, CAUSAL, BLOCK_M, BLOCK_N)
     for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         is_key = j < T
