@@ -19,6 +19,7 @@
 #include "edge/pool.h"
 #include "edge/recurrence.h"
 #include "edge/sparse.h"
+#include "edge/winograd.h"
 #if defined(FASTLRP_WITH_CUDA) || defined(FASTLRP_EMULATE)
 #define FASTLRP_BIND_CUDA 1
 #include "edge/cuda/device.h"
@@ -210,6 +211,14 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("centre"), release_gil());
 }
 
+[[maybe_unused]] void bind_winograd(py::module_& m, decltype(&edge::winograd_pack) pack,
+                                    decltype(&edge::winograd_convolution) convolution) {
+  m.def("winograd_pack", pack, py::arg("weight"), py::arg("turned") = false, release_gil());
+  m.def("winograd_convolution", convolution, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
+        py::arg("scale").none(true), py::arg("least").none(true), py::arg("padding"), py::arg("not_negative") = false,
+        release_gil());
+}
+
 void bind_elementwise(py::module_& m, edge::ElementwiseCoefficients& coefficients) {
   m.def("elementwise_coefficients", coefficients, py::arg("z"), py::arg("positive").none(true),
         py::arg("negative").none(true), py::arg("factor").none(true), py::arg("rule"), py::arg("alpha"),
@@ -308,6 +317,7 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_attention(m, &edge::attention_relevance, &edge::attention_relevance_into, &edge::attention_value_relevance);
   bind_norm(m, &edge::norm_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);
+  bind_winograd(m, &edge::winograd_pack, &edge::winograd_convolution);
   bind_sparse_pattern(m, edge::kSparsePattern);
   bind_sparse_conv(m, edge::kSparseConv);
   m.attr("takes_transposes") = true;  // of a linear layer's weight, by sparse_conv_relevance

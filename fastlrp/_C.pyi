@@ -33,6 +33,16 @@ def elementwise_coefficients(
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 def elementwise_scaled(relevance: Tensor, coefficient: Tensor) -> Tensor: ...
+def winograd_pack(weight: Tensor, turned: bool = False) -> Tensor: ...
+def winograd_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    least: Tensor | None,
+    padding: list[int],
+    not_negative: bool = False,
+) -> Tensor: ...
 def norm_relevance(relevance: Tensor, gain: Tensor | None, inverse_sigma: Tensor, centre: bool) -> Tensor: ...
 def attention_relevance_into(
     c_query: Tensor,

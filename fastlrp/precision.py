@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 
 Precision = Literal["auto", "float32", "bf16"]
-"""``"float32"``: products in the model's own dtype. ``"bf16"``: those of layers with a weight read bfloat16.
-``"auto"``: they do where PyTorch's own switches allow it and the processor gains; in float32 otherwise."""
+"""``"float32"``: products in the model's own dtype, each sum of products as it is written. ``"bf16"``: those of layers
+with a weight read bfloat16. ``"auto"``: they do where PyTorch's own switches allow it and the processor gains; in
+float32 otherwise, where 3x3 convolutions may go by Winograd's filtering."""
 
 PRECISIONS = get_args(Precision)
 
@@ -27,12 +28,14 @@ class Products:
 
     Attributes:
         convolutions, matrices: whether those of convolutions, and of linear layers, read bfloat16.
+        filtered: whether convolutions of float32 may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`.
         why: of reduced products, or why there are none although something asks for them; empty if nothing does.
     """
 
     convolutions: bool = False
     matrices: bool = False
     why: str = ""
+    filtered: bool = False
 
     @property
     def reduced(self) -> bool:
@@ -58,8 +61,10 @@ def products_of(wish: Precision, backend: str, device: torch.device, dtype: torc
     """
     if wish == "float32":
         return FULL
+    filtered = device.type == "cpu" and dtype == torch.float32 and backend in ("auto", "cpu")
     if wish == "auto":
-        return FULL if _why_not(backend, device, dtype) is not None else _as_switched(dtype)
+        found = FULL if _why_not(backend, device, dtype) is not None else _as_switched(dtype)
+        return replace(found, filtered=filtered)
     check_possible(wish, backend, device, dtype)
     unit = instruction_set()
     if unit is None:
@@ -68,8 +73,8 @@ def products_of(wish: Precision, backend: str, device: torch.device, dtype: torc
             "which such products are no faster than float32"
         )
         warnings.warn(f"precision: {message}", stacklevel=2)
-        return Products(True, True, message)
-    return Products(True, True, f"bf16 as asked for, by {unit}")
+        return Products(True, True, message, filtered)
+    return Products(True, True, f"bf16 as asked for, by {unit}", filtered)
 
 
 def check_possible(wish: Precision, backend: str, device: torch.device, dtype: torch.dtype) -> None:

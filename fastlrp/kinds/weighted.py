@@ -113,7 +113,7 @@ def forward_conv(b: Builder, node: Node) -> None:
     if layer is None or not layer.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return
-    product = layer.of_input(layer.weight, layer.bias)
+    product = layer.of_input(layer.weight, layer.bias, filtered=True)
     # In place, and not by oneDNN itself, which makes 0 of NaN.
     b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
 

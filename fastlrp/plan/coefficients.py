@@ -35,6 +35,8 @@ class Coefficients:
         weight: ``W``, or what the rule makes of it.
         splits: whether ``v`` goes with ``W+`` where the input is positive and with ``W-`` where it is negative.
         gamma: of the generalised gamma rule, whose two products one sparse kernel does together; None for others.
+        bounded: whether the arriving factor over the denominator is at most one in size wherever relevance stands. An
+            error that is small beside a layer's largest sums is then small beside its relevance, too.
     """
 
     u: int | None
@@ -42,6 +44,7 @@ class Coefficients:
     weight: Tensor
     splits: bool
     gamma: float | None = None
+    bounded: bool = False
 
 
 def goes_in_float32(b: Builder, layer: AffineLayer, flow: Flow) -> bool:
@@ -73,7 +76,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         positive = layer.positive if weight is layer.weight else weight.clamp(min=0)
     exact = goes_in_float32(b, layer, flow)
     for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
-    product = layer.transpose(b, for_product[0], for_product[1], split, multiply=False)
+    product = layer.transpose(b, for_product[0], for_product[1], split, multiply=False, bounded=found.bounded)
     # Without positions two coefficients are the sparse kernels' matter.
     one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
@@ -152,6 +155,11 @@ def only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
     return producer is not None and producer.operation == "relu" and producer.inputs[0] is layer.y
 
 
+def is_bounded(layer: AffineLayer, flow: Flow, zero_bias: bool) -> bool:
+    """Whether an output over the sum of what raises it, its bias included, is at most one where relevance stands."""
+    return only_positive_outputs(layer, flow) and (layer.bias is None or not zero_bias)
+
+
 def output_slot(b: Builder, layer: AffineLayer, zero_bias: bool) -> int:
     """Slot of the layer's output, without its bias where the rule leaves that out."""
     if not zero_bias or layer.bias is None:
@@ -169,32 +177,48 @@ def of_changed_weights(
     zero_bias: bool,
     modify_bias: bool = True,
     z: int | None = None,
+    raises: bool = False,
 ) -> Coefficients:
-    """Those of epsilon for the weight ``modify(W)``: its own denominators, one product; or in the slot ``z``."""
+    """Those of epsilon for the weight ``modify(W)``: its own denominators, one product; or in the slot ``z``.
+
+    ``raises``: whether no output above zero is larger than its denominator.
+    """
     bias = None if zero_bias else layer.bias
     weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
+    bounded, value = raises and is_bounded(layer, flow, zero_bias), flow.factor.value
     if z is None:
-        z = b.cache(layer.of_input(weight, shift), [layer.x.index], layer.y.numel)
+        least = [value.index] if bounded and layer.filters and value is not None else []
+        sums = layer.of_input(weight, shift, filtered=bounded, least=bool(least))
+        z = b.cache(sums, [layer.x.index, *least], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
-    return Coefficients(u, None, weight, splits=False)
+    return Coefficients(u, None, weight, splits=False, bounded=bounded)
 
 
 def part_coefficient(
     b: Builder, layer: AffineLayer, flow: Flow, st: Stabilizer, zero_bias: bool, share: float, negative: bool = False
 ) -> int:
     """Slot of ``share * factor / st(P + b+)``; negative: the same of ``-W`` and ``-b``."""
-    factor, slot = b.slot_of(flow.factor), part(b, layer, zero_bias, negative)
+    factor, slot = b.slot_of(flow.factor), part(b, layer, zero_bias, negative, flow)
     return pair(b, layer, "zplus", share, st.mirrored() if negative else st, [slot, slot, None, factor])[1]
 
 
-def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False) -> int:
-    """Slot of ``P + b+``; negative: of ``-(N + b-)``, which is the same for ``-W`` and ``-b``."""
+def part(
+    b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False, flow: Flow | None = None
+) -> int:
+    """Slot of ``P + b+``; negative: of ``-(N + b-)``, which is the same for ``-W`` and ``-b``.
+
+    ``flow``: what arrives, where the sums are read as denominators of it alone.
+    """
     signed = not b.is_nonnegative(layer.x)
     weight = layer.negated if negative else layer.weight
     positive = layer.negated_positive if negative else layer.positive
     shift = None
     if layer.bias is not None and not zero_bias:
         shift = (-layer.bias if negative else layer.bias).clamp(min=0)
+    value = None if flow is None or not is_bounded(layer, flow, zero_bias) else flow.factor.value
+    if layer.filters and not signed and not negative and value is not None:
+        sums = layer.of_input(positive, shift, filtered=True, least=True)
+        return b.cache(sums, [layer.x.index, value.index], layer.y.numel, key=("bounded part", layer.node))
     together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
@@ -307,7 +331,7 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         b.send(x, Flow(flow.register, Factor(None, slot)))
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
-    transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False)
+    transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False, bounded=True)
     one_hot = layer.node.kind == "linear"
     if one_hot:
         transposed = _rows_or(b, transposed, layer.weight)

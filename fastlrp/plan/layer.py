@@ -16,7 +16,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import packed, reduced
+from fastlrp.plan import packed, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -50,6 +50,7 @@ class AffineLayer:
     Attributes:
         is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
+        filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`.
     """
 
     def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0, may_pack: bool = False) -> None:
@@ -73,7 +74,9 @@ class AffineLayer:
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
         self._narrow: _OfWeights[Tensor] = _OfWeights()
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
+        self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self._packed: _OfWeights[packed.Packed | None] = _OfWeights()
+        self._filters: _OfWeights[winograd.Winograd] = _OfWeights()
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
@@ -115,16 +118,35 @@ class AffineLayer:
             return torch.nn.functional.linear(x, weight, bias)
         return x * weight if bias is None else x * weight + bias
 
-    def of_input(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """``x -> weight x + bias``, with a weight that is laid out once where that pays."""
-        product = self.laid_out(weight) if self.packs else None
+    def of_input(
+        self, weight: Tensor, bias: Tensor | None, filtered: bool = False, least: bool = False
+    ) -> Callable[..., Tensor]:
+        """``x -> weight x + bias``, with a weight that is laid out once where that pays.
 
-        def applied(x: Tensor) -> Tensor:
-            if product is not None and packed.fits(x):
-                return product(x, bias)
-            return self.apply(x, weight, bias)
+        Args:
+            filtered: whether it may go by Winograd's filtering. least: it gets what the result is at the least, too,
+                which exact sums are by themselves and which is not below zero.
+        """
+        product: packed.Prepared | None = None
+        if self.packs:
+            product = self.filtered(weight) if filtered and self.filters else self.laid_out(weight)
+
+        def applied(x: Tensor, bound: Tensor | None = None) -> Tensor:
+            if product is None or not packed.fits(x):
+                return self.apply(x, weight, bias)
+            if isinstance(product, winograd.Winograd):
+                return product(x, bias, least=bound, positive=least)
+            return product(x, bias)
 
         return applied
+
+    def filtered(self, weight: Tensor, down: bool = False) -> winograd.Winograd:
+        """A weight of this layer as Winograd's filtering takes it, remembered as in :meth:`laid_out`."""
+
+        def made(kept: weakref.ref[Tensor]) -> winograd.Winograd:
+            return winograd.Winograd(cast("Callable[[], Tensor]", kept), self.geometry, down)
+
+        return self._filters.get(weight, down, made)
 
     def laid_out(self, weight: Tensor, down: bool = False) -> packed.Packed | None:
         """A weight of this layer as oneDNN's kernels read it, made once; ``down``: for the transpose.
@@ -202,9 +224,13 @@ class AffineLayer:
         return lambda flow, vs, x: product(flow, None, vs, x)
 
     def transpose(
-        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool
-    ) -> Callable[..., Tensor]:
-        """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0."""
+        self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool,
+        bounded: bool = False,
+    ) -> Callable[..., Tensor]:  # fmt: skip
+        """``(register, u, v, input) -> c`` by the selected backend; a False input is one known to be >= 0.
+
+        ``bounded``: see :class:`fastlrp.plan.coefficients.Coefficients`.
+        """
         if self.is_reduced:
             parts = [] if weight_positive is None else [weight_positive]
             return self._reduced_transpose(b, [weight], parts, signed, multiply)
@@ -226,6 +252,10 @@ class AffineLayer:
             return result
 
         packs = self.packs and not fused and not multiply
+        if packs and bounded and self.filters and not signed:
+            b.note("winograd")
+            forms = [None if w is None else self.filtered(w, down=True) for w in given]
+            return packed.transposed(*forms, None, transposed)
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
 
     def _packed_transpose(

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastlrp.aten import conv as aten_conv
 from fastlrp.plan import reduced
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.winograd import Winograd
 
 LEAST_WORK = 1 << 22
 """Floating-point operations per sample below which a layer's call costs more than its weight's layout."""
@@ -85,6 +86,11 @@ class Packed:
         result: Tensor = convolution(x, self._packed, bias, *self._geometry, "none", [], "")
         return result
 
+    def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:
+        """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``."""
+        result = self((flow * coefficient.unsqueeze(1)).flatten(0, 1))
+        return result.view(*flow.shape[:2], *result.shape[1:])
+
 
 def fits(x: Tensor) -> bool:
     """Whether the operations take an operand: not where a derivative, a transform or a switch of PyTorch looks on."""
@@ -117,13 +123,17 @@ def of_transpose(
     return Packed(weight, g, missing) if fitting and g.groups == 1 else None
 
 
+Prepared = Packed | Winograd
+"""A convolution, or its transpose, by a weight in another form."""
+
+
 def last(weight: Tensor) -> Tensor:
     """The same with its channels innermost."""
     return weight.contiguous(memory_format=torch.channels_last)
 
 
 def transposed(
-    weight: Packed | None, positive: Packed | None, negative: Packed | None, plain: Callable[..., Tensor]
+    weight: Prepared | None, positive: Prepared | None, negative: Prepared | None, plain: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
     """``(register, u, v, input) -> c`` by weights that are laid out beforehand.
 
@@ -136,10 +146,9 @@ def transposed(
         if not fits(flow) or any(t is not None and reduced.is_traced(t) for t in (u, v)):
             return plain(flow, u, v, x)
 
-        def product(coefficient: Tensor, by: Packed | None) -> Tensor:
+        def product(coefficient: Tensor, by: Prepared | None) -> Tensor:
             assert by is not None
-            result = by((flow * coefficient.unsqueeze(1)).flatten(0, 1))
-            return result.view(*flow.shape[:2], *result.shape[1:])
+            return by.scaled(flow, coefficient)
 
         total = None if u is None else product(u, weight)
         if v is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import Coefficients, output_slot, pair
+from fastlrp.plan.coefficients import Coefficients, is_bounded, output_slot, pair
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Affine, Ledger, Stabilize
@@ -45,10 +45,12 @@ class Epsilon(TwoCoefficientRule):
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         stabilizer = Stabilizer.ensure(self.stabilizer)
         if stabilizer.in_limit and flow.factor.value is layer.y and (layer.bias is None or not self.zero_bias):
-            return Coefficients(flow.factor.scale, None, layer.weight, splits=False)
+            return Coefficients(flow.factor.scale, None, layer.weight, splits=False, bounded=True)
         slots = [output_slot(b, layer, self.zero_bias), None, None, b.slot_of(flow.factor)]
         u, _ = pair(b, layer, "epsilon", 1, stabilizer, slots)
-        return Coefficients(u, None, layer.weight, splits=False)
+        own = flow.factor.value is layer.y and (layer.bias is None or not self.zero_bias)
+        bounded = own or is_bounded(layer, flow, self.zero_bias)
+        return Coefficients(u, None, layer.weight, splits=False, bounded=bounded)
 
 
 def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize, zero_bias: bool = False) -> tuple[Tensor, Ledger]:

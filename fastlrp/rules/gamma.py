@@ -82,7 +82,7 @@ class Gamma(TwoCoefficientRule):
                 sums = [layer.y.index, part(b, layer, self.zero_bias)]
                 z = b.cache(lambda y, p: y + self.gamma * p, sums, layer.y.numel)
                 return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, z=z)
-            return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias)
+            return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, raises=True)
         factor, z = b.slot_of(flow.factor), output_slot(b, layer, self.zero_bias)
         positive = part(b, layer, self.zero_bias)
         # N + b-, read only where z < 0: there it is the sum of two negative numbers, and no digits cancel.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import Coefficients, part_coefficient
+from fastlrp.plan.coefficients import Coefficients, is_bounded, part_coefficient
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import (
@@ -49,7 +49,8 @@ class ZPlus(TwoCoefficientRule):
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         st = Stabilizer.ensure(self.stabilizer)
-        return Coefficients(None, part_coefficient(b, layer, flow, st, self.zero_bias, 1), layer.weight, splits=True)
+        v, bounded = part_coefficient(b, layer, flow, st, self.zero_bias, 1), is_bounded(layer, flow, self.zero_bias)
+        return Coefficients(None, v, layer.weight, splits=True, bounded=bounded)
 
 
 def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize, zero_bias: bool = False) -> tuple[Tensor, Ledger]:

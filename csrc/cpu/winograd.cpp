@@ -1,0 +1,80 @@
+#include "winograd.h"
+
+#include <algorithm>
+
+#include "../common/memory.h"
+#include "../common/parallel.h"
+#include "winograd_kernel.h"
+
+namespace fastlrp::cpu {
+namespace {
+
+// Each weight's 36 parts G g G^T, in float64 and rounded once.
+constexpr double kOfWeight[6][3] = {{1, 0, 0},
+                                    {1. / 3, 1. / 3, 1. / 3},
+                                    {-1. / 3, 1. / 3, -1. / 3},
+                                    {-8. / 15, -4. / 15, -2. / 15},
+                                    {2. / 15, -4. / 15, 8. / 15},
+                                    {0, 0, 1}};
+
+// Numbers that a block of tiles keeps, inputs and sums: about what the second cache holds.
+constexpr int64_t kBlock = 400 * 1024;
+
+int64_t tiles_of(const Winograd& p) {
+  const auto along = [](int64_t length) { return (length + kWinogradOut - 1) / kWinogradOut; };
+  return p.samples * along(p.out_height) * along(p.out_width);
+}
+
+}  // namespace
+
+void winograd_convolution(const Winograd& p) {
+  const int64_t tiles = tiles_of(p);
+  // Whole groups of rows of the kernel, and as equal blocks as they can be.
+  const int64_t most = std::clamp<int64_t>(kBlock / (kWinogradParts * (p.inputs + p.outputs)) / 6 * 6, 24, 96);
+  const int64_t blocks = std::max((tiles + most - 1) / most, std::min(tiles, thread_count()));
+  const int64_t each = (tiles + blocks - 1) / blocks;
+  const WinogradTiles run = winograd_tiles();
+  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    // Not a power of two apart, which would put all parts of a tile into the same lines of the cache.
+    const int64_t in_step = each * p.inputs + kWinogradLanes, out_step = each * p.outputs + kWinogradLanes;
+    BufferPool& pool = BufferPool::shared();
+    float* room = static_cast<float*>(pool.acquire(kWinogradParts * (in_step + out_step) * sizeof(float)));
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * each, count = std::min(each, tiles - first);
+      if (count > 0) {
+        run(p, first, count, room, in_step, room + kWinogradParts * in_step, out_step);
+      }
+    }
+    pool.release(room);
+  });
+}
+
+void winograd_pack(int64_t outputs, int64_t inputs, const float* weight, bool turned, float* packed) {
+  constexpr int64_t taps = kWinogradTaps, square = taps * taps;
+  parallel_for(outputs, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      const int64_t panel = o / kWinogradPanel * kWinogradPanel, wide = std::min(kWinogradPanel, outputs - panel);
+      for (int64_t i = 0; i < inputs; ++i) {
+        const float* g = weight + (turned ? i * outputs + o : o * inputs + i) * square;
+        double half[kWinogradIn][taps];
+        for (int64_t a = 0; a < kWinogradIn; ++a) {
+          for (int64_t c = 0; c < taps; ++c) {
+            half[a][c] = 0;
+            for (int64_t r = 0; r < taps; ++r) {
+              half[a][c] += kOfWeight[a][r] * g[turned ? square - 1 - (r * taps + c) : r * taps + c];
+            }
+          }
+        }
+        for (int64_t part = 0; part < kWinogradParts; ++part) {
+          double sum = 0;
+          for (int64_t c = 0; c < taps; ++c) {
+            sum += half[part / kWinogradIn][c] * kOfWeight[part % kWinogradIn][c];
+          }
+          packed[(part * outputs + panel) * inputs + i * wide + o - panel] = static_cast<float>(sum);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace fastlrp::cpu

@@ -1,0 +1,60 @@
+#include "winograd_kernel.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "../common/isa.h"
+
+namespace fastlrp::cpu {
+namespace {
+
+// Points 0, 1, -1, 1/2, -2 and infinity: of those with small numbers the ones that lose the fewest digits. All numbers
+// are exact, and each row's size is a power of two times that of the textbook's.
+struct ToParts {
+  static constexpr float at[6][6] = {{1, -1.5f, -2, 1.5f, 1, 0}, {0, -1, 0.5f, 2.5f, 1, 0}, {0, 1, -2.5f, 0.5f, 1, 0},
+                                     {0, -2, -1, 2, 1, 0},       {0, 0.5f, -1, -0.5f, 1, 0}, {0, 1, -1.5f, -2, 1.5f, 1}};
+};
+struct FromParts {
+  static constexpr float at[4][6] = {
+      {1, 1, 1, 2, 0.5f, 0}, {0, 1, -1, 1, -1, 0}, {0, 1, 1, 0.5f, 2, 0}, {0, 1, -1, 0.25f, -4, 1}};
+};
+
+}  // namespace
+}  // namespace fastlrp::cpu
+
+// clang-format off: the order of these includes is that of the instruction sets.
+#define FASTLRP_KERNEL portable
+#define FASTLRP_KERNEL_TARGET
+#define FASTLRP_KERNEL_BYTES 16
+#include "winograd_kernel.inc"
+
+#if FASTLRP_X86
+#define FASTLRP_KERNEL avx2
+#define FASTLRP_KERNEL_TARGET FASTLRP_TARGET_AVX2
+#define FASTLRP_KERNEL_BYTES 32
+#include "winograd_kernel.inc"
+
+#define FASTLRP_KERNEL avx512
+#define FASTLRP_KERNEL_TARGET FASTLRP_TARGET_AVX512
+#define FASTLRP_KERNEL_BYTES 64
+#include "winograd_kernel.inc"
+#endif
+// clang-format on
+
+namespace fastlrp::cpu {
+
+WinogradTiles winograd_tiles() {
+#if FASTLRP_X86
+  switch (isa()) {
+    case Isa::avx512:
+      return avx512::tiles;
+    case Isa::avx2:
+      return avx2::tiles;
+    default:
+      break;
+  }
+#endif
+  return portable::tiles;
+}
+
+}  // namespace fastlrp::cpu

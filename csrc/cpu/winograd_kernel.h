@@ -1,0 +1,18 @@
+#pragma once
+
+#include "winograd.h"
+
+namespace fastlrp::cpu {
+
+// Columns of packed weights that lie side by side.
+constexpr int64_t kWinogradPanel = 64;
+
+// Tiles [first, first + count) of all samples. `in` has room for 36 parts of `step` >= count * inputs numbers each,
+// `out` for 36 of `out_step` >= count * outputs.
+using WinogradTiles = void (*)(const Winograd& p, int64_t first, int64_t count, float* in, int64_t in_step, float* out,
+                               int64_t out_step);
+
+// For the instruction set in use.
+WinogradTiles winograd_tiles();
+
+}  // namespace fastlrp::cpu

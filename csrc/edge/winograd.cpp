@@ -1,0 +1,79 @@
+#include "winograd.h"
+
+#include "../common/memory.h"
+#include "../cpu/winograd.h"
+#include "require.h"
+
+namespace fastlrp::edge {
+
+Tensor winograd_pack(const Tensor& weight_, bool turned) {
+  const Check check{kCpu, "winograd_pack"};
+  check.dtype("weight", weight_, kFloat);
+  check.tensor("weight", weight_);
+  const int64_t lanes = cpu::kWinogradLanes;
+  REQUIRE_VALUE(weight_.dim() == 4 && weight_.size(2) == 3 && weight_.size(3) == 3 && weight_.size(0) % lanes == 0 &&
+                    weight_.size(1) % lanes == 0 && weight_.numel() > 0,
+                check.op, ": weight must have shape (Co, Ci, 3, 3) with channels in multiples of ", lanes, ", got ",
+                weight_.sizes());
+  const Tensor weight = weight_.resolve_neg().contiguous();
+  const int64_t outputs = weight.size(turned ? 1 : 0), inputs = weight.size(turned ? 0 : 1);
+  const Tensor packed = empty({cpu::kWinogradParts, outputs, inputs}, weight);
+  prefer_huge_pages(packed.mutable_data_ptr(), packed.nbytes());
+  cpu::winograd_pack(outputs, inputs, weight.const_data_ptr<float>(), turned, packed.mutable_data_ptr<float>());
+  return packed;
+}
+
+Tensor winograd_convolution(const Tensor& x_, const Tensor& weight, const OptionalTensor& bias_,
+                            const OptionalTensor& scale_, const OptionalTensor& least_, const Sizes& padding,
+                            bool not_negative) {
+  const Check check{kCpu, "winograd_convolution"};
+  check.dtype("x", x_, kFloat);
+  check.tensor("x", x_);
+  REQUIRE_VALUE(x_.dim() == 4, check.op, ": x must have shape (N, Ci, H, W), got ", x_.sizes());
+  check.like("weight", weight, x_);
+  REQUIRE_VALUE(weight.dim() == 3 && weight.size(0) == cpu::kWinogradParts && weight.size(2) == x_.size(1) &&
+                    weight.is_contiguous(),
+                check.op, ": weight must be what winograd_pack makes for ", x_.size(1), " channels, got ",
+                weight.sizes());
+  check.axes("padding", padding, 2, "x", 0);
+  const int64_t samples = x_.size(0), outputs = weight.size(1);
+  const int64_t height = x_.size(2) + 2 * padding[0] - 2, width = x_.size(3) + 2 * padding[1] - 2;
+  REQUIRE_VALUE(height > 0 && width > 0 && padding[0] <= 2 && padding[1] <= 2, check.op,
+                ": padding must be 0, 1 or 2 with a result that is not empty, got ", Ints(padding), " for x of ",
+                x_.sizes());
+  const auto dense = [](const Tensor& t) { return to_channels_last(t.resolve_neg()); };
+  Tensor bias, scale, least;
+  if (bias_.has_value()) {
+    check.like("bias", *bias_, x_);
+    check.sizes("bias", *bias_, {outputs});
+    bias = bias_->resolve_neg().contiguous();
+  }
+  if (scale_.has_value()) {
+    check.like("scale", *scale_, x_);
+    const bool fits = scale_->dim() == 4 && scale_->size(0) > 0 && samples % scale_->size(0) == 0 &&
+                      scale_->sizes().slice(1) == x_.sizes().slice(1);
+    REQUIRE_VALUE(fits || samples == 0, check.op, ": scale must have shape (N / K, Ci, H, W) for x of ", x_.sizes(),
+                  ", got ", scale_->sizes());
+    scale = dense(*scale_);
+  }
+  if (least_.has_value()) {
+    check.like("least", *least_, x_);
+    check.sizes("least", *least_, {samples, outputs, height, width});
+    least = dense(*least_);
+  }
+  const int64_t area = height * width;
+  const Tensor y = empty_strided({samples, outputs, height, width}, {outputs * area, 1, width * outputs, outputs}, x_);
+  if (y.numel() == 0) {
+    return y;
+  }
+  prefer_huge_pages(y.mutable_data_ptr(), y.nbytes());
+  const Tensor x = dense(x_);
+  const auto read = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
+  cpu::winograd_convolution({samples, x_.size(2), x_.size(3), x_.size(1), height, width, outputs, padding[0],
+                             padding[1], read(x), read(scale), scale.defined() ? samples / scale_->size(0) : 1,
+                             weight.const_data_ptr<float>(), read(bias), read(least), not_negative,
+                             y.mutable_data_ptr<float>()});
+  return y;
+}
+
+}  // namespace fastlrp::edge

@@ -1,0 +1,91 @@
+"""3x3 convolutions of float32 on a CPU by Winograd's filtering F(4x4, 3x3): 36 multiplications where there were 144.
+
+A tile of 6x6 inputs becomes 36 parts, which are multiplied with 36 parts of the weight, and the sums of these become
+4x4 outputs. What is rounded is rounded relative to the largest numbers of a tile: a sum is as exact as the others
+around it, 1e-6 of them (oneDNN's own sums over channels-last maps: 5e-7), however small it is itself. So it is taken
+only where nothing is divided by less than what it is multiplied with: see ``bounded`` of
+:class:`fastlrp.plan.coefficients.Coefficients`.
+
+Source: Winograd 1980; Lavin & Gray 2016; points as in Barabasz et al. 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from fastlrp.backends.extension import loaded
+from fastlrp.plan.geometry import ConvGeometry
+
+LANES = 16
+"""Channels are taken in multiples of this many."""
+
+LEAST_CHANNELS = 32
+"""With fewer, taking tiles apart costs what the products save."""
+
+LEAST_TILES, MANY_TILES = 9, 40
+"""Tiles of one map below which the parts of the weight, which are read for all tiles together, take too long to read:
+always, and where they are larger than :data:`SMALL_WEIGHT`."""
+
+SMALL_WEIGHT = 16 << 20
+"""Bytes of the parts of a weight, four times its own."""
+
+
+def pays(geometry: ConvGeometry | None, weight: Tensor, size: tuple[int, ...]) -> bool:
+    """Whether a layer's products are made so.
+
+    Args:
+        geometry: of a 2-D convolution. weight: its own, (Co, Ci, 3, 3). size: of its output, ``(H, W)``.
+    """
+    if geometry is None or geometry.transposed or geometry.groups != 1 or tuple(weight.shape[2:]) != (3, 3):
+        return False
+    plain = set(geometry.stride) == {1} == set(geometry.dilation) and max(geometry.padding) <= 2
+    channels = weight.shape[:2]
+    fits = min(channels) >= LEAST_CHANNELS and all(count % LANES == 0 for count in channels)
+    height, width = size
+    tiles = -(-height // 4) * -(-width // 4)
+    enough = tiles >= (LEAST_TILES if 16 * weight.numel() <= SMALL_WEIGHT else MANY_TILES)
+    return plain and fits and enough and _kernel() is not None
+
+
+def _kernel() -> Any:
+    """The extension, if it has the kernels and a processor's instructions that gain by them."""
+    module: Any = loaded()
+    return module if hasattr(module, "winograd_pack") and module.isa() != "portable" else None
+
+
+class Winograd:
+    """``x -> W x + b`` of a convolution that :func:`pays` is true of, or of its transpose.
+
+    Args:
+        weight: gives the convolution's own weight when it is first needed. geometry: of the convolution. down:
+            whether the transpose is meant.
+    """
+
+    def __init__(self, weight: Callable[[], Tensor], geometry: ConvGeometry, down: bool = False) -> None:
+        self._make, self._down = weight, down
+        self._padding = [2 - p for p in geometry.padding] if down else list(geometry.padding)
+        self._packed: Tensor | None = None
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, least: Tensor | None = None,
+        positive: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
+
+        Args:
+            x: ``(N, C, H, W)``. bias: of the layer. scale: what ``x`` is multiplied with, of ``N / K`` samples, each
+                for K of ``x``. least: what the result is at the least. positive: whether it is not below zero either.
+        """
+        kernel = _kernel()
+        if self._packed is None:
+            self._packed = kernel.winograd_pack(self._make().detach(), self._down)
+        result: Tensor = kernel.winograd_convolution(x, self._packed, bias, scale, least, self._padding, positive)
+        return result
+
+    def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:
+        """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``."""
+        result = self(flow.flatten(0, 1), scale=coefficient)
+        return result.view(*flow.shape[:2], *result.shape[1:])
