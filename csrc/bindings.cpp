@@ -19,7 +19,7 @@
 #include "edge/pool.h"
 #include "edge/recurrence.h"
 #include "edge/sparse.h"
-#include "edge/winograd.h"
+#include "edge/conv_winograd.h"
 #if defined(FASTLRP_WITH_CUDA) || defined(FASTLRP_EMULATE)
 #define FASTLRP_BIND_CUDA 1
 #include "edge/cuda/device.h"

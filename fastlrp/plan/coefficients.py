@@ -103,7 +103,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
         accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
         by_position=layer.node.kind == "linear" and len(x.shape) > 2, up=up, up_at=None if exact else at,
-        takes_bf16=layer.is_reduced,
+        takes_bf16=layer.is_reduced and not layer.goes_filtered(found.bounded, split),
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
@@ -187,8 +187,8 @@ def of_changed_weights(
     weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
     bounded, value = raises and is_bounded(layer, flow, zero_bias), flow.factor.value
     if z is None:
-        least = [value.index] if bounded and layer.filters and value is not None else []
-        sums = layer.of_input(weight, shift, filtered=bounded, least=bool(least))
+        least = [value.index] if bounded and layer.filters_sums and value is not None else []
+        sums = layer.of_input(weight, shift, filtered=bool(least), least=bool(least))
         z = b.cache(sums, [layer.x.index, *least], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
     return Coefficients(u, None, weight, splits=False, bounded=bounded)
@@ -216,7 +216,7 @@ def part(
     if layer.bias is not None and not zero_bias:
         shift = (-layer.bias if negative else layer.bias).clamp(min=0)
     value = None if flow is None or not is_bounded(layer, flow, zero_bias) else flow.factor.value
-    if layer.filters and not signed and not negative and value is not None:
+    if layer.filters_sums and not signed and not negative and value is not None:
         sums = layer.of_input(positive, shift, filtered=True, least=True)
         return b.cache(sums, [layer.x.index, value.index], layer.y.numel, key=("bounded part", layer.node))
     together = layer.node.kind == "conv" and layer.geometry.is_plain
@@ -349,6 +349,6 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         accepts_one_hot=one_hot,
         up=up,
         up_at=at,
-        takes_bf16=layer.is_reduced,
+        takes_bf16=layer.is_reduced and not layer.goes_filtered(bounded=True, signed=False),
     )
     b.send(x, Flow(register))

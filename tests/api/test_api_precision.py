@@ -116,7 +116,8 @@ def test_float32_is_the_default_and_unchanged(backend):
     asked = Explainer(model, backend=backend, precision="float32")
     assert torch.equal(plain(x, range(6)), asked(x, range(6)))
     assert str(plain.plan) == str(asked.plan)
-    assert plain.plan.products == precision.FULL
+    assert not plain.plan.products.reduced
+    assert asked.plan.products == precision.FULL
     assert "bf16" not in str(plain.plan)
 
 
@@ -179,7 +180,7 @@ def test_pytorchs_switches_decide_where_nothing_else_does(switches):
     full = explainer(x, range(6))
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
     assert relative_error(explainer(x, range(6)), full) > 1e-4
-    assert explainer.plan.products == precision.Products(True, False, explainer.plan.products.why)
+    assert (explainer.plan.products.convolutions, explainer.plan.products.matrices) == (True, False)
     assert "products: bf16 as torch.backends.mkldnn" in str(explainer.plan)
     torch.backends.mkldnn.conv.fp32_precision = "none"
     torch.set_float32_matmul_precision("medium")

@@ -1,10 +1,10 @@
-#include "winograd.h"
+#include "conv_winograd.h"
 
 #include <algorithm>
 
 #include "../common/memory.h"
 #include "../common/parallel.h"
-#include "winograd_kernel.h"
+#include "conv_winograd_kernel.h"
 
 namespace fastlrp::cpu {
 namespace {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "winograd.h"
+#include "conv_winograd.h"
 
 namespace fastlrp::cpu {
 

@@ -1,7 +1,7 @@
-#include "winograd.h"
+#include "conv_winograd.h"
 
 #include "../common/memory.h"
-#include "../cpu/winograd.h"
+#include "../cpu/conv_winograd.h"
 #include "require.h"
 
 namespace fastlrp::edge {

@@ -1,4 +1,4 @@
-#include "winograd_kernel.h"
+#include "conv_winograd_kernel.h"
 
 #include <algorithm>
 #include <utility>
@@ -26,18 +26,18 @@ struct FromParts {
 #define FASTLRP_KERNEL portable
 #define FASTLRP_KERNEL_TARGET
 #define FASTLRP_KERNEL_BYTES 16
-#include "winograd_kernel.inc"
+#include "conv_winograd_kernel.inc"
 
 #if FASTLRP_X86
 #define FASTLRP_KERNEL avx2
 #define FASTLRP_KERNEL_TARGET FASTLRP_TARGET_AVX2
 #define FASTLRP_KERNEL_BYTES 32
-#include "winograd_kernel.inc"
+#include "conv_winograd_kernel.inc"
 
 #define FASTLRP_KERNEL avx512
 #define FASTLRP_KERNEL_TARGET FASTLRP_TARGET_AVX512
 #define FASTLRP_KERNEL_BYTES 64
-#include "winograd_kernel.inc"
+#include "conv_winograd_kernel.inc"
 #endif
 // clang-format on
 
