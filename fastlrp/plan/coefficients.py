@@ -86,7 +86,8 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     product, up = (in_float32(product, b.dtype), in_float32(up, b.dtype)) if exact else (product, up)
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
-    form = None if exact else layer.form(b, products, sign, gamma=found.gamma if len(products) == 2 else None)
+    gamma = found.gamma if len(products) == 2 else None
+    form = None if exact else layer.form(b, products, sign, gamma=gamma, bounded=found.bounded)
     if is_fused_input(b, layer):
         terms: list[Term] = [] if u is None else [(weight, u, x.index)]
         if v is not None:
@@ -335,7 +336,7 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
     one_hot = layer.node.kind == "linear"
     if one_hot:
         transposed = _rows_or(b, transposed, layer.weight)
-    form = layer.form(b, [(layer.weight, ones, False)])
+    form = layer.form(b, [(layer.weight, ones, False)], bounded=True)
     slots = [ones, None, None]
     up = up_through(b, layer, layer.weight, None, signed=False)
     at = _at_positions(up) if one_hot and len(x.shape) > 2 else None

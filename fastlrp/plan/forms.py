@@ -32,6 +32,7 @@ class Affine:
         path: of the module, for those who choose by name.
         work: floating-point operations of one product for one sample and target.
         is_reduced: whether its products may read bfloat16; its dense ones then do.
+        is_filtered: whether its dense products go by Winograd's filtering, in float32.
     """
 
     weights: tuple[Tensor, ...]
@@ -46,6 +47,7 @@ class Affine:
     path: str
     gamma: float | None = None
     is_reduced: bool = False
+    is_filtered: bool = False
     _packed: dict[Any, list[Tensor]] = field(default_factory=dict)
 
     @property
@@ -72,6 +74,11 @@ class Affine:
         """Whether its sparse products may read bfloat16 too: not depthwise, where there are no pairs to multiply."""
         single = self.groups > 1 and self.arriving[0] == self.groups == self.leaving[0]
         return self.is_reduced and not single and hasattr(kernels_for(self.weights[0]), "sparse_pack_pairs")
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its dense products read bfloat16."""
+        return self.is_reduced and not self.is_filtered
 
     @property
     def merges_products(self) -> bool:

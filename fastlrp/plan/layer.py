@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,28 +20,8 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
+from fastlrp.plan.layouts import Layouts
 from fastlrp.precision import FULL, Products, instruction_set
-
-T = TypeVar("T")
-
-
-class _OfWeights(Generic[T]):
-    """What was made of a weight, in each of two forms: remembered by its identity, as long as the weight lives."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, bool], tuple[weakref.ref[Tensor], T]] = {}
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, weight: Tensor, turned: bool, make: Callable[[weakref.ref[Tensor]], T]) -> T:
-        """What ``make`` gives, which must not hold the weight itself."""
-        key, known = (id(weight), turned), self._known
-        if key not in known:
-            kept = weakref.ref(weight, lambda gone: known.pop(key, None))
-            known[key] = kept, make(kept)
-        return known[key][1]
-
 
 class AffineLayer:
     """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose.
@@ -73,12 +52,10 @@ class AffineLayer:
         wanted = products.convolutions if node.kind == "conv" else products.matrices
         share, geometry = self.work / max(1, work_of_all), getattr(self, "geometry", None)
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
-        self._narrow: _OfWeights[Tensor] = _OfWeights()
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
-        self._packed: _OfWeights[packed.Packed | None] = _OfWeights()
-        self._filters: _OfWeights[winograd.Winograd] = _OfWeights()
+        self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
@@ -129,9 +106,9 @@ class AffineLayer:
             filtered: whether it may go by Winograd's filtering. least: it gets what the result is at the least, too,
                 which exact sums are by themselves and which is not below zero.
         """
-        product: packed.Prepared | None = None
+        product, layouts = cast("packed.Prepared | None", None), self.layouts
         if self.packs:
-            product = self.filtered(weight) if filtered and self.filters else self.laid_out(weight)
+            product = layouts.filtered(weight) if filtered and self.filters else layouts.packed(weight)
 
         def applied(x: Tensor, bound: Tensor | None = None) -> Tensor:
             if product is None or not packed.fits(x):
@@ -146,53 +123,15 @@ class AffineLayer:
         """Whether relevance goes down by Winograd's filtering. ``bounded``: see :meth:`transpose`."""
         return self.filters_sums and bounded and not signed
 
-    def filtered(self, weight: Tensor, down: bool = False) -> winograd.Winograd:
-        """A weight of this layer as Winograd's filtering takes it, remembered as in :meth:`laid_out`."""
-
-        def made(kept: weakref.ref[Tensor]) -> winograd.Winograd:
-            return winograd.Winograd(cast("Callable[[], Tensor]", kept), self.geometry, down)
-
-        return self._filters.get(weight, down, made)
-
-    def laid_out(self, weight: Tensor, down: bool = False) -> packed.Packed | None:
-        """A weight of this layer as oneDNN's kernels read it, made once; ``down``: for the transpose.
-
-        It is remembered as long as the weight lives, as in :meth:`narrow`. Who calls keeps the weight until the first
-        product, which reads it.
-        """
-
-        def made(kept: weakref.ref[Tensor]) -> packed.Packed | None:
-            read = cast("Callable[[], Tensor]", kept)
-            return self._transpose_of(read) if down else packed.Packed(read, self.geometry)
-
-        return self._packed.get(weight, down, made)
-
-    def _transpose_of(self, weight: Callable[[], Tensor]) -> packed.Packed | None:
-        sizes = self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:]
-        return packed.of_transpose(weight, self.geometry, *sizes)
-
     def sum_of_one_sign(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias`` whose terms all have one sign: with few digits it is still exact to these digits."""
         if not self.is_reduced:
             return self.of_input(weight, bias)(x)
         shift = None if bias is None else bias.to(reduced.DTYPE)
-        narrow, given = self.narrow(weight), x.to(reduced.DTYPE)
+        narrow, given = self.layouts.narrow(weight), x.to(reduced.DTYPE)
         if self.node.kind == "linear":
             return torch.nn.functional.linear(given, narrow, shift).to(x.dtype)
         return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
-
-    def narrow(self, weight: Tensor, turned: bool = False) -> Tensor:
-        """A weight of this layer in bfloat16, made once; ``turned``: as :func:`reduced.turned_weight` gives it.
-
-        It is remembered as long as the weight lives, which may be that of one plan of many: ``W + gamma W+``.
-        """
-
-        def made(_: weakref.ref[Tensor]) -> Tensor:
-            found = reduced.turned_weight(weight, self.geometry.groups) if turned else weight
-            found = found.to(reduced.DTYPE)
-            return channels_last(found) if self.node.kind == "conv" else found
-
-        return self._narrow.get(weight, turned, made)
 
     def _reduced_transpose(
         self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool, multiply: bool
@@ -200,14 +139,14 @@ class AffineLayer:
         """:meth:`transpose` with products of bfloat16, of weights side by side along their outputs."""
         b.note("bf16")
         if self.node.kind == "linear":
-            narrow, parts = ([self.narrow(w) for w in tensors] for tensors in (weights, positives))
+            narrow, parts = ([self.layouts.narrow(w) for w in tensors] for tensors in (weights, positives))
             return reduced.through_linear(torch.cat(narrow), torch.cat(parts) if parts else None, signed, multiply)
         few = few_channels(weights[0], self.geometry.transposed, self.geometry.groups)
         turned = None if few else reduced.turned(self.geometry, tuple(weights[0].shape[2:]))
         geometry = self.geometry if turned is None else turned
 
         def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
-            found = [self.narrow(w, turned is not None) for w in tensors]
+            found = [self.layouts.narrow(w, turned is not None) for w in tensors]
             return found[0] if len(found) == 1 else channels_last(torch.cat(found, 1 if geometry.transposed else 0))
 
         whole = side_by_side(positives) if positives else None
@@ -260,7 +199,7 @@ class AffineLayer:
 
         if filtered:
             b.note("winograd")
-            forms = [None if w is None else self.filtered(w, down=True) for w in given]
+            forms = [None if w is None else self.layouts.filtered(w, down=True) for w in given]
             return packed.transposed(*forms, None, transposed)
         packs = self.packs and not fused and not multiply
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
@@ -271,12 +210,12 @@ class AffineLayer:
         """:meth:`transpose` with weights that are laid out beforehand; ``plain`` where there is no such way."""
         if few_channels(weight, self.geometry.transposed, self.geometry.groups):
             return plain
-        first, second = (None if w is None else self.laid_out(w, down=True) for w in (weight, positive))
+        first, second = (None if w is None else self.layouts.packed(w, down=True) for w in (weight, positive))
         if first is None:  # A transpose that oneDNN has no kernel for.
             return plain
         third = None
         if positive is not None and signed:
-            third = self._transpose_of(lambda: weight - positive)
+            third = self.layouts.transpose_of(lambda: weight - positive)
         return packed.transposed(first, second, third, plain)
 
     def plain_products(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -284,7 +223,7 @@ class AffineLayer:
         linear = torch.nn.functional.linear
         if not self.is_reduced:
             return lambda f: _product.product(f, weight), lambda t: _product.linear(t, weight, None)
-        narrow = self.narrow(weight)
+        narrow = self.layouts.narrow(weight)
         return lambda f: f.to(reduced.DTYPE) @ narrow, lambda t: linear(t.to(reduced.DTYPE), narrow).to(t.dtype)
 
     def forward(self, weight: Tensor, weight_positive: Tensor | None, signed: bool) -> Callable[..., Tensor]:
@@ -304,8 +243,8 @@ class AffineLayer:
 
         product = reduced_product if self.is_reduced else full_product
         if self.is_reduced:
-            weight = self.narrow(weight)
-            weight_positive = None if weight_positive is None else self.narrow(weight_positive)
+            weight = self.layouts.narrow(weight)
+            weight_positive = None if weight_positive is None else self.layouts.narrow(weight_positive)
 
         def forward(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             total = None if u is None else product(t, weight).mul_(u.unsqueeze(1))
@@ -365,6 +304,7 @@ class AffineLayer:
         sign: int | None = None,
         factors: tuple[int, int] | None = None,
         gamma: float | None = None,
+        bounded: bool = False,
     ) -> Affine | None:
         """The same in the terms of the sparse kernels: ``(weight, coefficient's slot, splits by the input's sign)``."""
         plain = self.node.kind == "conv" or (self.node.kind == "linear" and len(self.x.shape) == 2)
@@ -381,7 +321,8 @@ class AffineLayer:
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes
         affine = (weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
-        return Affine(*affine, is_reduced=self.is_reduced)
+        filtered = self.goes_filtered(bounded, sign is not None)
+        return Affine(*affine, is_reduced=self.is_reduced, is_filtered=filtered)
 
 
 def work_of(node: Node) -> int:

@@ -28,6 +28,6 @@ class Path:
         return ("sparse bf16" if self.narrow else "sparse") if self.sparse else "dense"
 
     def __str__(self) -> str:
-        narrow = self.narrow if self.sparse else self.form.is_reduced
+        narrow = self.narrow if self.sparse else self.form.is_narrow
         name = ("sparse" if self.sparse else "dense") + (" bf16" if narrow else "")
         return f"{name} {self.above:.2f} x {self.below:.2f}"

@@ -79,7 +79,7 @@ class Winograd:
             x: ``(N, C, H, W)``. bias: of the layer. scale: what ``x`` is multiplied with, of ``N / K`` samples, each
                 for K of ``x``. least: what the result is at the least. positive: whether it is not below zero either.
         """
-        kernel = _kernel()
+        kernel: Any = loaded()
         if self._packed is None:
             self._packed = kernel.winograd_pack(self._make().detach(), self._down)
         result: Tensor = kernel.winograd_convolution(x, self._packed, bias, scale, least, self._padding, positive)

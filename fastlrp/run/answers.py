@@ -206,7 +206,8 @@ class Answers:
         ``key``: the schedule, the position of its first step here, and of a part of the batch its number.
         """
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
-        size = min(self.plan.sparse_block, -(-count // LANES) * LANES) if count >= LEAST_TARGETS else 1
+        step = LANES if count > LANES else LANES // 4
+        size = min(self.plan.sparse_block, -(-count // step) * step) if count >= LEAST_TARGETS else 1
         if self.keeps:
             make = lambda: runner.specialize(self.plan, steps, state, size, self.batch, below)  # noqa: E731
             found = self.specialized.get((*key, size), make)

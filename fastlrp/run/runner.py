@@ -6,7 +6,7 @@ A plan is data that many calls and threads share; nothing here changes it. What 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,9 +31,13 @@ from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.parted import Rows, join, of_rows, rows_of_parts, together
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.choose import estimate
+from fastlrp.run.sparse.choose import Cost, estimate
 from fastlrp.run.sparse.rates import Rates, rates_of
 from fastlrp.run.sparse.specialize import Specialized
+
+
+OF_PATTERNS = 1.15
+"""What a sparse way down costs with its patterns, of what is estimated for its layers."""
 
 
 def forward(
@@ -111,17 +115,20 @@ def specialize(
         return Specialized(fused, [], 0)
 
     def specialized(rates: Rates | None) -> Specialized:
+        # The gain by Winograd's filtering is for the whole way down alone.
+        each = rates if rates is None else replace(rates, filtered=rates.reduced)
+
         def choose(form: Affine, above: float, below: float) -> Way:
-            return plan.chooser.way(form, above, below, count, itemsize, rates)
+            return plan.chooser.way(form, above, below, count, itemsize, each)
 
         return alive.specialize(steps, state, choose, below)
 
+    def dense() -> Specialized:
+        return alive.specialize(steps, state, plan.chooser.dense_where_free, below)
+
     found = specialized(rates)
-    if rates is not None and any(path.form.is_reduced and not path.sparse for path in found.paths):
-        # Layer by layer a dense product of bfloat16 may win, because the dense one below it wants everything, although
-        # sparse ones all the way down would be cheaper: both ways are compared as a whole.
-        other = specialized(replace(rates, reduced=1.0))
-        found = min(found, other, key=lambda each: cost_of(each.paths, count, itemsize, rates))
+    if rates is not None:
+        found = _compared_as_wholes(plan, found, count, rates, specialized, dense)
     if program_check.ENABLED:
         program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
     given = {step for step, _ in steps}
@@ -132,10 +139,32 @@ def specialize(
     return Specialized(fused, found.paths, found.nbytes)
 
 
+def _compared_as_wholes(
+    plan: Plan, found: Specialized, count: int, rates: Rates, specialized: Callable[[Rates], Specialized],
+    dense: Callable[[], Specialized],
+) -> Specialized:  # fmt: skip
+    """What was chosen layer by layer, or another way down that costs less as a whole."""
+    itemsize = plan.dtype.itemsize
+    if any(path.form.is_reduced and not path.sparse for path in found.paths):
+        # Layer by layer a dense product of bfloat16 may win, because the dense one below it wants everything, although
+        # sparse ones all the way down would be cheaper.
+        other, each = specialized(replace(rates, reduced=1.0)), replace(rates, filtered=rates.reduced)
+        found = min(found, other, key=lambda chosen: cost_of(chosen.paths, count, itemsize, each))
+    if any(path.form.is_filtered and path.sparse for path in found.paths):
+        # One dense layer between sparse ones would cost more than it saves, since registers change their form.
+        in_all = sum(_estimated(path, count, itemsize, rates).dense for path in found.paths)
+        if in_all < OF_PATTERNS * cost_of(found.paths, count, itemsize, rates):
+            return dense()
+    return found
+
+
 def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> float:
     """Estimated seconds of all layers as they were chosen, per target."""
-    costs = [(estimate(path.form, path.above, path.below, count, itemsize, rates), path) for path in paths]
-    return sum(cost.of(path.way) for cost, path in costs)
+    return sum(_estimated(path, count, itemsize, rates).of(path.way) for path in paths)
+
+
+def _estimated(path: Path, count: int, itemsize: int, rates: Rates) -> Cost:
+    return estimate(path.form, path.above, path.below, count, itemsize, rates, path.arriving)
 
 
 def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:

@@ -84,5 +84,5 @@ def test_weights_of_plans_that_are_gone_are_forgotten(monkeypatch):
             record.under(composites.gamma(n / 10)).relevance([0, 1])
     shared = explainer._plans.of(explainer._plans.inputs(x))._shared
     gc.collect()
-    kept = [len(layer._narrow) for key, layer in shared.items() if key[0] == "layer"]
+    kept = [len(layer.layouts._narrow) for key, layer in shared.items() if key[0] == "layer"]
     assert max(kept) == 4, "its own weight twice, and that of each plan which is kept"

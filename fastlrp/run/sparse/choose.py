@@ -41,12 +41,16 @@ class Cost:
         return {"dense": self.dense, "sparse": self.sparse, "sparse bf16": self.narrow}[way]
 
 
-def estimate(form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None = None) -> Cost:
+def estimate(
+    form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None = None,
+    arriving: float = 1.0,
+) -> Cost:  # fmt: skip
     """What one layer costs.
 
     Args:
         above, below: densities of the neurons that carry relevance on the layer's output and input.
-        count: targets. rates: of the device, a CPU's by default.
+        count: targets. rates: of the device, a CPU's by default. arriving: density of what a sparse layer is given,
+            where fewer than ``above``.
     """
     rates = Rates() if rates is None else rates
     products = len(form.coefficients)
@@ -65,12 +69,14 @@ def estimate(form: Affine, above: float, below: float, count: int, itemsize: int
     rate = rates.sparse if padded > rates.lanes else rates.half_filled
     if itemsize == 8:
         rate /= 2
-    dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4 / (rates.reduced if form.is_reduced else 1)
-    dense += (itemsize / 2 if form.is_reduced else itemsize) * (3 * products * outs + 2 * products * ins) / rates.memory
-    alive = above * (1.0 if doubled else below)
+    gain = rates.filtered if form.is_filtered else rates.reduced if form.is_reduced else 1
+    dense = work * (2 if doubled else 1) / rates.dense * itemsize / 4 / gain
+    dense += (itemsize / 2 if form.is_narrow else itemsize) * (3 * products * outs + 2 * products * ins) / rates.memory
+    given = min(above, arriving)
+    alive = given * (1.0 if doubled else below)
     made = form.work * sparse_products * alive * (2 if form.factors is not None else 1)
     # Tiles overlap: what they read is packed up to 1.7 times.
-    moved = itemsize * (outs * above * (1 + sparse_products) + 2 * ins * below) / rates.memory
+    moved = itemsize * (outs * given * (1 + sparse_products) + 2 * ins * below) / rates.memory
     positions = ins // max(1, form.leaving[0])
     blocks = -(-form.arriving[0] // (128 * form.groups)) * -(-form.leaving[0] // (64 * form.groups)) * form.groups
     called = positions * taps * blocks * sparse_products * rates.call / padded
@@ -136,6 +142,10 @@ class Chooser:
         cost = estimate(form, above, below, count, itemsize, rates)
         best: Way = "sparse bf16" if cost.narrow < cost.sparse else "sparse"
         return best if wish == "sparse" or cost.of(best) < cost.dense else "dense"
+
+    def dense_where_free(self, form: Affine, above: float, below: float) -> Way:
+        """Dense, but where a layer is to go the sparse way whatever it costs."""
+        return "sparse" if self.wish(form.path) == "sparse" else "dense"
 
     def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> bool:
         """Whether this layer is computed for alive neurons only."""

@@ -1,0 +1,92 @@
+"""A layer's weights in the forms that products want, each made once and remembered as long as the weight lives.
+
+That may be as long as the model, or as one plan of many: ``W + gamma W+``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar, cast
+
+from torch import Tensor
+
+from fastlrp.plan import packed, reduced, winograd
+from fastlrp.plan.channels_last import channels_last
+from fastlrp.plan.geometry import ConvGeometry
+
+T = TypeVar("T")
+
+
+class _OfWeights(Generic[T]):
+    """What was made of a weight, in each of two forms: remembered by its identity, as long as the weight lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, bool], tuple[weakref.ref[Tensor], T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, weight: Tensor, turned: bool, make: Callable[[weakref.ref[Tensor]], T]) -> T:
+        """What ``make`` gives, which must not hold the weight itself."""
+        key, known = (id(weight), turned), self._known
+        if key not in known:
+            kept = weakref.ref(weight, lambda gone: known.pop(key, None))
+            known[key] = kept, make(kept)
+        return known[key][1]
+
+
+class Layouts:
+    """Weights of one layer in other forms.
+
+    Who asks for one keeps the weight until the first product, which reads it.
+
+    Args:
+        kind: of the layer. geometry: of a convolution. kernel, size, out: spatial sizes of its weight, input and
+            output.
+    """
+
+    def __init__(
+        self, kind: str, geometry: ConvGeometry | None, kernel: Sequence[int], size: Sequence[int], out: Sequence[int]
+    ) -> None:
+        self._is_conv, self._geometry = kind == "conv", geometry
+        self._sizes = kernel, size, out
+        self._narrow: _OfWeights[Tensor] = _OfWeights()
+        self._packed: _OfWeights[packed.Packed | None] = _OfWeights()
+        self._filtered: _OfWeights[winograd.Winograd] = _OfWeights()
+
+    @property
+    def _of_conv(self) -> ConvGeometry:
+        assert self._geometry is not None
+        return self._geometry
+
+    def narrow(self, weight: Tensor, turned: bool = False) -> Tensor:
+        """In bfloat16; ``turned``: as :func:`reduced.turned_weight` gives it."""
+
+        def made(_: weakref.ref[Tensor]) -> Tensor:
+            found = reduced.turned_weight(weight, self._of_conv.groups) if turned else weight
+            found = found.to(reduced.DTYPE)
+            return channels_last(found) if self._is_conv else found
+
+        return self._narrow.get(weight, turned, made)
+
+    def packed(self, weight: Tensor, down: bool = False) -> packed.Packed | None:
+        """As oneDNN's kernels read it; ``down``: for the transpose."""
+
+        def made(kept: weakref.ref[Tensor]) -> packed.Packed | None:
+            read = cast("Callable[[], Tensor]", kept)
+            return self.transpose_of(read) if down else packed.Packed(read, self._of_conv)
+
+        return self._packed.get(weight, down, made)
+
+    def transpose_of(self, weight: Callable[[], Tensor]) -> packed.Packed | None:
+        """The same for the transpose, not remembered."""
+        return packed.of_transpose(weight, self._of_conv, *self._sizes)
+
+    def filtered(self, weight: Tensor, down: bool = False) -> winograd.Winograd:
+        """As Winograd's filtering reads it; ``down``: for the transpose."""
+
+        def made(kept: weakref.ref[Tensor]) -> winograd.Winograd:
+            return winograd.Winograd(cast("Callable[[], Tensor]", kept), self._of_conv, down)
+
+        return self._filtered.get(weight, down, made)

@@ -1,0 +1,71 @@
+// 3x3 convolutions by Winograd's filtering, against the definition in double.
+#include "../../csrc/cpu/conv_winograd.h"
+
+#include <algorithm>
+
+#include "check.h"
+
+using fastlrp::cpu::Winograd;
+
+namespace {
+
+struct Shape {
+  int64_t samples, height, width, inputs, outputs, top, left;
+};
+
+void compare(const Shape& s, bool turned, bool with_all) {
+  const int64_t out_height = s.height + 2 * s.top - 2, out_width = s.width + 2 * s.left - 2;
+  const int64_t targets = with_all ? s.samples : 1, area = s.height * s.width * s.inputs;
+  const std::vector<float> x = native::mixed<float>(s.samples * area);
+  const std::vector<float> scale = native::mixed<float>(with_all ? area : 0);
+  const std::vector<float> bias = native::mixed<float>(with_all ? s.outputs : 0);
+  const std::vector<float> weight = native::mixed<float>(s.outputs * s.inputs * 9);
+  std::vector<float> y = native::poisoned<float>(s.samples * out_height * out_width * s.outputs);
+  const std::vector<float> least = native::mixed<float>(with_all ? static_cast<int64_t>(y.size()) : 0);
+  std::vector<float> packed = native::poisoned<float>(36 * s.outputs * s.inputs);
+  fastlrp::cpu::winograd_pack(s.outputs, s.inputs, weight.data(), turned, packed.data());
+  const auto given = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
+  fastlrp::cpu::winograd_convolution({s.samples, s.height, s.width, s.inputs, out_height, out_width, s.outputs, s.top,
+                                      s.left, x.data(), given(scale), targets, packed.data(), given(bias), given(least),
+                                      with_all, y.data()});
+  double largest = 0, worst = 0;
+  for (int64_t at = 0; at < static_cast<int64_t>(y.size()); ++at) {
+    const int64_t o = at % s.outputs, column = at / s.outputs % out_width, row = at / s.outputs / out_width % out_height;
+    const int64_t sample = at / s.outputs / out_width / out_height;
+    double sum = with_all ? bias[o] : 0;
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      const int64_t h = row + tap / 3 - s.top, w = column + tap % 3 - s.left;
+      if (h < 0 || h >= s.height || w < 0 || w >= s.width) {
+        continue;
+      }
+      for (int64_t i = 0; i < s.inputs; ++i) {
+        const int64_t place = (h * s.width + w) * s.inputs + i;
+        const double factor = with_all ? scale[place] : 1;
+        const float g = turned ? weight[(i * s.outputs + o) * 9 + 8 - tap] : weight[(o * s.inputs + i) * 9 + tap];
+        sum += factor * x[sample * area + place] * g;
+      }
+    }
+    largest = std::max(largest, std::abs(sum));
+    sum = with_all ? std::max({sum, 0.0, static_cast<double>(least[at])}) : sum;
+    worst = std::max(worst, std::abs(sum - y[at]));
+    CHECK(y[at] == y[at]);
+  }
+  CHECK_FOR(worst <= 2e-5 * largest, "height " + std::to_string(s.height) + ", worst " + std::to_string(worst));
+}
+
+}  // namespace
+
+TEST(conv_winograd) {
+  for (const bool turned : {false, true}) {
+    for (const bool with_all : {false, true}) {
+      compare({1, 4, 4, 16, 16, 1, 1}, turned, with_all);
+      compare({2, 9, 7, 16, 80, 1, 0}, turned, with_all);
+      compare({3, 5, 14, 48, 16, 2, 2}, turned, with_all);
+      compare({2, 1, 2, 32, 48, 2, 1}, turned, with_all);
+      compare({4, 3, 3, 16, 32, 0, 0}, turned, with_all);
+    }
+  }
+}
+
+// Several blocks of tiles, the last one smaller, on several threads.
+TEST(conv_winograd_in_blocks) { compare({2, 33, 31, 64, 64, 1, 1}, false, true); }

@@ -1,0 +1,221 @@
+"""3x3 convolutions by Winograd's filtering: the numbers of plain ones, and only where small errors stay small."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fastlrp
+from fastlrp.backends.extension import loaded
+from fastlrp.plan import coefficients, packed, winograd
+from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.rules import zplus
+from tests.reference.cases import relative_error
+
+C = loaded()
+pytestmark = pytest.mark.skipif(
+    packed._operations() is None or winograd._kernel() is None, reason="no processor or PyTorch that gains by it"
+)
+
+
+@pytest.fixture(params=C.available_isas() if not isinstance(C, str) else [])
+def isa(request):
+    C.set_isa(request.param)
+    yield request.param
+    C.set_isa("auto")
+
+
+def geometry(*padding: int) -> ConvGeometry:
+    return ConvGeometry([1, 1], list(padding), [1, 1], False, [0, 0], 1)
+
+
+# Samples, channels in and out, input size, padding. Tiles at the right and lower edge are whole, or lack 1 to 3.
+SHAPES = [
+    (1, 32, 48, (8, 8), (1, 1)), (2, 16, 80, (9, 7), (1, 0)), (3, 48, 16, (5, 14), (2, 2)), (1, 64, 128, (3, 3), (0, 0)),
+    (2, 32, 32, (1, 2), (2, 1)), (1, 16, 16, (1, 1), (1, 1)), (5, 32, 64, (22, 23), (0, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_are_those_of_the_weight_as_it_is(shape, isa):
+    samples, inputs, outputs, size, padding = shape
+    torch.manual_seed(0)
+    weight, bias = torch.randn(outputs, inputs, 3, 3), torch.randn(outputs)
+    there = winograd.Winograd(lambda: weight, geometry(*padding))
+    down = winograd.Winograd(lambda: weight, geometry(*padding), down=True)
+    x, scale = torch.randn(samples, inputs, *size), torch.randn(1, inputs, *size)
+    leaf = x.double().requires_grad_()
+    exact = torch.nn.functional.conv2d(leaf, weight.double(), bias.double(), padding=padding)
+    assert relative_error(there(x, bias).double(), exact.detach()) <= 4e-6  # Measured: 1.2e-6.
+    assert there(x).is_contiguous(memory_format=torch.channels_last)
+    times = torch.nn.functional.conv2d(x.double() * scale.double(), weight.double(), padding=padding)
+    assert relative_error(there(x, scale=scale).double(), times) <= 4e-6
+    flow, coefficient = torch.randn(1, samples, *exact.shape[1:]), torch.randn(1, *exact.shape[1:])
+    (right,) = torch.autograd.grad(exact, leaf, flow[0].double() * coefficient.double())
+    assert relative_error(down.scaled(flow, coefficient)[0].double(), right) <= 4e-6
+    least = torch.randn(exact.shape)
+    bounded = there(x, bias, least=least, positive=True)
+    assert torch.equal(bounded, torch.maximum(there(x, bias), least).clamp_(min=0))
+
+
+def test_numbers_do_not_depend_on_samples_layout_or_threads(isa):
+    torch.manual_seed(0)
+    weight, x = torch.randn(96, 32, 3, 3), torch.randn(7, 32, 18, 21)
+    product = winograd.Winograd(lambda: weight, geometry(1, 1))
+    whole, threads = product(x), torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(product(x.contiguous(memory_format=torch.channels_last)), whole)
+            assert torch.equal(torch.cat([product(row) for row in x.split(2)]), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_not_a_number_stays_so():
+    weight, x = torch.randn(32, 32, 3, 3), torch.randn(1, 32, 8, 8)
+    x[0, 3, 2, 2] = float("nan")
+    product = winograd.Winograd(lambda: weight, geometry(1, 1))
+    found = product(x, least=torch.zeros(1, 32, 8, 8), positive=True)
+    assert found[:, :, 1:4, 1:4].isnan().all()
+    assert not found[:, :, 4:].isnan().any(), "tiles beside it do not read it"
+
+
+def test_arguments_that_do_not_fit():
+    pack, run = C.winograd_pack, C.winograd_convolution
+    weight, x = pack(torch.randn(32, 16, 3, 3)), torch.randn(2, 16, 8, 8)
+    with pytest.raises(ValueError, match=r"weight must have shape \(Co, Ci, 3, 3\) with channels in multiples of 16"):
+        pack(torch.randn(32, 17, 3, 3))
+    with pytest.raises(ValueError, match=r"weight must have shape"):
+        pack(torch.randn(32, 16, 5, 5))
+    with pytest.raises((TypeError, ValueError), match="weight"):
+        pack(torch.randn(32, 16, 3, 3).double())
+    wrong = {
+        "what winograd_pack makes for 8 channels": (torch.randn(2, 8, 8, 8), weight, None, None, None, [1, 1]),
+        "weight must be": (x, weight[:, :, :8], None, None, None, [1, 1]),
+        "padding must have one entry per spatial axis": (x, weight, None, None, None, [1]),
+        "padding must be 0, 1 or 2 with a result that is not empty": (x, weight, None, None, None, [3, 1]),
+        "bias must have shape": (x, weight, torch.randn(16), None, None, [1, 1]),
+        "scale must have shape": (x, weight, None, torch.randn(3, 16, 8, 8), None, [1, 1]),
+        "least must have shape": (x, weight, None, None, torch.randn(2, 32, 7, 8), [1, 1]),
+        "x must have shape": (x[0], weight, None, None, None, [1, 1]),
+    }
+    for words, arguments in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            run(*arguments)
+    with pytest.raises(ValueError, match="not empty"):
+        run(x[:, :, :2], weight, None, None, None, [0, 0])
+    assert run(x[:0], weight, None, None, None, [1, 1]).shape == (0, 32, 8, 8)
+
+
+def network(bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(1)
+    first, second, third = (nn.Conv2d(*c, 3, padding=1, bias=bias) for c in ((3, 32), (32, 64), (64, 64)))
+    layers = (first, nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(2), third, nn.ReLU(), nn.Flatten(), nn.Linear(6400, 12))
+    return nn.Sequential(*layers).eval()
+
+
+X = (2, 3, 20, 20)
+
+
+def rows_with(text: str, explainer: fastlrp.Explainer) -> list[str]:
+    return [line.split()[0] for line in str(explainer.plan).splitlines() if text in line]
+
+
+@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize("composite", ["epsilon_plus", "gamma", "epsilon_alpha2_beta1", "gradient", "epsilon"])
+def test_explanations_are_those_of_float64(composite, count):
+    model, x = network(), torch.randn(X)
+    fast = fastlrp.Explainer(model, composite, paths="dense")
+    plain = fastlrp.Explainer(model, composite, paths="dense", precision="float32")
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), range(count))
+    errors = [float(relative_error(each(x, range(count)).double(), right)) for each in (fast, plain)]
+    # Measured: 1e-6 to 5e-6; 1.3e-5 under epsilon, which decides by the sign of sums of 1e-6 as a ReLU does.
+    assert errors[0] <= (3e-5 if composite == "epsilon" else 1e-5), errors
+    assert errors[1] <= 1e-5, errors
+    assert not torch.equal(fast(x, 0), plain(x, 0)), "one goes by the filtering, the other does not"
+    assert not rows_with("winograd", plain)
+    # Parts of alpha-beta are divided by sums that may be as small as they like.
+    assert bool(rows_with("winograd", fast)) == (composite != "epsilon_alpha2_beta1")
+    fast.verify(x, range(count))
+
+
+def test_layers_that_gain_are_taken():
+    explainer = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X))
+    assert sorted(rows_with("winograd", explainer)) == ["2", "5"], "with 3 channels, or none, there is no such product"
+    small = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X), precision="bf16")
+    assert "winograd" in str(small.plan)
+
+    def pays(kernel=3, stride=1, padding=1, dilation=1, groups=1, channels=(64, 64), size=(20, 20)) -> bool:
+        shape = ConvGeometry([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups)
+        return winograd.pays(shape, torch.empty(*channels, kernel, kernel), size)
+
+    assert pays()
+    others = [{"kernel": 5}, {"stride": 2}, {"padding": 3}, {"dilation": 2}, {"groups": 2}, {"channels": (64, 24)}]
+    assert not any(map(pays_with := lambda given: pays(**given), others))
+    assert not pays_with({"size": (7, 7)}), "four tiles"
+    assert pays_with({"size": (28, 28), "channels": (512, 512)})
+    assert not pays_with({"size": (14, 14), "channels": (512, 512)}), "38 MB of weights for 16 tiles"
+
+
+def test_switched_or_traced_operands_take_the_plain_way():
+    model, x = network(), torch.randn(X)
+    explainer = fastlrp.Explainer(model, "epsilon_plus")
+    plain = fastlrp.Explainer(model, "epsilon_plus", precision="float32")
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert relative_error(explainer(x, 1), plain(x, 1)) <= 2e-6
+    leaf = x.clone().requires_grad_()
+    record = explainer.forward(leaf)
+    assert relative_error(record.relevance(1).detach(), plain(x, 1)) <= 5e-6
+
+
+class Shaded(nn.Module):
+    """Where the picture is dark a layer's outputs come from its bias alone, and all that raises them is tiny."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.conv, self.other = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(2))
+        self.conv.bias.data.uniform_(0.5, 1)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.other(torch.relu(self.conv(torch.relu(x))))).mean((2, 3)))
+
+
+def shaded() -> torch.Tensor:
+    x = torch.rand(1, 32, 24, 24)
+    x[..., 12:] *= 1e-6
+    return x
+
+
+RULES = {
+    "z+": fastlrp.rules.ZPlus(0.0), "z+ of weights alone": fastlrp.rules.ZPlus(0.0, zero_bias=True),
+    "epsilon of weights alone": fastlrp.rules.Epsilon(1e-12, zero_bias=True), "gamma": fastlrp.rules.Gamma(0.5, 0.0),
+    "alpha-beta": fastlrp.rules.AlphaBeta(2, 1, stabilizer=0.0),
+}  # fmt: skip
+
+
+def errors_of_shaded(rule: fastlrp.rules.Rule) -> list[float]:
+    """The relative errors, with the filtering and without, for a picture half of which is nearly dark."""
+    model, x = Shaded().eval(), shaded()
+    composite = fastlrp.composites.uniform(rule)
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0)
+    explainers = [fastlrp.Explainer(model, composite, precision=name) for name in ("auto", "float32")]
+    return [float(relative_error(explainer(x, 0).double(), right)) for explainer in explainers]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_small_denominators_are_as_exact_as_without(name):
+    filtered, plain = errors_of_shaded(RULES[name])
+    assert filtered <= 4 * plain + 1e-6, (filtered, plain)
+
+
+def test_that_fails_where_every_sum_goes_by_the_filtering(monkeypatch):
+    for module in (coefficients, zplus):
+        monkeypatch.setattr(module, "is_bounded", lambda layer, flow, zero_bias: True)
+    filtered, plain = errors_of_shaded(RULES["z+ of weights alone"])
+    assert filtered > 100 * plain
