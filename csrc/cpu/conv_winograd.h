@@ -1,4 +1,5 @@
-// 3x3 convolutions by Winograd's filtering F(4x4, 3x3): tiles of 6x6 inputs and 4x4 outputs, 36 products in place of 144.
+// 3x3 convolutions by Winograd's filtering F(4x4, 3x3): tiles of 6x6 inputs and 4x4 outputs, 36 products in place of
+// 144.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +14,9 @@ constexpr int64_t kWinogradLanes = 16;
 
 // y = W x + b with strides of 1; maps have their channels innermost.
 struct Winograd {
-  int64_t samples, height, width, inputs;    // of x, (N, H, W, Ci)
-  int64_t out_height, out_width, outputs;    // of y, (N, H', W', Co)
-  int64_t top, left;                         // zeros before the first row and column
+  int64_t samples, height, width, inputs;  // of x, (N, H, W, Ci)
+  int64_t out_height, out_width, outputs;  // of y, (N, H', W', Co)
+  int64_t top, left;                       // zeros before the first row and column
   const float* x;
   const float* scale;  // null, or what x is multiplied with, (N / targets, H, W, Ci)
   int64_t targets;
@@ -28,8 +29,8 @@ struct Winograd {
 
 void winograd_convolution(const Winograd& p);
 
-// Weights (Co, Ci, 3, 3) as the kernel reads them, 36 Co Ci numbers; `turned`: those of the transpose, (Ci, Co, 3, 3) of
-// the weights of a convolution (Co, Ci, 3, 3) whose taps stand in reverse order.
+// Weights (Co, Ci, 3, 3) as the kernel reads them, 36 Co Ci numbers; `turned`: those of the transpose, (Ci, Co, 3, 3)
+// of the weights of a convolution (Co, Ci, 3, 3) whose taps stand in reverse order.
 void winograd_pack(int64_t outputs, int64_t inputs, const float* weight, bool turned, float* packed);
 
 }  // namespace fastlrp::cpu

@@ -11,8 +11,9 @@ namespace {
 // Points 0, 1, -1, 1/2, -2 and infinity: of those with small numbers the ones that lose the fewest digits. All numbers
 // are exact, and each row's size is a power of two times that of the textbook's.
 struct ToParts {
-  static constexpr float at[6][6] = {{1, -1.5f, -2, 1.5f, 1, 0}, {0, -1, 0.5f, 2.5f, 1, 0}, {0, 1, -2.5f, 0.5f, 1, 0},
-                                     {0, -2, -1, 2, 1, 0},       {0, 0.5f, -1, -0.5f, 1, 0}, {0, 1, -1.5f, -2, 1.5f, 1}};
+  static constexpr float at[6][6] = {{1, -1.5f, -2, 1.5f, 1, 0}, {0, -1, 0.5f, 2.5f, 1, 0},
+                                     {0, 1, -2.5f, 0.5f, 1, 0},  {0, -2, -1, 2, 1, 0},
+                                     {0, 0.5f, -1, -0.5f, 1, 0}, {0, 1, -1.5f, -2, 1.5f, 1}};
 };
 struct FromParts {
   static constexpr float at[4][6] = {

@@ -203,9 +203,7 @@ def part_coefficient(
     return pair(b, layer, "zplus", share, st.mirrored() if negative else st, [slot, slot, None, factor])[1]
 
 
-def part(
-    b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False, flow: Flow | None = None
-) -> int:
+def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False, flow: Flow | None = None) -> int:
     """Slot of ``P + b+``; negative: of ``-(N + b-)``, which is the same for ``-W`` and ``-b``.
 
     ``flow``: what arrives, where the sums are read as denominators of it alone.

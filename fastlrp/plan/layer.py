@@ -23,6 +23,7 @@ from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
 from fastlrp.plan.layouts import Layouts
 from fastlrp.precision import FULL, Products, instruction_set
 
+
 class AffineLayer:
     """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose.
 
@@ -199,8 +200,8 @@ class AffineLayer:
 
         if filtered:
             b.note("winograd")
-            forms = [None if w is None else self.layouts.filtered(w, down=True) for w in given]
-            return packed.transposed(*forms, None, transposed)
+            first, second = (None if w is None else self.layouts.filtered(w, down=True) for w in given)
+            return packed.transposed(first, second, None, transposed)
         packs = self.packs and not fused and not multiply
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
 

@@ -11,9 +11,11 @@ from typing import Generic, TypeVar, cast
 
 from torch import Tensor
 
-from fastlrp.plan import packed, reduced, winograd
+from fastlrp.plan import reduced
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.packed import Packed, of_transpose
+from fastlrp.plan.winograd import Winograd
 
 T = TypeVar("T")
 
@@ -52,8 +54,8 @@ class Layouts:
         self._is_conv, self._geometry = kind == "conv", geometry
         self._sizes = kernel, size, out
         self._narrow: _OfWeights[Tensor] = _OfWeights()
-        self._packed: _OfWeights[packed.Packed | None] = _OfWeights()
-        self._filtered: _OfWeights[winograd.Winograd] = _OfWeights()
+        self._packed: _OfWeights[Packed | None] = _OfWeights()
+        self._filtered: _OfWeights[Winograd] = _OfWeights()
 
     @property
     def _of_conv(self) -> ConvGeometry:
@@ -70,23 +72,23 @@ class Layouts:
 
         return self._narrow.get(weight, turned, made)
 
-    def packed(self, weight: Tensor, down: bool = False) -> packed.Packed | None:
+    def packed(self, weight: Tensor, down: bool = False) -> Packed | None:
         """As oneDNN's kernels read it; ``down``: for the transpose."""
 
-        def made(kept: weakref.ref[Tensor]) -> packed.Packed | None:
+        def made(kept: weakref.ref[Tensor]) -> Packed | None:
             read = cast("Callable[[], Tensor]", kept)
-            return self.transpose_of(read) if down else packed.Packed(read, self._of_conv)
+            return self.transpose_of(read) if down else Packed(read, self._of_conv)
 
         return self._packed.get(weight, down, made)
 
-    def transpose_of(self, weight: Callable[[], Tensor]) -> packed.Packed | None:
+    def transpose_of(self, weight: Callable[[], Tensor]) -> Packed | None:
         """The same for the transpose, not remembered."""
-        return packed.of_transpose(weight, self._of_conv, *self._sizes)
+        return of_transpose(weight, self._of_conv, *self._sizes)
 
-    def filtered(self, weight: Tensor, down: bool = False) -> winograd.Winograd:
+    def filtered(self, weight: Tensor, down: bool = False) -> Winograd:
         """As Winograd's filtering reads it; ``down``: for the transpose."""
 
-        def made(kept: weakref.ref[Tensor]) -> winograd.Winograd:
-            return winograd.Winograd(cast("Callable[[], Tensor]", kept), self._of_conv, down)
+        def made(kept: weakref.ref[Tensor]) -> Winograd:
+            return Winograd(cast("Callable[[], Tensor]", kept), self._of_conv, down)
 
         return self._filtered.get(weight, down, made)

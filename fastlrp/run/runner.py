@@ -35,7 +35,6 @@ from fastlrp.run.sparse.choose import Cost, estimate
 from fastlrp.run.sparse.rates import Rates, rates_of
 from fastlrp.run.sparse.specialize import Specialized
 
-
 OF_PATTERNS = 1.15
 """What a sparse way down costs with its patterns, of what is estimated for its layers."""
 

@@ -30,7 +30,8 @@ void compare(const Shape& s, bool turned, bool with_all) {
                                       with_all, y.data()});
   double largest = 0, worst = 0;
   for (int64_t at = 0; at < static_cast<int64_t>(y.size()); ++at) {
-    const int64_t o = at % s.outputs, column = at / s.outputs % out_width, row = at / s.outputs / out_width % out_height;
+    const int64_t o = at % s.outputs, column = at / s.outputs % out_width,
+                  row = at / s.outputs / out_width % out_height;
     const int64_t sample = at / s.outputs / out_width / out_height;
     double sum = with_all ? bias[o] : 0;
     for (int64_t tap = 0; tap < 9; ++tap) {
