@@ -14,12 +14,12 @@
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "edge/attention.h"
+#include "edge/conv_winograd.h"
 #include "edge/elementwise.h"
 #include "edge/norm.h"
 #include "edge/pool.h"
 #include "edge/recurrence.h"
 #include "edge/sparse.h"
-#include "edge/conv_winograd.h"
 #if defined(FASTLRP_WITH_CUDA) || defined(FASTLRP_EMULATE)
 #define FASTLRP_BIND_CUDA 1
 #include "edge/cuda/device.h"

@@ -60,10 +60,11 @@ class Explainer:
             :data:`fastlrp.composites.PROFILES`.
         precision: what products with weights read on a CPU. ``"float32"``: the model's own dtype, as plain sums;
             ``"bf16"``: bfloat16, with sums, coefficients and results in float32 (2 to 8 times as fast with AVX512-BF16
-            or AMX, about three digits); ``"auto"``: float32, 3x3 convolutions by Winograd's filtering where nothing is
-            divided by small sums (twice as fast, the same number of digits within one bit or two), bfloat16 if PyTorch's own switches allow it and the processor gains by it,
+            or AMX, about three digits); ``"auto"``: as float32, but 3x3 convolutions by Winograd's filtering where
+            nothing is divided by small sums (about twice as fast, nearly as exact), and bfloat16 if PyTorch's own
+            switches allow it and the processor gains by it,
             ``torch.backends.mkldnn.{conv,matmul}.fp32_precision = "bf16"`` or
-            ``torch.set_float32_matmul_precision("medium")``. The model's output is the same but for its last bits.
+            ``torch.set_float32_matmul_precision("medium")``. The model's output differs in its last bits at most.
 
     Example::
 

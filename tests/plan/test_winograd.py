@@ -35,7 +35,8 @@ def geometry(*padding: int) -> ConvGeometry:
 # Samples, channels in and out, input size, padding. Tiles at the right and lower edge are whole, or lack 1 to 3.
 SHAPES = [
     (1, 32, 48, (8, 8), (1, 1)), (2, 16, 80, (9, 7), (1, 0)), (3, 48, 16, (5, 14), (2, 2)),
-    (1, 64, 128, (3, 3), (0, 0)), (2, 32, 32, (1, 2), (2, 1)), (1, 16, 16, (1, 1), (1, 1)), (5, 32, 64, (22, 23), (0, 1)),
+    (1, 64, 128, (3, 3), (0, 0)),
+    (2, 32, 32, (1, 2), (2, 1)), (1, 16, 16, (1, 1), (1, 1)), (5, 32, 64, (22, 23), (0, 1)),
 ]  # fmt: skip
 
 
