@@ -1,6 +1,7 @@
 #include "sparse_pairs_kernel.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -34,8 +35,8 @@ void multiply_software(bool fresh, int64_t width, int64_t left, const Bf16* weig
       float sum = fresh ? 0.0f : flushed(acc[j * acc_stride + k]);
       for (int64_t i = 0; i < count; i += 2) {
         const Bf16* pair = s + i * s_stride + 2 * k;
-        sum = flushed(sum + flushed(weight[row[i + 1] + column[j]]) * flushed(pair[1]));
-        sum = flushed(sum + flushed(weight[row[i] + column[j]]) * flushed(pair[0]));
+        sum = flushed(std::fma(flushed(weight[row[i + 1] + column[j]]), flushed(pair[1]), sum));
+        sum = flushed(std::fma(flushed(weight[row[i] + column[j]]), flushed(pair[0]), sum));
       }
       acc[j * acc_stride + k] = sum;
     }
