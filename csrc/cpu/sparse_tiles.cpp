@@ -70,34 +70,74 @@ void take_portable(const Bf16* weight, const int32_t* row, int64_t count, const 
 }
 
 #if FASTLRP_X86_BF16
-// A window begins at the first row that is in none yet, or earlier, so that all of it lies between the first and the
-// last row: there are only weights. Where these are fewer than 32 neighbours, reading is masked.
+struct Extent {
+  int64_t first, last;
+};
+
+FASTLRP_TARGET_AVX512 Extent extent_of(const int32_t* row, int64_t count) {
+  __mmask16 falls = 0;
+  for (int64_t i = 1; i < count; i += 16) {
+    const auto here = static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1 << (count - i)) - 1);
+    const __m512i before = _mm512_maskz_loadu_epi32(here, row + i - 1);
+    falls |= _mm512_mask_cmplt_epi32_mask(here, _mm512_maskz_loadu_epi32(here, row + i), before);
+  }
+  if (falls == 0) {
+    return {row[0], row[count - 1]};
+  }
+  return {*std::min_element(row, row + count), *std::max_element(row, row + count)};
+}
+
+// Up to 32 rows and the windows that are found for them. A window that would reach behind the last one of all rows
+// begins earlier, so that what it reads lies between the first and the last row: there are only weights. Where all rows
+// are fewer than 32 neighbours, reading is masked.
+struct Finder {
+  __m512i low, high;
+  int32_t latest;
+  Windows& windows;
+  int32_t at;
+
+  // The rows of `open` that are in the window from `start` on.
+  FASTLRP_TARGET_AVX512 uint32_t add(int32_t start, uint32_t open) {
+    const __m512i reach = _mm512_set1_epi32(kStep);
+    const __m512i lower_halves = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30,
+                                                  28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    start = std::min(start, latest);
+    const __m512i from = _mm512_set1_epi32(start);
+    const __m512i rel_low = _mm512_sub_epi32(low, from), rel_high = _mm512_sub_epi32(high, from);
+    const uint32_t low_in = _mm512_cmplt_epu32_mask(rel_low, reach);
+    const uint32_t high_in = _mm512_cmplt_epu32_mask(rel_high, reach);
+    const uint32_t found = (low_in | high_in << 16) & open;
+    _mm512_store_si512(windows.place[at], _mm512_permutex2var_epi16(rel_low, lower_halves, rel_high));
+    windows.start[at] = start;
+    windows.rows[at] = found;
+    at += found != 0;
+    return found;
+  }
+};
+
+// Rows that ascend are in windows side by side, of which none has to wait for what another one found; for what is left,
+// which needs another order, a window begins at the first row that is in none yet.
 FASTLRP_TARGET_AVX512 void find_avx512(const int32_t* row, int64_t count, Windows& windows) {
-  const int32_t lowest = *std::min_element(row, row + count), highest = *std::max_element(row, row + count);
-  const int32_t latest = std::max(lowest, highest - static_cast<int32_t>(kStep - 1));
-  windows.read = ~uint32_t{0} >> (kStep - 1 - (std::min(highest, latest + static_cast<int32_t>(kStep - 1)) - latest));
-  const __m512i reach = _mm512_set1_epi32(kStep);
-  const __m512i lower_halves = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28,
-                                                26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  int32_t at = 0;
+  constexpr int64_t kLast = kStep - 1;
+  const Extent all_rows = extent_of(row, count);
+  windows.read = ~uint32_t{0} >> (kLast - std::min(all_rows.last - all_rows.first, kLast));
+  Finder finder{{}, {}, static_cast<int32_t>(std::max(all_rows.first, all_rows.last - kLast)), windows, 0};
   for (int64_t first = 0; first < count; first += kStep) {
     const int64_t here = std::min(kStep, count - first);
-    uint32_t open = here == kStep ? ~uint32_t{0} : (uint32_t{1} << here) - 1;
-    const __m512i low = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(open), row + first);
-    const __m512i high = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(open >> 16), row + first + 16);
-    while (open != 0) {
-      const int32_t start = std::min(row[first + __builtin_ctz(open)], latest);
-      const __m512i from = _mm512_set1_epi32(start);
-      const __m512i rel_low = _mm512_sub_epi32(low, from), rel_high = _mm512_sub_epi32(high, from);
-      const uint32_t low_in = _mm512_cmplt_epu32_mask(rel_low, reach);
-      const uint32_t high_in = _mm512_cmplt_epu32_mask(rel_high, reach);
-      const uint32_t found = (low_in | high_in << 16) & open;
-      _mm512_store_si512(windows.place[at], _mm512_permutex2var_epi16(rel_low, lower_halves, rel_high));
-      windows.start[at] = start;
-      windows.rows[at++] = found;
-      open &= ~found;
+    const int32_t begin = row[first], end = row[first + here - 1];
+    uint32_t open = ~uint32_t{0} >> (kStep - here);
+    finder.low = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(open), row + first);
+    finder.high = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(open >> 16), row + first + 16);
+    const uint32_t all = open;
+    if (begin <= end && int64_t{end} - begin < kDepth) {
+      for (int64_t start = begin; start <= end; start += kStep) {
+        open &= ~finder.add(static_cast<int32_t>(start), all);
+      }
     }
-    windows.end[first / kStep] = at;
+    while (open != 0) {
+      open &= ~finder.add(row[first + __builtin_ctz(open)], open);
+    }
+    windows.end[first / kStep] = finder.at;
   }
 }
 
@@ -127,16 +167,13 @@ FASTLRP_TARGET_AVX512 void take_from(const Bf16* weight, const Windows& windows,
 
 FASTLRP_TARGET_AVX512 void take_avx512(const Bf16* weight, const int32_t*, int64_t count, const Windows& windows,
                                        const int32_t* column, int64_t left, Bf16 (*a)[kDepth]) {
-  constexpr int64_t kMost = 4;  // windows at once
+  constexpr int64_t kMost = 6;  // windows at once
+  constexpr decltype(&take_from<1, true>) kTake[] = {take_from<1, true>, take_from<2, true>, take_from<3, true>,
+                                                     take_from<4, true>, take_from<5, true>, take_from<kMost, true>};
   int64_t at = 0;
   for (int64_t first = 0; first < count; first += kStep) {
-    const int64_t begin = at, end = windows.end[first / kStep];
-    for (; at < end; at += std::min(kMost, end - at)) {
-      const auto of_count = windows.read != ~uint32_t{0} ? take_from<1, false>
-                            : end - at == 1              ? take_from<1, true>
-                            : end - at == 2              ? take_from<2, true>
-                            : end - at == 3              ? take_from<3, true>
-                                                         : take_from<kMost, true>;
+    for (const int64_t begin = at, end = windows.end[first / kStep]; at < end; at += std::min(kMost, end - at)) {
+      const auto of_count = windows.read == ~uint32_t{0} ? kTake[std::min(kMost, end - at) - 1] : take_from<1, false>;
       of_count(weight, windows, at, at == begin, column, left, a[0] + first);
     }
   }
