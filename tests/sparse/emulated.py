@@ -51,7 +51,7 @@ def why_not() -> str | None:
 
 def built(name: str, *sources: str, flags: tuple[str, ...] = ()) -> Path:
     """What the compiler makes of these files in tests/native/amx, kept for each state of them."""
-    command = [compiler(), "-std=c++20", "-O1", "-g1", "-Wall", "-pthread", *flags]
+    command = [compiler(), "-std=c++20", "-O1", "-g1", "-Wall", "-Wno-register", "-pthread", *flags]
     texts = [path.read_text() for path in (*sorted(HERE.iterdir()), HERE.parent / "check.h")]
     state = hashlib.sha256("\0".join((*command, *texts)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "emulated"
