@@ -217,28 +217,39 @@ struct Tiles {
       std::memcpy(static_cast<uint8_t*>(to) + r * stride, data[t][r], config.row_bytes[t]);
     }
   }
-  // TDPBF16PS: first and second numbers of the pairs are added up apart, by fused products.
-  void multiply_add(int c, int a, int b) {
-    check();
-    const auto narrow = [&](int t, int r, int i) {
-      Bf16 value;
-      std::memcpy(&value, data[t][r] + 2 * i, sizeof value);
-      return flushed(value);
-    };
+  void multiply_add(int c, int a, int b);
+};
+
+// TDPBF16PS: first and second numbers of the pairs are added up apart, by fused products.
+struct TileProduct {
+  static FASTLRP_INLINE float narrow(const uint8_t* from) {
+    Bf16 value;
+    std::memcpy(&value, from, sizeof value);
+    return flushed(value);
+  }
+  static FASTLRP_INLINE void run(Tiles* tiles, int c, int a, int b) {
+    const TileConfig& config = tiles->config;
     for (int m = 0; m < config.rows[c]; ++m) {
+      const uint8_t* row = tiles->data[a][m];
       for (int n = 0; n < config.row_bytes[c] / 4; ++n) {
         float first = 0, second = 0, sum;
         for (int k = 0; k < config.row_bytes[a] / 4; ++k) {
-          first = flushed(std::fma(narrow(a, m, 2 * k), narrow(b, k, 2 * n), first));
-          second = flushed(std::fma(narrow(a, m, 2 * k + 1), narrow(b, k, 2 * n + 1), second));
+          const uint8_t* pair = tiles->data[b][k] + 4 * n;
+          first = flushed(std::fma(narrow(row + 4 * k), narrow(pair), first));
+          second = flushed(std::fma(narrow(row + 4 * k + 2), narrow(pair + 2), second));
         }
-        std::memcpy(&sum, data[c][m] + 4 * n, sizeof sum);
+        std::memcpy(&sum, tiles->data[c][m] + 4 * n, sizeof sum);
         sum = flushed(flushed(sum) + flushed(first + second));
-        std::memcpy(data[c][m] + 4 * n, &sum, sizeof sum);
+        std::memcpy(tiles->data[c][m] + 4 * n, &sum, sizeof sum);
       }
     }
   }
 };
+
+void Tiles::multiply_add(int c, int a, int b) {
+  check();
+  run_best<TileProduct>(this, c, a, b);
+}
 
 Tiles& tiles_of_thread() {
   thread_local Tiles tiles;
