@@ -73,15 +73,17 @@ def test_each_thread_configures_its_own_tiles(by_amx: None) -> None:
     assert before["threads"] >= 2
 
 
-def test_a_configuration_of_others_is_there_again(by_amx: None) -> None:
-    torch.set_num_threads(1)
-    problem = Problem(LAYERS["one axis"], 20, torch.float32)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_configuration_of_others_is_there_again(count: int, by_amx: None) -> None:
+    torch.set_num_threads(count)
+    problem = Problem(LAYERS["3x3"], 20, torch.float32)
     expected = problem.call(narrow=True)[:, :20]
     theirs = bytearray(64)
     theirs[0], theirs[16], theirs[18], theirs[48], theirs[49] = 1, 32, 4, 3, 16
     AMX.amx_emulator_load_configuration(bytes(theirs))
     found = problem.call(narrow=True)[:, :20]
     assert configuration() == bytes(theirs)
+    assert AMX.amx_emulator_configured() == 1, "another thread has it too"
     AMX.amx_emulator_load_configuration(bytes(64))
     assert torch.equal(found, expected)
     problem.call(narrow=True)
