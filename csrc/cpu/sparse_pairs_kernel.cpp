@@ -1,6 +1,7 @@
 #include "sparse_pairs_kernel.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -27,19 +28,27 @@ struct ScalePairs {
 };
 
 // Of one pair and all targets: the bits of _mm512_dpbf16_ps.
-void multiply_software(bool fresh, int64_t width, int64_t left, const Bf16* weight, const int32_t* row, int64_t count,
-                       const Bf16* s, int64_t s_stride, const int32_t* column, float* acc, int64_t acc_stride) {
-  for (int64_t j = 0; j < left; ++j) {
-    for (int64_t k = 0; k < width; ++k) {
-      float sum = fresh ? 0.0f : flushed(acc[j * acc_stride + k]);
-      for (int64_t i = 0; i < count; i += 2) {
-        const Bf16* pair = s + i * s_stride + 2 * k;
-        sum = flushed(sum + flushed(weight[row[i + 1] + column[j]]) * flushed(pair[1]));
-        sum = flushed(sum + flushed(weight[row[i] + column[j]]) * flushed(pair[0]));
+struct MultiplySoftware {
+  static FASTLRP_INLINE void run(bool fresh, int64_t width, int64_t left, const Bf16* weight, const int32_t* row,
+                                 int64_t count, const Bf16* s, int64_t s_stride, const int32_t* column, float* acc,
+                                 int64_t acc_stride) {
+    for (int64_t j = 0; j < left; ++j) {
+      for (int64_t k = 0; k < width; ++k) {
+        float sum = fresh ? 0.0f : flushed(acc[j * acc_stride + k]);
+        for (int64_t i = 0; i < count; i += 2) {
+          const Bf16* pair = s + i * s_stride + 2 * k;
+          sum = flushed(std::fma(flushed(weight[row[i + 1] + column[j]]), flushed(pair[1]), sum));
+          sum = flushed(std::fma(flushed(weight[row[i] + column[j]]), flushed(pair[0]), sum));
+        }
+        acc[j * acc_stride + k] = sum;
       }
-      acc[j * acc_stride + k] = sum;
     }
   }
+};
+
+void multiply_software(bool fresh, int64_t width, int64_t left, const Bf16* weight, const int32_t* row, int64_t count,
+                       const Bf16* s, int64_t s_stride, const int32_t* column, float* acc, int64_t acc_stride) {
+  run_best<MultiplySoftware>(fresh, width, left, weight, row, count, s, s_stride, column, acc, acc_stride);
 }
 
 #if FASTLRP_X86_BF16

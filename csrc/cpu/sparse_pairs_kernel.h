@@ -12,10 +12,10 @@ namespace fastlrp::cpu {
 // Rows of targets lie in pairs: (count / 2, width, 2), so that one target's two numbers are one operand of the
 // instructions that multiply bfloat16. `count` is even: a row without a partner has one of zeros, and row[] repeats it.
 //
-// The order of a sum. By registers: pair by pair, each as (sum + second) + first, both rounded. By tiles: 16 pairs at
-// once, of which the first numbers and the second ones are added up apart, then both, then that to the sum. Numbers
-// below 2^-126 count as zero, as they do for the instructions. So both orders don't depend on width or left, and the
-// two of one layout give the same bits with and without their instruction.
+// The order of a sum. By registers: pair by pair, each as (sum + second) + first. By tiles: 16 pairs at once, of which
+// the first numbers and the second ones are added up apart, then both, then that to the sum. A product is rounded once,
+// with the sum that it is added to; numbers below 2^-126 count as zero: as for the instructions. So both orders don't
+// depend on width or left, and the two of one layout give the same bits with and without their instruction.
 using MultiplyPairs = Multiply<float, Bf16>;
 
 // to[e / 2][k][e % 2] = scale[e] * source[rows[e]][k], rounded to the nearest, for e < count, an even number, and k <

@@ -32,6 +32,7 @@ LAYERS = {
     "three axes": Layer(4, 5, (3, 4, 5), padding=1, batch=1),
     "thin": Layer(2, 40, (12, 11), padding=1),
     "linear": Layer(300, 200, ()),
+    "more rows than are gathered at once": Layer(20, 60, (11,), kernel=7, padding=3),
 }
 
 
@@ -96,22 +97,44 @@ def test_bf16_with_one_of_two_weights(unit: str) -> None:
     assert_close(found, expected)
 
 
-def test_bf16_units_of_one_layout_give_the_same_bits() -> None:
-    """AVX512-BF16 and AMX add in the order that their software shows, numbers below 2^-126 included."""
-    pairs = {"software": "avx512_bf16", "software_tiles": "amx"}
-    problem = Problem(LAYERS["3x3"], 33, torch.float32)
-    tiny = Problem(LAYERS["1x1"], 16, torch.float32)
-    tiny.register *= 2.0**-122
-    for defined, fast in pairs.items():
-        if fast not in KERNELS.available_bf16_units():
-            continue
-        for case in (problem, tiny):
+def of_both_units(case: Problem) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """By the software that defines a layout's order of sums, and by each unit that this machine has for it."""
+    for defined, fast in {"software": "avx512_bf16", "software_tiles": "amx"}.items():
+        if fast in KERNELS.available_bf16_units():
             found = []
             for name in (defined, fast):
                 KERNELS.set_bf16_unit(name)
                 found.append(case.call(narrow=True)[:, : case.count])
             KERNELS.set_bf16_unit("auto")
-            assert torch.equal(*found), fast
+            yield *found, fast
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_bf16_units_of_one_layout_give_the_same_bits(name: str) -> None:
+    """AVX512-BF16 and AMX add in the order that their software shows."""
+    for by_definition, found, unit in of_both_units(Problem(LAYERS[name], 20, torch.float32)):
+        assert torch.equal(by_definition, found), unit
+
+
+@pytest.mark.parametrize("name", ["one axis", "1x1", "more rows than are gathered at once"])
+def test_bf16_units_of_one_layout_give_the_same_bits_of_the_smallest_numbers(name: str) -> None:
+    """A sum and its next product are rounded at once, also where the product alone would be below 2^-126."""
+    problem = Problem(LAYERS[name], 20, torch.float32)
+    problem.register *= 2.0**-122
+    for by_definition, found, unit in of_both_units(problem):
+        assert torch.equal(by_definition, found), unit
+
+
+@pytest.mark.parametrize("inputs", [1, 15, 16, 17, 32, 33, 48, 49, 64])
+def test_bf16_edges_of_tiles(inputs: int) -> None:
+    """Channels and targets that fill tiles, and one more or less."""
+    for outputs in (1, 31, 33, 257):
+        for count in (1, 17, 33, 64, 65):
+            case = Problem(Layer(inputs, outputs, (2,), kernel=1, batch=1), count, torch.float32, above=0.9, below=1.0)
+            expected = rounded(case)
+            for by_definition, found, unit in of_both_units(case):
+                assert torch.equal(by_definition, found), (unit, outputs, count)
+                assert_close(case.dense(found.contiguous()), expected, (unit, outputs, count))
 
 
 def test_bf16_is_the_same_whatever_the_threads_blocks_and_targets(unit: str, threads: None) -> None:
