@@ -4,8 +4,8 @@
 
 namespace fastlrp::cpu {
 
-// Columns of packed weights that lie side by side.
-constexpr int64_t kWinogradPanel = 64;
+// Columns of packed weights that lie side by side, one panel with all its rows behind the other.
+constexpr int64_t kWinogradPanel = 16;
 
 // Tiles [first, first + count) of all samples. `in` has room for 36 parts of `step` >= count * inputs numbers each,
 // `out` for 36 of `out_step` >= count * outputs.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import goes_in_float32, part_coefficient
+from fastlrp.plan.coefficients import goes_in_float32, is_bounded, part_coefficient
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
@@ -89,7 +89,11 @@ class AlphaBeta(WeightRule):
                 weight = layer.negated if negative else layer.weight
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
-                parts.append((layer.transpose(b, for_product[0], for_product[1], signed, multiply=False), v, weight))
+                bounded = not (negative or exact or layer.adds_in_one_product) and is_bounded(
+                    layer, flow, self.zero_bias
+                )
+                product = layer.transpose(b, for_product[0], for_product[1], signed, multiply=False, bounded=bounded)
+                parts.append((product, v, weight))
                 ups.append(up_through(b, layer, for_product[0], for_product[1], signed))
                 if is_fused_input(b, layer):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
@@ -121,11 +125,11 @@ class AlphaBeta(WeightRule):
             return
         slots = [sign_of, *(v for _, v, _ in parts)]
         both = None if None in unpooled else total_unpooled
-        product = in_float32(total, b.dtype) if exact else total
+        run = in_float32(total, b.dtype) if exact else total
         up = in_float32(total_up, b.dtype) if exact else total_up
         work = layer.work * len(parts)
         place = [flow.register], slots, x.numel, work, form
-        register = b.step(product, *place, unpooled=both, takes_bf16=layer.is_reduced, up=up)
+        register = b.step(run, *place, unpooled=both, takes_bf16=layer.is_reduced, up=up)
         b.send(x, Flow(register, Factor(x)))
 
 
