@@ -39,7 +39,7 @@ ORDER = """
     run.ascent
     run.boxed_ups run.tails run.sparse.upward
     run.boxes
-    run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
+    run.prepared run.diagnose run.names run.budget run.settled tune.tuner tune.sparse
     verify.walk verify.masked verify.relative verify.verification run.runner
     run.asked_rows
     plan.plan
@@ -114,6 +114,7 @@ SUPPORT = {
     "tensor",
     "tensors",
     "threads",
+    "bits",
     "maps",
     "axes",
     "scan",

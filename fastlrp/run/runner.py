@@ -101,14 +101,13 @@ def specialize(
 
     ``below``: steps that would follow, where ``steps`` end at an edge; the entries that they need are computed there.
     """
-    may, work = plan.chooser.may_be_sparse(count), 0  # Asked first: it costs a small network's call less than the sum.
-    if may:
-        work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
-    itemsize, rates = plan.dtype.itemsize, rates_of(plan.device, plan.mixes_dtypes) if work else None
-    in_vain = rates is None and not plan.chooser.asks_for_sparse  # Patterns would wait for a GPU, and none be used.
-    if not work or in_vain or not plan.chooser.may_be_sparse(count, work * count * batch):
-        fused = plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps, state))
-        return Specialized(fused, [], 0)
+    dense = dense_steps(plan, steps, count, batch)
+    if dense is not None:
+        return Specialized(dense, [], 0)
+    rates = rates_of(plan.device, plan.mixes_dtypes)
+    if rates is None and not plan.chooser.asks_for_sparse:  # Patterns would wait for a GPU, and none be used.
+        return Specialized(_fused_once(plan, steps), [], 0)
+    itemsize = plan.dtype.itemsize
 
     def specialized(rates: Rates | None) -> Specialized:
         def choose(form: Affine, above: float, below: float) -> Way:
@@ -125,11 +124,19 @@ def specialize(
     if program_check.ENABLED:
         program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
     given = {step for step, _ in steps}
-    if all(step in given for step, _ in found.steps):  # Nothing is sparse.
-        fused = plan.fusions.get(tuple(step for step, _ in found.steps), lambda: _fused(plan, found.steps, state))
-    else:
-        fused = _fused(plan, found.steps, state)
+    nothing_sparse = all(step in given for step, _ in found.steps)
+    fused = _fused_once(plan, found.steps) if nothing_sparse else _fused(plan, found.steps, state)
     return Specialized(fused, found.paths, found.nbytes)
+
+
+def dense_steps(plan: Plan, steps: Steps, count: int, batch: int) -> Steps | None:
+    """The steps as they go down for ``count`` targets whatever the numbers are; None if some may be sparse."""
+    may, work = plan.chooser.may_be_sparse(count), 0  # Asked first: it costs a small network's call less than the sum.
+    if may:
+        work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
+    if work and plan.chooser.may_be_sparse(count, work * count * batch):
+        return None
+    return _fused_once(plan, steps)
 
 
 def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> float:
@@ -138,11 +145,16 @@ def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> f
     return sum(cost.of(path.way) for cost, path in costs)
 
 
-def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
+def _fused(plan: Plan, steps: Steps, state: list[Any] | None = None) -> Steps:
     fused = economize(fuse_unpooling(steps), plan.moves)
     if program_check.ENABLED:
         program_check.check_backward(plan.program, fused, program_check.given_registers(steps), state)
     return fused
+
+
+def _fused_once(plan: Plan, steps: Steps) -> Steps:
+    """Of steps none of which is made for one state."""
+    return plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps))
 
 
 def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
