@@ -269,13 +269,11 @@ void bind_sparse_conv(py::module_& m, const edge::SparseConvFunctions& conv) {
       py::arg("scales_leaving") = false, release_gil());
 }
 
-// Small calls are made of what these find out: they keep the GIL but where much is read.
 [[maybe_unused]] void bind_bits(py::module_& m) {
   using Tensors = std::vector<edge::Tensor>;
   py::class_<edge::Bits>(m, "Bits")
       .def(py::init<Tensors, Tensors>(), py::arg("parts"), py::arg("rows"))
-      .def("parts_differ", &edge::Bits::parts_differ)
-      .def("rows_differ", &edge::Bits::rows_differ, py::arg("piece"), release_gil());
+      .def("look", &edge::Bits::look, py::arg("first"), py::arg("bytes"), release_gil());
   py::class_<edge::Marks>(m, "Marks")
       .def(py::init<Tensors, Tensors>(), py::arg("placed"), py::arg("counted"))
       .def("hold", &edge::Marks::hold);

@@ -98,7 +98,7 @@ class Targets:
             return False
         self.classes, self.count, self.index, self._values = classes, count, targets, output
         self._at = None
-        self._hot = OneHot(targets.unsqueeze(2), values.unsqueeze(2), (classes,))
+        self._hot = OneHot.of_classes(targets, values, (classes,))
         return True
 
     def _is_relevance(self, targets: Any) -> bool:
@@ -316,7 +316,7 @@ class Targets:
         if self.given is not None:
             return self.given.narrow(1, start, length)
         if self._hot is not None:
-            part = self._hot.narrow(1, start, length)
+            part = self._hot if length == self.count else self._hot.narrow(1, start, length)
             return part if one_hot else part.dense()
         assert self._terms is not None
         index, weight = self._terms.index.narrow(1, start, length), self._terms.weight

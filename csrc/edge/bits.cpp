@@ -64,12 +64,23 @@ bool Bits::parts_differ() const {
   return false;
 }
 
-bool Bits::rows_differ(int64_t piece) const {
-  REQUIRE_VALUE(piece >= 0 && piece < static_cast<int64_t>(rows_.size()), "Bits: there is no piece ", piece);
-  const Tensor& rows = rows_[piece];
-  std::vector<int64_t> now(rows.size(0));
-  row_sums(rows.const_data_ptr<int64_t>(), rows.size(0), now.data());
-  return now != sums_[piece];
+int64_t Bits::look(int64_t first, int64_t bytes) const {
+  if (parts_differ()) {
+    return -1;
+  }
+  const int64_t count = static_cast<int64_t>(rows_.size());
+  REQUIRE_VALUE(first >= 0 && first <= count, "Bits: there are ", count, " tensors of rows, and none is number ", first);
+  std::vector<int64_t> now;
+  while (count > 0 && bytes > 0) {
+    const Tensor& rows = rows_[first];
+    now.resize(rows.size(0));
+    row_sums(rows.const_data_ptr<int64_t>(), rows.size(0), now.data());
+    if (now != sums_[first]) {
+      return -1;
+    }
+    bytes -= rows.nbytes(), first = (first + 1) % count;
+  }
+  return first;
 }
 
 std::optional<bool> all_finite(void* tensor) {

@@ -17,10 +17,13 @@ class Bits {
   // of int64, sums are remembered.
   Bits(std::vector<Tensor> parts, std::vector<Tensor> rows);
 
-  bool parts_differ() const;
-  bool rows_differ(int64_t piece) const;
+  // A look at all parts, and at the tensors of rows from number `first` on, round and round, until `bytes` are read:
+  // the number of the tensor to begin with next time, or -1 if something differs.
+  int64_t look(int64_t first, int64_t bytes) const;
 
  private:
+  bool parts_differ() const;
+
   std::vector<Tensor> parts_, rows_;
   std::vector<std::vector<int64_t>> kept_, sums_;
 };

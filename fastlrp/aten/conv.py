@@ -27,8 +27,11 @@ _CHANNELS_LAST_FROM = 1 << 10
 def channels_last(x: Tensor) -> Tensor:
     """Channels-last also by its strides: a batch of one can have any batch stride, which the convolution goes by."""
     x = x.contiguous(memory_format=torch.channels_last)
-    _, c, h, w = x.shape
-    return x.as_strided(x.shape, (c * h * w, 1, w * c, c)) if x.shape[0] == 1 else x
+    n, c, h, w = x.shape
+    if n == 1:
+        strides = (c * h * w, 1, w * c, c)
+        return x if x.stride() == strides else x.as_strided(x.shape, strides)
+    return x
 
 
 def convolution(
@@ -111,35 +114,45 @@ class TransposedProduct:
 
     def __call__(self, relevance: Tensor, coefficient: Tensor | None, matrix: Tensor) -> Tensor:
         """``W^T (coefficient * relevance)``."""
-        scaled = relevance if coefficient is None else _scaled(relevance, coefficient)
-        return self.of_scaled(scaled, matrix)
+        missing, small, last = self._way(relevance, matrix)
+        if coefficient is None:
+            scaled = relevance
+        elif not last:
+            scaled = relevance * coefficient.unsqueeze(1)
+        elif relevance.shape[1] == 1:  # One target: no axis has to be put in and taken out.
+            scaled = channels_last(coefficient * relevance.squeeze(1))
+            return self._product(scaled, matrix, missing, small).unsqueeze(1)
+        else:  # The first operand's order in memory is the product's, and coefficients lie channels-last.
+            scaled = coefficient.unsqueeze(1) * relevance
+        rows = scaled.flatten(0, 1)
+        result = self._product(channels_last(rows) if last else rows, matrix, missing, small)
+        return result.view(*relevance.shape[:2], *result.shape[1:])
 
-    def of_scaled(self, scaled: Tensor, matrix: Tensor) -> Tensor:
-        """``W^T F`` for relevance and weight of one dtype."""
-        batch, targets = scaled.shape[:2]
-        input_size, stride, padding, dilation, groups = self._geometry
-        missing, fits, negative = self._missing_for(scaled.shape[3:], matrix.shape[2:])
-        numel, on_cpu = scaled.numel(), self._is_map and scaled.is_cpu
-        small = self._few and on_cpu and fits and 0 < numel <= _SMALL and scaled.dtype in _FULL
+    def _way(self, relevance: Tensor, matrix: Tensor) -> tuple[tuple[list[int], bool, bool], bool, bool]:
+        """:meth:`_missing_for`; whether col2im is the fastest way; whether operands are to lie channels-last."""
+        missing = self._missing_for(relevance.shape[3:], matrix.shape[2:])
+        numel, on_cpu = relevance.numel(), self._is_map and relevance.is_cpu
+        small = self._few and on_cpu and missing[1] and 0 < numel <= _SMALL and relevance.dtype in _FULL
         # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
-        last = on_cpu and not small and numel >= _CHANNELS_LAST_FROM * targets
-        scaled = scaled.flatten(0, 1)
-        if last:
-            scaled = channels_last(scaled)
+        return missing, small, on_cpu and not small and numel >= _CHANNELS_LAST_FROM * relevance.shape[1]
+
+    def _product(self, scaled: Tensor, matrix: Tensor, how: tuple[list[int], bool, bool], small: bool) -> Tensor:
+        """(N, Co, *S') -> (N, Ci, *S)."""
+        input_size, stride, padding, dilation, groups = self._geometry
+        missing, _, negative = how
         if small:
             kernel = list(matrix.shape[2:])
-            result = _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
-        elif self._transposed:
+            return _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
+        if self._transposed:
             n = len(input_size)
             result = convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
             # The forward pass's output_padding can let a window start beyond the last input.
             for axis, size in enumerate(input_size):
                 result = result.narrow(2 + axis, 0, size) if result.shape[2 + axis] > size else result
-        elif negative:
-            result = _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
-        else:
-            result = convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
-        return result.view(batch, targets, *result.shape[1:])
+            return result
+        if negative:
+            return _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
+        return convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
 
     def _missing_for(self, output_size: torch.Size, kernel: torch.Size) -> tuple[list[int], bool, bool]:
         """:func:`missing_sizes`, whether col2im takes them, and whether one is below zero."""
@@ -154,11 +167,6 @@ class TransposedProduct:
 
 
 _FULL = (torch.float32, torch.float64)
-
-
-def _scaled(relevance: Tensor, coefficient: Tensor) -> Tensor:
-    """``(B, K, Co, *S) * (B, Co, *S)``."""
-    return relevance * coefficient.unsqueeze(1)
 
 
 @lru_cache(maxsize=1024)

@@ -94,8 +94,7 @@ class Fingerprint:
             self._exact = list(groups.values())
             self._bits, self._sums = self._kept()
         sizes = [rows.numel() * 8 for rows in self._rows]
-        self._window, self._next = max(_WINDOW, sum(sizes) // _WINDOWS), 0
-        self._all = sum(sizes) <= self._window
+        self._window, self._next = min(sum(sizes), max(_WINDOW, sum(sizes) // _WINDOWS)), 0
 
     def _kept(self) -> tuple[Any, list[Tensor]]:
         """Bits of all parts and sums of all rows: both by the extension where all lie on the CPU."""
@@ -128,31 +127,21 @@ class Fingerprint:
         return parts
 
     def _differs(self) -> bool:
-        if self._parts_differ():
+        if not isinstance(self._bits, list):
+            found = self._bits.look(self._next, self._window)
+            self._next = max(0, found)
+            return bool(found < 0)
+        if any(not torch.equal(torch.cat(parts), kept) for parts, kept in zip(self._exact, self._bits, strict=True)):
             return True
-        if not self._rows:
-            return False
-        if self._all:
-            return any(map(self._rows_differ, range(len(self._rows))))
-        left, at = self._window, self._next
+        left, at = self._window if self._rows else 0, self._next
         while left > 0:
-            number = at
+            piece, sums = self._rows[at], self._sums[at]
             at = (at + 1) % len(self._rows)
-            left -= self._rows[number].numel() * 8
-            if self._rows_differ(number):
+            left -= piece.numel() * 8
+            if not torch.equal(piece.sum(1), sums):
                 return True
         self._next = at
         return False
-
-    def _parts_differ(self) -> bool:
-        if not isinstance(self._bits, list):
-            return bool(self._bits.parts_differ())
-        return any(not torch.equal(torch.cat(parts), kept) for parts, kept in zip(self._exact, self._bits, strict=True))
-
-    def _rows_differ(self, number: int) -> bool:
-        if not isinstance(self._bits, list):
-            return bool(self._bits.rows_differ(number))
-        return not torch.equal(self._rows[number].sum(1), self._sums[number])
 
 
 def _has_memory(tensor: Tensor) -> bool:

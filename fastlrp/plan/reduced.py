@@ -125,7 +125,7 @@ def through_conv(
         given, split = (None, False) if x is False else (x, signed)
 
         def product(coefficient: Any, matrix: Tensor) -> Tensor:
-            return through.of_scaled(scaled_side_by_side(flow, _several(coefficient), 2), matrix)
+            return through(scaled_side_by_side(flow, _several(coefficient), 2), None, matrix)
 
         return combine(product, weight, u, v, given, positive, split, multiply, joint=few)
 

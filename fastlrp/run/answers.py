@@ -32,7 +32,7 @@ from fastlrp.run.settled import Settled, settle
 from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Specialized
-from fastlrp.run.threads import Threads
+from fastlrp.run.threads import Computing
 from fastlrp.targets import Targets
 
 BASIS_BYTES = 64 << 20
@@ -135,7 +135,7 @@ class Answers:
         wanted = tuple(dict.fromkeys(names.values()))
         budget = self._budget_of(asked)
         budget.check(names, reduce)
-        with torch.no_grad(), Threads(self.plan.work * self.batch * count, self.plan.device):
+        with Computing(self.plan.work * self.batch * count, self.plan.device):
             state, schedule, ways = self._steps(state, names, asked.count, reduce)
             steps, block = budget.block(count, names, reduce, schedule, ways[0].found)
             by_value: dict[Value, list[Result]] = {}
@@ -194,13 +194,15 @@ class Answers:
         self.paths = {}
         plan.latest_paths = self.paths
         result = Result("input", settled.value, self.batch, count, reduce, None, True)
-        with torch.no_grad(), Threads(settled.work, plan.device):
+        with Computing(settled.work, plan.device):
             initial = asked.block(0, count, one_hot=plan.takes_one_hot)
             result.write(0, *settled.descend(plan, state, initial))
             if bar is not None:
                 bar.reach(count)
             if self.looks_for_nan and not result.is_finite():
                 raise NotFiniteError(self._why_not_finite(state, asked, 0, count))
+        if self.inputs.form == "tensor":
+            return result.finish()
         return self.inputs.like([result.finish()], [v in plan.flows for v in plan.graph.inputs])
 
     def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
