@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor
 
 from fastlrp.capture import structure as structures

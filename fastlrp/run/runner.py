@@ -6,7 +6,7 @@ A plan is data that many calls and threads share; nothing here changes it. What 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,12 @@ from fastlrp.plan.forms import Affine, Way
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
 from fastlrp.plan.kept import Keep
+from fastlrp.plan.lines import Line
 from fastlrp.plan.neck import Neck
 from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
-from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
+from fastlrp.plan.steps import Emission, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
 from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import find_neck
@@ -50,22 +51,24 @@ def forward(
         state[slot] = tensor
     schedule = plan.forward_schedule(keep)
     parts = plan.batch_parts(schedule, len(inputs[0])) if any_batch else None
-    steps = (schedule if at is None else only_rows(plan, schedule, at)).steps
-    if parts is not None:
-        _in_parts(plan, steps[: parts.end], steps[parts.end :], parts.runs(len(inputs[0])), state)
-        steps = steps[parts.end :]
-    run_forward(steps, state)
+    if at is not None:
+        schedule = only_rows(plan, schedule, at)
+    if parts is None:
+        run_forward(schedule.lines, state)
+    else:
+        _in_parts(plan, schedule, parts.end, parts.runs(len(inputs[0])), state)
+        run_forward(schedule.lines[parts.end :], state)
     return state
 
 
-def _in_parts(plan: Plan, steps: Any, rest: Any, runs: Sequence[tuple[int, int]], state: list[Any]) -> None:
-    """Execute forward steps for some samples after the other; what the ``rest`` reads is put together."""
+def _in_parts(plan: Plan, schedule: Schedule, end: int, runs: Sequence[tuple[int, int]], state: list[Any]) -> None:
+    """Execute the steps up to ``end`` for some samples after the other; what the rest reads is put together."""
     found, lengths = [], tuple(length for _, length in runs)
     for number, (start, length) in enumerate(runs):
         some = of_rows(state, Rows(number, start, length, last=number + 1 == len(runs)), sum(lengths))
-        run_forward(steps, some)
+        run_forward(schedule.lines[:end], some)
         found.append(some)
-    read = frozenset(slot for step, _ in rest for slot in step.ins)
+    read = frozenset(slot for step, _ in schedule.steps[end:] for slot in step.ins)
     together(found, lengths, state, read | {plan.graph.output.index})
 
 
@@ -78,7 +81,7 @@ def complete(plan: Plan, state: list[Any], wanted: frozenset[int]) -> list[Any]:
         return state
     have = frozenset(slot for slot, item in enumerate(state) if item is not None)
     full = list(join(state))
-    run_forward(plan.completion(wanted, have).steps, full)
+    run_forward(plan.completion(wanted, have).lines, full)
     return full
 
 
@@ -199,34 +202,29 @@ def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) ->
     return plan.necks.get((schedule, count), find)
 
 
-def run_forward(steps: Any, state: list[Any]) -> None:
+def run_forward(lines: Sequence[Line], state: list[Any]) -> None:
     """Execute forward steps, each with the slots that are not needed after it, on ``state``."""
     if profiling():
-        steps = [(_profiled(step), frees) for step, frees in steps]
-    name = ""
+        lines = [line._replace(run=_profiled(line)) for line in lines]
+    at = ""
     try:
-        for step, frees in steps:
-            name, ins = step.name, step.ins
-            if len(ins) == 1:
-                result = step.run(state[ins[0]])
+        for name, run, read, out, frees in lines:
+            at = name
+            if type(out) is int:
+                state[out] = run(*read(state))
             else:
-                result = step.run(*[state[slot] for slot in ins])
-            outs = step.outs
-            if len(outs) == 1:
-                state[outs[0]] = result
-            else:
-                for slot, item in zip(outs, result, strict=True):
+                for slot, item in zip(out, run(*read(state)), strict=True):
                     state[slot] = item
             for slot in frees:
                 state[slot] = None
     except Exception as error:
-        note_forward(error, name)
+        note_forward(error, at)
         raise
 
 
-def _profiled(step: ForwardStep) -> ForwardStep:
+def _profiled(line: Line) -> Callable[..., Any]:
     def in_profile(*tensors: Any) -> Any:
-        with record_function(f"forward: {step.name}"):
-            return step.run(*tensors)
+        with record_function(f"forward: {line.name}"):
+            return line.run(*tensors)
 
-    return replace(step, run=in_profile)
+    return in_profile

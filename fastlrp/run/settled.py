@@ -7,15 +7,15 @@ the plan, and as a plain loop where no register may hold some positions alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
-from fastlrp.one_hot import OneHot
+from fastlrp.one_hot import AtPositions, OneHot
+from fastlrp.plan.lines import Line, backward_line
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_down, profiling
 from fastlrp.plan.steps import Emission, Schedule, Steps
@@ -29,8 +29,8 @@ class Settled:
 
     Attributes:
         schedule: of the value. emission: its last step. steps: the fused ones. slots: that these read.
-        straight: the same steps as a plain loop takes them, one entry of :data:`Line` each; None if some register may
-            hold some positions alone, which other steps have to be told of.
+        straight: the same steps as a plain loop takes them; None if some register may hold some positions alone, which
+            other steps have to be told of.
         moves_one_hot: whether a step gives one-hot targets on as such, with axes that they had not before.
         work: floating-point operations of all targets and samples.
     """
@@ -56,16 +56,19 @@ class Settled:
         emission = self.emission
         at_positions = type(initial) is OneHot and (self.moves_one_hot or len(initial.sizes) > 1)
         if self.straight is None or at_positions or profiling():
-            found: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-            runner.propagate(plan, state, initial, self.steps, lambda v, first, *given: found.append(given), 0)
-            return found[0]
-        registers = runner.registers_with(plan, initial)
-        cells = registers + state
+            return self._step_by_step(plan, state, initial)
+        cells = runner.registers_with(plan, initial) + state
         at = ""
         try:
             for name, run, read, out, frees in self.straight:
                 at = name
-                cells[out] = run(*read(cells))
+                if type(out) is int:
+                    cells[out] = run(*read(cells))
+                    if type(cells[out]) is AtPositions:
+                        return self._step_by_step(plan, state, initial)
+                else:
+                    for place, part in zip(out, run(*read(cells)), strict=True):
+                        cells[place] = part
                 for place in frees:
                     cells[place] = None
         except Exception as error:
@@ -76,10 +79,12 @@ class Settled:
             register = register.dense()
         return register, tuple([state[slot] for slot in emission.slots])
 
-
-Line = tuple[str, Callable[..., Any], Callable[[list[Any]], Sequence[Any]], int, tuple[int, ...]]
-"""A step's name and function, what reads its operands of all registers and slots in one list, the register that it
-fills, and those that are not needed after it."""
+    def _step_by_step(
+        self, plan: Plan, state: list[Any], initial: Tensor | OneHot
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        found: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+        runner.propagate(plan, state, initial, self.steps, lambda v, first, *given: found.append(given), 0)
+        return found[0]
 
 
 def settle(plan: Plan, schedule: Schedule, count: int, batch: int, size: int) -> Settled | None:
@@ -98,21 +103,8 @@ def settle(plan: Plan, schedule: Schedule, count: int, batch: int, size: int) ->
         return None
     slots = tuple(dict.fromkeys(slot for step, _ in steps for slot in step.slots))
     straight = None
-    before = [step for step, _ in schedule.steps[:-1]]  # Those that were fused may write into zeros, too.
-    if all(step.embeds is None and len(step.outs) == 1 for step in (*before, *path)):
-        offset = plan.program.registers
-        straight = tuple(
-            (step.name, step.run, _reader(*step.ins, *(offset + slot for slot in step.slots)), step.out, frees)
-            for step, frees in steps[:-1]
-        )
+    if not any(step.embeds is not None and step.embeds.leaves_most_free for step in path):
+        straight = tuple(backward_line(step, frees, plan.program.registers) for step, frees in steps[:-1])
     moves_one_hot = any(step.keeps_one_hot and plan.program.top in step.ins for step in path)
     work = plan.work * batch * count
     return Settled(emission.value, schedule, emission, steps, slots, straight, moves_one_hot, work)
-
-
-def _reader(*places: int) -> Callable[[list[Any]], Sequence[Any]]:
-    """What takes these entries out of a list."""
-    if len(places) > 1:
-        return itemgetter(*places)
-    (place,) = places
-    return lambda cells: (cells[place],)
