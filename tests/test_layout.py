@@ -89,7 +89,8 @@ ORDER = """
     tune.space tune.check
     capture.settings capture.module_paths classes positions tune.attention capture.shape_memory outputs
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
-    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry plan.lines tune.workloads files kinds.vocabulary
+    capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    plan.lines
     functional
     library info looking
     backends.dispatch
