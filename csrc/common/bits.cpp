@@ -24,24 +24,27 @@ struct RowSums {
 };
 
 // A number is finite unless its exponent has ones alone: without its sign it is then as large as infinity or larger.
-template <class Word, Word kInfinity>
+template <class Word, Word kInfinity, class Number>
 struct Finite {
-  FASTLRP_INLINE static void run(const Word* words, int64_t count, bool* finite) {
+  static_assert(sizeof(Word) == sizeof(Number));
+
+  FASTLRP_INLINE static void run(const Number* numbers, int64_t count, bool* finite) {
     constexpr Word kWithoutSign = static_cast<Word>(~Word{0}) >> 1;
     Word wrong = 0;
     for (int64_t i = 0; i < count; ++i) {
-      wrong |= static_cast<Word>((words[i] & kWithoutSign) >= kInfinity);
+      Word word;
+      std::memcpy(&word, numbers + i, sizeof(Word));
+      wrong |= static_cast<Word>((word & kWithoutSign) >= kInfinity);
     }
     *finite = wrong == 0;
   }
 };
 
 template <class Word, Word kInfinity, class Number>
-bool finite_words(const Number* numbers, int64_t count) {
-  static_assert(sizeof(Word) == sizeof(Number));
-  bool finite = true;
-  run_best<Finite<Word, kInfinity>>(reinterpret_cast<const Word*>(numbers), count, &finite);
-  return finite;
+bool finite(const Number* numbers, int64_t count) {
+  bool found = true;
+  run_best<Finite<Word, kInfinity, Number>>(numbers, count, &found);
+  return found;
 }
 
 }  // namespace
@@ -64,11 +67,11 @@ void row_sums(const int64_t* rows, int64_t count, int64_t* sums) {
 }
 
 bool all_finite(const float* numbers, int64_t count) {
-  return finite_words<uint32_t, 0x7f800000u>(numbers, count);
+  return finite<uint32_t, 0x7f800000u>(numbers, count);
 }
 
 bool all_finite(const double* numbers, int64_t count) {
-  return finite_words<uint64_t, 0x7ff0000000000000u>(numbers, count);
+  return finite<uint64_t, 0x7ff0000000000000u>(numbers, count);
 }
 
 }  // namespace fastlrp
