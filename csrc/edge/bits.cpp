@@ -85,7 +85,8 @@ int64_t Bits::look(int64_t first, int64_t bytes) const {
 
 std::optional<bool> all_finite(void* tensor) {
   const std::optional<Memory> memory = memory_of(tensor);
-  if (!memory.has_value() || !memory->on_cpu || !memory->contiguous) {
+  const bool readable = memory.has_value() && memory->on_cpu && memory->contiguous;
+  if (!readable || (memory->data == nullptr && memory->numel > 0)) {
     return std::nullopt;
   }
   if (memory->dtype == kFloat) {
