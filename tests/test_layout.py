@@ -75,7 +75,7 @@ ORDER = """
     capture.rewrite_functions plan.ups plan.batch_parts
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder plan.placing
-    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed plan.bound
     plan.neck plan.infinite
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax

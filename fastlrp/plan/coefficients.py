@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastlrp.aten import _product
 from fastlrp.one_hot import AtPositions, OneHot
+from fastlrp.plan import bound
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.late import is_late, send_late
@@ -247,7 +248,7 @@ def pair(
 
     if stabilizer.is_absolute and not (exact or narrow):  # As a rule: without a question that has one answer.
         is_map = layer.node.kind == "conv" and len(layer.y.shape) == 4 and b.device.type in ("cpu", "cuda")
-        coefficients = _bound_coefficients(op, missing, (rule, alpha, epsilon), is_map)
+        coefficients = bound.coefficients(op, missing, (rule, alpha, epsilon), is_map)
     swept = None
     if stabilizer.is_absolute and not narrow:
         swept = SweepPart("coefficients", (rule, alpha, stabilizer.epsilon), tuple(slots))
@@ -255,29 +256,6 @@ def pair(
     if rule in ("epsilon", "zplus"):
         b.slot_bytes[first + (rule == "epsilon")] = 0
     return first, first + 1
-
-
-def _bound_coefficients(
-    op: Callable[..., Any], missing: list[bool], arguments: tuple[Any, ...], is_map: bool
-) -> Callable[..., Any]:
-    """``op`` of the tensors that are there, with None in the place of the others. Those of a map end channels-last."""
-    places = [place for place, absent in enumerate(missing) if absent]
-    last = torch.channels_last
-
-    def coefficients(*tensors: Tensor) -> Any:
-        operands: list[Any] = list(tensors)
-        turned = is_map and not tensors[0].is_contiguous()
-        if turned:  # A kernel that has to bring the others into that order itself takes twice as long.
-            operands = [t.contiguous(memory_format=last) if t.is_contiguous() else t for t in operands]
-        for place in places:
-            operands.insert(place, None)
-        u, v = op(*operands, *arguments)
-        if is_map:
-            u = None if u is None else u.contiguous(memory_format=last)
-            v = None if v is None else v.contiguous(memory_format=last)
-        return u, v
-
-    return coefficients
 
 
 def _general_coefficients(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fastlrp.aten import _product
 from fastlrp.aten._zeros import leading_zeros
-from fastlrp.aten.conv import TransposedProduct, convolution, few_channels
+from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import packed, reduced
+from fastlrp.plan import bound, packed, reduced
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -219,7 +219,9 @@ class AffineLayer:
         weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
 
         # Most layers have one coefficient, and no input's sign decides: then it is one product, bound beforehand.
-        product = None if multiply else self._bound_product(b, weight)
+        name, geometry = ("linear_relevance" if not before else "conv_relevance"), getattr(self, "geometry", None)
+        plain = not multiply and b.backend_of(name) == "torch"
+        product = bound.product(weight, self.x.sizes, geometry) if plain else None
 
         def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
@@ -234,17 +236,6 @@ class AffineLayer:
 
         packs = self.packs and not fused and not multiply
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
-
-    def _bound_product(self, b: Builder, weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-        """``(register, coefficient, W) -> W^T (coefficient register)`` as PyTorch's backend computes it, for which what
-        the sizes settle is settled here; None where another backend does."""
-        if b.backend_of("linear_relevance" if self.node.kind == "linear" else "conv_relevance") != "torch":
-            return None
-        if self.node.kind == "linear":
-            return lambda flow, coefficient, matrix: _product.product(flow * coefficient.unsqueeze(1), matrix)
-        stride, padding, dilation, transposed, _, groups = self.geometry.arguments
-        few = few_channels(weight, transposed, groups)
-        return TransposedProduct(list(self.x.sizes[1:]), stride, padding, dilation, transposed, groups, few)
 
     def _packed_transpose(
         self, weight: Tensor, positive: Tensor | None, signed: bool, plain: Callable[..., Tensor]
