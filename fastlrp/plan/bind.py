@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from operator import is_
 from typing import Any
 
 import torch
@@ -60,8 +61,8 @@ def bind_forward(node: Node) -> Callable[..., Any]:
 
         return forward_of_one
     inputs = node.inputs
-    if not kwargs and all(isinstance(arg, Value) or not any(isinstance(x, Value) for x in leaves(arg)) for arg in args):
-        return _of_several(call, args, [inputs.index(arg) if isinstance(arg, Value) else None for arg in args])
+    if not any(isinstance(leaf, Value) for leaf in leaves(kwargs)) and all(map(_is_flat, args)):
+        return _of_several(call, args, kwargs, inputs)
 
     def forward(*tensors: Any) -> Any:
         table = dict(zip(inputs, tensors, strict=True))
@@ -70,16 +71,35 @@ def bind_forward(node: Node) -> Callable[..., Any]:
     return forward
 
 
-def _of_several(call: Callable[..., Any], args: tuple[Any, ...], numbers: list[int | None]) -> Callable[..., Any]:
-    """A function of values and constants, of which ``numbers`` says which value each argument is."""
-    if numbers == list(range(len(args))):
+def _is_flat(arg: Any) -> bool:
+    """Whether values are the argument itself, or items of it: no deeper down."""
+    items = arg if isinstance(arg, (tuple, list)) else ()
+    deeper = any(isinstance(leaf, Value) for item in items if not isinstance(item, Value) for leaf in leaves(item))
+    return not deeper and not isinstance(arg, dict)
+
+
+def _of_several(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[Value]
+) -> Callable[..., Any]:
+    """A function of values and constants: where each value goes is looked up once, not in every call."""
+    if not kwargs and len(args) == len(inputs) and all(map(is_, args, inputs)):
         return call
-    places = [(place, number) for place, number in enumerate(numbers) if number is not None]
+    places = [(place, inputs.index(arg)) for place, arg in enumerate(args) if isinstance(arg, Value)]
+    lists = []
+    for place, arg in enumerate(args):
+        if isinstance(arg, (tuple, list)) and any(isinstance(item, Value) for item in arg):
+            within = [(i, inputs.index(item)) for i, item in enumerate(arg) if isinstance(item, Value)]
+            lists.append((place, type(arg), list(arg), within))
 
     def forward_of_several(*tensors: Any) -> Any:
         arguments = list(args)
         for place, number in places:
             arguments[place] = tensors[number]
-        return call(*arguments)
+        for place, kind, items, within in lists:
+            filled = items.copy()
+            for i, number in within:
+                filled[i] = tensors[number]
+            arguments[place] = filled if kind is list else kind(filled)
+        return call(*arguments, **kwargs)
 
     return forward_of_several
