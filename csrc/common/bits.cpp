@@ -66,12 +66,8 @@ void row_sums(const int64_t* rows, int64_t count, int64_t* sums) {
   });
 }
 
-bool all_finite(const float* numbers, int64_t count) {
-  return finite<uint32_t, 0x7f800000u>(numbers, count);
-}
+bool all_finite(const float* numbers, int64_t count) { return finite<uint32_t, 0x7f800000u>(numbers, count); }
 
-bool all_finite(const double* numbers, int64_t count) {
-  return finite<uint64_t, 0x7ff0000000000000u>(numbers, count);
-}
+bool all_finite(const double* numbers, int64_t count) { return finite<uint64_t, 0x7ff0000000000000u>(numbers, count); }
 
 }  // namespace fastlrp

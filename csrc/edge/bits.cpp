@@ -69,7 +69,8 @@ int64_t Bits::look(int64_t first, int64_t bytes) const {
     return -1;
   }
   const int64_t count = static_cast<int64_t>(rows_.size());
-  REQUIRE_VALUE(first >= 0 && first <= count, "Bits: there are ", count, " tensors of rows, and none is number ", first);
+  REQUIRE_VALUE(first >= 0 && first <= count, "Bits: there are ", count, " tensors of rows, and none is number ",
+                first);
   std::vector<int64_t> now;
   while (count > 0 && bytes > 0) {
     const Tensor& rows = rows_[first];
