@@ -32,6 +32,7 @@ from benchmarks.machine import commit, machine
 from benchmarks.providers import composite
 from fastlrp.plan.table import align
 from fastlrp.run import descent, runner
+from fastlrp.run.answers import Answers
 
 Call = Callable[[], Any]
 
@@ -142,7 +143,8 @@ def steps(case: Case, repeats: int) -> list[tuple[str, str]]:
         spent[name] = spent.get(name, 0.0) + (time.thread_time() - begin) * 1e3
 
     by_this = {"profiling": lambda: True, "record_function": timed}
-    with mock.patch.multiple(runner, **by_this), mock.patch.multiple(descent, **by_this):
+    one_by_one = mock.patch.object(Answers, "may_settle", False)
+    with one_by_one, mock.patch.multiple(runner, **by_this), mock.patch.multiple(descent, **by_this):
         for _ in range(repeats):
             spent.clear()
             case.call()

@@ -14,6 +14,7 @@
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "edge/attention.h"
+#include "edge/bits.h"
 #include "edge/conv_winograd.h"
 #include "edge/elementwise.h"
 #include "edge/norm.h"
@@ -277,6 +278,20 @@ void bind_sparse_conv(py::module_& m, const edge::SparseConvFunctions& conv) {
       py::arg("scales_leaving") = false, release_gil());
 }
 
+[[maybe_unused]] void bind_bits(py::module_& m) {
+  using Tensors = std::vector<edge::Tensor>;
+  py::class_<edge::Bits>(m, "Bits")
+      .def(py::init<Tensors, Tensors>(), py::arg("parts"), py::arg("rows"))
+      .def("look", &edge::Bits::look, py::arg("first"), py::arg("bytes"), release_gil());
+  py::class_<edge::Marks>(m, "Marks")
+      .def(py::init<Tensors, Tensors>(), py::arg("placed"), py::arg("counted"))
+      .def("hold", &edge::Marks::hold);
+  m.def("all_finite", [](py::handle tensor) {
+    static const py::handle type = py::object(py::module_::import("torch").attr("Tensor")).release();
+    return py::isinstance(tensor, type) ? edge::all_finite(tensor.ptr()) : std::nullopt;
+  });
+}
+
 #ifdef FASTLRP_BIND_CUDA
 void bind_cuda(py::module_ m) {
   namespace cuda = fastlrp::edge::cuda;
@@ -318,6 +333,7 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_norm(m, &edge::norm_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);
   bind_winograd(m, &edge::winograd_pack, &edge::winograd_convolution);
+  bind_bits(m);
   bind_sparse_pattern(m, edge::kSparsePattern);
   bind_sparse_conv(m, edge::kSparseConv);
   m.attr("takes_transposes") = true;  // of a linear layer's weight, by sparse_conv_relevance

@@ -84,6 +84,24 @@ class OneHot:
     value: Tensor
     sizes: tuple[int, ...]
 
+    @staticmethod
+    def of_classes(index: Tensor, value: Tensor, sizes: tuple[int, ...]) -> OneHot:
+        """One entry for each target, ``(B, K)``: their third axis is made when somebody wants it.
+
+        The way down through a small network's last layer does not, and a view costs it as much as a product.
+        """
+        made = object.__new__(OneHot)
+        made.__dict__.update(sizes=sizes, _of_classes=(index, value))
+        return made
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in ("index", "value") or "_of_classes" not in self.__dict__:
+            raise AttributeError(f"OneHot has no attribute {name!r}")
+        index, value = self.__dict__["_of_classes"]
+        made: Tensor = (index if name == "index" else value).unsqueeze(2)
+        self.__dict__[name] = made
+        return made
+
     @property
     def shape(self) -> torch.Size:
         """``(B, K, *sizes)``, of what it stands for."""
@@ -139,6 +157,10 @@ class OneHot:
             ``(B, K, *L, I)``, zero but at the entries' positions; on a CPU those alone where they are few.
         """
         dtype = next(t.dtype for t in (u, v) if t is not None)
+        if "_of_classes" in self.__dict__:
+            index, value = self.__dict__["_of_classes"]
+            if value.dtype == dtype and len(self.sizes) == 1:
+                return rows(value, index, weight, u, v, input, input is not None, False)
         if self.value.dtype != dtype:  # Float16 coefficients may need more range.
             return self.to(dtype).through(rows, weight, u, v, input)
         if len(self.sizes) == 1:

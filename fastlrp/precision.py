@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -116,11 +116,15 @@ def switches() -> tuple[bool, bool]:
     ``torch.set_float32_matmul_precision("medium")`` sets the second.
     """
 
-    def allows(name: str) -> bool:
-        products: Any = getattr(torch.backends.mkldnn, name, None)
-        return getattr(products, "fp32_precision", "none") == "bf16"
+    return _switch("conv") == "bf16", _switch("matmul") == "bf16"
 
-    return allows("conv"), allows("matmul")
+
+def _switch(name: str) -> str:
+    """``torch.backends.mkldnn.<name>.fp32_precision``, without the way through its modules, which every call takes."""
+    getter = getattr(torch._C, "_get_fp32_precision_getter", None)
+    if getter is not None:
+        return str(getter("mkldnn", name))
+    return str(getattr(getattr(torch.backends.mkldnn, name, None), "fp32_precision", "none"))
 
 
 @cache

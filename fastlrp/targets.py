@@ -84,22 +84,41 @@ class Targets:
         False, and nothing has been done, for all others, and where a class is out of range.
         """
         output = self.output
-        if type(targets) is not Tensor or targets.dim() != 2 or output.dim() != 2 or targets.dtype != torch.int64:
+        # On a GPU a class out of range would be no error that can be caught.
+        if output.dim() != 2 or not output.is_cpu or self.batch == 0:
             return False
-        batch, count = targets.shape
         classes = output.shape[1]
-        if batch != self.batch or count in (0, classes) or batch == 0 or targets.device != output.device:
-            return False
-        if output.device.type != "cpu":  # There a class out of range would be no error that can be caught.
+        index = self._index_of(targets, classes)
+        if index is None:
             return False
         try:
-            values = output.gather(1, targets)
+            values = output.gather(1, index)
         except RuntimeError:
             return False
-        self.classes, self.count, self.index, self._values = classes, count, targets, output
+        self.classes, self.count, self.index, self._values = classes, index.shape[1], index, output
         self._at = None
-        self._hot = OneHot(targets.unsqueeze(2), values.unsqueeze(2), (classes,))
+        self._hot = OneHot.of_classes(index, values, (classes,))
         return True
+
+    def _index_of(self, targets: Any, classes: int) -> Tensor | None:
+        """``(B, K)`` classes from such a tensor, an int, a list of ints or ``"all"``; None from anything else."""
+        kind = type(targets)
+        if kind is Tensor:
+            if targets.dim() != 2 or targets.dtype != torch.int64 or not targets.is_cpu:
+                return None
+            batch, count = targets.shape
+            return targets if batch == self.batch and count not in (0, classes) else None
+        if kind is str:
+            every = targets == "all" and classes > 0
+            return torch.arange(classes, device=self.output.device).expand(self.batch, -1) if every else None
+        if kind is int:
+            targets = (targets,)
+        elif kind is not list:
+            return None
+        for item in targets:
+            if type(item) is not int or not 0 <= item < classes:
+                return None
+        return torch.tensor(targets, device=self.output.device).expand(self.batch, -1) if targets else None
 
     def _is_relevance(self, targets: Any) -> bool:
         if self._at is not None and hasattr(targets, "dtype"):  # An integer tensor names classes of each position.
@@ -316,7 +335,7 @@ class Targets:
         if self.given is not None:
             return self.given.narrow(1, start, length)
         if self._hot is not None:
-            part = self._hot.narrow(1, start, length)
+            part = self._hot if length == self.count else self._hot.narrow(1, start, length)
             return part if one_hot else part.dense()
         assert self._terms is not None
         index, weight = self._terms.index.narrow(1, start, length), self._terms.weight

@@ -39,7 +39,7 @@ ORDER = """
     run.ascent
     run.boxed_ups run.tails run.sparse.upward
     run.boxes
-    run.prepared run.diagnose run.names run.budget tune.tuner tune.sparse
+    run.prepared run.diagnose run.names run.budget run.settled tune.tuner tune.sparse
     verify.walk verify.masked verify.relative verify.verification run.runner
     run.asked_rows
     plan.plan
@@ -75,7 +75,7 @@ ORDER = """
     capture.rewrite_functions plan.ups plan.batch_parts
     plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder plan.placing plan.layouts
-    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed plan.bound
     plan.neck plan.infinite
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
@@ -90,6 +90,7 @@ ORDER = """
     capture.settings capture.module_paths classes positions tune.attention capture.shape_memory outputs plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    plan.lines
     functional
     library info looking
     backends.dispatch
@@ -114,6 +115,7 @@ SUPPORT = {
     "tensor",
     "tensors",
     "threads",
+    "bits",
     "maps",
     "axes",
     "scan",

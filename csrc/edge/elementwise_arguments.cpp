@@ -1,6 +1,19 @@
 #include "elementwise_arguments.h"
 
 namespace fastlrp::edge {
+namespace {
+
+// Whether the elements of both stand in one order: the stride of an axis of one entry says nothing.
+bool same_order(const Tensor& first, const Tensor& second) {
+  for (int64_t axis = 0; axis < first.dim(); ++axis) {
+    if (first.size(axis) > 1 && first.stride(axis) != second.stride(axis)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
 
 CoefficientArguments::CoefficientArguments(const Check& check_, const Tensor& z_, const std::string& rule_)
     : check(check_), name(rule_) {
@@ -33,7 +46,7 @@ Tensor CoefficientArguments::like_z(const char* argument, const OptionalTensor& 
     return {};
   }
   const Tensor resolved = tensor->resolve_neg();
-  return resolved.strides() == z.strides() ? resolved : empty_strided(z.sizes(), z.strides(), z).copy_(resolved);
+  return same_order(resolved, z) ? resolved : empty_strided(z.sizes(), z.strides(), z).copy_(resolved);
 }
 
 }  // namespace fastlrp::edge

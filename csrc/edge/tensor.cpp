@@ -158,6 +158,26 @@ struct Lent {
   }
 };
 
+bool lies_contiguously(Ints sizes, Ints strides, int64_t numel) {
+  int64_t expected = 1;
+  for (size_t axis = sizes.size(); axis-- > 0;) {
+    if (sizes[axis] != 1 && strides[axis] != expected) {
+      return numel == 0;
+    }
+    expected *= sizes[axis];
+  }
+  return true;
+}
+
+const void* data_of(const dlpack::View& view) {
+  return view.data == nullptr ? nullptr : static_cast<const char*>(view.data) + view.byte_offset;
+}
+
+int64_t version_of(void* object) {
+  const py::object found = checked(PyObject_GetAttr(static_cast<PyObject*>(object), names().version));
+  return PyLong_AsLongLong(found.ptr());
+}
+
 dlpack::DataType datatype(ScalarType dtype) {
   const uint8_t code = dtype == kFloat || dtype == kDouble ? dlpack::kFloat : dlpack::kInt;
   return {code, static_cast<uint8_t>(8 * itemsize(dtype)), 1};
@@ -234,7 +254,7 @@ Tensor Tensor::of(void* object_) {
   body->sizes.assign(view.shape, view.shape + view.axes);
   body->strides.assign(view.strides, view.strides + view.axes);
   body->numel = std::accumulate(body->sizes.begin(), body->sizes.end(), int64_t{1}, std::multiplies<>());
-  body->data = view.data == nullptr ? nullptr : static_cast<char*>(view.data) + view.byte_offset;
+  body->data = const_cast<void*>(data_of(view));
   body->dtype = scalar_type_of(view.dtype);
   body->device_type = view.device.type, body->device_index = view.device.index;
   const py::object negated = checked(PyObject_CallMethodNoArgs(object, names().is_neg));
@@ -278,16 +298,7 @@ std::string Tensor::layout() const { return body_->dense ? "Strided" : body_->la
 int64_t Tensor::storage_bytes() const { return body_->storage_bytes; }
 int64_t Tensor::byte_offset() const { return body_->byte_offset; }
 
-bool Tensor::is_contiguous() const {
-  int64_t expected = 1;
-  for (int64_t axis = dim() - 1; axis >= 0; --axis) {
-    if (size(axis) != 1 && stride(axis) != expected) {
-      return numel() == 0;
-    }
-    expected *= size(axis);
-  }
-  return true;
-}
+bool Tensor::is_contiguous() const { return lies_contiguously(sizes(), strides(), numel()); }
 
 bool Tensor::is_non_overlapping_and_dense() const {
   std::vector<int64_t> axes;
@@ -438,6 +449,50 @@ bool Seen::expired() const {
 
 bool Seen::is(const Seen& now) const {
   return data_ == now.data_ && count_ == now.count_ && version_ == now.version_ && !expired();
+}
+
+Marks::Marks(std::vector<Tensor> placed, std::vector<Tensor> counted)
+    : placed_(std::move(placed)), counted_(std::move(counted)) {
+  for (const Tensor& tensor : placed_) {
+    REQUIRE_VALUE(tensor.is_dense(), "Marks: a tensor has no memory that can be addressed");
+  }
+  for (const Tensor& tensor : counted_) {
+    versions_.push_back(version_of(tensor.object()));
+  }
+}
+
+bool Marks::hold() const {
+  for (const Tensor& tensor : placed_) {
+    dlpack::View view{};
+    if (names().exchange->view_of(tensor.object(), &view) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    if (data_of(view) != tensor.const_data_ptr()) {
+      return false;
+    }
+  }
+  for (size_t i = 0; i < counted_.size(); ++i) {
+    if (version_of(counted_[i].object()) != versions_[i]) {
+      return false;
+    }
+  }
+  return true;
+}
+
+std::optional<Memory> memory_of(void* tensor) {
+  dlpack::View view{};
+  if (names().exchange->view_of(tensor, &view) != 0) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  const size_t axes = static_cast<size_t>(view.axes);
+  int64_t numel = 1;
+  for (size_t axis = 0; axis < axes; ++axis) {
+    numel *= view.shape[axis];
+  }
+  const bool whole = lies_contiguously({view.shape, axes}, {view.strides, axes}, numel);
+  return Memory{data_of(view), numel, scalar_type_of(view.dtype), view.device.type == dlpack::kCpu, whole};
 }
 
 }  // namespace fastlrp::edge

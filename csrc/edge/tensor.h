@@ -175,4 +175,29 @@ class Seen {
   int64_t count_ = 0, version_ = 0;
 };
 
+// Where some tensors lie, and how often PyTorch counted a write to some. Needs the GIL.
+class Marks {
+ public:
+  // Throws std::invalid_argument for a tensor without memory among `placed`.
+  Marks(std::vector<Tensor> placed, std::vector<Tensor> counted);
+
+  // Whether all is as it was when this was made.
+  bool hold() const;
+
+ private:
+  std::vector<Tensor> placed_, counted_;
+  std::vector<int64_t> versions_;
+};
+
+// A tensor's memory alone, which takes a part of the time that the rest does.
+struct Memory {
+  const void* data;
+  int64_t numel;
+  ScalarType dtype;
+  bool on_cpu, contiguous;
+};
+
+// Nothing for a tensor without memory. Needs the GIL.
+std::optional<Memory> memory_of(void* tensor);
+
 }  // namespace fastlrp::edge

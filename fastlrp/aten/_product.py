@@ -44,7 +44,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """``x W``, (*, O) -> (*, I) with ``weight`` (O, I); without the first and last columns of x that are zero."""
-    if not _fits(x, weight.t()):
+    # What a small network asks in every layer is looked at first, without a view.
+    if x.numel() * weight.shape[1] < LEAST_WORK or not _fits(x, weight.t()):
         return x @ weight
     alive = alive_columns(x)
     if alive is not None:
@@ -73,11 +74,11 @@ def _has_any(column: Tensor) -> bool:
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN takes these operands and is likely to be faster."""
-    if not x.dtype == weight.dtype == torch.float32 or x.device.type != "cpu" or weight.device.type != "cpu":
-        return False
     outputs, inputs = weight.shape
     work = x.numel() * outputs
     if work < LEAST_WORK or work < LEAST_ROWS * inputs * outputs or 1 not in weight.stride():
+        return False
+    if not x.dtype == weight.dtype == torch.float32 or x.device.type != "cpu" or weight.device.type != "cpu":
         return False
     # Derivatives and transforms know the usual operation alone, and so do PyTorch's switches for reduced precision.
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -26,8 +27,11 @@ _CHANNELS_LAST_FROM = 1 << 10
 def channels_last(x: Tensor) -> Tensor:
     """Channels-last also by its strides: a batch of one can have any batch stride, which the convolution goes by."""
     x = x.contiguous(memory_format=torch.channels_last)
-    _, c, h, w = x.shape
-    return x.as_strided(x.shape, (c * h * w, 1, w * c, c)) if x.shape[0] == 1 else x
+    n, c, h, w = x.shape
+    if n == 1:
+        strides = (c * h * w, 1, w * c, c)
+        return x if x.stride() == strides else x.as_strided(x.shape, strides)
+    return x
 
 
 def convolution(
@@ -73,13 +77,8 @@ def conv_relevance(
     multiply: bool,
 ) -> Tensor:
     """``c = W^T(uF) + W+^T(vF)``, (B, K, Co, *S') -> (B, K, Ci, *S); see the reference's namesake."""
-    geometry = (input_size, stride, padding, dilation, transposed, groups)
     few = few_channels(weight, transposed, groups)
-
-    def product(coefficient: Tensor | None, matrix: Tensor) -> Tensor:
-        scaled = relevance if coefficient is None else relevance * coefficient.unsqueeze(1)
-        return transposed_product(scaled, matrix, *geometry, few=few)
-
+    product = TransposedProduct(input_size, stride, padding, dilation, transposed, groups, few).of(relevance)
     return combine(product, weight, u, v, input, weight_positive, signed, multiply, joint=few)
 
 
@@ -88,52 +87,86 @@ def few_channels(weight: Tensor, transposed: bool, groups: int) -> bool:
     return not transposed and groups == 1 and weight.shape[1] <= _JOINT_CHANNELS
 
 
-def transposed_product(
-    scaled: Tensor,
-    matrix: Tensor,
-    input_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    groups: int,
-    few: bool = False,
-) -> Tensor:
-    """``W^T F``, (B, K, Co, *S') -> (B, K, Ci, *S), with relevance and weight of one dtype.
+class TransposedProduct:
+    """``W^T F``, (B, K, Co, *S') -> (B, K, Ci, *S), of one layer; what its sizes settle is settled once for all calls.
 
-    ``few``: :func:`few_channels` of the layer, whose weight ``matrix`` may be two of side by side.
+    Args:
+        few: :func:`few_channels` of the layer, whose weight may be two of side by side.
     """
-    batch, targets = scaled.shape[:2]
-    n = len(input_size)
-    missing = missing_sizes(
-        tuple(input_size), scaled.shape[3:], tuple(stride), tuple(padding), tuple(dilation), matrix.shape[2:]
-    )
-    on_cpu = n == 2 and scaled.device.type == "cpu"
-    small = (
-        few
-        and on_cpu
-        and 0 < scaled.numel() <= _SMALL
-        and scaled.dtype in (torch.float32, torch.float64)
-        and all(0 <= extra < max(s, d) for extra, s, d in zip(missing, stride, dilation, strict=True))
-    )
-    # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
-    last = on_cpu and not small and scaled.numel() >= _CHANNELS_LAST_FROM * targets
-    scaled = scaled.flatten(0, 1)
-    if last:
-        scaled = channels_last(scaled)
-    if small:
-        kernel = list(matrix.shape[2:])
-        result = _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
-    elif transposed:
-        result = convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
-        # The forward pass's output_padding can let a window start beyond the last input.
-        for axis, size in enumerate(input_size):
-            result = result.narrow(2 + axis, 0, size) if result.shape[2 + axis] > size else result
-    elif min(missing) < 0:
-        result = _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
-    else:
-        result = convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
-    return result.view(batch, targets, *result.shape[1:])
+
+    def __init__(
+        self,
+        input_size: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,
+        groups: int,
+        few: bool = False,
+    ) -> None:
+        self._geometry = (input_size, stride, padding, dilation, groups)
+        self._transposed, self._few, self._is_map = transposed, few, len(input_size) == 2
+        self._missing: dict[tuple[torch.Size, torch.Size], tuple[list[int], bool, bool]] = {}
+
+    def of(self, relevance: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:
+        """``(coefficient, W) -> W^T (coefficient * relevance)``."""
+        return lambda coefficient, matrix: self(relevance, coefficient, matrix)
+
+    def __call__(self, relevance: Tensor, coefficient: Tensor | None, matrix: Tensor) -> Tensor:
+        """``W^T (coefficient * relevance)``."""
+        missing, small, last = self._way(relevance, matrix)
+        if coefficient is None:
+            scaled = relevance
+        elif not last:
+            scaled = relevance * coefficient.unsqueeze(1)
+        elif relevance.shape[1] == 1:  # One target: no axis has to be put in and taken out.
+            scaled = channels_last(coefficient * relevance.squeeze(1))
+            return self._product(scaled, matrix, missing, small).unsqueeze(1)
+        else:  # The first operand's order in memory is the product's, and coefficients lie channels-last.
+            scaled = coefficient.unsqueeze(1) * relevance
+        rows = scaled.flatten(0, 1)
+        result = self._product(channels_last(rows) if last else rows, matrix, missing, small)
+        return result.view(*relevance.shape[:2], *result.shape[1:])
+
+    def _way(self, relevance: Tensor, matrix: Tensor) -> tuple[tuple[list[int], bool, bool], bool, bool]:
+        """:meth:`_missing_for`; whether col2im is the fastest way; whether operands are to lie channels-last."""
+        missing = self._missing_for(relevance.shape[3:], matrix.shape[2:])
+        numel, on_cpu = relevance.numel(), self._is_map and relevance.is_cpu
+        small = self._few and on_cpu and missing[1] and 0 < numel <= _SMALL and relevance.dtype in _FULL
+        # oneDNN's channels-last kernels are 1.1 to 5 times faster here, see docs/performance.md.
+        return missing, small, on_cpu and not small and numel >= _CHANNELS_LAST_FROM * relevance.shape[1]
+
+    def _product(self, scaled: Tensor, matrix: Tensor, how: tuple[list[int], bool, bool], small: bool) -> Tensor:
+        """(N, Co, *S') -> (N, Ci, *S)."""
+        input_size, stride, padding, dilation, groups = self._geometry
+        missing, _, negative = how
+        if small:
+            kernel = list(matrix.shape[2:])
+            return _product_and_col2im(scaled, matrix, kernel, None, stride, padding, missing, dilation)
+        if self._transposed:
+            n = len(input_size)
+            result = convolution(scaled, matrix, None, stride, padding, dilation, False, [0] * n, groups)
+            # The forward pass's output_padding can let a window start beyond the last input.
+            for axis, size in enumerate(input_size):
+                result = result.narrow(2 + axis, 0, size) if result.shape[2 + axis] > size else result
+            return result
+        if negative:
+            return _cut_from_padded(scaled, matrix, input_size, stride, padding, dilation, groups)
+        return convolution(scaled, matrix, None, stride, padding, dilation, True, missing, groups)
+
+    def _missing_for(self, output_size: torch.Size, kernel: torch.Size) -> tuple[list[int], bool, bool]:
+        """:func:`missing_sizes`, whether col2im takes them, and whether one is below zero."""
+        found = self._missing.get((output_size, kernel))
+        if found is None:
+            input_size, stride, padding, dilation, _ = self._geometry
+            sizes = tuple(input_size), output_size, tuple(stride), tuple(padding), tuple(dilation), kernel
+            missing = missing_sizes(*sizes)
+            fits = all(0 <= extra < max(s, d) for extra, s, d in zip(missing, stride, dilation, strict=True))
+            found = self._missing[output_size, kernel] = missing, fits, min(missing) < 0
+        return found
+
+
+_FULL = (torch.float32, torch.float64)
 
 
 @lru_cache(maxsize=1024)

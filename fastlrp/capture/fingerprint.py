@@ -16,9 +16,12 @@ tensor above 32 KB at the latest after as many looks as there are windows, which
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastlrp.backends.extension import loaded
 
 _ROW = 512
 """Words of 64 bits that one sum is over."""
@@ -45,6 +48,9 @@ class Fingerprint:
         self._tensors = list({id(t): t for t in tensors}.values())
         self._placed = [t for t in self._tensors if _has_memory(t)]
         self._counted = [t for t in self._tensors if not t.is_inference()]
+        module = loaded()
+        # The extension looks several times as fast at the many small tensors of a model. One built before has no Bits.
+        self._compiled: Any = module if not isinstance(module, str) and hasattr(module, "Bits") else None
         self._remember()
 
     def changed(self, bits: bool = True) -> bool:
@@ -53,7 +59,7 @@ class Fingerprint:
         Args:
             bits: False looks at addresses and versions alone, which waits for nothing on a GPU.
         """
-        if self._marks() == self._known and not (bits and self._differs()):
+        if self._marks_hold() and not (bits and self._differs()):
             return False
         self._remember()
         return True
@@ -63,10 +69,21 @@ class Fingerprint:
         # Lists: this runs before every explanation, also of small networks.
         return [t.data_ptr() for t in self._placed] + [t._version for t in self._counted]
 
+    def _marks_hold(self) -> bool:
+        return self._marks() == self._known if self._seen is None else self._seen.hold()
+
+    def _compiled_marks(self) -> Any:
+        if self._compiled is None:
+            return None
+        try:
+            return self._compiled.Marks(self._placed, self._counted)
+        except ValueError:  # A sparse tensor has an address, but not one block of memory.
+            return None
+
     def _remember(self) -> None:
-        self._known = self._marks()
+        self._known, self._seen = self._marks(), self._compiled_marks()
         self._exact: list[list[Tensor]] = []
-        self._rows: list[tuple[Tensor, Tensor]] = []
+        self._rows: list[Tensor] = []
         groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         large = sum(size for size in (t.numel() * t.element_size() for t in self._placed) if size > 8 * _WHOLE)
         self._piece = min(_LARGEST, max(_WINDOW, large // _WINDOWS))
@@ -75,10 +92,16 @@ class Fingerprint:
                 for part in self._parts(tensor):
                     groups.setdefault((part.device, part.dtype), []).append(part)
             self._exact = list(groups.values())
-            self._bits = [torch.cat(parts) for parts in self._exact]
-        sizes = [rows.numel() * 8 for rows, _ in self._rows]
-        self._window, self._next = max(_WINDOW, sum(sizes) // _WINDOWS), 0
-        self._all = sum(sizes) <= self._window
+            self._bits, self._sums = self._kept()
+        sizes = [rows.numel() * 8 for rows in self._rows]
+        self._window, self._next = min(sum(sizes), max(_WINDOW, sum(sizes) // _WINDOWS)), 0
+
+    def _kept(self) -> tuple[Any, list[Tensor]]:
+        """Bits of all parts and sums of all rows: both by the extension where all lie on the CPU."""
+        parts = [part for group in self._exact for part in group]
+        if self._compiled is not None and all(t.is_cpu for t in (*parts, *self._rows)):
+            return self._compiled.Bits(parts, self._rows), []
+        return [torch.cat(group) for group in self._exact], [piece.sum(1) for piece in self._rows]
 
     def _parts(self, tensor: Tensor) -> list[Tensor]:
         """What is compared bit by bit; of the rest sums are remembered."""
@@ -97,23 +120,22 @@ class Fingerprint:
         whole = words[: count // _ROW * _ROW]
         rows = whole.view(-1, _ROW)
         for piece in rows.split(self._piece // (_ROW * 8)):
-            self._rows.append((piece, piece.sum(1)))
+            self._rows.append(piece)
         parts.append(whole[:: max(1, whole.numel() // _SAMPLES)])
         if whole.numel() < count:
             parts.append(words[whole.numel() :])
         return parts
 
     def _differs(self) -> bool:
-        for parts, bits in zip(self._exact, self._bits, strict=True):
-            if not torch.equal(torch.cat(parts), bits):
-                return True
-        if not self._rows:
-            return False
-        if self._all:
-            return any(not torch.equal(piece.sum(1), sums) for piece, sums in self._rows)
-        left, at = self._window, self._next
+        if not isinstance(self._bits, list):
+            found = self._bits.look(self._next, self._window)
+            self._next = max(0, found)
+            return bool(found < 0)
+        if any(not torch.equal(torch.cat(parts), kept) for parts, kept in zip(self._exact, self._bits, strict=True)):
+            return True
+        left, at = self._window if self._rows else 0, self._next
         while left > 0:
-            piece, sums = self._rows[at]
+            piece, sums = self._rows[at], self._sums[at]
             at = (at + 1) % len(self._rows)
             left -= piece.numel() * 8
             if not torch.equal(piece.sum(1), sums):

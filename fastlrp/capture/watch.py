@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from operator import is_, itemgetter
+from operator import getitem, is_, itemgetter
 from typing import Any
 
 import torch
@@ -188,7 +188,7 @@ class Watch:
             held = [item for table in (*tables[1:], vars(module)) for item in table.values()]
             tensors += [item for item in held if isinstance(item, Tensor)]
         self._sizes = [*map(len, self._tables)]
-        self._places, self._items = [link[:2] for link in links], [link[2] for link in links]
+        self._holders, self._keys, self._items = ([link[i] for link in links] for i in range(3))
         self.code = Code(modules)
         self._tensors, self._times = Fingerprint(tensors), 0
         self._lock = threading.Lock()
@@ -206,7 +206,9 @@ class Watch:
         # This runs before every explanation: loops of Python would cost a small network dearly.
         if [*map(len, self._tables)] != self._sizes:
             return True
-        now = [table.get(key) for table, key in self._places]
-        if not all(map(is_, now, self._items)):
+        try:
+            if not all(map(is_, map(getitem, self._holders, self._keys), self._items)):
+                return True
+        except KeyError:
             return True
         return self.code.changed()

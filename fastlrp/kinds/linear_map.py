@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,10 +57,36 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose)
         return
 
+    axes = _averaged_axes(node)
+
     def transposed(f: Tensor, s: Tensor | None) -> Tensor:
-        return vjp(forward, (zero,), f if s is None else multiply(f, s))[0]
+        given = f if s is None else multiply(f, s)
+        return vjp(forward, (zero,), given)[0] if axes is None else _spread_evenly(given, axes, x.sizes)
 
     b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel), left))
+
+
+def _averaged_axes(node: Node) -> tuple[int, ...] | None:
+    """The axes of a mean over some, the batch not among them; None for anything else."""
+    x, y, args = node.sources[0], node.output, node.args
+    plain = node.operation == "mean" and len(args) > 1 and not node.kwargs.get("dtype") and x.dtype == y.dtype
+    if not plain or len(args) > 3 or not isinstance(args[1], (list, tuple)) or not args[1]:
+        return None
+    if not all(type(axis) is int for axis in args[1]):
+        return None
+    axes = tuple(sorted(axis % len(x.shape) for axis in args[1]))
+    keeps = len(x.shape) == len(y.shape)
+    left = [1 if axis in axes else size for axis, size in enumerate(x.sizes, 1) if keeps or axis not in axes]
+    fits = axes[0] > 0 and y.sizes == tuple(left)
+    return axes if fits else None
+
+
+def _spread_evenly(f: Tensor, axes: tuple[int, ...], sizes: Sequence[int]) -> Tensor:
+    """A mean's derivative, ``(B, K, *y) -> (B, K, *x)``: in a small network a call of autograd costs ten products."""
+    if f.dim() < len(sizes) + 2:
+        for axis in axes:
+            f = f.unsqueeze(axis + 1)
+    return f.expand(*f.shape[:2], *sizes) / math.prod(sizes[axis - 1] for axis in axes)
 
 
 def _refuse_left_product(node: Node) -> None:

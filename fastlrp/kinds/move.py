@@ -122,7 +122,7 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
         return f.reshape(*f.shape[:2], *sizes)
 
     def reshaped_to_map(f: Tensor) -> Tensor:
-        return channels_last(f.reshape(-1, *sizes)).unflatten(0, f.shape[:2])
+        return channels_last(f.reshape(-1, *sizes)).view(*f.shape[:2], *sizes)
 
     if x.dtype != y.dtype:
         return cast_back, True, places.same, cast

@@ -78,8 +78,8 @@ class Rows:
     def inverse_sigma(self, x: Tensor) -> Tensor:
         """``1 / sqrt(var(x) + eps)``, ``(B, *groups, 1)``; an RMS norm's without taking the mean away."""
         rows = wide(x).reshape(len(x), *self.groups, self.length)
-        mean = rows.mean(-1, keepdim=True) if self.centre else 0.0
-        return ((rows - mean).square().mean(-1, keepdim=True) + self.eps).rsqrt().to(x.dtype)
+        squares = (rows - rows.mean(-1, keepdim=True)).square_() if self.centre else rows.square()
+        return squares.mean(-1, keepdim=True).add_(self.eps).rsqrt_().to(x.dtype)
 
 
 def _tensor(parameter: Any) -> Tensor | None:

@@ -117,7 +117,7 @@ def taken(node: Node, x: Value, y: Value) -> Taken | None:
 
 def at_positions(inverse: Callable[[Tensor], Tensor], window: Window) -> Callable[[Tensor], Any]:
     """``inverse``, or where it fills few positions, those alone: most of a class token's network above attention."""
-    if window.axis != 2 or 2 * window.length > window.whole:
+    if not window.leaves_most_free:
         return inverse
     positions = torch.arange(window.start, window.start + window.length)
 

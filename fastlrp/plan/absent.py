@@ -34,8 +34,12 @@ def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool])
 
         return without_the_last
 
+    places = [registers + place for place, missing in enumerate(absent) if missing]
+
     def with_absent(*operands: Tensor) -> Tensor:
-        rest = iter(operands[registers:])
-        return run(*operands[:registers], *(None if missing else next(rest) for missing in absent))
+        arguments: list[Any] = list(operands)
+        for place in places:
+            arguments.insert(place, None)
+        return run(*arguments)
 
     return with_absent

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from operator import is_
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
+
+_SHORTER: dict[str, Callable[..., Any]] = {
+    "aten.conv1d.default": torch.conv1d, "aten.conv2d.default": torch.conv2d, "aten.conv3d.default": torch.conv3d,
+    "aten.relu.default": torch.relu, "aten.sigmoid.default": torch.sigmoid, "aten.tanh.default": torch.tanh,
+    "aten.add.Tensor": torch.add, "aten.sub.Tensor": torch.sub, "aten.mul.Tensor": torch.mul,
+    "aten.div.Tensor": torch.div, "aten.matmul.default": torch.matmul, "aten.softmax.int": torch.softmax,
+    "aten.layer_norm.default": torch.layer_norm, "aten.mean.dim": torch.mean, "aten.flatten.using_ints": torch.flatten,
+    "aten.reshape.default": torch.reshape, "aten.view.default": Tensor.view, "aten.permute.default": torch.permute,
+    "aten.transpose.int": torch.transpose, "aten.select.int": torch.select, "aten.unsqueeze.default": torch.unsqueeze,
+    "aten.squeeze.dim": torch.squeeze,
+}  # fmt: skip
+"""PyTorch's own functions that take the same arguments in the same order as an operation of its graphs, and call it by
+a shorter way: 0.3 to 1.5 microseconds less, as much as a small network's operations take."""
+
+
+@cache
+def _by_operation() -> dict[Any, Callable[..., Any]]:
+    found = {}
+    for name, function in _SHORTER.items():
+        _, packet, overload = name.split(".")
+        operation = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+        if operation is not None:
+            found[operation] = function
+    return found
 
 
 def bind_forward(node: Node) -> Callable[..., Any]:
@@ -19,6 +48,8 @@ def bind_forward(node: Node) -> Callable[..., Any]:
         return {key: plain(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
 
     args, kwargs, call = plain(node.args), plain(node.kwargs), node.call
+    if isinstance(call, torch._ops.OpOverload) and not kwargs:
+        call = _by_operation().get(call, call)
     inner = [leaf for leaf in leaves((args[1:], kwargs)) if isinstance(leaf, Value)]
     if args and isinstance(args[0], Value) and not inner:
         rest = args[1:]
@@ -30,9 +61,45 @@ def bind_forward(node: Node) -> Callable[..., Any]:
 
         return forward_of_one
     inputs = node.inputs
+    if not any(isinstance(leaf, Value) for leaf in leaves(kwargs)) and all(map(_is_flat, args)):
+        return _of_several(call, args, kwargs, inputs)
 
     def forward(*tensors: Any) -> Any:
         table = dict(zip(inputs, tensors, strict=True))
         return call(*substitute(args, table), **substitute(kwargs, table))
 
     return forward
+
+
+def _is_flat(arg: Any) -> bool:
+    """Whether values are the argument itself, or items of it: no deeper down."""
+    items = arg if isinstance(arg, (tuple, list)) else ()
+    deeper = any(isinstance(leaf, Value) for item in items if not isinstance(item, Value) for leaf in leaves(item))
+    return not deeper and not isinstance(arg, dict)
+
+
+def _of_several(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[Value]
+) -> Callable[..., Any]:
+    """A function of values and constants: where each value goes is looked up once, not in every call."""
+    if not kwargs and len(args) == len(inputs) and all(map(is_, args, inputs)):
+        return call
+    places = [(place, inputs.index(arg)) for place, arg in enumerate(args) if isinstance(arg, Value)]
+    lists = []
+    for place, arg in enumerate(args):
+        if isinstance(arg, (tuple, list)) and any(isinstance(item, Value) for item in arg):
+            within = [(i, inputs.index(item)) for i, item in enumerate(arg) if isinstance(item, Value)]
+            lists.append((place, type(arg), list(arg), within))
+
+    def forward_of_several(*tensors: Any) -> Any:
+        arguments = list(args)
+        for place, number in places:
+            arguments[place] = tensors[number]
+        for place, kind, items, within in lists:
+            filled = items.copy()
+            for i, number in within:
+                filled[i] = tensors[number]
+            arguments[place] = filled if kind is list else kind(filled)
+        return call(*arguments, **kwargs)
+
+    return forward_of_several

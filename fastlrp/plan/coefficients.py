@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastlrp.aten import _product
 from fastlrp.one_hot import AtPositions, OneHot
+from fastlrp.plan import bound
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.late import is_late, send_late
@@ -268,6 +269,9 @@ def pair(
             u, v = representable(u, tensors[0], dtype), representable(v, tensors[0], dtype)
         return same_layout(layer, u), same_layout(layer, v)
 
+    if stabilizer.is_absolute and not (exact or narrow):  # As a rule: without a question that has one answer.
+        is_map = layer.node.kind == "conv" and len(layer.y.shape) == 4 and b.device.type in ("cpu", "cuda")
+        coefficients = bound.coefficients(op, missing, (rule, alpha, epsilon), is_map)
     swept = None
     if stabilizer.is_absolute and not narrow:
         swept = SweepPart("coefficients", (rule, alpha, stabilizer.epsilon), tuple(slots))

@@ -15,7 +15,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import packed, reduced, winograd
+from fastlrp.plan import bound, packed, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -111,11 +111,11 @@ class AffineLayer:
         if self.packs:
             product = layouts.filtered(weight) if filtered and self.filters else layouts.packed(weight)
 
-        def applied(x: Tensor, bound: Tensor | None = None) -> Tensor:
+        def applied(x: Tensor, floor: Tensor | None = None) -> Tensor:
             if product is None or not packed.fits(x):
                 return self.apply(x, weight, bias)
             if isinstance(product, winograd.Winograd):
-                return product(x, bias, least=bound, positive=least)
+                return product(x, bias, least=floor, positive=least)
             return product(x, bias)
 
         return applied
@@ -191,8 +191,17 @@ class AffineLayer:
         given = weight, weight_positive
         weight, part = self._for_kernel(b, weight), self._for_kernel(b, weight_positive)
 
+        # Most layers have one coefficient, and no input's sign decides: then it is one product, bound beforehand.
+        name, geometry = ("linear_relevance" if not before else "conv_relevance"), getattr(self, "geometry", None)
+        plain = not multiply and b.backend_of(name) == "torch"
+        product = bound.product(weight, self.x.sizes, geometry) if plain else None
+
         def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
+            if product is not None and v is None and u is not None:
+                return product(flow, u, weight)
+            if product is not None and u is None and not split and v is not None and part is not None:
+                return product(flow, v, part)
             # A kernel that reads W for the first term takes W+ from it.
             positive = None if fused and u is not None else part
             result: Tensor = relevance(flow, weight, u, v, given, positive, *before, split, multiply)

@@ -77,7 +77,7 @@ class Plan(StaysHere):
         chooser: which layers go the sparse way. block_bytes: largest register of a block of targets. sparse_block:
             targets from which on the choice between dense and sparse stays the same.
         coefficients: slots that the way down to the inputs reads. necks: those found so far, by schedule and targets.
-        moves: groups of steps whose moves become one copy.
+        moves: groups of steps whose moves become one copy. settled: ways down that :mod:`fastlrp.run.settled` found.
         latest_paths, latest_direction: for ``print`` alone: what the record that was asked last took, which has them as
             its own ``paths`` and ``direction``.
 
@@ -128,6 +128,7 @@ class Plan(StaysHere):
         self.fusions: Bounded[tuple[BackwardStep | Emission, ...], Steps] = Bounded(KEPT_SCHEDULES)
         self.moves = Known(MOST_KNOWN)
         self.necks: Bounded[tuple[Schedule, int], Neck | None] = Bounded(KEPT_SCHEDULES)
+        self.settled: Bounded[tuple[Any, ...], Any] = Bounded(KEPT_SCHEDULES)
         self._apart: Bounded[frozenset[Value], Plan] = Bounded(KEPT_APART)
 
     def with_apart(self, values: frozenset[Value]) -> Plan:

@@ -119,15 +119,13 @@ def through_conv(
     """:func:`fastlrp.aten.conv.conv_relevance` with weights of bfloat16."""
     stride, padding, dilation, is_transposed, _, groups = geometry.arguments
     few = aten_conv.few_channels(weight, is_transposed, groups)
+    through = aten_conv.TransposedProduct(input_size, stride, padding, dilation, is_transposed, groups, few)
 
     def transposed(flow: Tensor, u: Any, v: Any, x: Any) -> Tensor:
         given, split = (None, False) if x is False else (x, signed)
 
         def product(coefficient: Any, matrix: Tensor) -> Tensor:
-            operand = scaled_side_by_side(flow, _several(coefficient), 2)
-            return aten_conv.transposed_product(
-                operand, matrix, input_size, stride, padding, dilation, is_transposed, groups, few
-            )
+            return through(scaled_side_by_side(flow, _several(coefficient), 2), None, matrix)
 
         return combine(product, weight, u, v, given, positive, split, multiply, joint=few)
 

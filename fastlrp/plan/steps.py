@@ -18,6 +18,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Node, Value
 from fastlrp.plan.forms import Form
 from fastlrp.plan.geometry import PoolGeometry
+from fastlrp.plan.lines import Line, forward_line
 
 LANES = 16
 """Sparse steps compute targets in multiples of this many."""
@@ -110,6 +111,11 @@ class Window:
     length: int
     whole: int
     drops: bool = False
+
+    @property
+    def leaves_most_free(self) -> bool:
+        """Whether it fills so few positions that a register may hold these alone."""
+        return self.axis == 2 and 2 * self.length <= self.whole
 
 
 Rooms = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
@@ -315,6 +321,11 @@ class Schedule:
     def slots(self) -> frozenset[int]:
         """Slots that its backward steps and emissions read."""
         return frozenset(slot for step, _ in self.steps for slot in step.slots)
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        """Its forward steps as a plain loop takes them."""
+        return tuple(forward_line(step, frees) for step, frees in self.steps)
 
 
 def schedule_forward(steps: Sequence[ForwardStep], keep: frozenset[int], inputs: Sequence[int]) -> Schedule:

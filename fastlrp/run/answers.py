@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
@@ -28,10 +27,11 @@ from fastlrp.run.finite import all_finite
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.names import input_values, layer_values
 from fastlrp.run.parted import Rows, joined, of_rows, rows_of_parts
+from fastlrp.run.settled import Settled, settle
 from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Specialized
-from fastlrp.run.threads import Threads
+from fastlrp.run.threads import Computing
 from fastlrp.targets import Targets
 
 BASIS_BYTES = 64 << 20
@@ -60,7 +60,7 @@ class Answers:
         paths, direction: of the latest call, see :class:`fastlrp.run.record.ForwardRecord`.
     """
 
-    looks_for_nan = True
+    looks_for_nan = may_settle = True
 
     def __init__(self, plan: Plan, inputs: Inputs, batch: int, keeps: bool, max_memory: int | None) -> None:
         self.plan, self.inputs, self.batch, self.keeps, self.max_memory = plan, inputs, batch, keeps, max_memory
@@ -122,6 +122,10 @@ class Answers:
         """Relevance for ``count`` of the targets from ``start`` on; see :meth:`ForwardRecord.relevance`."""
         if reduce not in (None, "channels"):
             raise ValueError(f"reduce must be None or 'channels', got {reduce!r}")
+        if layers is None and out is None and self.max_memory is None and count == asked.count:
+            settled = self._settled(count, reduce)
+            if settled is not None and settled.fits(state):
+                return self._all_at_once(settled, state, asked, reduce, bar)
         names = self.values(layers)
         results = {
             name: Result(name, value, self.batch, count, reduce, destination(out, name, names), len(names) == 1)
@@ -130,7 +134,7 @@ class Answers:
         wanted = tuple(dict.fromkeys(names.values()))
         budget = self._budget_of(asked)
         budget.check(names, reduce)
-        with torch.no_grad(), Threads(self.plan.work * self.batch * count, self.plan.device):
+        with Computing(self.plan.work * self.batch * count, self.plan.device):
             state, schedule, ways = self._steps(state, names, asked.count, reduce)
             steps, block = budget.block(count, names, reduce, schedule, ways[0].found)
             by_value: dict[Value, list[Result]] = {}
@@ -166,6 +170,39 @@ class Answers:
             given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
             return given
         return self.inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
+
+    def _settled(self, count: int, reduce: str | None) -> Settled | None:
+        """The way down to the one input, if it is the same for all numbers; see :mod:`fastlrp.run.settled`."""
+        plan, values = self.plan, self.plan.explained_inputs()
+        if len(values) != 1 or not self.may_settle:
+            return None
+
+        def make() -> Settled | None:
+            schedule = plan.schedule(values, reduce == "channels")
+            return settle(plan, schedule, count, self.batch, self._block_chosen_for(count))
+
+        found: Settled | None = plan.settled.get((reduce, count, self.batch, plan.block_bytes), make)
+        if found is None or (count > 1 and runner.neck(plan, found.schedule, values, count) is not None):
+            return None
+        return found
+
+    def _all_at_once(
+        self, settled: Settled, state: list[Any], asked: Targets, reduce: str | None, bar: Progress | None
+    ) -> Relevance:
+        plan, count = self.plan, asked.count
+        self.paths = {}
+        plan.latest_paths = self.paths
+        result = Result("input", settled.value, self.batch, count, reduce, None, True)
+        with Computing(settled.work, plan.device):
+            initial = asked.block(0, count, one_hot=plan.takes_one_hot)
+            result.write(0, *settled.descend(plan, state, initial))
+            if bar is not None:
+                bar.reach(count)
+            if self.looks_for_nan and not result.is_finite():
+                raise NotFiniteError(self._why_not_finite(state, asked, 0, count))
+        if self.inputs.form == "tensor":
+            return result.finish()
+        return self.inputs.like([result.finish()], [v in plan.flows for v in plan.graph.inputs])
 
     def _why_not_finite(self, state: list[Any], asked: Targets, start: int, count: int) -> str:
         """The reason, looked for a few targets at a time: all layers' relevance is held at once."""
@@ -205,9 +242,7 @@ class Answers:
 
         ``key``: the schedule, the position of its first step here, and of a part of the batch its number.
         """
-        # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
-        step = LANES if count > LANES else LANES // 4
-        size = min(self.plan.sparse_block, -(-count // step) * step) if count >= LEAST_TARGETS else 1
+        size = self._block_chosen_for(count)
         if self.keeps:
             make = lambda: runner.specialize(self.plan, steps, state, size, self.batch, below)  # noqa: E731
             found = self.specialized.get((*key, size), make)
@@ -217,6 +252,12 @@ class Answers:
         self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
         self.plan.latest_paths = self.paths
         return found
+
+    def _block_chosen_for(self, count: int) -> int:
+        """For how many targets at once layers are chosen, of so many in all."""
+        # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
+        step = LANES if count > LANES else LANES // 4
+        return min(self.plan.sparse_block, -(-count // step) * step) if count >= LEAST_TARGETS else 1
 
     def _by_basis(
         self,

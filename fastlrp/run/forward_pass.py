@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor
 
 from fastlrp.capture import structure as structures
@@ -20,7 +19,7 @@ from fastlrp.run.inputs import Inputs, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.parted import join, tensors
 from fastlrp.run.prepared import Prepared
-from fastlrp.run.threads import Threads
+from fastlrp.run.threads import Computing
 
 LrpAware = bool | Literal["sweep"]
 
@@ -53,7 +52,7 @@ class ForwardPass(StaysHere):
         self._prepared, self._values_read = prepared, prepared.values
         self.plan, self.lrp_aware, self._inputs, self._max_memory = prepared.plan, lrp_aware, inputs, max_memory
         work = 2 * self.plan.work * len(inputs.tensors[0])  # The model's own products, and those for denominators.
-        with torch.no_grad(), Threads(work, self.plan.device):
+        with Computing(work, self.plan.device):
             try:
                 self._state: list[Any] | None = runner.forward(
                     self.plan, inputs.tensors, _KEEP[lrp_aware], at, self.fixed_batch is None

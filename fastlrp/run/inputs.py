@@ -146,7 +146,9 @@ def refuse_autocast(device: torch.device) -> None:
     Raises:
         RuntimeError: saying what to do instead.
     """
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    kind = device.type
+    may = kind == "cpu" or torch.amp.is_autocast_available(kind)
+    if may and torch.is_autocast_enabled(kind):
         raise RuntimeError(
             f"torch.autocast is on for {device.type}: it computes parts of a model in another dtype, and relevance is "
             f"computed in one. Explain outside of it, or within torch.autocast('{device.type}', enabled=False); for 16 "

@@ -179,8 +179,9 @@ class ForwardRecord(ForwardPass):
         if self.labels is not None:
             self.labels.check(asked.classes)
         # Relevance that starts with other numbers than the scores need not show that they are not finite.
-        asked_for = asked.asked_for() if initial != "output" else None
-        few = asked.terms is not None
+        if initial == "output":
+            return asked
+        asked_for, few = asked.asked_for(), asked.terms is not None
         if asked_for is not None and (bool(asked_for.isnan().any()) or (few and not all_finite(asked_for))):
             raise NotFiniteError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
         return asked

@@ -236,7 +236,7 @@ class Replay:
 class _SameWork(Answers):
     """The same work whatever the numbers are: nothing is looked at, no neuron is left out."""
 
-    looks_for_nan = False
+    looks_for_nan = may_settle = False
 
     def specialize(
         self, state: list[Any], key: tuple[Any, ...], steps: Steps, count: int, below: Steps | None = None

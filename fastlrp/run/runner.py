@@ -20,11 +20,12 @@ from fastlrp.plan.forms import Affine, Way
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
 from fastlrp.plan.kept import Keep
+from fastlrp.plan.lines import Line
 from fastlrp.plan.neck import Neck
 from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
-from fastlrp.plan.steps import Emission, ForwardStep, Schedule, Sink, Steps
+from fastlrp.plan.steps import Emission, Schedule, Sink, Steps
 from fastlrp.run import descent as way_down
 from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import find_neck
@@ -53,22 +54,24 @@ def forward(
         state[slot] = tensor
     schedule = plan.forward_schedule(keep)
     parts = plan.batch_parts(schedule, len(inputs[0])) if any_batch else None
-    steps = (schedule if at is None else only_rows(plan, schedule, at)).steps
-    if parts is not None:
-        _in_parts(plan, steps[: parts.end], steps[parts.end :], parts.runs(len(inputs[0])), state)
-        steps = steps[parts.end :]
-    run_forward(steps, state)
+    if at is not None:
+        schedule = only_rows(plan, schedule, at)
+    if parts is None:
+        run_forward(schedule.lines, state)
+    else:
+        _in_parts(plan, schedule, parts.end, parts.runs(len(inputs[0])), state)
+        run_forward(schedule.lines[parts.end :], state)
     return state
 
 
-def _in_parts(plan: Plan, steps: Any, rest: Any, runs: Sequence[tuple[int, int]], state: list[Any]) -> None:
-    """Execute forward steps for some samples after the other; what the ``rest`` reads is put together."""
+def _in_parts(plan: Plan, schedule: Schedule, end: int, runs: Sequence[tuple[int, int]], state: list[Any]) -> None:
+    """Execute the steps up to ``end`` for some samples after the other; what the rest reads is put together."""
     found, lengths = [], tuple(length for _, length in runs)
     for number, (start, length) in enumerate(runs):
         some = of_rows(state, Rows(number, start, length, last=number + 1 == len(runs)), sum(lengths))
-        run_forward(steps, some)
+        run_forward(schedule.lines[:end], some)
         found.append(some)
-    read = frozenset(slot for step, _ in rest for slot in step.ins)
+    read = frozenset(slot for step, _ in schedule.steps[end:] for slot in step.ins)
     together(found, lengths, state, read | {plan.graph.output.index})
 
 
@@ -81,7 +84,7 @@ def complete(plan: Plan, state: list[Any], wanted: frozenset[int]) -> list[Any]:
         return state
     have = frozenset(slot for slot, item in enumerate(state) if item is not None)
     full = list(join(state))
-    run_forward(plan.completion(wanted, have).steps, full)
+    run_forward(plan.completion(wanted, have).lines, full)
     return full
 
 
@@ -104,14 +107,13 @@ def specialize(
 
     ``below``: steps that would follow, where ``steps`` end at an edge; the entries that they need are computed there.
     """
-    may, work = plan.chooser.may_be_sparse(count), 0  # Asked first: it costs a small network's call less than the sum.
-    if may:
-        work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
-    itemsize, rates = plan.dtype.itemsize, rates_of(plan.device, plan.mixes_dtypes) if work else None
-    in_vain = rates is None and not plan.chooser.asks_for_sparse  # Patterns would wait for a GPU, and none be used.
-    if not work or in_vain or not plan.chooser.may_be_sparse(count, work * count * batch):
-        fused = plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps, state))
-        return Specialized(fused, [], 0)
+    dense = dense_steps(plan, steps, count, batch)
+    if dense is not None:
+        return Specialized(dense, [], 0)
+    rates = rates_of(plan.device, plan.mixes_dtypes)
+    if rates is None and not plan.chooser.asks_for_sparse:  # Patterns would wait for a GPU, and none be used.
+        return Specialized(_fused_once(plan, steps), [], 0)
+    itemsize = plan.dtype.itemsize
 
     def specialized(rates: Rates | None) -> Specialized:
         # The gain by Winograd's filtering is for the whole way down alone.
@@ -122,25 +124,33 @@ def specialize(
 
         return alive.specialize(steps, state, choose, below)
 
-    def dense() -> Specialized:
+    def all_dense() -> Specialized:
         return alive.specialize(steps, state, plan.chooser.dense_where_free, below)
 
     found = specialized(rates)
     if rates is not None:
-        found = _compared_as_wholes(plan, found, count, rates, specialized, dense)
+        found = _compared_as_wholes(plan, found, count, rates, specialized, all_dense)
     if program_check.ENABLED:
         program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
     given = {step for step, _ in steps}
-    if all(step in given for step, _ in found.steps):  # Nothing is sparse.
-        fused = plan.fusions.get(tuple(step for step, _ in found.steps), lambda: _fused(plan, found.steps, state))
-    else:
-        fused = _fused(plan, found.steps, state)
+    nothing_sparse = all(step in given for step, _ in found.steps)
+    fused = _fused_once(plan, found.steps) if nothing_sparse else _fused(plan, found.steps, state)
     return Specialized(fused, found.paths, found.nbytes)
+
+
+def dense_steps(plan: Plan, steps: Steps, count: int, batch: int) -> Steps | None:
+    """The steps as they go down for ``count`` targets whatever the numbers are; None if some may be sparse."""
+    may, work = plan.chooser.may_be_sparse(count), 0  # Asked first: it costs a small network's call less than the sum.
+    if may:
+        work = sum(s.work for s, _ in steps if type(s) is not Emission and isinstance(s.form, Affine))
+    if work and plan.chooser.may_be_sparse(count, work * count * batch):
+        return None
+    return _fused_once(plan, steps)
 
 
 def _compared_as_wholes(
     plan: Plan, found: Specialized, count: int, rates: Rates, specialized: Callable[[Rates], Specialized],
-    dense: Callable[[], Specialized],
+    all_dense: Callable[[], Specialized],
 ) -> Specialized:  # fmt: skip
     """What was chosen layer by layer, or another way down that costs less as a whole."""
     itemsize = plan.dtype.itemsize
@@ -153,7 +163,7 @@ def _compared_as_wholes(
         # One dense layer between sparse ones would cost more than it saves, since registers change their form.
         in_all = sum(_estimated(path, count, itemsize, rates).dense for path in found.paths)
         if in_all < OF_PATTERNS * cost_of(found.paths, count, itemsize, rates):
-            return dense()
+            return all_dense()
     return found
 
 
@@ -166,11 +176,16 @@ def _estimated(path: Path, count: int, itemsize: int, rates: Rates) -> Cost:
     return estimate(path.form, path.above, path.below, count, itemsize, rates, path.arriving)
 
 
-def _fused(plan: Plan, steps: Steps, state: list[Any]) -> Steps:
+def _fused(plan: Plan, steps: Steps, state: list[Any] | None = None) -> Steps:
     fused = economize(fuse_unpooling(steps), plan.moves)
     if program_check.ENABLED:
         program_check.check_backward(plan.program, fused, program_check.given_registers(steps), state)
     return fused
+
+
+def _fused_once(plan: Plan, steps: Steps) -> Steps:
+    """Of steps none of which is made for one state."""
+    return plan.fusions.get(tuple(step for step, _ in steps), lambda: _fused(plan, steps))
 
 
 def descent(plan: Plan, state: list[Any], sink: Sink, batch: int) -> Descent:
@@ -215,34 +230,29 @@ def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) ->
     return plan.necks.get((schedule, count), find)
 
 
-def run_forward(steps: Any, state: list[Any]) -> None:
+def run_forward(lines: Sequence[Line], state: list[Any]) -> None:
     """Execute forward steps, each with the slots that are not needed after it, on ``state``."""
     if profiling():
-        steps = [(_profiled(step), frees) for step, frees in steps]
-    name = ""
+        lines = [line._replace(run=_profiled(line)) for line in lines]
+    at = ""
     try:
-        for step, frees in steps:
-            name, ins = step.name, step.ins
-            if len(ins) == 1:
-                result = step.run(state[ins[0]])
+        for name, run, read, out, frees in lines:
+            at = name
+            if type(out) is int:
+                state[out] = run(*read(state))
             else:
-                result = step.run(*[state[slot] for slot in ins])
-            outs = step.outs
-            if len(outs) == 1:
-                state[outs[0]] = result
-            else:
-                for slot, item in zip(outs, result, strict=True):
+                for slot, item in zip(out, run(*read(state)), strict=True):
                     state[slot] = item
             for slot in frees:
                 state[slot] = None
     except Exception as error:
-        note_forward(error, name)
+        note_forward(error, at)
         raise
 
 
-def _profiled(step: ForwardStep) -> ForwardStep:
+def _profiled(line: Line) -> Callable[..., Any]:
     def in_profile(*tensors: Any) -> Any:
-        with record_function(f"forward: {step.name}"):
-            return step.run(*tensors)
+        with record_function(f"forward: {line.name}"):
+            return line.run(*tensors)
 
-    return replace(step, run=in_profile)
+    return in_profile

@@ -62,6 +62,11 @@ class Result:
             dense, may_be_view = register.contiguous(), register._is_view() or register.is_inference()
             self.target = dense.clone() if dense.data_ptr() == register.data_ptr() and may_be_view else dense
             return
+        if self.target is None and self.alone and is_whole and not self.channels and len(factors) == 1:
+            (factor,) = factors
+            if register.is_contiguous() and (factor.dtype, factor.device) == (register.dtype, register.device):
+                self.target = (register * factor.unsqueeze(1)).contiguous()
+                return
         place = self._place(first, register, rows)
         if len(factors) == 1 and not self.channels and (place.dtype, place.device) == (register.dtype, register.device):
             torch.mul(register, factors[0].unsqueeze(1), out=place)

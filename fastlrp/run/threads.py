@@ -1,4 +1,4 @@
-"""Small calls take one thread.
+"""What holds while a pass or a way down is computed: no derivatives, and small calls take one thread.
 
 A short parallel region gains nothing, and it waits for its slowest thread. GNU OpenMP waits by spinning, so that on a
 machine with one busy core each region of a small network takes as long as the other process's turn, milliseconds in the
@@ -35,8 +35,9 @@ def _set_threads() -> Callable[[int], object] | None:
     return found
 
 
-class Threads:
-    """As a context: so many threads as ``work`` operations are worth, one or all that PyTorch would take."""
+class Computing:
+    """As a context: no derivatives are recorded, and ``work`` operations get so many threads as they are worth, one or
+    all that PyTorch would take. ``torch.no_grad()`` beside it would cost a small network's call four times as much."""
 
     def __init__(self, work: int, device: torch.device) -> None:
         # Asked first: PyTorch tells OpenMP its number when a thread asks for the first time.
@@ -44,9 +45,14 @@ class Threads:
         self._set = _set_threads() if self._before > 1 else None
 
     def __enter__(self) -> None:
+        self._had_grad = torch.is_grad_enabled()
+        if self._had_grad:
+            torch._C._set_grad_enabled(False)
         if self._set is not None:
             self._set(1)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._set is not None:
             self._set(self._before)
+        if self._had_grad:
+            torch._C._set_grad_enabled(True)

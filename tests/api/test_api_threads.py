@@ -25,7 +25,7 @@ def three_threads():
 def seen(monkeypatch):
     """How many threads the forward pass and the way down are computed with, as they come."""
     found = []
-    for name in ("forward", "propagate"):
+    for name in ("forward", "registers_with"):
         inner = getattr(runner, name)
         monkeypatch.setattr(runner, name, lambda *a, _f=inner: found.append(torch.get_num_threads()) or _f(*a))
     return found
