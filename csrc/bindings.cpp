@@ -298,6 +298,7 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_cuda(m);
   m.def("set_order", &emulator::set_order, py::arg("order"), py::arg("seed"));
   m.def("launches", &emulator::launches);
+  m.def("kernels", &emulator::kernels);
 }
 #else
 PYBIND11_MODULE(FASTLRP_NAME, m) {
