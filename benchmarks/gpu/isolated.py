@@ -23,7 +23,7 @@ OK, WRONG, ERROR, SKIPPED, HUNG, DIED, LATE = "ok", "wrong", "error", "skipped",
 BAD = (WRONG, ERROR, HUNG, DIED, LATE)
 
 
-class Skip(Exception):
+class UnableError(Exception):
     """Raised by a case that cannot run here; says why."""
 
 
@@ -53,9 +53,7 @@ class _Running:
     began: float
 
 
-def outcomes(
-    cases: Sequence[Case], at_once: int, limit: float, seconds: float = float("inf")
-) -> Iterator[Outcome]:
+def outcomes(cases: Sequence[Case], at_once: int, limit: float, seconds: float = float("inf")) -> Iterator[Outcome]:
     """Run the cases, in this order, ``at_once`` of them side by side; yields each as soon as it is over.
 
     Args:
@@ -65,26 +63,34 @@ def outcomes(
     context = multiprocessing.get_context("fork")
     begin = time.monotonic()
     waiting, running = list(reversed(cases)), list[_Running]()
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            case = waiting.pop()
-            if time.monotonic() - begin > seconds:
-                yield Outcome(case.name, LATE, 0.0, f"{seconds:.0f} seconds were over before it began")
-                continue
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(case, there))
-            process.start()
-            there.close()
-            running.append(_Running(case, process, here, time.monotonic()))
-        if not running:
-            return
-        first = min(one.began for one in running) + limit - time.monotonic()
-        wait([one.pipe for one in running], timeout=max(0.0, min(first, 1.0)))
-        for one in list(running):
-            found = _looked_at(one, limit)
-            if found is not None:
-                running.remove(one)
-                yield found
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                case = waiting.pop()
+                if time.monotonic() - begin > seconds:
+                    yield Outcome(case.name, LATE, 0.0, f"{seconds:.0f} seconds were over before it began")
+                    continue
+                running.append(_started(case, context))
+            if not running:
+                return
+            first = min(one.began for one in running) + limit - time.monotonic()
+            wait([one.pipe for one in running], timeout=max(0.0, min(first, 1.0)))
+            for one in list(running):
+                found = _looked_at(one, limit)
+                if found is not None:
+                    running.remove(one)
+                    yield found
+    finally:
+        for one in running:
+            one.process.kill()
+
+
+def _started(case: Case, context: Any) -> _Running:
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(case, there), daemon=True)
+    process.start()
+    there.close()
+    return _Running(case, process, here, time.monotonic())
 
 
 def _looked_at(one: _Running, limit: float) -> Outcome | None:
@@ -117,7 +123,7 @@ def _run(case: Case, pipe: Connection) -> None:
     try:
         said = case.run()
         found = (OK, "" if said is None else str(said))
-    except Skip as reason:
+    except UnableError as reason:
         found = (SKIPPED, str(reason))
     except AssertionError as error:
         found = (WRONG, _told(error))

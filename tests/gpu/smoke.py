@@ -3,6 +3,7 @@
     python -m tests.gpu.smoke --output rows.jsonl            # on a GPU
     python -m tests.gpu.smoke --rehearse                     # on the CPU: Triton's interpreter, the emulator of CUDA
     python -m tests.gpu.smoke --only attention_up --at-once 1
+    python -m tests.gpu.smoke --compile                      # no GPU: fills Triton's cache with kernels for 9.0
 
 Results are compared with the definition, which computes on the CPU. float32 comes first, then products of living
 neurons, then TF32 and 16 bits, then small models. A case that hangs or loses the device is killed and loses nothing of
@@ -16,24 +17,27 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-REHEARSES = "--rehearse" in sys.argv[1:]
-if REHEARSES and __name__ == "__main__":  # Read when the modules below are first imported.
-    os.environ |= {"FASTLRP_GPU_TESTS_ON": "cpu", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+if __name__ == "__main__":  # Read when the modules below are first imported.
+    REHEARSES, COMPILES = (word in sys.argv[1:] for word in ("--rehearse", "--compile"))
+    if REHEARSES or COMPILES:
+        os.environ |= {"FASTLRP_GPU_TESTS_ON": "cpu", "OMP_NUM_THREADS": "1"}
+        os.environ["TRITON_INTERPRET"] = "1" if REHEARSES else "0"
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks import precision  # noqa: E402
-from benchmarks.gpu import isolated  # noqa: E402
-from benchmarks.gpu.isolated import Case, Outcome, Skip  # noqa: E402
-from benchmarks.gpu.part import FAILED, Part, no_gpu  # noqa: E402
-from fastlrp.backends import dispatch  # noqa: E402
-from tests.gpu import smoke_models, smoke_sparse  # noqa: E402
-from tests.gpu.cases import DEVICE, OWN, cast, relative, samples  # noqa: E402
-from tests.ops.cases import reference  # noqa: E402
+from benchmarks import precision
+from benchmarks.gpu import absent, isolated
+from benchmarks.gpu.isolated import Case, Outcome, UnableError
+from benchmarks.gpu.part import Part, no_gpu
+from fastlrp.backends import dispatch
+from tests.gpu import rehearsal, smoke_models, smoke_sparse, smoke_tiles
+from tests.gpu.cases import DEVICE, OWN, cast, relative, samples
+from tests.ops.cases import reference
 
 LIMITS = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2, "float16": 4e-3}
 """The largest relative error. One rounding of the result, and what a few dozen products of rounded numbers lose."""
@@ -50,7 +54,7 @@ def operation(number: int, backend: str, name: str) -> str:
     dtype = precision.PRECISIONS[name].dtype
     reason = dispatch.reason(backend, op, DEVICE, dtype)
     if reason is not None:
-        raise Skip(reason)
+        raise UnableError(reason)
     given = cast(arguments, dtype)
     expected = reference(op)(*cast(given, torch.float64))
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -62,11 +66,11 @@ def operation(number: int, backend: str, name: str) -> str:
     return f"off by {error:.1e}"
 
 
-def _has(backend: str, op: str, dtype: torch.dtype) -> bool:
-    """Whether it is meant to have a kernel: of the CUDA extension only what is declared is known without loading it."""
+def _has(backend: str, op: str) -> bool:
+    """Whether it is meant to have a kernel: that it is loaded is for the case to find out."""
     if backend == "triton":
-        return True
-    return dispatch.BACKEND[backend].has(op) if REHEARSES else dispatch.STEMS[op] in ("pool", "elementwise", "input_rules")
+        return op != "elementwise_pooled_coefficients"  # With the pool in one sweep: CUDA's alone.
+    return dispatch.STEMS[op] in ("pool", "elementwise", "input_rules")
 
 
 def operations(names: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -75,7 +79,7 @@ def operations(names: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
             if name == "tf32" and not dispatch.STEMS[op].startswith(PRODUCTS):
                 continue
             for backend in OWN:
-                if _has(backend, op, precision.PRECISIONS[name].dtype):
+                if _has(backend, op):
                     yield f"{backend} {op} {number} {name}", partial(operation, number, backend, name)
 
 
@@ -106,6 +110,16 @@ def prepared(run: Callable[[], Any]) -> Callable[[], Any]:
     return case
 
 
+def compiling(run: Callable[[], Any]) -> Callable[[], Any]:
+    """What nobody computes is not right; that kernels compile and fit is."""
+
+    def case() -> Any:
+        with suppress(AssertionError):
+            run()
+
+    return case
+
+
 def load() -> None:
     """Import what the cases would import each for itself. Nothing here may touch the device: see ``isolated``."""
     for op, stem in dispatch.STEMS.items():
@@ -113,18 +127,6 @@ def load() -> None:
         for name in ("torch", "triton"):
             if dispatch.BACKEND[name].has(op):
                 dispatch.BACKEND[name].load(op)
-
-
-def rehearsal() -> None:
-    """The CPU takes the GPU's part: the interpreter as Triton, the emulator as the extension's kernels."""
-    from fastlrp.backends import cuda
-    from tests.cuda.emulated import emulated
-    from tests.kernels import conftest  # noqa: F401  # Mends the interpreter's products of bfloat16.
-
-    module = emulated()
-    cuda.kernels = lambda: module
-    cuda.device_type = lambda: "cpu"
-    dispatch._select.cache_clear()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,13 +138,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words.add_argument("--at-once", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="cases side by side")
     words.add_argument("--only", default="", help="cases whose name has this in it")
     words.add_argument("--rehearse", action="store_true", help="on the CPU")
+    words.add_argument("--compile", action="store_true", help="only compile Triton's kernels, for an absent GPU")
     options = words.parse_args(arguments)
     if options.rehearse:
-        rehearsal()
+        rehearsal.take_its_place()
+    elif options.compile:
+        absent.take_its_place()
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # An error names the place that made it.
     load()
     cases = [case for case in all_cases() if options.only in case.name]
-    part = Part("smoke", DEVICE, {"device": str(DEVICE)}, Path(options.output) if options.output else None, options.seconds)
+    if options.compile:
+        cases = [Case(case.name, compiling(case.run)) for case in cases if case.name.startswith(("triton", "model"))]
+    part = Part(
+        "smoke", DEVICE, {"device": str(DEVICE)}, Path(options.output) if options.output else None, options.seconds
+    )
     count: dict[str, int] = {}
     for outcome in isolated.outcomes(cases, options.at_once, options.limit, options.seconds):
         count[outcome.result] = count.get(outcome.result, 0) + 1

@@ -55,7 +55,9 @@ def down(paths: str, rules: str, backend: str) -> str:
 def up(paths: str, backend: str) -> str:
     model, x = made()
     groups = torch.rand(20, *x.shape[1:])
-    with fastlrp.Explainer(model.double(), "epsilon_plus", backend="torch", paths="dense").forward(x.double()) as record:
+    with fastlrp.Explainer(model.double(), "epsilon_plus", backend="torch", paths="dense").forward(
+        x.double()
+    ) as record:
         right = record.relevance("all", groups=groups.double(), direction="down")
     explainer = fastlrp.Explainer(model.float().to(DEVICE), "epsilon_plus", backend=backend, paths=paths)
     with explainer.forward(x.to(DEVICE)) as record:
@@ -93,9 +95,9 @@ def recorded() -> str:
 
 
 def raise_skip(reason: str) -> None:
-    from benchmarks.gpu.isolated import Skip
+    from benchmarks.gpu.isolated import UnableError
 
-    raise Skip(reason)
+    raise UnableError(reason)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
