@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load()
     cases = [case for case in all_cases() if options.only in case.name]
     if options.compile:
-        cases = [Case(case.name, compiling(case.run)) for case in cases if case.name.startswith(("triton", "model"))]
+        cases = [Case(case.name, compiling(case.run)) for case in cases if case.name.startswith("triton ")]
     part = Part(
         "smoke", DEVICE, {"device": str(DEVICE)}, Path(options.output) if options.output else None, options.seconds
     )
