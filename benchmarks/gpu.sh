@@ -241,6 +241,8 @@ command_of() { # part, seconds; sets the array command
       # By folder: tests/kernels would switch Triton to its interpreter for the whole process.
       command=(env "FASTLRP_GPU_TESTS=$many" "FASTLRP_GPU_RESULTS=$rows" "$py" -m pytest -q -p no:cacheprovider)
       command+=(-m gpu tests/gpu tests/viz/test_viz_heatmap.py)
+      # A test that hangs ends its process; another one takes its place.
+      "$py" -c 'import pytest_timeout' 2>/dev/null && command+=(--timeout 100 --timeout-method thread)
       # Most of the time goes into compiling kernels, one process each.
       "$py" -c 'import xdist' 2>/dev/null && command+=(-n "$(($(nproc) > 14 ? 14 : $(nproc)))")
       ;;

@@ -119,7 +119,7 @@ def _looked_at(one: _Running, limit: float) -> Outcome | None:
 
 def _run(case: Case, pipe: Connection) -> None:
     """In the fork."""
-    os.setpgid(0, 0)  # Ctrl-C is for the parent, which writes down what there is.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which writes down what there is.
     try:
         said = case.run()
         found = (OK, "" if said is None else str(said))
