@@ -102,6 +102,7 @@ wanted() { # part
 limit_of() { # quick, full: seconds that a part may take
   local limit=$2
   [ "$mode" = quick ] && limit=$1
+  [ "$rehearse" = 1 ] && limit=600 # the emulator may have to be compiled first
   [ -n "${FASTLRP_GPU_LIMIT:-}" ] && [ "$FASTLRP_GPU_LIMIT" -lt "$limit" ] && limit=$FASTLRP_GPU_LIMIT
   say "$limit"
 }

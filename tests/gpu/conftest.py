@@ -32,6 +32,8 @@ MOST = 12
 RESULTS = os.environ.get("FASTLRP_GPU_RESULTS")
 """A file that each result is appended to as soon as there is one."""
 
+ONLY_ON_A_GPU = ("test_gpu_backends.py", "test_gpu_streams.py", "test_gpu_large.py")
+
 INTERPRETED = "Triton is interpreted in this process (TRITON_INTERPRET=1): run pytest tests/gpu alone"
 
 
@@ -48,6 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     In a quick run on one a few cases of each test do, far apart in the grid of its parameters.
     """
     why = reason()
+    if DEVICE.type == "cpu":  # What is asked of the device itself cannot be rehearsed.
+        items[:] = [item for item in items if item.path.name not in ONLY_ON_A_GPU]
     here = Path(__file__).parent
     mine = [item for item in items if here in item.path.parents]
     cases: dict[str, list[pytest.Item]] = {}
