@@ -23,21 +23,21 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-# part, seconds at most (quick, full), what it is
+# part, seconds at most (quick, full), what it is; those come first without which the others are worth nothing
 parts() {
   cat <<'TABLE'
 build 300 420 the extension with CUDA, in a virtual environment
 smoke 150 240 one small call of every kernel, each in a process of its own
 tests 240 560 pytest tests/gpu -m gpu
-memcheck 180 420 compute-sanitizer, wrong addresses, on the small op tests
-racecheck 180 420 compute-sanitizer, races in shared memory, on the small op tests
+memcheck 120 420 compute-sanitizer, wrong addresses, on the small op tests
 roofline 60 120 measured peaks; the dense floor, layer by layer
+models 300 580 one image, 256 targets: fastlrp, Zennit, a gradient, the floor
 ops 180 560 every fused operation beside the same composed of PyTorch calls
 sparse 80 300 living neurons only beside the dense product, down and up
 attention 120 400 attention of transformers beside composed PyTorch calls and PyTorch's backward pass
 norm 40 90 norms of transformers beside composed PyTorch calls
 recurrence 40 60 all steps of an LSTM beside composed PyTorch calls
-models 300 580 one image, 256 targets: fastlrp, Zennit, a gradient, the floor
+racecheck 180 420 compute-sanitizer, races in shared memory, on the small op tests
 batch 120 400 64 images, one target each
 stream 60 150 1000 targets in blocks: flat time, bounded memory
 replay 40 60 a small network, its launches recorded once
@@ -243,7 +243,7 @@ command_of() { # part, seconds; sets the array command
       command=(env "FASTLRP_GPU_TESTS=$many" "FASTLRP_GPU_RESULTS=$rows" "$py" -m pytest -q -p no:cacheprovider)
       command+=(-m gpu tests/gpu tests/viz/test_viz_heatmap.py)
       # A test that hangs ends its process; another one takes its place.
-      "$py" -c 'import pytest_timeout' 2>/dev/null && command+=(--timeout 100 --timeout-method thread)
+      "$py" -c 'import pytest_timeout' 2>/dev/null && command+=(--timeout 150 --timeout-method thread)
       # Most of the time goes into compiling kernels, one process each.
       "$py" -c 'import xdist' 2>/dev/null && command+=(-n "$(($(nproc) > 14 ? 14 : $(nproc)))")
       ;;

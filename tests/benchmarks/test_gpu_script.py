@@ -20,8 +20,8 @@ from benchmarks.gpu.part import no_gpu
 ROOT = Path(__file__).parents[2]
 SCRIPT = "benchmarks/gpu.sh"
 PARTS = [
-    "build", "smoke", "tests", "memcheck", "racecheck", "roofline", "ops", "sparse", "attention", "norm", "recurrence",
-    "models", "batch", "stream", "replay",
+    "build", "smoke", "tests", "memcheck", "roofline", "models", "ops", "sparse", "attention", "norm", "recurrence",
+    "racecheck", "batch", "stream", "replay",
 ]  # fmt: skip
 
 
