@@ -140,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words.add_argument("--rehearse", action="store_true", help="on the CPU")
     words.add_argument("--compile", action="store_true", help="only compile Triton's kernels, for an absent GPU")
     options = words.parse_args(arguments)
+    if options.rehearse or options.compile:
+        options.limit = max(options.limit, 600.0)  # Interpreted, on a machine with other things to do.
     if options.rehearse:
         rehearsal.take_its_place()
     elif options.compile:
