@@ -119,6 +119,7 @@ def _looked_at(one: _Running, limit: float) -> Outcome | None:
 
 def _run(case: Case, pipe: Connection) -> None:
     """In the fork."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which writes down what there is.
     try:
         said = case.run()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -146,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rehearsal.take_its_place()
     elif options.compile:
         absent.take_its_place()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # Takes the cases that run along.
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # An error names the place that made it.
     load()
     cases = [case for case in all_cases() if options.only in case.name]
