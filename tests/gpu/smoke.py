@@ -84,9 +84,16 @@ def operations(names: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
                     yield f"{backend} {op} {number} {name}", partial(operation, number, backend, name)
 
 
+def device() -> str:
+    """PyTorch's own kernels run."""
+    assert torch.ones(1000, device=DEVICE).sum().item() == 1000
+    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "the CPU"
+
+
 def all_cases() -> list[Case]:
     """In the order of their worth."""
     groups = (
+        [("device", device)],
         operations(["float32"]), operations(["tf32"]), smoke_sparse.cases(), operations(["bfloat16"]),
         smoke_models.cases(), smoke_tiles.cases(),
     )  # fmt: skip
@@ -150,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # Takes the cases that run along.
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # An error names the place that made it.
     load()
+    assert not torch.cuda.is_initialized(), "a process that has used CUDA cannot be forked"
     cases = [case for case in all_cases() if options.only in case.name]
     if options.compile:
         cases = [Case(case.name, compiling(case.run)) for case in cases if case.name.startswith("triton ")]
