@@ -52,3 +52,11 @@ def test_every_kernel_is_reached(cuda):
     for run in (*operations, *sparse):
         run()
     assert launched(cuda) >= declared()
+
+
+def test_a_vector_that_is_not_aligned_is_refused():
+    """On a GPU it ends the process: no later call succeeds."""
+    emulated().check_aligned(48, 16)
+    with pytest.raises(RuntimeError, match="a vector of 16 bytes is read or written at an address that is no multiple"):
+        emulated().check_aligned(40, 16)
+    emulated().check_aligned(40, 8)
