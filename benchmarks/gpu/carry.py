@@ -37,15 +37,19 @@ def described() -> dict[str, str]:
     import torch
 
     digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "csrc").rglob("*.*"), ROOT / "setup.py"]):
-        if path.is_file():
-            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    for path in sources():
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return {
         "sources": digest.hexdigest(),
         "python": sysconfig.get_config_var("EXT_SUFFIX"),
         "architectures": os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
         "cuda": str(torch.version.cuda).split(".")[0],
     }
+
+
+def sources() -> list[Path]:
+    """What the extension is built from."""
+    return [path for path in sorted([*(ROOT / "csrc").rglob("*.*"), ROOT / "setup.py"]) if path.is_file()]
 
 
 def extension() -> Path:
@@ -57,7 +61,14 @@ def cache() -> Path:
 
 
 def pack(folder: Path, since: float) -> None:
-    """Write the extension, without its symbols, and the kernels that were asked for since then."""
+    """Write the extension, without its symbols, and the kernels that were asked for since then.
+
+    Raises:
+        CarryError: if the sources have changed since the extension was built.
+    """
+    newer = [path for path in sources() if path.stat().st_mtime > extension().stat().st_mtime]
+    if newer:
+        raise CarryError(f"{newer[0].relative_to(ROOT)} has changed since the extension was built: build it again")
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / "extension.so"
     subprocess.run(["strip", "-o", str(plain), str(extension())], check=True)

@@ -44,9 +44,15 @@ def test_there_and_back(machines, tmp_path, capsys):
     kernel(here / "cache", "OLD")
     os.utime(here / "cache" / "OLD", (1000, 1000))
     kernel(here / "cache", "NEW")
+    (here / "setup.py").write_text("")
+    os.utime(carry.extension(), (1000, 1000))
+    with pytest.raises(carry.CarryError, match=r"setup\.py has changed since the extension was built"):
+        carry.pack(tmp_path / "carried", since=2000)
+    os.utime(carry.extension())
     carry.pack(tmp_path / "carried", since=2000)
     assert "the extension and 1 kernels" in capsys.readouterr().out
     there = machines("there")
+    (there / "setup.py").write_text("")
     carry.unpack(tmp_path / "carried")
     assert carry.extension().stat().st_size > 1000
     assert (there / "fastlrp" / "kernels").resolve() == there / "kernels"
