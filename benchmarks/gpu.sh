@@ -9,32 +9,35 @@
 #   --seconds N      begin no part after N seconds, and give none more time than is left
 #   --resume         leave out the parts that OUT/status.jsonl already calls ok
 #   --no-build       with $PYTHON as it is: fastlrp is installed there
+#   --prepare        no GPU: make what a run takes along (build/gpu/carry), so that its minutes go into running
 #   --rehearse       on the CPU, with tiny shapes: shows that this script works, and measures nothing
 #   --dry-run        say what would run, and end
 #
 # Environment: PYTHON (python3, with a CUDA PyTorch), FASTLRP_WHEELS (folder of wheels to install: zennit, captum;
 # without them these take no part), FASTLRP_COMMIT (what rows call the commit where there is no git), FASTLRP_GPU_VENV,
-# FASTLRP_GPU_LIMIT (most seconds of any part), TORCH_CUDA_ARCH_LIST (by default the GPU's own).
+# FASTLRP_GPU_LIMIT (most seconds of any part), TORCH_CUDA_ARCH_LIST (by default the GPU's own; with --prepare 9.0a),
+# FASTLRP_CARRY (folder of what was prepared: build/gpu/carry).
 # OUT gets rows.jsonl (measurements), status.jsonl (parts), log.txt, summary.md, and ncu.txt. Every part has a time
 # limit and its own process: one that fails or takes too long loses nothing of the others.
 # Exit code: 0 all parts ok, 1 a part failed, 2 no GPU or a wrong call.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-# part, seconds at most (quick, full), what it is
+# part, seconds at most (quick, full), what it is; those come first without which the others are worth nothing
 parts() {
   cat <<'TABLE'
 build 300 420 the extension with CUDA, in a virtual environment
+smoke 150 240 one small call of every kernel, each in a process of its own
 tests 240 560 pytest tests/gpu -m gpu
-memcheck 180 420 compute-sanitizer, wrong addresses, on the small op tests
-racecheck 180 420 compute-sanitizer, races in shared memory, on the small op tests
+memcheck 120 420 compute-sanitizer, wrong addresses, on the small op tests
 roofline 60 120 measured peaks; the dense floor, layer by layer
+models 300 580 one image, 256 targets: fastlrp, Zennit, a gradient, the floor
 ops 180 560 every fused operation beside the same composed of PyTorch calls
 sparse 80 300 living neurons only beside the dense product, down and up
 attention 120 400 attention of transformers beside composed PyTorch calls and PyTorch's backward pass
 norm 40 90 norms of transformers beside composed PyTorch calls
 recurrence 40 60 all steps of an LSTM beside composed PyTorch calls
-models 300 580 one image, 256 targets: fastlrp, Zennit, a gradient, the floor
+racecheck 180 420 compute-sanitizer, races in shared memory, on the small op tests
 batch 120 400 64 images, one target each
 stream 60 150 1000 targets in blocks: flat time, bounded memory
 replay 40 60 a small network, its launches recorded once
@@ -49,7 +52,7 @@ fail() {
 }
 usage() { fail "$1; benchmarks/gpu.sh --help says what there is"; }
 
-mode=full only='' with_ncu=0 budget='' resume=0 build=1 rehearse=0 dry=0 out='' inside=''
+mode=full only='' with_ncu=0 budget='' resume=0 build=1 rehearse=0 prepare=0 dry=0 out='' inside=''
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) mode=quick ;;
@@ -64,6 +67,7 @@ while [ $# -gt 0 ]; do
     --resume) resume=1 ;;
     --no-build) build=0 ;;
     --rehearse) rehearse=1 ;;
+    --prepare) prepare=1 ;;
     --dry-run) dry=1 ;;
     --inside) inside=$2 && shift ;;
     -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" && exit 0 ;;
@@ -75,6 +79,7 @@ done
 
 PYTHON=${PYTHON:-python3}
 venv=${FASTLRP_GPU_VENV:-build/gpu/venv}
+carry=${FASTLRP_CARRY:-build/gpu/carry}
 export PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}
 unset TRITON_INTERPRET
 # The toolkit's programs, where nobody put them on the path.
@@ -97,6 +102,7 @@ wanted() { # part
 limit_of() { # quick, full: seconds that a part may take
   local limit=$2
   [ "$mode" = quick ] && limit=$1
+  [ "$rehearse" = 1 ] && limit=600 # the emulator may have to be compiled first
   [ -n "${FASTLRP_GPU_LIMIT:-}" ] && [ "$FASTLRP_GPU_LIMIT" -lt "$limit" ] && limit=$FASTLRP_GPU_LIMIT
   say "$limit"
 }
@@ -113,8 +119,19 @@ if [ "$dry" = 1 ]; then
   exit 0
 fi
 
-[ -n "$out" ] || usage "OUT is missing"
+[ -n "$out" ] || [ "$prepare" = 1 ] || usage "OUT is missing"
 command -v "$PYTHON" >/dev/null || fail "there is no '$PYTHON'; set PYTHON to one that has a CUDA PyTorch"
+
+# What needs no GPU, ahead: the extension, and every kernel of Triton's that the first calls launch. PYTHON has the GPU
+# machine's versions of Python, of CUDA in PyTorch, and of Triton.
+if [ "$prepare" = 1 ]; then
+  export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a} FASTLRP_BUILD_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
+  since=$(date +%s)
+  [ -e fastlrp/kernels ] || ln -s ../kernels fastlrp/kernels
+  "$PYTHON" setup.py -q build_ext --inplace --build-temp build/gpu/objects || fail "the extension does not build"
+  "$PYTHON" -m tests.gpu.smoke --compile || fail "a kernel of Triton's does not compile"
+  exec "$PYTHON" -m benchmarks.gpu.carry pack "$carry" --since "$since"
+fi
 
 no_gpu() {
   "$PYTHON" - <<'CODE'
@@ -133,6 +150,8 @@ if [ "$rehearse" = 0 ]; then
 fi
 
 # The build, in a process of its own (--inside build)
+
+HAS_CUDA='from fastlrp.backends.cuda import kernels; raise SystemExit(kernels() if isinstance(kernels(), str) else 0)'
 
 fingerprint() {
   "$PYTHON" -c 'import sys, torch; print(sys.version, torch.__version__, sys.argv[1:])' "$TORCH_CUDA_ARCH_LIST"
@@ -174,6 +193,14 @@ CODE
   else
     say "FASTLRP_WHEELS is not set: without zennit or captum in $PYTHON's packages these take no part"
   fi
+  # What was made ahead, if it was made of these sources for this Python.
+  if "$PYTHON" -m benchmarks.gpu.carry unpack "$carry"; then
+    "$PYTHON" -c 'import sys; open(sys.argv[1], "w").write(sys.argv[2])' \
+      "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/fastlrp.pth" "$PWD"
+    "$venv/bin/python" -m fastlrp.info && "$venv/bin/python" -c "$HAS_CUDA" && say "$stamp" >"$venv/stamp" && return 0
+    say "what was made ahead does not load here, so that it is built"
+    rm -f "$venv"/lib/python*/site-packages/fastlrp.pth
+  fi
   export PATH=$PWD/$venv/bin:$PATH MAX_JOBS=${MAX_JOBS:-$(nproc)}
   if FASTLRP_BUILD_CUDA=1 "${pip[@]}" --no-build-isolation -v -e .; then
     "$venv/bin/python" -m fastlrp.info && say "$stamp" >"$venv/stamp"
@@ -210,12 +237,15 @@ command_of() { # part, seconds; sets the array command
   [ "$mode" = quick ] && many=quick
   case $1 in
     build) command=(bash benchmarks/gpu.sh --inside build "$out") ;;
+    smoke) command=("$py" -m tests.gpu.smoke --output "$rows" --seconds "$(($2 > 60 ? $2 - 40 : $2))" --limit 40) ;;
     tests)
       # By folder: tests/kernels would switch Triton to its interpreter for the whole process.
-      command=(env "FASTLRP_GPU_TESTS=$many" "$py" -m pytest tests/gpu tests/viz/test_viz_heatmap.py -m gpu -q)
-      command+=(-p no:cacheprovider)
+      command=(env "FASTLRP_GPU_TESTS=$many" "FASTLRP_GPU_RESULTS=$rows" "$py" -m pytest -q -p no:cacheprovider)
+      command+=(-m gpu tests/gpu tests/viz/test_viz_heatmap.py)
+      # A test that hangs ends its process; another one takes its place.
+      "$py" -c 'import pytest_timeout' 2>/dev/null && command+=(--timeout 150 --timeout-method thread)
       # Most of the time goes into compiling kernels, one process each.
-      "$py" -c 'import xdist' 2>/dev/null && command+=(-n "$(($(nproc) > 8 ? 8 : $(nproc)))")
+      "$py" -c 'import xdist' 2>/dev/null && command+=(-n "$(($(nproc) > 14 ? 14 : $(nproc)))")
       ;;
     memcheck) command=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${sanitizer[@]}" --tool memcheck "${small[@]}") ;;
     racecheck) command=("${sanitizer[@]}" --tool racecheck "${small[@]}") ;;
@@ -258,6 +288,7 @@ command_of() { # part, seconds; sets the array command
 rehearsed() { # part: the same on the CPU
   local cpu=(--device cpu --tiny --models small)
   case $1 in
+    smoke) command+=(--rehearse --only "norm_relevance") ;;
     roofline) command+=("${cpu[@]}" --precisions float32 --floor-precisions float32) ;;
     ops) command+=("${cpu[@]}" --targets 3 --precisions float32 --backends cpu --few 1) ;;
     sparse) command+=("${cpu[@]}" --targets 16 --precisions float32) ;;

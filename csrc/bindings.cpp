@@ -322,6 +322,11 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_cuda(m);
   m.def("set_order", &emulator::set_order, py::arg("order"), py::arg("seed"));
   m.def("launches", &emulator::launches);
+  m.def("kernels", &emulator::kernels);
+  m.def("check_aligned", [](int64_t address, size_t bytes) {  // in a kernel, of one thread
+    emulator::run({1, 1, 1}, {1, 1, 1}, 0,
+                  [=] { emulator::check_aligned(reinterpret_cast<const void*>(address), bytes); });
+  });
 }
 #else
 PYBIND11_MODULE(FASTLRP_NAME, m) {

@@ -103,6 +103,9 @@ FLOORS = (
     _word("layer", "layer"), _word("by", "way"), Column("ms", _get("seconds", 1e3), "{:.3f}"),
     Column("of peak FLOP/s", _get("of_peak_flops"), "{:.2f}"),
 )  # fmt: skip
+CALLS = (_word("call", "what"), _word("result", "result"), Column("seconds", _get("seconds"), "{:.1f}"),
+         _word("said", "said"))  # fmt: skip
+RIGHT = ("ok", "passed", "skipped")
 TITLES = {
     "targets": "One image, many targets",
     "batch": "Many images, one target each",
@@ -119,6 +122,8 @@ def markdown(rows: list[Row], status: list[Row], short: bool = False) -> str:
     ops = [r for r in rows if r.get("part") in ("ops", "transformer") and r.get("what") is None]
     sections: list[tuple[str, str]] = [
         ("Parts", table(PARTS, status) if status else ""),
+        ("One small call of every kernel", calls([row for row in rows if row.get("part") == "smoke"])),
+        ("Tests", calls([row for row in rows if row.get("part") == "tests"])),
         ("What was to be reached", scoreboard(rows) if rows else ""),
         ("Peaks, measured", peaks(rows)),
         *((TITLES[name], table(MODELS, own) if own else "") for name, own in scenarios.items()),
@@ -134,8 +139,20 @@ def markdown(rows: list[Row], status: list[Row], short: bool = False) -> str:
     return "\n\n".join([*([source(rows)] if rows else []), *texts])
 
 
+def calls(rows: list[Row]) -> str:
+    """How many had which result, and those that were not right."""
+    if not rows:
+        return ""
+    count = {result: sum(row["result"] == result for row in rows) for result in {row["result"]: 0 for row in rows}}
+    text = ", ".join(f"{number} {result}" for result, number in count.items())
+    bad = [{**row, "said": " ".join(row["said"].split())[:200].replace("|", "/")} for row in rows
+           if row["result"] not in RIGHT]  # fmt: skip
+    return f"{text}.\n\n{table(CALLS, bad)}" if bad else f"{text}."
+
+
 def source(rows: list[Row]) -> str:
     """Devices, versions and commits that made the rows."""
+    rows = [row for row in rows if "commit" in row]
     names = ("device", "driver", "cuda", "cudnn", "torch", "triton", "zennit", "commit", "date")
     made = dict.fromkeys(tuple(row.get(name) for name in names) for row in rows)
     lines = []

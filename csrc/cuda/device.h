@@ -64,6 +64,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
   }
 #ifdef FASTLRP_EMULATE
   (void)stream;
+  emulator::note(reinterpret_cast<const void*>(kernel));
   emulator::run(grid, block, shared_bytes, [=] { kernel(static_cast<P>(args)...); });
 #else
   cudaError_t error = cudaSuccess;
@@ -150,13 +151,25 @@ inline bool is_aligned(const T* pointer, int n = kVector<T>) {
 
 #if defined(__CUDACC__) || defined(FASTLRP_EMULATE)
 
+// A vector is moved by instructions of at most 16 bytes, which fail where the address is no multiple of their size.
+template <class V>
+__device__ __forceinline__ void check_aligned(const void* address) {
+#ifdef FASTLRP_EMULATE
+  emulator::check_aligned(address, sizeof(V) < 16 ? sizeof(V) : 16);
+#else
+  (void)address;
+#endif
+}
+
 template <class T, int N>
 __device__ __forceinline__ Vector<T, N> load_vector(const T* from) {
+  check_aligned<Vector<T, N>>(from);
   return *reinterpret_cast<const Vector<T, N>*>(from);
 }
 
 template <class T, int N>
 __device__ __forceinline__ void store_vector(T* to, const Vector<T, N>& value) {
+  check_aligned<Vector<T, N>>(to);
   *reinterpret_cast<Vector<T, N>*>(to) = value;
 }
 

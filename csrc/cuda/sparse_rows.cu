@@ -45,6 +45,7 @@ __device__ __forceinline__ Vector<T, V> load_columns(const T* from, int64_t vali
 // would otherwise forget the alignment and store them number by number.
 template <class T, int V>
 __device__ __forceinline__ void store_columns(T* values, int64_t at, const Vector<T, V>& x) {
+  check_aligned<Vector<T, V>>(values + at);
   reinterpret_cast<Vector<T, V>*>(values)[static_cast<uint64_t>(at) / V] = x;
 }
 

@@ -32,10 +32,11 @@ class Sample:
     targets: int = 32
     heads_per_key: int = 1
     values_alone: bool = False
+    tokens: int = 512
 
     def launch(self, kernel: str, dtype: torch.dtype, precision: str, config: Config) -> Launch:
         """The launch of one of :data:`KERNELS`; on the way up that of values alone where a sample says so."""
-        B, K, G, H, S, D = 2, self.targets, 4, 4 * self.heads_per_key, 512, self.features
+        B, K, G, H, S, D = 2, self.targets, 4, 4 * self.heads_per_key, self.tokens, self.features
 
         def empty(*size: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.empty(size, dtype=dtype, device="meta")
@@ -66,6 +67,7 @@ SAMPLES = (
     Sample("64 causal, up of values alone", 64, causal=True, values_alone=True),
     Sample("64 with everything", 64, True, 30.0, 1e-6, torch.float32, heads_per_key=4),
     Sample("48 with a mask of booleans", 48, mask=torch.bool),
+    Sample("64 with a mask, 197 tokens", 64, mask=torch.bool, tokens=197),
     Sample("128 causal", 128, causal=True, heads_per_key=4),
     Sample("80", 80),
     Sample("256 causal", 256, causal=True, cap=50.0),

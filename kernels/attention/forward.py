@@ -109,8 +109,11 @@ def attention_forward_kernel(
 def forward_launch(call: Call, config: Config, output: Tensor, log_sum: Tensor) -> Launch:
     """The launch that fills ``output`` and ``log_sum``, both contiguous."""
     values = call.values() | call.keys_seen() | {"output": output, "log_sum": log_sum}
-    # A mask and a cap together take registers: 64 keys of float32 left two addresses on the stack (sm_80).
-    narrow = call.mask is not None and call.cap > 0 and config.block_n > 32
+    # A mask and a cap together take registers: 64 keys of float32 left two addresses on the stack (sm_80). So does a
+    # mask whose rows are not aligned, as with 197 tokens, because each element is loaded alone: 128 keys left 1208
+    # bytes (sm_90).
+    odd = call.mask is not None and any(n % 16 for n in call.mask.stride()[:3]) and config.block_n > 64
+    narrow = call.mask is not None and (call.cap > 0 or odd) and config.block_n > 32
     values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n // 2 if narrow else config.block_n}
     grid = (call.B * call.H * triton.cdiv(call.S, config.block_m),)
     return call.launch(attention_forward_kernel, grid, values, config)

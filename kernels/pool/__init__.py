@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from fastlrp.kernels.compilation import Compilation
-from fastlrp.kernels.launch import Launch, empty_map, line_stride
+from fastlrp.kernels.launch import Launch, empty_map, interpreted, line_stride
 from fastlrp.kernels.pool.windows import NOWHERE, average_kernel, shares_kernel, ties_kernel
 from fastlrp.kernels.pool.winners import max_kernel, span_kernel
 
@@ -76,7 +76,7 @@ class _Call:
     def tile(self, kernel: Any, targets: int, positions: int) -> _Tile:
         inner = self.flow.shape[2] if self.last else positions
         tiles = _TILES[kernel] if self.last else _NARROW
-        if self.flow.device.type == "cpu":
+        if interpreted():
             tiles = _INTERPRETED
         fitting = [t for t in tiles if t.targets <= 2 * targets and t.inner <= 2 * inner]
         return fitting[-1] if fitting else tiles[0]

@@ -20,6 +20,7 @@ from benchmarks.providers import Provider
 from benchmarks.shapes import Call
 from fastlrp.backends import dispatch
 from fastlrp.tune import attention
+from tests.gpu.conftest import spread
 from tests.torchvision_models import import_models
 
 import_models()
@@ -262,3 +263,13 @@ def test_a_part_needs_its_device(capsys):
         begin("ops", parser("").parse_args([]), [])
     assert stopped.value.code == 2
     assert "ops: not measured, " in capsys.readouterr().err
+
+
+def test_a_quick_run_takes_cases_of_every_value():
+    """Of a grid of 5 shapes, 4 dtypes and 3 backends."""
+    grid = [(shape, dtype, backend) for shape in range(5) for dtype in range(4) for backend in range(3)]
+    taken = spread(grid, 12)
+    assert len(set(taken)) == 12
+    assert [len({case[axis] for case in taken}) for axis in range(3)] == [5, 4, 3]
+    assert spread(grid[:7], 12) == grid[:7]
+    assert spread([], 12) == []

@@ -20,8 +20,8 @@ from benchmarks.gpu.part import no_gpu
 ROOT = Path(__file__).parents[2]
 SCRIPT = "benchmarks/gpu.sh"
 PARTS = [
-    "build", "tests", "memcheck", "racecheck", "roofline", "ops", "sparse", "attention", "norm", "recurrence",
-    "models", "batch", "stream", "replay",
+    "build", "smoke", "tests", "memcheck", "roofline", "models", "ops", "sparse", "attention", "norm", "recurrence",
+    "racecheck", "batch", "stream", "replay",
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_dry_run_of_some_parts():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--only", "opps", "out"], "there is no part 'opps'; there are: build tests "),
+        (["--only", "opps", "out"], "there is no part 'opps'; there are: build smoke tests "),
         (["--fast", "out"], "there is no option --fast"),
         (["--seconds", "soon", "out"], "--seconds wants a whole number, got 'soon'"),
         (["one", "two"], "one OUT, got 'one' and 'two'"),

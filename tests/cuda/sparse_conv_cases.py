@@ -148,7 +148,7 @@ class Case:
         """The kernel's result: rows, or a dense tensor if ``channels`` are given."""
         layer, take = self.layer, changed.get
         given = take("weights", [layer.canonical(w) for w in self.weights])
-        module = take("module", emulated())
+        module = take("module", None) or emulated()
         packed = [module.sparse_pack(w) if layer.size else w[0, :, :, 0].contiguous() for w in given]
         with take("allowing", allowing_tf32(self.kind.tf32, self.kind.tf32)):
             result: Tensor = module.sparse_conv_relevance(

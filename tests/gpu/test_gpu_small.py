@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.gpu import smoke_sparse
 from tests.gpu.cases import DEVICE, OWN, bound, cast, relative, samples
 from tests.ops.cases import reference
 
@@ -28,3 +29,11 @@ def test_small(number, backend, dtype):
     expected = reference(op)(*cast(given, torch.float64))
     got = call(*cast(given, dtype, DEVICE))
     assert relative(got, expected) <= LIMITS[dtype]
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), list(smoke_sparse.cases()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_small_sparse(name, run):
+    """Living neurons only: patterns, rows, sums, products of every tile."""
+    run()

@@ -1,10 +1,13 @@
 #include "emulator.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -60,6 +63,7 @@ std::vector<std::unique_ptr<std::vector<unsigned char>>> arrays;
 std::string order_name = "forward";
 std::mt19937_64 random_order;
 int64_t launched = 0;
+std::set<const void*> noted;
 
 [[noreturn]] void fail(const std::string& message) {
   // Only fibers come here; the scheduler throws.
@@ -204,6 +208,25 @@ void set_order(const std::string& order, uint64_t seed) {
 }
 
 int64_t launches() { return launched; }
+
+void note(const void* kernel) { noted.insert(kernel); }
+
+std::vector<int64_t> kernels() {
+  std::vector<int64_t> places;
+  for (const void* kernel : noted) {
+    Dl_info library{};
+    if (dladdr(kernel, &library) != 0) {
+      places.push_back(static_cast<const char*>(kernel) - static_cast<const char*>(library.dli_fbase));
+    }
+  }
+  return places;
+}
+
+void check_aligned(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    fail("a vector of " + std::to_string(bytes) + " bytes is read or written at an address that is no multiple of it");
+  }
+}
 
 void run(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& kernel) {
   const size_t threads = size_t{size.x} * size.y * size.z;

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <vector>
 
 #undef __launch_bounds__
 #define __launch_bounds__(...)
@@ -27,6 +28,13 @@ void set_order(const std::string& order, uint64_t seed);
 
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 int64_t launches();  // so far
+
+// Remembers which kernel is launched; kernels() has where each lies in this library, which its symbols name.
+void note(const void* kernel);
+std::vector<int64_t> kernels();
+
+// A GPU stops the whole process where this is not so.
+void check_aligned(const void* address, size_t bytes);
 
 struct Index {
   unsigned x, y, z;
