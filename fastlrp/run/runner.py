@@ -53,6 +53,8 @@ def forward(
     steps = (schedule if at is None else only_rows(plan, schedule, at)).steps
     if parts is not None:
         _in_parts(plan, steps[: parts.end], steps[parts.end :], parts.runs(len(inputs[0])), state)
+        for slot in parts.counts:
+            state[slot] = len(inputs[0])
         steps = steps[parts.end :]
     run_forward(steps, state)
     return state
