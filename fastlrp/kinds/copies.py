@@ -44,10 +44,14 @@ def by_taking(source: Tensor, sizes: Sequence[int]) -> Taken | None:
         return None
     for dim in range(len(sizes)):
         rest = [*sizes[:dim], *([] if drops else [source.shape[dim]]), *sizes[dim + 1 :]]
-        start = first // math.prod(sizes[dim + 1 :]) % sizes[dim]
-        found = Taken(dim, start, 1 if drops else source.shape[dim], drops)
-        fits = rest == list(source.shape) and found.start + found.length <= sizes[dim]
-        if fits and torch.equal(numbers.narrow(dim, start, found.length).reshape(source.shape), source):
+        if rest != list(source.shape):
+            continue
+        inner = math.prod(sizes[dim + 1 :])
+        start, length = first // inner % sizes[dim], 1 if drops else source.shape[dim]
+        step = 1 if length == 1 else (int(source.select(dim, 1).flatten()[0]) - first) // inner
+        found = Taken(dim, start, length, drops, step)
+        inside = step > 0 and found.window(sizes).end <= sizes[dim]
+        if inside and torch.equal(found.take(numbers.view(1, 1, *sizes))[0, 0], source):
             return found
     return None
 

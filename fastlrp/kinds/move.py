@@ -144,7 +144,7 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
         return permuted_back, True, places.permuted(sizes, [axis - 1 for axis in axes[1:]]), lambda t: t.permute(forth)
     cut = places.taken(node, x, y)
     if cut is not None:
-        back_to = places.window(sizes, cut.dim, cut.start, cut.length)
+        back_to = places.window(sizes, cut)
         return cut.inverse(sizes) if sizes != y.sizes else _unchanged, True, back_to, cut.take
     return rows_taken(node, x, y) or _by_index(node, x, y)
 
@@ -205,7 +205,7 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Pla
         return _unchanged, True, places.same, _unchanged
     cut = copies.by_taking(found, x.sizes)
     if cut is not None:
-        return cut.inverse(x.sizes), True, places.window(x.sizes, cut.dim, cut.start, cut.length), cut.take
+        return cut.inverse(x.sizes), True, places.window(x.sizes, cut), cut.take
     pattern = copies.by_digits(found, x.sizes) or copies.by_places(found, x.sizes)
     return pattern.back, pattern.once, places.listed(found.flatten()), pattern.copy
 

@@ -136,7 +136,8 @@ def _fill(embeds: Sequence[BackwardStep | None], total: BackwardStep, ways: Ways
         return False
     reached = 0
     for window in sorted(windows, key=lambda w: w.start):
-        if window.start != reached or (window.axis, window.whole) != (windows[0].axis, windows[0].whole):
+        where = window.axis, window.whole, window.step
+        if window.start != reached or where != (windows[0].axis, windows[0].whole, 1):
             return False
         reached += window.length
     return reached == windows[0].whole

@@ -102,7 +102,7 @@ class Window:
 
     Attributes:
         axis: with batch and targets counted. length: of the operand. whole: of the result. drops: whether the operand
-            lacks the axis.
+            lacks the axis. step: between its entries in the result.
     """
 
     axis: int
@@ -110,6 +110,20 @@ class Window:
     length: int
     whole: int
     drops: bool = False
+    step: int = 1
+
+    def room(self, whole: Tensor) -> Tensor:
+        """What the operand is in memory of the result."""
+        if self.drops:
+            return whole.select(self.axis, self.start)
+        if self.step == 1:
+            return whole.narrow(self.axis, self.start, self.length)
+        return whole[(slice(None),) * self.axis + (slice(self.start, self.end, self.step),)]
+
+    @property
+    def end(self) -> int:
+        """Behind the last entry."""
+        return self.start + (self.length - 1) * self.step + 1
 
 
 Rooms = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]

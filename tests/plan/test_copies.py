@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlrp.kinds import copies
+from fastlrp.kinds import copies, places
 
 # By name: sizes of a sample, the operation on (B, *sizes), whether it follows a pattern of axes.
 COPIES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor], bool]] = {
@@ -60,9 +61,12 @@ def test_a_copy_and_its_inverse(name, batch):
 @pytest.mark.parametrize(
     ("operation", "window"),
     [
-        (lambda x: x[:, 2], (0, 2, 1, True)),
-        (lambda x: x.unbind(2)[1], (1, 1, 1, True)),
-        (lambda x: x.split([1, 3, 1], 3)[1], (2, 1, 3, False)),
+        (lambda x: x[:, 2], (0, 2, 1, True, 1)),
+        (lambda x: x.unbind(2)[1], (1, 1, 1, True, 1)),
+        (lambda x: x.split([1, 3, 1], 3)[1], (2, 1, 3, False, 1)),
+        (lambda x: x[..., 1::2], (2, 1, 2, False, 2)),
+        (lambda x: x[:, :, ::3], (1, 0, 2, False, 3)),
+        (lambda x: x.flip(3)[..., ::2], None),
         (lambda x: x[:, 1:3, 0], None),
         (lambda x: x.transpose(1, 2), None),
     ],
@@ -70,4 +74,11 @@ def test_a_copy_and_its_inverse(name, batch):
 def test_what_is_taken_of_an_axis(operation, window):
     sizes = (3, 4, 5)
     taken = copies.by_taking(operation(torch.arange(60).view(1, *sizes))[0], sizes)
-    assert (None if taken is None else (taken.dim, taken.start, taken.length, taken.drops)) == window
+    assert (None if taken is None else dataclasses.astuple(taken)) == window
+    if taken is not None:
+        x = torch.randn(2, 1, *sizes, dtype=torch.float64, requires_grad=True)
+        y = taken.take(x)
+        (expected,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert torch.equal(taken.inverse(sizes)(torch.ones_like(y)), expected)
+        numbers = torch.arange(y[0].numel())
+        assert torch.equal(places.window(sizes, taken)(numbers), operation(torch.arange(60).view(1, *sizes)).flatten())
