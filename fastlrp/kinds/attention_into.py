@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ def write_results(
     mask: Tensor | None,
     key_rows: Callable[[Tensor], Tensor],
     write: Callable[..., None],
-) -> Tensor:
-    """Fill the rooms of query, key and value; returns the whole that they are in.
+) -> Any:
+    """Fill the rooms of query, key and value; returns what :data:`~fastlrp.plan.steps.Rooms` says.
 
     Args:
         g: ``(B, K, *heads, S, E)``, with one or two axes of heads, or none. times: what each result is multiplied with.
@@ -36,11 +37,31 @@ def write_results(
             ``(B, *heads, S, T)``. key_rows: from the layout of the key's relevance to positions before channels.
         write: ``(times, c_query, c_key, c_value, g, query, key, value, output, log_sum, mask)`` for one axis of heads.
     """
-    whole, (to_query, to_key, to_value) = rooms(g)
-    registers = (to_query, key_rows(to_key), to_value, g)
+    whole, found = rooms(g)
+    own: list[Tensor] = []
+    given: list[Tensor] = []
+    for number, (room, operand) in enumerate(zip(found, operands[:3], strict=True)):
+        if room is None:
+            rows = _lying_like(operand, g)
+            own.append(key_rows(rows) if number == 1 else rows)
+        else:
+            rows = key_rows(room) if number == 1 else room
+        given.append(rows)
+    registers = (*given, g)
     for some, tensors, sums, masks in _calls(registers, operands, log_sum, mask):
         write(times, *some, *tensors, sums, masks)
-    return whole
+    return (whole, *own) if own else whole
+
+
+def _lying_like(operand: Tensor, g: Tensor) -> Tensor:
+    """New memory for relevance of an operand ``(B, …)``, whose axes follow one another as the operand's do: the moves
+    that brought it here are then undone without a copy."""
+    sizes, strides = operand.shape[1:], operand.stride()[1:]
+    order = sorted(range(len(sizes)), key=lambda axis: -strides[axis])
+    if order[-1] != len(sizes) - 1:  # A kernel writes rows.
+        return g.new_empty(*g.shape[:2], *sizes)
+    memory = g.new_empty(*g.shape[:2], *(sizes[axis] for axis in order))
+    return memory.permute(0, 1, *(order.index(axis) + 2 for axis in range(len(sizes))))
 
 
 def _calls(

@@ -126,9 +126,10 @@ class Window:
         return self.start + (self.length - 1) * self.step + 1
 
 
-Rooms = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
-"""New memory like a register ``(B, K, …)``: the whole, and in it the room for each result of a step. The step
-multiplies each result with a number of its own, fills all rooms and returns the whole."""
+Rooms = Callable[[Tensor], tuple[Tensor, Sequence[Tensor | None]]]
+"""New memory like a register ``(B, K, …)``: the whole, and in it the room for each result of a step, None for those
+that are no part of it. The step multiplies each result with a number of its own, fills all rooms and returns the whole;
+behind it, in a tuple, the results without a room, if there are any."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlrp
 from fastlrp.backends import extension
@@ -90,3 +91,99 @@ def test_parts_are_written_where_the_product_reads_them(layout, fused):
     torch.testing.assert_close(found[1], explainer(x[1:], "all")[0], rtol=1e-12, atol=1e-15)
     if extension.why_not_loaded() is None:
         assert between(explainer) == []
+
+
+class ByAnotherWay(Model):
+    """Parts of which some come to attention by way of other layers, or from another product."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__("timm", fused=True)
+        self.form, self.normed = form, nn.LayerNorm(EACH)
+        self.few, self.query = nn.Linear(WIDE, WIDE + 2 * EACH), nn.Linear(WIDE, WIDE)
+        self.two = nn.Linear(WIDE, 2 * WIDE)
+        self.register_buffer("cos", torch.randn(S, EACH))
+        self.register_buffer("sin", torch.randn(S, EACH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = getattr(self, self.form)(self.norm(x))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(x.shape[0], S, WIDE))
+        return self.head(x[:, 0])
+
+    def normed_parts(self, y: Tensor) -> Sequence[Tensor]:
+        q, k, v = self.cut(self.qkv(y))
+        return self.normed(q), self.normed(k), v
+
+    def rotated_pairs(self, y: Tensor) -> Sequence[Tensor]:
+        q, k, v = self.cut(self.qkv(y))
+        return self.turned(q), self.turned(k), v
+
+    def turned(self, t: Tensor) -> Tensor:
+        other = torch.stack([-t[..., 1::2], t[..., ::2]], -1).flatten(-2)
+        return torch.cat([t[:, :, :1], (t * self.cos + other * self.sin)[:, :, 1:]], 2)
+
+    def rotated_halves(self, y: Tensor) -> Sequence[Tensor]:
+        q, k, v = _heads(self.qkv(y).chunk(3, -1))
+        turned = [torch.cat([-t[..., EACH // 2 :], t[..., : EACH // 2]], -1) for t in (q, k)]
+        return *(t * self.cos + other * self.sin for t, other in zip((q, k), turned, strict=True)), v
+
+    def keys_for_several_heads(self, y: Tensor) -> Sequence[Tensor]:
+        q, k, v = self.few(y).split([WIDE, EACH, EACH], -1)
+        k, v = (t.unsqueeze(1).expand(-1, HEADS, -1, -1) for t in (k, v))
+        return *_heads([q]), k, v
+
+    def queries_of_another_product(self, y: Tensor) -> Sequence[Tensor]:
+        k, v = self.two(y).reshape(y.shape[0], S, 2, HEADS, EACH).permute(2, 0, 3, 1, 4).unbind(0)
+        return *_heads([self.query(y)]), k, v
+
+    def values_twice(self, y: Tensor) -> Sequence[Tensor]:
+        q, k, v = self.cut(self.qkv(y))
+        return q, v, v + k
+
+
+class Copied(TorchDispatchMode):
+    """Counts entries of registers that are copied, or filled with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = call(*args, **(kwargs or {}))
+        if call.overloadpacket.__name__ in ("copy_", "clone", "cat", "new_zeros", "index_add_") and result.dim() > 3:
+            self.entries += result.numel()
+        return result
+
+
+# By form: how many times as many entries as queries have are copied. Two of them are the zeros around the class token.
+OTHER_WAYS = {
+    "normed_parts": 2 + 2,
+    "rotated_pairs": 2 + 2 + 2 * 1.8,  # And around all tokens but the first, which alone are rotated.
+    "rotated_halves": 2 + 2,
+    "keys_for_several_heads": 2 + 1,
+    "queries_of_another_product": 2,
+    "values_twice": 2 + 2,
+}
+
+
+@pytest.mark.parametrize("form", OTHER_WAYS)
+def test_parts_that_come_by_another_way_are_copied_once(form):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = ByAnotherWay(form).double().eval(), torch.randn(2, S, WIDE, dtype=torch.float64)
+    explainer = fastlrp.Explainer(model, "attnlrp", example_inputs=x)
+    found = explainer(x, "all")
+    exact: Any = fastlrp.explain(model, x, "all", "attnlrp", backend="reference")
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(found[1], explainer(x[1:], "all")[0], rtol=1e-12, atol=1e-15)
+    explainer.plan.block_bytes = 2 * 8 * 3 * S * WIDE  # One target after the other from the product on.
+    torch.testing.assert_close(explainer(x, "all"), exact, rtol=1e-12, atol=1e-15)
+    assert explainer.verify(x, [1, 2]).ok
+    explainer.plan.block_bytes = 1 << 20
+    with explainer.forward(x) as record:
+        every = record.relevance("all", layers="all")
+        with Copied() as copied:
+            record.relevance("all")
+    if extension.why_not_loaded() is None:
+        assert copied.entries == OTHER_WAYS[form] * 2 * CLASSES * S * WIDE
+    torch.testing.assert_close(every["input"], exact, rtol=1e-12, atol=1e-15)
