@@ -150,7 +150,7 @@ class _Whole:
         def filled(whole: Tensor, *parts: Tensor) -> Tensor:
             found = self.layout.rooms_of(whole)
             for i, part in zip(left, parts, strict=True):
-                found[i].copy_(part if self.times[i] == 1 else part * self.times[i])
+                found[i].copy_((part if self.times[i] == 1 else part * self.times[i]).reshape(found[i].shape))
             return whole
 
         unfilled = self.total.ins[0] if left else self.out  # That register was a summand's, which is gone.
@@ -240,15 +240,31 @@ def _sizes_after(step: BackwardStep, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _view(whole: Tensor, moves: Sequence[BackwardStep]) -> Tensor | None:
-    """What arrives at the last of the moves, in the memory of the whole; None if it does not lie there as it is."""
-    found = whole
+    """What arrives at the last of the moves, in the memory of the whole; None if it does not lie there as it is.
+
+    Where the last move puts the first two axes together, of windows and heads, it may have them apart.
+    """
+    before = found = whole
     for step in moves:
         if step.up is None:
             return None
-        found = step.up(found)
-    shared = found.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        before, found = found, step.up(found)
     arriving = moves[-1].moves_from if moves else None
-    return found if shared and arriving == tuple(found.shape[2:]) else None
+    if _shares(found, whole):
+        return found if arriving == tuple(found.shape[2:]) else None
+    together = before.dim() > 3 and arriving == tuple(before.flatten(2, 3).shape[2:])
+    return before if together and _shares(before, whole) and _puts_axes_together(moves[-1], before) else None
+
+
+def _shares(view: Tensor, whole: Tensor) -> bool:
+    return view.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def _puts_axes_together(step: BackwardStep, like: Tensor) -> bool:
+    """Whether the move, upwards, is a reshape: seen from the entries' numbers."""
+    assert step.up is not None
+    numbers = torch.arange(like.numel(), dtype=torch.float64).view(like.shape)
+    return torch.equal(step.up(numbers).flatten(), numbers.flatten())
 
 
 def _fill_rooms(rooms: Rooms, times: Sequence[float], parts: Sequence[Tensor]) -> Any:
@@ -256,7 +272,7 @@ def _fill_rooms(rooms: Rooms, times: Sequence[float], parts: Sequence[Tensor]) -
     results = [part if number == 1 else part * number for part, number in zip(parts, times, strict=True)]
     for room, result in zip(found, results, strict=True):
         if room is not None:
-            room.copy_(result)
+            room.copy_(result.reshape(room.shape))
     own = [result for room, result in zip(found, results, strict=True) if room is None]
     return (whole, *own) if own else whole
 

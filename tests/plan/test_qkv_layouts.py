@@ -187,3 +187,52 @@ def test_parts_that_come_by_another_way_are_copied_once(form):
     if extension.why_not_loaded() is None:
         assert copied.entries == OTHER_WAYS[form] * 2 * CLASSES * S * WIDE
     torch.testing.assert_close(every["input"], exact, rtol=1e-12, atol=1e-15)
+
+
+class ByMaps(nn.Module):
+    """Attention between the positions of maps, channels before them, or between those of windows."""
+
+    def __init__(self, form: str, fused: bool) -> None:
+        super().__init__()
+        self.form, self.fused = form, fused
+        self.qkv, self.all = nn.Conv2d(WIDE, 3 * WIDE, 1), nn.Linear(WIDE, 3 * WIDE)
+        self.proj, self.head = nn.Linear(WIDE, WIDE), nn.Linear(WIDE, CLASSES)
+        self.bias = nn.Parameter(torch.randn(HEADS, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.proj(getattr(self, self.form)(x)).mean((1, 2)))
+
+    def attended(self, parts: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+        q, k, v = parts
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v, mask)
+        scores = q @ k.transpose(-2, -1) * EACH**-0.5
+        return (scores if mask is None else scores + mask).softmax(-1) @ v
+
+    def channels_first(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).reshape(x.shape[0], 3, HEADS, EACH, -1).permute(1, 0, 2, 4, 3).unbind(0)
+        mixed = self.attended(parts, None).permute(0, 1, 3, 2).reshape(x.shape[0], WIDE, 4, 4)
+        return mixed.permute(0, 2, 3, 1)
+
+    def windows(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        rows = x.permute(0, 2, 3, 1).view(batch, 2, 2, 2, 2, WIDE).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, WIDE)
+        parts = self.all(rows).reshape(-1, 4, 3, HEADS, EACH).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = self.attended(parts, self.bias).transpose(1, 2).reshape(batch, 2, 2, 2, 2, WIDE)
+        return mixed.permute(0, 1, 3, 2, 4, 5).reshape(batch, 4, 4, WIDE)
+
+
+@pytest.mark.parametrize("form", ["channels_first", "windows"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_maps_and_windows(form, fused):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = ByMaps(form, fused).double().eval(), torch.randn(2, WIDE, 4, 4, dtype=torch.float64)
+    explainer = fastlrp.Explainer(model, "attnlrp", example_inputs=x)
+    found = explainer(x, "all")
+    exact: Any = fastlrp.explain(model, x, "all", "attnlrp", backend="reference")
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(found[1], explainer(x[1:], "all")[0], rtol=1e-12, atol=1e-15)
+    (first, *_) = explainer.plan.fusions
+    if extension.why_not_loaded() is None:
+        assert not any("sum for 3 readers" in step.name for step, _ in first), "attention fills the whole"
