@@ -118,14 +118,9 @@ def taken(node: Node, x: Value, y: Value) -> Taken | None:
     return found if tuple(sizes) == y.sizes and found.length > 0 else None
 
 
-def fills_few_positions(window: Window) -> bool:
-    """Whether most positions of the result are zero."""
-    return window.axis == 2 and 2 * window.length <= window.whole
-
-
 def at_positions(inverse: Callable[[Tensor], Tensor], window: Window) -> Callable[[Tensor], Any]:
     """``inverse``, or where it fills few positions, those alone: most of a class token's network above attention."""
-    if not fills_few_positions(window):
+    if not window.is_few:
         return inverse
     positions = torch.arange(window.start, window.end, window.step)
 

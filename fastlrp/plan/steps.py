@@ -121,6 +121,11 @@ class Window:
         return whole[(slice(None),) * self.axis + (slice(self.start, self.end, self.step),)]
 
     @property
+    def is_few(self) -> bool:
+        """Whether most positions of the result are zero."""
+        return self.axis == 2 and 2 * self.length <= self.whole
+
+    @property
     def end(self) -> int:
         """Behind the last entry."""
         return self.start + (self.length - 1) * self.step + 1

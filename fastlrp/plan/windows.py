@@ -29,11 +29,21 @@ def sum_windows(steps: Steps) -> list[Any]:
         if type(step) is Emission or type(step.run) is not Total or step.least > 1 or len(step.outs) > 1:
             continue
         ways = Ways.of(steps) if ways is None else ways
-        makers = [_maker(register, step, ways) for register in step.ins]
+        makers = _makers(step, ways)
         if any(makers):
             summed[step] = _together(step, makers)
             gone.update(maker for maker in makers if maker is not None)
     return [summed.get(step, step) for step, _ in steps if step not in gone]
+
+
+def _makers(total: BackwardStep, ways: Ways) -> list[BackwardStep | None]:
+    """What writes each summand into zeros for this sum alone. Where they all have the same few positions, these stay a
+    register of few positions, and so does the sum."""
+    makers = [_maker(register, total, ways) for register in total.ins]
+    few = {step.embeds for step in makers if step is not None and step.embeds is not None and step.embeds.is_few}
+    if len(few) == 1:
+        return [None if step is not None and step.embeds in few else step for step in makers]
+    return makers
 
 
 def _maker(register: int, total: BackwardStep, ways: Ways) -> BackwardStep | None:
@@ -42,8 +52,7 @@ def _maker(register: int, total: BackwardStep, ways: Ways) -> BackwardStep | Non
     alone = maker is not None and ways.readers[register] == 1 and maker.embeds is not None
     if maker is None or not alone or maker.slots or len(maker.ins) != 1 or maker.numel != total.numel:
         return None
-    few = maker.embeds is not None and maker.embeds.axis == 2 and 2 * maker.embeds.length <= maker.embeds.whole
-    return None if few else maker  # Few positions stay a register of these alone.
+    return maker
 
 
 def _together(total: BackwardStep, makers: Sequence[BackwardStep | None]) -> BackwardStep:
