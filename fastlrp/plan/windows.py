@@ -22,37 +22,33 @@ from fastlrp.plan.total import Total, multiply
 
 def sum_windows(steps: Steps) -> list[Any]:
     """Steps in order, in which sums with such summands have become one step each."""
-    ways: Ways | None = None
+    writers = {step.out: step for step, _ in steps if type(step) is not Emission and step.embeds is not None}
     gone: set[BackwardStep] = set()
     summed: dict[BackwardStep, BackwardStep] = {}
+    ways: Ways | None = None
     for step, _ in steps:
-        if type(step) is Emission or type(step.run) is not Total or step.least > 1 or len(step.outs) > 1:
+        if (
+            type(step) is Emission
+            or type(step.run) is not Total
+            or step.least > 1
+            or writers.keys().isdisjoint(step.ins)
+        ):
             continue
         ways = Ways.of(steps) if ways is None else ways
-        makers = _makers(step, ways)
+        makers = _makers(step, writers, ways)
         if any(makers):
             summed[step] = _together(step, makers)
             gone.update(maker for maker in makers if maker is not None)
     return [summed.get(step, step) for step, _ in steps if step not in gone]
 
 
-def _makers(total: BackwardStep, ways: Ways) -> list[BackwardStep | None]:
+def _makers(total: BackwardStep, writers: dict[int, BackwardStep], ways: Ways) -> list[BackwardStep | None]:
     """What writes each summand into zeros for this sum alone. Where they all have the same few positions, these stay a
     register of few positions, and so does the sum."""
-    makers = [_maker(register, total, ways) for register in total.ins]
+    makers = [writers.get(register) if ways.readers[register] == 1 else None for register in total.ins]
+    makers = [step if step is not None and not step.slots and len(step.ins) == 1 else None for step in makers]
     few = {step.embeds for step in makers if step is not None and step.embeds is not None and step.embeds.is_few}
-    if len(few) == 1:
-        return [None if step is not None and step.embeds in few else step for step in makers]
-    return makers
-
-
-def _maker(register: int, total: BackwardStep, ways: Ways) -> BackwardStep | None:
-    """What writes a summand into zeros for this sum alone."""
-    maker = ways.makers.get(register)
-    alone = maker is not None and ways.readers[register] == 1 and maker.embeds is not None
-    if maker is None or not alone or maker.slots or len(maker.ins) != 1 or maker.numel != total.numel:
-        return None
-    return maker
+    return makers if len(few) != 1 else [None if step is None or step.embeds in few else step for step in makers]
 
 
 def _together(total: BackwardStep, makers: Sequence[BackwardStep | None]) -> BackwardStep:
