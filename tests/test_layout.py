@@ -74,7 +74,7 @@ ORDER = """
     plan.late plan.input_terms
     capture.rewrite_functions plan.ups plan.batch_parts
     plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.builder plan.placing plan.layouts
+    plan.builder plan.placing plan.layouts plan.windows
     plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed plan.bound
     plan.neck plan.infinite
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ def write_results(
     mask: Tensor | None,
     key_rows: Callable[[Tensor], Tensor],
     write: Callable[..., None],
-) -> Tensor:
-    """Fill the rooms of query, key and value; returns the whole that they are in.
+) -> Any:
+    """Fill the rooms of query, key and value; returns what :data:`~fastlrp.plan.steps.Rooms` says.
 
     Args:
         g: ``(B, K, *heads, S, E)``, with one or two axes of heads, or none. times: what each result is multiplied with.
@@ -36,11 +37,57 @@ def write_results(
             ``(B, *heads, S, T)``. key_rows: from the layout of the key's relevance to positions before channels.
         write: ``(times, c_query, c_key, c_value, g, query, key, value, output, log_sum, mask)`` for one axis of heads.
     """
-    whole, (to_query, to_key, to_value) = rooms(g)
-    registers = (to_query, key_rows(to_key), to_value, g)
+    whole, found = rooms(g)
+    split = _split_of(found, operands)
+    if split is not None:  # The moves below split the heads into windows and heads of each.
+        operands = tuple(t.unflatten(1, split) for t in operands)
+        g, mask = g.unflatten(2, split), None if mask is None else _mask_split(mask, split)
+    own: list[Tensor] = []
+    given: list[Tensor] = []
+    aside: list[tuple[Tensor, Tensor]] = []
+    for number, (room, operand) in enumerate(zip(found, operands[:3], strict=True)):
+        if room is None:
+            rows = _lying_like(operand, g)
+            result = rows if split is None else rows.flatten(2, 3)
+            own.append(key_rows(result) if number == 1 else result)
+        else:
+            rows = key_rows(room) if number == 1 else room
+            rows = rows if split is None or rows.dim() == operand.dim() + 1 else rows.unflatten(2, split)
+            lies_by_rows = rows.dim() == operand.dim() + 1 and (rows.shape[-1] == 1 or rows.stride(-1) == 1)
+            if not lies_by_rows:  # A kernel writes rows of channels behind one axis of heads, or two of them all.
+                aside.append((rows, g.new_empty(*g.shape[:2], *operand.shape[1:])))
+                rows = aside[-1][1]
+        given.append(rows)
+    registers = (*given, g)
     for some, tensors, sums, masks in _calls(registers, operands, log_sum, mask):
         write(times, *some, *tensors, sums, masks)
-    return whole
+    for rows, written in aside:
+        rows.copy_(written.reshape(rows.shape))
+    return (whole, *own) if own else whole
+
+
+def _split_of(rooms: Sequence[Tensor | None], operands: Sequence[Tensor]) -> tuple[int, int] | None:
+    """The two sizes into which rooms split the one axis of heads of all operands; None where there are none."""
+    found = {(room.shape[2], room.shape[3]) for room in rooms if room is not None and room.dim() == 6}
+    heads = {t.shape[1] if t.dim() == 4 else 0 for t in operands}
+    split = next(iter(found), None)
+    return split if split is not None and len(found) == 1 and heads == {split[0] * split[1]} else None
+
+
+def _mask_split(mask: Tensor, split: tuple[int, int]) -> Tensor:
+    full = mask.reshape(*[1] * (4 - mask.dim()), *mask.shape)
+    return full.unsqueeze(1) if full.shape[1] == 1 else full.unflatten(1, split)
+
+
+def _lying_like(operand: Tensor, g: Tensor) -> Tensor:
+    """New memory for relevance of an operand ``(B, …)``, whose axes follow one another as the operand's do: the moves
+    that brought it here are then undone without a copy."""
+    sizes, strides = operand.shape[1:], operand.stride()[1:]
+    order = sorted(range(len(sizes)), key=lambda axis: -strides[axis])
+    if order[-1] != len(sizes) - 1:  # A kernel writes rows.
+        return g.new_empty(*g.shape[:2], *sizes)
+    memory = g.new_empty(*g.shape[:2], *(sizes[axis] for axis in order))
+    return memory.permute(0, 1, *(order.index(axis) + 2 for axis in range(len(sizes))))
 
 
 def _calls(

@@ -116,7 +116,7 @@ def add_step(
     def into(
         rooms: Rooms, times: Sequence[float], f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor,
         *tensors: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Any:  # fmt: skip
         def write(times: Sequence[float], c_q: Tensor, c_k: Tensor, c_v: Tensor, g: Tensor, *rest: Any) -> None:
             q, k, v, output, log_sum, mask = rest
             mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, g)

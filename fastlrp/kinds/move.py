@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,14 +13,14 @@ from fastlrp.capture import advice
 from fastlrp.capture.graph import Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.kinds import id_moves, places, write
+from fastlrp.kinds import copies, id_moves, places, write
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.rows_taken import rows_taken
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
-from fastlrp.plan.steps import Factor, Flow, Window
+from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
 
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
@@ -51,6 +50,9 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
         write.send_static(b, node, x, flow)  # It may hold for that batch size only.
         return
     inverse, one_to_one, origin, up = _inverse(node, x, y)
+    if inverse is _unchanged and not node.attributes.get("mark"):  # A mark is there to have a step of its own.
+        b.send(x, Flow(flow.register, Factor(x, flow.factor.scale)) if flow.factor.value is y else flow)
+        return
     fill = node.attributes.get("fill", 0)
     if isinstance(fill, float) and not math.isfinite(fill):
         _emit_finite(b, y, flow)
@@ -142,7 +144,7 @@ def _inverse(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Plac
         return permuted_back, True, places.permuted(sizes, [axis - 1 for axis in axes[1:]]), lambda t: t.permute(forth)
     cut = places.taken(node, x, y)
     if cut is not None:
-        back_to = places.window(sizes, cut.dim, cut.start, cut.length)
+        back_to = places.window(sizes, cut)
         return cut.inverse(sizes) if sizes != y.sizes else _unchanged, True, back_to, cut.take
     return rows_taken(node, x, y) or _by_index(node, x, y)
 
@@ -173,30 +175,6 @@ def _axes(node: Node, n: int) -> list[int]:
     return axes
 
 
-def _window(source: Tensor, numbers: Tensor) -> tuple[Inverse, places.Places, Inverse] | None:
-    """The inverse of taking everything, or a range of one axis (slice with step 1, narrow, chunk, split)."""
-    if source.dim() != numbers.dim():
-        return None
-    cut = [i for i, (have, all_) in enumerate(zip(source.shape, numbers.shape, strict=True)) if have != all_]
-    if not cut and torch.equal(source, numbers):
-        return _unchanged, places.same, _unchanged
-    if len(cut) != 1 or source.numel() == 0 or source.shape[cut[0]] > numbers.shape[cut[0]]:
-        return None
-    dim, length, sizes = cut[0], source.shape[cut[0]], numbers.shape[1:]
-    first = source.flatten()[0]
-    start = int((numbers == first).nonzero()[0, dim]) if first > 0 else 0
-    if start + length > numbers.shape[dim] or not torch.equal(source, numbers.narrow(dim, start, length)):
-        return None
-
-    def embed(f: Tensor) -> Tensor:
-        result = f.new_zeros(*f.shape[:2], *sizes)
-        result.narrow(dim + 1, start, length).copy_(f)
-        return result
-
-    embed.window = Window(dim + 1, start, length, sizes[dim - 1])  # type: ignore[attr-defined]
-    return embed, places.window(sizes, dim - 1, start, length), lambda t: t.narrow(dim + 1, start, length)
-
-
 def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Places, Inverse]:
     """Any other copy: run the operation on the entries' own numbers to learn where each came from.
 
@@ -222,35 +200,14 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Pla
     whole = (source == source.round()) & (source >= 1) & (source <= x.numel)
     if not bool(torch.where(copied, whole, filled).all()):
         raise UnsupportedOperationError(f"{node} computes with its entries, where a copy of each was expected")
-    source = torch.where(copied, source, 0)
-    window = _window(source, numbers)
-    if window is not None:
-        return window[0], True, window[1], window[2]
-    flat = source.flatten().long() - 1
-    whole_copy = bool((flat >= 0).all())
-    index = flat if whole_copy else flat[flat >= 0]
-    once = index.unique().numel() == index.numel()
-    kept = None if whole_copy else (flat >= 0).nonzero().squeeze(1)
-
-    @cache  # Moved to a device once: a copy from the host would wait for it.
-    def on(device: torch.device) -> tuple[Tensor, Tensor | None]:
-        return index.to(device), None if kept is None else kept.to(device)
-
-    def gather_back(f: Tensor) -> Tensor:
-        where, rows = on(f.device)
-        values = f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)
-        values = values if rows is None else values.index_select(2, rows)
-        result = f.new_zeros(*f.shape[:2], x.numel)
-        return result.index_add_(2, where, values).unflatten(2, x.sizes)
-
-    def gather(t: Tensor) -> Tensor:
-        where, rows = on(t.device)
-        values = t.reshape(*t.shape[:2], x.numel).index_select(2, where)
-        if rows is not None:
-            values = t.new_zeros(*t.shape[:2], y.numel).index_copy_(2, rows, values)
-        return values.reshape(*t.shape[:2], *y.sizes)
-
-    return gather_back, once, places.listed(flat), gather
+    found = torch.where(copied, source, 0).long()[0] - 1
+    if x.sizes == y.sizes and torch.equal(found.flatten(), torch.arange(x.numel)):
+        return _unchanged, True, places.same, _unchanged
+    cut = copies.by_taking(found, x.sizes)
+    if cut is not None:
+        return cut.inverse(x.sizes), True, places.window(x.sizes, cut), cut.take
+    pattern = copies.by_digits(found, x.sizes) or copies.by_places(found, x.sizes)
+    return pattern.back, pattern.once, places.listed(found.flatten()), pattern.copy
 
 
 def _for_one_sample(tree: Any, x: Value) -> Any:

@@ -43,13 +43,14 @@ def permuted(sizes: Sequence[int], order: Sequence[int]) -> Places:
     return back
 
 
-def window(sizes: Sequence[int], dim: int, start: int, length: int) -> Places:
+def window(sizes: Sequence[int], cut: Taken) -> Places:
     """Of a range of one axis. ``sizes``: of the source."""
-    inner = math.prod(sizes[dim + 1 :])
+    inner, each = math.prod(sizes[cut.dim + 1 :]), cut.length * math.prod(sizes[cut.dim + 1 :])
 
     def back(index: Tensor) -> Tensor:
-        outer, rest = index // (length * inner), index % (length * inner)
-        return outer * (sizes[dim] * inner) + rest + start * inner
+        outer, rest = index // each, index % each
+        place = rest // inner * cut.step + cut.start
+        return (outer * sizes[cut.dim] + place) * inner + rest % inner
 
     return back
 
@@ -57,35 +58,38 @@ def window(sizes: Sequence[int], dim: int, start: int, length: int) -> Places:
 @dataclass(frozen=True)
 class Taken:
     """A range of one axis behind the batch: of ``dim`` (0 for the first of a sample) ``length`` entries from ``start``
-    on. ``drops``: whether the axis is gone then, as after ``x[:, 3]``."""
+    on, each ``step``-th. ``drops``: whether the axis is gone then, as after ``x[:, 3]``."""
 
     dim: int
     start: int
     length: int
     drops: bool
+    step: int = 1
+
+    def window(self, sizes: Sequence[int]) -> Window:
+        """Where it is in ``(B, K, *sizes)``."""
+        return Window(self.dim + 2, self.start, self.length, sizes[self.dim], self.drops, self.step)
 
     def inverse(self, sizes: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         """What puts ``(B, K, *result)`` into zeros ``(B, K, *sizes)``."""
 
+        window = self.window(sizes)
+
         def embed(flow: Tensor) -> Tensor:
             result = flow.new_zeros(*flow.shape[:2], *sizes)
-            axis = self.dim + 2
-            result.narrow(axis, self.start, self.length).copy_(flow.unsqueeze(axis) if self.drops else flow)
+            window.room(result).copy_(flow)
             return result
 
-        embed.window = Window(  # type: ignore[attr-defined]
-            self.dim + 2, self.start, self.length, sizes[self.dim], self.drops
-        )
+        embed.window = window  # type: ignore[attr-defined]
         return embed
 
     def take(self, t: Tensor) -> Tensor:
         """``(B, K, *result)`` of ``(B, K, *sizes)``."""
-        axis = self.dim + 2
-        return t.select(axis, self.start) if self.drops else t.narrow(axis, self.start, self.length)
+        return self.window(t.shape[2:]).room(t)
 
 
 def taken(node: Node, x: Value, y: Value) -> Taken | None:
-    """What a ``select``, or a ``slice`` with step 1, takes of ``x``, if its arguments are plain numbers.
+    """What a ``select`` or a ``slice`` takes of ``x``, if its arguments are plain numbers.
 
     A slice of everything takes all of the first axis.
     """
@@ -100,12 +104,11 @@ def taken(node: Node, x: Value, y: Value) -> Taken | None:
     dim %= len(x.shape)
     if node.operation == "slice":
         start, end, step = numbers
-        if step not in (None, 1):
-            return None
         if dim == 0:
-            return Taken(0, 0, x.sizes[0], False) if not start and x.sizes == y.sizes else None
-        start, end, _ = slice(start, end).indices(x.sizes[dim - 1])
-        found = Taken(dim - 1, start, end - start, False)
+            whole = not start and x.sizes == y.sizes and step in (None, 1)
+            return Taken(0, 0, x.sizes[0], False) if whole else None
+        every = range(*slice(start, end, step).indices(x.sizes[dim - 1]))
+        found = Taken(dim - 1, every.start, len(every), False, every.step)
     else:
         if dim == 0 or numbers[0] is None:
             return None
@@ -117,9 +120,9 @@ def taken(node: Node, x: Value, y: Value) -> Taken | None:
 
 def at_positions(inverse: Callable[[Tensor], Tensor], window: Window) -> Callable[[Tensor], Any]:
     """``inverse``, or where it fills few positions, those alone: most of a class token's network above attention."""
-    if not window.leaves_most_free:
+    if not window.is_few:
         return inverse
-    positions = torch.arange(window.start, window.start + window.length)
+    positions = torch.arange(window.start, window.end, window.step)
 
     def few(flow: Tensor) -> AtPositions:
         return AtPositions(flow.unsqueeze(2) if window.drops else flow, positions, window.whole)

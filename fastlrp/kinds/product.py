@@ -64,7 +64,7 @@ def _send_through_matmul(b: Builder, node: Node, parts: dict[Value, float], shar
         arriving, found = f if s is None else multiply(f, s), []
         for (x, part), other in zip(parts.items(), tensors, strict=True):
             given = (other if part == 1 else other * part).transpose(-1, -2).unsqueeze(1)
-            found.append(arriving @ given if x is first else given @ arriving)
+            found.append(arriving @ given if x is first else _times_all(given, arriving))
         return tuple(found)
 
     def product(*operands: Any) -> Tensor:
@@ -83,6 +83,16 @@ def _send_through_matmul(b: Builder, node: Node, parts: dict[Value, float], shar
     registers = b.step_with_results(transposed, [flow.register], slots, numels, work, up=product)
     for x, register in zip(parts, registers, strict=True):
         b.send(x, Flow(register, Factor(x)))
+
+
+def _times_all(given: Tensor, arriving: Tensor) -> Tensor:
+    """``(B, 1, …, T, S) @ (B, K, …, S, E)``: targets stand side by side, so that one product takes them all and no
+    copy of the matrix is made for each."""
+    if arriving.shape[1] == 1:
+        return given @ arriving
+    columns = arriving.movedim(1, -2)  # (B, …, S, K, E)
+    found = given.squeeze(1) @ columns.flatten(-2)
+    return found.unflatten(-1, columns.shape[-2:]).movedim(-2, 1)
 
 
 def _parts(node: Node, rule: rules.Uniform | rules.ValueOnly) -> dict[Value, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastlrp.plan.moving import Known, Ways, gather_moves
 from fastlrp.plan.placing import place_parts
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
+from fastlrp.plan.windows import sum_windows
 
 
 def economize(steps: Steps, known: Known | None = None) -> Steps:
@@ -26,7 +27,11 @@ def economize(steps: Steps, known: Known | None = None) -> Steps:
     moved = gather_moves(place_parts(steps, known), known)
     if len(moved) < len(steps):
         steps = with_frees(moved, steps)
-    return write_over(join_parts(steps))
+    joined = join_parts(steps)
+    summed = sum_windows(joined)
+    if len(summed) < len(joined):
+        joined = with_frees(summed, joined)
+    return write_over(joined)
 
 
 def join_parts(steps: Steps) -> Steps:
@@ -55,7 +60,7 @@ def _parts(step: Any, makers: dict[int, BackwardStep], readers: Counter[int]) ->
         return None
     parts = [makers[register] for register in step.ins]
     windows = [part.embeds for part in parts if part.embeds is not None]
-    if len({(w.axis, w.whole, w.drops) for w in windows}) != 1:
+    if len({(w.axis, w.whole, w.drops) for w in windows}) != 1 or any(w.step != 1 for w in windows):
         return None
     ordered = sorted(parts, key=lambda part: part.embeds.start if part.embeds else 0)
     reached = 0

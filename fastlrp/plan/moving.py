@@ -122,7 +122,7 @@ def _gathered(moves: list[BackwardStep], entry: int) -> BackwardStep | None:
     once = source.min() >= 0 and source.max() < numel and bool((source.bincount(minlength=numel) == 1).all())
     if not once or not torch.equal(others[source], again):
         return None
-    row = _row(source)
+    row = row_length(source)
     if row < SHORTEST_ROW:
         return None
     run = _Gather(source[::row] // row, row, tuple(found.shape[2:]), moves, entry)
@@ -148,7 +148,7 @@ def _run(moves: Sequence[BackwardStep], entry: int, value: Any) -> tuple[Any, in
     return registers[moves[-1].out], copies
 
 
-def _row(source: Tensor) -> int:
+def row_length(source: Tensor) -> int:
     """How many entries stay together: the greatest common divisor of the lengths of runs."""
     breaks = (source.diff() != 1).nonzero().flatten() + 1
     whole = torch.cat([breaks, source.new_tensor([len(source)])])

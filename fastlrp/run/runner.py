@@ -60,6 +60,8 @@ def forward(
         run_forward(schedule.lines, state)
     else:
         _in_parts(plan, schedule, parts.end, parts.runs(len(inputs[0])), state)
+        for slot in parts.counts:
+            state[slot] = len(inputs[0])
         run_forward(schedule.lines[parts.end :], state)
     return state
 

@@ -103,7 +103,7 @@ def settle(plan: Plan, schedule: Schedule, count: int, batch: int, size: int) ->
         return None
     slots = tuple(dict.fromkeys(slot for step, _ in steps for slot in step.slots))
     straight = None
-    if not any(step.embeds is not None and step.embeds.leaves_most_free for step in path):
+    if not any(step.embeds is not None and step.embeds.is_few for step in path):
         straight = tuple(backward_line(step, frees, plan.program.registers) for step, frees in steps[:-1])
     moves_one_hot = any(step.keeps_one_hot and plan.program.top in step.ins for step in path)
     work = plan.work * batch * count

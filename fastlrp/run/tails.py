@@ -154,7 +154,7 @@ def _embedded(rows: Tensor, window: Window) -> Tensor:
     shape = list(rows.shape)
     shape[window.axis] = window.whole
     result = rows.new_zeros(shape)
-    result.narrow(window.axis, window.start, window.length).copy_(rows)
+    window.room(result).copy_(rows)
     return result
 
 

@@ -119,3 +119,68 @@ def test_parts_are_about_equal_and_pay_for_their_weights(small_limits, monkeypat
     assert plan.batch_parts(schedule, 3) is None, "three samples of the largest map are not large"
     monkeypatch.setattr(batch_parts, "READ", 1.0)
     assert plan.batch_parts(schedule, BATCH + 1) is None, "reading weights again would take seconds"
+
+
+class Counting(Network):
+    """The same network, which asks its input how many samples there are, and says so where nothing changes.
+
+    ``at`` names a place that reads the number of samples for something else.
+    """
+
+    def __init__(self, at: str = "") -> None:
+        super().__init__()
+        self.at = at
+        self.shift = nn.Parameter(torch.zeros(1, 4, 1, 1))
+
+    def forward(self, x):
+        batch, _, high, wide = x.shape
+        x = self.first(x).relu()
+        if self.at == "early":
+            x = x[torch.arange(batch)]
+        y = self.second(x).view(batch, 4, high * wide).reshape(batch, 4, high, -1)
+        y = y + self.shift.expand(batch, -1, high, wide) + x.new_zeros(batch, 4, high, wide)
+        x = nn.functional.max_pool2d((y + x).relu(), 2)
+        x = self.fourth(self.third(x).relu().view(x.size(0), -1)).relu()
+        return self.last(x[torch.arange(batch)] if self.at == "late" else x)
+
+
+def counting(at: str = "") -> tuple[fastlrp.Explainer, torch.Tensor]:
+    plain, x = made()
+    model = Counting(at).double().eval()
+    model.load_state_dict(plain.model.state_dict(), strict=False)
+    return fastlrp.Explainer(model, "epsilon_plus", example_inputs=x), x
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_number_of_samples_that_is_read_for_sizes_alone_is_each_part_s_own(small_limits, monkeypatch, count):
+    explainer, x = counting()
+    targets = torch.arange(BATCH * count).view(BATCH, count) % 7
+    with explainer.forward(x) as record:
+        assert set(parts_of(record)) == {(2, 2, 1)}
+        found, layers = record.relevance(targets), record.relevance([1], layers="all")
+        other, slots = record.under("gamma").relevance([2]), record.state()
+    assert explainer.verify(x, targets[:, :2]).ok
+    monkeypatch.setattr(batch_parts, "MAPPED_ANEW", 1 << 40)
+    explainer, _ = counting()
+    with explainer.forward(x) as record:
+        assert not parts_of(record)
+        for slot, whole in zip(slots, record.state(), strict=True):
+            assert not isinstance(whole, torch.Tensor) or torch.equal(slot, whole)
+        # Products of several targets go through a library, whose order of sums depends on how many samples there are.
+        torch.testing.assert_close(found, record.relevance(targets), rtol=1e-11, atol=1e-15)
+        assert count > 1 or torch.equal(found, record.relevance(targets))
+        assert torch.equal(other, record.under("gamma").relevance([2]))
+        for name, whole in record.relevance([1], layers="all").items():
+            assert torch.equal(layers[name], whole), name
+
+
+@pytest.mark.parametrize("at", ["early", "late"])
+def test_a_number_of_samples_that_is_read_for_more(small_limits, monkeypatch, at):
+    explainer, x = counting(at)
+    with explainer.forward(x) as record:
+        assert bool(parts_of(record)) is (at == "late"), "behind the large maps all samples are there"
+        found, scores = record.relevance([1, 2]), record.scores
+    monkeypatch.setattr(batch_parts, "MAPPED_ANEW", 1 << 40)
+    explainer, _ = counting(at)
+    assert torch.equal(scores, explainer.forward(x).scores)
+    torch.testing.assert_close(found, explainer(x, [1, 2]), rtol=1e-11, atol=1e-15)
