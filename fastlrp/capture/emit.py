@@ -17,7 +17,7 @@ from fastlrp.capture.calls import part
 from fastlrp.capture.carrying import carries
 from fastlrp.capture.complex_numbers import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
 from fastlrp.capture.folding import fold
-from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves
 from fastlrp.capture.mask_sizes import settled
 from fastlrp.capture.memory import Write
 from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
@@ -62,8 +62,19 @@ class Emitter:
 
     def emit_call(self, c: Call) -> Any:
         """What an operation of the program gives; of a recurrent layer a list of its results."""
+        before = len(self.graph.nodes)
         made = self._recurrent(c) if c.name in _RECURRENT else None
-        return self.emit(c) if made is None else made
+        if made is not None:
+            self._note(c, before)
+            return made
+        return self.emit(c)
+
+    def _note(self, c: Call, before: int) -> None:
+        """Remember an operation for which the nodes since ``before`` stand."""
+        made = self.graph.nodes[before:]
+        if any(node.output.is_differentiable for node in made) and all(node.operation != c.name for node in made):
+            parts = tuple((node.operation, node.kind) for node in made)
+            self.graph.written.append(Written(c.name, c.path, c.module_type, parts))
 
     def emit(self, c: Call) -> Any:
         """The value, constant or number that an operation gives."""
@@ -78,8 +89,11 @@ class Emitter:
             args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
             part_name = f"{name}.{position}"
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        before = len(self.graph.nodes)
         if self._is_complex(c):
-            return self._of_parts(c)
+            made = self._of_parts(c)
+            self._note(c, before)
+            return made
         if name == "sym_size" and self.known and isinstance(fx.meta.get("val"), torch.SymInt):
             size = settled(fx.meta["val"], self.known)
             if size.is_Integer:
@@ -92,7 +106,9 @@ class Emitter:
             meta = fx.meta.get("val")
             found = rewrite(bind(c.target, args, kwargs), self.shape(meta)) if meta is not None else None
             if found is not None:
-                return self._rewritten(c, found)
+                result = self._rewritten(c, found)
+                self._note(c, before)
+                return result
         meta = fx.meta.get("val")
         args = self._of_sizes_alone(name, args, meta)
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
@@ -101,6 +117,7 @@ class Emitter:
         first = args[0] if args else None
         if kind == "identity" and isinstance(first, Value):
             if same_dtype(fx, first):
+                self.graph.written.append(Written(name, c.path, c.module_type))
                 return first
             kind = "move"  # A conversion to another dtype.
         if name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(fx, args[1], self.batch):

@@ -247,4 +247,6 @@ class Translator:
             return
         if fx.target is operator.getitem and fx.args[1] != 0 and is_recurrent(fx.args[0]):
             return  # The module's value is its output, not the last states.
+        if fx.target is operator.getitem and not fx.users:
+            return  # A result that nobody reads, as the places of the largest.
         self.graph.modules.update(dict.fromkeys(calls_around(fx), value))
