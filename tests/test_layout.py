@@ -73,7 +73,7 @@ ORDER = """
     plan.coefficients
     plan.late plan.input_terms
     capture.rewrite_functions plan.ups plan.batch_parts
-    plan.kept plan.layer plan.fusion plan.joining plan.check
+    capture.rewrite_losses plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder plan.placing
     plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite

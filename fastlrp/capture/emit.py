@@ -199,9 +199,10 @@ class Emitter:
     def _rewritten(self, c: Call, steps: Steps) -> Any:
         """The operations that one stands for, one after the other."""
         results: list[Any] = []
-        for target, name, args, kwargs, *shape in steps:
+        for call, name, args, kwargs, *shape in steps:
+            target = getattr(call, "whole", call)
             args = tree_map(lambda leaf: results[leaf.position] if isinstance(leaf, Step) else leaf, args)
-            results.append(self.emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type, *shape)))
+            results.append(self.emit(Call(c.fx, name, call, args, kwargs, target, c.path, c.module_type, *shape)))
         return results[-1]
 
     def make(self, c: Call, kind: str) -> Value:
