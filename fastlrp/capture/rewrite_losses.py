@@ -40,9 +40,9 @@ class EntryOfClass:
 def negative_log_likelihood(of_logits: bool) -> Callable[[dict[str, Any], Any], Steps | None]:
     """The negative logarithm of the probability of a sample's class, times the weight of the class.
 
-    Of logits the logarithm of a softmax comes first. The class is an integer, a condition, and so is its weight. A sample
-    of the ignored class has the loss 0. With label smoothing ``e`` the loss is ``1 - e`` of it and ``e / C`` of the sum
-    over all classes.
+    Of logits the logarithm of a softmax comes first. The class is an integer, a condition, and so is its weight. A
+    sample of the ignored class has the loss 0. With label smoothing ``e`` the loss is ``1 - e`` of it and ``e / C`` of
+    the sum over all classes.
     """
 
     def steps(a: dict[str, Any], shape: Any) -> Steps | None:

@@ -97,7 +97,7 @@ class Answers:
 
     def paths_down(self, state: list[Any], names: dict[str, Value], count: int) -> dict[str, Path]:
         """How layers would go down for so many targets, by module."""
-        return self._steps(state, names, count, None)[2][0].found.by_module
+        return _of_all_parts(self._steps(state, names, count, None)[2])
 
     def refuse_not_finite(self, state: list[Any], result: Tensor, asked: Targets, start: int, count: int) -> None:
         """Name the layer where relevance became NaN or infinite.
@@ -194,6 +194,8 @@ class Answers:
             some = of_rows(state, rows, self.batch)
             found = self.specialize(some, (schedule, 0, rows.number), schedule.steps, count)
             ways.append(WayDown(some, found, rows))
+        if ways:
+            self._note_paths(_of_all_parts(ways))
         if not parts:
             ways = [WayDown(state, self.specialize(state, (schedule, 0), schedule.steps, count))]
         return state, schedule, ways
@@ -213,9 +215,11 @@ class Answers:
         else:
             found = runner.specialize(self.plan, steps, state, size, self.batch, below)
         below_a_neck = key[1] > 0
-        self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
-        self.plan.latest_paths = self.paths
+        self._note_paths({**(self.paths if below_a_neck else {}), **found.by_module})
         return found
+
+    def _note_paths(self, paths: dict[str, Path]) -> None:
+        self.paths = self.plan.latest_paths = paths
 
     def _by_basis(
         self,
@@ -243,3 +247,13 @@ class Answers:
         for value, parts in found.items():
             for result, part in zip(by_value[value], parts, strict=True):
                 result.put(0, part)
+
+
+def _of_all_parts(ways: list[WayDown]) -> dict[str, Path]:
+    """How the layers of a batch in parts were computed."""
+    if len(ways) == 1:
+        return ways[0].found.by_module
+    lengths = [0 if way.rows is None else way.rows.length for way in ways]
+    found = [way.found.by_module for way in ways]
+    common = [name for name in found[0] if all(name in other for other in found)]
+    return {name: Path.of_parts([paths[name] for paths in found], lengths) for name in common}
