@@ -218,8 +218,9 @@ class Emitter:
             kind = kind if isinstance(meta, (tuple, list)) else "scalar"
         inputs = tuple(dict.fromkeys(v for v in leaves((args, kwargs)) if isinstance(v, Value)))
         node = Node(kind, c.name, c.call, args, kwargs, inputs, value, c.path, c.module_type)
-        unread = [args[i] for i in UNREAD.get(c.name, ()) if i < len(args) and isinstance(args[i], Value)]
-        others = list(leaves([a for i, a in enumerate(args) if i not in UNREAD.get(c.name, ())]))
+        places = _unread(c)
+        unread = [args[i] for i in places if i < len(args) and isinstance(args[i], Value)]
+        others = list(leaves([a for i, a in enumerate(args) if i not in places]))
         read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
         node.attributes.update(unread=tuple(v for v in unread if v not in read))
         value.depends = any(v.depends for v in read)
@@ -241,6 +242,13 @@ class Emitter:
         value.producer = node
         self.graph.nodes.append(node)
         return value
+
+
+def _unread(c: Call) -> tuple[int, ...]:
+    """Positions of arguments of which sizes alone are read; a write has what it writes behind the first one."""
+    if isinstance(c.call, Write):
+        return tuple(i + 1 for i in UNREAD.get(c.name.removesuffix("_scatter"), ()) if i)
+    return UNREAD.get(c.name, ())
 
 
 def _tensors(fx: torch.fx.Node) -> list[Tensor]:

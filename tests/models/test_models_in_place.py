@@ -47,6 +47,7 @@ FOLLOWED: dict[str, Callable[[Tensor], object]] = {
     "largest": lambda h: h.sub_(h.amax(1, keepdim=True)),
     "swapped": lambda h: h.copy_(h.flip(1)),
     "by_index": lambda h: h.__setitem__((slice(None), [3, 4]), h[:, :2].relu()),
+    "under_another_name": lambda h: [v.__setitem__((slice(None), 0), v[:, 1] * 2) for v in [h.view_as(h)] * 2],
     "dropout": lambda h: F.dropout(h[:, None].expand(-1, 2, -1), 0.5, False, inplace=True),
 }
 
@@ -71,3 +72,4 @@ def test_what_does_not(name: str) -> None:
         with torch.no_grad():
             slope = (model(X + step) - model(X - step)) / 2e-6
         torch.testing.assert_close(found[:, :, i], slope, rtol=1e-6, atol=1e-7)
+    assert fastlrp.Explainer(model, "epsilon").verify(X, [0]).ok
