@@ -13,7 +13,18 @@ from dataclasses import dataclass
 import torch
 
 from fastlrp import rules
-from fastlrp.composites.matchers import Everything, Layer, OfKind, OfOperation, OfPath, OfType, Within
+from fastlrp.composites.matchers import (
+    Everything,
+    First,
+    Last,
+    Layer,
+    OfKind,
+    OfOperation,
+    OfPath,
+    OfType,
+    Span,
+    Within,
+)
 from fastlrp.kinds.registry import KIND_OF, WEIGHTED_KINDS
 from fastlrp.kinds.vocabulary import plain_name
 from fastlrp.rules import Rule
@@ -68,9 +79,19 @@ def check_used(
         entries: predicates and rules, in order of precedence.
         layers: the operations that take a rule. not_ruled: the others.
     """
+    operations: dict[str, list[NotRuled]] = {}
+    kinds: dict[str, list[NotRuled]] = {}
+    for found in not_ruled:
+        operations.setdefault(found.layer.operation, []).append(found)
+        kinds.setdefault(found.layer.kind, []).append(found)
     for matches, rule in entries:
         for one, text in _single(matches):
-            met = [found for found in not_ruled if one(found.layer)]
+            if isinstance(one, OfOperation):
+                met = [found for name in one.names for found in operations.get(name, ())]
+            elif isinstance(one, OfKind):
+                met = [found for name in one.names for found in kinds.get(name, ())]
+            else:
+                met = [found for found in not_ruled if one(found.layer)]
             if not met:
                 continue
             written = next((found for found in met if found.parts and not any(map(one, found.parts))), None)
@@ -88,8 +109,8 @@ def _single(matches: Callable[[Layer], bool]) -> list[tuple[Callable[[Layer], bo
         return [(OfKind((name,)), f"kind({name!r})") for name in matches.names]
     if isinstance(matches, OfType):
         return [(matches, ", ".join(t.__name__ for t in matches.types))]
-    if isinstance(matches, (OfPath, Within, Everything)):
-        return []  # Paths have a check of their own.
+    if isinstance(matches, (OfPath, Within, Everything, First, Last, Span)):
+        return []  # Paths have a check of their own, places are those of layers with a weight.
     return [(matches, getattr(matches, "__qualname__", None) or str(matches))]
 
 
