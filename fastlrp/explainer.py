@@ -78,6 +78,7 @@ class Explainer:
             :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
     """
 
+    @eager
     def __init__(
         self,
         model: nn.Module,
@@ -207,6 +208,7 @@ class Explainer:
         """
         self._plans.refresh()
 
+    @eager
     def replay(
         self,
         example_inputs: Any,
@@ -232,6 +234,7 @@ class Explainer:
         """
         return Replay(self._plans, example_inputs, targets_count, initial, reduce, self.max_memory, at=at)
 
+    @eager
     def verify(self, x: Any, targets: Any, **options: Any) -> Verification:
         """Check the result against the reference, layer by layer; see :func:`fastlrp.verify.compare.verify`.
 

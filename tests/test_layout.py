@@ -73,7 +73,7 @@ ORDER = """
     plan.coefficients
     plan.late plan.input_terms
     capture.rewrite_functions plan.ups plan.batch_parts
-    plan.kept plan.layer plan.fusion plan.joining plan.check
+    capture.rewrite_losses plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder plan.placing plan.layouts plan.windows
     plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed plan.bound
     plan.neck plan.infinite
@@ -87,7 +87,8 @@ ORDER = """
     capture.quick_shapes
     capture.aggregation capture.fixed capture.mask_sizes capture.wording capture.quiet capture.sequence_shapes
     tune.space tune.check
-    capture.settings capture.module_paths classes positions tune.attention capture.shape_memory outputs plan.winograd
+    capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory outputs
+    plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     plan.lines

@@ -11,6 +11,9 @@ _RECURRENT_FORM = "it takes sequences (batch, time, channels) of one fixed lengt
 _PRODUCTS = ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "scaled_dot_product_attention", "bilinear",
              "_native_multi_head_attention", "_transformer_encoder_layer_fwd")  # fmt: skip
 
+_LOSSES = ("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d")
+_EACH_LOSS = "A loss of the whole batch mixes its samples: take one loss for each sample, reduction='none'"
+
 _REASONS = {
     "linalg_inv": "an inverse is no sum, and its entries are no parts among which relevance could be shared: multiply "
                   "with it by torch.linalg.solve, linear in its right side, with a matrix that is a parameter",
@@ -84,6 +87,8 @@ def mixing(node: Node) -> str:
         )
     if is_attention(node) and len(node.sources) > 1:
         return "A product of two activations (as in attention) whose batch stands elsewhere is not supported yet"
+    if node.operation in _LOSSES and not node.output.shape:
+        return _EACH_LOSS
     if node.operation in ("sort", "argsort"):
         return "To pack sequences, samples need no order: pack_padded_sequence(…, enforce_sorted=False)"
     if node.operation in ("matmul", "mm"):
@@ -106,6 +111,8 @@ def refuse_time_first(node: Node) -> None:
 
 def keep_the_batch(graph: Graph, node: Node) -> str:
     """What to do about an operation that moves the batch axis."""
+    if node.operation in _LOSSES and not node.output.shape:
+        return f"{_EACH_LOSS}."
     sizes = [str(n) for v in (node.output, *node.sources) for n in v.shape]
     if any("data" in without_symbols(n) for n in sizes):
         return (

@@ -8,12 +8,38 @@ pass by the tracer and find the model's own parameters.
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
+
+LONGEST_WAIT = 1.0
+"""Seconds after which a thread that stands still, as in a debugger, is not waited for."""
+
+
+def _wait_until_left(function: Any) -> None:
+    """Let other threads come out of a function that they were in when another one took its place."""
+    code, end = getattr(function, "__code__", None), time.monotonic() + LONGEST_WAIT
+    own = threading.get_ident()
+    while time.monotonic() < end:
+        frames = sys._current_frames().items()
+        if not any(_is_in(code, frame) for thread, frame in frames if thread != own):
+            return
+        time.sleep(0.0005)
+
+
+def _is_in(code: Any, frame: FrameType | None) -> bool:
+    """Whether the frame, or one that waits for it, runs the code."""
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -52,6 +78,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     # What the tracer's own look-up, which takes the place of ours, asks first.
     _symbolic_trace._orig_module_getattr = attribute
     tracer.call_module, tracer.getattr = called_module, attribute_of_tracer
+    _wait_until_left(look_up)
     try:
         yield
     finally:

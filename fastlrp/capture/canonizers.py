@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlrp.capture.attention_weights import find_attention_weights
 from fastlrp.capture.composed_activations import compose_activations
-from fastlrp.capture.graph import Constant, Graph, Node
+from fastlrp.capture.graph import Constant, Graph, Node, Written
 from fastlrp.capture.segment_softmax import find_segment_softmax
 from fastlrp.capture.selection import find_selection
 
@@ -105,6 +105,8 @@ def _merge(graph: Graph, affine: Node, norm: Node, after: bool) -> None:
     norm_input, norm_output = norm.inputs[0], norm.output
     key = "norm" if after else "norm_before"
     affine.attributes[key] = norm
+    part = (affine.operation, affine.kind)
+    graph.written.append(Written(norm.operation, norm.path, norm.module_type, (part,)))
     if after:
         # One node: y = norm(affine(x)). Both module paths mean its output.
         affine_output = affine.output

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves, substitute
+from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves, substitute
 
 _ELEMENTWISE = {
     "add", "sub", "rsub", "mul", "div", "neg", "pow", "square", "exp", "tanh", "sigmoid", "erf", "softplus", "sqrt",
@@ -81,6 +81,8 @@ def _replace(graph: Graph, product: Node, root: Value, nodes: list[Node]) -> Non
         return result
 
     fixed = not any(isinstance(leaf, Constant) for _, args, kwargs, _ in steps for leaf in leaves((args, kwargs)))
+    part = ("composed_activation", "activation")
+    graph.written += [Written(node.operation, node.path, node.module_type, (part,)) for node in nodes]
     call = (_one_pass(composed) if fixed else None) or composed
     product.kind, product.operation, product.call = "activation", "composed_activation", call
     product.args, product.kwargs, product.inputs = (root,), {}, (root,)

@@ -17,7 +17,7 @@ from fastlrp.capture.calls import part
 from fastlrp.capture.carrying import carries
 from fastlrp.capture.complex_numbers import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
 from fastlrp.capture.folding import fold
-from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves
 from fastlrp.capture.mask_sizes import settled
 from fastlrp.capture.memory import Write
 from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
@@ -62,8 +62,19 @@ class Emitter:
 
     def emit_call(self, c: Call) -> Any:
         """What an operation of the program gives; of a recurrent layer a list of its results."""
+        before = len(self.graph.nodes)
         made = self._recurrent(c) if c.name in _RECURRENT else None
-        return self.emit(c) if made is None else made
+        if made is not None:
+            self._note(c, before)
+            return made
+        return self.emit(c)
+
+    def _note(self, c: Call, before: int) -> None:
+        """Remember an operation for which the nodes since ``before`` stand."""
+        made = self.graph.nodes[before:]
+        if any(node.output.is_differentiable for node in made) and all(node.operation != c.name for node in made):
+            parts = tuple((node.operation, node.kind) for node in made)
+            self.graph.written.append(Written(c.name, c.path, c.module_type, parts))
 
     def emit(self, c: Call) -> Any:
         """The value, constant or number that an operation gives."""
@@ -78,8 +89,11 @@ class Emitter:
             args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
             part_name = f"{name}.{position}"
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        before = len(self.graph.nodes)
         if self._is_complex(c):
-            return self._of_parts(c)
+            made = self._of_parts(c)
+            self._note(c, before)
+            return made
         if name == "sym_size" and self.known and isinstance(fx.meta.get("val"), torch.SymInt):
             size = settled(fx.meta["val"], self.known)
             if size.is_Integer:
@@ -92,7 +106,9 @@ class Emitter:
             meta = fx.meta.get("val")
             found = rewrite(bind(c.target, args, kwargs), self.shape(meta)) if meta is not None else None
             if found is not None:
-                return self._rewritten(c, found)
+                result = self._rewritten(c, found)
+                self._note(c, before)
+                return result
         meta = fx.meta.get("val")
         args = self._of_sizes_alone(name, args, meta)
         if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
@@ -101,6 +117,7 @@ class Emitter:
         first = args[0] if args else None
         if kind == "identity" and isinstance(first, Value):
             if same_dtype(fx, first):
+                self.graph.written.append(Written(name, c.path, c.module_type))
                 return first
             kind = "move"  # A conversion to another dtype.
         if name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(fx, args[1], self.batch):
@@ -182,9 +199,10 @@ class Emitter:
     def _rewritten(self, c: Call, steps: Steps) -> Any:
         """The operations that one stands for, one after the other."""
         results: list[Any] = []
-        for target, name, args, kwargs, *shape in steps:
+        for call, name, args, kwargs, *shape in steps:
+            target = getattr(call, "whole", call)
             args = tree_map(lambda leaf: results[leaf.position] if isinstance(leaf, Step) else leaf, args)
-            results.append(self.emit(Call(c.fx, name, target, args, kwargs, target, c.path, c.module_type, *shape)))
+            results.append(self.emit(Call(c.fx, name, call, args, kwargs, target, c.path, c.module_type, *shape)))
         return results[-1]
 
     def make(self, c: Call, kind: str) -> Value:
@@ -200,8 +218,9 @@ class Emitter:
             kind = kind if isinstance(meta, (tuple, list)) else "scalar"
         inputs = tuple(dict.fromkeys(v for v in leaves((args, kwargs)) if isinstance(v, Value)))
         node = Node(kind, c.name, c.call, args, kwargs, inputs, value, c.path, c.module_type)
-        unread = [args[i] for i in UNREAD.get(c.name, ()) if i < len(args) and isinstance(args[i], Value)]
-        others = list(leaves([a for i, a in enumerate(args) if i not in UNREAD.get(c.name, ())]))
+        places = _unread(c)
+        unread = [args[i] for i in places if i < len(args) and isinstance(args[i], Value)]
+        others = list(leaves([a for i, a in enumerate(args) if i not in places]))
         read = [v for v in (*others, *leaves(kwargs)) if isinstance(v, Value)]
         node.attributes.update(unread=tuple(v for v in unread if v not in read))
         value.depends = any(v.depends for v in read)
@@ -223,6 +242,13 @@ class Emitter:
         value.producer = node
         self.graph.nodes.append(node)
         return value
+
+
+def _unread(c: Call) -> tuple[int, ...]:
+    """Positions of arguments of which sizes alone are read; a write has what it writes behind the first one."""
+    if isinstance(c.call, Write):
+        return tuple(i + 1 for i in UNREAD.get(c.name.removesuffix("_scatter"), ()) if i)
+    return UNREAD.get(c.name, ())
 
 
 def _tensors(fx: torch.fx.Node) -> list[Tensor]:

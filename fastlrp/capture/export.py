@@ -38,6 +38,7 @@ from fastlrp.capture.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.errors import CaptureError
+from fastlrp.run.eager import device_of_caller
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
@@ -79,12 +80,14 @@ class Wrapper(nn.Module):
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
-        returned = self.model(*args, **{**self._defaults, **kwargs})
+        with device_of_caller():
+            returned = self.model(*args, **{**self._defaults, **kwargs})
         self._note.structure = structures.flatten(returned, found)
         if self._note.after is not None:
             self._note.after()
         if self.chosen_output is not None:
-            found.append(self.chosen_output(returned))
+            with device_of_caller():
+                found.append(self.chosen_output(returned))
         return found
 
 

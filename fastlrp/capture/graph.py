@@ -138,6 +138,21 @@ class Node:
     __repr__ = __str__
 
 
+@dataclass(frozen=True)
+class Written:
+    """An operation of the model that has no node: others stand for it, or it does nothing.
+
+    Attributes:
+        operation, path, module_type: as of a :class:`Node`.
+        parts: operation and kind of each node that stands for it.
+    """
+
+    operation: str
+    path: str
+    module_type: type | None
+    parts: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(eq=False)
 class Graph:
     """A captured model.
@@ -149,6 +164,7 @@ class Graph:
         modules: module path -> the value that the module returned last, for ``layers=``.
         batch: the only batch size that it holds for; None if it holds for any.
         counted: masks of the model's own, and how many entries each takes: sizes in the graph follow from that.
+        written: operations that have no node of their own, for messages.
         not_lifted: why values whose batch is not axis 0 could not be brought into another form; for messages.
     """
 
@@ -161,6 +177,7 @@ class Graph:
     batch: int | None = None
     not_lifted: str = ""
     counted: list[tuple[Tensor, int]] = field(default_factory=list)
+    written: list[Written] = field(default_factory=list)
 
     def new_value(
         self, name: str, shape: tuple[int | str | None, ...], dtype: torch.dtype | None, producer: Node | None = None

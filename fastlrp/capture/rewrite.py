@@ -22,7 +22,8 @@ class Step:
 
 Steps = list[tuple[Any, ...]]
 """Operation, its name, arguments and keyword arguments of each step; a fifth entry is the shape of its result, where
-that is not the shape of the whole."""
+that is not the shape of the whole, a sixth its dtype. A function in the place of an ATen operation names that one as
+``whole``."""
 
 
 def _full(shape: Any, *operands: Any) -> bool:

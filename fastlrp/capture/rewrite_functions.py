@@ -1,4 +1,4 @@
-"""Functions that stand for a few operations: differences, soft maxima, losses, Kronecker products."""
+"""Functions that stand for a few operations: differences, soft maxima, Kronecker products."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import torch
 from fastlrp.capture import rewrite
 from fastlrp.capture.graph import Constant, Value
 from fastlrp.capture.rewrite import Step, Steps, shape_of
+from fastlrp.capture.rewrite_losses import negative_log_likelihood
 
 aten = torch.ops.aten
-
-_IGNORED = -100
-"""The class that PyTorch's losses leave out where no other is named."""
 
 
 def _difference(a: dict[str, Any], shape: Any) -> Steps | None:
@@ -103,40 +101,6 @@ def _outer(a: dict[str, Any], shape: Any) -> Steps | None:
     ]
 
 
-def _negative_log_likelihood(of_logits: bool) -> Callable[[dict[str, Any], Any], Steps | None]:
-    """Losses, one for each sample or position: the negative logarithm of the probability of its class.
-
-    Of logits the logarithm of a softmax comes first. The class is an integer, a condition.
-    """
-
-    def steps(a: dict[str, Any], shape: Any) -> Steps | None:
-        scores, target = a["self"], a["target"]
-        each = a["reduction"] == 0 and a.get("weight") is None and not a.get("label_smoothing")
-        if not each or not isinstance(scores, Value) or len(scores.shape) != len(shape) + 1:
-            return None
-        if a.get("ignore_index", _IGNORED) != _IGNORED or not isinstance(target, (Value, Constant)):
-            return None
-        whole = tuple(scores.shape)
-        made: Steps = [(aten.log_softmax.int, "log_softmax", (scores, 1), {}, whole)] if of_logits else []
-        logarithm = Step(0) if of_logits else scores
-        if _is_float(target):
-            made.append((aten.mul.Tensor, "mul", (logarithm, target), {}, whole))
-            made.append((aten.sum.dim_IntList, "sum", (Step(len(made) - 1), [1]), {}))
-        else:
-            one = (whole[0], 1, *whole[2:])
-            made.append((aten.unsqueeze.default, "unsqueeze", (target, 1), {}, one, torch.int64))
-            made.append((aten.gather.default, "gather", (logarithm, 1, Step(len(made) - 1)), {}, one))
-            made.append((aten.squeeze.dim, "squeeze", (Step(len(made) - 1), 1), {}))
-        made.append((aten.neg.default, "neg", (Step(len(made) - 1),), {}))
-        return made
-
-    return steps
-
-
-def _is_float(target: Value | Constant) -> bool:
-    return bool(target.is_float if isinstance(target, Value) else target.tensor().is_floating_point())
-
-
 REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     **rewrite.REWRITES,
     "diff": _difference,
@@ -145,8 +109,8 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "kron": _kronecker,
     "outer": _outer,
     "ger": _outer,
-    "cross_entropy_loss": _negative_log_likelihood(of_logits=True),
-    "nll_loss": _negative_log_likelihood(of_logits=False),
-    "nll_loss_nd": _negative_log_likelihood(of_logits=False),
+    "cross_entropy_loss": negative_log_likelihood(of_logits=True),
+    "nll_loss": negative_log_likelihood(of_logits=False),
+    "nll_loss_nd": negative_log_likelihood(of_logits=False),
 }
 """All of :data:`fastlrp.capture.rewrite.REWRITES` and these, by the operation's name."""

@@ -21,6 +21,7 @@ from fastlrp.capture.mask_sizes import settle_mask_sizes
 from fastlrp.capture.memory import Memory, View, Write
 from fastlrp.capture.metadata import is_recurrent, same_dtype
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
+from fastlrp.capture.overlap import overlap
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 
 
@@ -130,6 +131,9 @@ class Translator:
             raise CaptureError(trains)
         c = Call(fx, name, call, args, kwargs, fx.target, path, module_type)
         made = self.emitter.emit_call(c)
+        in_place = in_place and "dropout" not in name  # In evaluation, which writes nothing.
+        if in_place:
+            self._refuse_overlap(fx, name, path)
         if in_place and isinstance(made, (Value, Constant)):
             made = self._same_kind(made, fx)
         self.env[fx.name] = made
@@ -221,6 +225,15 @@ class Translator:
 
     # Refusals
 
+    def _refuse_overlap(self, fx: torch.fx.Node, name: str, path: str) -> None:
+        whole, view = [], fx.all_input_nodes[0].name
+        while view in self.memory.views:
+            view = self.memory.views[view].parent
+            whole.append(self.nodes[view])
+        fault = overlap(fx, whole, name, path)
+        if fault:
+            raise CaptureError(fault)
+
     def _refuse_faults(self) -> None:
         for node in self.graph.nodes:
             if "fault" in node.attributes:
@@ -247,4 +260,6 @@ class Translator:
             return
         if fx.target is operator.getitem and fx.args[1] != 0 and is_recurrent(fx.args[0]):
             return  # The module's value is its output, not the last states.
+        if fx.target is operator.getitem and not fx.users:
+            return  # A result that nobody reads, as the places of the largest.
         self.graph.modules.update(dict.fromkeys(calls_around(fx), value))

@@ -28,12 +28,14 @@ def write_out_mapped(graph: Graph) -> None:
         values = graph.values
         try:
             with torch.no_grad():
-                made, result = _Writer(graph, node).write()
+                writer = _Writer(graph, node)
+                made, result = writer.write()
         except Exception:  # Whatever stands inside: the operation is refused by its name, or takes a user's rule.
             graph.values = values
             continue
         at = graph.nodes.index(node)
         graph.nodes[at : at + 1] = made
+        graph.written += writer.inner.written
         graph.replace(node.output, result)
 
 

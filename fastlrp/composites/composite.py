@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 from fastlrp import markup, rules
 from fastlrp.composites.matchers import First, Last, Layer, OfKind, OfOperation, OfPath, OfType, Span, Within
+from fastlrp.composites.unused import NotRuled, check_used, known_name
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
-from fastlrp.kinds.vocabulary import plain_name
 from fastlrp.pickling import Carried, plain
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.rules import Rule
@@ -64,11 +64,14 @@ def operation(*names: str) -> Predicate:
     Args:
         names: of operations.
 
+    Raises:
+        ValueError: for a name without namespace that is neither ATen's nor one of fastlrp's own.
+
     Example::
 
         mine = composites.epsilon_plus().with_entries((composites.operation("amax"), rules.Norm()))
     """
-    return OfOperation(frozenset(map(plain_name, names)))
+    return OfOperation(frozenset(map(known_name, names)))
 
 
 def first(*names: str) -> Predicate:
@@ -219,6 +222,11 @@ class Composite:
         for (pattern, meant), found in reached.items():
             if not found:
                 raise ValueError(_not_reached(pattern, meant, layers))
+
+    def check_used(self, layers: Sequence[Layer], not_ruled: Sequence[NotRuled]) -> None:
+        """Raise ValueError if an entry is for an operation of the model that takes no rule, and for nothing else."""
+        matchers: Sequence[tuple[Predicate, Rule]] = self._matchers  # type: ignore[attr-defined]
+        check_used(matchers, layers, not_ruled)
 
     def with_entries(self, *entries: tuple[Matcher, Rule], name: str | None = None) -> Composite:
         """The same composite with entries of higher precedence in front."""

@@ -150,7 +150,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
 def _with_fixed_sigma(node: Node, at: Tensor) -> Callable[[Tensor], Tensor]:
     """The norm as an affine map: its sigma is that of ``at``, ``(B, …)``."""
     a, centre = node.attributes, node.operation != "rms_norm"
-    weight, bias = (None if (t := _tensor(a.get(key))) is None else t.double() for key in ("weight", "bias"))
+    weight, bias = (None if (t := _tensor(a.get(key))) is None else textbook.double(t) for key in ("weight", "bias"))
     if node.operation in ("layer_norm", "rms_norm"):
         kept, per_channel = at.dim() - len(a["normalized_shape"]), False
         shape = at.shape

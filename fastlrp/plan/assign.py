@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastlrp import rules
 from fastlrp.capture.graph import Graph, Node
 from fastlrp.composites import Composite, Layer
+from fastlrp.composites.unused import NotRuled
 from fastlrp.kinds.head_numbers import number_heads
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
 from fastlrp.kinds.vocabulary import REGISTERED, plain_name
@@ -22,7 +23,7 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
 
     Raises:
         TypeError: if ``rule`` is not a rule.
-        ValueError: for an operation that fastlrp knows: composites decide about those.
+        ValueError: for an operation that fastlrp knows: composites decide about those, or it only carries entries.
 
     Example::
 
@@ -36,6 +37,11 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
     name = plain_name(operation)
+    if KIND_OF.get(name) in KIND and KIND_OF[name] not in RULED_KINDS:
+        raise ValueError(
+            f"{name!r} (kind {KIND_OF[name]!r}) takes no rule: it only carries entries from one place to another, or "
+            "does nothing when a model is evaluated, and relevance goes the way of the entries"
+        )
     if not registrable(name):
         raise ValueError(
             f"fastlrp knows {name!r} (kind {KIND_OF[name]!r}), so its rule comes from the composite: "
@@ -70,5 +76,27 @@ def assign_rules(graph: Graph, composite: Composite) -> dict[Node, rules.Rule | 
         rule = composite.rule_for(layer)
         assigned[node] = rule or KIND[node.kind].fallback or _REGISTERED.get(node.operation) or missing
     composite.check_paths(layers)
+    composite.check_used(layers, _not_ruled(graph))
     number_heads(graph, (node for node, rule in assigned.items() if isinstance(rule, rules.Heads)))
     return assigned
+
+
+def _not_ruled(graph: Graph) -> list[NotRuled]:
+    """The operations of the model that take no rule: they carry entries, or other nodes stand for them."""
+
+    def seen(path: str, module_type: type | None, operation: str, kind: str) -> Layer:
+        return Layer(path, module_type, operation, kind, None, 0, -1, NAMED_LIKE.get(operation))
+
+    carrying = [
+        NotRuled(seen(n.path, n.module_type, n.operation, n.kind))
+        for n in graph.nodes
+        if n.kind not in RULED_KINDS and n.output.is_differentiable
+    ]
+    written = [
+        NotRuled(
+            seen(w.path, w.module_type, w.operation, w.parts[-1][1] if w.parts else "identity"),
+            tuple(seen(w.path, w.module_type, *part) for part in w.parts),
+        )
+        for w in graph.written
+    ]
+    return carrying + written

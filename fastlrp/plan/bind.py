@@ -48,6 +48,8 @@ def bind_forward(node: Node) -> Callable[..., Any]:
         return {key: plain(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
 
     args, kwargs, call = plain(node.args), plain(node.kwargs), node.call
+    if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves((args, kwargs))):
+        return _of_inference_tensors(node, args, kwargs)
     if isinstance(call, torch._ops.OpOverload) and not kwargs:
         call = _by_operation().get(call, call)
     inner = [leaf for leaf in leaves((args[1:], kwargs)) if isinstance(leaf, Value)]
@@ -103,3 +105,22 @@ def _of_several(
         return call(*arguments, **kwargs)
 
     return forward_of_several
+
+
+def _of_inference_tensors(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
+    """The same with the constants of a model made in inference mode, of which autograd takes copies alone."""
+
+    def forward(*tensors: Any) -> Any:
+        table = dict(zip(node.inputs, tensors, strict=True))
+        own = _copied((args, kwargs)) if torch.is_grad_enabled() else (args, kwargs)
+        return node.call(*substitute(own[0], table), **substitute(own[1], table))
+
+    return forward
+
+
+def _copied(tree: Any) -> Any:
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_copied(item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _copied(item) for key, item in tree.items()}
+    return tree.clone() if isinstance(tree, Tensor) and tree.is_inference() else tree

@@ -40,6 +40,7 @@ class Builder(ForwardBuilder):
     flows: dict[Value, Flow] = field(init=False, default_factory=dict)
     drafts: list[Draft] = field(init=False, default_factory=list)
     alternatives: list[Alternative] = field(init=False, default_factory=list)
+    up_copies: dict[Node, list[Any]] = field(init=False, default_factory=dict)
     finite: dict[Value, int] = field(init=False, default_factory=dict)
     _sent: dict[Value, list[Flow]] = field(init=False, default_factory=dict)
     _senders: dict[Value, list[Node | None]] = field(init=False, default_factory=dict)
@@ -60,6 +61,7 @@ class Builder(ForwardBuilder):
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
             alternatives=tuple(self.alternatives),
+            up_copies=MappingProxyType({node: tuple(copies) for node, copies in self.up_copies.items()}),
         )
 
     def send_shares(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -106,6 +107,17 @@ class Affine:
             # Two to choose from lie one behind the other in memory.
             self._packed[key] = list(torch.stack(parts)) if self.takes_one_of_two(split) else parts
         return self._packed[key]
+
+    def copied_bytes(self, narrow: bool = False) -> int:
+        """At most of the weights as the kernels read them, whose channels fill whole blocks; not narrow, for the way up
+        too."""
+        outputs, inputs = self.arriving[0] // self.groups, self.leaving[0] // self.groups
+        twice = 2 if self.sign is not None or self.factors is not None else 1
+        if len(self.leaving) > 1:
+            outputs, inputs = _in_blocks(outputs), _in_blocks(inputs)
+        entries = self.groups * outputs * inputs * twice * math.prod(self.kernel)
+        products = 1 if self.factors is not None else len(self.weights)
+        return products * entries * (2 if narrow else self.weights[0].element_size())
 
     def _pack(self, weight: Tensor, narrow: bool) -> Tensor:
         kernels = kernels_for(weight)
@@ -245,6 +257,14 @@ class Sum:
     """A sum of registers, each times a slot or None."""
 
     scales: tuple[int | None, ...]
+
+
+_BLOCK = 64
+"""Channels from which on kernels read whole blocks, of so many or twice as many."""
+
+
+def _in_blocks(channels: int) -> int:
+    return channels if channels <= _BLOCK else -(-channels // (2 * _BLOCK)) * 2 * _BLOCK
 
 
 Form = Affine | MaxPool | AvgPool | Sum

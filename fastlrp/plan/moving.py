@@ -107,8 +107,8 @@ def _group(last: BackwardStep, ways: Ways) -> tuple[set[BackwardStep], set[int]]
 
 def _gathered(moves: list[BackwardStep], entry: int) -> BackwardStep | None:
     """One step for all of them; None if they do not copy each entry once, or hardly copy at all."""
-    first = next(step for step in moves if step.ins == (entry,))
-    sizes, last = first.moves_from, moves[-1]
+    first = next((step for step in moves if step.ins == (entry,)), None)
+    sizes, last = None if first is None else first.moves_from, moves[-1]
     numel = 0 if sizes is None else math.prod(sizes)
     if sizes is None or not 0 < numel <= LARGEST or last.numel != numel:
         return None

@@ -276,6 +276,7 @@ class Program:
         keyed: slots that another plan of the model has under the same key. slot_bytes: of coefficients, per sample.
         sweep: the operation that does a ReLU, the pool after it and coefficients at once, if the backend has one.
         alternatives: steps that stand for several of ``backward`` where nothing between them is asked for.
+        up_copies: weights that the way up through a node keeps copies of, of so many ``nbytes``.
     """
 
     inputs: tuple[int, ...]
@@ -291,6 +292,7 @@ class Program:
     slot_bytes: Mapping[int, int]
     sweep: Callable[..., Any] | None = None
     alternatives: tuple[Alternative, ...] = ()
+    up_copies: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict)
 
     def steps_down(self, wanted: frozenset[int]) -> Sequence[BackwardStep]:
         """The backward steps, with alternatives in the place of what they replace, unless that fills ``wanted``."""

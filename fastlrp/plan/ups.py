@@ -9,11 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
+
+
+class TurnedWeight:
+    """A weight as the way up reads it: a copy, made when it is first read and kept.
+
+    Attributes:
+        nbytes: of the copy; 0 where the weight itself will do.
+    """
+
+    def __init__(self, layer: AffineLayer, weight: Tensor, positive: bool = False) -> None:
+        self._layer, self._weight, self._positive = layer, weight, positive
+        self._made: Tensor | None = None
+        self.nbytes = weight.nbytes if positive or layer.node.kind == "conv" else 0
+
+    def __call__(self) -> Tensor:
+        if self._made is None:
+            with torch.no_grad():
+                turned = _inputs_innermost(self._layer, self._weight)
+                self._made = turned.clamp(min=0) if self._positive else turned
+        return self._made
 
 
 def up_through(
@@ -24,17 +45,18 @@ def up_through(
     scaled = None if layer.is_reduced else _scaled_product(b, layer)
     if scaled is None:
         return composed
-    whole = _inputs_innermost(layer, weight)
-    part = None if weight_positive is None else _inputs_innermost(layer, weight_positive)
+    whole = TurnedWeight(layer, weight)
+    part = TurnedWeight(layer, weight, True) if weight_positive is None else TurnedWeight(layer, weight_positive)
+    b.up_copies.setdefault(layer.node, []).extend((whole, part))
 
     def up(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
         if v is not None and signed and isinstance(x, Tensor):
             return composed(t, u, v, x)  # The sign of the input chooses the weight, before the sum.
-        total = None if u is None else scaled(t, whole, u)
+        total = None if u is None else scaled(t, whole(), u)
         if v is None:
             assert total is not None, "u or v must be given"
             return total
-        of_part = scaled(t, whole.clamp(min=0) if part is None else part, v)
+        of_part = scaled(t, part(), v)
         return of_part if total is None else total.add_(of_part)
 
     return up

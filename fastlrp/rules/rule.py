@@ -41,6 +41,11 @@ class Rule:
     of operation, of which the rule is for some. None for all of them."""
 
     @property
+    def grows(self) -> str:
+        """Why relevance may become too large for a dtype by the rule's own definition, and what to do; for errors."""
+        return ""
+
+    @property
     def inner(self) -> tuple[Rule, ...]:
         """The rules that it is made of, if it is made of others."""
         return ()

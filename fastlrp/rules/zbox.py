@@ -148,11 +148,13 @@ def textbook(
 
 
 def _check_bounds(name: str, low: Any, high: Any) -> None:
+    # Numbers stand on the CPU also where the caller's default device is another one.
+    bounds = [bound if isinstance(bound, Tensor) else torch.as_tensor(bound, device="cpu") for bound in (low, high)]
     try:
-        ordered = bool((torch.as_tensor(low) <= torch.as_tensor(high)).all())
+        ordered = bool((bounds[0] <= bounds[1]).all())
     except RuntimeError as error:
         raise ValueError(f"{name}: low and high do not broadcast against each other: {error}") from error
-    if not all(bool(torch.isfinite(torch.as_tensor(bound)).all()) for bound in (low, high)):
+    if not all(bool(torch.isfinite(bound).all()) for bound in bounds):
         raise ValueError(f"{name}: low and high must be finite, got low={low!r}, high={high!r}")
     if not ordered:
         raise ValueError(f"{name}: low must not exceed high, got low={low!r}, high={high!r}")

@@ -97,7 +97,7 @@ class Answers:
 
     def paths_down(self, state: list[Any], names: dict[str, Value], count: int) -> dict[str, Path]:
         """How layers would go down for so many targets, by module."""
-        return self._steps(state, names, count, None)[2][0].found.by_module
+        return _of_all_parts(self._steps(state, names, count, None)[2])
 
     def refuse_not_finite(self, state: list[Any], result: Tensor, asked: Targets, start: int, count: int) -> None:
         """Name the layer where relevance became NaN or infinite.
@@ -190,8 +190,7 @@ class Answers:
         self, settled: Settled, state: list[Any], asked: Targets, reduce: str | None, bar: Progress | None
     ) -> Relevance:
         plan, count = self.plan, asked.count
-        self.paths = {}
-        plan.latest_paths = self.paths
+        self._note_paths({})
         result = Result("input", settled.value, self.batch, count, reduce, None, True)
         with Computing(settled.work, plan.device):
             initial = asked.block(0, count, one_hot=plan.takes_one_hot)
@@ -231,6 +230,8 @@ class Answers:
             some = of_rows(state, rows, self.batch)
             found = self.specialize(some, (schedule, 0, rows.number), schedule.steps, count)
             ways.append(WayDown(some, found, rows))
+        if ways:
+            self._note_paths(_of_all_parts(ways))
         if not parts:
             ways = [WayDown(state, self.specialize(state, (schedule, 0), schedule.steps, count))]
         return state, schedule, ways
@@ -249,8 +250,7 @@ class Answers:
         else:
             found = runner.specialize(self.plan, steps, state, size, self.batch, below)
         below_a_neck = key[1] > 0
-        self.paths = {**(self.paths if below_a_neck else {}), **found.by_module}
-        self.plan.latest_paths = self.paths
+        self._note_paths({**(self.paths if below_a_neck else {}), **found.by_module})
         return found
 
     def _block_chosen_for(self, count: int) -> int:
@@ -258,6 +258,9 @@ class Answers:
         # Rows hold whole lanes, and from one full block of targets on the choice is the same for any number of them.
         step = LANES if count > LANES else LANES // 4
         return min(self.plan.sparse_block, -(-count // step) * step) if count >= LEAST_TARGETS else 1
+
+    def _note_paths(self, paths: dict[str, Path]) -> None:
+        self.paths = self.plan.latest_paths = paths
 
     def _by_basis(
         self,
@@ -285,3 +288,13 @@ class Answers:
         for value, parts in found.items():
             for result, part in zip(by_value[value], parts, strict=True):
                 result.put(0, part)
+
+
+def _of_all_parts(ways: list[WayDown]) -> dict[str, Path]:
+    """How the layers of a batch in parts were computed."""
+    if len(ways) == 1:
+        return ways[0].found.by_module
+    lengths = [0 if way.rows is None else way.rows.length for way in ways]
+    found = [way.found.by_module for way in ways]
+    common = [name for name in found[0] if all(name in other for other in found)]
+    return {name: Path.of_parts([paths[name] for paths in found], lengths) for name in common}

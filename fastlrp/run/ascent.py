@@ -100,8 +100,8 @@ class Ascent:
     Attributes:
         plan, route: which. state: slots ``(B, …)``. shapes: of the plan's registers, for steps that need them.
         boxes: of the registers in which groups reach a part of the map alone. made_bytes: of slots that the record did
-            not hold. alive: steps that are computed for alive neurons only. tails: cuts what lies before a group's
-            first position; None where it is not looked at.
+            not hold, and of weights that steps keep copies of. alive: steps that are computed for alive neurons only.
+        tails: cuts what lies before a group's first position; None where it is not looked at.
     """
 
     plan: Plan
@@ -112,6 +112,22 @@ class Ascent:
     made_bytes: int = 0
     tails: Tails | None = None
     alive: Mapping[BackwardStep, SparseUp] = field(default_factory=dict)
+
+    @staticmethod
+    def bytes_of_copies(plan: Plan, path: Route, alive: Mapping[BackwardStep, SparseUp]) -> int:
+        """Of the weights that a route's steps keep copies of, and of those that are there while one is made."""
+        dense = dict.fromkeys(step.node for step in path.steps if step not in alive and step.node is not None)
+        kept = [copy.nbytes for node in dense for copy in plan.program.up_copies.get(node, ())]
+        kept += [sparse.copied_bytes for sparse in alive.values()]
+        return sum(kept) + 2 * max(kept, default=0)
+
+    def without_alive(self) -> int:
+        """Compute all steps for all neurons; how many bytes of copies that saves."""
+        saved = self.bytes_of_copies(self.plan, self.route, self.alive)
+        self.alive = {}
+        saved -= self.bytes_of_copies(self.plan, self.route, self.alive)
+        self.made_bytes -= saved
+        return saved
 
     @cached_property
     def last(self) -> dict[int, int]:

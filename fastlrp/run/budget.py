@@ -53,13 +53,14 @@ class Budget:
         """Steps, and targets per block so that propagation and one block of results stay within ``max_memory``."""
         if self.max_memory is None:
             return found.steps, count
-        steps = found.steps
-        if self.need(steps, names, reduce, min(LANES, count)) > self.max_memory:
-            steps = schedule.steps  # Sparse rows hold whole lanes, which is too much here.
+        steps, left = found.steps, self.max_memory - found.copied_bytes
+        if self.need(steps, names, reduce, min(LANES, count)) > left:
+            # Sparse rows hold whole lanes, and their weights are copies, which is too much here.
+            steps, left = schedule.steps, self.max_memory
         low, high = 1, count
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.need(steps, names, reduce, middle) <= self.max_memory
+            fits = self.need(steps, names, reduce, middle) <= left
             low, high = (middle, high) if fits else (low, middle - 1)
         return steps, low
 

@@ -169,16 +169,19 @@ class _Reading:
 
     def _read(self, t: Tensor) -> Tensor:
         assert self.matrix is not None
-        return t @ self.matrix.t() if self.last_axis else t.flatten(2) @ self.matrix.flatten(1).t()
+        if self.last_axis:
+            return t @ self.matrix.t()
+        return t.reshape(*t.shape[:2], self.value.numel) @ self.matrix.reshape(-1, self.value.numel).t()
 
 
 def _matrix(readout: Tensor, name: str, value: Value, like: Tensor) -> Tensor:
     whole = readout.dim() == len(value.sizes) + 1 and tuple(readout.shape[1:]) == value.sizes
-    last = readout.dim() == 2 and readout.shape[1] == value.sizes[-1]
+    last = readout.dim() == 2 and tuple(readout.shape[1:]) == value.sizes[-1:]
     if not (whole or last):
-        sizes = ", ".join(map(str, value.sizes))
+        of_layer, wanted = ("".join(f", {n}" for n in value.sizes), "".join(f" {n}," for n in value.sizes))
+        by_axis = f", or (M, {value.sizes[-1]}) for readouts of its last axis" if len(value.sizes) > 1 else ""
         raise ValueError(
-            f"readout of shape {tuple(readout.shape)} does not fit layer {name!r} (B, {sizes}): give (M, {sizes}), or "
-            f"(M, {value.sizes[-1]}) for readouts of its last axis"
+            f"readout of shape {tuple(readout.shape)} does not fit layer {name!r} (B{of_layer or ','}): give "
+            f"(M,{wanted.rstrip(',')}){by_axis}"
         )
     return readout.detach().to(device=like.device, dtype=like.dtype)

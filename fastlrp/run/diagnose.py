@@ -37,11 +37,14 @@ def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | 
             f"whose output is not finite is {found}: look at its weights and its input "
             f"({_range(state, found.inputs)}), or give the model a wider dtype"
         )
-    where = _first_on_the_way_down(plan, state, initial)
-    return where and (
-        f"relevance became NaN or infinite {where}, although the model's output is finite. A denominator is zero or "
-        "the numbers are too large for the dtype: use a larger epsilon there, another rule, or a float64 copy of the "
-        "model (copy.deepcopy(model).double(), x.double())"
+    found_at = _first_on_the_way_down(plan, state, initial)
+    if found_at is None:
+        return None
+    where, grows = found_at
+    return f"relevance became NaN or infinite {where}, although the model's output is finite. " + (
+        grows
+        or "A denominator is zero or the numbers are too large for the dtype: use a larger epsilon there, another "
+        "rule, or a float64 copy of the model (copy.deepcopy(model).double(), x.double())"
     )
 
 
@@ -54,7 +57,8 @@ def _reaches(node: Node, plan: Plan) -> bool:
     return node.output in needed
 
 
-def _first_on_the_way_down(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | None:
+def _first_on_the_way_down(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> tuple[str, str] | None:
+    """Where, and why the rule there lets it."""
     values = [v for v in plan.flows if v.has_batch_first]
     schedule = plan.schedule(values)
     state = runner.complete(plan, state, schedule.slots)
@@ -68,10 +72,12 @@ def _first_on_the_way_down(plan: Plan, state: list[Any], initial: Tensor | OneHo
 
     runner.propagate(plan, state, initial, schedule.steps, sink, 0)
     if plan.graph.output in bad:
-        return "at the start"
+        return "at the start", ""
     for row in plan.rows:  # From the output down.
         if any(value in bad for value in row.node.inputs):
-            return f"at {row.node}" + (f" under {row.rule}" if row.rule else "")
+            rule = plan.rules.get(row.node)
+            grows = "" if rule is None else rule.grows
+            return f"at {row.node}" + (f" under {row.rule}" if row.rule else ""), grows
     return None
 
 

@@ -21,7 +21,7 @@ from fastlrp.run import runner
 from fastlrp.run.contributions import Contributions
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
-from fastlrp.run.eager import eager
+from fastlrp.run.eager import eager, eager_blocks
 from fastlrp.run.finite import all_finite
 from fastlrp.run.forward_pass import ForwardPass
 from fastlrp.run.given_ids import ids_of, warn_without_positions
@@ -145,6 +145,7 @@ class ForwardRecord(ForwardPass):
             targets, initial, layers, reduce, out, at, progress, groups=groups, direction=direction
         )
 
+    @eager
     def relevance_at_once(
         self,
         targets: Any,
@@ -167,6 +168,7 @@ class ForwardRecord(ForwardPass):
         with Progress(asked.count, progress, "target") as bar:
             return self._answers.relevance(self._as_it_lies(), asked, 0, asked.count, layers, reduce, out, bar)
 
+    @eager
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
         """The targets as they are understood, checked; see :meth:`relevance`."""
         refuse_transforms()
@@ -186,6 +188,7 @@ class ForwardRecord(ForwardPass):
             raise NotFiniteError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
         return asked
 
+    @eager_blocks
     def stream(
         self,
         targets: Any,
@@ -298,6 +301,7 @@ class ForwardRecord(ForwardPass):
         with torch.no_grad():
             return contributions_asked(self._answers, self._open(), groups, layers, readout).whole(ledger)
 
+    @eager_blocks
     def stream_contributions(
         self, groups: Groups, layers: str | Sequence[str] = "all", readout: Tensor | None = None
     ) -> Iterator[tuple[range, Contributions]]:

@@ -74,7 +74,7 @@ def footprints(plan: Plan, path: Route, boxes: Boxes, alive: Mapping[BackwardSte
 
 
 def stages(ascent: Ascent, batch: int, count: int, max_memory: int | None, held: int, each: int) -> list[Stage]:
-    """How ``count`` groups go up.
+    """How ``count`` groups go up: for all neurons, not for those alive alone, where their weights do not fit.
 
     Args:
         held: bytes of results that are there all the time. each: bytes that one group of the last stage needs beside.
@@ -82,6 +82,15 @@ def stages(ascent: Ascent, batch: int, count: int, max_memory: int | None, held:
     Raises:
         TooSmallError: if not even one group fits into ``max_memory``.
     """
+    try:
+        return _stages(ascent, batch, count, max_memory, held, each)
+    except TooSmallError:
+        if not ascent.alive:
+            raise
+    return _stages(ascent, batch, count, max_memory, held - ascent.without_alive(), each)
+
+
+def _stages(ascent: Ascent, batch: int, count: int, max_memory: int | None, held: int, each: int) -> list[Stage]:
     plan, path = ascent.plan, ascent.route
     unit = max(1, batch) * plan.dtype.itemsize
     found = footprints(plan, path, ascent.boxes, ascent.alive)

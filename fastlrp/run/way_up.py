@@ -76,6 +76,7 @@ def prepared(
     made = sum(t.nbytes for t, had in zip(full, state, strict=True) if had is None and isinstance(t, Tensor))
     boxes, alive = ways_of(plan, path, full, resolved, batch)
     tails = Tails() if plan.device.type == "cpu" and LOOKS.get() else None
+    made += Ascent.bytes_of_copies(plan, path, alive)
     return Ascent(plan, path, full, of_registers, boxes, made, tails, alive)
 
 

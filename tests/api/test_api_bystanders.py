@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -77,6 +79,38 @@ def test_a_thread_that_runs_modules_is_not_disturbed(name):
             assert relative_error(Explainer(captured, composite)(x, "all", initial="one"), alone) <= 1e-12
 
     assert beside(work, expected, run) > 3
+
+
+def test_a_thread_that_stands_in_a_look_up_is_waited_for():
+    """It was given a tensor without data where it had begun to look up a parameter before the capture did."""
+    captured, x = by_hand(), samples("mlp")
+    expected, code = captured(x).detach(), nn.Module.__getattr__.__code__
+    inside, found, shift = threading.Event(), [], captured.shift
+
+    def stay(frame, event, argument):
+        if event == "line" and frame.f_code is code and not inside.is_set():
+            inside.set()
+            end = time.monotonic() + 0.3
+            while captured.__dict__["_buffers"].get("shift") is shift and time.monotonic() < end:
+                time.sleep(0.001)
+        return stay
+
+    def serve() -> None:
+        sys.settrace(stay)
+        try:
+            with torch.no_grad():
+                found.append(captured(x))
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert inside.wait(5)
+    alone = explain(captured, x, "all", "gradient", initial="one")
+    thread.join()
+    assert type(found[0]) is Tensor
+    assert torch.equal(found[0], expected)
+    assert alone.shape == (len(x), 3, 4)
 
 
 def test_after_a_capture_modules_are_what_they_were():

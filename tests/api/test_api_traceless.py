@@ -129,6 +129,24 @@ def test_parameters_made_in_inference_mode():
     check_noticed(model, samples("mlp"), change)
 
 
+@pytest.mark.parametrize("composite", ["gradient", "attnlrp"])
+def test_rules_that_differentiate_through_parameters_made_in_inference_mode(composite):
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Linear(4, 6), nn.LayerNorm(6), nn.PReLU(6), nn.Linear(6, 3)
+        return nn.Sequential(*layers).double().eval()
+
+    with torch.inference_mode():
+        model = made()
+        assert model[2].weight.is_inference()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    expected = fastlrp.explain(made(), x, "all", composite)
+    torch.testing.assert_close(fastlrp.explain(model, x, "all", composite), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(fastlrp.explain(model, x, "all", composite), expected)
+    assert Explainer(model, composite).verify(x, [0]).ok
+
+
 def test_every_entry_of_a_large_tensor_is_looked_at_in_turn(monkeypatch):
     monkeypatch.setattr(fingerprint, "_WINDOW", 16 << 10)
     monkeypatch.setattr(fingerprint, "_LARGEST", 16 << 10)

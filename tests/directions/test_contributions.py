@@ -277,3 +277,43 @@ def test_a_value_added_to_itself():
     expected = torch.stack((x[:, :1] @ model.layer.weight[:, :1].t(), x[:, 1:] @ model.layer.weight[:, 1:].t()), 1)
     torch.testing.assert_close(found["layer"], expected)
     torch.testing.assert_close(found["output"], 2 * expected)
+
+
+class _OneNumber(nn.Module):
+    """``3 h`` of the largest of three features, one number for each sample in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(2, 3, bias=False)
+        self.largest, self.out = _Largest(), nn.Linear(1, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.largest(self.wide(x)).unsqueeze(1))
+
+
+class _Largest(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h.max(1)[0]
+
+
+def test_a_layer_of_one_number_for_each_sample():
+    """h = (x1 + 2 x2, x1 - x2, 0) at x = (3, 0.5) and (1, -2): the largest is 4 = 3 + 1, then 3 = 1 + 2."""
+    model = _OneNumber().double().eval()
+    with torch.no_grad():
+        model.wide.weight.copy_(torch.tensor([[1.0, 2.0], [1.0, -1.0], [0.0, 0.0]]))
+    x = torch.tensor([[3.0, 0.5], [1.0, -2.0]], dtype=torch.float64)
+    with fastlrp.Explainer(model, composites.lrp0()).forward(x) as record:
+        assert "largest" in record.layer_names
+        asked = groups.features([0, 1])
+        shares = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+        torch.testing.assert_close(record.contributions(asked, ["largest"])["largest"], shares)
+        probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+        found = record.contributions(asked, ["largest"], readout=probe, ledger=True)
+        expected = shares[..., None] * probe
+        torch.testing.assert_close(found["largest"], expected)
+        torch.testing.assert_close(found.kept["largest"], torch.zeros(2, 3, dtype=torch.float64))
+        ((_, block),) = record.stream_contributions(asked, ["largest"], readout=probe)
+        torch.testing.assert_close(block["largest"], expected)
+        for shape in ((3, 1), ()):
+            with pytest.raises(ValueError, match=r"does not fit layer 'largest' \(B,\): give \(M,\)$"):
+                record.contributions(asked, ["largest"], readout=torch.zeros(shape))

@@ -87,3 +87,24 @@ def test_errors(model, x):
     small = fastlrp.Explainer(model, "epsilon_plus", max_memory=10_000).forward(x)
     with pytest.raises(ValueError, match="too small for the way up: one group of a batch of 1 needs"):
         next(small.stream("all", groups=PARTS, over="groups"))
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("limit", [1_500_000, 4_000_000])
+def test_copies_of_weights_are_counted(way, limit):
+    """Kernels for alive neurons read copies, made at the first call: 0.9 MB of two convolutions, two more beside."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 96, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(864, 40),
+    ).eval()  # fmt: skip
+    record = fastlrp.Explainer(model, "epsilon_plus", max_memory=limit, paths="sparse").forward(
+        torch.rand(1, 3, 12, 12)
+    )
+    asked = {"groups": groups.patches(1), "direction": "up", "over": "groups"} if way == "up" else {}
+    pieces: list[Tensor] = []
+    stream = lambda: pieces.extend(piece for _, piece in record.stream("all", **asked))  # noqa: E731
+    results = 144 * 40 * 4 if way == "up" else 40 * 432 * 4
+    assert peak_bytes_of(stream) <= limit + results
+    whole = fastlrp.explain(model, record._inputs.tensors[0], "all", groups=asked.get("groups"))
+    torch.testing.assert_close(torch.cat(pieces, 2 if way == "up" else 1), whole, rtol=1e-4, atol=1e-6)

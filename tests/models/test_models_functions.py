@@ -107,6 +107,71 @@ def test_fractions_by_hand() -> None:
         torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 
+class _Loss(nn.Module):
+    """A loss for each sample, with what PyTorch's losses take."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scores, self.options, self.w = nn.Linear(4, 3), options, nn.Parameter(torch.tensor([1.0, 2.0, 0.5]))
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        of_class = {"weight": self.w.detach()} if self.options.get("weight") else {}
+        options = {**self.options, **of_class, "reduction": "none"}
+        if classes.is_floating_point() or "label_smoothing" in options:
+            return F.cross_entropy(self.scores(x), classes, **options)[:, None]
+        return F.nll_loss(self.scores(x).log_softmax(1), classes, **options)[:, None]
+
+
+_MIXED = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0], [0.6, 0.4, 0.0]]).double()
+
+
+@pytest.mark.parametrize("classes", [torch.tensor([2, -100, 1]), torch.tensor([1, 1, 0]), _MIXED], ids=str)
+@pytest.mark.parametrize("options", [{}, {"weight": True}, {"label_smoothing": 0.2, "weight": True}], ids=str)
+def test_losses_of_each_sample(options: dict[str, Any], classes: Tensor) -> None:
+    """The gradient is autograd's; under LRP the ignored sample has none, and shares do not depend on other samples."""
+    model, x = _Loss(**options).double().eval(), torch.randn(3, 4).double()
+    point = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(point, classes).sum(), point)
+    found = fastlrp.explain(model, (x, classes), [0], "gradient", initial="one")
+    torch.testing.assert_close((found[0] if isinstance(found, tuple) else found)[:, 0], expected)
+    explainer = fastlrp.Explainer(model, "lrp0")
+    with explainer.forward((x, classes)) as record:
+        torch.testing.assert_close(record.output, model(x, classes).detach())
+        found = record.relevance([0])
+    for i in range(3):
+        alone = explainer((x[i : i + 1], classes[i : i + 1]), [0])
+        for whole, part in zip(_tuple(found), _tuple(alone), strict=True):
+            if whole is not None:  # Classes get no relevance.
+                torch.testing.assert_close(whole[i : i + 1], part)
+    if not classes.is_floating_point():
+        assert bool(_tuple(found)[0][1].abs().sum() == 0) is bool(classes[1] == -100)
+    assert explainer.verify((x, classes), [0]).ok
+
+
+def _tuple(found: Any) -> tuple[Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def test_a_weighted_loss_by_hand() -> None:
+    """Loss ``-w log p = 2 log 2`` goes to the class's score: of z = 3 x + y at (1, 1) 3/4 and 1/4; of the ignored 0."""
+    model = _Loss(weight=True, ignore_index=2).double().eval()
+    with torch.no_grad():
+        model.scores.weight.copy_(torch.tensor([[4.0, 0, 0, 0], [3.0, 1, 0, 0], [-99.0, 0, 0, 0]]))
+        model.scores.bias.zero_()
+    x = torch.tensor([[1.0, 1.0, 0.0, 0.0]], dtype=torch.float64).expand(2, 4)
+    found = fastlrp.explain(model, (x, torch.tensor([1, 2])), [0], "lrp0")
+    expected = 2 * math.log(2) * torch.tensor([[0.75, 0.25, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(_tuple(found)[0][:, 0], expected)
+
+
+def test_a_class_that_there_is_not() -> None:
+    explainer = fastlrp.Explainer(_Loss().double().eval(), "lrp0")
+    for wrong in (3, -1):
+        with pytest.raises(IndexError, match=rf"the loss is asked for class {wrong}, and the scores are of 3 classes"):
+            explainer((torch.randn(2, 4).double(), torch.tensor([0, wrong])), [0])
+
+
 def test_a_mapped_network_is_the_network() -> None:
     def of_a_sample(m: Any, row: Tensor) -> Tensor:
         return m.norm(m.a(row).relu()) * row.sum().sigmoid()
@@ -132,9 +197,7 @@ REFUSED = {
     ),
     "rounded": ("'div'.*step function", lambda m, x: torch.div(x, 2, rounding_mode="floor")),
     "product_by_place": ("'scatter_reduce'", lambda m, x: x.scatter_reduce(1, x.argsort(1), x, "prod")),
-    "weighted_loss": (
-        "'cross_entropy_loss'", lambda m, x: F.cross_entropy(x, x.argmax(1), m.p.detach(), reduction="none")[:, None]
-    ),
+    "loss_of_the_batch": ("reduction='none'", lambda m, x: F.cross_entropy(x, x.argmax(1)) * x),
 }  # fmt: skip
 
 

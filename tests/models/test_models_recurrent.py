@@ -394,3 +394,18 @@ def test_rule_refuses_bad_arguments() -> None:
     rule = rules.Recurrent(stabilizer=fastlrp.Stabilizer(0.1, relative="sample"))
     with pytest.raises(TypeError, match="relative"):
         fastlrp.Explainer(model, by_rule(rule))(torch.randn(2, 5, 4), [0])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_what_uniform_gates_let_grow_is_told(name: str) -> None:
+    """In float64 the largest of 200 steps is beyond 1e38, by the definition: the textbook has the same for 50."""
+    torch.manual_seed(1)
+    model, x = Reader(getattr(nn, name)(8, 64, batch_first=True), 64, "last").eval(), torch.randn(2, 200, 8)
+    rule = by_rule(rules.Recurrent("uniform"))
+    with pytest.raises(fastlrp.NotFiniteError, match=r"divided by sums of gates that come near zero: use stabilizer"):
+        fastlrp.explain(model, x, [0], rule)
+    tamed = fastlrp.explain(model, x, [0], by_rule(rules.Recurrent("uniform", 0.01), 0.01))
+    assert float(tamed.abs().max()) < 1
+    model, x = model.double(), x.double()
+    assert float(fastlrp.explain(model, x, [0], rule).abs().max()) > 1e38
+    assert fastlrp.Explainer(model, rule).verify(x[:, :50], [0]).ok

@@ -9,6 +9,7 @@ from torch import nn
 import fastlrp
 from fastlrp import Stabilizer, composites, rules
 from fastlrp.plan import batch_parts
+from fastlrp.plan.path import Path
 from fastlrp.run.parted import Parted
 
 BATCH = 5
@@ -87,6 +88,34 @@ def test_everything_that_is_asked_of_a_record_is_the_same(small_limits, monkeypa
     monkeypatch.setattr(batch_parts, "MAPPED_ANEW", 1 << 40)
     for name, whole in asked().items():
         torch.testing.assert_close(parted[name], whole, rtol=1e-11, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("count", [16, 40])
+@pytest.mark.parametrize("lrp_aware", [True, False])
+def test_densities_are_of_the_whole_batch(small_limits, monkeypatch, count, lrp_aware):
+    """Of a batch in parts they were those of the last part."""
+
+    def densities() -> dict[str, tuple[float, float]]:
+        explainer, x = made(paths="sparse")
+        targets = torch.arange(BATCH * count).view(BATCH, count) % 7
+        with explainer.forward(x, lrp_aware=lrp_aware) as record:
+            record.relevance(targets)
+            assert explainer.plan.latest_paths is record.paths
+            return {name: (path.above, path.below) for name, path in record.paths.items()}
+
+    parted = densities()
+    monkeypatch.setattr(batch_parts, "MAPPED_ANEW", 1 << 40)
+    whole = densities()
+    assert parted.keys() == whole.keys() >= {"second", "third", "fourth"}
+    for name, found in whole.items():
+        assert parted[name] == pytest.approx(found, abs=1e-6), name
+
+
+def test_a_path_of_parts_that_went_two_ways():
+    form: Any = None
+    parts = [Path(form, True, 0.25, 0.5), Path(form, False, 1.0, 0.5), Path(form, True, 0.5, 0.25)]
+    assert str(Path.of_parts(parts, [2, 2, 1])) == "sparse 0.60 x 0.45, 60% of samples"
+    assert str(Path.of_parts(parts[:1] * 2, [2, 1])) == "sparse 0.25 x 0.50"
 
 
 def test_what_looks_at_the_whole_batch_takes_it_whole(small_limits):

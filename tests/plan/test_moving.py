@@ -76,6 +76,25 @@ def test_layers_in_between_are_given():
         torch.testing.assert_close(every["all"], alone, rtol=1e-12, atol=1e-14)
 
 
+def test_a_sum_of_one_value_twice_is_no_move():
+    """It was looked for the first move of the group, which has none."""
+
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 64), nn.Linear(128, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).view(-1, 8, 8)
+            h = h + h
+            return self.b(torch.cat([h.flatten(1) * 0.2, h.transpose(1, 2).flatten(1) * 0.3], 1))
+
+    torch.manual_seed(0)
+    model, x = Doubled().double().eval(), torch.randn(2, 4, dtype=torch.float64)
+    found = fastlrp.explain(model, x, [0, 1], "gradient", initial="one")
+    torch.testing.assert_close(found, torch.func.vmap(torch.func.jacrev(lambda row: model(row[None])[0]))(x).detach())
+
+
 @pytest.mark.parametrize("sizes", [(4, 3), (8, 8), (5, 16)])
 def test_rows_stay_together(sizes):
     count, row = sizes

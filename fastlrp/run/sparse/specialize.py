@@ -37,6 +37,12 @@ class Specialized:
     nbytes: int
 
     @property
+    def copied_bytes(self) -> int:
+        """Of the weights that sparse layers keep copies of, and of those that are there while one is made."""
+        kept = [path.form.copied_bytes(path.narrow) for path in self.paths if path.sparse]
+        return sum(kept) + 2 * max(kept, default=0)
+
+    @property
     def by_module(self) -> dict[str, Path]:
         """The paths by the module that they are of."""
         return {path.form.path: path for path in self.paths}

@@ -76,6 +76,15 @@ class SparseUp:
         values = kernels.sparse_sum(sources, self.above.tensors, self.above.batch, t.count)
         return Compact(values, self.above, t.count)
 
+    @property
+    def copied_bytes(self) -> int:
+        """Of the weights that it keeps copies of."""
+        form = self.step.form
+        if not isinstance(form, Affine):
+            return 0
+        takes_it = len(form.leaving) == 1 and getattr(kernels_for(form.weights[0]), "takes_transposes", False)
+        return 0 if takes_it and not any(form.splits) else form.copied_bytes()
+
     @cached_property
     def _ones(self) -> Tensor:
         assert isinstance(self.step.form, Affine)
