@@ -44,7 +44,8 @@ class Explainer:
         example_inputs: an input like those to come; captures at once instead of at the first call.
         backend: ``"auto"``, or one of :data:`fastlrp.backends.dispatch.BACKENDS`: ``"torch"``, ``"cpu"`` (C++ kernels
             where there are, PyTorch elsewhere), ``"triton"``, ``"cuda"``, ``"reference"``.
-        max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks.
+        max_memory: bound on what propagation may hold at once, bytes or ``"2GB"``. Targets then go in blocks,
+            and 3x3 convolutions by plain sums, whose weights need no more memory.
         output: which of several outputs to explain, by name (``"logits"``, ``"0"``) or position; or a function of what
             the model returns that gives one tensor, ``lambda out: out.logits[:, -1]``. It is captured with the model:
             what it closes over is read then, and a change of that is not noticed (:meth:`refresh`).
@@ -116,7 +117,7 @@ class Explainer:
     def _capture_anew(self) -> None:
         output, chooser = self._options["output"], Chooser(self._options["paths"])
         how = (self.model, self.composite, self.backend, output, chooser)
-        self._plans = self._plans_of(*how, precision=self.precision)
+        self._plans = self._plans_of(*how, precision=self.precision, saves_memory=self.max_memory is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Model, composite and options: pickles and deep copies capture the model anew at their first call."""

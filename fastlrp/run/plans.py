@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Plans:
         model, composite, backend, output: see :class:`fastlrp.Explainer`.
         chooser: dense or sparse, layer by layer.
         trace: captures the model. canonize: brings its graph into the form that the rules see. prepared: makes plans.
-        precision: what their products read.
+        precision: what their products read. saves_memory: whether weights in forms larger than their own are left away.
 
     Attributes:
         refreshed: how often :meth:`refresh` was called.
@@ -63,8 +64,9 @@ class Plans:
         canonize: Callable[[Graph], object] = canonize,
         prepared: type[Prepared] = Prepared,
         precision: Precision = "auto",
+        saves_memory: bool = False,
     ) -> None:
-        self._precision = precision
+        self._precision, self._saves_memory = precision, saves_memory
         self.model, self.composite, self.refreshed = model, composite, 0
         self._backend, self._output, self._chooser = backend, output, chooser
         self._trace, self._canonize, self._make = trace, canonize, prepared
@@ -122,6 +124,8 @@ class Plans:
         how = (self._backend, inputs.tensors[0].device, dtype, self._chooser)
         try:
             products = products_of(self._precision, *how[:-1])
+            # The parts of a filtered weight take four times its memory.
+            products = replace(products, filtered=products.filtered and not self._saves_memory)
             found = self._make(captured, self.composite, *how, watch, products)
         except CaptureError as error:
             lacks_batch = captured.graph.output.shape is not None and len(captured.graph.output.shape) < 2

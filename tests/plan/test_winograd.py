@@ -146,6 +146,8 @@ def test_explanations_are_those_of_float64(composite, count):
 def test_layers_that_gain_are_taken():
     explainer = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X))
     assert sorted(rows_with("winograd", explainer)) == ["2", "5"], "with 3 channels, or none, there is no such product"
+    saving = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X), max_memory="1GB")
+    assert not rows_with("winograd", saving), "the parts of its weights are not in the propagation's budget"
     small = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X), precision="bf16")
     assert "winograd" in str(small.plan)
 
