@@ -1,6 +1,9 @@
 """How far explanations with products of bfloat16 are from those of float64, and how much faster than in float32.
 
     OMP_NUM_THREADS=1 python -m benchmarks.precision --models vgg16,resnet50,convnext_tiny,gpt2,vit_b_16
+    OMP_NUM_THREADS=1 python -m benchmarks.precision --models vgg16,resnet50 --precision auto --targets 1
+
+The second is the same for Winograd's filtering, which ``precision="auto"`` has in float32.
 
 Errors are those of whole explanations, per target: ``||R - R64|| / ||R64||`` over all entries of the input, and the
 rank correlation of the maps that people look at, pixels or tokens with their channels summed up. Models have random
@@ -49,7 +52,7 @@ class Row:
     """One model under one composite.
 
     Attributes:
-        error, worst: the median and the largest relative error of a target in bf16. full: the median in float32.
+        error, worst: the median and the largest relative error of a target, in bf16 unless asked otherwise. full: the median in float32.
         correlation: the lowest rank correlation of a target's map.
         seconds: of CPU time of one call in float32 and in bf16, the best of a few. allowed: what the median may be.
     """
@@ -73,10 +76,10 @@ class Row:
         return (self.model, self.composite, *numbers, *times, "yes" if fits else "no")
 
 
-HEADER = (
-    "model", "composite", "float32: median error", "bf16: median error", "worst", "rank correlation", "float32, s",
-    "bf16, s", "faster", "within",
-)  # fmt: skip
+def header(precision: str) -> tuple[str, ...]:
+    """Of the table; ``precision``: what stands beside float32."""
+    errors = ("float32: median error", f"{precision}: median error", "worst", "rank correlation")
+    return ("model", "composite", *errors, "float32, s", f"{precision}, s", "faster", "within")
 
 
 def built(name: str, size: int) -> tuple[nn.Module, Tensor, dict[str, Any]]:
@@ -89,7 +92,7 @@ def built(name: str, size: int) -> tuple[nn.Module, Tensor, dict[str, Any]]:
     return model, x, {}
 
 
-def measure(name: str, rule: str, targets: int, size: int, repeats: int) -> Row:
+def measure(name: str, rule: str, targets: int, size: int, repeats: int, precision: str) -> Row:
     """One row of the table."""
     model, x, options = built(name, size)
     classes = [7 * i + 1 for i in range(targets)]
@@ -100,7 +103,7 @@ def measure(name: str, rule: str, targets: int, size: int, repeats: int) -> Row:
 
     exact = explainer(copy.deepcopy(model).double(), "float32")
     expected = exact(x.double() if x.is_floating_point() else x, classes, **asked)
-    both = [explainer(model, "float32"), explainer(model, "bf16")]
+    both = [explainer(model, "float32"), explainer(model, precision)]
     found = [each(x, classes, **asked) for each in both]
     seconds = [float("inf")] * 2
     for _ in range(repeats):
@@ -142,14 +145,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--targets", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="side of the images of convolutional networks")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "auto"), help="what stands beside float32")
     options = parser.parse_args(arguments)
     rows = []
     for name in options.models.split(","):
         for rule in options.composites.split(",") if options.composites else COMPOSITES[name]:
-            rows.append(measure(name, rule, options.targets, options.size, options.repeats))
+            rows.append(measure(name, rule, options.targets, options.size, options.repeats, options.precision))
             print(*rows[-1].cells, flush=True)
     print(f"\n{options.targets} targets, {machine()}, {instruction_set()}, PyTorch {torch.__version__}, {commit()}\n")
-    print(align(HEADER, [row.cells for row in rows], numbers=range(2, 9)))
+    print(align(header(options.precision), [row.cells for row in rows], numbers=range(2, 9)))
 
 
 if __name__ == "__main__":
