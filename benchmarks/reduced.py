@@ -52,7 +52,8 @@ class Row:
     """One model under one composite.
 
     Attributes:
-        error, worst: the median and the largest relative error of a target, in bf16 unless asked otherwise. full: the median in float32.
+        error, worst: the median and the largest relative error of a target, in bf16 unless asked otherwise. full: the
+            median in float32.
         correlation: the lowest rank correlation of a target's map.
         seconds: of CPU time of one call in float32 and in bf16, the best of a few. allowed: what the median may be.
     """
