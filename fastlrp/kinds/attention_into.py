@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.steps import Rooms
+from fastlrp.plan.window import Rooms
 
 _HUGE = 1e30
 """Log-sum-exps below minus this are masks, not scores."""
@@ -29,7 +29,7 @@ def write_results(
     key_rows: Callable[[Tensor], Tensor],
     write: Callable[..., None],
 ) -> Any:
-    """Fill the rooms of query, key and value; returns what :data:`~fastlrp.plan.steps.Rooms` says.
+    """Fill the rooms of query, key and value; returns what :data:`~fastlrp.plan.window.Rooms` says.
 
     Args:
         g: ``(B, K, *heads, S, E)``, with one or two axes of heads, or none. times: what each result is multiplied with.

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastlrp.plan.moving import Known, Ways, gather_moves
 from fastlrp.plan.placing import place_parts
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
-from fastlrp.plan.windows import sum_windows
+from fastlrp.plan.summing import sum_windows
 
 
 def economize(steps: Steps, known: Known | None = None) -> Steps:

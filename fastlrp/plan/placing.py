@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.moving import MOST_KNOWN, Known, Ways
-from fastlrp.plan.steps import BackwardStep, Emission, Rooms, Steps
+from fastlrp.plan.steps import BackwardStep, Emission, Steps
+from fastlrp.plan.window import Rooms
 
 
 def place_parts(steps: Steps, known: Known | None = None) -> list[Any]:
