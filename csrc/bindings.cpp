@@ -17,6 +17,7 @@
 #include "edge/bits.h"
 #include "edge/conv_winograd.h"
 #include "edge/elementwise.h"
+#include "edge/marks.h"
 #include "edge/norm.h"
 #include "edge/pool.h"
 #include "edge/recurrence.h"

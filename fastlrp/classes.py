@@ -32,6 +32,72 @@ class Terms:
     weight: Tensor | None = None
 
 
+def plain(targets: Any, batch: int, classes: int) -> Tensor | None:
+    """``(B, K)`` on the CPU of classes that need no second look; None for everything else.
+
+    They are a tensor ``(B, K)`` of int64, an int or a list of ints, all in range, or ``"all"``.
+    """
+    kind = type(targets)
+    if kind is Tensor:
+        if targets.dim() != 2 or targets.dtype != torch.int64 or not targets.is_cpu:
+            return None
+        rows, count = targets.shape
+        return targets if rows == batch and count not in (0, classes) else None
+    if kind is str:
+        return torch.arange(classes, device="cpu").expand(batch, -1) if targets == "all" and classes > 0 else None
+    if kind is int:
+        targets = (targets,)
+    elif kind is not list:
+        return None
+    for item in targets:
+        if type(item) is not int or not 0 <= item < classes:
+            return None
+    return torch.tensor(targets, device="cpu").expand(batch, -1) if targets else None
+
+
+def is_relevance(targets: Any, shape: tuple[int, ...]) -> bool:
+    """Whether ``targets`` are initial relevance, not classes, for an output of this shape ``(B, C, …)``.
+
+    Tensors and arrays of floats or bools always are. Those of integers are where they can't be classes: with three or
+    more axes, or as zeros and ones of shape ``(K, C)`` with another K than B. Everything else is classes, lists of
+    integers always. Zeros and ones that could be either are refused.
+
+    Raises:
+        ValueError: for an integer tensor that may be one-hot relevance as well as classes; the message shows how to
+            write the one and the other.
+    """
+    if not hasattr(targets, "dtype"):
+        return False
+    tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        return True
+    if tensor.is_complex() or len(shape) < 2 or tensor.dim() == 0 or not tensor.numel():
+        return False
+    if tensor.dim() > 2:
+        return True
+    batch, classes = shape[:2]
+    if len(shape) > 2 or tensor.shape[-1] != classes or bool(((tensor != 0) & (tensor != 1)).any()):
+        return False
+    hot = (tensor == 1).sum(-1)
+    if tensor.dim() == 2 and tensor.shape[0] != batch:
+        return bool((hot > 0).all())
+    if tensor.dim() == 1:  # Two classes, [0, 1], are all classes: (C,) is no form of relevance.
+        if classes > 2 and int(hot) == 1:
+            raise ValueError(
+                f"targets is an integer tensor of {classes} zeros and a one: write targets.tolist() if these are "
+                f"{classes} classes, targets[None] * 1.0 if it is the initial relevance of one target"
+            )
+        return False
+    if bool((hot > 0).all()) and (classes > 2 or bool((hot == 1).all())) and classes > 1:
+        raise ValueError(
+            f"targets is an integer tensor {tuple(tensor.shape)} of zeros and ones, the shape of the output, which may "
+            "be classes or one-hot relevance: write targets.tolist() if these are K classes of each sample, "
+            "targets.unsqueeze(1) if each sample has one initial relevance, targets.float() if these are K of them "
+            "for all samples"
+        )
+    return False
+
+
 def has_contrasts(targets: Any) -> bool:
     """Whether targets are dicts, or have some among them."""
     if isinstance(targets, Each):

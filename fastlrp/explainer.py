@@ -59,12 +59,12 @@ class Explainer:
             ``explainer(x, ["tabby cat"])``. Unless given, those of a model's own ``config.id2label``.
         profile: whose stabilizers, biases and pools a preset given by name has; a key of
             :data:`fastlrp.composites.PROFILES`.
-        precision: what products with weights read on a CPU. ``"float32"``: the model's own dtype, as plain sums;
-            ``"bf16"``: bfloat16, with sums, coefficients and results in float32 (2 to 8 times as fast with AVX512-BF16
-            or AMX, about three digits); ``"auto"``: as float32, but 3x3 convolutions by Winograd's filtering where
-            nothing is divided by small sums (about twice as fast, nearly as exact), and bfloat16 if PyTorch's own
-            switches allow it and the processor gains by it,
-            ``torch.backends.mkldnn.{conv,matmul}.fp32_precision = "bf16"`` or
+        precision: how products with weights are made on a CPU. ``"float32"``: in the model's own dtype, as plain sums.
+            ``"bf16"``: of bfloat16, with sums, coefficients and results in float32 (2 to 8 times as fast with
+            AVX512-BF16 or AMX, about three digits). ``"auto"``: as ``"float32"``, but 3x3 convolutions by Winograd's
+            filtering where nothing is divided by small sums (about twice as fast, nearly as exact); and of bfloat16 if
+            the processor gains by it and PyTorch's own switches allow it, which are
+            ``torch.backends.mkldnn.{conv,matmul}.fp32_precision = "bf16"`` and
             ``torch.set_float32_matmul_precision("medium")``. The model's output differs in its last bits at most.
 
     Example::

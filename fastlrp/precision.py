@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 
 Precision = Literal["auto", "float32", "bf16"]
-"""``"float32"``: products in the model's own dtype, each sum of products as it is written. ``"bf16"``: those of layers
+"""``"float32"``: products in the model's own dtype, as plain sums. ``"bf16"``: those of layers
 with a weight read bfloat16. ``"auto"``: they do where PyTorch's own switches allow it and the processor gains; in
 float32 otherwise, where 3x3 convolutions may go by Winograd's filtering."""
 

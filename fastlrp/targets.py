@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers
+from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers, is_relevance, plain
 from fastlrp.one_hot import OneHot
 from fastlrp.positions import Positions, flat_index, positions
 from fastlrp.spellings import Each, NextTokens
@@ -26,8 +26,8 @@ class Targets:
             ``"all"``; ``"top5"``; :func:`fastlrp.each` of one class per sample; a contrast, ``{3: 1.0, 17: -1.0}``,
             one target of weighted classes, or a list with contrasts; :func:`fastlrp.next_tokens`; or a float or bool
             tensor ``(K, *output.shape[1:])`` or ``(B, K, *output.shape[1:])`` that is the initial relevance itself,
-            which an integer tensor may be too where it can't be classes, see :func:`is_relevance`. On outputs with
-            more axes a class is an index of axis 1, unless ``at`` says otherwise.
+            which an integer tensor may be too where it can't be classes, see :func:`fastlrp.classes.is_relevance`. On
+            outputs with more axes a class is an index of axis 1, unless ``at`` says otherwise.
         output: the model's output ``(B, C, …)``.
         initial: ``"output"`` (the target's own score), ``"one"``, or a callable from the output to initial relevance
             of the output's shape, of which the target picks its entries. A contrast starts with weight times that.
@@ -88,7 +88,7 @@ class Targets:
         if output.dim() != 2 or not output.is_cpu or self.batch == 0:
             return False
         classes = output.shape[1]
-        index = self._index_of(targets, classes)
+        index = plain(targets, self.batch, classes)
         if index is None:
             return False
         try:
@@ -99,26 +99,6 @@ class Targets:
         self._at = None
         self._hot = OneHot.of_classes(index, values, (classes,))
         return True
-
-    def _index_of(self, targets: Any, classes: int) -> Tensor | None:
-        """``(B, K)`` classes from such a tensor, an int, a list of ints or ``"all"``; None from anything else."""
-        kind = type(targets)
-        if kind is Tensor:
-            if targets.dim() != 2 or targets.dtype != torch.int64 or not targets.is_cpu:
-                return None
-            batch, count = targets.shape
-            return targets if batch == self.batch and count not in (0, classes) else None
-        if kind is str:
-            every = targets == "all" and classes > 0
-            return torch.arange(classes, device=self.output.device).expand(self.batch, -1) if every else None
-        if kind is int:
-            targets = (targets,)
-        elif kind is not list:
-            return None
-        for item in targets:
-            if type(item) is not int or not 0 <= item < classes:
-                return None
-        return torch.tensor(targets, device=self.output.device).expand(self.batch, -1) if targets else None
 
     def _is_relevance(self, targets: Any) -> bool:
         if self._at is not None and hasattr(targets, "dtype"):  # An integer tensor names classes of each position.
@@ -346,49 +326,6 @@ class Targets:
             values = values * weight.narrow(1, start, length).view(*index.shape, *(1,) * len(tail))
         zero = self.output.new_zeros(self.batch, length, *self.output.shape[1:])
         return zero.scatter_add_(2, where, values) if weight is not None else zero.scatter_(2, where, values)
-
-
-def is_relevance(targets: Any, shape: tuple[int, ...]) -> bool:
-    """Whether ``targets`` are initial relevance, not classes, for an output of this shape ``(B, C, …)``.
-
-    Tensors and arrays of floats or bools always are. Those of integers are where they can't be classes: with three or
-    more axes, or as zeros and ones of shape ``(K, C)`` with another K than B. Everything else is classes, lists of
-    integers always. Zeros and ones that could be either are refused.
-
-    Raises:
-        ValueError: for an integer tensor that may be one-hot relevance as well as classes; the message shows how to
-            write the one and the other.
-    """
-    if not hasattr(targets, "dtype"):
-        return False
-    tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
-    if tensor.is_floating_point() or tensor.dtype == torch.bool:
-        return True
-    if tensor.is_complex() or len(shape) < 2 or tensor.dim() == 0 or not tensor.numel():
-        return False
-    if tensor.dim() > 2:
-        return True
-    batch, classes = shape[:2]
-    if len(shape) > 2 or tensor.shape[-1] != classes or bool(((tensor != 0) & (tensor != 1)).any()):
-        return False
-    hot = (tensor == 1).sum(-1)
-    if tensor.dim() == 2 and tensor.shape[0] != batch:
-        return bool((hot > 0).all())
-    if tensor.dim() == 1:  # Two classes, [0, 1], are all classes: (C,) is no form of relevance.
-        if classes > 2 and int(hot) == 1:
-            raise ValueError(
-                f"targets is an integer tensor of {classes} zeros and a one: write targets.tolist() if these are "
-                f"{classes} classes, targets[None] * 1.0 if it is the initial relevance of one target"
-            )
-        return False
-    if bool((hot > 0).all()) and (classes > 2 or bool((hot == 1).all())) and classes > 1:
-        raise ValueError(
-            f"targets is an integer tensor {tuple(tensor.shape)} of zeros and ones, the shape of the output, which may "
-            "be classes or one-hot relevance: write targets.tolist() if these are K classes of each sample, "
-            "targets.unsqueeze(1) if each sample has one initial relevance, targets.float() if these are K of them "
-            "for all samples"
-        )
-    return False
 
 
 def _kind(tensor: Tensor) -> str:

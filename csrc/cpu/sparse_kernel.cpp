@@ -16,24 +16,8 @@
 #define FASTLRP_OPAQUE(pointer)
 #endif
 
-// clang-format off: the order of these includes is that of the instruction sets.
-#define FASTLRP_KERNEL portable
-#define FASTLRP_KERNEL_TARGET
-#define FASTLRP_KERNEL_BYTES 16
-#include "sparse_kernel.inc"
-
-#if FASTLRP_X86
-#define FASTLRP_KERNEL avx2
-#define FASTLRP_KERNEL_TARGET FASTLRP_TARGET_AVX2
-#define FASTLRP_KERNEL_BYTES 32
-#include "sparse_kernel.inc"
-
-#define FASTLRP_KERNEL avx512
-#define FASTLRP_KERNEL_TARGET FASTLRP_TARGET_AVX512
-#define FASTLRP_KERNEL_BYTES 64
-#include "sparse_kernel.inc"
-#endif
-// clang-format on
+#define FASTLRP_KERNEL_FILE "sparse_kernel.inc"
+#include "each_isa.inc"
 
 namespace fastlrp::cpu {
 

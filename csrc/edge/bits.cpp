@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../common/bits.h"
+#include "marks.h"
 #include "require.h"
 
 namespace fastlrp::edge {
@@ -85,7 +86,7 @@ int64_t Bits::look(int64_t first, int64_t bytes) const {
 }
 
 std::optional<bool> all_finite(void* tensor) {
-  const std::optional<Memory> memory = memory_of(tensor);
+  const std::optional<Memory> memory = Memory::of(tensor);
   const bool readable = memory.has_value() && memory->on_cpu && memory->contiguous;
   if (!readable || (memory->data == nullptr && memory->numel > 0)) {
     return std::nullopt;

@@ -1,103 +1,19 @@
 #include "tensor.h"
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <limits>
 #include <numeric>
 #include <ostream>
 
-#include "dlpack.h"
+#include "interpreter.h"
 
 namespace fastlrp::edge {
 namespace {
 
-namespace py = pybind11;
-
-const dlpack::Exchange* find_exchange() {
-  const py::object type = py::module_::import("torch").attr("Tensor");
-  if (!py::hasattr(type, "__dlpack_c_exchange_api__")) {
-    throw std::runtime_error("fastlrp needs PyTorch 2.11 or newer: torch.Tensor has no __dlpack_c_exchange_api__");
-  }
-  const auto capsule = py::object(type.attr("__dlpack_c_exchange_api__"));
-  auto* found = static_cast<dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (found == nullptr) {
-    throw py::error_already_set();
-  }
-  while (found != nullptr && found->version.major != dlpack::kMajor) {
-    found = found->previous;
-  }
-  if (found == nullptr) {
-    throw std::runtime_error("fastlrp knows version 1 of DLPack's C exchange, which this PyTorch does not have");
-  }
-  return found;
-}
-
-// Objects of Python that are looked up once. They are never given back: the interpreter may end before.
-struct Names {
-  py::object torch, dtype, dtypes[static_cast<int>(ScalarType::Other)];
-  py::object weak_storage;
-  PyObject *untyped_storage, *nbytes, *storage_offset, *is_neg, *new_empty, *new_empty_strided;
-  PyObject *is_inference, *version, *cdata, *expired;
-  const dlpack::Exchange* exchange;
-
-  Names()
-      : torch(py::module_::import("torch")),
-        dtype(py::make_tuple(py::str("dtype"))),
-        weak_storage(py::module_::import("torch.multiprocessing.reductions").attr("StorageWeakRef")),
-        untyped_storage(PyUnicode_InternFromString("untyped_storage")),
-        nbytes(PyUnicode_InternFromString("nbytes")),
-        storage_offset(PyUnicode_InternFromString("storage_offset")),
-        is_neg(PyUnicode_InternFromString("is_neg")),
-        new_empty(PyUnicode_InternFromString("new_empty")),
-        new_empty_strided(PyUnicode_InternFromString("new_empty_strided")),
-        is_inference(PyUnicode_InternFromString("is_inference")),
-        version(PyUnicode_InternFromString("_version")),
-        cdata(PyUnicode_InternFromString("cdata")),
-        expired(PyUnicode_InternFromString("expired")),
-        exchange(find_exchange()) {
-    const char* names[] = {"bool",  "uint8",   "int8",     "int16",   "int32",
-                           "int64", "float16", "bfloat16", "float32", "float64"};
-    for (int i = 0; i < static_cast<int>(ScalarType::Other); ++i) {
-      dtypes[i] = torch.attr(names[i]);
-    }
-  }
-};
-
-const Names& names() {
-  static const Names* found = new Names;
-  return *found;
-}
-
-py::object checked(PyObject* made) {
-  if (made == nullptr) {
-    throw py::error_already_set();
-  }
-  return py::reinterpret_steal<py::object>(made);
-}
-
 int64_t number(PyObject* object, PyObject* method) {
   const py::object found = checked(PyObject_CallMethodNoArgs(object, method));
   return PyLong_AsLongLong(found.ptr());
-}
-
-ScalarType scalar_type_of(dlpack::DataType dtype) {
-  const auto is = [&](uint8_t code, uint8_t bits) {
-    return dtype.code == code && dtype.bits == bits && dtype.lanes == 1;
-  };
-  if (is(dlpack::kFloat, 32)) return ScalarType::Float;
-  if (is(dlpack::kFloat, 64)) return ScalarType::Double;
-  if (is(dlpack::kInt, 64)) return ScalarType::Long;
-  if (is(dlpack::kInt, 32)) return ScalarType::Int;
-  if (is(dlpack::kBool, 8)) return ScalarType::Bool;
-  if (is(dlpack::kFloat, 16)) return ScalarType::Half;
-  if (is(dlpack::kBfloat, 16)) return ScalarType::BFloat16;
-  if (is(dlpack::kUInt, 8)) return ScalarType::Byte;
-  if (is(dlpack::kInt, 8)) return ScalarType::Char;
-  if (is(dlpack::kInt, 16)) return ScalarType::Short;
-  return ScalarType::Other;
 }
 
 py::object object_of(const Tensor& tensor) {
@@ -158,26 +74,6 @@ struct Lent {
   }
 };
 
-bool lies_contiguously(Ints sizes, Ints strides, int64_t numel) {
-  int64_t expected = 1;
-  for (size_t axis = sizes.size(); axis-- > 0;) {
-    if (sizes[axis] != 1 && strides[axis] != expected) {
-      return numel == 0;
-    }
-    expected *= sizes[axis];
-  }
-  return true;
-}
-
-const void* data_of(const dlpack::View& view) {
-  return view.data == nullptr ? nullptr : static_cast<const char*>(view.data) + view.byte_offset;
-}
-
-int64_t version_of(void* object) {
-  const py::object found = checked(PyObject_GetAttr(static_cast<PyObject*>(object), names().version));
-  return PyLong_AsLongLong(found.ptr());
-}
-
 dlpack::DataType datatype(ScalarType dtype) {
   const uint8_t code = dtype == kFloat || dtype == kDouble ? dlpack::kFloat : dlpack::kInt;
   return {code, static_cast<uint8_t>(8 * itemsize(dtype)), 1};
@@ -187,6 +83,17 @@ dlpack::DataType datatype(ScalarType dtype) {
 
 bool operator==(Ints first, Ints second) {
   return std::equal(first.begin(), first.end(), second.begin(), second.end());
+}
+
+bool lies_contiguously(Ints sizes, Ints strides, int64_t numel) {
+  int64_t expected = 1;
+  for (size_t axis = sizes.size(); axis-- > 0;) {
+    if (sizes[axis] != 1 && strides[axis] != expected) {
+      return numel == 0;
+    }
+    expected *= sizes[axis];
+  }
+  return true;
 }
 
 std::ostream& operator<<(std::ostream& out, Ints sizes) {
@@ -420,79 +327,6 @@ OutOfInferenceMode::~OutOfInferenceMode() {
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("fastlrp: leaving inference_mode(False)");
   }
-}
-
-std::optional<Seen> Seen::of(const Tensor& tensor) {
-  const py::gil_scoped_acquire gil;
-  auto* object = static_cast<PyObject*>(tensor.object());
-  if (checked(PyObject_CallMethodNoArgs(object, names().is_inference)).ptr() == Py_True) {
-    return std::nullopt;
-  }
-  Seen seen;
-  const py::object storage = checked(PyObject_CallMethodNoArgs(object, names().untyped_storage));
-  py::object reference = checked(PyObject_CallOneArg(names().weak_storage.ptr(), storage.ptr()));
-  seen.storage_ = py::cast<uint64_t>(checked(PyObject_GetAttr(reference.ptr(), names().cdata)));
-  seen.reference_ = std::shared_ptr<void>(reference.release().ptr(), [](void* held) {
-    const py::gil_scoped_acquire again;
-    Py_XDECREF(static_cast<PyObject*>(held));
-  });
-  seen.data_ = tensor.const_data_ptr();
-  seen.count_ = tensor.numel();
-  seen.version_ = py::cast<int64_t>(checked(PyObject_GetAttr(object, names().version)));
-  return seen;
-}
-
-bool Seen::expired() const {
-  const py::gil_scoped_acquire gil;
-  return checked(PyObject_CallMethodNoArgs(static_cast<PyObject*>(reference_.get()), names().expired)).ptr() == Py_True;
-}
-
-bool Seen::is(const Seen& now) const {
-  return data_ == now.data_ && count_ == now.count_ && version_ == now.version_ && !expired();
-}
-
-Marks::Marks(std::vector<Tensor> placed, std::vector<Tensor> counted)
-    : placed_(std::move(placed)), counted_(std::move(counted)) {
-  for (const Tensor& tensor : placed_) {
-    REQUIRE_VALUE(tensor.is_dense(), "Marks: a tensor has no memory that can be addressed");
-  }
-  for (const Tensor& tensor : counted_) {
-    versions_.push_back(version_of(tensor.object()));
-  }
-}
-
-bool Marks::hold() const {
-  for (const Tensor& tensor : placed_) {
-    dlpack::View view{};
-    if (names().exchange->view_of(tensor.object(), &view) != 0) {
-      PyErr_Clear();
-      return false;
-    }
-    if (data_of(view) != tensor.const_data_ptr()) {
-      return false;
-    }
-  }
-  for (size_t i = 0; i < counted_.size(); ++i) {
-    if (version_of(counted_[i].object()) != versions_[i]) {
-      return false;
-    }
-  }
-  return true;
-}
-
-std::optional<Memory> memory_of(void* tensor) {
-  dlpack::View view{};
-  if (names().exchange->view_of(tensor, &view) != 0) {
-    PyErr_Clear();
-    return std::nullopt;
-  }
-  const size_t axes = static_cast<size_t>(view.axes);
-  int64_t numel = 1;
-  for (size_t axis = 0; axis < axes; ++axis) {
-    numel *= view.shape[axis];
-  }
-  const bool whole = lies_contiguously({view.shape, axes}, {view.strides, axes}, numel);
-  return Memory{data_of(view), numel, scalar_type_of(view.dtype), view.device.type == dlpack::kCpu, whole};
 }
 
 }  // namespace fastlrp::edge

@@ -42,6 +42,9 @@ class Ints {
 bool operator==(Ints first, Ints second);
 std::ostream& operator<<(std::ostream& out, Ints sizes);  // as [2, 3]
 
+// Whether `numel` entries follow each other; strides of axes of one entry say nothing.
+bool lies_contiguously(Ints sizes, Ints strides, int64_t numel);
+
 enum class ScalarType { Bool, Byte, Char, Short, Int, Long, Half, BFloat16, Float, Double, Other };
 
 constexpr ScalarType kBool = ScalarType::Bool, kInt = ScalarType::Int, kLong = ScalarType::Long,
@@ -156,48 +159,5 @@ class OutOfInferenceMode {
  private:
   void* mode_;
 };
-
-// Looks whether a tensor is still what it was: the same storage, unchanged by PyTorch's count of versions.
-class Seen {
- public:
-  // Of a tensor without such a count (made in inference mode) nothing is known.
-  static std::optional<Seen> of(const Tensor& tensor);
-
-  uint64_t key() const { return storage_; }
-  bool expired() const;
-  // `now` is of the same key.
-  bool is(const Seen& now) const;
-
- private:
-  std::shared_ptr<void> reference_;  // a weak one; it keeps the storage's address from being used again
-  uint64_t storage_ = 0;
-  const void* data_ = nullptr;
-  int64_t count_ = 0, version_ = 0;
-};
-
-// Where some tensors lie, and how often PyTorch counted a write to some. Needs the GIL.
-class Marks {
- public:
-  // Throws std::invalid_argument for a tensor without memory among `placed`.
-  Marks(std::vector<Tensor> placed, std::vector<Tensor> counted);
-
-  // Whether all is as it was when this was made.
-  bool hold() const;
-
- private:
-  std::vector<Tensor> placed_, counted_;
-  std::vector<int64_t> versions_;
-};
-
-// A tensor's memory alone, which takes a part of the time that the rest does.
-struct Memory {
-  const void* data;
-  int64_t numel;
-  ScalarType dtype;
-  bool on_cpu, contiguous;
-};
-
-// Nothing for a tensor without memory. Needs the GIL.
-std::optional<Memory> memory_of(void* tensor);
 
 }  // namespace fastlrp::edge

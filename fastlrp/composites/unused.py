@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -111,7 +112,18 @@ def _single(matches: Callable[[Layer], bool]) -> list[tuple[Callable[[Layer], bo
         return [(matches, ", ".join(t.__name__ for t in matches.types))]
     if isinstance(matches, (OfPath, Within, Everything, First, Last, Span)):
         return []  # Paths have a check of their own, places are those of layers with a weight.
-    return [(matches, getattr(matches, "__qualname__", None) or str(matches))]
+    return [(partial(_means, matches), getattr(matches, "__qualname__", None) or str(matches))]
+
+
+def _means(matches: Callable[[Layer], bool], layer: Layer) -> bool:
+    """Whether a predicate of the user's is for an operation that takes no rule: one that fails at it is not.
+
+    A predicate has to expect layers that take a rule alone; of those, for example, all with a weight have an ``index``.
+    """
+    try:
+        return bool(matches(layer))
+    except Exception:
+        return False
 
 
 def _where(layer: Layer) -> str:

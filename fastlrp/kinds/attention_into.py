@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.plan.steps import Rooms
+from fastlrp.plan.window import Rooms
 
 _HUGE = 1e30
 """Log-sum-exps below minus this are masks, not scores."""
@@ -29,7 +30,7 @@ def write_results(
     key_rows: Callable[[Tensor], Tensor],
     write: Callable[..., None],
 ) -> Any:
-    """Fill the rooms of query, key and value; returns what :data:`~fastlrp.plan.steps.Rooms` says.
+    """Fill the rooms of query, key and value; returns what :data:`~fastlrp.plan.window.Rooms` says.
 
     Args:
         g: ``(B, K, *heads, S, E)``, with one or two axes of heads, or none. times: what each result is multiplied with.
@@ -42,28 +43,49 @@ def write_results(
     if split is not None:  # The moves below split the heads into windows and heads of each.
         operands = tuple(t.unflatten(1, split) for t in operands)
         g, mask = g.unflatten(2, split), None if mask is None else _mask_split(mask, split)
-    own: list[Tensor] = []
-    given: list[Tensor] = []
-    aside: list[tuple[Tensor, Tensor]] = []
-    for number, (room, operand) in enumerate(zip(found, operands[:3], strict=True)):
-        if room is None:
-            rows = _lying_like(operand, g)
-            result = rows if split is None else rows.flatten(2, 3)
-            own.append(key_rows(result) if number == 1 else result)
-        else:
-            rows = key_rows(room) if number == 1 else room
-            rows = rows if split is None or rows.dim() == operand.dim() + 1 else rows.unflatten(2, split)
-            lies_by_rows = rows.dim() == operand.dim() + 1 and (rows.shape[-1] == 1 or rows.stride(-1) == 1)
-            if not lies_by_rows:  # A kernel writes rows of channels behind one axis of heads, or two of them all.
-                aside.append((rows, g.new_empty(*g.shape[:2], *operand.shape[1:])))
-                rows = aside[-1][1]
-        given.append(rows)
-    registers = (*given, g)
+    turns = (_as_it_is, key_rows, _as_it_is)
+    places = [_Place.of(*each, g, split) for each in zip(found, operands[:3], turns, strict=True)]
+    registers = (*(place.rows for place in places), g)
     for some, tensors, sums, masks in _calls(registers, operands, log_sum, mask):
         write(times, *some, *tensors, sums, masks)
-    for rows, written in aside:
-        rows.copy_(written.reshape(rows.shape))
+    for place in places:
+        if place.room is not None:
+            place.room.copy_(place.rows.reshape(place.room.shape))
+    own = [place.own for place in places if place.own is not None]
     return (whole, *own) if own else whole
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a kernel writes the relevance of one operand: rows of channels behind one axis of heads, or behind two.
+
+    Attributes:
+        rows: what the kernel fills. own: the same as the result of the step, where it has no room in the whole.
+        room: what the rows are copied into, where a kernel cannot write there.
+    """
+
+    rows: Tensor
+    own: Tensor | None = None
+    room: Tensor | None = None
+
+    @staticmethod
+    def of(
+        room: Tensor | None, operand: Tensor, turn: Callable[[Tensor], Tensor], g: Tensor, split: tuple[int, int] | None
+    ) -> _Place:
+        """``turn``: brings the layout of the result to positions before channels, and back. ``split``: sizes of the two
+        axes into which heads are split."""
+        if room is None:
+            rows = _lying_like(operand, g)
+            return _Place(rows, own=turn(rows if split is None else rows.flatten(2, 3)))
+        rows = turn(room)
+        rows = rows if split is None or rows.dim() == operand.dim() + 1 else rows.unflatten(2, split)
+        if rows.dim() == operand.dim() + 1 and (rows.shape[-1] == 1 or rows.stride(-1) == 1):
+            return _Place(rows)
+        return _Place(g.new_empty(*g.shape[:2], *operand.shape[1:]), room=rows)
+
+
+def _as_it_is(result: Tensor) -> Tensor:
+    return result
 
 
 def _split_of(rooms: Sequence[Tensor | None], operands: Sequence[Tensor]) -> tuple[int, int] | None:

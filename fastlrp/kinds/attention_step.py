@@ -12,8 +12,9 @@ from fastlrp.aten._attention_up import attention_up, hides_later
 from fastlrp.capture.graph import Value
 from fastlrp.kinds.attention_into import told_apart, write_results
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.steps import Flow, Rooms
+from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
+from fastlrp.plan.window import Rooms
 
 
 class Operands:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value
 from fastlrp.one_hot import AtPositions, OneHot
-from fastlrp.plan.steps import Window
+from fastlrp.plan.window import Window
 
 Places = Callable[[Tensor], Tensor]
 """From places in the result to places in the source, -1 for what came from nowhere; tensors of integers."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlrp.aten import _product
 from fastlrp.one_hot import AtPositions, OneHot
-from fastlrp.plan import bound
+from fastlrp.plan import layer_calls
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.late import is_late, send_late
@@ -190,7 +190,7 @@ def of_changed_weights(
     bounded, value = raises and is_bounded(layer, flow, zero_bias), flow.factor.value
     if z is None:
         least = [value.index] if bounded and layer.filters_sums and value is not None else []
-        sums = layer.of_input(weight, shift, filtered=bool(least), least=bool(least))
+        sums = layer.of_input(weight, shift, filtered=bool(least), takes_least=bool(least))
         z = b.cache(sums, [layer.x.index, *least], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
     return Coefficients(u, None, weight, splits=False, bounded=bounded)
@@ -217,7 +217,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
         shift = (-layer.bias if negative else layer.bias).clamp(min=0)
     value = None if flow is None or not is_bounded(layer, flow, zero_bias) else flow.factor.value
     if layer.filters_sums and not signed and not negative and value is not None:
-        sums = layer.of_input(positive, shift, filtered=True, least=True)
+        sums = layer.of_input(positive, shift, filtered=True, takes_least=True)
         return b.cache(sums, [layer.x.index, value.index], layer.y.numel, key=("bounded part", layer.node))
     together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
@@ -271,7 +271,7 @@ def pair(
 
     if stabilizer.is_absolute and not (exact or narrow):  # As a rule: without a question that has one answer.
         is_map = layer.node.kind == "conv" and len(layer.y.shape) == 4 and b.device.type in ("cpu", "cuda")
-        coefficients = bound.coefficients(op, missing, (rule, alpha, epsilon), is_map)
+        coefficients = layer_calls.coefficients(op, missing, (rule, alpha, epsilon), is_map)
     swept = None
     if stabilizer.is_absolute and not narrow:
         swept = SweepPart("coefficients", (rule, alpha, stabilizer.epsilon), tuple(slots))

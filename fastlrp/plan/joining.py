@@ -4,6 +4,10 @@ Where a value was split into parts (queries, keys and values of one product), ea
 into zeros of the whole's size, and these would be added up. One step puts the parts side by side instead; where an
 operation has written them so already, nothing is copied. And a register that only one step reads may be written over by
 that step, if no other one looks at the same memory.
+
+:func:`economize` is all of it, in this order: :mod:`~fastlrp.plan.placing` lets an operation write parts where they go,
+:mod:`~fastlrp.plan.moving` makes moves that follow one another one copy; here parts are put side by side;
+:mod:`~fastlrp.plan.summing` adds parts to sums where they do not fill a whole; then steps write over registers.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch import Tensor
 from fastlrp.plan.moving import Known, Ways, gather_moves
 from fastlrp.plan.placing import place_parts
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
-from fastlrp.plan.windows import sum_windows
+from fastlrp.plan.summing import sum_windows
 
 
 def economize(steps: Steps, known: Known | None = None) -> Steps:

@@ -15,7 +15,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import bound, packed, reduced, winograd
+from fastlrp.plan import layer_calls, packed, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -99,23 +99,23 @@ class AffineLayer:
         return x * weight if bias is None else x * weight + bias
 
     def of_input(
-        self, weight: Tensor, bias: Tensor | None, filtered: bool = False, least: bool = False
+        self, weight: Tensor, bias: Tensor | None, filtered: bool = False, takes_least: bool = False
     ) -> Callable[..., Tensor]:
         """``x -> weight x + bias``, with a weight that is laid out once where that pays.
 
         Args:
-            filtered: whether it may go by Winograd's filtering. least: it gets what the result is at the least, too,
-                which exact sums are by themselves and which is not below zero.
+            filtered: whether it may go by Winograd's filtering. takes_least: whether it is also given what the result
+                is at the least, never below zero; plain sums are that by themselves.
         """
         product, layouts = cast("packed.Prepared | None", None), self.layouts
         if self.packs:
             product = layouts.filtered(weight) if filtered and self.filters else layouts.packed(weight)
 
-        def applied(x: Tensor, floor: Tensor | None = None) -> Tensor:
+        def applied(x: Tensor, least: Tensor | None = None) -> Tensor:
             if product is None or not packed.fits(x):
                 return self.apply(x, weight, bias)
             if isinstance(product, winograd.Winograd):
-                return product(x, bias, least=floor, positive=least)
+                return product(x, bias, least=least, not_negative=takes_least)
             return product(x, bias)
 
         return applied
@@ -194,7 +194,7 @@ class AffineLayer:
         # Most layers have one coefficient, and no input's sign decides: then it is one product, bound beforehand.
         name, geometry = ("linear_relevance" if not before else "conv_relevance"), getattr(self, "geometry", None)
         plain = not multiply and b.backend_of(name) == "torch"
-        product = bound.product(weight, self.x.sizes, geometry) if plain else None
+        product = layer_calls.product(weight, self.x.sizes, geometry) if plain else None
 
         def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.moving import MOST_KNOWN, Known, Ways
-from fastlrp.plan.steps import BackwardStep, Emission, Rooms, Steps
+from fastlrp.plan.steps import BackwardStep, Emission, Steps
+from fastlrp.plan.window import Rooms
 
 
 def place_parts(steps: Steps, known: Known | None = None) -> list[Any]:
@@ -53,7 +54,7 @@ def _puts_together(step: BackwardStep) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PartsOfWhole:
     """What parts are in memory of a whole ``(B, K, *sizes)``.
 
     Attributes:
@@ -83,7 +84,7 @@ class _Whole:
 
     Attributes:
         total: the sum of the parts. steps: it and the moves. entries: the registers that the parts come from. out: the
-            register of the whole at the end. layout: what each entry is in memory of the whole. times: numbers that
+            register of the whole at the end. parts: what each entry is in memory of the whole. times: numbers that
             the entries are multiplied with. copies_below: whether the moves of the whole would copy it if its parts
             were put side by side.
     """
@@ -93,7 +94,7 @@ class _Whole:
     entries: list[int]
     out: int
     numel: int
-    layout: Layout
+    parts: PartsOfWhole
     times: list[float]
     copies_below: bool
 
@@ -106,10 +107,10 @@ class _Whole:
         moves = [[step, *_moves_above(step.ins[0], ways)] for step in embeds if step is not None]
         below = _moves_below(total.out, ways, readers)
         every = [step for path in moves for step in path]
-        layout = None
+        parts = None
         if len(set(every)) == len(every):
-            layout = known.get((total, *every, *below), lambda: _layout(moves, below))
-        if layout is None:
+            parts = known.get((total, *every, *below), lambda: _parts_of_whole(moves, below))
+        if parts is None:
             return None
         plain = len(total.ins) - len(total.slots)
         return _Whole(
@@ -118,7 +119,7 @@ class _Whole:
             [path[-1].ins[0] for path in moves],
             below[-1].out if below else total.out,
             total.numel,
-            layout,
+            parts,
             [1.0] * plain + [total.numbers[slot] for slot in total.slots],
             known.get(("copies", *below), lambda: _copy(below)),
         )
@@ -139,7 +140,7 @@ class _Whole:
         times, run, into = [1.0 if i is None else self.times[i] for i in order], maker.run, maker.into
 
         def rooms(like: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
-            whole, found = self.layout(like)
+            whole, found = self.parts(like)
             return whole, [None if i is None else found[i] for i in order]
 
         def written(*operands: Any) -> Any:
@@ -148,7 +149,7 @@ class _Whole:
             return into(rooms, times, *operands)
 
         def filled(whole: Tensor, *parts: Tensor) -> Tensor:
-            found = self.layout.rooms_of(whole)
+            found = self.parts.rooms_of(whole)
             for i, part in zip(left, parts, strict=True):
                 found[i].copy_((part if self.times[i] == 1 else part * self.times[i]).reshape(found[i].shape))
             return whole
@@ -165,7 +166,7 @@ class _Whole:
         """The step that copies the parts to where they go."""
 
         def copied(*parts: Tensor) -> Tensor:
-            return _fill_rooms(self.layout, self.times, parts)
+            return _fill_rooms(self.parts, self.times, parts)
 
         return self._step(self.total.name, self.total, copied, tuple(self.entries), (), self.total.work)
 
@@ -222,7 +223,7 @@ def _copy(moves: Sequence[BackwardStep]) -> bool:
     return moved.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
 
 
-def _layout(moves: Sequence[Sequence[BackwardStep]], below: Sequence[BackwardStep]) -> Layout | None:
+def _parts_of_whole(moves: Sequence[Sequence[BackwardStep]], below: Sequence[BackwardStep]) -> PartsOfWhole | None:
     """What each part is in new memory of the whole; None where moves do more than to look at it in another way."""
     first = moves[0][0]
     assert first.moves_from is not None
@@ -232,7 +233,7 @@ def _layout(moves: Sequence[Sequence[BackwardStep]], below: Sequence[BackwardSte
     whole = torch.empty(1, 1, *sizes)
     views = [view for view in (_view(whole, [*below[::-1], *path]) for path in moves) if view is not None]
     places = tuple((tuple(v.shape[2:]), v.stride()[2:], int(v.storage_offset())) for v in views)
-    return Layout(sizes, places) if len(views) == len(moves) else None
+    return PartsOfWhole(sizes, places) if len(views) == len(moves) else None
 
 
 def _sizes_after(step: BackwardStep, sizes: tuple[int, ...]) -> tuple[int, ...]:

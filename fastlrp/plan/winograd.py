@@ -71,18 +71,18 @@ class Winograd:
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, least: Tensor | None = None,
-        positive: bool = False,
+        not_negative: bool = False,
     ) -> Tensor:  # fmt: skip
         """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
 
         Args:
             x: ``(N, C, H, W)``. bias: of the layer. scale: what ``x`` is multiplied with, of ``N / K`` samples, each
-                for K of ``x``. least: what the result is at the least. positive: whether it is not below zero either.
+                for K of ``x``. least: what the result is at the least. not_negative: whether that is never below zero.
         """
         kernel: Any = loaded()
         if self._packed is None:
             self._packed = kernel.winograd_pack(self._make().detach(), self._down)
-        result: Tensor = kernel.winograd_convolution(x, self._packed, bias, scale, least, self._padding, positive)
+        result: Tensor = kernel.winograd_convolution(x, self._packed, bias, scale, least, self._padding, not_negative)
         return result
 
     def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:

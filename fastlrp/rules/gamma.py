@@ -78,9 +78,8 @@ class Gamma(TwoCoefficientRule):
         if not signed and same_sign and only_positive_outputs(layer, flow):
             # After a ReLU v/u is the same for every neuron that carries relevance: one product with W + gamma W+.
             modify = PlainGamma(self.gamma).modify
-            if (
-                layer.is_reduced and not layer.filters_sums
-            ):  # z in float32 from the model's own pass, and a sum that few digits are enough for.
+            if layer.is_reduced and not layer.filters_sums:
+                # z is in float32 from the model's own pass, and few digits are enough for the sum that is added to it.
                 sums = [layer.y.index, part(b, layer, self.zero_bias)]
                 z = b.cache(lambda y, p: y + self.gamma * p, sums, layer.y.numel)
                 return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, z=z)

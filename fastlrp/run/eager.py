@@ -36,11 +36,8 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def eagerly(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch._C._len_torch_function_stack():
-            return _on_cpu(eagerly, args, kwargs) if _given() else run(args, kwargs)
-        return run(args, kwargs)
-
-    def run(args: Any, kwargs: Any) -> R:
+        if torch._C._len_torch_function_stack() and _defaults_to_other_device():
+            return _on_cpu(eagerly, args, kwargs)
         if not disabled:
             if "torch._dynamo" not in sys.modules:
                 return function(*args, **kwargs)
@@ -65,7 +62,7 @@ def eager_blocks(function: Callable[P, Iterator[R]]) -> Callable[P, Iterator[R]]
     return blocks
 
 
-def _given() -> bool:
+def _defaults_to_other_device() -> bool:
     """Whether the caller has a default device other than the CPU."""
     return torch.get_default_device().type != "cpu"
 

@@ -44,7 +44,7 @@ class Plans:
         model, composite, backend, output: see :class:`fastlrp.Explainer`.
         chooser: dense or sparse, layer by layer.
         trace: captures the model. canonize: brings its graph into the form that the rules see. prepared: makes plans.
-        precision: what their products read. saves_memory: whether weights in forms larger than their own are left away.
+        precision: what their products read. saves_memory: whether no weight is kept in a form larger than its own.
 
     Attributes:
         refreshed: how often :meth:`refresh` was called.

@@ -2,7 +2,8 @@
 
 A small network's products take a few microseconds each, and so do questions about a schedule, its targets and its
 budget. Where all targets of an input's relevance go down at once through dense layers, their steps are remembered by
-the plan, and as a plain loop where no register may hold some positions alone.
+the plan, and as a plain loop where no register may hold some positions alone. (:mod:`fastlrp.run.replay` is for GPUs,
+and repeats recorded launches on memory that stays where it is. Here steps are remembered, and every call takes them.)
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.layer import leading_zeros
-from fastlrp.plan.steps import BackwardStep, Window
+from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.total import Total, multiply
+from fastlrp.plan.window import Window
 
 LEAST_SAVED = 1 / 32
 """Share of the positions that has to lie before a block of groups, so that it is cut."""

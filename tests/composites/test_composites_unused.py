@@ -128,6 +128,20 @@ def test_what_the_model_does_not_have_is_no_fault() -> None:
         assert torch.equal(found, fastlrp.explain(model, INPUT, 0, whole))
 
 
+def test_predicates_need_not_expect_what_takes_no_rule() -> None:
+    model, whole = Between(WRITTEN_OUT["batch_norm"][0]), composites.epsilon_plus()
+    for predicate in (
+        lambda layer: layer.kind == "linear" and layer.index < layer.count / 2,
+        lambda layer: layer.kind == "linear" and layer.index / layer.count < 0.5,
+    ):
+        found = fastlrp.explain(model, INPUT, 0, whole.with_entries((predicate, rules.Gamma(0.5))))
+        assert torch.equal(found, fastlrp.explain(model, INPUT, 0, whole.with_entries(("a", rules.Gamma(0.5)))))
+    with pytest.raises(TypeError):  # Of a ReLU, which takes a rule: its index is None.
+        fastlrp.explain(
+            Between(lambda m, h: h.relu()), INPUT, 0, whole.with_entries((lambda n: n.index < 1, Tripled()))
+        )
+
+
 def test_names() -> None:
     for wrong, close in (("rellu", "'relu'"), ("cross_entropy", "'cross_entropy_loss'"), ("conv2", "'conv2d'")):
         with pytest.raises(ValueError, match=rf"unknown operation '{wrong}'.*{close}"):

@@ -52,6 +52,8 @@ def sources() -> list[Path]:
     names = (
         "edge/tensors.cpp",
         "edge/tensor.cpp",
+        "edge/interpreter.cpp",
+        "edge/marks.cpp",
         "edge/threads.cpp",
         "common/windows.cpp",
         "common/pattern_check.cpp",

@@ -58,7 +58,7 @@ def test_products_are_those_of_the_weight_as_it_is(shape, isa):
     (right,) = torch.autograd.grad(exact, leaf, flow[0].double() * coefficient.double())
     assert relative_error(down.scaled(flow, coefficient)[0].double(), right) <= 4e-6
     least = torch.randn(exact.shape)
-    bounded = there(x, bias, least=least, positive=True)
+    bounded = there(x, bias, least=least, not_negative=True)
     assert torch.equal(bounded, torch.maximum(there(x, bias), least).clamp_(min=0))
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_a_number_stays_so():
     weight, x = torch.randn(32, 32, 3, 3), torch.randn(1, 32, 8, 8)
     x[0, 3, 2, 2] = float("nan")
     product = winograd.Winograd(lambda: weight, geometry(1, 1))
-    found = product(x, least=torch.zeros(1, 32, 8, 8), positive=True)
+    found = product(x, least=torch.zeros(1, 32, 8, 8), not_negative=True)
     assert found[:, :, 1:4, 1:4].isnan().all()
     assert not found[:, :, 4:].isnan().any(), "tiles beside it do not read it"
 

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "../marks.h"
 #include "device.h"
 
 namespace fastlrp::edge::cuda {

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp.plan import joining, steps, windows
+from fastlrp.plan import joining, summing
 from fastlrp.plan.total import Total
+from fastlrp.plan.window import Window
 from fastlrp.run import runner
 
 S, WIDE = 4, 6
@@ -68,7 +69,7 @@ def test_parts_of_a_sum_change_nothing(form, monkeypatch):
     found, seen = explainer(x, "all"), []
     (fused,) = explainer.plan.fusions
     for step, _ in fused:
-        seen += [step.run] if isinstance(getattr(step, "run", None), windows._Summed) else []
+        seen += [step.run] if isinstance(getattr(step, "run", None), summing._Summed) else []
     assert seen
     explainer.plan.check()
     exact: Any = fastlrp.explain(model, x, "all", "attnlrp", backend="reference")
@@ -91,7 +92,7 @@ def test_parts_of_a_sum_in_lower_precision(form, dtype, monkeypatch):
     torch.testing.assert_close(found, plain, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
 
 
-def embedding(window: steps.Window) -> Any:
+def embedding(window: Window) -> Any:
     def embed(flow: Tensor) -> Tensor:
         result = flow.new_zeros(2, 3, 4, 5)
         window.room(result).copy_(flow)
@@ -103,17 +104,17 @@ def embedding(window: steps.Window) -> Any:
 @pytest.mark.parametrize(
     "parts",
     [
-        (None, steps.Window(3, 1, 2, 5)),
-        (steps.Window(2, 0, 2, 4, step=2), steps.Window(2, 1, 2, 4, step=2)),
-        (steps.Window(3, 4, 1, 5, drops=True), None, steps.Window(3, 0, 2, 5, step=2)),
-        (steps.Window(3, 0, 4, 5), steps.Window(3, 3, 2, 5)),
-        (steps.Window(2, 0, 4, 4), steps.Window(3, 0, 5, 5)),
+        (None, Window(3, 1, 2, 5)),
+        (Window(2, 0, 2, 4, step=2), Window(2, 1, 2, 4, step=2)),
+        (Window(3, 4, 1, 5, drops=True), None, Window(3, 0, 2, 5, step=2)),
+        (Window(3, 0, 4, 5), Window(3, 3, 2, 5)),
+        (Window(2, 0, 4, 4), Window(3, 0, 5, 5)),
     ],
 )
 @pytest.mark.parametrize("plain", [0, 1, 2])
 def test_a_sum_of_windows(parts, plain):
     total = Total(len(parts), plain)
-    summed = windows._Summed(total, parts, tuple(None if w is None else embedding(w) for w in parts))
+    summed = summing._Summed(total, parts, tuple(None if w is None else embedding(w) for w in parts))
     flows = [torch.randn(2, 3, 4, 5) if w is None else torch.randn_like(w.room(torch.empty(2, 3, 4, 5))) for w in parts]
     whole = [f if w is None else embedding(w)(f) for f, w in zip(flows, parts, strict=True)]
     factors = [torch.randn(2, *[(4, 5), (1, 5), (4, 1)][i % 3]) for i in range(len(parts) - plain)]

@@ -1,4 +1,4 @@
-"""A layer's operations bound to what is known of it, so that a call asks nothing that has one answer.
+"""What a layer computes in each call, with all that its sizes and its rule settle settled beforehand.
 
 A small network's products take a few microseconds, as long as a few such questions in Python.
 """

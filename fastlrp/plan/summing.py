@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.moving import Ways
-from fastlrp.plan.steps import BackwardStep, Emission, Steps, Window
+from fastlrp.plan.steps import BackwardStep, Emission, Steps
 from fastlrp.plan.total import Total, multiply
+from fastlrp.plan.window import Window
 
 
 def sum_windows(steps: Steps) -> list[Any]:
