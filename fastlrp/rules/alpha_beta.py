@@ -90,7 +90,7 @@ class AlphaBeta(WeightRule):
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
                 bounded = not (negative or exact or layer.adds_in_one_product) and is_bounded(
-                    layer, flow, self.zero_bias
+                    b, layer, flow, self.zero_bias
                 )
                 product = layer.transpose(b, for_product[0], for_product[1], signed, multiply=False, bounded=bounded)
                 parts.append((product, v, weight))
