@@ -68,7 +68,7 @@ ORDER = """
     run.graph_inputs
     run.accept run.inputs run.sink run.threads plan.table
     run.finite
-    plan.transpose
+    plan.transpose plan.even
     rules
     plan.coefficients
     plan.late plan.input_terms

@@ -113,7 +113,11 @@ def forward_conv(b: Builder, node: Node) -> None:
     if layer is None or not layer.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return
-    product = layer.of_input(layer.weight, layer.bias, filtered=True)
+    exact, product = layer.of_input(layer.weight, layer.bias), layer.of_input(layer.weight, layer.bias, filtered=True)
+    if layer.filters:  # The rules above, which are not lowered yet, say which.
+        filtered, uneven, y = product, b.uneven, node.output
+        b.filtered.add(y)
+        product = lambda x: (exact if y in uneven else filtered)(x)  # noqa: E731
     # In place, and not by oneDNN itself, which makes 0 of NaN.
     b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
 

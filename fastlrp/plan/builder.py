@@ -29,6 +29,7 @@ class Builder(ForwardBuilder):
             relevance. flows: how the relevance of each value reads. drafts: of the plan's table.
         alternatives: steps that may take the place of several, see :class:`~fastlrp.plan.steps.Alternative`.
         finite: slots of values that may be infinite where no relevance is (masked scores), with 0 there.
+        sends_evenly: whether what is being lowered keeps relevance per unit as even as it arrives, see ``uneven``.
         apart: values that get a register of their own, whose relevance is known at every entry, also where nobody reads
             it: the register itself, or the activation times it.
     """
@@ -42,6 +43,7 @@ class Builder(ForwardBuilder):
     alternatives: list[Alternative] = field(init=False, default_factory=list)
     up_copies: dict[Node, list[Any]] = field(init=False, default_factory=dict)
     finite: dict[Value, int] = field(init=False, default_factory=dict)
+    sends_evenly: bool = field(init=False, default=True)
     _sent: dict[Value, list[Flow]] = field(init=False, default_factory=dict)
     _senders: dict[Value, list[Node | None]] = field(init=False, default_factory=dict)
 
@@ -61,6 +63,7 @@ class Builder(ForwardBuilder):
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
             alternatives=tuple(self.alternatives),
+            exact=frozenset(value.index for value in self.uneven & self.filtered),
             up_copies=MappingProxyType({node: tuple(copies) for node, copies in self.up_copies.items()}),
         )
 
@@ -173,6 +176,8 @@ class Builder(ForwardBuilder):
         node = self._node
         if node is not None and node.kind != "move" and value.is_float and value.dtype != node.output.dtype:
             flow = self._in_dtype_of(value, node.output, flow)
+        if not self.sends_evenly:
+            self.uneven.add(value)
         self._sent.setdefault(value, []).append(flow)
         self._senders.setdefault(value, []).append(node)
         if self._row is not None and not self._row.flows:

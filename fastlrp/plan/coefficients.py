@@ -36,8 +36,9 @@ class Coefficients:
         weight: ``W``, or what the rule makes of it.
         splits: whether ``v`` goes with ``W+`` where the input is positive and with ``W-`` where it is negative.
         gamma: of the generalised gamma rule, whose two products one sparse kernel does together; None for others.
-        bounded: whether the arriving factor over the denominator is at most one in size wherever relevance stands. An
-            error that is small beside a layer's largest sums is then small beside its relevance, too.
+        bounded: whether the arriving factor over the denominator is at most one in size wherever relevance stands, and
+            what arrives is even (:mod:`fastlrp.plan.even`). An error that is small beside a layer's largest sums is
+            then small beside its relevance, too.
     """
 
     u: int | None
@@ -157,9 +158,9 @@ def only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
     return producer is not None and producer.operation == "relu" and producer.inputs[0] is layer.y
 
 
-def is_bounded(layer: AffineLayer, flow: Flow, zero_bias: bool) -> bool:
+def is_bounded(b: Builder, layer: AffineLayer, flow: Flow, zero_bias: bool) -> bool:
     """Whether an output over the sum of what raises it, its bias included, is at most one where relevance stands."""
-    return only_positive_outputs(layer, flow) and (layer.bias is None or not zero_bias)
+    return layer.y not in b.uneven and only_positive_outputs(layer, flow) and (layer.bias is None or not zero_bias)
 
 
 def output_slot(b: Builder, layer: AffineLayer, zero_bias: bool) -> int:
@@ -187,7 +188,7 @@ def of_changed_weights(
     """
     bias = None if zero_bias else layer.bias
     weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
-    bounded, value = raises and is_bounded(layer, flow, zero_bias), flow.factor.value
+    bounded, value = raises and is_bounded(b, layer, flow, zero_bias), flow.factor.value
     if z is None:
         least = [value.index] if bounded and layer.filters_sums and value is not None else []
         sums = layer.of_input(weight, shift, filtered=bool(least), takes_least=bool(least))
@@ -215,7 +216,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     shift = None
     if layer.bias is not None and not zero_bias:
         shift = (-layer.bias if negative else layer.bias).clamp(min=0)
-    value = None if flow is None or not is_bounded(layer, flow, zero_bias) else flow.factor.value
+    value = None if flow is None or not is_bounded(b, layer, flow, zero_bias) else flow.factor.value
     if layer.filters_sums and not signed and not negative and value is not None:
         sums = layer.of_input(positive, shift, filtered=True, takes_least=True)
         return b.cache(sums, [layer.x.index, value.index], layer.y.numel, key=("bounded part", layer.node))
@@ -334,11 +335,12 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         b.send(x, Flow(flow.register, Factor(None, slot)))
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
-    transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False, bounded=True)
+    even = y not in b.uneven
+    transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False, bounded=even)
     one_hot = layer.node.kind == "linear"
     if one_hot:
         transposed = _rows_or(b, transposed, layer.weight)
-    form = layer.form(b, [(layer.weight, ones, False)], bounded=True)
+    form = layer.form(b, [(layer.weight, ones, False)], bounded=even)
     slots = [ones, None, None]
     up = up_through(b, layer, layer.weight, None, signed=False)
     at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
@@ -352,6 +354,6 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         accepts_one_hot=one_hot,
         up=up,
         up_at=at,
-        takes_bf16=layer.is_reduced and not layer.goes_filtered(bounded=True, signed=False),
+        takes_bf16=layer.is_reduced and not layer.goes_filtered(even, signed=False),
     )
     b.send(x, Flow(register))

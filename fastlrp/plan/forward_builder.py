@@ -42,6 +42,9 @@ class ForwardBuilder:
         slots: how many there are; the first ``own_slots`` are the same ones under every composite.
         keyed: slots by the names under which another plan has the same. slot_bytes: of caches, per sample.
         numbers: slots that hold one number everywhere, known beforehand.
+        uneven: values whose relevance per unit may differ from place to place by more than the network's weights make
+            it, :mod:`fastlrp.plan.even`; complete when all is lowered. filtered: those that
+            Winograd's filtering makes where they are not among these.
         beside: slots of what a node's forward step makes beside its output: the winners of a max-pool.
     """
 
@@ -58,6 +61,8 @@ class ForwardBuilder:
     keyed: dict[tuple[Any, ...], int] = field(init=False, default_factory=dict)
     slot_bytes: dict[int, int] = field(init=False, default_factory=dict)
     numbers: dict[int, float] = field(init=False, default_factory=dict)
+    uneven: set[Value] = field(init=False, default_factory=set)
+    filtered: set[Value] = field(init=False, default_factory=set)
     beside: dict[Node, int] = field(init=False, default_factory=dict)
     _factors: dict[Factor, int] = field(init=False, default_factory=dict)
     _row: Draft | None = field(init=False, default=None)

@@ -17,6 +17,7 @@ from fastlrp.kinds.registry import KIND, RULED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.plan.assign import registrable
 from fastlrp.plan.builder import Builder
+from fastlrp.plan.even import begins_even, stays_even
 from fastlrp.plan.infinite import finite, masked_with_infinity
 from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
@@ -24,11 +25,14 @@ from fastlrp.stabilizer import Stabilizer
 LowerNode = Callable[[Builder, Node, rules.Rule | None, Flow], None]
 
 
-def lower(b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: LowerNode) -> Program:
+def lower(
+    b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: LowerNode, knows_rules: bool = True
+) -> Program:
     """The program of the builder's graph under these rules.
 
     Args:
         lower_node: appends the steps of one node; :func:`lower_node` unless a plan has some of its own.
+        knows_rules: whether the rules say all that these steps do.
 
     Raises:
         UnsupportedOperationError: if relevance would reach an operation without a rule, or none the input.
@@ -36,6 +40,7 @@ def lower(b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: Lo
     graph = b.graph
     for node in graph.nodes:
         KIND[node.kind].forward(b, node)
+    b.sends_evenly = knows_rules and begins_even(b)
     b.start()
     for value in masked_with_infinity(graph):
         b.finite[value] = b.cache(finite, [value.index], value.numel)
@@ -46,6 +51,7 @@ def lower(b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: Lo
         if flow is None or not (node.sources or KIND[node.kind].keeps):
             continue
         _check(graph, node, assigned.get(node))
+        b.sends_evenly = node.output not in b.uneven and stays_even(b, node, assigned.get(node), flow)
         lower_node(b, node, assigned.get(node), flow)
         if node in written:
             step = eager_attention.offer(b, written[node], assigned, flow)

@@ -115,7 +115,7 @@ class Plan(StaysHere):
             _settle_allocator()
         with torch.no_grad():
             builder = Builder(graph, backend, device, dtype, self._shared, composite.max_pool, products, apart)
-            self.program = lower(builder, self.rules, self.lower_node)
+            self.program = lower(builder, self.rules, self.lower_node, type(self).lower_node is Plan.lower_node)
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)

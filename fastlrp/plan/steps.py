@@ -236,6 +236,7 @@ class Program:
         keyed: slots that another plan of the model has under the same key. slot_bytes: of coefficients, per sample.
         sweep: the operation that does a ReLU, the pool after it and coefficients at once, if the backend has one.
         alternatives: steps that stand for several of ``backward`` where nothing between them is asked for.
+        exact: slots of convolutions that would go by Winograd's filtering if the rules above read fewer digits.
         up_copies: weights that the way up through a node keeps copies of, of so many ``nbytes``.
     """
 
@@ -252,6 +253,7 @@ class Program:
     slot_bytes: Mapping[int, int]
     sweep: Callable[..., Any] | None = None
     alternatives: tuple[Alternative, ...] = ()
+    exact: frozenset[int] = frozenset()
     up_copies: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict)
 
     def steps_down(self, wanted: frozenset[int]) -> Sequence[BackwardStep]:

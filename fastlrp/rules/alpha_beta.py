@@ -90,7 +90,7 @@ class AlphaBeta(WeightRule):
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
                 may_be_bounded = not (negative or exact or layer.adds_in_one_product)
-                bounded = may_be_bounded and is_bounded(layer, flow, self.zero_bias)
+                bounded = may_be_bounded and is_bounded(b, layer, flow, self.zero_bias)
                 product = layer.transpose(b, for_product[0], for_product[1], signed, multiply=False, bounded=bounded)
                 parts.append((product, v, weight))
                 ups.append(up_through(b, layer, for_product[0], for_product[1], signed))

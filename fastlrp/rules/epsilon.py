@@ -44,12 +44,12 @@ class Epsilon(TwoCoefficientRule):
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         stabilizer = Stabilizer.ensure(self.stabilizer)
-        if stabilizer.in_limit and flow.factor.value is layer.y and (layer.bias is None or not self.zero_bias):
-            return Coefficients(flow.factor.scale, None, layer.weight, splits=False, bounded=True)
+        own, even = flow.factor.value is layer.y and (layer.bias is None or not self.zero_bias), layer.y not in b.uneven
+        if stabilizer.in_limit and own:
+            return Coefficients(flow.factor.scale, None, layer.weight, splits=False, bounded=even)
         slots = [output_slot(b, layer, self.zero_bias), None, None, b.slot_of(flow.factor)]
         u, _ = pair(b, layer, "epsilon", 1, stabilizer, slots)
-        own = flow.factor.value is layer.y and (layer.bias is None or not self.zero_bias)
-        bounded = own or is_bounded(layer, flow, self.zero_bias)
+        bounded = (own and even) or is_bounded(b, layer, flow, self.zero_bias)
         return Coefficients(u, None, layer.weight, splits=False, bounded=bounded)
 
 

@@ -49,7 +49,7 @@ class ZPlus(TwoCoefficientRule):
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         st = Stabilizer.ensure(self.stabilizer)
-        v, bounded = part_coefficient(b, layer, flow, st, self.zero_bias, 1), is_bounded(layer, flow, self.zero_bias)
+        v, bounded = part_coefficient(b, layer, flow, st, self.zero_bias, 1), is_bounded(b, layer, flow, self.zero_bias)
         return Coefficients(None, v, layer.weight, splits=True, bounded=bounded)
 
 

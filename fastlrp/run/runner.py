@@ -91,9 +91,16 @@ def complete(plan: Plan, state: list[Any], wanted: frozenset[int]) -> list[Any]:
 
 
 def take_over(plan: Plan, other: Plan, state: list[Any]) -> list[Any]:
-    """The slots of this plan, filled with what the other plan of the same model has in ``state``."""
+    """The slots of this plan, filled with what the other plan of the same model has in ``state``.
+
+    Nothing but inputs and outputs where that has fewer digits than this plan reads.
+    """
     ours, theirs = plan.program, other.program
     taken: list[Any] = [None] * ours.slots
+    if not ours.exact <= theirs.exact:
+        for slot in (*ours.inputs, *(value.index for value in plan.graph.outputs)):
+            taken[slot] = state[slot]
+        return taken
     common = min(ours.own_slots, theirs.own_slots)
     taken[:common] = state[:common]
     for key, slot in ours.keyed.items():

@@ -218,6 +218,6 @@ def test_small_denominators_are_as_exact_as_without(name):
 
 def test_that_fails_where_every_sum_goes_by_the_filtering(monkeypatch):
     for module in (coefficients, zplus):
-        monkeypatch.setattr(module, "is_bounded", lambda layer, flow, zero_bias: True)
+        monkeypatch.setattr(module, "is_bounded", lambda b, layer, flow, zero_bias: True)
     filtered, plain = errors_of_shaded(RULES["z+ of weights alone"])
     assert filtered > 100 * plain

@@ -1,0 +1,91 @@
+"""Whether relevance per unit of activation is as even from place to place as the network's weights make it.
+
+Rules that divide an output by at least as much hand down what is as even as what they were given. Others may send a
+share that a nearly dark place deserves: relevance per unit is then larger there by as much as the place is darker than
+those beside it. Winograd's filtering rounds relative to the largest numbers of a tile, so that below such rules it would
+be wrong where pictures are bright, and the activations of dark places, which it rounds likewise, would share wrongly.
+"""
+
+from __future__ import annotations
+
+from fastlrp import rules
+from fastlrp.capture.graph import Node, Value
+from fastlrp.plan.builder import Builder
+from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.steps import Factor, Flow
+
+_SHRINKING = {"relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "mish", "tanh"}
+"""Activations whose result is at most as large as what they are given."""
+
+_SMOOTH = _SHRINKING | {
+    "sigmoid", "hardsigmoid", "softplus", "log_sigmoid", "logsigmoid", "elu", "celu", "selu", "hardtanh", "clamp",
+    "softmax", "log_softmax", "threshold", "softsign", "hardshrink", "softshrink", "prelu", "erf",
+}  # fmt: skip
+"""Activations that make of a small error no large one."""
+
+_PLACES = {"move", "cat", "identity", "chosen"}
+_MEANS = {"avg_pool", "adaptive_avg_pool", "linear_map", "add"}
+_GRADIENTS = (rules.Gradient, rules.Deconvnet, rules.GuidedBackprop)
+
+
+def begins_even(b: Builder) -> bool:
+    """Whether it is so at the output: not where a target is one of many places, of which one may be dark."""
+    return len(b.graph.output.shape) <= 2
+
+
+def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
+    """Whether a node sends on what is as even as what arrives."""
+    if node.kind in _PLACES:
+        return all(_keeps_places(x, node.output) for x in node.sources)
+    if node.kind == "activation":
+        chained = isinstance(rule, rules.Pass) and rule.chained and flow.factor.value is node.output
+        return node.operation in (_SHRINKING if chained else _SMOOTH) and _slope(node) <= 1
+    if node.kind in ("conv", "linear", "batch_norm"):
+        return _weighted(b, node, rule, flow)
+    if node.kind == "max_pool":
+        return b.max_pool in ("winner", "ties") and not isinstance(rule, rules.WeightRule)
+    if node.kind in _MEANS:
+        shares = isinstance(rule, (rules.Norm, rules.Epsilon)) and _is_own(b, node.output, flow, _SHRINKING)
+        return shares or isinstance(rule, (rules.Gradient, rules.Pass))
+    # With sigma of whole maps; that of one place would make dark ones bright.
+    whole = node.operation in ("group_norm", "instance_norm")
+    return whole and isinstance(rule, (rules.FixedSigma, rules.Pass)) and _is_own(b, node.output, flow, _SHRINKING)
+
+
+def _keeps_places(x: Value, y: Value) -> bool:
+    """Not where a few are chosen, which may be dark ones."""
+    return y.numel >= x.numel or x.sizes[1:] == y.sizes[1:]
+
+
+def _weighted(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
+    if isinstance(rule, (*_GRADIENTS, rules.Pass)):
+        return True
+    if not isinstance(rule, (rules.Epsilon, rules.Gamma, rules.ZPlus, rules.AlphaBeta)):
+        return False
+    at_top = flow == Flow(b.top) and begins_even(b)
+    if at_top:  # One number for all that a target reads.
+        return not isinstance(rule, rules.AlphaBeta) or not rule.beta
+    if rule.zero_bias and AffineLayer.of(b, node).bias is not None:
+        return False
+    if isinstance(rule, (rules.Epsilon, rules.Gamma)):
+        return _is_own(b, node.output, flow, _SHRINKING)
+    # The sum of what raises an output is no smaller than it, but may be smaller than one below zero is large.
+    positive = flow.factor.value is not node.output and _is_own(b, node.output, flow, {"relu", "relu6"})
+    return positive and (isinstance(rule, rules.ZPlus) or not rule.beta)
+
+
+def _is_own(b: Builder, y: Value, flow: Flow, activations: set[str]) -> bool:
+    """Whether what arrives is per unit of ``y``, or of what such an activation makes of it."""
+    value = flow.factor.value
+    producer = None if value is None else value.producer
+    if value is y or (flow.factor == Factor() and flow.register == b.top and begins_even(b)):
+        return True
+    return (
+        producer is not None and producer.operation in activations and producer.inputs[0] is y and _slope(producer) <= 1
+    )
+
+
+def _slope(node: Node) -> float:
+    """Of a leaky ReLU below zero."""
+    slope = node.attributes.get("parameters", {}).get("negative_slope", 0.0)
+    return abs(slope) if isinstance(slope, (int, float)) else 2.0

@@ -1,0 +1,96 @@
+"""Winograd's filtering stays away where a rule above makes relevance per unit large at dark places."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fastlrp
+from fastlrp import composites, rules
+from fastlrp.plan import packed, winograd
+from tests.reference.cases import relative_error
+
+pytestmark = pytest.mark.skipif(
+    packed._operations() is None or winograd._kernel() is None, reason="no processor or PyTorch that gains by it"
+)
+
+
+class Dark(nn.Module):
+    """Two convolutions; below the second everything is dark where the picture is, above it only its bias counts."""
+
+    def __init__(self, above: str = "mean", bias: float = 0.7) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.second = (nn.Conv2d(32, 32, 3, padding=1, bias=b) for b in (False, bool(bias)))
+        if bias:
+            nn.init.constant_(self.second.bias, bias)
+        self.beside = nn.Conv2d(32, 32, 1)
+        nn.init.constant_(self.beside.bias, 1.5)
+        self.above, self.head = above, nn.Linear(32, 3)
+        self.norm, self.last = nn.LayerNorm(32, eps=1e-12), nn.Conv2d(32, 3, 1, bias=False)
+
+    def forward(self, x):
+        first = torch.relu(self.first(torch.relu(x)))
+        y = self.second(first)
+        if self.above == "residual":
+            y = y + torch.relu(self.beside(x))
+        if self.above == "norm":
+            y = self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = torch.relu(y)
+        if self.above == "one place":
+            return self.head(y[:, :, 12, 11])
+        return self.last(y) if self.above == "map" else self.head(y.mean((2, 3)))
+
+
+def picture() -> torch.Tensor:
+    x = torch.rand(1, 32, 24, 24, generator=torch.Generator().manual_seed(0))
+    x[..., 9:] *= 1e-4
+    return x
+
+
+CASES = {
+    "alpha-beta": (Dark(), rules.AlphaBeta(2, 1), 0),
+    "z+ of weights alone": (Dark(), rules.ZPlus(0.0, zero_bias=True), 0),
+    "z+ of signed outputs": (Dark("residual", bias=-0.7), rules.ZPlus(0.0), 0),
+    "a norm of each place": (Dark("norm", bias=0.0), rules.Gamma(0.5, 0.0), 0),
+    "one dark place": (Dark("one place", bias=0.0), rules.ZPlus(0.0), 0),
+    "a dark place of a map": (Dark("map", bias=0.0), rules.ZPlus(0.0), (1, 12, 11)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dark_places_are_as_exact_as_with_plain_sums(name):
+    model, rule, target = CASES[name]
+    model, x, composite = model.eval(), picture(), composites.uniform(rule)
+    at = None if isinstance(target, int) else target[1:]
+    if at is not None:
+        model = nn.Sequential(model, Place(*at))
+        target = target[0]
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), target)
+    explainers = [fastlrp.Explainer(model, composite, precision=name) for name in ("auto", "float32")]
+    fast, plain = (float(relative_error(explainer(x, target).double(), right)) for explainer in explainers)
+    assert fast <= 4 * plain + 1e-6, (fast, plain)
+
+
+class Place(nn.Module):
+    """One position of a map."""
+
+    def __init__(self, row: int, column: int) -> None:
+        super().__init__()
+        self.row, self.column = row, column
+
+    def forward(self, x):
+        return x[:, :, self.row, self.column]
+
+
+def test_another_composite_makes_activations_with_more_digits_if_it_needs_them():
+    model, x = Dark().eval(), picture()
+    exact = composites.uniform(rules.AlphaBeta(2, 1))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), exact)(x.double(), 0)
+    record = fastlrp.Explainer(model, composites.uniform(rules.Gamma(0.5))).forward(x)
+    assert relative_error(record.under(exact).relevance(0).double(), right) <= 2e-6
+    again = record.under(exact).under(composites.uniform(rules.Gamma(0.5)))
+    assert relative_error(again.relevance(0), record.relevance(0)) <= 2e-6
