@@ -12,6 +12,9 @@ constexpr int64_t kWinogradIn = 6, kWinogradOut = 4, kWinogradTaps = 3, kWinogra
 // Channels are counted in multiples of this many.
 constexpr int64_t kWinogradLanes = 16;
 
+// Tiles that one block has at most.
+constexpr int64_t kWinogradMost = 96;
+
 // y = W x + b with strides of 1; maps have their channels innermost.
 struct Winograd {
   int64_t samples, height, width, inputs;  // of x, (N, H, W, Ci)

@@ -2,8 +2,8 @@
 
 Rules that divide an output by at least as much hand down what is as even as what they were given. Others may send a
 share that a nearly dark place deserves: relevance per unit is then larger there by as much as the place is darker than
-those beside it. Winograd's filtering rounds relative to the largest numbers of a tile, so that below such rules it would
-be wrong where pictures are bright, and the activations of dark places, which it rounds likewise, would share wrongly.
+those beside it. Winograd's filtering rounds relative to the largest numbers of a tile. Below such rules it would be
+wrong where pictures are bright, and the activations of dark places, which it rounds likewise, would share wrongly.
 """
 
 from __future__ import annotations

@@ -221,3 +221,28 @@ def test_that_fails_where_every_sum_goes_by_the_filtering(monkeypatch):
         monkeypatch.setattr(module, "is_bounded", lambda b, layer, flow, zero_bias: True)
     filtered, plain = errors_of_shaded(RULES["z+ of weights alone"])
     assert filtered > 100 * plain
+
+
+def test_sums_of_zeros_alone_are_zero(isa):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(32, 32, 3, 3), torch.randn(32)
+    x = torch.zeros(2, 32, 11, 13)
+    x[0, 17, 4, 5], x[1, 31, 9, 12] = 3.0, -2.0
+    product = winograd.Winograd(lambda: weight, geometry(1, 1))
+    right = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    found = product(x, bias)
+    assert torch.equal(product(x) == 0, right == bias.double().view(1, -1, 1, 1))
+    assert relative_error(found.double(), right) <= 2e-6
+    scale = torch.ones(1, 32, 11, 13)
+    scale[..., 4, 5] = 0
+    assert torch.equal(product(x, scale=scale)[0], torch.zeros(32, 11, 13))
+
+
+def test_neurons_that_are_zero_have_the_gradient_of_zero():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.ReLU()) * 2
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 256, 2)).eval()
+    x = torch.zeros(1, 32, 16, 16)
+    x[:, :, 5, 5] = torch.rand(32)
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), "gradient")(x.double(), 0)
+    assert relative_error(fastlrp.Explainer(model, "gradient")(x, 0).double(), right) <= 1e-5
