@@ -254,8 +254,10 @@ def test_a_failed_capture_leaves_the_model_as_it_was():
 
 
 OTHER_VIEWS = {
-    "transposed": lambda w: w.t(), "one row": lambda w: w[:1].expand(6, 6), "one entry": lambda w: w[:1, :1].expand(6, 6),
-}  # fmt: skip
+    "transposed": lambda w: w.t(),
+    "one row": lambda w: w[:1].expand(6, 6),
+    "one entry": lambda w: w[:1, :1].expand(6, 6),
+}
 
 
 @pytest.mark.parametrize("change", OTHER_VIEWS.values(), ids=OTHER_VIEWS)
