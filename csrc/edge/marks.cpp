@@ -60,7 +60,10 @@ bool Marks::hold() const {
       PyErr_Clear();
       return false;
     }
-    if (data_of(view) != tensor.const_data_ptr()) {
+    const size_t axes = static_cast<size_t>(view.axes);  // Another view of the same memory holds other numbers.
+    const bool same = data_of(view) == tensor.const_data_ptr() && Ints(view.shape, axes) == tensor.sizes() &&
+                      Ints(view.strides, axes) == tensor.strides();
+    if (!same) {
       return false;
     }
   }

@@ -29,7 +29,7 @@ class Seen {
   int64_t count_ = 0, version_ = 0;
 };
 
-// Where some tensors lie, and how often PyTorch counted a write to some. Needs the GIL.
+// Where and how some tensors lie, and how often PyTorch counted a write to some. Needs the GIL.
 class Marks {
  public:
   // Throws std::invalid_argument for a tensor without memory among `placed`.

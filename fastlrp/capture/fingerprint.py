@@ -48,6 +48,7 @@ class Fingerprint:
         self._tensors = list({id(t): t for t in tensors}.values())
         self._placed = [t for t in self._tensors if _has_memory(t)]
         self._counted = [t for t in self._tensors if not t.is_inference()]
+        self._strided = [t for t in self._placed if t.layout is torch.strided]
         module = loaded()
         # The extension looks several times as fast at the many small tensors of a model. One built before has no Bits.
         self._compiled: Any = module if not isinstance(module, str) and hasattr(module, "Bits") else None
@@ -64,10 +65,11 @@ class Fingerprint:
         self._remember()
         return True
 
-    def _marks(self) -> list[int]:
-        """Where the tensors lie and how often they were written to, as far as PyTorch knows."""
+    def _marks(self) -> list[Any]:
+        """Where and how the tensors lie and how often they were written to, as far as PyTorch knows."""
         # Lists: this runs before every explanation, also of small networks.
-        return [t.data_ptr() for t in self._placed] + [t._version for t in self._counted]
+        places: list[Any] = [t.data_ptr() for t in self._placed] + [t._version for t in self._counted]
+        return places + [(t.shape, t.stride()) for t in self._strided]  # ``w.data = w.data.t()``: the same memory.
 
     def _marks_hold(self) -> bool:
         return self._marks() == self._known if self._seen is None else self._seen.hold()

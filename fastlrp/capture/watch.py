@@ -190,6 +190,7 @@ class Watch:
         self._sizes = [*map(len, self._tables)]
         self._holders, self._keys, self._items = ([link[i] for link in links] for i in range(3))
         self.code = Code(modules)
+        self._forms = [(t, t.shape, t.dtype) for t in tensors]
         self._tensors, self._times = Fingerprint(tensors), 0
         self._lock = threading.Lock()
         self.home: Tensor | None = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -200,6 +201,10 @@ class Watch:
         with self._lock:
             self._times += self._tensors.changed(bits)
             return self._times
+
+    def reshaped(self) -> bool:
+        """Whether a tensor has another shape or dtype now, ``weight.data = …``: the graph says others then."""
+        return any(t.shape != shape or t.dtype != dtype for t, shape, dtype in self._forms)
 
     def restructured(self) -> bool:
         """Whether the model has other modules, tensors, modes, attributes, hooks or methods now."""

@@ -105,6 +105,10 @@ class Plans:
                 return self._capture(inputs, key)
             values = found.watch.values()
             if values != found.values:
+                if found.watch.reshaped():
+                    self._kept.clear()
+                    self._watch = None
+                    return self._capture(inputs, key)
                 if any(count_of(mask) != count for mask, count in found.plan.graph.counted):
                     return self._capture(inputs, key)
                 found.renew(values)

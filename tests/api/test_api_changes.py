@@ -10,6 +10,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import CaptureError, Explainer
+from fastlrp.capture import fingerprint
 from tests.api.models import make, relative_error, samples, shared
 
 # Measured: 0 to 3e-16.
@@ -250,3 +251,35 @@ def test_a_failed_capture_leaves_the_model_as_it_was():
         fastlrp.explain(model, samples("mlp"), 0)
     assert state(model) == before
     assert torch.isfinite(model(samples("mlp"))).all()
+
+
+OTHER_VIEWS = {
+    "transposed": lambda w: w.t(),
+    "one row": lambda w: w[:1].expand(6, 6),
+    "one entry": lambda w: w[:1, :1].expand(6, 6),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_VIEWS.values(), ids=OTHER_VIEWS)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_another_view_of_the_same_memory_is_another_weight(change, compiled, monkeypatch):
+    """The address, the bits and PyTorch's count of writes stay what they are."""
+    if not compiled:
+        monkeypatch.setattr(fingerprint, "loaded", lambda: "not built")
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    explainer, x = fastlrp.Explainer(model, "epsilon_plus"), torch.randn(2, 6)
+    record = explainer.forward(x)
+    model[0].weight.data = change(model[0].weight.data)
+    assert torch.equal(explainer(x, "all"), fastlrp.Explainer(model, "epsilon_plus")(x, "all"))
+    with pytest.raises(RuntimeError, match="weights have changed"):
+        record.relevance("all")
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_weights_of_another_shape_are_captured_anew(size):
+    """The convolution's result has another size then."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    explainer, x = fastlrp.Explainer(model, "epsilon"), torch.randn(2, 2, 6, 6)
+    explainer(x, 0)
+    model[0].weight.data = torch.randn(3, 2, size, size)
+    assert torch.equal(explainer(x, 0), fastlrp.Explainer(model, "epsilon")(x, 0))
