@@ -43,8 +43,7 @@ def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> b
     if node.kind in ("conv", "linear", "batch_norm"):
         return _weighted(b, node, rule, flow)
     if node.kind == "max_pool":
-        # What splits at ties would find none in a flat background, whose sums are rounded place by place.
-        return b.max_pool == "winner" and not isinstance(rule, rules.WeightRule)
+        return b.max_pool in ("winner", "ties") and not isinstance(rule, rules.WeightRule)
     if node.kind in _MEANS:
         shares = isinstance(rule, (rules.Norm, rules.Epsilon)) and _is_own(b, node.output, flow, _SHRINKING)
         return shares or isinstance(rule, (rules.Gradient, rules.Pass))
