@@ -63,7 +63,7 @@ class Builder(ForwardBuilder):
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
             alternatives=tuple(self.alternatives),
-            exact=frozenset(value.index for value in self.uneven & self.filtered),
+            exact=frozenset(value.index for value in (self.uneven | self.compared) & self.filtered),
             up_copies=MappingProxyType({node: tuple(copies) for node, copies in self.up_copies.items()}),
         )
 

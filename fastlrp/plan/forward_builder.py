@@ -44,7 +44,8 @@ class ForwardBuilder:
         numbers: slots that hold one number everywhere, known beforehand.
         uneven: values whose relevance per unit may differ from place to place by more than the network's weights make
             it, :mod:`fastlrp.plan.even`; complete when all is lowered. filtered: those that
-            Winograd's filtering makes where they are not among these.
+            Winograd's filtering makes where they are not among these, nor ``compared``: with a maximum above, which
+            takes the first of equal entries; rounded place by place those of a flat background would not be equal.
         beside: slots of what a node's forward step makes beside its output: the winners of a max-pool.
     """
 
@@ -63,6 +64,7 @@ class ForwardBuilder:
     numbers: dict[int, float] = field(init=False, default_factory=dict)
     uneven: set[Value] = field(init=False, default_factory=set)
     filtered: set[Value] = field(init=False, default_factory=set)
+    compared: set[Value] = field(init=False, default_factory=set)
     beside: dict[Node, int] = field(init=False, default_factory=dict)
     _factors: dict[Factor, int] = field(init=False, default_factory=dict)
     _row: Draft | None = field(init=False, default=None)

@@ -40,6 +40,9 @@ def lower(
     graph = b.graph
     for node in graph.nodes:
         KIND[node.kind].forward(b, node)
+    for node in reversed(graph.nodes):
+        if node.kind in ("max_pool", "chosen") or node.output in b.compared:
+            b.compared.update(node.inputs)
     b.sends_evenly = knows_rules and begins_even(b)
     b.start()
     for value in masked_with_infinity(graph):

@@ -29,6 +29,9 @@ LEAST_TILES, MANY_TILES = 9, 40
 """Tiles of one map below which the parts of the weight, which are read for all tiles together, take too long to read:
 always, and where they are larger than :data:`SMALL_WEIGHT`."""
 
+LEAST_TERMS = 32
+"""Of a sum, weights that are zero not counted."""
+
 SMALL_WEIGHT = 16 << 20
 """Bytes of the parts of a weight, four times its own."""
 
@@ -47,7 +50,16 @@ def pays(geometry: ConvGeometry | None, weight: Tensor, size: tuple[int, ...]) -
     height, width = size
     tiles = -(-height // 4) * -(-width // 4)
     enough = tiles >= (LEAST_TILES if 16 * weight.numel() <= SMALL_WEIGHT else MANY_TILES)
-    return plain and fits and enough and _kernel() is not None
+    return plain and fits and enough and _kernel() is not None and mixes(weight)
+
+
+def mixes(weight: Tensor) -> bool:
+    """Whether sums have terms enough that none is zero while its tile is not: not those of Dirac's initialization.
+
+    What rounding makes of them would be neurons alive that are none.
+    """
+    terms = (weight != 0).flatten(2).sum(2)
+    return all(bool(((count >= LEAST_TERMS) | (count == 0)).all()) for count in (terms.sum(0), terms.sum(1)))
 
 
 def _kernel() -> Any:

@@ -94,3 +94,15 @@ def test_another_composite_makes_activations_with_more_digits_if_it_needs_them()
     assert relative_error(record.under(exact).relevance(0).double(), right) <= 2e-6
     again = record.under(exact).under(composites.uniform(rules.Gamma(0.5)))
     assert relative_error(again.relevance(0), record.relevance(0)) <= 2e-6
+
+
+@pytest.mark.parametrize("mode", ["ties", "winner"])
+def test_winners_over_a_flat_background_are_those_of_plain_sums(mode):
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()) * 2
+    head = (nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 64, 2))
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), *layers, *head).eval()
+    x = torch.full((1, 32, 16, 16), 0.3)
+    composite = composites.epsilon_plus(max_pool=mode)
+    plain = fastlrp.Explainer(model, composite, precision="float32")(x, 0)
+    assert relative_error(fastlrp.Explainer(model, composite)(x, 0), plain) <= 2e-6

@@ -153,7 +153,7 @@ def test_layers_that_gain_are_taken():
 
     def pays(kernel=3, stride=1, padding=1, dilation=1, groups=1, channels=(64, 64), size=(20, 20)) -> bool:
         shape = ConvGeometry([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups)
-        return winograd.pays(shape, torch.empty(*channels, kernel, kernel), size)
+        return winograd.pays(shape, torch.ones(*channels, kernel, kernel), size)
 
     assert pays()
     others = [{"kernel": 5}, {"stride": 2}, {"padding": 3}, {"dilation": 2}, {"groups": 2}, {"channels": (64, 24)}]
@@ -238,11 +238,16 @@ def test_sums_of_zeros_alone_are_zero(isa):
     assert torch.equal(product(x, scale=scale)[0], torch.zeros(32, 11, 13))
 
 
-def test_neurons_that_are_zero_have_the_gradient_of_zero():
+@pytest.mark.parametrize("name", ["one place", "dirac"])
+def test_neurons_that_are_zero_have_the_gradient_of_zero(name):
     torch.manual_seed(0)
     layers = (nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.ReLU()) * 2
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 256, 2)).eval()
     x = torch.zeros(1, 32, 16, 16)
     x[:, :, 5, 5] = torch.rand(32)
+    if name == "dirac":
+        x = torch.randn(1, 32, 16, 16).relu()
+        nn.init.dirac_(model[2].weight)
+        nn.init.dirac_(model[0].weight)
     right = fastlrp.Explainer(copy.deepcopy(model).double(), "gradient")(x.double(), 0)
     assert relative_error(fastlrp.Explainer(model, "gradient")(x, 0).double(), right) <= 1e-5
