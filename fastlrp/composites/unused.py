@@ -134,11 +134,14 @@ def _written_out(text: str, rule: Rule, found: NotRuled) -> str:
     name = found.layer.operation
     parts = ", ".join(dict.fromkeys(repr(part.operation) for part in found.parts))
     free = KIND_OF.get(name) in (None, *WEIGHTED_KINDS) and name != "batch_norm"
-    one = f"Call fastlrp.register_rule({name!r}, rule) before the explainer is made, which keeps it one operation, or g"
+    way_out = "Give"
+    if free:
+        keeping = f"Call fastlrp.register_rule({name!r}, rule) before the explainer is made"
+        way_out = f"{keeping}, which keeps it one operation, or give"
     return (
         f"composite entry ({text}, {rule}) is for {name!r} in {_where(found.layer)}, for which {parts} "
         f"stand{'s' if ',' not in parts else ''} in this model: the rule would not be used. "
-        f"{one if free else 'G'}ive the composite entries for what stands for it"
+        f"{way_out} the composite entries for what stands for it"
     )
 
 
