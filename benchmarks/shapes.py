@@ -130,7 +130,7 @@ def _listening(model: str, heard: Heard) -> Iterator[None]:
     dispatch._callable = listened
     try:
         # Nor are products bound beforehand, which pass the operation by.
-        with mock.patch.object(layer_calls, "product", lambda *_: None):
+        with mock.patch.object(layer_calls, "product", return_value=None):
             yield
     finally:
         dispatch._callable = original
