@@ -35,6 +35,8 @@ def begins_even(b: Builder) -> bool:
 
 def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
     """Whether a node sends on what is as even as what arrives."""
+    if not all(value.has_batch_first for value in (*node.sources, node.output)):
+        return False  # It is refused, or has no places of one sample.
     if node.kind in _PLACES:
         return all(_keeps_places(x, node.output) for x in node.sources)
     if node.kind == "activation":
