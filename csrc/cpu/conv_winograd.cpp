@@ -30,7 +30,8 @@ int64_t tiles_of(const Winograd& p) {
 void winograd_convolution(const Winograd& p) {
   const int64_t tiles = tiles_of(p);
   // Whole groups of rows of the kernel, and as equal blocks as they can be.
-  const int64_t most = std::clamp<int64_t>(kBlock / (kWinogradParts * (p.inputs + p.outputs)) / 6 * 6, 24, kWinogradMost);
+  const int64_t most =
+      std::clamp<int64_t>(kBlock / (kWinogradParts * (p.inputs + p.outputs)) / 6 * 6, 24, kWinogradMost);
   const int64_t blocks = std::max((tiles + most - 1) / most, std::min(tiles, thread_count()));
   const int64_t each = (tiles + blocks - 1) / blocks;
   const WinogradTiles run = winograd_tiles();
