@@ -55,7 +55,7 @@ def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> b
 
 
 def _keeps_places(x: Value, y: Value) -> bool:
-    """Not where a few are chosen, which may be dark ones."""
+    """Whether a move keeps all places; one that chooses a few of them may choose nearly dark ones alone."""
     return y.numel >= x.numel or x.sizes[1:] == y.sizes[1:]
 
 

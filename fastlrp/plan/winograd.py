@@ -3,8 +3,8 @@
 A tile of 6x6 inputs becomes 36 parts, which are multiplied with 36 parts of the weight, and the sums of these become
 4x4 outputs. What is rounded is rounded relative to the largest numbers of a tile: a sum is as exact as the others
 around it, 1e-6 of them (oneDNN's own sums over channels-last maps: 5e-7), however small it is itself. So it is taken
-only where nothing is divided by less than what it is multiplied with: see ``bounded`` of
-:class:`fastlrp.plan.coefficients.Coefficients`.
+only where nothing is divided by less than what it is multiplied with (``bounded`` of
+:class:`fastlrp.plan.coefficients.Coefficients`) and relevance is even from place to place (:mod:`fastlrp.plan.even`).
 
 Source: Winograd 1980; Lavin & Gray 2016; points as in Barabasz et al. 2020.
 """
@@ -26,11 +26,12 @@ LEAST_CHANNELS = 32
 """With fewer, taking tiles apart costs what the products save."""
 
 LEAST_TILES, MANY_TILES = 9, 40
-"""Tiles of one map below which the parts of the weight, which are read for all tiles together, take too long to read:
-always, and where they are larger than :data:`SMALL_WEIGHT`."""
+"""How many tiles one map must have. The parts of a weight are read once for all tiles, so that with few tiles reading
+them takes longer than the products save: the first number holds for parts of at most :data:`SMALL_WEIGHT` bytes, the
+second for larger ones."""
 
 LEAST_TERMS = 32
-"""Of a sum, weights that are zero not counted."""
+"""How many weights other than zero each sum must have."""
 
 SMALL_WEIGHT = 16 << 20
 """Bytes of the parts of a weight, four times its own."""
@@ -54,9 +55,10 @@ def pays(geometry: ConvGeometry | None, weight: Tensor, size: tuple[int, ...]) -
 
 
 def mixes(weight: Tensor) -> bool:
-    """Whether sums have terms enough that none is zero while its tile is not: not those of Dirac's initialization.
+    """Whether each sum has enough terms, or none.
 
-    What rounding makes of them would be neurons alive that are none.
+    A sum of few terms, as after Dirac's initialization or heavy pruning, is often exactly zero although other inputs of
+    its tile are not. Rounding would then give a small number, and a dead neuron would count as alive.
     """
     terms = (weight != 0).flatten(2).sum(2)
     return all(bool(((count >= LEAST_TERMS) | (count == 0)).all()) for count in (terms.sum(0), terms.sum(1)))
