@@ -7,6 +7,10 @@ for neurons that carry relevance ("above" and "below" are their shares of a laye
 max-pool fewer outputs get any, so that "made" is too high there. "of peak" is the made rate over that of a large
 product in the same process, of float32 or of bfloat16 as the layer's products read. With ``--processor-time`` seconds
 are the process's own: for one thread on a busy machine.
+
+    python -m benchmarks.layers --filtering
+
+In place of a model: 3x3 convolutions by Winograd's filtering beside oneDNN, shape by shape, as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from unittest import mock
 import torch
 
 import fastlrp
-from benchmarks import density
+from benchmarks import density, filtering
 from benchmarks.machine import machine, peak_flops
 from benchmarks.models import build
 from benchmarks.providers import composite
@@ -61,7 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bf16"))
     parser.add_argument("--paths", default="auto", choices=("auto", "dense", "sparse"))
     parser.add_argument("--processor-time", action="store_true", help="seconds of the process, not of the clock")
+    parser.add_argument(
+        "--filtering", action="store_true", help="in place of a model: 3x3 layers by Winograd's filtering and by oneDNN"
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="of each product with --filtering")
     options = parser.parse_args(arguments)
+    if options.filtering:
+        filtering.print_table(options.repeats)
+        return
     clock = time.process_time if options.processor_time else time.perf_counter
     model, x = build(options.model, size=options.size)
     if options.density is not None:
