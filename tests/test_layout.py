@@ -79,7 +79,7 @@ ORDER = """
     plan.neck plan.infinite plan.layer_calls
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
+    capture.arguments plan.forms plan.rows plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
     capture.packed plan.total capture.eager_attention capture.input_hints
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact

@@ -14,8 +14,9 @@ from torch import Tensor
 from fastlrp.capture.graph import Node, Value
 from fastlrp.plan.absent import without_absent
 from fastlrp.plan.forms import Form, Sum
-from fastlrp.plan.forward_builder import Draft, ForwardBuilder
-from fastlrp.plan.steps import Alternative, BackwardStep, Factor, Flow, Program, Row, step_name, value_name
+from fastlrp.plan.forward_builder import ForwardBuilder
+from fastlrp.plan.rows import Draft
+from fastlrp.plan.steps import Alternative, BackwardStep, Factor, Flow, Program, step_name, value_name
 from fastlrp.plan.total import Total, multiply
 from fastlrp.stabilizer import Stabilizer
 
@@ -49,6 +50,10 @@ class Builder(ForwardBuilder):
 
     def build(self, sweep: Callable[..., Any] | None = None) -> Program:
         """All that was collected, as it will stay. ``sweep``: see :class:`~fastlrp.plan.steps.Program`."""
+        exact = (self.uneven | self.compared) & self.filtered
+        for draft in self.drafts:
+            if draft.node.output in self.filtered - exact:
+                draft.filtered.add("forward")
         return Program(
             inputs=tuple(v.index for v in self.graph.inputs),
             slots=self.slots,
@@ -58,12 +63,12 @@ class Builder(ForwardBuilder):
             forward=tuple(self.forward),
             backward=tuple(self.backward),
             flows=MappingProxyType({value: self.finite_flow(value, flow) for value, flow in self.flows.items()}),
-            rows=tuple(Row(d.node, d.rule, d.flows, d.backend, tuple(d.slots)) for d in self.drafts),
+            rows=tuple(draft.row() for draft in self.drafts),
             keyed=MappingProxyType(dict(self.keyed)),
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
             alternatives=tuple(self.alternatives),
-            exact=frozenset(value.index for value in (self.uneven | self.compared) & self.filtered),
+            exact=frozenset(value.index for value in exact),
             up_copies=MappingProxyType({node: tuple(copies) for node, copies in self.up_copies.items()}),
         )
 

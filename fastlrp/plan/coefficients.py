@@ -191,6 +191,8 @@ def of_changed_weights(
     bounded, value = raises and is_bounded(b, layer, flow, zero_bias), flow.factor.value
     if z is None:
         least = [value.index] if bounded and layer.filters_sums and value is not None else []
+        if least:
+            b.note_filtered("denominators")
         sums = layer.of_input(weight, shift, filtered=bool(least), takes_least=bool(least))
         z = b.cache(sums, [layer.x.index, *least], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
@@ -218,6 +220,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
         shift = (-layer.bias if negative else layer.bias).clamp(min=0)
     value = None if flow is None or not is_bounded(b, layer, flow, zero_bias) else flow.factor.value
     if layer.filters_sums and not signed and not negative and value is not None:
+        b.note_filtered("denominators")
         sums = layer.of_input(positive, shift, filtered=True, takes_least=True)
         return b.cache(sums, [layer.x.index, value.index], layer.y.numel, key=("bounded part", layer.node))
     together = layer.node.kind == "conv" and layer.geometry.is_plain

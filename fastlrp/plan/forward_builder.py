@@ -15,21 +15,11 @@ from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.signs import nonnegative
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.narrow import representable, wide
+from fastlrp.plan.rows import Draft, Filtered
 from fastlrp.plan.steps import Factor, Flow, ForwardStep, SweepPart, step_name
 from fastlrp.precision import FULL, Products
 from fastlrp.reference.weightless import MaxPoolMode
 from fastlrp.stabilizer import Stabilizer
-
-
-@dataclass(eq=False)
-class Draft:
-    """A :class:`~fastlrp.plan.steps.Row` while its layer is lowered."""
-
-    node: Node
-    rule: str
-    flows: str = ""
-    backend: str = ""
-    slots: list[int] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -109,8 +99,13 @@ class ForwardBuilder:
 
     def note(self, backend: str) -> None:
         """Who computes, in the current row."""
-        if self._row is not None and backend not in self._row.backend.split("+"):
-            self._row.backend = "+".join(filter(None, (self._row.backend, backend)))
+        if self._row is not None:
+            self._row.note(backend)
+
+    def note_filtered(self, what: Filtered) -> None:
+        """That Winograd's filtering makes these products, in the current row."""
+        if self._row is not None:
+            self._row.filtered.add(what)
 
     def backend_of(self, name: str) -> str:
         """Which backend :meth:`operation` would take."""

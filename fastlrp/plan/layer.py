@@ -208,7 +208,7 @@ class AffineLayer:
             return result
 
         if filtered:
-            b.note("winograd")
+            b.note_filtered("down")
             first, second = (None if w is None else self.layouts.filtered(w, down=True) for w in given)
             return packed.transposed(first, second, None, transposed)
         packs = self.packs and not fused and not multiply

@@ -26,12 +26,12 @@ from fastlrp.plan.lower import lower, lower_node
 from fastlrp.plan.moving import MOST_KNOWN, Known
 from fastlrp.plan.neck import Neck
 from fastlrp.plan.path import Path
+from fastlrp.plan.rows import Row
 from fastlrp.plan.steps import (
     BLOCK,
     BackwardStep,
     Emission,
     Flow,
-    Row,
     Schedule,
     Steps,
     schedule_backward,

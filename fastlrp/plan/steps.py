@@ -19,6 +19,7 @@ from fastlrp.capture.graph import Node, Value
 from fastlrp.plan.forms import Form
 from fastlrp.plan.geometry import PoolGeometry
 from fastlrp.plan.lines import Line, forward_line
+from fastlrp.plan.rows import Row
 from fastlrp.plan.window import Window
 
 LANES = 16
@@ -196,22 +197,6 @@ Steps = list[tuple[Any, tuple[int, ...]]]
 Sink = Callable[..., None]
 """``sink(value, first target, register, factors)``: relevance of ``value`` is the product of register and factors. With
 ``rows`` it is that of some samples of the batch."""
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One line of the plan: a layer and what happens to relevance there.
-
-    Attributes:
-        rule: as text. flows: what leaves, ``"c"``, ``"R"`` or ``"f*F"``. backend: of the kernels that do it.
-        slots: of coefficients made for it.
-    """
-
-    node: Node
-    rule: str
-    flows: str
-    backend: str
-    slots: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)

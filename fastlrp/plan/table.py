@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastlrp import markup
+from fastlrp.plan.rows import Filtered, Row
 from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import Program
 
@@ -49,6 +50,15 @@ class PlanTable:
         return markup.card(self.title, markup.folded(table, len(self.rows), "layers"), self.legend)
 
 
+_LETTERS: dict[Filtered, str] = {"forward": "f", "denominators": "z", "down": "d"}
+
+
+def _backend(row: Row) -> str:
+    """Who computes, and which of the products Winograd's filtering makes."""
+    letters = "".join(letter for what, letter in _LETTERS.items() if what in row.filtered)
+    return "+".join(filter(None, (row.backend, letters and f"winograd {letters}"))) or "-"
+
+
 def plan_table(
     program: Program, name: str, where: str, read: frozenset[int], paths: Mapping[str, object], products: str = ""
 ) -> PlanTable:
@@ -67,7 +77,7 @@ def plan_table(
         path = str(paths.get(row.node.path, "-")) if row.node.kind in ("conv", "linear") else "-"
         rows.append(
             (
-                row.node.path or "(model)", row.node.operation, row.rule, row.flows, row.backend or "-", path,
+                row.node.path or "(model)", row.node.operation, row.rule, row.flows, _backend(row), path,
                 size_text(size),
             )
         )  # fmt: skip
@@ -75,6 +85,11 @@ def plan_table(
         "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
         "path: of the latest call, with the shares of neurons above and below that carry relevance"
     )
+    if any(row.filtered for row in program.rows):
+        legend += (
+            "\nwinograd: 3x3 products by the filtering, f = of the forward pass, z = of denominators, "
+            "d = of the dense way down"
+        )
     if products:
         legend += f"\nproducts: {products}"
     if any(row.rule == NO_RULE for row in program.rows):

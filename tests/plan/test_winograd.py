@@ -122,8 +122,10 @@ def network(bias: bool = True) -> nn.Sequential:
 X = (2, 3, 20, 20)
 
 
-def rows_with(text: str, explainer: fastlrp.Explainer) -> list[str]:
-    return [line.split()[0] for line in str(explainer.plan).splitlines() if text in line]
+def shown(explainer: fastlrp.Explainer) -> dict[str, str]:
+    """What the plan's table says of the filtering, layer by layer: ``f``, ``z``, ``d``."""
+    rows = [line.split() for line in str(explainer.plan).splitlines() if "+winograd " in line]
+    return {row[0]: row[[cell.endswith("+winograd") for cell in row].index(True) + 1] for row in rows}
 
 
 @pytest.mark.parametrize("count", [1, 12])
@@ -138,16 +140,18 @@ def test_explanations_are_those_of_float64(composite, count):
     assert errors[0] <= (3e-5 if composite == "epsilon" else 1e-5), errors
     assert errors[1] <= 1e-5, errors
     assert not torch.equal(fast(x, 0), plain(x, 0)), "one goes by the filtering, the other does not"
-    assert not rows_with("winograd", plain)
-    assert rows_with("winograd", fast)
+    assert "winograd" not in str(plain.plan)
+    assert "d" in "".join(shown(fast).values())
     fast.verify(x, range(count))
 
 
 def test_layers_that_gain_are_taken():
     explainer = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X))
-    assert sorted(rows_with("winograd", explainer)) == ["2", "5"], "with 3 channels, or none, there is no such product"
+    # With 3 channels, or none, there is no such product.
+    assert shown(explainer) == {"2": "zd", "5": "fzd"}, "the max-pool takes the largest of the outputs of 2"
+    assert "winograd: 3x3 products by the filtering, f = of the forward pass, z = of denom" in str(explainer.plan)
     saving = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X), max_memory="1GB")
-    assert not rows_with("winograd", saving), "the parts of its weights are not in the propagation's budget"
+    assert "winograd" not in str(saving.plan), "the parts of its weights are not in the propagation's budget"
     small = fastlrp.Explainer(network(), "epsilon_plus", example_inputs=torch.randn(X), precision="bf16")
     assert "winograd" in str(small.plan)
 
@@ -161,6 +165,27 @@ def test_layers_that_gain_are_taken():
     assert not pays(size=(7, 7)), "four tiles"
     assert pays(size=(28, 28), channels=(512, 512))
     assert not pays(size=(14, 14), channels=(512, 512)), "38 MB of weights for 16 tiles"
+
+
+EXPECTED = {
+    "epsilon_plus": {"2": "zd", "5": "fzd"}, "gamma": {"2": "zd", "5": "fzd"}, "epsilon": {"2": "d", "5": "fd"},
+    "gradient": {"2": "d", "5": "fd"}, "epsilon_alpha2_beta1": {"5": "fzd"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_table_says_which_products_are_made_so(name, monkeypatch):
+    heard, right = [], winograd.Winograd.__call__
+
+    def listened(self, x, bias=None, scale=None, least=None, not_negative=False):
+        heard.append("d" if scale is not None else "z" if least is not None else "f")
+        return right(self, x, bias, scale, least, not_negative)
+
+    monkeypatch.setattr(winograd.Winograd, "__call__", listened)
+    explainer = fastlrp.Explainer(network(), name, paths="dense")
+    explainer(torch.randn(X), 0)
+    assert shown(explainer) == EXPECTED[name]
+    assert sorted(heard) == sorted("".join(EXPECTED[name].values()))
 
 
 def test_switched_or_traced_operands_take_the_plain_way():
