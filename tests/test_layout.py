@@ -87,7 +87,7 @@ ORDER = """
     capture.quick_shapes
     capture.aggregation capture.fixed capture.mask_sizes capture.wording capture.quiet capture.sequence_shapes
     tune.space tune.check
-    capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory outputs
+    capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory capture.training outputs
     plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary

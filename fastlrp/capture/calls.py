@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.arguments import bind
 from fastlrp.errors import CaptureError
 from fastlrp.kinds.vocabulary import plain_name
 
@@ -45,6 +46,18 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
         return name, zeroed(target), False
     # Capture drops `contiguous` and `clone`, after which a view need not be one.
     return name, _COPIES_IF_NEEDED.get(target, target), False
+
+
+def written_operands(fx: torch.fx.Node) -> list[torch.fx.Node]:
+    """The operands that an operation writes into, where it is no ``add_`` that has a form without side effects."""
+    target: Any = fx.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return []
+    if target._schema.name.endswith("_"):
+        return []
+    given = bind(target, fx.args, fx.kwargs)
+    names = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [given[name] for name in names if isinstance(given.get(name), torch.fx.Node)]
 
 
 def _of_same_arguments(packet: Any, target: Any) -> Any:

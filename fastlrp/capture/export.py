@@ -33,6 +33,7 @@ from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import other_attention, ways_out
 from fastlrp.capture.shape_memory import shapes_remembered
+from fastlrp.capture.training import with_mode
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
@@ -127,17 +128,15 @@ def capture(
     if not tensors:
         raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")
     batch = tensors[0].shape[0] if tensors[0].dim() else 0
-    program, fixed = _export(wrapper, args, kwargs, batch)
     try:
-        graph = Translator(program, model, fixed, batch).translate()
+        program, fixed = _export(wrapper, args, kwargs, batch)
+        graph = _translated(program, model, fixed, batch)
+        write_out_mapped(graph)
+        graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
+        standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     except CaptureError as error:
-        hint = ways_out(model)
-        if not hint or type(error) is not CaptureError:
-            raise
-        raise CaptureError(f"{error}.{hint}") from error
-    write_out_mapped(graph)
-    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
-    standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
+        error.args = (with_mode(str(error), model),)
+        raise
     if not fixed:
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
@@ -158,6 +157,16 @@ def capture(
         with torch.no_grad(), unchanged(wrapper):
             unpacked.compare(tensors, args, kwargs)
     return replace(found, unpacked=unpacked)
+
+
+def _translated(program: torch.export.ExportedProgram, model: nn.Module, fixed: bool, batch: int) -> Graph:
+    try:
+        return Translator(program, model, fixed, batch).translate()
+    except CaptureError as error:
+        hint = ways_out(model)
+        if not hint or type(error) is not CaptureError:
+            raise
+        raise CaptureError(f"{error}.{hint}") from error
 
 
 def refuse_unreadable(model: nn.Module) -> None:

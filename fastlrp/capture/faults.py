@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlrp.capture.graph import Value
+from fastlrp.capture.training import why_state_changes
 from fastlrp.kinds.vocabulary import RANDOM
 
 
@@ -51,16 +52,22 @@ def strides(fx: torch.fx.Node, name: str, path: str) -> str | None:
 
 
 def training_mode(name: str, bound: Mapping[str, Any], path: str) -> str | None:
-    """Why a dropout or batch norm cannot be explained: its output is random, or of the whole batch.
+    """Why a dropout or a norm cannot be explained: its output is random, or of the whole batch, or it changes state.
 
     Args:
         bound: the operation's arguments by name.
     """
-    if "::" in name or ("dropout" not in name and name not in ("batch_norm", "rrelu")):
+    if "::" in name or ("dropout" not in name and name not in ("batch_norm", "instance_norm", "rrelu")):
         return None
+    where = f"{name} at '{path or '(the model itself)'}'"
+    if name == "instance_norm":
+        # It says nothing of writing, and would change the model's own statistics in each of our forward passes.
+        changes = bound.get("running_mean") is not None and bound.get("use_input_stats")
+        how = "is in training mode, so that it changes its running statistics and does not use them"
+        return f"{where} {how}: call model.eval() first" if changes else None
     if name == "batch_norm" and bound.get("running_mean") is None:
         return (
-            f"{name} at '{path}' has no running statistics and takes those of the batch, so that the output of one "
+            f"{where} has no running statistics and takes those of the batch, so that the output of one "
             "sample depends on the others: use track_running_stats=True, or a group or instance norm"
         )
     active = ("dropout" in name and bound.get("train") and bound.get("p", 0) > 0) or (
@@ -69,7 +76,7 @@ def training_mode(name: str, bound: Mapping[str, Any], path: str) -> str | None:
     if not active:
         return None
     return (
-        f"{name} at '{path}' is in training mode, so the model's output is random or depends on the rest of "
+        f"{where} is in training mode, so the model's output is random or depends on the rest of "
         "the batch: call model.eval() first"
     )
 
@@ -95,13 +102,12 @@ def autocast(path: str) -> str:
     )
 
 
-def changed_state(tensor: str, name: str, path: str) -> str:
+def changed_state(tensor: str, name: str, path: str, model: nn.Module) -> str:
     """Why a model cannot be explained that reads a buffer of its own that its forward pass changes."""
     return (
         f"the forward pass changes '{tensor}', a tensor of the model's own, in place "
         f"({name} in '{path or 'model'}') and reads it, so that its output "
-        "is another one each time: keep such state outside, or pass it as an input; if the model changes it only the "
-        "first time (RWKV rescales its weights then), run the model once before it is explained"
+        f"is another one each time: {why_state_changes(name, model.get_submodule(tensor.rpartition('.')[0]))}"
     )
 
 

@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind
 
 from fastlrp.capture import faults, packed
 from fastlrp.capture.arguments import bind
-from fastlrp.capture.calls import operation, part
+from fastlrp.capture.calls import operation, part, written_operands
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.complex_numbers import Pair
 from fastlrp.capture.emit import Call, Emitter
@@ -23,6 +23,7 @@ from fastlrp.capture.metadata import is_recurrent, same_dtype
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
 from fastlrp.capture.overlap import overlap
 from fastlrp.errors import CaptureError, UnsupportedOperationError
+from fastlrp.kinds.vocabulary import plain_name
 
 
 class Translator:
@@ -51,8 +52,8 @@ class Translator:
         self.graph.outputs = [self._as_value(v, i) for i, v in enumerate(returned[mutated:])]
         self.graph.drop_dead()
         mark_ids(self.graph)
-        self._refuse_faults()
         self._refuse_state()
+        self._refuse_faults()
         return self.graph
 
     def _follow(self, graph: torch.fx.Graph, owner: torch.fx.GraphModule) -> list[Any]:
@@ -122,6 +123,7 @@ class Translator:
             self._call_graph(fx, owner)
             return
         path, module_type = self._module_of(fx)
+        self._refuse_written_state(fx, path)
         name, call, in_place = operation(fx.target)
         call = packed.valid_steps if name == packed.VALID else call
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
@@ -239,13 +241,21 @@ class Translator:
             if "fault" in node.attributes:
                 raise UnsupportedOperationError(node.attributes["fault"])
 
+    def _refuse_written_state(self, fx: torch.fx.Node, path: str) -> None:
+        """An operation that writes a result into a buffer given to it, as ``normalize(…, out=u)`` does."""
+        for written in written_operands(fx):
+            root = self.memory.root(written.name)
+            if root in self.state:
+                name = plain_name(str(fx.target))
+                raise CaptureError(faults.changed_state(self.state[root], name, path, self.model))
+
     def _refuse_state(self) -> None:
         """A buffer that the forward pass changes makes the next output another one, unless nothing reads it."""
         for root, fx in self.written_state.items():
             for node, other in self.nodes.items():
                 if self.memory.root(node) == root and any(self.memory.root(r.name) != root for r in other.users):
                     name, module = operation(fx.target)[0], self._module_of(fx)[0]
-                    raise CaptureError(faults.changed_state(self.state[root], name, module))
+                    raise CaptureError(faults.changed_state(self.state[root], name, module, self.model))
 
     # Modules
 
