@@ -79,15 +79,16 @@ ORDER = """
     plan.neck plan.infinite plan.layer_calls
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
-    capture.arguments plan.forms plan.rows plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.packed plan.total capture.eager_attention capture.input_hints
+    capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
+    capture.packed plan.rows plan.total capture.eager_attention capture.input_hints
     capture.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
+    capture.traced capture.training
     class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
     capture.quick_shapes
     capture.aggregation capture.fixed capture.mask_sizes capture.wording capture.quiet capture.sequence_shapes
     tune.space tune.check
-    capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory capture.training outputs
+    capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory outputs
     plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary

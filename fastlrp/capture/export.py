@@ -33,7 +33,7 @@ from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.settings import other_attention, ways_out
 from fastlrp.capture.shape_memory import shapes_remembered
-from fastlrp.capture.training import with_mode
+from fastlrp.capture.traced import traced
 from fastlrp.capture.translate import Translator
 from fastlrp.capture.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
@@ -128,15 +128,17 @@ def capture(
     if not tensors:
         raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")
     batch = tensors[0].shape[0] if tensors[0].dim() else 0
+    program, fixed = _export(wrapper, args, kwargs, batch)
     try:
-        program, fixed = _export(wrapper, args, kwargs, batch)
-        graph = _translated(program, model, fixed, batch)
-        write_out_mapped(graph)
-        graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
-        standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
+        graph = Translator(program, model, fixed, batch).translate()
     except CaptureError as error:
-        error.args = (with_mode(str(error), model),)
-        raise
+        hint = ways_out(model)
+        if not hint or type(error) is not CaptureError:
+            raise
+        raise CaptureError(f"{error}.{hint}") from error
+    write_out_mapped(graph)
+    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
+    standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
@@ -157,16 +159,6 @@ def capture(
         with torch.no_grad(), unchanged(wrapper):
             unpacked.compare(tensors, args, kwargs)
     return replace(found, unpacked=unpacked)
-
-
-def _translated(program: torch.export.ExportedProgram, model: nn.Module, fixed: bool, batch: int) -> Graph:
-    try:
-        return Translator(program, model, fixed, batch).translate()
-    except CaptureError as error:
-        hint = ways_out(model)
-        if not hint or type(error) is not CaptureError:
-            raise
-        raise CaptureError(f"{error}.{hint}") from error
 
 
 def refuse_unreadable(model: nn.Module) -> None:
@@ -198,8 +190,8 @@ def _from_one_sample(wrapper: Wrapper, args: Any, kwargs: Any, several: Graph, t
     first = lambda t: t[:1] if batch else t.new_zeros(1, *t.shape[1:])  # noqa: E731
     example = torch.utils._pytree.tree_map_only(Tensor, first, (args, kwargs))
     try:
-        with tracing(wrapper), unchanged(wrapper):
-            program = torch.export.export(wrapper, example, strict=False)
+        with tracing(wrapper):
+            program = traced(wrapper, example)
         graph = Translator(program, wrapper.model, True, 1).translate()
     except Exception:  # It holds on to another batch size.
         return None
@@ -240,15 +232,12 @@ def _export(wrapper: Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
     with tracing(wrapper) as packed:
         try:
-            example = _two_samples((args, kwargs), batch)
-            with unchanged(wrapper):
-                return torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False), False
+            return traced(wrapper, _two_samples((args, kwargs), batch), dynamic_shapes=shapes), False
         except Exception as first:
             trouble = first
             # Some models hold on to one batch size (view(1, -1)); those are captured again for each size.
             try:
-                with unchanged(wrapper):
-                    return torch.export.export(wrapper, (args, kwargs), strict=False), True
+                return traced(wrapper, (args, kwargs)), True
             except Exception as second:
                 if isinstance(second, CaptureError):  # It knows sizes as numbers.
                     trouble = second

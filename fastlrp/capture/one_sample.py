@@ -24,6 +24,7 @@ from fastlrp.capture.lift import twin_of
 from fastlrp.capture.lift_check import as_it_is
 from fastlrp.capture.lifter import Lifter, UnliftableError
 from fastlrp.capture.probe import TOLERANCE, close
+from fastlrp.capture.traced import traced
 from fastlrp.capture.translate import Translator
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 
@@ -76,8 +77,7 @@ def capture_one(
     kwargs = {name: None if name in kept else item for name, item in kwargs.items()}
     with tracing(wrapper):
         try:
-            with unchanged(wrapper):
-                program = torch.export.export(wrapper, (args, kwargs), strict=False)
+            program = traced(wrapper, (args, kwargs))
         except Exception as error:
             chooser = wrapper.chosen_output
             mine = None if chooser is None else chooser.explained()

@@ -17,6 +17,7 @@ from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import EXPORTING, Captured, capture
 from fastlrp.capture.graph import Graph
 from fastlrp.capture.mask_sizes import count_of
+from fastlrp.capture.training import with_mode
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError
@@ -151,6 +152,7 @@ class Plans:
         try:
             captured = self._trace(self.model, inputs, self._output, watch)
         except CaptureError as error:
+            error.args = (with_mode(str(error), self.model),)
             looks_up = any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in self.model.modules())
             if inputs.has_floats or looks_up or not error.of_input:
                 raise

@@ -44,7 +44,8 @@ class Structure:
     def __init__(self, model: nn.Module) -> None:
         self._modules = [(path, weakref.ref(module), module.training) for path, module in _modules(model)]
         self._code = outline(list(model.modules()))
-        self._tensors = [None if t is None else weakref.ref(t) for t in _tensors(model)]
+        # As captures hold them: a weak reference would keep torch.utils.swap_tensors from converting a parameter.
+        self._tensors = _tensors(model)
 
     def still_holds(self, model: nn.Module) -> bool:
         """Whether the model still has the same modules, code and tensors, whatever the tensors' values."""
@@ -55,7 +56,7 @@ class Structure:
             if path != old_path or old() is not module or module.training != training:
                 return False
         return self._code == outline(list(model.modules())) and all(
-            tensor is (None if old is None else old()) for tensor, old in zip(tensors, self._tensors, strict=True)
+            tensor is old for tensor, old in zip(tensors, self._tensors, strict=True)
         )
 
 
