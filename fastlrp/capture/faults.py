@@ -51,18 +51,18 @@ def strides(fx: torch.fx.Node, name: str, path: str) -> str | None:
     )
 
 
-def training_mode(name: str, bound: Mapping[str, Any], path: str) -> str | None:
+def training_mode(name: str, bound: Mapping[str, Any], path: str, of_data: bool) -> str | None:
     """Why a dropout or a norm cannot be explained: its output is random, or of the whole batch, or it changes state.
 
     Args:
-        bound: the operation's arguments by name.
+        bound: the operation's arguments by name. of_data: whether it reads activations, not weights alone.
     """
     if "::" in name or ("dropout" not in name and name not in ("batch_norm", "instance_norm", "rrelu")):
         return None
     where = f"{name} at '{path or '(the model itself)'}'"
-    if name == "instance_norm":
-        # It says nothing of writing, and would change the model's own statistics in each of our forward passes.
-        changes = bound.get("running_mean") is not None and bound.get("use_input_stats")
+    if name == "instance_norm" or (name == "batch_norm" and not of_data):
+        # They say nothing of writing, and would change the model's own statistics in each of our forward passes.
+        changes = bound.get("running_mean") is not None and (bound.get("use_input_stats") or bound.get("training"))
         how = "is in training mode, so that it changes its running statistics and does not use them"
         return f"{where} {how}: call model.eval() first" if changes else None
     if name == "batch_norm" and bound.get("running_mean") is None:

@@ -128,8 +128,9 @@ class Translator:
         call = packed.valid_steps if name == packed.VALID else call
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
-        trains = faults.training_mode(name, bind(fx.target, args, kwargs), path)
-        if trains and not (name == "batch_norm" and not any(isinstance(v, Value) for v in leaves((args, kwargs)))):
+        of_data = name != "batch_norm" or any(isinstance(v, Value) for v in leaves((args, kwargs)))
+        trains = faults.training_mode(name, bind(fx.target, args, kwargs), path, of_data)
+        if trains:
             raise CaptureError(trains)
         c = Call(fx, name, call, args, kwargs, fx.target, path, module_type)
         made = self.emitter.emit_call(c)

@@ -44,6 +44,17 @@ def replaced(own: nn.Module, x: Tensor) -> Tensor:
     return x - own.mean
 
 
+class OfWeights(nn.Module):
+    """A batch norm of a weight: its statistics are those of the weight, whatever the batch."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.linspace(-1, 2, 32).view(4, 8) ** 3), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.norm(self.weight))
+
+
 POWER = r"spectral_norm takes a step of its power iteration in each forward pass in training mode.*" + EVAL
 CASES = {
     "spectral_norm": (lambda: chain(nn.utils.spectral_norm(nn.Linear(8, 8))), r"changes '1\.weight_[uv]'.*" + POWER),
@@ -58,6 +69,9 @@ CASES = {
     "instance norm": (
         lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()),
         rf"instance_norm at '1' is in training mode, so that it changes its running statistics.*{EVAL}",
+    ),
+    "batch norm of a weight": (
+        lambda: OfWeights(nn.BatchNorm1d(8)), rf"batch_norm at 'norm' is in training mode, so that it changes.*{EVAL}"
     ),
     "cumulative batch norm": (lambda: chain(nn.BatchNorm1d(8, momentum=None)), rf"training mode.*{EVAL}"),
     "running mean": (lambda: chain(Own(averaged)), rf"changes '1\.mean'.*module \(Own\) is in training mode.*{EVAL}"),
@@ -79,6 +93,12 @@ def test_in_training_mode(name: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     explainer = fastlrp.Explainer(model.eval(), "epsilon")
     with explainer.forward(X) as record:
+        torch.testing.assert_close(record.scores, model(X))
+
+
+def test_a_batch_norm_of_a_weight_without_running_statistics() -> None:
+    model = OfWeights(nn.BatchNorm1d(8, track_running_stats=False)).train()
+    with fastlrp.Explainer(model, "epsilon").forward(X) as record:
         torch.testing.assert_close(record.scores, model(X))
 
 
