@@ -16,6 +16,7 @@ from fastlrp.capture.chosen import Output
 from fastlrp.class_names import Labels, Names, of_model
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
+from fastlrp.eager import eager
 from fastlrp.groups import Groups
 from fastlrp.pickling import Carried, plain
 from fastlrp.plan.plan import Plan
@@ -23,7 +24,6 @@ from fastlrp.plan.table import size_text
 from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
 from fastlrp.run.direction import Direction
-from fastlrp.run.eager import eager
 from fastlrp.run.forward_pass import LrpAware
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans

@@ -13,11 +13,11 @@ from torch import Tensor
 from fastlrp.capture.canonizers import canonize
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.capture.lifter import rows_reshaped
+from fastlrp.eager import eager
 from fastlrp.explainer import Explainer
 from fastlrp.plan.steps import BLOCK, Emission, Steps
 from fastlrp.run import runner
 from fastlrp.run.descent import Descent
-from fastlrp.run.eager import eager
 from fastlrp.run.plans import Plans
 from fastlrp.run.record import ForwardRecord
 from fastlrp.run.sparse.choose import Chooser

@@ -38,8 +38,8 @@ from fastlrp.capture.translate import Translator
 from fastlrp.capture.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
+from fastlrp.eager import device_of_caller
 from fastlrp.errors import CaptureError
-from fastlrp.run.eager import device_of_caller
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""

@@ -14,6 +14,7 @@ from fastlrp import composites
 from fastlrp.capture.graph import Value
 from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
+from fastlrp.eager import eager, eager_blocks
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
 from fastlrp.progress import Progress, Wish
@@ -21,7 +22,6 @@ from fastlrp.run import runner
 from fastlrp.run.contributions import Contributions
 from fastlrp.run.diagnose import not_finite
 from fastlrp.run.direction import Choice, Direction
-from fastlrp.run.eager import eager, eager_blocks
 from fastlrp.run.finite import all_finite
 from fastlrp.run.forward_pass import ForwardPass
 from fastlrp.run.given_ids import ids_of, warn_without_positions
