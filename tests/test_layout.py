@@ -59,7 +59,7 @@ ORDER = """
     capture.translate capture.standing
     capture.emit
     capture.complex_numbers
-    capture.metadata
+    capture.metadata capture.pairs
     capture.batch_axis
     capture.memory
     kinds.registry

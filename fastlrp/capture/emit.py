@@ -15,12 +15,13 @@ from fastlrp.capture import faults, packed, recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import part
 from fastlrp.capture.carrying import carries
-from fastlrp.capture.complex_numbers import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
+from fastlrp.capture.complex_numbers import translated
 from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves
 from fastlrp.capture.mask_sizes import settled
 from fastlrp.capture.memory import Write
 from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
+from fastlrp.capture.pairs import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
 from fastlrp.capture.rewrite import Step, Steps
 from fastlrp.capture.rewrite_functions import REWRITES
 from fastlrp.kinds.registry import KIND, KIND_OF
@@ -170,7 +171,7 @@ class Emitter:
 
         bound = bind(c.target, c.args, c.kwargs)
         shapes, gives = [self.shape(t) for t in results], [t.dtype.is_complex for t in results]
-        return Translation(c.name, c.call, c.args, c.kwargs, bound, shapes, gives, dtypes[0], make).result()
+        return translated(Translation(c.name, c.call, c.args, c.kwargs, bound, shapes, gives, dtypes[0], make))
 
     def _size_of_pair(self, c: Call) -> Any:
         z = c.args[0]

@@ -13,7 +13,6 @@ from fastlrp.capture import faults, packed
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part, written_operands
 from fastlrp.capture.carrying import mark_ids
-from fastlrp.capture.complex_numbers import Pair
 from fastlrp.capture.emit import Call, Emitter
 from fastlrp.capture.graph import Constant, Graph, Value, leaves
 from fastlrp.capture.mapped import join_mapped
@@ -22,6 +21,7 @@ from fastlrp.capture.memory import Memory, View, Write
 from fastlrp.capture.metadata import is_recurrent, same_dtype
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
 from fastlrp.capture.overlap import overlap
+from fastlrp.capture.pairs import Pair
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.kinds.vocabulary import plain_name
 
