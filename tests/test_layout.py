@@ -47,7 +47,7 @@ ORDER = """
     plan.assign
     capture.one_sample
     capture.export run.basis run.sparse.specialize
-    run.descent
+    run.descent run.sparse.wants
     capture.unmapped
     capture.lift
     capture.lift_check capture.unpacked

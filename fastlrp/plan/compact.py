@@ -15,6 +15,12 @@ Mask = tuple[Tensor, Tensor | None]
 """Values ``(B, C, *S)``; with an index of winners, the values that these have."""
 
 
+def picked(mask: Mask) -> Tensor:
+    """The values of a mask, those of the winners where it has an index."""
+    values, index = mask
+    return values if index is None else values.flatten(2).gather(2, index.flatten(2)).view(index.shape)
+
+
 def kernels_for(tensor: Tensor) -> Any:
     """The sparse kernels of the tensor's device."""
     module = sparse_kernels(tensor.device)

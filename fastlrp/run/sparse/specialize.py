@@ -7,7 +7,6 @@ chosen, with a change of form where a dense register meets a sparse reader.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,15 +16,13 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node
-from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
-from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum, Way
+from fastlrp.plan.compact import Compact, Pattern, kernels_for
+from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
+from fastlrp.run.sparse.wants import Choose, Wants
 
 Change = Callable[[Any], Compact]
-
-Choose = Callable[[Affine, float, float], Way]
-"""``(layer, density of its output, density wanted of its input) -> way``."""
 
 
 @dataclass(eq=False)
@@ -55,7 +52,7 @@ def specialize(steps: Steps, state: Sequence[Any], choose: Choose, below: Steps 
         steps: backward steps and emissions in order. state: all slots that they read, and those of ``below``.
         choose: which layers are sparse. below: steps that would follow, which say what they need.
     """
-    wants = _Wants(state, choose, _produced(steps))
+    wants = Wants(state, choose, steps)
     for step, _ in reversed(below or []):
         wants.add(step)
     wants.paths.clear()
@@ -64,117 +61,10 @@ def specialize(steps: Steps, state: Sequence[Any], choose: Choose, below: Steps 
     return _Rewrite(state, wants).rewritten(steps)
 
 
-def _produced(steps: Steps) -> set[int]:
-    """Registers that steps write; not those of copies of the initial relevance, which stay one-hot if that is."""
-    found: set[int] = set()
-    for step, _ in steps:
-        if type(step) is not Emission and not (step.keeps_one_hot and found.isdisjoint(step.ins)):
-            found.update(step.outs)
-    return found
-
-
-class _Wants:
-    """What the readers of each register need of it: masks whose union is enough, or everything (None)."""
-
-    def __init__(self, state: Sequence[Any], choose: Choose, produced: set[int]) -> None:
-        self.state, self.choose, self.produced = state, choose, produced
-        self.masks: dict[int, list[Mask] | None] = {}
-        self.readers: Counter[int] = Counter()
-        self.sparse: set[int] = set()
-        self.narrow: set[int] = set()
-        self.paths: list[Path] = []
-        self.above_pools: dict[int, list[Mask]] = {}
-        self.ends: set[int] = set()
-        self.path_of: dict[int, Path] = {}
-        self._patterns: dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]] = {}
-
-    def add(self, step: Any) -> None:
-        if type(step) is Emission:
-            self.readers[step.register] += 1
-            if step.whole:
-                self._everything([step.register])
-            else:
-                self.ends.add(step.register)
-            return
-        self.readers.update(step.ins)
-        form, wanted = step.form, self.masks.get(step.out)
-        if isinstance(form, Affine):
-            self._affine(step, form, wanted)
-        elif isinstance(form, (MaxPool, AvgPool)) and wanted is not None:
-            self.above_pools[id(step)] = self._above_pool(form, wanted)
-            self._some(step.ins[0], self.above_pools[id(step)])
-            self.sparse.add(id(step))
-        elif isinstance(form, Sum) and wanted is not None:
-            for register in step.ins:
-                self._some(register, wanted)
-            self.sparse.add(id(step))
-        else:
-            self._everything(step.ins)
-
-    def _affine(self, step: BackwardStep, form: Affine, wanted: list[Mask] | None) -> None:
-        coefficients: list[Mask] = [(self.state[slot], None) for slot in form.coefficients]
-        above = self.pattern(coefficients).density
-        below = 1.0 if wanted is None else self.pattern(wanted).density
-        # One-hot targets select rows of a weight, which nothing beats.
-        selects = step.accepts_one_hot and step.ins[0] not in self.produced
-        way: Way = "dense" if selects else self.choose(form, above, below)
-        sparse, narrow = way != "dense", way == "sparse bf16"
-        self.path_of[id(step)] = path = Path(form, sparse, above, below, narrow, above)
-        self.paths.append(path)
-        if narrow:
-            self.narrow.add(id(step))
-        if sparse:
-            self.sparse.add(id(step))
-            self._some(step.ins[0], coefficients)
-        else:
-            self._everything(step.ins)
-
-    def _above_pool(self, form: MaxPool | AvgPool, wanted: list[Mask]) -> list[Mask]:
-        """What a pool needs of its output, if that is wanted of its input."""
-        if isinstance(form, MaxPool):
-            return [_at_winners(mask, self.state[form.index]) for mask in wanted]
-        if form.scale is not None:
-            return [(self.state[form.scale], None)]
-        return [(form.reached(_picked(mask)), None) for mask in wanted]
-
-    def _everything(self, registers: Sequence[int]) -> None:
-        self.masks.update(dict.fromkeys(registers, None))
-
-    def _some(self, register: int, masks: list[Mask]) -> None:
-        known = self.masks.setdefault(register, [])
-        if known is not None:
-            known += [mask for mask in masks if _key(mask) not in map(_key, known)]
-
-    def pattern(self, masks: list[Mask]) -> Pattern:
-        """Entries where any of the masks is not zero."""
-        key = tuple(sorted(_key(mask) for mask in masks))
-        if key not in self._patterns:
-            # The masks are kept with their pattern: they are remembered by identity.
-            self._patterns[key] = Pattern.of(*masks), list(masks)
-        return self._patterns[key][0]
-
-    def of(self, register: int) -> Pattern | None:
-        masks = self.masks.get(register)
-        return None if masks is None else self.pattern(masks)
-
-
-def _key(mask: Mask) -> tuple[int, int]:
-    return id(mask[0]), id(mask[1])
-
-
-def _at_winners(mask: Mask, index: Tensor) -> Mask:
-    return mask[0] if mask[1] is None else _picked(mask), index
-
-
-def _picked(mask: Mask) -> Tensor:
-    values, index = mask
-    return values if index is None else values.flatten(2).gather(2, index.flatten(2)).view(index.shape)
-
-
 class _Rewrite:
     """Writes the steps anew, from the first down."""
 
-    def __init__(self, state: Sequence[Any], wants: _Wants) -> None:
+    def __init__(self, state: Sequence[Any], wants: Wants) -> None:
         self.state, self.wants = state, wants
         self.compact: set[int] = set()
         self.winners: dict[int, float] = {}

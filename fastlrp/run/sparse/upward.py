@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for
+from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for, picked
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse.choose import estimate
@@ -169,16 +169,11 @@ def _only_moves(step: BackwardStep) -> bool:
 
 def _moved(step: BackwardStep, mask: Mask) -> Mask:
     """Where cotangents can be other than zero above a move."""
-    values = _picked(mask)
+    values = picked(mask)
     assert step.up is not None
     # Ones, not values, which may cancel where entries are added up.
     moved: Tensor = step.up((values != 0).to(values.dtype).unsqueeze(1)).squeeze(1)
     return moved, None
-
-
-def _picked(mask: Mask) -> Tensor:
-    values, index = mask
-    return values if index is None else values.flatten(2).gather(2, index.flatten(2)).view(index.shape)
 
 
 def planned(
@@ -234,7 +229,7 @@ def planned(
         elif isinstance(form, Sum):
             above = below
         elif below is not None and isinstance(form, AvgPool):
-            above = [(form.reached(_picked(mask)), None) for mask in below]
+            above = [(form.reached(picked(mask)), None) for mask in below]
         elif below is not None and _only_moves(step):
             above = [_moved(step, mask) for mask in below]
         for register in step.ins:
