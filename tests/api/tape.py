@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 T = TypeVar("T")
 
@@ -52,8 +52,10 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if _waits(func, args):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        before = _alias((args, kwargs))  # As they are now: lists may grow, and axes of a tensor may change their order.
         result = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, result))
+        if torch.Tag.inplace_view not in func.tags:
+            self.calls.append((func, *before, _alias(result)))
         return result
 
     def record(self, run: Callable[[], T]) -> T:
@@ -99,6 +101,11 @@ class Tape(TorchDispatchMode):
                 # Views, and what was written in place, are up to date.
                 if isinstance(old, Tensor) and _memory(old) not in given:
                     old.copy_(new)
+
+
+def _alias(tree: Any) -> Any:
+    """The same with tensors of their own on the same memory."""
+    return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, tree)
 
 
 def _memory(tensor: Tensor) -> int:
