@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.looking import LOOKS
+from fastlrp.looking import may_look
 
 Rows = Callable[..., Tensor]
 """``(value (B, K), index (B, K), weight (O, I), u (B, O), v, input, signed, multiply) -> (B, K, I)``."""
@@ -201,7 +201,7 @@ class OneHot:
 
     def _few_positions(self, position: Tensor) -> Tensor | None:
         """Those that any target stands at, if most of them are free; not on a GPU, where looking would wait for it."""
-        if len(self.sizes) != 2 or position.device.type != "cpu" or not LOOKS.get():
+        if len(self.sizes) != 2 or not may_look(position):
             return None
         found = position.unique()
         return found if 2 * len(found) <= self.sizes[0] else None

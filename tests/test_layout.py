@@ -94,11 +94,12 @@ ORDER = """
     capture.mapped one_hot stabilizer eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     plan.lines plan.window
     functional
-    library info looking
+    library info
     backends.dispatch
     backends
     kernels
     reference aten errors _C capture plan run run.sparse verify tune
+    looking
 """.strip().splitlines()
 FILE_BY_FILE = ("capture", "plan", "run", "run.sparse", "verify", "tune")
 """Folders whose files stand in the order one by one."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten._zeros import leading_zeros
+from fastlrp.looking import may_look
 
 TILE_BYTES = 16 << 20
 """Largest tile of scores of all groups: queries are cut so that it stays in a cache or near it."""
@@ -113,7 +114,7 @@ def attention_up(
 
 def hides_later(mask: Tensor | None, queries: int, keys: int) -> bool:
     """Whether a mask lets no query see a later key; not looked at on a GPU, where looking means waiting."""
-    if mask is None or mask.device.type != "cpu" or queries != keys or mask.shape[-2:] != (queries, keys):
+    if mask is None or not may_look(mask) or queries != keys or mask.shape[-2:] != (queries, keys):
         return False
     seen = mask if mask.dtype == torch.bool else mask != -torch.inf
     return not bool(seen.triu(1).any())

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.looking import may_look
+
 LEAST_ROWS = 8
 """With fewer rows the weight's way through memory is what a product costs, in either library."""
 
@@ -58,7 +60,7 @@ def alive_columns(x: Tensor) -> slice | None:
 
     Where queries, keys and values are one product and only the values take relevance, two thirds are zero.
     """
-    if _has_any(x[..., 0]) and _has_any(x[..., -1]):
+    if not may_look(x) or (_has_any(x[..., 0]) and _has_any(x[..., -1])):
         return None
     columns = x.flatten(0, -2).any(0).nonzero()
     if not len(columns):

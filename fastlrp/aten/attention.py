@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastlrp.aten import _attention_up
 from fastlrp.aten._attention import Block, Scores, Sum, empty, finite, grouped, ranges, rows_of, wide
+from fastlrp.looking import may_look
 
 
 def attention_forward(
@@ -160,7 +161,8 @@ def _flash(
     whole = None if bias is None else bias.expand(shape)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output, log_sum = flash(q, k, v, 0.0, causal, attn_mask=whole, scale=scale)
-    if whole is not None and bool((log_sum == 0).any()):  # It gives 0 for a row that attends to nothing.
+    # It gives 0 for a row that attends to nothing.
+    if whole is not None and (not may_look(log_sum) or bool((log_sum == 0).any())):
         attends = whole > -torch.inf
         if causal:
             attends = attends.tril()

@@ -57,8 +57,9 @@ class Preprocessing:
 
         Transparent pixels become white.
         """
-        image = need("PIL.ImageOps", "pillow").exif_transpose(image)
-        image = picture_of(image)
+        upright: Image = need("PIL.ImageOps", "pillow").exif_transpose(image)
+        upright.format = image.format  # Which a copy forgets, and says how many bits the numbers have.
+        image = picture_of(upright)
         if self.grey:
             image = image.convert("L")
         target = self._resized(image.height, image.width)
@@ -67,8 +68,9 @@ class Preprocessing:
         if target != image.size:
             image = image.resize(target, FILTERS.index(self.interpolation))
         if self.crop is not None and self.crop != (image.height, image.width):
-            # As torchvision rounds; Pillow's crop fills what is outside with black.
-            top, left = (round((a - b) / 2) for a, b in zip((image.height, image.width), self.crop, strict=True))
+            sizes = zip((image.height, image.width), self.crop, strict=True)
+            # As torchvision rounds, which first pads a smaller picture; Pillow's crop fills what is outside with black.
+            top, left = (round((a - b) / 2) if a >= b else -((b - a) // 2) for a, b in sizes)
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return image
 

@@ -45,7 +45,7 @@ def _parsed(path: Path) -> Table:
     if not rows:
         raise ValueError(f"{path} is empty: expected a row for each sample, with commas between the numbers")
     names = None
-    if any(_number(cell) is None for cell in rows[0][1]):
+    if _is_header(rows[0][1]):
         names = tuple(cell.strip() for cell in rows[0][1])
         rows = rows[1:]
     if not rows:
@@ -62,6 +62,19 @@ def _parsed(path: Path) -> Table:
             raise ValueError(f"line {line} of {path}, column {called}: {row[column]!r} is no number")
         values.append(numbers)
     return Table(np.array(values, np.float64), names)
+
+
+def _is_header(cells: list[str]) -> bool:
+    """Whether a first line has names: no numbers, or beside names 0, 1, 2, … as columns without names are written.
+
+    A line with other numbers is a sample, in which something is missing or is no number.
+    """
+    numbers = [(i, n) for i, n in enumerate(map(_number, cells)) if n is not None]
+    if not numbers:
+        return True
+    place, first = numbers[0]
+    counted = first in (0, 1) and numbers == [(place + i, first + i) for i in range(len(numbers))]
+    return 1 < len(numbers) < len(cells) and counted
 
 
 def _number(cell: str) -> float | None:

@@ -16,6 +16,7 @@ from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
+from fastlrp.looking import may_look
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow, SweepPart
@@ -91,7 +92,7 @@ def _send_quotient(b: Builder, node: Node, flow: Flow) -> None:
 
     def quotient(x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
         result = None
-        if x.device.type == "cpu":  # On a GPU a look at the values would wait for the device.
+        if may_look(x):
             result = y / x
             if not bool(result.sum().isfinite()):
                 result = None  # Some x is 0, or beyond the dtype's range.

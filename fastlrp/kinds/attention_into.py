@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.looking import may_wait
 from fastlrp.plan.window import Rooms
 
 _HUGE = 1e30
@@ -149,10 +150,10 @@ def told_apart(
     ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
     relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
     """
-    if mask is None or mask.dtype == torch.bool or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if mask is None or mask.dtype == torch.bool:
         return mask, log_sum
     lost = (log_sum < -_HUGE) & log_sum.isfinite()
-    if not bool(lost.any()) or not (g is None or bool((lost & (g != 0).any(-1).any(1)).any())):
+    if may_wait(query) and not (bool(lost.any()) and (g is None or bool((lost & (g != 0).any(-1).any(1)).any()))):
         return mask, log_sum
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = scale * (query @ keys.transpose(-1, -2))

@@ -42,7 +42,9 @@ def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any
             result = result / found[-1]
         if scaled:
             result = result * next(rest)
-        return torch.as_tensor(result, dtype=y.dtype, device=y.device).expand_as(y)
+        if not isinstance(result, Tensor):
+            result = torch.full((), result, dtype=y.dtype, device=y.device)  # Not a copy from the host.
+        return result.to(device=y.device, dtype=y.dtype).expand_as(y)
 
     number = _number(b, others, inverse, part, flow.factor.scale)
     if number is not None:

@@ -17,6 +17,7 @@ from fastlrp import rules
 from fastlrp.capture.eager_attention import EagerAttention, masks_as_numbers
 from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds.attention_step import Operands, Sharing, add_step, heads_in_one_axis
+from fastlrp.looking import may_look
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Alternative, BackwardStep, Flow
 from fastlrp.stabilizer import Stabilizer
@@ -84,7 +85,7 @@ def _log_sum(scores: Tensor, weights: Tensor) -> Tensor:
     Any weight tells it, ``s - ln p``, if it is not too small. Where every query has a key of its own that is looked at
     first: a hundredth of the numbers of a text or a window.
     """
-    alone = weights.dtype == scores.dtype and scores.device.type == "cpu" and scores.shape[-2] <= scores.shape[-1]
+    alone = weights.dtype == scores.dtype and may_look(scores) and scores.shape[-2] <= scores.shape[-1]
     if alone:
         p = weights.diagonal(dim1=-2, dim2=-1)
         if bool((p > _SMALL).all()):

@@ -17,7 +17,7 @@ from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.looking import LOOKS
+from fastlrp.looking import may_wait
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
@@ -48,7 +48,7 @@ def add_checked_lookup(b: Builder, node: Node) -> None:
 
 def refuse_unknown(ids: Tensor, rows: int, node: Node) -> None:
     """Raise IndexError for an id that the table does not have, which on a GPU would break the whole process."""
-    if not LOOKS.get():
+    if not may_wait(ids):
         return
     unknown = (ids < 0) | (ids >= rows)
     if bool(unknown.any()):

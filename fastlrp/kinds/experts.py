@@ -19,6 +19,7 @@ from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
+from fastlrp.looking import may_wait
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
@@ -37,11 +38,20 @@ def expert_of_row(ends: Tensor, rows: int) -> Tensor:
 
 def rows_by_expert(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """``(B, S, D)`` times ``(E, D, O)``: ``(B, S, O)``."""
-    expert = expert_of_row(ends, x.shape[1])
-    y = x.new_zeros(*x.shape[:2], weight.shape[2])
+    return _each_by_its_own(x, weight, expert_of_row(ends, x.shape[1]))
+
+
+def _each_by_its_own(rows: Tensor, matrices: Tensor, expert: Tensor) -> Tensor:
+    """``(B, S, *, I)`` times the matrix ``(I, O)`` of each row's expert; 0 for rows of none."""
+    y = rows.new_zeros(*rows.shape[:-1], matrices.shape[2])
+    if not may_wait(expert):  # Which experts have rows is not known: all rows go through each of them.
+        for e, matrix in enumerate(matrices):
+            chosen = (expert == e).view(*expert.shape, *[1] * (rows.dim() - 2))
+            y = torch.where(chosen, rows @ matrix, y)
+        return y
     for e in expert.unique().tolist():
-        if e < weight.shape[0]:
-            y = y.index_put((expert == e).nonzero(as_tuple=True), x[expert == e] @ weight[e])
+        if e < len(matrices):
+            y = y.index_put((expert == e).nonzero(as_tuple=True), rows[expert == e] @ matrices[e])
     return y
 
 
@@ -60,12 +70,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     def transposed(f: Tensor, s: Tensor | None, ends: Tensor) -> Tensor:
         rows = (f if s is None else multiply(f, s)).reshape(*f.shape[:2], *y.sizes).transpose(1, 2)
         matrices = weight.tensor().to(rows.dtype)
-        expert = expert_of_row(ends, rows.shape[1])
-        out = rows.new_zeros(*rows.shape[:3], x.sizes[1])
-        for e in expert.unique().tolist():
-            if e < matrices.shape[0]:
-                out[expert == e] = rows[expert == e] @ matrices[e].t()
-        return out.transpose(1, 2)
+        return _each_by_its_own(rows, matrices.mT, expert_of_row(ends, rows.shape[1])).transpose(1, 2)
 
     b.send(x, Flow(b.step(transposed, [flow.register], [scale, ends.index], x.numel), left))
 

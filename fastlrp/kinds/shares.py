@@ -30,7 +30,7 @@ def send_shares(
     y, inputs, forward = node.output, node.inputs, bind_forward(node)
     share = b.share(flow, y.index, y.numel, stabilizer)
     if degree != 1:
-        divisor = degree_tensor(degree, y)
+        divisor = degree_tensor(degree, y).to(b.device)
         if share is None:
             share = b.cache(lambda y: (1 / divisor.to(y)).expand_as(y), [y.index], y.numel)
         else:
@@ -63,7 +63,7 @@ def shares_through(
     """The textbook step. What is neither sent nor absorbed by the stabilizer is what constants keep."""
     y = walk.values[node.output]
     s, ledger = divide(R, y, torch.zeros_like(y), stabilizer)
-    divisor = degree_tensor(degree, node.output)
+    divisor = degree_tensor(degree, node.output).to(y.device)
     s = s / (divisor.unsqueeze(1) if divisor.dim() else divisor)
     sent = {}
     for x in sources:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlrp.backends.dispatch import BACKEND, compiled_backend, select, sparse_kernels
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.signs import nonnegative
+from fastlrp.looking import may_look
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.rows import Draft, Filtered
@@ -149,7 +150,7 @@ class ForwardBuilder:
         """Slot of one number as large as a value, which takes no memory."""
 
         def as_large(x: Tensor) -> Tensor:
-            return torch.as_tensor(number, dtype=x.dtype, device=x.device).expand_as(x)
+            return torch.full((), number, dtype=x.dtype, device=x.device).expand_as(x)  # Not a copy from the host.
 
         slot = self.cache(as_large, [like.index], 0)
         self.numbers[slot] = number
@@ -200,10 +201,9 @@ class ForwardBuilder:
         Many models get images in [0, 1]: one look at the input saves half of a signed first layer. Not on a GPU,
         where looking would wait for the device.
         """
-        look = self.device.type == "cpu"
 
         def value_or_false(x: Tensor) -> Any:
-            return False if look and x.numel() and x.min().item() >= 0 else x
+            return False if may_look(x) and x.numel() and x.min().item() >= 0 else x
 
         return self.cache(value_or_false, [value.index], 0, key=("sign", value))
 

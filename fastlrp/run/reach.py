@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.looking import LOOKS
+from fastlrp.looking import may_look
 from fastlrp.one_hot import AtPositions, OneHot
 
 LEAST_SAVED = 1 / 16
@@ -39,7 +39,7 @@ class Reach:
         """Of initial relevance at positions ``(S, V)``; None for any other, and on a GPU, where looking would wait."""
         if not isinstance(initial, OneHot) or len(initial.sizes) != 2 or initial.index.numel() == 0:
             return None
-        if initial.index.device.type != "cpu" or not LOOKS.get():
+        if not may_look(initial.index):
             return None
         last = (initial.index // initial.sizes[1]).amax((0, 2)) + 1
         return _reach(last.tolist(), initial.sizes[0])

@@ -122,13 +122,30 @@ def picture_of(image: Any, name: str = "image") -> Image:
 def _rgb_of_pillow(image: Image) -> Image:
     if 0 in image.size:
         raise ValueError(f"image is empty: {image.size[0]} x {image.size[1]} pixels")
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255 instead of scaling them.
-        return need("PIL.Image").fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode[0] in "IF":
+        return need("PIL.Image").fromarray(_bytes_of_numbers(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = need("PIL.Image").new("RGBA", image.size, "white")
         image = need("PIL.Image").alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _bytes_of_numbers(image: Image) -> np.ndarray:
+    """Of a picture of integers or floats, which Pillow would clip at 0 and 255 instead of scaling them."""
+    numbers = np.asarray(image)
+    low, high = numbers.min(), numbers.max()
+    if image.mode == "F":
+        if 0 <= low <= high <= 1:
+            numbers = numbers * 255
+        elif not 0 <= low <= high <= 255:
+            raise ValueError(f"image is of floats from {low:g} to {high:g}: scale them to [0, 1], or to 0 to 255")
+        return np.rint(numbers).astype(np.uint8)
+    if not 0 <= low <= high <= 65535:
+        raise ValueError(f"image is of integers from {low} to {high}: scale them to 8 or 16 bits, 0 to 255 or 65535")
+    # Files of 16 bits are scaled by Pillow where their maximum is another; integers of a program may be bytes.
+    wide = image.mode != "I" or image.format in ("PNG", "PPM") or high > 255
+    return (numbers >> 8 if wide else numbers).astype(np.uint8)
 
 
 def channels_last(image: Any, name: str) -> np.ndarray:

@@ -10,23 +10,12 @@ import torch
 from torch import nn
 
 from fastlrp import Explainer, composites, rules
-from fastlrp.plan import builder
 from fastlrp.run.replay import Replay
 from fastlrp.stabilizer import Stabilizer
 from tests.api.models import TwoInputs, make, relative_error, samples
 from tests.api.tape import Tape
 
 COMPOSITES = ["epsilon", "epsilon_plus", "epsilon_alpha2_beta1", composites.epsilon_gamma_box(low=-4.0, high=4.0)]
-
-
-@pytest.fixture(autouse=True)
-def _as_on_a_gpu(monkeypatch):
-    """No look at the input's sign: on a GPU it is not looked at either."""
-
-    def sign_slot(self, value):
-        return self.cache(lambda x: x, [value.index], 0, key=("sign", value))
-
-    monkeypatch.setattr(builder.Builder, "sign_slot", sign_slot)
 
 
 def explainer_of(name, composite="epsilon_plus", **options):

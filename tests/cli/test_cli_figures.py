@@ -74,6 +74,8 @@ def test_tables(tmp_path):
     path.write_text('"a b";c\n1;-2e3\n')
     assert tables.read(path).names == ("a b", "c")
     np.testing.assert_array_equal(tables.read(path).values, [[1, -2000]])
+    path.write_text(",0,1,2\n0,7,8,9\n")  # As pandas writes columns and rows without names.
+    assert tables.read(path).names == ("", "0", "1", "2")
     path.write_text("1,2\n3,4\n")
     assert tables.read(path).names is None
     assert tables.read(path).values.shape == (2, 2)
@@ -86,6 +88,9 @@ def test_tables(tmp_path):
         ("a,b\n", "has a header and no row of numbers"),
         ("a,b\n1,2\n3\n", "line 3 of .* has 1 columns, the first one has 2"),
         ("a,b\n1,x\n", r"line 2 of .*, column 2 \(b\): 'x' is no number"),
+        ("1,,3\n4,5,6\n", r"line 1 of .*, column 2: '' is no number"),
+        ("2.5,NA\n4,5\n", r"line 1 of .*, column 2: 'NA' is no number"),
+        ("1,2,,3\n4,5,6,7\n", r"line 1 of .*, column 3: '' is no number"),
     ],
 )
 def test_tables_that_are_none(tmp_path, text, says):

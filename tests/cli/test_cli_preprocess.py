@@ -86,6 +86,52 @@ def test_every_kind_of_picture_is_an_input(mode):
         assert 0 <= float(x.min()) <= float(x.max()) <= 1
 
 
+@pytest.mark.parametrize("crop", [(4, 4), (5, 9), (11, 8), (13, 3)])
+@pytest.mark.parametrize("size", [(1, 5), (8, 6), (10, 13)])
+def test_a_crop_of_a_smaller_picture_is_torchvisions(crop, size):
+    import_models()
+    from torchvision.transforms.functional import center_crop
+
+    image = picture(*size)
+    np.testing.assert_array_equal(Preprocessing(crop=crop).picture(image), center_crop(image, list(crop)))
+
+
+def written(path, values):
+    if path.suffix == ".pgm":
+        largest = 4095 if "12" in path.name else 65535
+        numbers = np.rint(values * largest).astype(">u2")
+        path.write_bytes(b"P5 4 1 %d\n" % largest + numbers.tobytes())
+    elif "float" in path.name:
+        Image.fromarray((values * (255 if "bytes" in path.name else 1)).astype(np.float32)).save(path)
+    else:
+        kind = {"16": np.uint16, "32": np.int32}[path.name[:2]]
+        Image.fromarray(np.rint(values * 65535).astype(kind)).save(path)
+
+
+@pytest.mark.parametrize("name", ["16.png", "16.tif", "32.tif", "16.pgm", "12.pgm", "float.tif", "float_bytes.tif"])
+def test_pictures_of_more_than_bytes_are_scaled(tmp_path, name):
+    values = np.array([[0.0, 0.25, 0.5, 1.0]])
+    written(tmp_path / name, values)
+    grey = Preprocessing(grey=True)
+    with Image.open(tmp_path / name) as image:
+        x = grey.tensor(grey.picture(image))
+    np.testing.assert_allclose(x[0], values, atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        (np.array([[-1, 3]], np.int32), "image is of integers from -1 to 3: scale them to 8 or 16 bits"),
+        (np.array([[0, 70000]], np.int32), "image is of integers from 0 to 70000"),
+        (np.array([[0.0, 256.0]], np.float32), r"image is of floats from 0 to 256: scale them to \[0, 1\], or to 0"),
+        (np.array([[0.0, np.nan]], np.float32), "image is of floats from nan to nan"),
+    ],
+)
+def test_pictures_of_other_numbers_are_refused(numbers, says):
+    with pytest.raises(ValueError, match=says):
+        Preprocessing().picture(Image.fromarray(numbers))
+
+
 def test_upright_and_opaque(tmp_path):
     image = Image.new("RGB", (30, 20), "black")
     image.paste("white", (0, 0, 15, 20))
