@@ -25,6 +25,7 @@ from fastlrp.progress import Wish
 from fastlrp.run.direction import Direction
 from fastlrp.run.eager import eager
 from fastlrp.run.forward_pass import LrpAware
+from fastlrp.run.hints import no_module
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
 from fastlrp.run.record import ForwardRecord
@@ -96,7 +97,7 @@ class Explainer:
         precision: Precision = "auto",
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+            raise TypeError(no_module(model))
         if backend != "auto" and backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
         check_wish(precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def next_tokens(ids: Any) -> NextTokens:
 
 def described(values: Any) -> str:
     """What was given, in few words: its text if that is short, else its type."""
+    if hasattr(values, "dtype") and math.prod(values.shape) > 10:
+        return f"{type(values).__name__} {tuple(values.shape)} of {values.dtype}"
     text = repr(values)
     return text if len(text) <= 60 else f"{type(values).__name__} {text[:50]}…"
 

@@ -176,7 +176,10 @@ class Targets:
             )
         match = re.fullmatch(r"top(\d+)", name)
         if match is None or int(match[1]) == 0:
-            raise ValueError(f"targets {name!r} is not known: use 'all' or 'top5' (any number)")
+            raise ValueError(
+                f"targets {name!r} is not known: use 'all' or 'top5' (any number), 'next' for the next tokens of a "
+                "text, or a class as an integer; by its name where there is Explainer(model, labels=[…])"
+            )
         k = int(match[1])
         if k > classes:
             raise IndexError(f"targets {name!r} asks for {k} classes, the output has {classes}")
