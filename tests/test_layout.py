@@ -89,7 +89,7 @@ ORDER = """
     tune.space tune.check
     capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory outputs
     plan.winograd
-    spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
+    spellings groups markup pickling progress run.reach precision transforms frequencies second_stage hidden run.parted
     capture.mapped one_hot stabilizer run.eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
     plan.lines plan.window
     functional
