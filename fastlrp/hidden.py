@@ -37,6 +37,8 @@ class Hidden(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if not isinstance(path, str):
+            raise TypeError(f"path must be the path of a module, such as '0' or 'layer4', got {path!r:.80}")
         modules = dict(model.named_modules())
         if path == "":
             raise ValueError("'' is the model itself: explain it as it is")

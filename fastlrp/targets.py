@@ -13,7 +13,7 @@ from torch import Tensor
 from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers, is_relevance, plain
 from fastlrp.one_hot import OneHot
 from fastlrp.positions import Positions, flat_index, positions
-from fastlrp.spellings import Each, NextTokens
+from fastlrp.spellings import Each, NextTokens, warn_if_shared
 
 Initial = str | Callable[[Tensor], Tensor]
 
@@ -119,6 +119,7 @@ class Targets:
                 f"targets is a {_kind(relevance)} tensor, which is the initial relevance itself: leave `initial` out"
             )
         if relevance.dim() == len(shape) and tuple(relevance.shape[1:]) == shape[1:]:
+            warn_if_shared(relevance, self.batch)
             relevance = relevance.unsqueeze(0).expand(self.batch, *relevance.shape)
         elif relevance.dim() != len(shape) + 1 or (relevance.shape[0], *relevance.shape[2:]) != shape:
             raise ValueError(

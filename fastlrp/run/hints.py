@@ -73,6 +73,9 @@ def _attempts(inputs: Inputs) -> Iterator[tuple[Callable[[], Any], str]]:
         many = f"x is a list of {len(tensors)}, which are taken as {len(tensors)} inputs of the model"
         yield lambda: (torch.stack(tensors),), f"{many}: for one batch give torch.stack(x)"
         yield lambda: (torch.cat(tensors),), f"{many}: for one batch give torch.cat(x)"
+    elif inputs.form == "tuple" and len(tensors) == 2 and tensors[1].dtype == torch.int64 and tensors[1].dim() == 1:
+        first = "x is a list of two, and the model takes the first alone: give x[0]"
+        yield lambda: (x,), f"{first}. If x[1] are the samples' classes, they are targets, fastlrp.each(x[1])"
 
 
 def _runs(model: nn.Module, attempt: Callable[[], Any]) -> bool:

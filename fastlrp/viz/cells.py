@@ -93,7 +93,8 @@ def scales_of(
 def _of_result(relevance: Any) -> Cells:
     array = as_array(relevance, "relevance")
     if array.ndim not in (4, 5):
-        hint = ": for one sample give relevance[None]" if array.ndim == 3 else ""
+        hint = ": of one sample, (K, H, W), give relevance[None]; one map, (C, H, W), is viz.heatmap(relevance)"
+        hint = hint if array.ndim == 3 else ""
         raise ValueError(f"relevance must be (B, K, H, W) or (B, K, C, H, W), got {array.shape}{hint}")
     _check(array, "relevance")
     rows = [[Map(values) for values in of_sample] for of_sample in channels_summed(array)]

@@ -97,6 +97,8 @@ def test_weights_that_are_trained_later_are_seen(model):
 def test_what_hidden_refuses(model):
     with pytest.raises(ValueError, match="no module 'rely': close to it is 'relu'"):
         outputs.Hidden(model, "rely")
+    with pytest.raises(TypeError, match=r"path must be the path of a module, .* got 1"):
+        outputs.Hidden(model, 1)
     with pytest.raises(ValueError, match="'' is the model itself"):
         outputs.Hidden(model, "")
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):

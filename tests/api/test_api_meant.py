@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import fastlrp
 from fastlrp import Composite, Explainer, composites, rules
-from tests.api.models import make, samples
+from fastlrp.class_names import Labels
+from tests.api.models import make, relative_error, samples
 
 
 @pytest.mark.parametrize(
@@ -120,3 +123,37 @@ def test_a_composite_without_rules_for_what_presets_know():
 def test_a_rule_for_an_operation_that_no_graph_can_have():
     with pytest.raises(ValueError, match=r"unknown operation 'digama': .*'digamma'"):
         fastlrp.register_rule("digama", rules.Pass())
+
+
+def test_relevance_of_the_shape_of_the_output(monkeypatch):
+    monkeypatch.setattr("fastlrp.spellings._WARNED", set())
+    model, x = make("mlp"), samples("mlp")
+    rows = torch.eye(model(x).shape[1], dtype=x.dtype)[: len(x)]
+    with pytest.warns(UserWarning, match=r"is taken as \d targets for every sample.*targets.unsqueeze\(1\)"):
+        found = fastlrp.explain(model, x, rows)
+    monkeypatch.setattr("fastlrp.spellings._WARNED", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared = fastlrp.explain(model, x, rows.expand(len(x), *rows.shape))
+        own = fastlrp.explain(model, x, rows.unsqueeze(1))
+    assert relative_error(found, shared) == 0
+    assert relative_error(own[1, 0], shared[1, 1]) == 0
+
+
+def test_what_topk_returns_in_the_place_of_classes():
+    model, x = make("mlp"), samples("mlp")
+    with pytest.raises(TypeError, match=r"targets must be .*, got what topk returns: give its .indices"):
+        fastlrp.explain(model, x, model(x).detach().topk(2))
+
+
+def test_a_batch_of_a_data_loader():
+    model, x = make("mlp"), samples("mlp")
+    with pytest.raises(
+        fastlrp.CaptureError, match=r"give x\[0\]. If x\[1\] are the samples' classes, .*each\(x\[1\]\)"
+    ):
+        fastlrp.explain(model, [x, torch.arange(len(x))], 0)
+
+
+def test_names_that_are_close():
+    with pytest.raises(ValueError, match=r"no class is called 'taby': did you mean 'tabby'\?"):
+        Labels(["tabby", "dog"]).number("taby")
