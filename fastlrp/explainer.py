@@ -80,6 +80,9 @@ class Explainer:
             :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
     """
 
+    _plans_of: Callable[..., Plans] = Plans
+    """Makes the plans; the drop-in replacements of :mod:`fastlrp.compat` give it arguments of their own."""
+
     @eager
     def __init__(
         self,
@@ -111,9 +114,6 @@ class Explainer:
         self._capture_anew()
         if example_inputs is not None:
             self._plans.of(self._plans.inputs(example_inputs))
-
-    _plans_of: Callable[..., Plans] = Plans
-    """What the drop-in replacements of :mod:`fastlrp.compat` do otherwise: arguments of their own for the plans."""
 
     def _capture_anew(self) -> None:
         output, chooser = self._options["output"], Chooser(self._options["paths"])
