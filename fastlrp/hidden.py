@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlrp.errors import CaptureError
+
+_FOLDED_INTO = (nn.Linear, nn.modules.conv._ConvNd)
+"""Modules that a batch norm behind them becomes a part of."""
+
 
 class Hidden(nn.Module):
     """A model up to one of its modules: that module's output in the place of the model's.
@@ -23,8 +28,9 @@ class Hidden(nn.Module):
         call: which of several calls of it, from 0.
 
     Raises:
-        TypeError: for a model that is none. ValueError: for a path that it does not have. RuntimeError, when called: if
-            the forward pass calls the module less often.
+        TypeError: for a model that is none. ValueError: for a path that it does not have. When called, RuntimeError: if
+            the forward pass calls the module less often; :class:`fastlrp.CaptureError`: for a convolution or linear
+            layer that a batch norm follows, which is folded into it.
 
     Example::
 
@@ -57,24 +63,44 @@ class Hidden(nn.Module):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         model, path, call = self._of
+        named = model.get_submodule(path)
         found: list[Any] = []
+        of_layer: list[Any] = []
 
         def reached(module: nn.Module, given: Any, output: Any) -> None:
+            if len(found) != call:
+                found.append(None)
+                return
+            if isinstance(named, _FOLDED_INTO):
+                of_layer.append(output)
             # Copies: what stands above may write into the output, as nn.ReLU(inplace=True) does.
-            found.append(
-                torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, output) if len(found) == call else None
-            )
+            found.append(torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, output))
 
-        handle = model.get_submodule(path).register_forward_hook(reached)
+        def refuse_folded(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if any(x is y for x in given for y in of_layer):
+                norm = next(name for name, m in model.named_modules() if m is module)
+                raise CaptureError(
+                    f"the batch norm {norm!r} is part of {path!r}, whose weights the rules see with it: without it "
+                    f"they would see others than in the model. Take its output, Hidden(model, {norm!r})"
+                )
+
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        handles = [named.register_forward_hook(reached), *(m.register_forward_pre_hook(refuse_folded) for m in norms)]
         try:
             model(*args, **kwargs)  # To its end: torch.export cannot follow a pass that is cut off.
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         if not found:
             raise RuntimeError(f"the forward pass does not call {path!r}")
         if len(found) <= call:
             raise RuntimeError(f"the forward pass calls {path!r} {len(found)} times, and call={call} counts from 0")
         return found[call]
+
+    def extra_repr(self) -> str:
+        """Up to where: ``"'layer3'"``."""
+        _, path, call = self._of
+        return f"{path!r}, call={call}" if call else repr(path)
 
 
 def through_channels(relevance: Tensor, channels: Sequence[int] | Tensor, axis: int = 2) -> Tensor:

@@ -13,7 +13,7 @@ from fastlrp.rules import Rule
 def unknown_preset(name: str, presets: Collection[str], others: str = "") -> str:
     """The message for a name that no preset has, with the presets that are close to it."""
     as_written_here = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()  # Zennit's EpsilonPlus is epsilon_plus.
-    close = difflib.get_close_matches(as_written_here, presets, 3)
+    close = [as_written_here] if as_written_here in presets else difflib.get_close_matches(as_written_here, presets, 3)
     hint = f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return f"unknown composite {name!r}: expected one of {', '.join(presets)}{others}{hint}"
 

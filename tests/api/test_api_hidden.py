@@ -111,6 +111,22 @@ def test_what_hidden_refuses(model):
     del model.unused
 
 
+def test_a_convolution_and_the_batch_norm_behind_it_are_one_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))
+    for norm in (model[1], model[3]):
+        norm.running_mean.normal_(0, 0.2)
+        norm.running_var.uniform_(0.5, 1.5)
+    model = model.double().eval()
+    found = fastlrp.explain(model, X, 1, "epsilon_plus", layers=["1", "2"], at=(0, 0))
+    for path in ("1", "2"):
+        below = fastlrp.explain(outputs.Hidden(model, path), X, found[path], "epsilon_plus")
+        assert relative_error(below, found["input"]) < 1e-10
+    with pytest.raises(fastlrp.CaptureError, match=r"the batch norm '1' is part of '0', .* Hidden\(model, '1'\)"):
+        fastlrp.explain(outputs.Hidden(model, "0"), X, 1, "epsilon_plus")
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 @pytest.mark.parametrize(
     ("shape", "channels", "error", "message"),
     [

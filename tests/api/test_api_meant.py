@@ -18,7 +18,7 @@ from tests.api.models import make, relative_error, samples
     ("composite", "message"),
     [
         ("epsilonplus", r"expected one of .* or a Composite. Did you mean 'epsilon_plus'"),
-        ("EpsilonPlusFlat", "Did you mean 'epsilon_plus_flat'"),
+        ("EpsilonPlus", r"Did you mean 'epsilon_plus'\?$"),
         ("LRP", r"'LRP': expected one of .*, or a Composite(. Did you mean 'lrp0'|$)"),
         ("xyz", "mamba_lrp, or a Composite$"),
         (composites.gamma, r"got function: call it, gamma\(\), or give its name, 'gamma'"),
