@@ -70,6 +70,12 @@ def test_the_text_of_an_own_rule():
     assert "Scaled(factor=2.0) " in str(explainer.plan)
 
 
+def test_the_text_of_a_rule_has_no_more_digits_than_people_read():
+    assert str(rules.Gamma(0.1 + 0.2)) == "Gamma(gamma=0.3, stabilizer=1e-06, zero_bias=False)"
+    assert str(rules.ZPlus(9.999950000374997e-07)) == "ZPlus(stabilizer=9.99995e-07, zero_bias=False)"
+    assert str(rules.Epsilon(0.1234567)) == "Epsilon(epsilon=0.1234567, zero_bias=False)"
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
