@@ -58,7 +58,10 @@ class Labels:
         if found is None:
             close = difflib.get_close_matches(plain, [*self._whole, *self._parts], 3, 0.5)
             close += [known for known in self._whole if plain and plain in known and known not in close][:3]
-            hint = f": did you mean {', '.join(repr(self._shown(c)) for c in close[:3])}?" if close else ""
+            shown = dict.fromkeys(
+                repr(self._shown(c)) for c in close[:3]
+            )  # Names may be close, and a part of them too.
+            hint = f": did you mean {', '.join(shown)}?" if close else ""
             raise ValueError(f"no class is called {name!r}{hint}")
         if len(found) > 1:
             raise ValueError(f"the classes {', '.join(map(str, found))} are all called {name!r}: give the number")

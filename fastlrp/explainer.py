@@ -25,6 +25,7 @@ from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
 from fastlrp.run.direction import Direction
 from fastlrp.run.forward_pass import LrpAware
+from fastlrp.run.hints import no_module
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
 from fastlrp.run.record import ForwardRecord
@@ -79,6 +80,9 @@ class Explainer:
             :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
     """
 
+    _plans_of: Callable[..., Plans] = Plans
+    """Makes the plans; the drop-in replacements of :mod:`fastlrp.compat` give it arguments of their own."""
+
     @eager
     def __init__(
         self,
@@ -96,7 +100,7 @@ class Explainer:
         precision: Precision = "auto",
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+            raise TypeError(no_module(model))
         if backend != "auto" and backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
         check_wish(precision)
@@ -110,9 +114,6 @@ class Explainer:
         self._capture_anew()
         if example_inputs is not None:
             self._plans.of(self._plans.inputs(example_inputs))
-
-    _plans_of: Callable[..., Plans] = Plans
-    """What the drop-in replacements of :mod:`fastlrp.compat` do otherwise: arguments of their own for the plans."""
 
     def _capture_anew(self) -> None:
         output, chooser = self._options["output"], Chooser(self._options["paths"])

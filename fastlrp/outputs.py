@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlrp.hidden import Hidden, through_channels
 from fastlrp.second_stage import BoxHead, proposals, roi_align
 
 __all__ = [
-    "BackboneAndHead", "BoxHead", "anchor_of", "area", "by_anchor", "proposals", "roi_align", "strongest", "towards",
+    "BackboneAndHead", "BoxHead", "Hidden", "anchor_of", "area", "by_anchor", "proposals", "roi_align", "strongest",
+    "through_channels", "towards",
 ]  # fmt: skip
 
 

@@ -65,8 +65,8 @@ def positions(at: Any, output: Tensor) -> Positions:
     shape = tuple(output.shape)
     if len(shape) < 3:
         raise ValueError(
-            f"at={at!r} names positions of an output (B, S, V), and the output explained here is {shape}, without an "
-            "axis of positions: leave at= out"
+            f"at={described(at)} names positions of an output (B, S, V), and the output explained here is {shape}, "
+            "without an axis of positions: leave at= out"
         )
     if isinstance(at, Each) and not isinstance(at.items, Tensor):
         return _of_each_sample(at, shape, output.device)
@@ -77,9 +77,11 @@ def positions(at: Any, output: Tensor) -> Positions:
     if getattr(at, "dtype", None) in (torch.bool, bool):
         return _area(torch.as_tensor(at), shape, output.device)
     if len(shape) != 3:
+        mask = tuple(getattr(at, "shape", ())) in (shape[2:], (shape[0], *shape[2:]))
+        hint = f"; this one is of {at.dtype}, write mask == 1 or mask > 0.5" if mask else ""
         raise ValueError(
-            f"at={at!r}: the output is {shape}, whose axis 1 are classes, so a place is a tuple of {len(shape) - 2} "
-            f"numbers, one for each further axis, or a bool mask {shape[2:]}"
+            f"at={described(at)}: the output is {shape}, whose axis 1 are classes, so a place is a tuple of "
+            f"{len(shape) - 2} numbers, one for each further axis, or a bool mask {shape[2:]}{hint}"
         )
     return Positions(_along(at, shape, output.device).unsqueeze(2), True, shape[1], shape[2])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,10 @@ def next_tokens(ids: Any) -> NextTokens:
 
 def described(values: Any) -> str:
     """What was given, in few words: its text if that is short, else its type."""
+    if hasattr(values, "dtype") and math.prod(values.shape) > 10:
+        return f"{type(values).__name__} {tuple(values.shape)} of {values.dtype}"
+    if hasattr(values, "values") and hasattr(values, "indices"):
+        return f"what {type(values).__name__} returns: give its .indices"
     text = repr(values)
     return text if len(text) <= 60 else f"{type(values).__name__} {text[:50]}…"
 
@@ -127,6 +132,20 @@ def warn_if_ambiguous(values: Any, batch: int, name: str) -> None:
         f"{name} is a 1-D tensor of {batch} integers for a batch of {batch}, and is taken as {batch} {what} for every "
         f"sample. If each sample has its own, write {name}=fastlrp.each({name}) or {name}={name}[:, None]; if they are "
         f"for all samples, {name}={name}.tolist() says so without this warning, which is given once",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def warn_if_shared(relevance: Tensor, batch: int) -> None:
+    """Say once per process that initial relevance of the output's own shape is K targets, shared by the batch."""
+    if relevance.shape[0] != batch or batch < 2 or "relevance" in _WARNED:
+        return
+    _WARNED.add("relevance")
+    warnings.warn(
+        f"targets is initial relevance {tuple(relevance.shape)}, the output's own shape, and is taken as {batch} "
+        "targets for every sample. If each sample has its own, write targets=targets.unsqueeze(1); if all are for all "
+        f"samples, targets=targets.expand({batch}, *targets.shape) says so without this warning, which is given once",
         UserWarning,
         stacklevel=2,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers, is_relevance, plain
 from fastlrp.one_hot import OneHot
 from fastlrp.positions import Positions, flat_index, positions
-from fastlrp.spellings import Each, NextTokens
+from fastlrp.spellings import Each, NextTokens, warn_if_shared
 
 Initial = str | Callable[[Tensor], Tensor]
 
@@ -119,6 +119,7 @@ class Targets:
                 f"targets is a {_kind(relevance)} tensor, which is the initial relevance itself: leave `initial` out"
             )
         if relevance.dim() == len(shape) and tuple(relevance.shape[1:]) == shape[1:]:
+            warn_if_shared(relevance, self.batch)
             relevance = relevance.unsqueeze(0).expand(self.batch, *relevance.shape)
         elif relevance.dim() != len(shape) + 1 or (relevance.shape[0], *relevance.shape[2:]) != shape:
             raise ValueError(
@@ -176,7 +177,10 @@ class Targets:
             )
         match = re.fullmatch(r"top(\d+)", name)
         if match is None or int(match[1]) == 0:
-            raise ValueError(f"targets {name!r} is not known: use 'all' or 'top5' (any number)")
+            raise ValueError(
+                f"targets {name!r} is not known: use 'all' or 'top5' (any number), 'next' for the next tokens of a "
+                "text, or a class as an integer; by its name where there is Explainer(model, labels=[…])"
+            )
         k = int(match[1])
         if k > classes:
             raise IndexError(f"targets {name!r} asks for {k} classes, the output has {classes}")

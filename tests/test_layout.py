@@ -91,7 +91,8 @@ ORDER = """
     capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory outputs
     plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
-    capture.mapped one_hot stabilizer eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary
+    capture.mapped one_hot stabilizer eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary hidden
+    run.eager
     plan.lines plan.window
     functional
     library info

@@ -27,7 +27,7 @@ def extension_error() -> str | None:
 def why_not_loaded() -> str | None:
     """The same as a sentence that says what to do."""
     error = extension_error()
-    build = "build it with 'make install'"
+    build = "build it with 'make install' or 'pip install .' in a checkout, with a C++ compiler"
     return None if error is None else f"the compiled extension fastlrp._C does not load ({error}); {build}"
 
 

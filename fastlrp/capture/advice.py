@@ -68,6 +68,8 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     ways = (
         f"add an entry for it to the composite, composite.with_entries((fastlrp.composites.operation('{name}'), rule))"
     )
+    if node.kind != "unknown" and name not in _REASONS and name not in _RECURRENT:
+        ways = f"end the composite with a preset, composite | fastlrp.composites.epsilon_plus(); or {ways}"
     if registrable:
         ways += f"; or fastlrp.register_rule('{name}', rule)"
     return (

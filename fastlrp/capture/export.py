@@ -280,7 +280,8 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
         reads_sequences = any(isinstance(m, nn.RNNBase) for m in wrapper.modules())
         return CaptureError(_explain(error, (LENGTHS if reads_sequences else "") + ways_out(wrapper)))
     named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
-    given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named if isinstance(t, Tensor))
+    named_here = [("x", args[0])] if len(named) == len(args) == 1 else named
+    given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named_here if isinstance(t, Tensor))
     try:
         with unchanged(wrapper), packed_again():
             wrapper(args, kwargs)

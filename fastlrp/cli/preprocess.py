@@ -99,11 +99,6 @@ class Preprocessing:
         low, high = ((value - _column(self.mean)) / _column(self.std) for value in (self.low, self.high))
         return low.unsqueeze(0), high.unsqueeze(0)
 
-    @property
-    def fixes_size(self) -> bool:
-        """Whether all pictures come out in the same size."""
-        return self.crop is not None or isinstance(self.resize, tuple)
-
     def facts(self) -> dict[str, Any]:
         """What the result depends on."""
         return {

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlrp.cli.errors import Failure
 from fastlrp.cli.preprocess import Preprocessing
 from fastlrp.composites import PRESETS, PROFILES, Composite, preset
+from fastlrp.composites.advice import unknown_preset
 
 DERIVATIVES = ("gradient", "deconvnet", "guided_backprop")
 """Composites that compute derivatives: relevance starts with 1, not with the score."""
@@ -24,7 +25,7 @@ def check(name: str, parameters: Sequence[tuple[str, Any]], profile: str | None)
         Failure: for an unknown composite, profile or parameter, or a value of the wrong kind.
     """
     if name not in PRESETS:
-        raise Failure(f"unknown composite {name!r}: expected one of {', '.join(PRESETS)}")
+        raise Failure(unknown_preset(name, PRESETS))
     if profile is not None and profile not in PROFILES:
         raise Failure(f"unknown profile {profile!r}: expected one of {', '.join(PROFILES)}")
     known = inspect.signature(PRESETS[name]).parameters

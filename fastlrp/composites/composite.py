@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastlrp import markup, rules
+from fastlrp.composites.advice import no_entry
 from fastlrp.composites.matchers import First, Last, Layer, OfKind, OfOperation, OfPath, OfType, Span, Within
 from fastlrp.composites.unused import NotRuled, check_used, known_name
 from fastlrp.kinds.registry import KINDS, WEIGHTED_KINDS
@@ -164,7 +165,7 @@ class Composite:
     def __post_init__(self) -> None:
         for entry in self.entries:
             if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Rule)):
-                raise TypeError(f"a composite's entry is (matcher, rule), got {entry!r}")
+                raise TypeError(no_entry(entry))
             _predicate(*entry)
         if self.max_pool not in ("winner", "ties", "average", "sum"):
             raise ValueError(f"max_pool must be 'winner', 'ties', 'average' or 'sum', got {self.max_pool!r}")
@@ -256,6 +257,11 @@ class Composite:
 
     def __or__(self, other: Composite) -> Composite:
         """Entries of the left composite first, then those of the right one."""
+        if not isinstance(other, Composite):
+            hint = (
+                f": fastlrp.composites.preset({other!r}) makes the one of that name" if isinstance(other, str) else ""
+            )
+            raise TypeError(f"on the right of | stands a Composite, got {other!r}{hint}")
         return replace(self, entries=(*self.entries, *other.entries), name=f"{self.name} | {other.name}")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.composites.advice import no_composite, unknown_preset
 from fastlrp.composites.composite import Composite, MaxPoolMode, kind
 from fastlrp.composites.everything_else import Number, everything_else
 from fastlrp.composites.presets import PRESETS
@@ -69,7 +70,7 @@ class Profile:
         """
         make = PRESETS.get(preset)
         if make is None:
-            raise ValueError(f"unknown composite {preset!r}: expected one of {', '.join(PRESETS)}")
+            raise ValueError(unknown_preset(preset, PRESETS))
         known = inspect.signature(make).parameters
         unknown = sorted(parameters.keys() - known.keys())
         if unknown:
@@ -195,9 +196,9 @@ def resolve(composite: str | Composite, profile: str | None = None) -> Composite
             )
         return composite
     if not isinstance(composite, str):
-        raise TypeError(f"composite must be a name or a Composite, got {type(composite).__name__}")
+        raise TypeError(no_composite(composite, PRESETS))
     if composite not in PRESETS:
-        raise ValueError(f"unknown composite {composite!r}: expected one of {', '.join(PRESETS)}, or a Composite")
+        raise ValueError(unknown_preset(composite, PRESETS, ", or a Composite"))
     if composite == "epsilon_gamma_box":
         raise ValueError(
             "epsilon_gamma_box needs the bounds of the model's input: pass "

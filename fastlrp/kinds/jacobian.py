@@ -1,4 +1,4 @@
-"""Transposed derivatives by autograd, for operations that have no kernel of their own."""
+"""Operations without a kernel of their own: transposed derivatives by autograd, and rules that users write."""
 
 from __future__ import annotations
 
@@ -158,6 +158,10 @@ def ask(
     return parts
 
 
+def _shown(parts: Any) -> str:
+    return f"a tuple of {len(parts)}" if isinstance(parts, tuple) else type(parts).__name__
+
+
 def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None:
     """A user's own rule: gets R, returns R."""
     inputs = list(node.sources)
@@ -174,7 +178,7 @@ def lower_custom(b: Builder, node: Node, rule: rules.Custom, flow: Flow) -> None
         if not isinstance(parts, tuple) or len(parts) != len(values):
             raise TypeError(
                 f"{type(rule).__name__}.propagate must return a tuple with one entry for each of the "
-                f"{len(values)} inputs of {node}, got {type(parts).__name__}"
+                f"{len(values)} inputs of {node}, got {_shown(parts)}"
             )
         checked = []
         for position, (part, value) in enumerate(zip(parts, values, strict=True)):

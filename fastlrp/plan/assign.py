@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastlrp import rules
 from fastlrp.capture.graph import Graph, Node
 from fastlrp.composites import Composite, Layer
-from fastlrp.composites.unused import NotRuled
+from fastlrp.composites.unused import NotRuled, known_name
 from fastlrp.kinds.head_numbers import number_heads
 from fastlrp.kinds.registry import KIND, KIND_OF, NAMED_LIKE, RULED_KINDS, WEIGHTED_KINDS
-from fastlrp.kinds.vocabulary import REGISTERED, plain_name
+from fastlrp.kinds.vocabulary import REGISTERED
 
 _REGISTERED: dict[str, rules.Rule] = REGISTERED
 
@@ -23,7 +23,8 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
 
     Raises:
         TypeError: if ``rule`` is not a rule.
-        ValueError: for an operation that fastlrp knows: composites decide about those, or it only carries entries.
+        ValueError: for an operation that fastlrp knows: composites decide about those, or it only carries entries; for
+            a name without namespace that is none of ATen's.
 
     Example::
 
@@ -36,7 +37,7 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
     """
     if not isinstance(rule, rules.Rule):
         raise TypeError(f"register_rule needs a fastlrp rule, got {type(rule).__name__}")
-    name = plain_name(operation)
+    name = known_name(operation)
     if KIND_OF.get(name) in KIND and KIND_OF[name] not in RULED_KINDS:
         raise ValueError(
             f"{name!r} (kind {KIND_OF[name]!r}) takes no rule: it only carries entries from one place to another, or "

@@ -35,7 +35,7 @@ def lower(
         knows_rules: whether the rules say all that these steps do.
 
     Raises:
-        UnsupportedOperationError: if relevance would reach an operation without a rule, or none the input.
+        UnsupportedOperationError: if relevance would reach an operation without a rule, or if none reaches the input.
     """
     graph = b.graph
     for node in graph.nodes:

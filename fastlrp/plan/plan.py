@@ -119,7 +119,6 @@ class Plan(StaysHere):
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
-        # Slots that the way down to the inputs reads.
         self.coefficients = self.schedule(self.explained_inputs()).slots
         self._forwards: Bounded[Keep, Schedule] = Bounded(KEPT_SCHEDULES)
         self._completions: Bounded[tuple[frozenset[int], frozenset[int]], Schedule] = Bounded(KEPT_SCHEDULES)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fastlrp.rules.rule import Rule
 
+_SHORT = (bool, int, float, str)
+"""Attributes of a rule that its text shows: tensors and functions would fill a line of a plan."""
+
 
 class Custom(Rule):
     """A rule written out: subclass it and define :meth:`propagate`.
@@ -26,6 +29,12 @@ class Custom(Rule):
     """
 
     linear_in_relevance = False
+
+    def __repr__(self) -> str:
+        own = ", ".join(
+            f"{name}={value!r}" for name, value in getattr(self, "__dict__", {}).items() if isinstance(value, _SHORT)
+        )
+        return f"{type(self).__name__}({own})"
 
     def propagate(
         self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor

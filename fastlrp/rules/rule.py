@@ -12,6 +12,7 @@ coefficients are computed once per sample. :meth:`fastlrp.Explainer.verify` comp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Literal
@@ -24,6 +25,8 @@ from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Affine, Ledger
 from fastlrp.stabilizer import Stabilizer
+
+_LONG_NUMBER = re.compile(r"\d+\.\d{8,}(e[+-]?\d+)?")
 
 PoolShares = Literal["equal"] | tuple[float, float]
 """What a rule for weights comes to where every weight is one, as in the window of a pool: ``"equal"`` shares; or, as
@@ -56,7 +59,8 @@ class Rule:
             Stabilizer.ensure(self.stabilizer)
 
     def __str__(self) -> str:
-        return repr(self)
+        """As plans show it: numbers with as many digits as people read, 0.3 for 0.1 + 0.2."""
+        return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.6g}", repr(self))
 
 
 def all_rules(rules: Iterable[Rule | None]) -> Iterator[Rule]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,20 @@ def with_hint(error: CaptureError, model: nn.Module, inputs: Inputs) -> CaptureE
             hinted.of_input = error.of_input
             return hinted
     return error
+
+
+def no_module(value: Any) -> str:
+    """The message for what was given in the place of a model."""
+    hint = ""
+    if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
+        hint = ", the weights of a model: build the model, then model.load_state_dict(weights)"
+    elif isinstance(value, type) and issubclass(value, nn.Module):
+        hint = f": {value.__name__} is a class, make a model of it"
+    elif isinstance(value, (str, Tensor)):
+        hint = ": the model is the first argument"
+    elif callable(value):
+        hint = ": write a module whose forward calls it"
+    return f"model must be a torch.nn.Module, got {type(value).__name__}{hint}"
 
 
 def warn_of_unread(model: nn.Module, inputs: Inputs, graph: Graph) -> None:
@@ -59,6 +73,9 @@ def _attempts(inputs: Inputs) -> Iterator[tuple[Callable[[], Any], str]]:
         many = f"x is a list of {len(tensors)}, which are taken as {len(tensors)} inputs of the model"
         yield lambda: (torch.stack(tensors),), f"{many}: for one batch give torch.stack(x)"
         yield lambda: (torch.cat(tensors),), f"{many}: for one batch give torch.cat(x)"
+    elif inputs.form == "tuple" and len(tensors) == 2 and tensors[1].dtype == torch.int64 and tensors[1].dim() == 1:
+        first = "x is a list of two, and the model takes the first alone: give x[0]"
+        yield lambda: (x,), f"{first}. If x[1] are the samples' classes, they are targets, fastlrp.each(x[1])"
 
 
 def _runs(model: nn.Module, attempt: Callable[[], Any]) -> bool:

@@ -124,7 +124,10 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
         if tensor.is_floating_point():
             explainable = True
             if home is not None and tensor.dtype != home.dtype:
-                raise TypeError(f"{label} is {tensor.dtype}, the model's parameters are {home.dtype}: convert one")
+                raise TypeError(
+                    f"{label} is {tensor.dtype}, the model's parameters are {home.dtype}: convert one, the input by "
+                    f"x.to({home.dtype}) or the model by model.to({tensor.dtype})"
+                )
             _check_finite(tensor, label)
     if not explainable and not any(t.dtype in _ID_TYPES for t in inputs.tensors):
         raise not_defined(inputs)
@@ -158,5 +161,10 @@ def refuse_autocast(device: torch.device) -> None:
 
 def _check_finite(x: Tensor, label: str) -> None:
     if not all_finite(x):
-        bad = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"{label} contains {bad} NaN or infinite entries: relevance would be NaN everywhere")
+        bad = ~torch.isfinite(x)
+        where = [int(b) for b in bad.flatten(1).any(1).nonzero()] if x.dim() > 1 else [int(b) for b in bad.nonzero()]
+        named = f"{', '.join(map(str, where[:5]))}{', …' if len(where) > 5 else ''}"
+        raise ValueError(
+            f"{label} contains {int(bad.sum())} NaN or infinite entries: relevance would be NaN everywhere. "
+            f"They are in sample{'s' if len(where) > 1 else ''} {named}"
+        )

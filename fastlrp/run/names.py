@@ -45,7 +45,8 @@ def layer_values(plan: Plan, layers: Any) -> dict[str, Value]:
     if isinstance(layers, str):
         layers = list(known) if layers == "all" else [layers]
     elif not isinstance(layers, (list, tuple, set)) or not all(isinstance(p, str) for p in layers):
-        raise TypeError(f"layers must be a module path, a list of them or 'all', got {layers!r}")
+        hint = f", such as {next(iter(modules), 'output')!r}: paths are those of model.named_modules()"
+        raise TypeError(f"layers must be a module path, a list of them or 'all', got {layers!r}{hint}")
     if any(path not in known for path in layers):
         known = {p: v for p, v in plan.calls().items() if v in reached} | known
     for path in layers:

@@ -128,8 +128,8 @@ def specialize(
         # The gain by Winograd's filtering is for the whole way down alone.
         each = rates if rates is None else replace(rates, filtered=rates.reduced)
 
-        def choose(form: Affine, above: float, below: float) -> Way:
-            return plan.chooser.way(form, above, below, count, itemsize, each)
+        def choose(form: Affine, alive_above: float, alive_below: float) -> Way:
+            return plan.chooser.way(form, alive_above, alive_below, count, itemsize, each)
 
         return alive.specialize(steps, state, choose, below)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastlrp.viz.arrays import as_array, check_finite, picture_of, relevance_map
 from fastlrp.viz.libraries import need
-from fastlrp.viz.numbers import fixed
+from fastlrp.viz.numbers import fixed, unnamed_targets
 from fastlrp.viz.scale import Level, Scale
 
 SCALES = ("shared", "row", "column", "cell")
@@ -93,11 +93,12 @@ def scales_of(
 def _of_result(relevance: Any) -> Cells:
     array = as_array(relevance, "relevance")
     if array.ndim not in (4, 5):
-        hint = ": for one sample give relevance[None]" if array.ndim == 3 else ""
+        hint = ": of one sample, (K, H, W), give relevance[None]; one map, (C, H, W), is viz.heatmap(relevance)"
+        hint = hint if array.ndim == 3 else ""
         raise ValueError(f"relevance must be (B, K, H, W) or (B, K, C, H, W), got {array.shape}{hint}")
     _check(array, "relevance")
     rows = [[Map(values) for values in of_sample] for of_sample in channels_summed(array)]
-    return Cells(rows, _numbered("sample", len(rows)), _numbered("target", array.shape[1]))
+    return Cells(rows, [f"sample {i}" for i in range(len(rows))], unnamed_targets(array.shape[1]))
 
 
 def _of_layers(layers: dict[str, Any], sample: int) -> Cells:
@@ -122,7 +123,7 @@ def _of_layers(layers: dict[str, Any], sample: int) -> Cells:
     if len(set(counts.values())) > 1:
         raise ValueError(f"relevance must have the same number of targets in each layer, got {counts}")
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return Cells(rows, _numbered("target", len(rows)), labels, scale="column")
+    return Cells(rows, unnamed_targets(len(rows)), labels, scale="column")
 
 
 def _block(vector: np.ndarray) -> Map:
@@ -143,10 +144,6 @@ def _check(array: np.ndarray, name: str) -> None:
     if array.size == 0:
         raise ValueError(f"{name} is empty: {array.shape}")
     check_finite(array, name)
-
-
-def _numbered(what: str, count: int) -> list[str]:
-    return [f"{what} {i}" for i in range(count)]
 
 
 def named(given: Sequence[Any] | None, found: list[str], name: str) -> list[str]:

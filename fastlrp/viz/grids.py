@@ -64,7 +64,8 @@ def grid(
             None where there is none. For a dict of layers, one image. Normalised images are de-normalised with
             ``statistics``, else stretched; the text at the colour bar says which.
         statistics: what images were normalised with, see :func:`fastlrp.viz.picture`.
-        row_labels, column_labels: one for each row, and for each column but that of the images.
+        row_labels, column_labels: one for each row, and for each column but that of the images. Targets are called
+            ``targets[0]``, … after their place in what was asked for, unless these say which classes they are.
         titles: text below the cells, ``(rows, columns)``; of a tensor or float numbers, the scores: ``+1.23``.
         sample: which sample of a dict of layers.
         normalize, cmap: see :func:`fastlrp.viz.heatmap`.

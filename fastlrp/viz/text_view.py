@@ -13,6 +13,7 @@ import numpy as np
 from fastlrp.files import whole
 from fastlrp.viz import text_lines, text_page
 from fastlrp.viz.arrays import as_array, check_finite
+from fastlrp.viz.numbers import unnamed_targets
 from fastlrp.viz.pieces import MARKS, Piece, folded, is_special, joined, pieces
 from fastlrp.viz.saving import save
 from fastlrp.viz.text_sample import TextData, TextSample
@@ -212,7 +213,7 @@ def _values(relevance: Any, lists: list[list[str]], single: bool) -> np.ndarray:
 
 def _names(targets: Any, batch: int, count: int) -> list[tuple[str, ...]]:
     if targets is None:
-        return [tuple(f"target {k}" if count > 1 else "" for k in range(count))] * batch
+        return [tuple(unnamed_targets(count)) if count > 1 else ("",)] * batch
     if isinstance(targets, (str, bytes)):
         raise TypeError(f"targets must be a list of {count} names, got the text {targets!r}")
     nested = len(targets) > 0 and all(isinstance(own, (list, tuple)) for own in targets)

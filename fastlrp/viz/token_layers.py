@@ -11,7 +11,7 @@ from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.colors import SOFT, colormap
 from fastlrp.viz.labels import DPI, NORMAL, SMALL, Pen, write
 from fastlrp.viz.libraries import need
-from fastlrp.viz.numbers import number
+from fastlrp.viz.numbers import number, unnamed_targets
 from fastlrp.viz.pieces import pieces
 from fastlrp.viz.saving import show_in_notebooks
 from fastlrp.viz.scale import Level, Scale
@@ -65,7 +65,7 @@ def token_layers(
     maps = np.stack([rows[name] for name in names], 1)  # (K, L, S)
     if targets is not None and (isinstance(targets, str) or len(targets) != len(maps)):
         raise ValueError(f"targets must be a list of {len(maps)} names, got {targets!r:.80}")
-    heads = [str(t) for t in targets] if targets is not None else [f"target {k}" for k in range(len(maps))]
+    heads = [str(t) for t in targets] if targets is not None else unnamed_targets(len(maps))
     heads = [""] if targets is None and len(maps) == 1 else heads
     labels = [_label(tokens, piece.tokens, piece.text) for piece in pieces(tokens, marks)]
     starts = [piece.tokens[0] for piece in pieces(tokens, marks)]

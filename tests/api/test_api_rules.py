@@ -380,7 +380,7 @@ class Wrong(rules.Custom):
             TypeError,
             r"Wrong.propagate must return a tuple with one entry for each of the 1 inputs of linear",
         ),
-        (lambda r: (r, r), TypeError, "must return a tuple with one entry for each of the 1 inputs"),
+        (lambda r: (r, r), TypeError, "one entry for each of the 1 inputs of linear .*, got a tuple of 2"),
         (lambda r: (r[:, :, :2],), ValueError, r"relevance of shape \(2, 1, 2\) for input 0 of linear .*\(2, 1, 4\)"),
     ],
 )

@@ -166,7 +166,7 @@ def test_targets_by_layers_from_a_record():
     layers = fastlrp.Explainer(network(), "epsilon")(x, [1, 3], layers=["1", "3", "7"])
     figure = viz.grid(layers, sample=1, images=x[1], quantile=1.0)
     found = texts(figure)
-    for text in ("input", "3×12×8", "1", "4×12×8", "3", "6×4×2", "7", "10", "output", "target 0", "target 1"):
+    for text in ("input", "3×12×8", "1", "4×12×8", "3", "6×4×2", "7", "10", "output", "targets[0]", "targets[1]"):
         assert text in found
     drawn = cells(figure)
     assert len(drawn) == 2 * 3 + 1  # One image, in the first row; ten features and seven classes are bars.
