@@ -118,3 +118,22 @@ def test_gradients_of_kinks_read_the_signs_of_plain_sums(composite, activation):
     x[..., 9:] *= 1e-2
     right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0, "one")
     assert relative_error(fastlrp.Explainer(model, composite)(x, 0, "one").double(), right) <= 4e-6
+
+
+class Masked(nn.Module):
+    """The picture where a convolution of it is above zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.head = nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head((x * (self.mask(x) > 0)).mean((2, 3)))
+
+
+def test_masks_are_those_of_plain_sums():
+    torch.manual_seed(0)
+    model, x = Masked().eval(), picture()
+    x[..., 9:] *= 1e-2
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), "gradient")(x.double(), 0, "one")
+    assert relative_error(fastlrp.Explainer(model, "gradient")(x, 0, "one").double(), right) <= 2e-6
