@@ -163,7 +163,8 @@ class Explainer:
 
         See :meth:`fastlrp.run.record.ForwardRecord.relevance` for the arguments and errors.
         """
-        with self._forward(x, True, at_once=True, at=at) as record:
+        rows = at if isinstance(initial, str) else None  # A function may read the output at other positions, too.
+        with self._forward(x, True, at_once=True, at=rows) as record:
             return record.relevance_at_once(
                 targets, initial, layers, reduce, out, at, progress, groups=groups, direction=direction
             )

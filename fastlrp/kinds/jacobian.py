@@ -31,6 +31,7 @@ def vjp(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: T
         for each input ``(B, K, *x.shape[1:])``.
     """
     batch, targets = cotangent.shape[:2]
+    cotangent = cotangent.contiguous()  # PyTorch's derivative of an instance norm of one sample is wrong for others.
     # Inference mode records nothing, and its tensors cannot require grad: their copies made outside it can.
     with torch.inference_mode(False), torch.enable_grad():
         own = [x.clone() if x.is_inference() else x.detach() for x in inputs]
@@ -59,6 +60,7 @@ def vjp_each(forward: Callable[..., Tensor], inputs: tuple[Any, ...], position: 
         own = [_free(x) for x in inputs]
         point = own[position].requires_grad_()
         y = forward(*own)
+        cotangent = cotangent.contiguous()  # See :func:`vjp`.
         if not y.requires_grad:
             return torch.zeros_like(point).unsqueeze(1).repeat(1, cotangent.shape[1], *[1] * (point.dim() - 1))
         parts = []
@@ -66,7 +68,12 @@ def vjp_each(forward: Callable[..., Tensor], inputs: tuple[Any, ...], position: 
             again = cotangent.requires_grad  # Somebody asks for the transpose of this product.
             with _known():
                 (part,) = torch.autograd.grad(
-                    y, point, cotangent[:, k].clone(), retain_graph=True, create_graph=again, allow_unused=True
+                    y,
+                    point,
+                    cotangent[:, k].clone(memory_format=torch.contiguous_format),
+                    retain_graph=True,
+                    create_graph=again,
+                    allow_unused=True,
                 )
             parts.append(torch.zeros_like(point) if part is None else part)
     if not parts:

@@ -23,6 +23,15 @@ _SMOOTH = _SHRINKING | {
 }  # fmt: skip
 """Activations that make of a small error no large one."""
 
+_WITHOUT_KINK = {
+    "gelu", "silu", "mish", "tanh", "sigmoid", "softplus", "log_sigmoid", "logsigmoid", "celu", "softsign", "softmax",
+    "log_softmax", "erf", "exp",
+}  # fmt: skip
+"""Activations whose derivative does not jump."""
+
+_JUMPS = {"sign", "sgn", "floor", "ceil", "round", "trunc", "frac", "remainder", "fmod", "threshold", "hardshrink"}
+"""Activations that jump themselves."""
+
 _PLACES = {"move", "cat", "identity", "chosen"}
 _MEANS = {"avg_pool", "adaptive_avg_pool", "linear_map", "add"}
 _GRADIENTS = (rules.Gradient, rules.Deconvnet, rules.GuidedBackprop)
@@ -31,6 +40,20 @@ _GRADIENTS = (rules.Gradient, rules.Deconvnet, rules.GuidedBackprop)
 def begins_even(b: Builder) -> bool:
     """Whether it is so at the output: not where a target is one of many places, of which one may be dark."""
     return len(b.graph.output.shape) <= 2
+
+
+def compares(node: Node, rule: rules.Rule | None) -> bool:
+    """Whether a small error of what a node is given may change relevance much, however small that node's own is.
+
+    A maximum takes one of several, a mask lets through or not; the derivative of a ReLU is that of its input's sign,
+    also where a sum without bias is nearly zero because the picture is dark. Rules that share outputs send such a
+    neuron next to nothing.
+    """
+    if node.output.is_tensor and not node.output.is_float:
+        return any(value.is_float for value in node.inputs)
+    if node.kind == "activation" and isinstance(rule, (rules.Gradient, rules.GuidedBackprop)):
+        return node.operation not in _WITHOUT_KINK or isinstance(rule, rules.GuidedBackprop)
+    return node.kind in ("max_pool", "chosen") or node.operation in _JUMPS
 
 
 def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:

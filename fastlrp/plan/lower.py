@@ -17,7 +17,7 @@ from fastlrp.kinds.registry import KIND, RULED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.plan.assign import registrable
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.even import begins_even, stays_even
+from fastlrp.plan.even import begins_even, compares, stays_even
 from fastlrp.plan.infinite import finite, masked_with_infinity
 from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
@@ -41,7 +41,7 @@ def lower(
     for node in graph.nodes:
         KIND[node.kind].forward(b, node)
     for node in reversed(graph.nodes):
-        if node.kind in ("max_pool", "chosen") or node.output in b.compared:
+        if node.output in b.compared or compares(node, assigned.get(node)):
             b.compared.update(node.inputs)
     b.sends_evenly = knows_rules and begins_even(b)
     b.start()

@@ -84,14 +84,15 @@ def vjp(forward: Callable[[Tensor], Tensor], x: Tensor, S: Tensor) -> Tensor:
     out = x.new_zeros(x.shape[0], S.shape[1], *x.shape[1:])
     if S.shape[1] == 0:
         return out
+    # Contiguous: PyTorch's derivative of an instance norm of one sample is wrong for relevance that lies channels-last.
     with torch.enable_grad():
         point = x.detach().clone().requires_grad_(True)
         y = forward(point)
         if S.requires_grad:  # It is linear in S, of which a derivative is wanted.
-            each = [torch.autograd.grad(y, point, s, create_graph=True)[0] for s in S.unbind(1)]
+            each = [torch.autograd.grad(y, point, s, create_graph=True)[0] for s in S.contiguous().unbind(1)]
             return torch.stack(each, 1)
         for k in range(S.shape[1]):
-            (out[:, k],) = torch.autograd.grad(y, point, S[:, k].detach(), retain_graph=True)
+            (out[:, k],) = torch.autograd.grad(y, point, S[:, k].detach().contiguous(), retain_graph=True)
     return out
 
 

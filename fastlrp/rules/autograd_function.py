@@ -41,5 +41,6 @@ class AutogradFunction(Custom):
                     f"the autograd function gives {tuple(y.shape[1:])} for each sample, and the operation that it is a "
                     f"rule for {tuple(output.shape[1:])}"
                 )
-            found = torch.autograd.grad(y, wide, relevance.reshape(y.shape).clone(), allow_unused=True)
+            own = relevance.reshape(y.shape).clone(memory_format=torch.contiguous_format)
+            found = torch.autograd.grad(y, wide, own, allow_unused=True)
         return tuple(None if part is None else part.unflatten(0, (batch, targets)) for part in found)

@@ -142,3 +142,17 @@ def test_written_out(form):
     exact = 1e-6 if form == "gemma" else 1e-10
     torch.testing.assert_close(explainer(x, [0, 2]), expected, rtol=exact, atol=exact)
     assert explainer.verify(x, [0, 2]).ok
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_gradient_of_an_instance_norm_below_a_convolution(batch, backend):
+    """Relevance lies channels-last there, for which PyTorch's own derivative is wrong with one sample."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(200, 2))
+    model, x = model.double().eval(), torch.randn(batch, 4, 7, 7, dtype=torch.float64, requires_grad=True)
+    (right,) = torch.autograd.grad(model(x).sum(), x)
+    explainer = fastlrp.Explainer(model, "gradient", backend=backend)
+    torch.testing.assert_close(explainer(x, [0, 1], "one").sum(1), right, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(explainer(x, torch.ones(1, 2, dtype=torch.float64))[:, 0], right, rtol=1e-10, atol=1e-12)
+    assert explainer.verify(x, [0], initial="one").ok

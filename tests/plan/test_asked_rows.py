@@ -44,6 +44,16 @@ def test_the_same_relevance(monkeypatch: pytest.MonkeyPatch, composite: str, at:
     assert (cut is schedule) == (rows is None or composite == "gamma")
 
 
+def test_functions_of_the_output_see_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked_rows, "LEAST_SAVED", 0)
+    torch.manual_seed(0)
+    explainer, ids = fastlrp.Explainer(Reader().double().eval(), "epsilon"), torch.randint(0, 11, (2, 7))
+    with explainer.forward(ids) as record:
+        right = record.relevance(3, lambda scores: scores - scores.mean(1, keepdim=True), at=-1)
+    found = explainer(ids, 3, lambda scores: scores - scores.mean(1, keepdim=True), at=-1)
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-15)
+
+
 def test_rows_that_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asked_rows, "LEAST_SAVED", 0)
     torch.manual_seed(0)

@@ -106,3 +106,34 @@ def test_winners_over_a_flat_background_are_those_of_plain_sums(mode):
     composite = composites.epsilon_plus(max_pool=mode)
     plain = fastlrp.Explainer(model, composite, precision="float32")(x, 0)
     assert relative_error(fastlrp.Explainer(model, composite)(x, 0), plain) <= 2e-6
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.1), nn.ELU(0.5)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("composite", ["gradient", "guided_backprop"])
+def test_gradients_of_kinks_read_the_signs_of_plain_sums(composite, activation):
+    torch.manual_seed(0)
+    convolutions = [layer for _ in range(2) for layer in (nn.Conv2d(32, 32, 3, padding=1, bias=False), activation)]
+    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 2)).eval()
+    x = picture()
+    x[..., 9:] *= 1e-2
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0, "one")
+    assert relative_error(fastlrp.Explainer(model, composite)(x, 0, "one").double(), right) <= 4e-6
+
+
+class Masked(nn.Module):
+    """The picture where a convolution of it is above zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.head = nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head((x * (self.mask(x) > 0)).mean((2, 3)))
+
+
+def test_masks_are_those_of_plain_sums():
+    torch.manual_seed(0)
+    model, x = Masked().eval(), picture()
+    x[..., 9:] *= 1e-2
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), "gradient")(x.double(), 0, "one")
+    assert relative_error(fastlrp.Explainer(model, "gradient")(x, 0, "one").double(), right) <= 2e-6

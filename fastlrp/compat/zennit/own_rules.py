@@ -85,7 +85,7 @@ class AsItIs(Custom):
                 with torch.enable_grad():
                     y = forward(point.requires_grad_())
                     recognise.call_forward(hook, self.module, point, y)
-                    (below,) = torch.autograd.grad(y, point, arriving)
+                    (below,) = torch.autograd.grad(y, point, arriving.contiguous())
             hook.stored_tensors["grad_output"] = (arriving,)
             with torch.no_grad():
                 result = hook.backward(self.module, (below,), (arriving,))
