@@ -115,9 +115,10 @@ def forward_conv(b: Builder, node: Node) -> None:
         return
     exact, product = layer.of_input(layer.weight, layer.bias), layer.of_input(layer.weight, layer.bias, filtered=True)
     if layer.filters:  # The rules above, which are not lowered yet, say which.
-        filtered, uneven, compared, y = product, b.uneven, b.compared, node.output
+        filtered, looked = product, layer.looked(layer.weight, layer.bias)
+        uneven, compared, y = b.uneven, b.compared, node.output
         b.filtered.add(y)
-        product = lambda x: (exact if y in uneven or y in compared else filtered)(x)  # noqa: E731
+        product = lambda x: (exact if y in compared else looked if y in uneven else filtered)(x)  # noqa: E731
     # In place, and not by oneDNN itself, which makes 0 of NaN.
     b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
 

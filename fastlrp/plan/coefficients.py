@@ -223,18 +223,32 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
+    divided = None if flow is None or not layer.looks else b.slot_of(flow.factor)
 
-    def positive_sum(x: Tensor, sign: Any = False) -> Tensor:
+    def sum_of(weight: Tensor) -> Callable[..., Tensor]:
+        if divided is not None:
+            return layer.looked(weight, shift)
+        return lambda x: layer.sum_of_one_sign(x, weight, shift)
+
+    of_positive, of_both = sum_of(positive), None if both is None else sum_of(both)
+
+    def positive_sum(x: Tensor, *given: Any) -> Tensor:
+        sign = given[0] if signed else False
+        rest = given[signed:]
         if sign is False:
-            return layer.sum_of_one_sign(x, positive, shift)
+            return of_positive(x, *rest)
         assert below is not None
-        if both is not None:
-            return layer.sum_of_one_sign(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, shift)
+        if of_both is not None:
+            return of_both(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), *rest)
         above = layer.sum_of_one_sign(x.clamp(min=0), positive, shift)
         return above.add_(layer.sum_of_one_sign(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
-    return b.cache(positive_sum, ins, layer.y.numel, key=("part", layer.node, negative, shift is None))
+    name: tuple[Any, ...] = (layer.node, negative, shift is None)
+    if flow is None or divided is None:
+        return b.cache(positive_sum, ins, layer.y.numel, key=("part", *name))
+    key = None if flow.factor.scale is not None else ("looked part", *name, flow.factor.value)
+    return b.cache(positive_sum, [*ins, divided], layer.y.numel, key=key)
 
 
 def pair(
