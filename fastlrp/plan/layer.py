@@ -21,7 +21,6 @@ from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
 from fastlrp.plan.layouts import Layouts
-from fastlrp.plan.looked import Looked
 from fastlrp.precision import FULL, Products, instruction_set
 
 
@@ -120,22 +119,6 @@ class AffineLayer:
             if isinstance(product, winograd.Winograd):
                 return product(x, bias, least=least, not_negative=takes_least)
             return product(x, bias)
-
-        return applied
-
-    def looked(self, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
-        """:meth:`of_input`, filtered where a look at the numbers allows it.
-
-        It takes a second operand where all terms are at least zero and the result is a denominator: what is divided by
-        it. For layers that :attr:`filters` holds for.
-        """
-        product, exact = self.layouts.looked(weight), self.of_input(weight, bias)
-
-        def applied(x: Tensor, divided: Tensor | None = None) -> Tensor:
-            fits = packed.fits(x) and (divided is None or packed.fits(divided))
-            if not isinstance(product, Looked) or not fits:
-                return exact(x)
-            return product(x, bias) if divided is None else product.sums(x, weight, bias, divided)
 
         return applied
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
-from fastlrp.plan.winograd import Winograd
+from fastlrp.plan.winograd import LANES, Winograd, mixes
 
 MOST = 32.0
 """How many times more a place may hold than a window of its tile reads. The filtering rounds by about 1e-6 of what an
@@ -33,13 +33,15 @@ LEAST_WEIGHT = 1e-3
 
 
 def spreads(weight: Tensor, down: bool) -> bool:
-    """Whether each sum reads more than half of all channels, or none.
+    """Whether each sum reads more than half of all channels, or none, by as many weights as the filtering wants.
 
     A sum that reads few may find a tile dark that is bright in other channels.
 
     Args:
         weight: of a convolution, ``(Co, Ci, 3, 3)``. down: whether the sums of its transpose are meant.
     """
+    if any(count % LANES for count in weight.shape[:2]) or not mixes(weight):
+        return False
     sizes = weight.detach().abs().amax((2, 3))
     sizes = sizes.t() if down else sizes
     largest = sizes.amax(1, keepdim=True)
@@ -57,13 +59,17 @@ class Looked:
     def __init__(self, filtered: Winograd, plain: Any) -> None:
         self._filtered, self._plain = filtered, plain
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Only for operands that :func:`fastlrp.plan.packed.fits` is true of."""
+    def __call__(self, x: Tensor, bias: Tensor | None = None, least: Tensor | None = None) -> Tensor:
+        """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
 
-        def product(by: Any) -> Callable[[list[int] | None], Tensor]:
-            return lambda rows: by(_of(x, rows), bias)
+        ``least``: what the result is at the least, never below zero; plain sums are that by themselves.
+        """
 
-        return _chosen(self._look(x), product(self._filtered), product(self._plain))
+        def filtered(rows: list[int] | None) -> Tensor:
+            own = None if least is None else _of(least, rows)
+            return self._filtered(_of(x, rows), bias, least=own, not_negative=least is not None)
+
+        return _chosen(self._look(x), filtered, lambda rows: self._plain(_of(x, rows), bias))
 
     def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:
         """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``."""

@@ -122,7 +122,8 @@ def test_sums_that_read_few_channels_are_plain():
     assert looked.spreads(weight, down=True)
     weight[3] = 0
     assert looked.spreads(weight, down=False), "nothing is read, and nothing rounded"
-    assert not looked.spreads(weight[:, :, :1].transpose(0, 1)[:, :3] * torch.tensor([1, 0, 0]).view(1, 3, 1, 1), False)
+    assert not looked.spreads(weight * (torch.rand(32, 32, 3, 3) < 0.1), down=False), "too few terms"
+    assert not looked.spreads(weight[:1, :1], down=True), "not in whole groups of channels"
 
 
 class Opponent(nn.Module):
