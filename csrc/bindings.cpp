@@ -15,6 +15,7 @@
 #include "common/parallel.h"
 #include "edge/attention.h"
 #include "edge/bits.h"
+#include "edge/conv_evenness.h"
 #include "edge/conv_winograd.h"
 #include "edge/elementwise.h"
 #include "edge/marks.h"
@@ -215,6 +216,10 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
 
 [[maybe_unused]] void bind_winograd(py::module_& m, decltype(&edge::winograd_pack) pack,
                                     decltype(&edge::winograd_convolution) convolution) {
+  m.def("winograd_even", &edge::winograd_even, py::arg("x"), py::arg("scale").none(true), py::arg("padding"),
+        py::arg("most"), release_gil());
+  m.def("winograd_repair", &edge::winograd_repair, py::arg("y"), py::arg("x"), py::arg("weight"),
+        py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("winograd_pack", pack, py::arg("weight"), py::arg("turned") = false, release_gil());
   m.def("winograd_convolution", convolution, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
         py::arg("scale").none(true), py::arg("least").none(true), py::arg("padding"), py::arg("not_negative") = false,

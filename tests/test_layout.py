@@ -71,12 +71,12 @@ ORDER = """
     plan.transpose plan.even
     rules
     plan.coefficients
-    plan.late plan.input_terms
+    plan.late plan.input_terms plan.looked_sums
     capture.rewrite_functions plan.ups plan.batch_parts
     capture.rewrite_losses plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder plan.placing plan.layouts plan.summing
     plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
-    plan.neck plan.infinite plan.layer_calls
+    plan.neck plan.infinite plan.layer_calls plan.looked
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind

@@ -19,6 +19,7 @@ from fastlrp.kinds.unknown import send_unchanged
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import send_gradient
 from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.looked_sums import looked
 from fastlrp.plan.steps import Flow
 from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine
@@ -115,9 +116,10 @@ def forward_conv(b: Builder, node: Node) -> None:
         return
     exact, product = layer.of_input(layer.weight, layer.bias), layer.of_input(layer.weight, layer.bias, filtered=True)
     if layer.filters:  # The rules above, which are not lowered yet, say which.
-        filtered, uneven, compared, y = product, b.uneven, b.compared, node.output
+        filtered, after_look = product, looked(layer, layer.weight, layer.bias)
+        uneven, compared, y = b.uneven, b.compared, node.output
         b.filtered.add(y)
-        product = lambda x: (exact if y in uneven or y in compared else filtered)(x)  # noqa: E731
+        product = lambda x: (exact if y in compared else after_look if y in uneven else filtered)(x)  # noqa: E731
     # In place, and not by oneDNN itself, which makes 0 of NaN.
     b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
 

@@ -20,6 +20,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.late import is_late, send_late
 from fastlrp.plan.layer import AffineLayer, same_layout
+from fastlrp.plan.looked_sums import denominators, looked
 from fastlrp.plan.narrow import in_float32, representable, wide
 from fastlrp.plan.steps import Factor, Flow, SweepPart
 from fastlrp.plan.ups import up_through
@@ -158,9 +159,14 @@ def only_positive_outputs(layer: AffineLayer, flow: Flow) -> bool:
     return producer is not None and producer.operation == "relu" and producer.inputs[0] is layer.y
 
 
+def is_raised(layer: AffineLayer, flow: Flow, zero_bias: bool) -> bool:
+    """Whether where relevance stands an output is at most the sum of what raises it, its bias included."""
+    return only_positive_outputs(layer, flow) and (layer.bias is None or not zero_bias)
+
+
 def is_bounded(b: Builder, layer: AffineLayer, flow: Flow, zero_bias: bool) -> bool:
-    """Whether an output over the sum of what raises it, its bias included, is at most one where relevance stands."""
-    return layer.y not in b.uneven and only_positive_outputs(layer, flow) and (layer.bias is None or not zero_bias)
+    """The same, and what arrives is even."""
+    return layer.y not in b.uneven and is_raised(layer, flow, zero_bias)
 
 
 def output_slot(b: Builder, layer: AffineLayer, zero_bias: bool) -> int:
@@ -188,13 +194,15 @@ def of_changed_weights(
     """
     bias = None if zero_bias else layer.bias
     weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
-    bounded, value = raises and is_bounded(b, layer, flow, zero_bias), flow.factor.value
+    raised, bounded = raises and is_raised(layer, flow, zero_bias), raises and is_bounded(b, layer, flow, zero_bias)
     if z is None:
-        least = [value.index] if bounded and layer.filters_sums and value is not None else []
-        if least:
+        least = flow.factor.value if raised and (layer.filters_sums if bounded else layer.looks) else None
+        if least is None:
+            z = b.cache(layer.of_input(weight, shift), [layer.x.index], layer.y.numel)
+        else:
             b.note_filtered("denominators")
-        sums = layer.of_input(weight, shift, filtered=bool(least), takes_least=bool(least))
-        z = b.cache(sums, [layer.x.index, *least], layer.y.numel)
+            sums = layer.of_input(weight, shift, True, True) if bounded else looked(layer, weight, shift)
+            z = b.cache(sums, [layer.x.index, least.index], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
     return Coefficients(u, None, weight, splits=False, bounded=bounded)
 
@@ -226,18 +234,32 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
+    divided = None if flow is None or not layer.looks else b.slot_of(flow.factor)
 
-    def positive_sum(x: Tensor, sign: Any = False) -> Tensor:
+    def sum_of(weight: Tensor) -> Callable[..., Tensor]:
+        if divided is not None:
+            return denominators(layer, weight, shift)
+        return lambda x: layer.sum_of_one_sign(x, weight, shift)
+
+    of_positive, of_both = sum_of(positive), None if both is None else sum_of(both)
+
+    def positive_sum(x: Tensor, *given: Any) -> Tensor:
+        sign = given[0] if signed else False
+        rest = given[signed:]
         if sign is False:
-            return layer.sum_of_one_sign(x, positive, shift)
+            return of_positive(x, *rest)
         assert below is not None
-        if both is not None:
-            return layer.sum_of_one_sign(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), both, shift)
+        if of_both is not None:
+            return of_both(torch.cat([x.clamp(min=0), x.clamp(max=0)], 1), *rest)
         above = layer.sum_of_one_sign(x.clamp(min=0), positive, shift)
         return above.add_(layer.sum_of_one_sign(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
-    return b.cache(positive_sum, ins, layer.y.numel, key=("part", layer.node, negative, shift is None))
+    name: tuple[Any, ...] = (layer.node, negative, shift is None)
+    if flow is None or divided is None:
+        return b.cache(positive_sum, ins, layer.y.numel, key=("part", *name))
+    key = None if flow.factor.scale is not None else ("looked part", *name, flow.factor.value)
+    return b.cache(positive_sum, [*ins, divided], layer.y.numel, key=key)
 
 
 def pair(

@@ -31,7 +31,8 @@ class AffineLayer:
         is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
-            denominators and what flows down may, too, which products of bfloat16 on AMX are faster for.
+            denominators and what flows down may, too, which products of bfloat16 on AMX are faster for; looks: whether
+            these may, where the rules do not allow it, after a look at the numbers, :mod:`fastlrp.plan.looked`.
     """
 
     def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0, may_pack: bool = False) -> None:
@@ -56,6 +57,7 @@ class AffineLayer:
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
+        self.looks = self.filters_sums and not self.is_reduced
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
     @staticmethod
@@ -212,6 +214,8 @@ class AffineLayer:
             first, second = (None if w is None else self.layouts.filtered(w, down=True) for w in given)
             return packed.transposed(first, second, None, transposed)
         packs = self.packs and not fused and not multiply
+        if packs and self.looks:
+            b.note("winograd where even")
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
 
     def _packed_transpose(
@@ -220,12 +224,13 @@ class AffineLayer:
         """:meth:`transpose` with weights that are laid out beforehand; ``plain`` where there is no such way."""
         if few_channels(weight, self.geometry.transposed, self.geometry.groups):
             return plain
-        first, second = (None if w is None else self.layouts.packed(w, down=True) for w in (weight, positive))
+        laid_out = self.layouts.looked if self.looks else self.layouts.packed
+        first, second = (None if w is None else laid_out(w, down=True) for w in (weight, positive))
         if first is None:  # A transpose that oneDNN has no kernel for.
             return plain
         third = None
         if positive is not None and signed:
-            third = self.layouts.transpose_of(lambda: weight - positive)
+            third = self.layouts.transpose_of(lambda: weight - positive, looked=self.looks)
         return packed.transposed(first, second, third, plain)
 
     def plain_products(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -331,7 +336,7 @@ class AffineLayer:
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes
         affine = (weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
-        filtered = self.goes_filtered(bounded, sign is not None)
+        filtered = self.goes_filtered(bounded, sign is not None) or self.looks
         return Affine(*affine, is_reduced=self.is_reduced, is_filtered=filtered)
 
 

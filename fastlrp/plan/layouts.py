@@ -14,6 +14,7 @@ from torch import Tensor
 from fastlrp.plan import reduced
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.looked import Looked, spreads
 from fastlrp.plan.packed import Packed, of_transpose
 from fastlrp.plan.winograd import Winograd
 
@@ -56,6 +57,7 @@ class Layouts:
         self._narrow: _OfWeights[Tensor] = _OfWeights()
         self._packed: _OfWeights[Packed | None] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
+        self._looked: _OfWeights[Looked | Packed | None] = _OfWeights()
 
     @property
     def _of_conv(self) -> ConvGeometry:
@@ -77,13 +79,16 @@ class Layouts:
 
         def made(kept: weakref.ref[Tensor]) -> Packed | None:
             read = cast("Callable[[], Tensor]", kept)
-            return self.transpose_of(read) if down else Packed(read, self._of_conv)
+            return of_transpose(read, self._of_conv, *self._sizes) if down else Packed(read, self._of_conv)
 
         return self._packed.get(weight, down, made)
 
-    def transpose_of(self, weight: Callable[[], Tensor]) -> Packed | None:
-        """The same for the transpose, not remembered."""
-        return of_transpose(weight, self._of_conv, *self._sizes)
+    def transpose_of(self, weight: Callable[[], Tensor], looked: bool = False) -> Looked | Packed | None:
+        """The same for the transpose, not remembered. ``looked``: as :meth:`looked` gives it."""
+        plain = of_transpose(weight, self._of_conv, *self._sizes)
+        if not looked or plain is None or not spreads(weight(), down=True):
+            return plain
+        return Looked(Winograd(weight, self._of_conv, down=True), plain)
 
     def filtered(self, weight: Tensor, down: bool = False) -> Winograd:
         """As Winograd's filtering reads it; ``down``: for the transpose."""
@@ -92,3 +97,12 @@ class Layouts:
             return Winograd(cast("Callable[[], Tensor]", kept), self._of_conv, down)
 
         return self._filtered.get(weight, down, made)
+
+    def looked(self, weight: Tensor, down: bool = False) -> Looked | Packed | None:
+        """Filtered where a look at the numbers allows it; as :meth:`packed` for a weight that never allows it."""
+
+        def made(_: weakref.ref[Tensor]) -> Looked | Packed | None:
+            plain = self.packed(weight, down)
+            return Looked(self.filtered(weight, down), plain) if plain is not None and spreads(weight, down) else plain
+
+        return self._looked.get(weight, down, made)

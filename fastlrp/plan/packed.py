@@ -17,6 +17,7 @@ from torch import Tensor
 from fastlrp.aten import conv as aten_conv
 from fastlrp.plan import reduced
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.looked import Looked
 from fastlrp.plan.winograd import Winograd
 
 LEAST_WORK = 1 << 22
@@ -123,7 +124,7 @@ def of_transpose(
     return Packed(weight, g, missing) if fitting and g.groups == 1 else None
 
 
-Prepared = Packed | Winograd
+Prepared = Packed | Winograd | Looked
 """A convolution, or its transpose, by a weight in another form."""
 
 

@@ -80,7 +80,7 @@ class Winograd:
 
     def __init__(self, weight: Callable[[], Tensor], geometry: ConvGeometry, down: bool = False) -> None:
         self._make, self._down = weight, down
-        self._padding = [2 - p for p in geometry.padding] if down else list(geometry.padding)
+        self.padding = [2 - p for p in geometry.padding] if down else list(geometry.padding)
         self._packed: Tensor | None = None
 
     def __call__(
@@ -96,7 +96,7 @@ class Winograd:
         kernel: Any = loaded()
         if self._packed is None:
             self._packed = kernel.winograd_pack(self._make().detach(), self._down)
-        result: Tensor = kernel.winograd_convolution(x, self._packed, bias, scale, least, self._padding, not_negative)
+        result: Tensor = kernel.winograd_convolution(x, self._packed, bias, scale, least, self.padding, not_negative)
         return result
 
     def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Gamma(TwoCoefficientRule):
                 return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, z=z)
             return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, raises=True)
         factor, z = b.slot_of(flow.factor), output_slot(b, layer, self.zero_bias)
-        positive = part(b, layer, self.zero_bias)
+        positive = part(b, layer, self.zero_bias, flow=flow)
         # N + b-, read only where z < 0: there it is the sum of two negative numbers, and no digits cancel.
         negative = b.cache(torch.sub, [z, positive], layer.y.numel)
         st = Stabilizer.ensure(self.stabilizer)

@@ -1,0 +1,90 @@
+#include "conv_evenness.h"
+
+#include <memory>
+
+#include "../cpu/conv_evenness.h"
+#include "require.h"
+
+namespace fastlrp::edge {
+namespace {
+
+Tensor channels_last(const Tensor& tensor) { return to_channels_last(tensor.resolve_neg()); }
+
+// Rows and columns of the result.
+Sizes size_of(const Check& check, const Tensor& x, const Sizes& padding) {
+  check.dtype("x", x, kFloat);
+  check.tensor("x", x);
+  REQUIRE_VALUE(x.dim() == 4 && x.size(1) % cpu::kWinogradLanes == 0, check.op,
+                ": x must have shape (N, Ci, H, W) with channels in multiples of ", cpu::kWinogradLanes, ", got ",
+                x.sizes());
+  check.axes("padding", padding, 2, "x", 0);
+  const Sizes size{x.size(2) + 2 * padding[0] - 2, x.size(3) + 2 * padding[1] - 2};
+  REQUIRE_VALUE(size[0] > 0 && size[1] > 0 && padding[0] <= 2 && padding[1] <= 2, check.op,
+                ": padding must be 0, 1 or 2 with a result that is not empty, got ", Ints(padding), " for x of ",
+                x.sizes());
+  return size;
+}
+
+}  // namespace
+
+std::vector<bool> winograd_even(const Tensor& x_, const OptionalTensor& scale_, const Sizes& padding, double most) {
+  const Check check{kCpu, "winograd_even"};
+  const Sizes size = size_of(check, x_, padding);
+  const int64_t samples = x_.size(0);
+  Tensor scale;
+  if (scale_.has_value()) {
+    check.like("scale", *scale_, x_);
+    const bool fits = scale_->dim() == 4 && scale_->size(0) > 0 && samples % scale_->size(0) == 0 &&
+                      scale_->sizes().slice(1) == x_.sizes().slice(1);
+    REQUIRE_VALUE(fits || samples == 0, check.op, ": scale must have shape (N / K, Ci, H, W) for x of ", x_.sizes(),
+                  ", got ", scale_->sizes());
+    scale = channels_last(*scale_);
+  }
+  const Tensor x = channels_last(x_);
+  const auto read = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
+  const std::unique_ptr<bool[]> even(new bool[samples]());
+  cpu::Winograd p{samples, x.size(2), x.size(3), x.size(1), size[0], size[1], 0, padding[0], padding[1], read(x)};
+  p.scale = read(scale);
+  p.targets = scale.defined() && samples > 0 ? samples / scale.size(0) : 1;
+  if (x.numel() > 0) {
+    cpu::winograd_even(p, static_cast<float>(most), even.get());
+  }
+  return std::vector<bool>(even.get(), even.get() + samples);
+}
+
+std::vector<bool> winograd_repair(const Tensor& y, const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_,
+                                  const Tensor& divided_, const Sizes& padding, double most) {
+  const Check check{kCpu, "winograd_repair"};
+  const Sizes size = size_of(check, x_, padding);
+  check.like("weight", weight_, x_);
+  const int64_t samples = x_.size(0);
+  REQUIRE_VALUE(weight_.dim() == 4 && weight_.size(1) == x_.size(1) && weight_.size(2) == 3 && weight_.size(3) == 3 &&
+                    weight_.size(0) > 0 && weight_.size(0) % cpu::kWinogradLanes == 0,
+                check.op, ": weight must have shape (Co, ", x_.size(1), ", 3, 3) with Co in multiples of ",
+                cpu::kWinogradLanes, ", got ", weight_.sizes());
+  const int64_t outputs = weight_.size(0);
+  check.like("y", y, x_);
+  check.sizes("y", y, {samples, outputs, size[0], size[1]});
+  REQUIRE_VALUE(channels_last_dense(y, 1) && (samples <= 1 || y.stride(0) == product(y.sizes().slice(1))), check.op,
+                ": y must lie channels-last, got strides ", y.strides());
+  check.like("divided", divided_, x_);
+  check.sizes("divided", divided_, y.sizes());
+  Tensor bias;
+  if (bias_.has_value()) {
+    check.like("bias", *bias_, x_);
+    check.sizes("bias", *bias_, {outputs});
+    bias = bias_->resolve_neg().contiguous();
+  }
+  const Tensor x = channels_last(x_), weight = channels_last(weight_), divided = channels_last(divided_);
+  const std::unique_ptr<bool[]> kept(new bool[samples]());
+  if (y.numel() > 0) {
+    cpu::winograd_repair({samples, x.size(2), x.size(3), x.size(1), size[0], size[1], outputs, padding[0], padding[1],
+                          x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
+                          bias.defined() ? bias.const_data_ptr<float>() : nullptr, divided.const_data_ptr<float>(),
+                          static_cast<float>(most), y.mutable_data_ptr<float>()},
+                         kept.get());
+  }
+  return std::vector<bool>(kept.get(), kept.get() + samples);
+}
+
+}  // namespace fastlrp::edge

@@ -1,0 +1,144 @@
+"""Winograd's filtering by a look at the numbers of each call, where the rules do not say that relevance is even.
+
+What is rounded in a tile is rounded relative to the largest numbers of the tile. So a product is as exact as one by
+plain sums, up to a small factor and whatever the rules above are, where in each tile no place holds much more than any
+3x3 window of the tile reads: 10 to 20 times is common on the way down, a million is what a dark part of a picture
+beside a bright one makes. The look reads the operand once, which takes a tenth of the filtering's time or less, and
+decides for each sample and target by itself, so that a sample alone has the same bits as in a batch. What a place
+holds is the sum of the sizes of all its channels, so that each sum of the product has to read most channels
+(:func:`spreads`); sums of which the rule takes the reciprocal are looked at one by one as well (:meth:`Looked.sums`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlrp.backends.extension import loaded
+from fastlrp.plan.winograd import LANES, Winograd, mixes
+
+MOST = 32.0
+"""How many times more a place may hold than a window of its tile reads. The filtering rounds by about 1e-6 of what an
+even tile's window reads, so that sums of the darkest window are right to about 1e-4 of their terms, those of the others
+as in an even tile."""
+
+MOST_SHARE = 8.0
+"""A sum by which more than this many times itself is divided is made again as a plain one."""
+
+LEAST_WEIGHT = 1e-3
+"""Weights of a channel count where they are this part of the largest of their sum."""
+
+
+def spreads(weight: Tensor, down: bool) -> bool:
+    """Whether each sum reads more than half of all channels, or none, by as many weights as the filtering wants.
+
+    A sum that reads few may find a tile dark that is bright in other channels.
+
+    Args:
+        weight: of a convolution, ``(Co, Ci, 3, 3)``. down: whether the sums of its transpose are meant.
+    """
+    if any(count % LANES for count in weight.shape[:2]) or not mixes(weight):
+        return False
+    sizes = weight.detach().abs().amax((2, 3))
+    sizes = sizes.t() if down else sizes
+    largest = sizes.amax(1, keepdim=True)
+    read = (sizes >= LEAST_WEIGHT * largest).sum(1)
+    return bool(((2 * read > sizes.shape[1]) | (largest[:, 0] == 0)).all())
+
+
+class Looked:
+    """``x -> W x + b`` of a convolution or its transpose: filtered where the numbers are even, else by plain sums.
+
+    Args:
+        filtered, plain: the same product, the second by a weight that oneDNN reads.
+    """
+
+    def __init__(self, filtered: Winograd, plain: Any) -> None:
+        self._filtered, self._plain = filtered, plain
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None, least: Tensor | None = None) -> Tensor:
+        """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
+
+        ``least``: what the result is at the least, never below zero; plain sums are that by themselves.
+        """
+
+        def filtered(rows: list[int] | None) -> Tensor:
+            own = None if least is None else _of(least, rows)
+            return self._filtered(_of(x, rows), bias, least=own, not_negative=least is not None)
+
+        return _chosen(self._look(x), filtered, lambda rows: self._plain(_of(x, rows), bias))
+
+    def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:
+        """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``."""
+        targets = flow.shape[1]
+        even = self._look(flow.flatten(0, 1), coefficient)
+        if all(even):
+            return self._filtered.scaled(flow, coefficient)
+        if not any(even):
+            result: Tensor = self._plain.scaled(flow, coefficient)
+            return result
+
+        def product(by: Any) -> Callable[[list[int] | None], Tensor]:
+            def of_rows(rows: list[int] | None) -> Tensor:
+                assert rows is not None
+                own = coefficient[[row // targets for row in rows]]
+                result: Tensor = by.scaled(flow.flatten(0, 1)[rows].unsqueeze(1), own)
+                return result.flatten(0, 1)
+
+            return of_rows
+
+        found = _chosen(even, product(self._filtered), product(self._plain))
+        return found.view(*flow.shape[:2], *found.shape[1:])
+
+    def sums(self, x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor) -> Tensor:
+        """``W x + b``, all terms of which are at least zero, as denominators of ``divided``.
+
+        An error of the filtering is small beside the largest sums of a tile. It is small beside the relevance of the
+        tile, too, where no more is divided than a few times the sum; other sums are made again, each as a plain one.
+
+        Args:
+            x: ``(B, Ci, H, W)``, whose terms with ``weight`` ``(Co, Ci, 3, 3)`` are not negative. divided: the factor
+                that the coefficient has above its denominator, of the result's shape.
+        """
+        kernel: Any = loaded()
+        even = self._look(x)
+        filtered: Callable[..., Tensor] = self._filtered
+
+        def repaired(rows: list[int] | None) -> Tensor:
+            given, above = _of(x, rows), _of(divided, rows)
+            found = filtered(given, bias, not_negative=True)
+            kept = kernel.winograd_repair(found, given, weight, bias, above, self._filtered.padding, MOST_SHARE)
+            for row, is_kept in enumerate(kept):
+                if not is_kept:
+                    found[row : row + 1] = self._plain(given[row : row + 1], bias)
+            return found
+
+        return _chosen(even, repaired, lambda rows: self._plain(_of(x, rows), bias))
+
+    def _look(self, x: Tensor, scale: Tensor | None = None) -> list[bool]:
+        kernel: Any = loaded()
+        found: list[bool] = kernel.winograd_even(x, scale, self._filtered.padding, MOST)
+        return found
+
+
+def _of(x: Tensor, rows: list[int] | None) -> Tensor:
+    return x if rows is None else x[rows]
+
+
+def _chosen(
+    even: Sequence[bool], filtered: Callable[[list[int] | None], Tensor], plain: Callable[[list[int] | None], Tensor]
+) -> Tensor:
+    """What each row's own way makes of it; a way is given None for all rows."""
+    if all(even):
+        return filtered(None)
+    if not any(even):
+        return plain(None)
+    first = [row for row, is_even in enumerate(even) if is_even]
+    second = [row for row, is_even in enumerate(even) if not is_even]
+    some, others = filtered(first), plain(second)
+    result = some.new_empty((len(even), *some.shape[1:])).to(memory_format=torch.channels_last)
+    result[first], result[second] = some, others
+    return result
