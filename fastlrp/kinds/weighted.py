@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.kinds.unknown import send_unchanged
+from fastlrp.plan import winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import send_gradient
 from fastlrp.plan.layer import AffineLayer
@@ -113,13 +116,29 @@ def forward_conv(b: Builder, node: Node) -> None:
     if layer is None or not layer.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return
-    exact, product = layer.of_input(layer.weight, layer.bias), layer.of_input(layer.weight, layer.bias, filtered=True)
-    if layer.filters:  # The rules above, which are not lowered yet, say which.
-        filtered, uneven, compared, y = product, b.uneven, b.compared, node.output
-        b.filtered.add(y)
-        product = lambda x: (exact if y in uneven or y in compared else filtered)(x)  # noqa: E731
+    product = layer.of_input(layer.weight, layer.bias)
+    if layer.filters:
+        product = _filtered(b, layer, product)
     # In place, and not by oneDNN itself, which makes 0 of NaN.
     b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
+
+
+def _filtered(b: Builder, layer: AffineLayer, exact: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """By Winograd's filtering where the rules and comparisons above allow it, which are not lowered yet."""
+    y, uneven, compared, pooled = layer.y, b.uneven, b.compared, b.pooled
+    filtered = layer.of_input(layer.weight, layer.bias, filtered=True)
+    alike = layer.of_input(layer.weight, layer.bias, filtered=True, alike=True)
+    tells_apart = cache(lambda: winograd.tells_apart(layer.weight))
+    b.filtered.add(y)
+
+    def product(x: Tensor) -> Tensor:
+        if y in uneven or y in compared:
+            return exact(x)
+        if y not in pooled:
+            return filtered(x)
+        return (alike if tells_apart() else exact)(x)
+
+    return product
 
 
 def forward_linear(b: Builder, node: Node) -> None:

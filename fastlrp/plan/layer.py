@@ -99,13 +99,15 @@ class AffineLayer:
         return x * weight if bias is None else x * weight + bias
 
     def of_input(
-        self, weight: Tensor, bias: Tensor | None, filtered: bool = False, takes_least: bool = False
-    ) -> Callable[..., Tensor]:
+        self, weight: Tensor, bias: Tensor | None, filtered: bool = False, takes_least: bool = False,
+        alike: bool = False,
+    ) -> Callable[..., Tensor]:  # fmt: skip
         """``x -> weight x + bias``, with a weight that is laid out once where that pays.
 
         Args:
             filtered: whether it may go by Winograd's filtering. takes_least: whether it is also given what the result
-                is at the least, never below zero; plain sums are that by themselves.
+                is at the least, never below zero; plain sums are that by themselves. alike: whether places that read
+                the same numbers give the same, which plain sums do by themselves, too.
         """
         product, layouts = cast("packed.Prepared | None", None), self.layouts
         if self.packs:
@@ -115,7 +117,7 @@ class AffineLayer:
             if product is None or not packed.fits(x):
                 return self.apply(x, weight, bias)
             if isinstance(product, winograd.Winograd):
-                return product(x, bias, least=least, not_negative=takes_least)
+                return product(x, bias, least=least, not_negative=takes_least, alike=alike)
             return product(x, bias)
 
         return applied
