@@ -20,8 +20,9 @@ constexpr double kOfWeight[6][3] = {{1, 0, 0},
                                     {2. / 15, -4. / 15, 8. / 15},
                                     {0, 0, 1}};
 
-// Numbers that a block of tiles keeps, inputs and sums: about what the second cache holds.
-constexpr int64_t kBlock = 400 * 1024;
+// Numbers that a block of tiles keeps, inputs and sums. Each block reads all weights, which for 512 channels come from
+// memory: 8 MB of them cost less than a second block (28x28, caches cold: 5.5 ms, with 1.6 MB 7.0; one core, AMD EPYC).
+constexpr int64_t kBlock = 2048 * 1024;
 
 int64_t along(int64_t length) { return (length + kWinogradOut - 1) / kWinogradOut; }
 

@@ -116,18 +116,17 @@ def forward_conv(b: Builder, node: Node) -> None:
     if layer is None or not layer.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return
-    product = layer.of_input(layer.weight, layer.bias)
-    if layer.filters:
-        product = _filtered(b, layer, product)
-    # In place, and not by oneDNN itself, which makes 0 of NaN.
-    b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
+    b.add_forward(node, call=_of_input(b, layer), with_relu=_of_input(b, layer, rectified=True))
 
 
-def _filtered(b: Builder, layer: AffineLayer, exact: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callable[[Tensor], Tensor]:
     """By Winograd's filtering where the rules and comparisons above allow it, which are not lowered yet."""
+    given = {"weight": layer.weight, "bias": layer.bias, "rectified": rectified}
+    exact = layer.of_input(**given)
+    if not layer.filters:
+        return exact
     y, uneven, compared, pooled = layer.y, b.uneven, b.compared, b.pooled
-    filtered = layer.of_input(layer.weight, layer.bias, filtered=True)
-    alike = layer.of_input(layer.weight, layer.bias, filtered=True, alike=True)
+    filtered, alike = (layer.of_input(**given, filtered=True, alike=alike) for alike in (False, True))
     tells_apart = cache(lambda: winograd.tells_apart(layer.weight))
     b.filtered.add(y)
 

@@ -25,7 +25,7 @@ LANES = 16
 LEAST_CHANNELS = 32
 """With fewer, taking tiles apart costs what the products save."""
 
-LEAST_TILES, MANY_TILES = 9, 40
+LEAST_TILES, MANY_TILES = 9, 16
 """How many tiles one map must have. The parts of a weight are read once for all tiles, so that with few tiles reading
 them takes longer than the products save: the first number holds for parts of at most :data:`SMALL_WEIGHT` bytes, the
 second for larger ones."""
