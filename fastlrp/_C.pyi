@@ -46,6 +46,7 @@ def winograd_convolution(
     least: Tensor | None,
     padding: list[int],
     not_negative: bool = False,
+    alike: bool = False,
 ) -> Tensor: ...
 def norm_relevance(relevance: Tensor, gain: Tensor | None, inverse_sigma: Tensor, centre: bool) -> Tensor: ...
 def attention_relevance_into(

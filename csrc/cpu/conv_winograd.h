@@ -28,6 +28,7 @@ struct Winograd {
   const float* least;   // null, or what y is at the least, (N, H', W', Co)
   bool not_negative;    // y is at the least zero
   float* y;
+  bool alike;  // places of a sample that read the same numbers get the same, bit for bit; without `scale` and `least`
 };
 
 void winograd_convolution(const Winograd& p);

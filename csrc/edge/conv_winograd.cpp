@@ -1,5 +1,7 @@
 #include "conv_winograd.h"
 
+#include <cstdint>
+
 #include "../common/memory.h"
 #include "../cpu/conv_winograd.h"
 #include "require.h"
@@ -25,7 +27,7 @@ Tensor winograd_pack(const Tensor& weight_, bool turned) {
 
 Tensor winograd_convolution(const Tensor& x_, const Tensor& weight, const OptionalTensor& bias_,
                             const OptionalTensor& scale_, const OptionalTensor& least_, const Sizes& padding,
-                            bool not_negative) {
+                            bool not_negative, bool alike) {
   const Check check{kCpu, "winograd_convolution"};
   check.dtype("x", x_, kFloat);
   check.tensor("x", x_);
@@ -41,6 +43,10 @@ Tensor winograd_convolution(const Tensor& x_, const Tensor& weight, const Option
   REQUIRE_VALUE(height > 0 && width > 0 && padding[0] <= 2 && padding[1] <= 2, check.op,
                 ": padding must be 0, 1 or 2 with a result that is not empty, got ", Ints(padding), " for x of ",
                 x_.sizes());
+  REQUIRE_VALUE(!alike || (!scale_.has_value() && !least_.has_value()), check.op,
+                ": alike places read the same numbers of x alone: leave scale and least away");
+  REQUIRE_VALUE(!alike || height * width <= INT32_MAX, check.op, ": alike is for maps of at most ", INT32_MAX,
+                " places, got ", height * width);
   const auto dense = [](const Tensor& t) { return to_channels_last(t.resolve_neg()); };
   Tensor bias, scale, least;
   if (bias_.has_value()) {
@@ -72,7 +78,7 @@ Tensor winograd_convolution(const Tensor& x_, const Tensor& weight, const Option
   cpu::winograd_convolution({samples, x_.size(2), x_.size(3), x_.size(1), height, width, outputs, padding[0],
                              padding[1], read(x), read(scale), scale.defined() ? samples / scale_->size(0) : 1,
                              weight.const_data_ptr<float>(), read(bias), read(least), not_negative,
-                             y.mutable_data_ptr<float>()});
+                             y.mutable_data_ptr<float>(), alike});
   return y;
 }
 

@@ -10,8 +10,9 @@ Tensor winograd_pack(const Tensor& weight, bool turned);
 
 // (N, Co, H', W'), channels-last: x (N, Ci, H, W), times `scale` (N / K, Ci, H, W) if there is one, through a 3x3
 // convolution with strides of 1 and `padding` zeros at each side; not below zero, nor below `least`, where asked for.
+// `alike`: places of a sample that read the same numbers give the same, bit for bit; not with `scale` or `least`.
 Tensor winograd_convolution(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& scale, const OptionalTensor& least, const Sizes& padding,
-                            bool not_negative);
+                            bool not_negative, bool alike);
 
 }  // namespace fastlrp::edge

@@ -70,6 +70,8 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
     # c passes as it is when it belongs to the pool's own output; anything else becomes R here.
     chained = flow.factor.value is y
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
+    if chained and a["dims"] == 2:  # Otherwise a dark window's relevance may be as large as a bright one's.
+        b.passed.add(node)
     size = list(x.sizes[1:])
     if mode == "ties" and not isinstance(rule, rules.Gradient):
         if a["adaptive"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.kinds.unknown import send_unchanged
+from fastlrp.plan import winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import send_gradient
 from fastlrp.plan.layer import AffineLayer
@@ -114,14 +117,32 @@ def forward_conv(b: Builder, node: Node) -> None:
     if layer is None or not layer.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return
-    exact, product = layer.of_input(layer.weight, layer.bias), layer.of_input(layer.weight, layer.bias, filtered=True)
-    if layer.filters:  # The rules above, which are not lowered yet, say which.
-        filtered, after_look = product, looked(layer, layer.weight, layer.bias)
-        uneven, compared, y = b.uneven, b.compared, node.output
-        b.filtered.add(y)
-        product = lambda x: (exact if y in compared else after_look if y in uneven else filtered)(x)  # noqa: E731
-    # In place, and not by oneDNN itself, which makes 0 of NaN.
-    b.add_forward(node, call=product, with_relu=lambda x: torch.relu_(product(x)))
+    b.add_forward(node, call=_of_input(b, layer), with_relu=_of_input(b, layer, rectified=True))
+
+
+def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callable[[Tensor], Tensor]:
+    """By Winograd's filtering where the rules and comparisons above allow it, which are not lowered yet."""
+    given = {"weight": layer.weight, "bias": layer.bias, "rectified": rectified}
+    exact = layer.of_input(**given)
+    if not layer.filters:
+        return exact
+    y, uneven, compared, pooled = layer.y, b.uneven, b.compared, b.pooled
+    filtered, alike = (layer.of_input(**given, filtered=True, alike=alike) for alike in (False, True))
+    after_look = looked(layer, layer.weight, layer.bias)
+    tells_apart = cache(lambda: winograd.tells_apart(layer.weight))
+    b.filtered.add(y)
+
+    def product(x: Tensor) -> Tensor:
+        if y in compared or (y in uneven and y in pooled):
+            return exact(x)
+        if y in uneven:
+            found = after_look(x)
+            return torch.relu_(found) if rectified else found
+        if y not in pooled:
+            return filtered(x)
+        return (alike if tells_apart() else exact)(x)
+
+    return product
 
 
 def forward_linear(b: Builder, node: Node) -> None:

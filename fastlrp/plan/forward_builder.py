@@ -35,8 +35,11 @@ class ForwardBuilder:
         numbers: slots that hold one number everywhere, known beforehand.
         uneven: values whose relevance per unit may differ from place to place by more than the network's weights make
             it, :mod:`fastlrp.plan.even`; complete when all is lowered. filtered: those that
-            Winograd's filtering makes where they are not among these, nor ``compared``: with a maximum above, which
-            takes the first of equal entries; rounded place by place those of a flat background would not be equal.
+            Winograd's filtering makes where they are not among these, nor ``compared``.
+        passed: max-pools of maps that relevance per unit of activation passes as it is.
+        pooled: values below these. They take the first of equal entries, so that places that read the same must give
+            the same, as those of a flat background do.
+        compared: values below any other choice of entries. Both are complete when all is lowered.
         beside: slots of what a node's forward step makes beside its output: the winners of a max-pool.
     """
 
@@ -55,6 +58,8 @@ class ForwardBuilder:
     numbers: dict[int, float] = field(init=False, default_factory=dict)
     uneven: set[Value] = field(init=False, default_factory=set)
     filtered: set[Value] = field(init=False, default_factory=set)
+    passed: set[Node] = field(init=False, default_factory=set)
+    pooled: set[Value] = field(init=False, default_factory=set)
     compared: set[Value] = field(init=False, default_factory=set)
     beside: dict[Node, int] = field(init=False, default_factory=dict)
     _factors: dict[Factor, int] = field(init=False, default_factory=dict)

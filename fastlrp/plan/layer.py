@@ -101,24 +101,27 @@ class AffineLayer:
         return x * weight if bias is None else x * weight + bias
 
     def of_input(
-        self, weight: Tensor, bias: Tensor | None, filtered: bool = False, takes_least: bool = False
-    ) -> Callable[..., Tensor]:
+        self, weight: Tensor, bias: Tensor | None, filtered: bool = False, takes_least: bool = False,
+        alike: bool = False, rectified: bool = False,
+    ) -> Callable[..., Tensor]:  # fmt: skip
         """``x -> weight x + bias``, with a weight that is laid out once where that pays.
 
         Args:
             filtered: whether it may go by Winograd's filtering. takes_least: whether it is also given what the result
-                is at the least, never below zero; plain sums are that by themselves.
+                is at the least, never below zero; plain sums are that by themselves. alike: whether places that read
+                the same numbers give the same, which plain sums do by themselves, too. rectified: whether a ReLU follows.
         """
         product, layouts = cast("packed.Prepared | None", None), self.layouts
         if self.packs:
             product = layouts.filtered(weight) if filtered and self.filters else layouts.packed(weight)
 
         def applied(x: Tensor, least: Tensor | None = None) -> Tensor:
-            if product is None or not packed.fits(x):
-                return self.apply(x, weight, bias)
-            if isinstance(product, winograd.Winograd):
-                return product(x, bias, least=least, not_negative=takes_least)
-            return product(x, bias)
+            fits = product is not None and packed.fits(x)
+            if fits and isinstance(product, winograd.Winograd):
+                return product(x, bias, least=least, not_negative=takes_least or rectified, alike=alike)
+            found = product(x, bias) if fits and product is not None else self.apply(x, weight, bias)
+            # In place, and not by oneDNN itself, which makes 0 of NaN.
+            return torch.relu_(found) if rectified else found
 
         return applied
 

@@ -40,9 +40,6 @@ def lower(
     graph = b.graph
     for node in graph.nodes:
         KIND[node.kind].forward(b, node)
-    for node in reversed(graph.nodes):
-        if node.output in b.compared or compares(node, assigned.get(node)):
-            b.compared.update(node.inputs)
     b.sends_evenly = knows_rules and begins_even(b)
     b.start()
     for value in masked_with_infinity(graph):
@@ -61,6 +58,7 @@ def lower(
             if step is not None:
                 offers[node] = written[node], step
     eager_attention.settle(b, offers)
+    _settle_comparisons(b, assigned)
     for value in graph.inputs:
         if value.gets_relevance:
             b.collect(value)
@@ -73,6 +71,15 @@ def lower(
         )
     fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
     return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
+
+
+def _settle_comparisons(b: Builder, assigned: Mapping[Node, rules.Rule | None]) -> None:
+    """What choices of entries ask of the values below them: see ``pooled`` and ``compared`` of the builder."""
+    for node in reversed(b.graph.nodes):
+        if node.output in b.pooled or node in b.passed:
+            b.pooled.update(node.inputs)
+        if node.output in b.compared or (compares(node, assigned.get(node)) and node not in b.passed):
+            b.compared.update(node.inputs)
 
 
 def _check(graph: Graph, node: Node, rule: rules.Rule | None) -> None:

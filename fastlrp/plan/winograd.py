@@ -25,13 +25,16 @@ LANES = 16
 LEAST_CHANNELS = 32
 """With fewer, taking tiles apart costs what the products save."""
 
-LEAST_TILES, MANY_TILES = 9, 40
+LEAST_TILES, MANY_TILES = 9, 16
 """How many tiles one map must have. The parts of a weight are read once for all tiles, so that with few tiles reading
 them takes longer than the products save: the first number holds for parts of at most :data:`SMALL_WEIGHT` bytes, the
 second for larger ones."""
 
 LEAST_TERMS = 32
 """How many weights other than zero each sum must have."""
+
+MOST_UNREAD = 1 / 64
+"""Which share of a sum's weights may be zero below a max-pool."""
 
 SMALL_WEIGHT = 16 << 20
 """Bytes of the parts of a weight, four times its own."""
@@ -64,6 +67,17 @@ def mixes(weight: Tensor) -> bool:
     return all(bool(((count >= LEAST_TERMS) | (count == 0)).all()) for count in (terms.sum(0), terms.sum(1)))
 
 
+def tells_apart(weight: Tensor) -> bool:
+    """Whether places that do not read the same numbers give different sums, as a rule.
+
+    Where many weights are zero they are often equal all the same: bit for bit in plain sums, but not here.
+    """
+    sizes = weight.abs().flatten(1)
+    unread = sizes <= 1e-10 * sizes.amax(1, keepdim=True)
+    shares = unread.float().mean(1)
+    return bool(((shares <= MOST_UNREAD) | (sizes.amax(1) == 0)).all())
+
+
 def _kernel() -> Any:
     """The extension, if it has the kernels and a processor's instructions that gain by them."""
     module: Any = loaded()
@@ -85,18 +99,21 @@ class Winograd:
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, least: Tensor | None = None,
-        not_negative: bool = False,
+        not_negative: bool = False, alike: bool = False,
     ) -> Tensor:  # fmt: skip
         """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
 
         Args:
             x: ``(N, C, H, W)``. bias: of the layer. scale: what ``x`` is multiplied with, of ``N / K`` samples, each
                 for K of ``x``. least: what the result is at the least. not_negative: whether that is never below zero.
+            alike: whether places of a sample that read the same numbers give the same, bit for bit, as plain sums do.
         """
         kernel: Any = loaded()
         if self._packed is None:
             self._packed = kernel.winograd_pack(self._make().detach(), self._down)
-        result: Tensor = kernel.winograd_convolution(x, self._packed, bias, scale, least, self.padding, not_negative)
+        result: Tensor = kernel.winograd_convolution(
+            x, self._packed, bias, scale, least, self.padding, not_negative, alike
+        )
         return result
 
     def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ void compare(const Shape& s, bool turned, bool with_all) {
   const auto given = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
   fastlrp::cpu::winograd_convolution({s.samples, s.height, s.width, s.inputs, out_height, out_width, s.outputs, s.top,
                                       s.left, x.data(), given(scale), targets, packed.data(), given(bias), given(least),
-                                      with_all, y.data()});
+                                      with_all, y.data(), false});
   double largest = 0, worst = 0;
   for (int64_t at = 0; at < static_cast<int64_t>(y.size()); ++at) {
     const int64_t o = at % s.outputs, column = at / s.outputs % out_width,
@@ -64,6 +64,35 @@ TEST(conv_winograd) {
       compare({3, 5, 14, 48, 16, 2, 2}, turned, with_all);
       compare({2, 1, 2, 32, 48, 2, 1}, turned, with_all);
       compare({4, 3, 3, 16, 32, 0, 0}, turned, with_all);
+    }
+  }
+}
+
+// Half of the map is flat: its places are alike, and copies of the first of them.
+TEST(conv_winograd_alike) {
+  constexpr int64_t height = 21, width = 18, inputs = 16, outputs = 32;
+  std::vector<float> x = native::mixed<float>(height * width * inputs);
+  for (int64_t at = 0; at < height * width; ++at) {
+    if (at % width >= width / 2) {
+      std::copy_n(x.data() + inputs, inputs, x.data() + at * inputs);
+    }
+  }
+  const std::vector<float> weight = native::mixed<float>(outputs * inputs * 9);
+  std::vector<float> packed = native::poisoned<float>(36 * outputs * inputs);
+  fastlrp::cpu::winograd_pack(outputs, inputs, weight.data(), false, packed.data());
+  std::vector<float> y[2];
+  for (const bool alike : {false, true}) {
+    y[alike] = native::poisoned<float>(height * width * outputs);
+    fastlrp::cpu::winograd_convolution({1, height, width, inputs, height, width, outputs, 1, 1, x.data(), nullptr, 1,
+                                        packed.data(), nullptr, nullptr, false, y[alike].data(), alike});
+  }
+  const int64_t first = (width + width / 2 + 1) * outputs;
+  for (int64_t at = 0; at < height * width; ++at) {
+    const int64_t row = at / width, column = at % width;
+    const bool inside = row > 0 && row < height - 1 && column > width / 2 && column < width - 1;
+    for (int64_t o = 0; o < outputs; ++o) {
+      CHECK(std::abs(y[1][at * outputs + o] - y[0][at * outputs + o]) <= 1e-3);
+      CHECK(!inside || y[1][at * outputs + o] == y[1][first + o]);
     }
   }
 }

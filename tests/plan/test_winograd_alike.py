@@ -1,0 +1,185 @@
+"""Winograd's filtering below max-pools: places that read the same numbers give the same, as they do in plain sums."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlrp
+from fastlrp import composites, rules
+from fastlrp.backends.extension import loaded
+from fastlrp.plan import packed, winograd
+from fastlrp.plan.geometry import ConvGeometry
+from tests.reference.cases import relative_error
+
+C = loaded()
+pytestmark = pytest.mark.skipif(
+    packed._operations() is None or winograd._kernel() is None, reason="no processor or PyTorch that gains by it"
+)
+
+
+@pytest.fixture(params=C.available_isas() if not isinstance(C, str) else [])
+def isa(request):
+    C.set_isa(request.param)
+    yield request.param
+    C.set_isa("auto")
+
+
+def pictures(channels: int, size: int) -> dict[str, Tensor]:
+    """With places that read the same: side by side, one above the other, diagonally, far apart, and around the map."""
+    torch.manual_seed(0)
+    noise = torch.randn(1, channels, size, size)
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    half, blank = size // 2, torch.zeros(1, channels, 1, 1)
+    two = torch.randn(2, channels)
+    found = {
+        "flat": torch.where(column < half, noise, noise[..., :1, :1]),
+        "empty": torch.where((row < half) & (column < half), noise, blank),
+        "stripes": torch.where(row < 4, noise, noise[..., :1, :]),
+        "checks": torch.where(column < half, two[(row + column) % 2].movedim(2, 0), noise),
+        "hatched": two[((row + column) % 3 == 0).long()].movedim(2, 0).unsqueeze(0),
+    }
+    found["two bars"] = torch.where((row < 4) | (row > size - 5), noise[..., :1, :1], noise)
+    found["zeros of both signs"] = torch.where(torch.rand(noise.shape) < 0.5, blank, -blank)
+    return found
+
+
+PICTURES = pictures(32, 22)
+
+
+def unlike(x: Tensor, y: Tensor, padding: int) -> int:
+    """How many places differ from the first one of their sample that reads the same."""
+    windows = nn.functional.unfold(x + 0.0, 3, padding=padding).transpose(1, 2)
+    count = 0
+    for own, given in zip(windows, y.flatten(2).transpose(1, 2), strict=True):
+        _, inverse = own.unique(dim=0, return_inverse=True)
+        groups = int(inverse.max()) + 1
+        first = torch.full((groups,), len(own)).scatter_reduce_(0, inverse, torch.arange(len(own)), "amin")
+        count += int((given != given[first[inverse]]).any(1).sum())
+    return count
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_places_that_read_the_same_give_the_same(name, padding, isa):
+    torch.manual_seed(1)
+    weight, bias, x = torch.randn(48, 32, 3, 3), torch.randn(48), PICTURES[name]
+    product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [padding] * 2, [1, 1], False, [0, 0], 1))
+    right = nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
+    found, plain = product(x, bias, alike=True), nn.functional.conv2d(x, weight, bias, padding=padding)
+    assert unlike(x, found, padding) == 0
+    assert relative_error(found.double(), right) <= 4e-6
+    if name not in ("empty", "zeros of both signs"):
+        assert unlike(x, product(x, bias), padding) > 0, "without it they are not all alike"
+    both = torch.cat([PICTURES["checks"], x, x.flip(3)])
+    assert torch.equal(product(both, bias, alike=True)[1:2], found), "a sample alone is what it is in a batch"
+    assert relative_error(found, plain) <= 4e-6
+
+
+def test_pictures_without_numbers_end(isa):
+    weight = torch.randn(32, 32, 3, 3)
+    product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+    assert product(torch.full((1, 32, 90, 90), float("nan")), alike=True).isnan().all()
+    zero = torch.zeros(1, 32, 90, 90)
+    zero[..., ::2] = float("nan")
+    zero[0, 3] = torch.where(torch.rand(90, 90) < 0.5, 0.0, -0.0)
+    assert product(zero, alike=True).isnan().all()
+
+
+def test_arguments_that_do_not_fit():
+    x, weight = torch.randn(1, 32, 8, 8), C.winograd_pack(torch.randn(32, 32, 3, 3))
+    for scale, least in ((x, None), (None, x)):
+        with pytest.raises(ValueError, match="leave scale and least away"):
+            C.winograd_convolution(x, weight, None, scale, least, [1, 1], False, True)
+
+
+def network(*pool: nn.Module, norm: bool = False, relu: bool = True, seed: int = 1) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for number, way in enumerate(pool):
+        layers += [nn.Conv2d(32, 32, 3, padding=1), *([nn.BatchNorm2d(32)] if norm else [])]
+        layers += [nn.ReLU()] if relu or number == 0 else []
+        layers += [nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), way]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+    model(torch.randn(1, 32, 22, 22))
+    return model.eval()
+
+
+NETWORKS = {
+    "two": network(nn.MaxPool2d(2), nn.Identity()),
+    "norm": network(nn.Identity(), nn.MaxPool2d(2), norm=True),
+    "overlap": network(nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(2), relu=False, seed=3),
+    "adaptive": network(nn.Identity(), nn.AdaptiveMaxPool2d(3)),
+}
+
+
+def taken(explainer: fastlrp.Explainer, x: Tensor) -> list[bool]:
+    """Of each product of the forward pass that goes by the filtering, whether equal places are held equal."""
+    found: list[bool] = []
+    call = winograd.Winograd.__call__
+
+    def noted(self, x, bias=None, scale=None, least=None, not_negative=False, alike=False):
+        if scale is None and least is None:
+            found.append(alike)
+        return call(self, x, bias, scale, least, not_negative, alike)
+
+    with mock.patch.object(winograd.Winograd, "__call__", noted):
+        explainer.forward(x)
+    return found
+
+
+def difference(model: nn.Module, x: Tensor, composite: Any) -> float:
+    """From plain sums, whose ties those of float64 may fall apart from: its own are not equal to the last bit."""
+    fast, plain = (fastlrp.Explainer(model, composite, precision=name)(x, 0) for name in ("auto", "float32"))
+    return float(relative_error(fast, plain))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("picture", ["flat", "checks", "hatched"])
+def test_winners_are_those_of_plain_sums(name, picture):
+    model, x = NETWORKS[name], PICTURES[picture]
+    assert difference(model, x, "epsilon_plus") <= 5e-6  # Measured: 1e-6.
+    assert any(taken(fastlrp.Explainer(model, "epsilon_plus"), x))
+
+
+@pytest.mark.parametrize("picture", ["flat", "checks"])
+def test_ties_are_shared_as_in_plain_sums(picture):
+    assert difference(NETWORKS["two"], PICTURES[picture], composites.epsilon_plus(max_pool="ties")) <= 5e-6
+
+
+@pytest.mark.parametrize("picture", ["flat", "checks", "hatched"])
+def test_that_fails_where_equal_places_are_not_held_equal(picture):
+    call = winograd.Winograd.__call__
+    with mock.patch.object(winograd.Winograd, "__call__", lambda *given, alike=False, **others: call(*given, **others)):
+        assert difference(NETWORKS["two"], PICTURES[picture], "epsilon_plus") > 1e-3
+
+
+class Largest(nn.Module):
+    def forward(self, x):
+        return x.amax((2, 3))
+
+
+def test_who_is_filtered():
+    x = PICTURES["flat"]
+    assert taken(fastlrp.Explainer(NETWORKS["two"], "epsilon_plus"), x) == [True, True]
+    assert not taken(fastlrp.Explainer(NETWORKS["two"], "gradient"), x), "a dark window's relevance is as large"
+    model = network(nn.MaxPool2d(2), nn.Sequential(nn.ReLU(), Largest()))
+    assert not taken(fastlrp.Explainer(model, "epsilon_plus"), x), "another choice than a pool's"
+    sparse = copy.deepcopy(NETWORKS["two"])
+    with torch.no_grad():
+        sparse[0].weight[:, ::2, 1] = 0
+    assert taken(fastlrp.Explainer(sparse, "epsilon_plus"), x) == [True], "sums that skip what differs"
+    with torch.no_grad():
+        sparse[0].weight[3] = 0
+        sparse[0].weight[4:] = torch.randn(28, 32, 3, 3)
+        sparse[0].weight[:3] = torch.randn(3, 32, 3, 3)
+    assert taken(fastlrp.Explainer(sparse, "epsilon_plus"), x) == [True, True], "or read nothing at all"
+    kept = composites.uniform(rules.Gradient())
+    record = fastlrp.Explainer(NETWORKS["two"], "epsilon_plus").forward(x)
+    right = fastlrp.Explainer(NETWORKS["two"], kept, precision="float32")(x, 0)
+    assert relative_error(record.under(kept).relevance(0), right) <= 1e-5
