@@ -92,7 +92,6 @@ ORDER = """
     plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.mapped one_hot stabilizer eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary hidden
-    run.eager
     plan.lines plan.window
     functional
     library info

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from fastlrp.plan import winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import send_gradient
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.looked_sums import looked
+from fastlrp.plan.looked_sums import is_looked, looked
 from fastlrp.plan.steps import Flow
 from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import Affine
@@ -122,27 +122,31 @@ def forward_conv(b: Builder, node: Node) -> None:
 
 def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callable[[Tensor], Tensor]:
     """By Winograd's filtering where the rules and comparisons above allow it, which are not lowered yet."""
-    given = {"weight": layer.weight, "bias": layer.bias, "rectified": rectified}
-    exact = layer.of_input(**given)
+    made = partial(layer.of_input, layer.weight, layer.bias, rectified=rectified)
+    exact = made()
     if not layer.filters:
         return exact
     y, uneven, compared, pooled = layer.y, b.uneven, b.compared, b.pooled
-    filtered, alike = (layer.of_input(**given, filtered=True, alike=alike) for alike in (False, True))
-    after_look = looked(layer, layer.weight, layer.bias)
-    tells_apart = cache(lambda: winograd.tells_apart(layer.weight))
-    b.filtered.add(y)
+    after_look, may_look = looked(layer, layer.weight, layer.bias), is_looked(layer, layer.weight)
+    products = {
+        "plain": exact,
+        "filtered": made(filtered=True),
+        "alike": made(filtered=True, alike=True),
+        "looked": (lambda x: torch.relu_(after_look(x))) if rectified else after_look,
+    }
 
-    def product(x: Tensor) -> Tensor:
-        if y in compared or (y in uneven and y in pooled):
-            return exact(x)
+    @cache
+    def way() -> str:
+        if y in compared or (y in uneven and (y in pooled or not may_look)):
+            return "plain"
         if y in uneven:
-            found = after_look(x)
-            return torch.relu_(found) if rectified else found
+            return "looked"
         if y not in pooled:
-            return filtered(x)
-        return (alike if tells_apart() else exact)(x)
+            return "filtered"
+        return "alike" if winograd.tells_apart(layer.weight) else "plain"
 
-    return product
+    b.filtered[y] = way
+    return lambda x: products[way()](x)
 
 
 def forward_linear(b: Builder, node: Node) -> None:

@@ -50,10 +50,11 @@ class Builder(ForwardBuilder):
 
     def build(self, sweep: Callable[..., Any] | None = None) -> Program:
         """All that was collected, as it will stay. ``sweep``: see :class:`~fastlrp.plan.steps.Program`."""
-        exact = (self.uneven | self.compared) & self.filtered
+        made = {value.index: way() for value, way in self.filtered.items()}
         for draft in self.drafts:
-            if draft.node.output in self.filtered - exact:
-                draft.filtered.add("forward")
+            way = made.get(draft.node.output.index, "plain")
+            if way != "plain":
+                (draft.looked if way == "looked" else draft.filtered).add("forward")
         return Program(
             inputs=tuple(v.index for v in self.graph.inputs),
             slots=self.slots,
@@ -68,7 +69,7 @@ class Builder(ForwardBuilder):
             slot_bytes=MappingProxyType(dict(self.slot_bytes)),
             sweep=sweep,
             alternatives=tuple(self.alternatives),
-            exact=frozenset(value.index for value in exact),
+            made=MappingProxyType(made),
             up_copies=MappingProxyType({node: tuple(copies) for node, copies in self.up_copies.items()}),
         )
 

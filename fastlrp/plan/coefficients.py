@@ -200,7 +200,7 @@ def of_changed_weights(
         if least is None:
             z = b.cache(layer.of_input(weight, shift), [layer.x.index], layer.y.numel)
         else:
-            b.note_filtered("denominators")
+            b.note_filtered("denominators", looked=not bounded)
             sums = layer.of_input(weight, shift, True, True) if bounded else looked(layer, weight, shift)
             z = b.cache(sums, [layer.x.index, least.index], layer.y.numel)
     u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
@@ -238,6 +238,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
 
     def sum_of(weight: Tensor) -> Callable[..., Tensor]:
         if divided is not None:
+            b.note_filtered("denominators", looked=True)
             return denominators(layer, weight, shift)
         return lambda x: layer.sum_of_one_sign(x, weight, shift)
 

@@ -34,8 +34,8 @@ class ForwardBuilder:
         keyed: slots by the names under which another plan has the same. slot_bytes: of caches, per sample.
         numbers: slots that hold one number everywhere, known beforehand.
         uneven: values whose relevance per unit may differ from place to place by more than the network's weights make
-            it, :mod:`fastlrp.plan.even`; complete when all is lowered. filtered: those that
-            Winograd's filtering makes where they are not among these, nor ``compared``.
+            it, :mod:`fastlrp.plan.even`; complete when all is lowered. filtered: those that Winograd's filtering
+            may make, and how they are made in the end: ``"plain"``, ``"filtered"``, ``"alike"`` or ``"looked"``.
         passed: max-pools of maps that relevance per unit of activation passes as it is.
         pooled: values below these. They take the first of equal entries, so that places that read the same must give
             the same, as those of a flat background do.
@@ -57,7 +57,7 @@ class ForwardBuilder:
     slot_bytes: dict[int, int] = field(init=False, default_factory=dict)
     numbers: dict[int, float] = field(init=False, default_factory=dict)
     uneven: set[Value] = field(init=False, default_factory=set)
-    filtered: set[Value] = field(init=False, default_factory=set)
+    filtered: dict[Value, Callable[[], str]] = field(init=False, default_factory=dict)
     passed: set[Node] = field(init=False, default_factory=set)
     pooled: set[Value] = field(init=False, default_factory=set)
     compared: set[Value] = field(init=False, default_factory=set)
@@ -108,10 +108,10 @@ class ForwardBuilder:
         if self._row is not None:
             self._row.note(backend)
 
-    def note_filtered(self, what: Filtered) -> None:
-        """That Winograd's filtering makes these products, in the current row."""
+    def note_filtered(self, what: Filtered, looked: bool = False) -> None:
+        """That Winograd's filtering makes these products, ``looked``: after a look at them; in the current row."""
         if self._row is not None:
-            self._row.filtered.add(what)
+            (self._row.looked if looked else self._row.filtered).add(what)
 
     def backend_of(self, name: str) -> str:
         """Which backend :meth:`operation` would take."""

@@ -109,7 +109,8 @@ class AffineLayer:
         Args:
             filtered: whether it may go by Winograd's filtering. takes_least: whether it is also given what the result
                 is at the least, never below zero; plain sums are that by themselves. alike: whether places that read
-                the same numbers give the same, which plain sums do by themselves, too. rectified: whether a ReLU follows.
+                the same numbers give the same, which plain sums do by themselves, too. rectified: whether a ReLU
+                follows.
         """
         product, layouts = cast("packed.Prepared | None", None), self.layouts
         if self.packs:
@@ -218,7 +219,7 @@ class AffineLayer:
             return packed.transposed(first, second, None, transposed)
         packs = self.packs and not fused and not multiply
         if packs and self.looks:
-            b.note("winograd where even")
+            b.note_filtered("down", looked=True)
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
 
     def _packed_transpose(

@@ -11,6 +11,11 @@ from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.looked import Looked
 
 
+def is_looked(layer: AffineLayer, weight: Tensor) -> bool:
+    """Whether products with this weight ever go so."""
+    return isinstance(layer.layouts.looked(weight), Looked)
+
+
 def looked(layer: AffineLayer, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
     """``x -> weight x + bias``, which may also be given what the result is at the least.
 

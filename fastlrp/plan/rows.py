@@ -17,7 +17,8 @@ class Row:
 
     Attributes:
         rule: as text. flows: what leaves, ``"c"``, ``"R"`` or ``"f*F"``. backend: of the kernels that do it.
-        slots: of coefficients made for it. filtered: those of its products that Winograd's filtering makes.
+        slots: of coefficients made for it. filtered: those of its products that Winograd's filtering makes. looked:
+            those that it makes where a look at the numbers of a call allows it, :mod:`fastlrp.plan.looked`.
     """
 
     node: Node
@@ -26,6 +27,7 @@ class Row:
     backend: str
     slots: tuple[int, ...]
     filtered: frozenset[Filtered]
+    looked: frozenset[Filtered]
 
 
 @dataclass(eq=False)
@@ -38,6 +40,7 @@ class Draft:
     backend: str = ""
     slots: list[int] = field(default_factory=list)
     filtered: set[Filtered] = field(default_factory=set)
+    looked: set[Filtered] = field(default_factory=set)
 
     def note(self, backend: str) -> None:
         """Who computes."""
@@ -46,4 +49,5 @@ class Draft:
 
     def row(self) -> Row:
         """As it will stay."""
-        return Row(self.node, self.rule, self.flows, self.backend, tuple(self.slots), frozenset(self.filtered))
+        filtered, looked = frozenset(self.filtered), frozenset(self.looked)
+        return Row(self.node, self.rule, self.flows, self.backend, tuple(self.slots), filtered, looked)

@@ -221,7 +221,8 @@ class Program:
         keyed: slots that another plan of the model has under the same key. slot_bytes: of coefficients, per sample.
         sweep: the operation that does a ReLU, the pool after it and coefficients at once, if the backend has one.
         alternatives: steps that stand for several of ``backward`` where nothing between them is asked for.
-        exact: slots of convolutions that would go by Winograd's filtering if the rules above read fewer digits.
+        made: how the slots of convolutions are made that Winograd's filtering may make: ``"plain"``, ``"filtered"``,
+            ``"alike"`` or ``"looked"``, by what the rules above read.
         up_copies: weights that the way up through a node keeps copies of, of so many ``nbytes``.
     """
 
@@ -238,7 +239,14 @@ class Program:
     slot_bytes: Mapping[int, int]
     sweep: Callable[..., Any] | None = None
     alternatives: tuple[Alternative, ...] = ()
-    exact: frozenset[int] = frozenset()
+    made: Mapping[int, str] = field(default_factory=dict)
+
+    def serves(self, other: Program) -> bool:
+        """Whether the model's values have the digits that the other program reads."""
+        return all(
+            way == "filtered" or self.made.get(slot, "plain") in (way, "plain") for slot, way in other.made.items()
+        )
+
     up_copies: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict)
 
     def steps_down(self, wanted: frozenset[int]) -> Sequence[BackwardStep]:

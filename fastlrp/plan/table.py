@@ -55,7 +55,8 @@ _LETTERS: dict[Filtered, str] = {"forward": "f", "denominators": "z", "down": "d
 
 def _backend(row: Row) -> str:
     """Who computes, and which of the products Winograd's filtering makes."""
-    letters = "".join(letter for what, letter in _LETTERS.items() if what in row.filtered)
+    made = row.filtered | row.looked
+    letters = "".join(letter + "?" * (what not in row.filtered) for what, letter in _LETTERS.items() if what in made)
     return "+".join(filter(None, (row.backend, letters and f"winograd {letters}"))) or "-"
 
 
@@ -85,10 +86,10 @@ def plan_table(
         "flows: c = relevance per unit of activation, R = relevance, f*F = either with a cached factor still to come\n"
         "path: of the latest call, with the shares of neurons above and below that carry relevance"
     )
-    if any(row.filtered for row in program.rows):
+    if any(row.filtered | row.looked for row in program.rows):
         legend += (
             "\nwinograd: 3x3 products by the filtering, f = of the forward pass, z = of denominators, "
-            "d = of the dense way down"
+            "d = of the dense way down; ? = where the numbers of a call are even"
         )
     if products:
         legend += f"\nproducts: {products}"

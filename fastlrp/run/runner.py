@@ -97,7 +97,7 @@ def take_over(plan: Plan, other: Plan, state: list[Any]) -> list[Any]:
     """
     ours, theirs = plan.program, other.program
     taken: list[Any] = [None] * ours.slots
-    if not ours.exact <= theirs.exact:
+    if not theirs.serves(ours):
         for slot in (*ours.inputs, *(value.index for value in plan.graph.outputs)):
             taken[slot] = state[slot]
         return taken
