@@ -176,7 +176,8 @@ def test_the_table_says_which_products_are_made_so(name, monkeypatch):
 
     def listened(self, x, *rest, **how):
         weight = self._make()
-        letter = "d" if how.get("scale") is not None else "z" if bool((weight >= 0).all()) else "f"
+        sums = how.get("least") is not None or bool((weight >= 0).all())
+        letter = "d" if how.get("scale") is not None else "z" if sums else "f"
         heard.setdefault("2" if weight.shape[1] == 32 else "5", set()).add(letter)
         return right(self, x, *rest, **how)
 

@@ -124,7 +124,8 @@ def taken(explainer: fastlrp.Explainer, x: Tensor) -> list[bool]:
     call = winograd.Winograd.__call__
 
     def noted(self, x, bias=None, scale=None, least=None, not_negative=False, alike=False):
-        if scale is None and least is None and bool((self._make() < 0).any()):  # Not a denominator.
+        weight = self._make()
+        if scale is None and weight.shape[1] == 32 and bool((weight < 0).any()):  # The model's own, no denominators.
             found.append(alike)
         return call(self, x, bias, scale, least, not_negative, alike)
 
