@@ -107,7 +107,8 @@ class AffineLayer:
         Args:
             filtered: whether it may go by Winograd's filtering. takes_least: whether it is also given what the result
                 is at the least, never below zero; plain sums are that by themselves. alike: whether places that read
-                the same numbers give the same, which plain sums do by themselves, too. rectified: whether a ReLU follows.
+                the same numbers give the same, which plain sums do by themselves, too. rectified: whether a ReLU
+                follows.
         """
         product, layouts = cast("packed.Prepared | None", None), self.layouts
         if self.packs:
