@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -121,12 +121,12 @@ def forward_conv(b: Builder, node: Node) -> None:
 
 def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callable[[Tensor], Tensor]:
     """By Winograd's filtering where the rules and comparisons above allow it, which are not lowered yet."""
-    given = {"weight": layer.weight, "bias": layer.bias, "rectified": rectified}
-    exact = layer.of_input(**given)
+    given = partial(layer.of_input, layer.weight, layer.bias, rectified=rectified)
+    exact = given()
     if not layer.filters:
         return exact
     y, uneven, compared, pooled = layer.y, b.uneven, b.compared, b.pooled
-    filtered, alike = (layer.of_input(**given, filtered=True, alike=alike) for alike in (False, True))
+    filtered, alike = (given(filtered=True, alike=alike) for alike in (False, True))
     tells_apart = cache(lambda: winograd.tells_apart(layer.weight))
     b.filtered.add(y)
 

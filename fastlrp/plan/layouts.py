@@ -55,6 +55,7 @@ class Layouts:
         self._sizes = kernel, size, out
         self._narrow: _OfWeights[Tensor] = _OfWeights()
         self._packed: _OfWeights[Packed | None] = _OfWeights()
+        self._narrow_packed: _OfWeights[Packed] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
 
     @property
@@ -80,6 +81,21 @@ class Layouts:
             return self.transpose_of(read) if down else Packed(read, self._of_conv)
 
         return self._packed.get(weight, down, made)
+
+    def narrow_packed(self, weight: Tensor) -> Packed:
+        """In bfloat16, as oneDNN's kernels read it."""
+
+        def made(_: weakref.ref[Tensor]) -> Packed:
+            narrow = self.narrow(weight)
+            return Packed(lambda: narrow, self._of_conv)
+
+        return self._narrow_packed.get(weight, False, made)
+
+    def narrow_transpose(self, narrow: Tensor, turned: ConvGeometry | None) -> Packed | None:
+        """The transpose of a weight that is bfloat16 already, and turned round where that gives a convolution."""
+        if turned is not None:
+            return Packed(lambda: narrow, turned)
+        return of_transpose(lambda: narrow, self._of_conv, *self._sizes)
 
     def transpose_of(self, weight: Callable[[], Tensor]) -> Packed | None:
         """The same for the transpose, not remembered."""
