@@ -138,6 +138,8 @@ class AffineLayer:
         narrow, given = self.layouts.narrow(weight), x.to(reduced.DTYPE)
         if self.node.kind == "linear":
             return torch.nn.functional.linear(given, narrow, shift).to(x.dtype)
+        if self.packs and packed.fits_narrow(given, self.geometry.stride):
+            return self.layouts.narrow_packed(weight)(given, shift).to(x.dtype)
         return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
 
     def _reduced_transpose(
@@ -156,9 +158,12 @@ class AffineLayer:
             found = [self.layouts.narrow(w, turned is not None) for w in tensors]
             return found[0] if len(found) == 1 else channels_last(torch.cat(found, 1 if geometry.transposed else 0))
 
-        whole = side_by_side(positives) if positives else None
-        sizes = list(self.x.sizes[1:])
-        return reduced.through_conv(side_by_side(weights), whole, sizes, geometry, signed, multiply)
+        both = side_by_side(weights), side_by_side(positives) if positives else None
+        faster = None
+        if self.packs and not few:
+            transposes = {id(w): self.layouts.narrow_transpose(w, turned) for w in both if w is not None}
+            faster = packed.narrow_products({key: found for key, found in transposes.items() if found is not None})
+        return reduced.through_conv(*both, list(self.x.sizes[1:]), geometry, signed, multiply, faster)
 
     @property
     def adds_in_one_product(self) -> bool:

@@ -56,6 +56,7 @@ class Layouts:
         self._sizes = kernel, size, out
         self._narrow: _OfWeights[Tensor] = _OfWeights()
         self._packed: _OfWeights[Packed | None] = _OfWeights()
+        self._narrow_packed: _OfWeights[Packed] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
         self._looked: _OfWeights[Looked | Packed | None] = _OfWeights()
 
@@ -89,6 +90,21 @@ class Layouts:
         if not looked or plain is None or not spreads(weight(), down=True):
             return plain
         return Looked(Winograd(weight, self._of_conv, down=True), plain)
+
+    def narrow_packed(self, weight: Tensor) -> Packed:
+        """In bfloat16, as oneDNN's kernels read it."""
+
+        def made(_: weakref.ref[Tensor]) -> Packed:
+            narrow = self.narrow(weight)
+            return Packed(lambda: narrow, self._of_conv)
+
+        return self._narrow_packed.get(weight, False, made)
+
+    def narrow_transpose(self, narrow: Tensor, turned: ConvGeometry | None) -> Packed | None:
+        """The transpose of a weight that is bfloat16 already, and turned round where that gives a convolution."""
+        if turned is not None:
+            return Packed(lambda: narrow, turned)
+        return of_transpose(lambda: narrow, self._of_conv, *self._sizes)
 
     def filtered(self, weight: Tensor, down: bool = False) -> Winograd:
         """As Winograd's filtering reads it; ``down``: for the transpose."""

@@ -7,7 +7,7 @@ with AVX-512, one thread). Compiled models use the same operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -97,6 +97,30 @@ def fits(x: Tensor) -> bool:
     """Whether the operations take an operand: not where a derivative, a transform or a switch of PyTorch looks on."""
     plain = type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
     return plain and not reduced.is_traced(x) and torch._C._get_mkldnn_enabled() and _switch() in ("none", "ieee")
+
+
+def fits_narrow(x: Tensor, stride: Sequence[int] = (1, 1)) -> bool:
+    """The same for an operand of bfloat16, of maps not shorter than the strides (``convolution`` of aten)."""
+    plain = type(x) is Tensor and x.dtype == reduced.DTYPE and x.device.type == "cpu" and x.numel() > 0
+    large = all(size >= step for size, step in zip(x.shape[-2:], stride, strict=True))
+    return plain and large and not reduced.is_traced(x) and torch._C._get_mkldnn_enabled()
+
+
+def narrow_products(weights: Mapping[int, Packed]) -> Callable[[Tensor, Tensor], Tensor | None]:
+    """``(rows, W) -> W^T rows``, ``(B, K, Co, *S') -> (B, K, Ci, *S)`` in bfloat16; None where that goes another way.
+
+    Args:
+        weights: the transpose of each weight, by the weight's identity.
+    """
+
+    def product(rows: Tensor, matrix: Tensor) -> Tensor | None:
+        transpose = weights.get(id(matrix))
+        if transpose is None or not fits_narrow(rows):
+            return None
+        result = transpose(rows.flatten(0, 1))
+        return result.view(*rows.shape[:2], *result.shape[1:])
+
+    return product
 
 
 def _switch() -> str:

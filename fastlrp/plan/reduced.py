@@ -114,9 +114,13 @@ def through_linear(weight: Tensor, positive: Tensor | None, signed: bool, multip
 
 
 def through_conv(
-    weight: Tensor, positive: Tensor | None, input_size: list[int], geometry: ConvGeometry, signed: bool, multiply: bool
-) -> Through:
-    """:func:`fastlrp.aten.conv.conv_relevance` with weights of bfloat16."""
+    weight: Tensor, positive: Tensor | None, input_size: list[int], geometry: ConvGeometry, signed: bool,
+    multiply: bool, faster: Callable[[Tensor, Tensor], Tensor | None] | None = None,
+) -> Through:  # fmt: skip
+    """:func:`fastlrp.aten.conv.conv_relevance` with weights of bfloat16.
+
+    ``faster``: another way through a weight, ``(rows, W) -> W^T rows``, which gives None where it cannot be taken.
+    """
     stride, padding, dilation, is_transposed, _, groups = geometry.arguments
     few = aten_conv.few_channels(weight, is_transposed, groups)
     through = aten_conv.TransposedProduct(input_size, stride, padding, dilation, is_transposed, groups, few)
@@ -125,7 +129,9 @@ def through_conv(
         given, split = (None, False) if x is False else (x, signed)
 
         def product(coefficient: Any, matrix: Tensor) -> Tensor:
-            return through(scaled_side_by_side(flow, _several(coefficient), 2), None, matrix)
+            rows = scaled_side_by_side(flow, _several(coefficient), 2)
+            found = None if faster is None else faster(rows, matrix)
+            return through(rows, None, matrix) if found is None else found
 
         return combine(product, weight, u, v, given, positive, split, multiply, joint=few)
 
