@@ -28,7 +28,7 @@ as in an even tile."""
 MOST_SHARE = 8.0
 """A sum by which more than this many times itself is divided is made again as a plain one."""
 
-LEAST_WEIGHT = 1e-3
+LEAST_WEIGHT = 1e-2
 """Weights of a channel count where they are this part of the largest of their sum."""
 
 
