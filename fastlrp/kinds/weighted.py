@@ -116,7 +116,7 @@ def forward_conv(b: Builder, node: Node) -> None:
         return
     exact, product = layer.of_input(layer.weight, layer.bias), layer.of_input(layer.weight, layer.bias, filtered=True)
     if layer.filters:  # The rules above, which are not lowered yet, say which.
-        filtered, after_look = product, looked(layer, layer.weight, layer.bias)
+        filtered, after_look = product, looked(layer, layer.weight, layer.bias) if layer.looks else exact
         uneven, compared, y = b.uneven, b.compared, node.output
         b.filtered.add(y)
         product = lambda x: (exact if y in compared else after_look if y in uneven else filtered)(x)  # noqa: E731
