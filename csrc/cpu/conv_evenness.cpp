@@ -1,6 +1,7 @@
 #include "conv_evenness.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "../common/isa.h"
@@ -33,56 +34,62 @@ struct Held {
   }
 };
 
-// places[0, found) = those of `count` sums that are to be made again, at most `room` of them; gives how many there are.
+FASTLRP_INLINE bool is_small(float y, float divided, float most) {
+  const float size = divided < 0.0f ? -divided : divided;
+  return divided != 0.0f && !(size <= most * y);  // what is not a number is small
+}
+
+// How many of `count` sums are to be made again.
 struct Small {
-  FASTLRP_INLINE static void run(const float* y, const float* divided, int64_t count, float most, int64_t* places,
-                                 int64_t room, int64_t* found) {
-    constexpr int64_t lanes = kWinogradLanes;
+  FASTLRP_INLINE static void run(const float* y, const float* divided, int64_t count, float most, int64_t* found) {
     int64_t number = 0;
-    for (int64_t first = 0; first < count; first += lanes) {
-      int32_t any = 0;
-      for (int64_t i = 0; i < lanes; ++i) {
-        const float above = divided[first + i], size = above < 0.0f ? -above : above;
-        any |= static_cast<int32_t>(above != 0.0f) & static_cast<int32_t>(!(size <= most * y[first + i]));
-      }
-      for (int64_t i = first; any != 0 && i < first + lanes; ++i) {
+    for (int64_t first = 0; first < count; first += kWinogradLanes) {
+      int32_t some = 0;
+      for (int64_t i = first; i < first + kWinogradLanes; ++i) {
         const float size = divided[i] < 0.0f ? -divided[i] : divided[i];
-        if (divided[i] != 0.0f && !(size <= most * y[i])) {
-          if (number < room) {
-            places[number] = i;
-          }
-          ++number;
-        }
+        some += static_cast<int32_t>(divided[i] != 0.0f) & static_cast<int32_t>(!(size <= most * y[i]));
       }
+      number += some;
     }
     *found = number;
   }
 };
 
-// One sum, 16 partial ones side by side.
-struct Plain {
-  FASTLRP_INLINE static void run(const WinogradRepair* p, const float* x, int64_t place, float* y) {
+// One row of sums, of which the small ones are made again, each as 16 partial ones side by side.
+struct Again {
+  FASTLRP_INLINE static float sum(const WinogradRepair& p, const float* x, int64_t row, int64_t column,
+                                  int64_t output) {
     constexpr int64_t lanes = kWinogradLanes, taps = kWinogradTaps;
-    const int64_t output = place % p->outputs, position = place / p->outputs;
-    const int64_t top = position / p->out_width - p->top, left = position % p->out_width - p->left;
-    const float* weight = p->weight + output * taps * taps * p->inputs;
+    const int64_t top = row - p.top, left = column - p.left;
+    const float* weight = p.weight + output * taps * taps * p.inputs;
     float found[lanes] = {};
-    for (int64_t a = std::max<int64_t>(0, -top); a < std::min(taps, p->height - top); ++a) {
-      for (int64_t b = std::max<int64_t>(0, -left); b < std::min(taps, p->width - left); ++b) {
-        const float* row = x + ((top + a) * p->width + left + b) * p->inputs;
-        const float* matrix = weight + (a * taps + b) * p->inputs;
-        for (int64_t c = 0; c < p->inputs; c += lanes) {
+    for (int64_t a = std::max<int64_t>(0, -top); a < std::min(taps, p.height - top); ++a) {
+      for (int64_t b = std::max<int64_t>(0, -left); b < std::min(taps, p.width - left); ++b) {
+        const float* numbers = x + ((top + a) * p.width + left + b) * p.inputs;
+        const float* matrix = weight + (a * taps + b) * p.inputs;
+        for (int64_t c = 0; c < p.inputs; c += lanes) {
           for (int64_t i = 0; i < lanes; ++i) {
-            found[i] += row[c + i] * matrix[c + i];
+            found[i] += numbers[c + i] * matrix[c + i];
           }
         }
       }
     }
-    float sum = p->bias == nullptr ? 0.0f : p->bias[output];
+    float total = p.bias == nullptr ? 0.0f : p.bias[output];
     for (int64_t i = 0; i < lanes; ++i) {
-      sum += found[i];
+      total += found[i];
     }
-    y[place] = sum;
+    return total;
+  }
+
+  FASTLRP_INLINE static void run(const WinogradRepair* p, int64_t sample, int64_t row) {
+    const float* x = p->x + sample * p->height * p->width * p->inputs;
+    const int64_t count = p->out_width * p->outputs, at = (sample * p->out_height + row) * count;
+    float* y = p->y + at;
+    for (int64_t i = 0; i < count; ++i) {
+      if (is_small(y[i], p->divided[at + i], p->most)) {
+        y[i] = sum(*p, x, row, i / p->outputs, i % p->outputs);
+      }
+    }
   }
 };
 
@@ -113,20 +120,6 @@ bool even_tile(const float* tile, int64_t width, int64_t rows, int64_t columns, 
   return true;
 }
 
-// `sums`: of one sample, with zeros around them up to whole tiles.
-bool even_map(const Winograd& p, const std::vector<float>& sums, int64_t width, float most) {
-  constexpr int64_t out = kWinogradOut;
-  for (int64_t top = 0; top < p.out_height; top += out) {
-    for (int64_t left = 0; left < p.out_width; left += out) {
-      const int64_t rows = std::min(out, p.out_height - top), columns = std::min(out, p.out_width - left);
-      if (!even_tile(sums.data() + top * width + left, width, rows, columns, most)) {
-        return false;
-      }
-    }
-  }
-  return true;
-}
-
 }  // namespace
 
 void winograd_even(const Winograd& p, float most, bool* even) {
@@ -148,28 +141,42 @@ void winograd_even(const Winograd& p, float most, bool* even) {
                      sums[sample].data() + (row + p.top) * width + p.left);
     }
   });
+  std::vector<char> uneven(p.samples * down);
+  parallel_for(p.samples * down, 4, [&](int64_t begin, int64_t end) {
+    constexpr int64_t out = kWinogradOut;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t top = i % down * out, tall = std::min(out, p.out_height - top);
+      const float* held = sums[i / down].data() + top * width;
+      for (int64_t left = 0; left < p.out_width && uneven[i] == 0; left += out) {
+        uneven[i] = !even_tile(held + left, width, tall, std::min(out, p.out_width - left), most);
+      }
+    }
+  });
   for (int64_t sample = 0; sample < p.samples; ++sample) {
-    even[sample] = even_map(p, sums[sample], width, most);
+    const auto first = uneven.begin() + sample * down;
+    even[sample] = std::none_of(first, first + down, [](char one) { return one != 0; });
   }
 }
 
 void winograd_repair(const WinogradRepair& p, bool* kept) {
-  const int64_t count = p.out_height * p.out_width * p.outputs, room = count / kRepaired;
-  std::vector<int64_t> places(room);
-  for (int64_t sample = 0; sample < p.samples; ++sample) {
-    float* y = p.y + sample * count;
-    const float* x = p.x + sample * p.height * p.width * p.inputs;
-    int64_t found = 0;
-    run_best<Small>(y, p.divided + sample * count, count, p.most, places.data(), room, &found);
-    kept[sample] = found <= room;
-    if (kept[sample]) {
-      parallel_for(found, 64, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          run_best<Plain>(&p, x, places[i], y);
-        }
-      });
+  const int64_t row = p.out_width * p.outputs, rows = p.samples * p.out_height;
+  std::vector<int64_t> small(rows);
+  parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      run_best<Small>(p.y + i * row, p.divided + i * row, row, p.most, &small[i]);
     }
+  });
+  for (int64_t sample = 0; sample < p.samples; ++sample) {
+    const auto first = small.begin() + sample * p.out_height;
+    kept[sample] = std::accumulate(first, first + p.out_height, int64_t{0}) <= p.out_height * row / kRepaired;
   }
+  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (small[i] > 0 && kept[i / p.out_height]) {
+        run_best<Again>(&p, i / p.out_height, i % p.out_height);
+      }
+    }
+  });
 }
 
 }  // namespace fastlrp::cpu

@@ -127,7 +127,7 @@ def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callab
     if not layer.filters:
         return exact
     y, uneven, compared, pooled = layer.y, b.uneven, b.compared, b.pooled
-    after_look, may_look = looked(layer, layer.weight, layer.bias), is_looked(layer, layer.weight)
+    after_look, may_look = looked(layer, layer.weight, layer.bias), layer.looks and is_looked(layer, layer.weight)
     products = {
         "plain": exact,
         "filtered": made(filtered=True),

@@ -15,7 +15,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import layer_calls, packed, reduced, winograd
+from fastlrp.plan import layer_calls, looked, packed, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -32,7 +32,7 @@ class AffineLayer:
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
             denominators and what flows down may, too, which products of bfloat16 on AMX are faster for; looks: whether
-            these may, where the rules do not allow it, after a look at the numbers, :mod:`fastlrp.plan.looked`.
+            all may, where the rules do not allow it, after a look at the numbers, :mod:`fastlrp.plan.looked`.
     """
 
     def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0, may_pack: bool = False) -> None:
@@ -57,7 +57,7 @@ class AffineLayer:
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
-        self.looks = self.filters_sums and not self.is_reduced
+        self.looks = self.filters_sums and not self.is_reduced and looked.pays(self.weight)
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
     @staticmethod

@@ -28,12 +28,23 @@ as in an even tile."""
 MOST_SHARE = 8.0
 """A sum by which more than this many times itself is divided is made again as a plain one."""
 
-LEAST_WEIGHT = 1e-3
+LEAST_WEIGHT = 1e-2
 """Weights of a channel count where they are this part of the largest of their sum."""
 
+OF_WEIGHT, OF_PART = 7 / 8, 1 / 4
+"""Which share of all channels each sum has to read: of a layer's own weight, and of its positive or negative part,
+which a trained layer leaves half of its channels out of (own weights of trained layers: all are read)."""
 
-def spreads(weight: Tensor, down: bool) -> bool:
-    """Whether each sum reads more than half of all channels, or none, by as many weights as the filtering wants.
+
+def pays(weight: Tensor) -> bool:
+    """Whether a layer's products may be filtered after a look, by its own weight ``(Co, Ci, 3, 3)``."""
+    rows = weight.detach().abs().amax((1, 2, 3), keepdim=True)
+    level = weight.detach() / torch.where(rows > 0, rows, 1)  # Batch norms scale outputs, some to nearly nothing.
+    return all(spreads(level, down, OF_WEIGHT) for down in (False, True)) and spreads(weight, True, 1 / 2)
+
+
+def spreads(weight: Tensor, down: bool, share: float = OF_PART) -> bool:
+    """Whether each sum reads so many of all channels, or none, by as many weights as the filtering wants.
 
     A sum that reads few may find a tile dark that is bright in other channels.
 
@@ -46,7 +57,7 @@ def spreads(weight: Tensor, down: bool) -> bool:
     sizes = sizes.t() if down else sizes
     largest = sizes.amax(1, keepdim=True)
     read = (sizes >= LEAST_WEIGHT * largest).sum(1)
-    return bool(((2 * read > sizes.shape[1]) | (largest[:, 0] == 0)).all())
+    return bool(((read >= share * sizes.shape[1]) | (largest[:, 0] == 0)).all())
 
 
 class Looked:

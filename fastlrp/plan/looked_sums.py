@@ -19,7 +19,7 @@ def is_looked(layer: AffineLayer, weight: Tensor) -> bool:
 def looked(layer: AffineLayer, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
     """``x -> weight x + bias``, which may also be given what the result is at the least.
 
-    For layers that :attr:`~fastlrp.plan.layer.AffineLayer.filters` holds for.
+    For layers that :attr:`~fastlrp.plan.layer.AffineLayer.looks` holds for.
     """
     product, exact = layer.layouts.looked(weight), layer.of_input(weight, bias)
 

@@ -116,14 +116,43 @@ def test_each_sample_and_target_is_looked_at_by_itself():
 
 def test_sums_that_read_few_channels_are_plain():
     weight = torch.rand(32, 32, 3, 3)
+    assert looked.pays(weight)
+    weight[3, 27:] *= 1e-3
+    assert not looked.pays(weight)
     assert looked.spreads(weight, down=False)
-    weight[3, 15:] *= 1e-4
+    weight[3, 7:] = 0
     assert not looked.spreads(weight, down=False)
     assert looked.spreads(weight, down=True)
     weight[3] = 0
-    assert looked.spreads(weight, down=False), "nothing is read, and nothing rounded"
+    assert looked.pays(weight), "nothing is read, and nothing rounded"
     assert not looked.spreads(weight * (torch.rand(32, 32, 3, 3) < 0.1), down=False), "too few terms"
     assert not looked.spreads(weight[:1, :1], down=True), "not in whole groups of channels"
+
+
+def test_two_networks_in_one_weight_are_plain(monkeypatch):
+    """Half of the channels are bright on the left, half on the right, and no sum reads both: places are even."""
+    torch.manual_seed(0)
+    first, second = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(2))
+    for module in (first, second):
+        module.weight.data[:16, 16:], module.weight.data[16:, :16] = 0, 0
+    first.bias.data.zero_()
+    nn.init.constant_(second.bias, 0.7)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
+    model = nn.Sequential(nn.ReLU(), first, nn.ReLU(), second, nn.ReLU(), *head).eval()
+    x = torch.rand(1, 32, 24, 24)
+    x[:, :16, :, 9:] *= 1e-4
+    x[:, 16:, :, :9] *= 1e-4
+    composite = composites.uniform(rules.AlphaBeta(2, 1))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0)
+
+    def error(precision: str) -> float:
+        found = fastlrp.Explainer(copy.deepcopy(model), composite, precision=precision)(x, 0)
+        return float(relative_error(found.double(), right))
+
+    plain = error("float32")
+    assert error("auto") <= 4 * plain + 1e-6
+    monkeypatch.setattr(looked, "pays", lambda weight: True)
+    assert error("auto") > 20 * plain
 
 
 class Opponent(nn.Module):
@@ -133,9 +162,7 @@ class Opponent(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.beside, self.head = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 1), nn.Linear(32, 3)
-        weight = self.conv.weight.data.uniform_(0.5, 1)
-        weight[:, 17:] *= -1
-        weight[:, 16] *= 2e-3
+        self.conv.weight.data.uniform_(0.5, 1)[:, 17:] *= -1
         nn.init.constant_(self.beside.bias, 400.0)
 
     def forward(self, x):
@@ -145,7 +172,8 @@ class Opponent(nn.Module):
 
 def test_denominators_far_below_the_others_of_a_tile_are_exact(monkeypatch):
     model, x = Opponent().eval(), torch.rand(1, 32, 24, 24)
-    x[:, :16, :, 9:], x[:, 16:, :, :9] = 1e-7, 1e-7
+    x[:, :17, :, 9:] *= 1e-5
+    x[:, 17:, :, :9] *= 1e-5
     composite = composites.uniform(rules.ZPlus(0.0))
     right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0)
 
