@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
 
@@ -262,11 +262,39 @@ def _stand_in(input, lengths, batch_first=False, enforce_sorted=True):  # type: 
     return sys.modules["fastlrp.capture.packed"].pack(input, lengths, batch_first, enforce_sorted)
 
 
+def expected_size(layer: nn.RNNBase, size: int, input: Tensor, batch_sizes: Any, own: str) -> tuple[Any, Any, int]:
+    """In the place of a layer's method ``own``: the sizes of its states, whose batch stays a symbol for a Packing."""
+    if not isinstance(batch_sizes, Packing):
+        found: tuple[Any, Any, int] = _OWN_SIZES[own](layer, input, batch_sizes)
+        return found
+    return layer.num_layers * (2 if layer.bidirectional else 1), batch_sizes.batch, size
+
+
+def _hidden_stand_in(self, input, batch_sizes):  # type: ignore[no-untyped-def]
+    import sys
+
+    size, expected = self.proj_size or self.hidden_size, sys.modules["fastlrp.capture.packed"].expected_size
+    return expected(self, size, input, batch_sizes, "get_expected_hidden_size")
+
+
+def _cell_stand_in(self, input, batch_sizes):  # type: ignore[no-untyped-def]
+    import sys
+
+    expected = sys.modules["fastlrp.capture.packed"].expected_size
+    return expected(self, self.hidden_size, input, batch_sizes, "get_expected_cell_size")
+
+
 def _copy(function: Any) -> Callable[..., Any]:
     return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
 
 
 _OWN = _copy(rnn.pack_padded_sequence)
+_STAND_INS: list[tuple[Any, Callable[..., Any]]] = [
+    (rnn.pack_padded_sequence, _stand_in),
+    (nn.RNNBase.get_expected_hidden_size, _hidden_stand_in),
+    (nn.LSTM.get_expected_cell_size, _cell_stand_in),
+]
+_OWN_SIZES = {function.__name__: _copy(function) for function, _ in _STAND_INS[1:]}
 
 
 @contextmanager
@@ -274,21 +302,23 @@ def kept_padded(watched: bool = False) -> Iterator[Rows]:
     """Let the calling thread's ``pack_padded_sequence`` leave sequences padded, under whatever name a model has it.
 
     The function is changed, not the place where it stands: ``from … import`` has made others. One thread at a time.
+    So are those that ask a packed sequence for the number of its samples, which would make it a constant.
 
     Args:
         watched: refuse to count rows.
     """
-    function: Any = rnn.pack_padded_sequence
-    own = function.__code__
+    own = [function.__code__ for function, _ in _STAND_INS]
     rows = Rows()
     _TRACING.append(threading.get_ident())
     _ROWS.append(rows)
-    function.__code__ = _stand_in.__code__
+    for function, stand_in in _STAND_INS:
+        function.__code__ = stand_in.__code__
     try:
         with rows if watched else contextlib.nullcontext():
             yield rows
     finally:
-        function.__code__ = own
+        for (function, _), code in zip(_STAND_INS, own, strict=True):
+            function.__code__ = code
         _TRACING.pop()
         _ROWS.pop()
 

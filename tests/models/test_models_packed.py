@@ -314,6 +314,34 @@ def test_sequences_cut_inside_the_model() -> None:
             fastlrp.Explainer(model.double().eval(), "epsilon").forward((sequences(), torch.tensor([2, 3, 3])))
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("name", ["gru", "rnn"])
+def test_one_capture_is_for_every_number_of_samples(name: str, batch_first: bool) -> None:
+    """As many samples as steps, or one, do not make the batch another axis."""
+    model = Packer(LAYERS[name](4, 6, batch_first=batch_first), "states", 6).double().eval()
+    explainer, x, lengths = fastlrp.Explainer(model, "epsilon"), sequences()[:, :3], torch.tensor([2, 3, 1])
+    whole = relevance(explainer, x, lengths)
+    for b in range(3):
+        assert torch.allclose(relevance(explainer, x[b : b + 1], lengths[b : b + 1])[0], whole[b], atol=1e-14)
+    assert torch.allclose(relevance(explainer, x[:2], lengths[:2]), whole[:2], atol=1e-14)
+    assert len(explainer._plans._kept) == 1
+    alone = relevance(fastlrp.Explainer(model, "epsilon"), x[:1], lengths[:1])
+    assert torch.allclose(alone[0], whole[0], atol=1e-14)
+
+
+def test_one_capture_where_an_lstm_gets_its_states() -> None:
+    class Given(Packer):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            first = x.mean(1).unsqueeze(0)
+            return self.head(self.layer(packed, (first, first + 1))[1][0][-1])  # type: ignore[no-any-return]
+
+    explainer = fastlrp.Explainer(Given(nn.LSTM(4, 4, batch_first=True), "", 4).double().eval(), "epsilon")
+    whole = relevance(explainer, sequences(), LENGTHS)
+    assert torch.allclose(relevance(explainer, sequences()[:1], LENGTHS[:1])[0], whole[0], atol=1e-14)
+    assert len(explainer._plans._kept) == 1
+
+
 def test_lengths_of_another_shape() -> None:
     model = Packer(nn.GRU(4, 6, batch_first=True), "states", 6).double().eval()
     with pytest.raises(fastlrp.CaptureError, match=r"one entry for each sample, 3, got \(3, 1\)"):
