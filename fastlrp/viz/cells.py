@@ -93,7 +93,7 @@ def scales_of(
 def _of_result(relevance: Any) -> Cells:
     array = as_array(relevance, "relevance")
     if array.ndim not in (4, 5):
-        hint = ": of one sample, (K, H, W), give relevance[None]; one map, (C, H, W), is viz.heatmap(relevance)"
+        hint = ": of (K, H, W), for one sample give relevance[None]; one map, (C, H, W), is drawn by viz.heatmap"
         hint = hint if array.ndim == 3 else ""
         raise ValueError(f"relevance must be (B, K, H, W) or (B, K, C, H, W), got {array.shape}{hint}")
     _check(array, "relevance")

@@ -260,7 +260,12 @@ R = torch.ones(2, 3, 4, 4)
 @pytest.mark.parametrize(
     ("relevance", "options", "error", "says"),
     [
-        (torch.ones(3, 4, 4), {}, ValueError, r"for one sample give relevance\[None\]"),
+        (
+            torch.ones(3, 4, 4),
+            {},
+            ValueError,
+            r"for one sample give relevance\[None\]; one map, \(C, H, W\), is drawn by viz.heatmap",
+        ),
         (torch.ones(4, 4), {}, ValueError, r"must be \(B, K, H, W\) or \(B, K, C, H, W\)"),
         (torch.ones(0, 3, 4, 4), {}, ValueError, "empty"),
         (R / 0, {}, ValueError, "96 NaN or infinite"),
