@@ -72,9 +72,23 @@ def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> b
     if node.kind in _MEANS:
         shares = isinstance(rule, (rules.Norm, rules.Epsilon)) and _is_own(b, node.output, flow, _SHRINKING)
         return shares or isinstance(rule, (rules.Gradient, rules.Pass))
-    # With sigma of whole maps; that of one place would make dark ones bright.
-    whole = node.operation in ("group_norm", "instance_norm")
+    # With sigma of whole maps; that of one place, or column, would make dark ones bright.
+    whole = node.operation in ("group_norm", "instance_norm") and _is_map(node.inputs[0])
     return whole and isinstance(rule, (rules.FixedSigma, rules.Pass)) and _is_own(b, node.output, flow, _SHRINKING)
+
+
+def divides_by_output(node: Node, rule: rules.Rule | None) -> bool:
+    """Whether the rule of a layer with a weight divides by the layer's own output, and not by its positive part."""
+    others = (rules.ZPlus, rules.AlphaBeta, rules.WSquare, rules.Flat)
+    return node.kind in ("conv", "linear", "batch_norm") and not isinstance(rule, (*others, *_GRADIENTS, rules.Pass))
+
+
+def _is_map(value: Value) -> bool:
+    """Whether the channels of a value are those of a convolution or of the input, and no places."""
+    node = value.producer
+    while node is not None and node.kind in ("activation", "identity", "batch_norm", "normalization", "scalar", "add"):
+        node = node.inputs[0].producer
+    return node is None or node.kind in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool")
 
 
 def _keeps_places(x: Value, y: Value) -> bool:

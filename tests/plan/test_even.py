@@ -39,7 +39,11 @@ class Dark(nn.Module):
             y = y + torch.relu(self.beside(x))
         if self.above == "norm":
             y = self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.above == "columns":
+            y = nn.functional.group_norm(y.permute(0, 3, 1, 2), 24).permute(0, 2, 3, 1)
         y = torch.relu(y)
+        if self.above == "softmax":
+            y = y.softmax(1)
         if self.above == "one place":
             return self.head(y[:, :, 12, 11])
         return self.last(y) if self.above == "map" else self.head(y.mean((2, 3)))
@@ -56,6 +60,8 @@ CASES = {
     "z+ of weights alone": (Dark(), rules.ZPlus(0.0, zero_bias=True), 0),
     "z+ of signed outputs": (Dark("residual", bias=-0.7), rules.ZPlus(0.0), 0),
     "a norm of each place": (Dark("norm", bias=0.0), rules.Gamma(0.5, 0.0), 0),
+    "a norm of each column": (Dark("columns", bias=0.0), "attnlrp", 0),
+    "what a softmax makes alike": (Dark("softmax", bias=0.0), rules.Gamma(0.5, 0.0), 0),
     "one dark place": (Dark("one place", bias=0.0), rules.ZPlus(0.0), 0),
     "a dark place of a map": (Dark("map", bias=0.0), rules.ZPlus(0.0), (1, 12, 11)),
 }
@@ -64,7 +70,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_dark_places_are_as_exact_as_with_plain_sums(name):
     model, rule, target = CASES[name]
-    model, x, composite = model.eval(), picture(), composites.uniform(rule)
+    model, x, composite = model.eval(), picture(), rule if isinstance(rule, str) else composites.uniform(rule)
     at = None if isinstance(target, int) else target[1:]
     if at is not None:
         model = nn.Sequential(model, Place(*at))
