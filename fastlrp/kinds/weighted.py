@@ -126,7 +126,7 @@ def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callab
     exact = made()
     if not layer.filters:
         return exact
-    y, uneven, compared, pooled = layer.y, b.uneven, b.compared, b.pooled
+    y, uneven, compared, divided, pooled = layer.y, b.uneven, b.compared, b.divided, b.pooled
     after_look, may_look = looked(layer, layer.weight, layer.bias), layer.looks and is_looked(layer, layer.weight)
     products = {
         "plain": exact,
@@ -137,7 +137,7 @@ def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callab
 
     @cache
     def way() -> str:
-        if y in compared or (y in uneven and (y in pooled or not may_look)):
+        if y in compared or y in divided or (y in uneven and (y in pooled or not may_look)):
             return "plain"
         if y in uneven:
             return "looked"

@@ -39,7 +39,8 @@ class ForwardBuilder:
         passed: max-pools of maps that relevance per unit of activation passes as it is.
         pooled: values below these. They take the first of equal entries, so that places that read the same must give
             the same, as those of a flat background do.
-        compared: values below any other choice of entries. Both are complete when all is lowered.
+        compared: values below any other choice of entries. divided: outputs by which a rule divides what is uneven.
+            All three are complete when all is lowered.
         beside: slots of what a node's forward step makes beside its output: the winners of a max-pool.
     """
 
@@ -61,6 +62,7 @@ class ForwardBuilder:
     passed: set[Node] = field(init=False, default_factory=set)
     pooled: set[Value] = field(init=False, default_factory=set)
     compared: set[Value] = field(init=False, default_factory=set)
+    divided: set[Value] = field(init=False, default_factory=set)
     beside: dict[Node, int] = field(init=False, default_factory=dict)
     _factors: dict[Factor, int] = field(init=False, default_factory=dict)
     _row: Draft | None = field(init=False, default=None)

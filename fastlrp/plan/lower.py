@@ -53,7 +53,7 @@ def lower(
         _check(graph, node, assigned.get(node))
         b.sends_evenly = node.output not in b.uneven and stays_even(b, node, assigned.get(node), flow)
         if not b.sends_evenly and divides_by_output(node, assigned.get(node)):
-            b.uneven.add(node.output)
+            b.divided.add(node.output)
         lower_node(b, node, assigned.get(node), flow)
         if node in written:
             step = eager_attention.offer(b, written[node], assigned, flow)
