@@ -93,6 +93,23 @@ struct Again {
   }
 };
 
+// How many of `count` sums, chosen by their numbers alone, are small.
+struct SmallOfSome {
+  FASTLRP_INLINE static void run(const WinogradRepair* p, int64_t sample, int64_t count, int64_t* found) {
+    const float* x = p->x + sample * p->height * p->width * p->inputs;
+    const int64_t all = p->out_height * p->out_width * p->outputs;
+    *found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t place = i * 2654435761 % all, position = place / p->outputs;
+      const float divided = p->divided[sample * all + place];
+      if (divided != 0.0f) {
+        const float sum = Again::sum(*p, x, position / p->out_width, position % p->out_width, place % p->outputs);
+        *found += is_small(sum, divided, p->most);
+      }
+    }
+  }
+};
+
 // Whether one tile is even; `tile`: what its 6x6 places hold, rows `width` apart; `rows` and `columns`: of its windows.
 bool even_tile(const float* tile, int64_t width, int64_t rows, int64_t columns, float most) {
   constexpr int64_t in = kWinogradIn, out = kWinogradOut;
@@ -175,6 +192,17 @@ void winograd_repair(const WinogradRepair& p, bool* kept) {
       if (small[i] > 0 && kept[i / p.out_height]) {
         run_best<Again>(&p, i / p.out_height, i % p.out_height);
       }
+    }
+  });
+}
+
+void winograd_few_small(const WinogradRepair& p, bool* few) {
+  constexpr int64_t some = 128;
+  parallel_for(p.samples, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin; sample < end; ++sample) {
+      int64_t found = 0;
+      run_best<SmallOfSome>(&p, sample, some, &found);
+      few[sample] = found <= some / (2 * kRepaired);
     }
   });
 }

@@ -28,7 +28,10 @@ struct WinogradRepair {
 
 // Makes a plain sum of each y of which `divided` is more than `most` times in size. Where that are more than one in
 // kRepaired of a sample's sums, kept[n] is false and its sums are as they were.
-constexpr int64_t kRepaired = 64;
+constexpr int64_t kRepaired = 32;
 void winograd_repair(const WinogradRepair& p, bool* kept);
+
+// few[n] = whether few of a sample's sums would be made again, by a choice of them; y is not read.
+void winograd_few_small(const WinogradRepair& p, bool* few);
 
 }  // namespace fastlrp::cpu

@@ -25,6 +25,48 @@ Sizes size_of(const Check& check, const Tensor& x, const Sizes& padding) {
   return size;
 }
 
+// The arguments of a repair, and what its pointers lie in.
+struct Repair {
+  Tensor x, weight, bias, divided;
+  cpu::WinogradRepair p;
+};
+
+Repair repair_of(const Check& check, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                 const Tensor& divided, const Sizes& padding, double most) {
+  const Sizes size = size_of(check, x, padding);
+  check.like("weight", weight, x);
+  REQUIRE_VALUE(weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3 &&
+                    weight.size(0) > 0 && weight.size(0) % cpu::kWinogradLanes == 0,
+                check.op, ": weight must have shape (Co, ", x.size(1), ", 3, 3) with Co in multiples of ",
+                cpu::kWinogradLanes, ", got ", weight.sizes());
+  const int64_t outputs = weight.size(0);
+  check.like("divided", divided, x);
+  check.sizes("divided", divided, {x.size(0), outputs, size[0], size[1]});
+  Repair repair{channels_last(x), channels_last(weight), {}, channels_last(divided), {}};
+  if (bias.has_value()) {
+    check.like("bias", *bias, x);
+    check.sizes("bias", *bias, {outputs});
+    repair.bias = bias->resolve_neg().contiguous();
+  }
+  const auto read = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
+  repair.p = {x.size(0),
+              x.size(2),
+              x.size(3),
+              x.size(1),
+              size[0],
+              size[1],
+              outputs,
+              padding[0],
+              padding[1],
+              read(repair.x),
+              read(repair.weight),
+              read(repair.bias),
+              read(repair.divided),
+              static_cast<float>(most),
+              nullptr};
+  return repair;
+}
+
 }  // namespace
 
 std::vector<bool> winograd_even(const Tensor& x_, const OptionalTensor& scale_, const Sizes& padding, double most) {
@@ -52,39 +94,28 @@ std::vector<bool> winograd_even(const Tensor& x_, const OptionalTensor& scale_, 
   return std::vector<bool>(even.get(), even.get() + samples);
 }
 
-std::vector<bool> winograd_repair(const Tensor& y, const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_,
-                                  const Tensor& divided_, const Sizes& padding, double most) {
+std::vector<bool> winograd_repair(const Tensor& y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                  const Tensor& divided, const Sizes& padding, double most) {
   const Check check{kCpu, "winograd_repair"};
-  const Sizes size = size_of(check, x_, padding);
-  check.like("weight", weight_, x_);
-  const int64_t samples = x_.size(0);
-  REQUIRE_VALUE(weight_.dim() == 4 && weight_.size(1) == x_.size(1) && weight_.size(2) == 3 && weight_.size(3) == 3 &&
-                    weight_.size(0) > 0 && weight_.size(0) % cpu::kWinogradLanes == 0,
-                check.op, ": weight must have shape (Co, ", x_.size(1), ", 3, 3) with Co in multiples of ",
-                cpu::kWinogradLanes, ", got ", weight_.sizes());
-  const int64_t outputs = weight_.size(0);
-  check.like("y", y, x_);
-  check.sizes("y", y, {samples, outputs, size[0], size[1]});
+  Repair repair = repair_of(check, x, weight, bias, divided, padding, most);
+  const int64_t samples = x.size(0);
+  check.like("y", y, x);
+  check.sizes("y", y, divided.sizes());
   REQUIRE_VALUE(channels_last_dense(y, 1) && (samples <= 1 || y.stride(0) == product(y.sizes().slice(1))), check.op,
                 ": y must lie channels-last, got strides ", y.strides());
-  check.like("divided", divided_, x_);
-  check.sizes("divided", divided_, y.sizes());
-  Tensor bias;
-  if (bias_.has_value()) {
-    check.like("bias", *bias_, x_);
-    check.sizes("bias", *bias_, {outputs});
-    bias = bias_->resolve_neg().contiguous();
-  }
-  const Tensor x = channels_last(x_), weight = channels_last(weight_), divided = channels_last(divided_);
+  repair.p.y = y.mutable_data_ptr<float>();
   const std::unique_ptr<bool[]> kept(new bool[samples]());
-  if (y.numel() > 0) {
-    cpu::winograd_repair({samples, x.size(2), x.size(3), x.size(1), size[0], size[1], outputs, padding[0], padding[1],
-                          x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
-                          bias.defined() ? bias.const_data_ptr<float>() : nullptr, divided.const_data_ptr<float>(),
-                          static_cast<float>(most), y.mutable_data_ptr<float>()},
-                         kept.get());
-  }
+  cpu::winograd_repair(repair.p, kept.get());
   return std::vector<bool>(kept.get(), kept.get() + samples);
+}
+
+std::vector<bool> winograd_few_small(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                     const Tensor& divided, const Sizes& padding, double most) {
+  const Check check{kCpu, "winograd_few_small"};
+  const Repair repair = repair_of(check, x, weight, bias, divided, padding, most);
+  const std::unique_ptr<bool[]> few(new bool[x.size(0)]());
+  cpu::winograd_few_small(repair.p, few.get());
+  return std::vector<bool>(few.get(), few.get() + x.size(0));
 }
 
 }  // namespace fastlrp::edge

@@ -16,4 +16,8 @@ std::vector<bool> winograd_even(const Tensor& x, const OptionalTensor& scale, co
 std::vector<bool> winograd_repair(const Tensor& y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                   const Tensor& divided, const Sizes& padding, double most);
 
+// For each sample whether few of its sums would be made again, by a choice of them: the arguments of winograd_repair.
+std::vector<bool> winograd_few_small(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                     const Tensor& divided, const Sizes& padding, double most);
+
 }  // namespace fastlrp::edge

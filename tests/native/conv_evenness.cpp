@@ -73,9 +73,14 @@ void repair(const Shape& s) {
     divided[i] = -9.0f;
   }
   const std::unique_ptr<bool[]> kept(new bool[s.samples]());
-  fastlrp::cpu::winograd_repair({s.samples, s.height, s.width, s.inputs, rows, columns, s.outputs, s.top, s.left,
-                                 x.data(), weight.data(), bias.data(), divided.data(), 8.0f, y.data()},
-                                kept.get());
+  const fastlrp::cpu::WinogradRepair p{s.samples,     s.height,    s.width,        s.inputs, rows,
+                                       columns,       s.outputs,   s.top,          s.left,   x.data(),
+                                       weight.data(), bias.data(), divided.data(), 8.0f,     y.data()};
+  fastlrp::cpu::winograd_few_small(p, kept.get());
+  for (int64_t sample = 1; sample < s.samples; ++sample) {
+    CHECK(!kept[sample]);
+  }
+  fastlrp::cpu::winograd_repair(p, kept.get());
   for (int64_t sample = 0; sample < s.samples; ++sample) {
     CHECK(kept[sample] == (sample == 0));
   }
@@ -108,8 +113,8 @@ TEST(conv_evenness) {
 
 TEST(conv_repair) {
   for (const Shape& shape : kShapes) {
-    if ((shape.height + 2 * shape.top - 2) * (shape.width + 2 * shape.left - 2) * shape.outputs >=
-        fastlrp::cpu::kRepaired) {
+    if ((shape.height + 2 * shape.top - 2) * (shape.width + 2 * shape.left - 2) * shape.outputs >
+        4 * fastlrp::cpu::kRepaired) {
       repair(shape);
     }
   }

@@ -70,6 +70,8 @@ def test_small_sums_are_made_again(isa):
     found = wrong.clone()
     kept = C.winograd_repair(found, x, weight, bias, divided, [1, 1], 8.0)
     assert kept == [True, True, False], "nearly all sums of the third are small"
+    huge = divided * torch.tensor([1, 1, 1e4]).view(3, 1, 1, 1)
+    assert C.winograd_few_small(x, weight, bias, huge, [1, 1], 8.0) == kept
     again = divided.abs() > 8
     again[2] = False
     assert relative_error(found[again].double(), right[again]) <= 1e-6
