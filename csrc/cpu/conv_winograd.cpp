@@ -26,7 +26,7 @@ constexpr int64_t kBlock = 2048 * 1024;
 
 int64_t along(int64_t length) { return (length + kWinogradOut - 1) / kWinogradOut; }
 
-// Where each place of all samples gets its numbers from, and the tiles that have a place which is not copied.
+// Where each place of all samples takes its numbers from, and the tiles of which some place is not copied.
 struct Order {
   std::vector<int32_t> first;
   std::vector<int64_t> tiles;

@@ -86,7 +86,7 @@ TEST(conv_winograd_alike) {
     fastlrp::cpu::winograd_convolution({1, height, width, inputs, height, width, outputs, 1, 1, x.data(), nullptr, 1,
                                         packed.data(), nullptr, nullptr, false, y[alike].data(), alike});
   }
-  const int64_t first = (width + width / 2 + 1) * outputs;
+  const int64_t first = (width + width / 2 + 1) * outputs;  // All of that kind are the same, whichever they come from.
   for (int64_t at = 0; at < height * width; ++at) {
     const int64_t row = at / width, column = at % width;
     const bool inside = row > 0 && row < height - 1 && column > width / 2 && column < width - 1;

@@ -81,6 +81,16 @@ def test_places_that_read_the_same_give_the_same(name, padding, isa):
     assert relative_error(found, plain) <= 4e-6
 
 
+def test_equal_places_are_as_exact_as_the_best_of_them(isa):
+    """The first place of a dark background stands beside a bright one, whose tile is rounded relative to that."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(32, 32, 3, 3), (1e-6 * torch.rand(1, 32, 1, 1)).expand(1, 32, 22, 22).clone()
+    x[:, :, 0, 3] = torch.rand(32)
+    product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+    right = nn.functional.conv2d(x.double(), weight.double(), padding=1)[..., 8:, 8:-4]
+    assert relative_error(product(x, alike=True)[..., 8:, 8:-4].double(), right) <= 4e-6
+
+
 def test_pictures_without_numbers_end(isa):
     weight = torch.randn(32, 32, 3, 3)
     product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
