@@ -114,7 +114,9 @@ def test_winners_over_a_flat_background_are_those_of_plain_sums(mode):
     assert relative_error(fastlrp.Explainer(model, composite)(x, 0), plain) <= 2e-6
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.1), nn.ELU(0.5)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.LeakyReLU(0.1), nn.ELU(0.5)], ids=lambda layer: type(layer).__name__
+)
 @pytest.mark.parametrize("composite", ["gradient", "guided_backprop"])
 def test_gradients_of_kinks_read_the_signs_of_plain_sums(composite, activation):
     torch.manual_seed(0)
