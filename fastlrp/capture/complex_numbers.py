@@ -95,7 +95,7 @@ class Translation:
     Attributes:
         name, call, args, kwargs: of the operation. a: its arguments by name. shapes: of its results, as the model has
             them. gives: for each result whether it is complex. make: appends a node.
-        dtype: of real and imaginary parts.
+        dtype, device: of real and imaginary parts.
     """
 
     name: str
@@ -106,6 +106,7 @@ class Translation:
     shapes: list[Shape]
     gives: list[bool]
     dtype: torch.dtype
+    device: torch.device
     make: Makes
 
     @property
@@ -151,7 +152,7 @@ class Translation:
             return derived(operand, _parts)
         number = complex(operand)
         dtype = self.dtype if self.dtype.is_floating_point else torch.float64  # A comparison gives no floats.
-        return Constant("number", torch.tensor([number.real, number.imag], dtype=dtype))
+        return Constant("number", torch.tensor([number.real, number.imag], dtype=dtype, device=self.device))
 
     def behind(self, operand: Any) -> Any:
         """A real operand with an axis of one for the parts."""
@@ -246,7 +247,7 @@ def _absolute(t: Translation) -> Any:
 
 
 def _conjugate(t: Translation) -> Any:
-    signs = Constant("conjugate", torch.tensor([1.0, -1.0], dtype=t.dtype))
+    signs = Constant("conjugate", torch.tensor([1.0, -1.0], dtype=t.dtype, device=t.device))
     return t.pair("mul", aten.mul.Tensor, (t.args[0].parts, signs))
 
 
