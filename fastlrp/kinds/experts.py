@@ -55,7 +55,7 @@ def _each_by_its_own(rows: Tensor, matrices: Tensor, expert: Tensor) -> Tensor:
     places = [(expert == e).nonzero(as_tuple=True) for e in known]
     products = [rows[at] @ matrices[e] for at, e in zip(places, known, strict=True)]
     sample, row = (torch.cat(axis) for axis in zip(*places, strict=True))
-    return y.index_put((sample, row), torch.cat(products))
+    return y.index_put_((sample, row), torch.cat(products))
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
