@@ -96,7 +96,7 @@ def _absolute(t: Translation) -> Any:
 
 
 def _conjugate(t: Translation) -> Any:
-    signs = Constant("conjugate", torch.tensor([1.0, -1.0], dtype=t.dtype))
+    signs = Constant("conjugate", torch.tensor([1.0, -1.0], dtype=t.dtype, device=t.device))
     return t.pair("mul", aten.mul.Tensor, (t.args[0].parts, signs))
 
 

@@ -171,7 +171,8 @@ class Emitter:
 
         bound = bind(c.target, c.args, c.kwargs)
         shapes, gives = [self.shape(t) for t in results], [t.dtype.is_complex for t in results]
-        return translated(Translation(c.name, c.call, c.args, c.kwargs, bound, shapes, gives, dtypes[0], make))
+        of_parts = dtypes[0], results[0].device
+        return translated(Translation(c.name, c.call, c.args, c.kwargs, bound, shapes, gives, *of_parts, make))
 
     def _size_of_pair(self, c: Call) -> Any:
         z = c.args[0]

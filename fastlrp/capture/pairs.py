@@ -81,7 +81,7 @@ class Translation:
     Attributes:
         name, call, args, kwargs: of the operation. a: its arguments by name. shapes: of its results, as the model has
             them. gives: for each result whether it is complex. make: appends a node.
-        dtype: of real and imaginary parts.
+        dtype, device: of real and imaginary parts.
     """
 
     name: str
@@ -92,6 +92,7 @@ class Translation:
     shapes: list[Shape]
     gives: list[bool]
     dtype: torch.dtype
+    device: torch.device
     make: Makes
 
     @property
@@ -126,7 +127,7 @@ class Translation:
             return derived(operand, _parts)
         number = complex(operand)
         dtype = self.dtype if self.dtype.is_floating_point else torch.float64  # A comparison gives no floats.
-        return Constant("number", torch.tensor([number.real, number.imag], dtype=dtype))
+        return Constant("number", torch.tensor([number.real, number.imag], dtype=dtype, device=self.device))
 
     def behind(self, operand: Any) -> Any:
         """A real operand with an axis of one for the parts."""

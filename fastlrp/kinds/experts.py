@@ -49,10 +49,13 @@ def _each_by_its_own(rows: Tensor, matrices: Tensor, expert: Tensor) -> Tensor:
             chosen = (expert == e).view(*expert.shape, *[1] * (rows.dim() - 2))
             y = torch.where(chosen, rows @ matrix, y)
         return y
-    for e in expert.unique().tolist():
-        if e < len(matrices):
-            y = y.index_put((expert == e).nonzero(as_tuple=True), rows[expert == e] @ matrices[e])
-    return y
+    known = [e for e in expert.unique().tolist() if e < len(matrices)]
+    if not known:
+        return y
+    places = [(expert == e).nonzero(as_tuple=True) for e in known]
+    products = [rows[at] @ matrices[e] for at, e in zip(places, known, strict=True)]
+    sample, row = (torch.cat(axis) for axis in zip(*places, strict=True))
+    return y.index_put_((sample, row), torch.cat(products))
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import fastlrp
 from fastlrp import rules
+from fastlrp.capture.complex_numbers import Translation
 from tests.directions.adjoint import LARGEST, errors_of_steps
 from tests.models.cases import Written
 from tests.models.test_models_kinds import relevance_of
@@ -125,6 +126,13 @@ def test_numbers_take_the_models_precision(of: Callable[[Tensor], Tensor]) -> No
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, fastlrp.explain(model.double(), x.double(), "all", "epsilon").float(),
                                rtol=1e-3, atol=1e-4)  # fmt: skip
+
+
+def test_numbers_stand_on_the_models_device() -> None:
+    """Beside activations on a GPU; the device without numbers stands in for one."""
+    meta = torch.device("meta")
+    made = Translation("mul", torch.mul, (), {}, {}, [], [True], torch.float32, meta, lambda *args, **kwargs: args)  # type: ignore[arg-type,return-value]
+    assert made.parts(1 + 2j).tensor().device == meta
 
 
 def test_fractions_by_hand() -> None:
