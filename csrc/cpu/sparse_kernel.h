@@ -6,7 +6,7 @@ namespace fastlrp::cpu {
 
 // acc[j * acc_stride + k] += sum over i < count of  weight[row[i] + column[j]] * s[i * s_stride + k]
 // for j < left and k < width, a multiple of kLanes; if `fresh`, acc begins at zero. The sum's order is that of i:
-// results don't depend on left or width.
+// results don't depend on left or width. The columns ascend.
 // `Number`: of the weights and of s.
 template <class T, class Number>
 using Multiply = void (*)(bool fresh, int64_t width, int64_t left, const Number* weight, const int32_t* row,

@@ -42,6 +42,7 @@ struct Packed<float, Bf16> {
     scale_.reserve(most + std::min(most, all));
     int64_t base = 0;
     each_in_reach(tile, [&](int64_t at, int64_t number, int64_t distance) {
+      fetch_ahead(p.arriving, {pattern.offsets[at], pattern.offsets[at + 1]}, panel);
       const int32_t shift = plan.merged ? static_cast<int32_t>(distance * plan.blocks.tap_step) : 0;
       const int64_t filled = list(at, base, shift, first.get() + number * (all + 1));
       for (int64_t product = 0; product < products; ++product) {

@@ -4,12 +4,6 @@
 #include "sparse_packed.h"
 #include "sparse_sums.h"
 
-#if defined(__GNUC__) || defined(__clang__)
-#define FASTLRP_PREFETCH(address) __builtin_prefetch(address, 0, 2)
-#else
-#define FASTLRP_PREFETCH(address) static_cast<void>(address)
-#endif
-
 namespace fastlrp::cpu {
 
 constexpr int64_t kThin = 3;  // with fewer entries per input position, output by output

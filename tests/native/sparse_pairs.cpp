@@ -18,7 +18,8 @@ struct Question {
   std::vector<float> acc;
 
   Question(int64_t k, int64_t j, int64_t i, bool tiles, bool start) : width(k), left(j), count(i), fresh(start) {
-    const int64_t outs = count + native::integer(0, 40), ins = left + native::integer(0, 9), blocks = 2;
+    const int64_t outs = count + native::integer(0, 40), blocks = 2;
+    const int64_t ins = left + native::integer(0, native::integer(0, 2) == 0 ? 3 * left : 9);
     const int64_t row_step = tiles ? 1 : ins, column_step = tiles ? outs : 1;
     stride = width + native::integer(0, 3);
     for (const float value : native::mixed<float>(blocks * outs * ins)) {
@@ -37,8 +38,9 @@ struct Question {
     if (count > 1 && native::integer(0, 1) == 1) {
       row[count - 1] = row[count - 2];
     }
-    for (int64_t c = 0; c < left; ++c) {
-      column.push_back(static_cast<int32_t>((c + native::integer(0, ins - left)) * column_step));
+    for (int64_t c = 0, before = 0; c < left; ++c) {
+      before = native::integer(before, std::min(before + 5, ins - left));
+      column.push_back(static_cast<int32_t>((c + before) * column_step));
     }
     const int64_t size = (left - 1) * stride + width;
     acc = fresh ? native::poisoned<float>(size) : native::mixed<float>(size);
@@ -84,7 +86,7 @@ TEST(sparse_pairs_equal_loops_and_their_definition) {
     const bool tiles = has_tiles(bf16_unit());
     const PairsKernel kernel = pairs_kernel(tiles);
     for (const int64_t width : {16, 32, 48, 64}) {
-      for (const int64_t left : {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64}) {
+      for (const int64_t left : {1, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 64, 150}) {
         const int64_t count = 2 * native::integer(1, native::integer(0, 4) == 0 ? 270 : 40);
         const Question question(width, left, count, tiles, native::integer(0, 1) == 1);
         const std::string context =
