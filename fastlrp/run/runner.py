@@ -166,8 +166,12 @@ def _compared_as_wholes(
     if any(path.form.is_reduced and not path.sparse for path in found.paths):
         # Layer by layer a dense product of bfloat16 may win, because the dense one below it wants everything, although
         # sparse ones all the way down would be cheaper.
-        other, each = specialized(replace(rates, reduced=1.0)), replace(rates, filtered=rates.reduced)
-        found = min(found, other, key=lambda chosen: cost_of(chosen.paths, count, itemsize, each))
+        # So may one dense layer at the end, of which the one above it has to give everything.
+        candidates, each = [found], replace(rates, filtered=rates.reduced)
+        for other in (replace(rates, reduced=1.0), replace(rates, dense=rates.dense / 1e6)):
+            if any(path.form.is_reduced and not path.sparse for path in candidates[-1].paths):
+                candidates.append(specialized(other))
+        found = min(candidates, key=lambda chosen: cost_of(chosen.paths, count, itemsize, each))
     if any(path.form.is_filtered and path.sparse for path in found.paths):
         # One dense layer between sparse ones would cost more than it saves, since registers change their form.
         in_all = sum(_estimated(path, count, itemsize, rates).dense for path in found.paths)

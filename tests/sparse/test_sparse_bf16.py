@@ -217,7 +217,10 @@ def test_the_cheapest_of_four_ways_is_taken() -> None:
     form = _form()
     rates = replace(Rates(), reduced=2.0, sparse_reduced=2 * Rates.sparse, half_reduced=2 * Rates.half_filled)
 
-    def way(alive: float, count: int = 32, wish: str = "auto", rates: Rates | None = rates, narrow: bool = True) -> str:
+    def way(
+        alive: float, count: int = 32, wish: str = "auto", rates: Rates | None = rates, narrow: bool = True,
+        form: Affine = form,
+    ) -> str:  # fmt: skip
         return Chooser(wish).way(replace(form, is_reduced=narrow), alive, alive, count, 4, rates)
 
     assert way(0.3) == way(0.3, wish="sparse") == way(0.9, wish="sparse") == "sparse bf16"
@@ -225,6 +228,9 @@ def test_the_cheapest_of_four_ways_is_taken() -> None:
     assert way(0.3, narrow=False) == way(0.3, rates=shipped("software")) == "sparse"
     assert way(0.3, wish="sparse", rates=None) == "sparse"
     assert way(0.3, rates=shipped("avx512_bf16")) == way(0.3, rates=shipped("amx")) == "sparse bf16"
+    # Measured of such a layer of VGG-16 with eight targets: 128 ms sparse, 144 dense.
+    twice = replace(form, weights=form.weights * 2, coefficients=(0, 1), splits=(False, False))
+    assert way(0.5, count=8, rates=shipped("avx512_bf16"), form=twice) == "sparse bf16"
     depthwise = replace(
         form, geometry=replace(form.geometry, groups=256), weights=(torch.empty(1).expand(256, 1, 3, 3),)
     )

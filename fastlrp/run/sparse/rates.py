@@ -56,7 +56,7 @@ _GAIN = {"AMX": 7.0, "AVX512-BF16": 2.0}
 """Products of bfloat16 against those of float32: 2,700 against 380 GFLOP/s on two cores with AMX, 260 against 115 on
 one of an AMD EPYC."""
 
-_SPARSE_GAIN = {"amx": (2.5, 1.5), "avx512_bf16": (1.4, 1.2)}
+_SPARSE_GAIN = {"amx": (2.5, 1.5), "avx512_bf16": (1.65, 1.9)}
 """The same for alive neurons, of more than one vector of targets and of one: by AVX512-BF16 on an AMD EPYC; by AMX
 only estimated, by llvm-mca for Sapphire Rapids: 1.6 to 4 and 1.2 to 3 at densities from 0.2 to 0.5, as
 docs/performance.md shows. By software they are never worth it."""
