@@ -127,26 +127,32 @@ def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callab
     if not layer.filters:
         return exact
     y, uneven, compared, divided, pooled = layer.y, b.uneven, b.compared, b.divided, b.pooled
-    after_look, may_look = looked(layer, layer.weight, layer.bias), layer.looks and is_looked(layer, layer.weight)
+    after_look = partial(_after_look, layer, rectified)
     products = {
         "plain": exact,
         "filtered": made(filtered=True),
         "alike": made(filtered=True, alike=True),
-        "looked": (lambda x: torch.relu_(after_look(x))) if rectified else after_look,
+        "looked": after_look(False),
+        "looked, alike": after_look(True),
     }
 
     @cache
     def way() -> str:
-        if y in compared or y in divided or (y in uneven and (y in pooled or not may_look)):
+        if y in compared or y in divided or (y in pooled and not winograd.tells_apart(layer.weight)):
             return "plain"
-        if y in uneven:
-            return "looked"
-        if y not in pooled:
-            return "filtered"
-        return "alike" if winograd.tells_apart(layer.weight) else "plain"
+        if y not in uneven:
+            return "alike" if y in pooled else "filtered"
+        if not (layer.looks and is_looked(layer, layer.weight)):
+            return "plain"
+        return "looked, alike" if y in pooled else "looked"
 
     b.filtered[y] = way
     return lambda x: products[way()](x)
+
+
+def _after_look(layer: AffineLayer, rectified: bool, alike: bool) -> Callable[[Tensor], Tensor]:
+    product = looked(layer, layer.weight, layer.bias, alike)
+    return (lambda x: torch.relu_(product(x))) if rectified else product
 
 
 def forward_linear(b: Builder, node: Node) -> None:

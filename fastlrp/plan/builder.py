@@ -54,7 +54,7 @@ class Builder(ForwardBuilder):
         for draft in self.drafts:
             way = made.get(draft.node.output.index, "plain")
             if way != "plain":
-                (draft.looked if way == "looked" else draft.filtered).add("forward")
+                (draft.looked if way.startswith("looked") else draft.filtered).add("forward")
         return Program(
             inputs=tuple(v.index for v in self.graph.inputs),
             slots=self.slots,

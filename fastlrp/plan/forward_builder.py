@@ -35,7 +35,8 @@ class ForwardBuilder:
         numbers: slots that hold one number everywhere, known beforehand.
         uneven: values whose relevance per unit may differ from place to place by more than the network's weights make
             it, :mod:`fastlrp.plan.even`; complete when all is lowered. filtered: those that Winograd's filtering
-            may make, and how they are made in the end: ``"plain"``, ``"filtered"``, ``"alike"`` or ``"looked"``.
+            may make, and how they are made in the end: ``"plain"``, ``"filtered"``, ``"alike"``, ``"looked"`` or
+            ``"looked, alike"``.
         passed: max-pools of maps that relevance per unit of activation passes as it is.
         pooled: values below these. They take the first of equal entries, so that places that read the same must give
             the same, as those of a flat background do.

@@ -70,15 +70,19 @@ class Looked:
     def __init__(self, filtered: Winograd, plain: Any) -> None:
         self._filtered, self._plain = filtered, plain
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None, least: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, least: Tensor | None = None, alike: bool = False
+    ) -> Tensor:
         """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
 
-        ``least``: what the result is at the least, never below zero; plain sums are that by themselves.
+        Args:
+            least: what the result is at the least, never below zero. alike: whether places that read the same numbers
+                give the same. Plain sums are and do that by themselves.
         """
 
         def filtered(rows: list[int] | None) -> Tensor:
             own = None if least is None else _of(least, rows)
-            return self._filtered(_of(x, rows), bias, least=own, not_negative=least is not None)
+            return self._filtered(_of(x, rows), bias, least=own, not_negative=least is not None, alike=alike)
 
         return _chosen(self._look(x), filtered, lambda rows: self._plain(_of(x, rows), bias))
 

@@ -16,15 +16,16 @@ def is_looked(layer: AffineLayer, weight: Tensor) -> bool:
     return isinstance(layer.layouts.looked(weight), Looked)
 
 
-def looked(layer: AffineLayer, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+def looked(layer: AffineLayer, weight: Tensor, bias: Tensor | None, alike: bool = False) -> Callable[..., Tensor]:
     """``x -> weight x + bias``, which may also be given what the result is at the least.
 
+    ``alike``: whether places that read the same numbers give the same.
     For layers that :attr:`~fastlrp.plan.layer.AffineLayer.looks` holds for.
     """
     product, exact = layer.layouts.looked(weight), layer.of_input(weight, bias)
 
     def applied(x: Tensor, least: Tensor | None = None) -> Tensor:
-        return product(x, bias, least) if isinstance(product, Looked) and packed.fits(x) else exact(x)
+        return product(x, bias, least, alike) if isinstance(product, Looked) and packed.fits(x) else exact(x)
 
     return applied
 

@@ -222,7 +222,7 @@ class Program:
         sweep: the operation that does a ReLU, the pool after it and coefficients at once, if the backend has one.
         alternatives: steps that stand for several of ``backward`` where nothing between them is asked for.
         made: how the slots of convolutions are made that Winograd's filtering may make: ``"plain"``, ``"filtered"``,
-            ``"alike"`` or ``"looked"``, by what the rules above read.
+            ``"alike"``, ``"looked"`` or ``"looked, alike"``, by what the rules above read.
         up_copies: weights that the way up through a node keeps copies of, of so many ``nbytes``.
     """
 

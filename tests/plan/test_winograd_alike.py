@@ -152,10 +152,11 @@ def difference(model: nn.Module, x: Tensor, composite: Any) -> float:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("picture", ["flat", "checks", "hatched"])
-def test_winners_are_those_of_plain_sums(name, picture):
+@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_alpha2_beta1"])
+def test_winners_are_those_of_plain_sums(name, picture, composite):
     model, x = NETWORKS[name], PICTURES[picture]
-    assert difference(model, x, "epsilon_plus") <= 5e-6  # Measured: 1e-6.
-    assert any(taken(fastlrp.Explainer(model, "epsilon_plus"), x))
+    assert difference(model, x, composite) <= 5e-6  # Measured: 1e-6.
+    assert any(taken(fastlrp.Explainer(model, composite), x))
 
 
 @pytest.mark.parametrize("picture", ["flat", "checks"])
