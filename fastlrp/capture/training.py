@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -17,7 +18,8 @@ _WATCHES = (
 
 def with_mode(message: str, model: nn.Module) -> str:
     """The message of an error of capture, and what to do where modules are in training mode or prepare quantisation."""
-    if "eval" in vars(model):  # An exported program, which calls itself trained, and whose eval() raises.
+    # An exported program calls itself trained, and its own eval() raises.
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
         found = "before torch.export: a program stays in the mode that it was exported in" if _EVAL in message else ""
     elif _EVAL in message or _WATCHES in message:
         return message
