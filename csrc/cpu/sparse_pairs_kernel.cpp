@@ -237,7 +237,7 @@ FASTLRP_TARGET_AVX512_BF16 void multiply_apart(bool fresh, int64_t width, int64_
   }
 }
 
-// On one core of an AMD EPYC (Zen 5) at density 0.5: 32 targets 385 GFLOP/s joined, 310 apart; 16 targets 269 and 170;
+// On one core of an AMD EPYC (Zen 5) at density 0.5: 32 targets 369 GFLOP/s joined, 300 apart; 16 targets 258 and 170;
 // 64 targets 426 and 438. Joining 64 channels of a pair takes as long as the broadcasts of 10 to 14 channels for their
 // second weights.
 void multiply_avx512(bool fresh, int64_t width, int64_t left, const Bf16* weight, const int32_t* row, int64_t count,
