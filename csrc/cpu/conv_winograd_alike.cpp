@@ -22,9 +22,9 @@ uint64_t odd_number(uint64_t i) {
   return (z ^ z >> 31) | 1;
 }
 
-// What is less than this part of the largest number of its place is dust: no sum in float32 or float64 that reads both
-// has a digit of it, so that places which differ in nothing else tie in plain sums.
-constexpr float kDust = 0x1p-57f;
+// What is less than this part of the largest number of its place is dust: a sum of float32 that reads both has no digit
+// of it, so that places which differ in nothing else tie in plain sums.
+constexpr float kDust = 0x1p-45f;
 
 FASTLRP_INLINE float size_of(float value) { return value < 0.0f ? -value : value; }
 

@@ -6,7 +6,8 @@ plain sums, up to a small factor and whatever the rules above are, where in each
 beside a bright one makes. The look reads the operand once, which takes a tenth of the filtering's time or less, and
 decides for each sample and target by itself, so that a sample alone has the same bits as in a batch. What a place
 holds is the sum of the sizes of all its channels, so that each sum of the product has to read most channels
-(:func:`spreads`); sums of which the rule takes the reciprocal are looked at one by one as well (:meth:`Looked.sums`).
+(:func:`spreads`); sums of which the rule takes the reciprocal are looked at one by one as well (:meth:`Looked.sums`),
+and what flows down is compared with the relevance that it makes (:meth:`Looked.scaled`).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ OF_WEIGHT, OF_PART = 7 / 8, 1 / 4
 which a trained layer leaves half of its channels out of (own weights of trained layers: all are read)."""
 
 OF_TAP = 1 / 2
-"""Which share of all channels each sum of a layer's own weight has to read at each of the nine taps. A masked kernel, or
-one of a single row, may find dark what the others of its window are bright in."""
+"""Which share of all channels each sum of a layer's own weight has to read at each of the nine taps. A masked kernel
+may find dark what others of its window are bright in."""
 
 
 def pays(weight: Tensor) -> bool:

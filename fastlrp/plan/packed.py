@@ -160,7 +160,7 @@ def last(weight: Tensor) -> Tensor:
 def transposed(
     weight: Prepared | None, positive: Prepared | None, negative: Prepared | None, plain: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
-    """``(register, u, v, input, times) -> c`` by weights that are laid out beforehand; ``times``: see ``Looked.scaled``.
+    """``(register, u, v, input, times) -> c`` by weights that are laid out beforehand; ``times``: of ``Looked.scaled``.
 
     Args:
         weight: of the first term. positive, negative: of the second; negative only where the input's sign decides.
