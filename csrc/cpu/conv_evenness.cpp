@@ -205,7 +205,8 @@ struct Shared {
 void winograd_even(const Winograd& p, float most, bool* even) {
   const HeldMaps held(p);
   each_sample(p, even, [&](int64_t sample, int64_t top, int64_t left) {
-    const int64_t rows = std::min(kWinogradOut, p.out_height - top), columns = std::min(kWinogradOut, p.out_width - left);
+    const int64_t rows = std::min(kWinogradOut, p.out_height - top);
+    const int64_t columns = std::min(kWinogradOut, p.out_width - left);
     return even_tile(held.at(sample, top, left), held.width, rows, columns, most);
   });
 }
@@ -214,11 +215,12 @@ void winograd_tells(const Winograd& p, const WinogradShares& shares, float most,
   const HeldMaps held(p);
   const int64_t line = p.out_width * p.outputs, map = p.out_height * line;
   each_sample(p, told, [&](int64_t sample, int64_t top, int64_t left) {
-    const int64_t rows = std::min(kWinogradOut, p.out_height - top), columns = std::min(kWinogradOut, p.out_width - left);
+    const int64_t rows = std::min(kWinogradOut, p.out_height - top);
+    const int64_t columns = std::min(kWinogradOut, p.out_width - left);
     const int64_t at = top * line + left * p.outputs;
     float largest = 0.0f, total = 0.0f;
-    run_best<Shared>(p.y + sample * map + at, shares.times + sample / p.targets * map + at, shares.sizes, p.outputs, rows,
-                     columns, line, &largest, &total);
+    run_best<Shared>(p.y + sample * map + at, shares.times + sample / p.targets * map + at, shares.sizes, p.outputs,
+                     rows, columns, line, &largest, &total);
     return largest == 0.0f || held.largest(sample, top, left) * largest <= most * total;
   });
 }

@@ -12,8 +12,8 @@ std::vector<bool> winograd_even(const Tensor& x, const OptionalTensor& scale, co
 
 // The same of y (N, Co, H', W'), which winograd_convolution has made of it and which is multiplied with `times`
 // (N / K, Co, H', W') afterwards: whether what rounding makes of y is small beside the shares `y times` of each tile.
-// `sizes` (Co): the largest weight of each output; most: how many times the sum of the sizes of a tile's shares what its
-// fullest place holds may be, times the largest weight and factor.
+// `sizes` (Co): the largest weight of each output; most: how many times the sum of the sizes of a tile's shares what
+// its fullest place holds may be, times the largest weight and factor.
 std::vector<bool> winograd_tells(const Tensor& y, const Tensor& x, const Tensor& scale, const Tensor& times,
                                  const Tensor& sizes, const Sizes& padding, double most);
 

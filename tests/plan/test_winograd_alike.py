@@ -216,6 +216,11 @@ def test_dust_in_other_channels_breaks_no_tie():
     x = PICTURES["flat"].abs()
     x[:, 16:] = 1e-20 * torch.rand(1, 16, 22, 22)
     assert difference(NETWORKS["two"], x, "epsilon_plus") <= 5e-6
+    beside = torch.where(torch.arange(22) < 13, 1.0, 1e-20 * torch.rand(1, 32, 22, 22))
+    model = copy.deepcopy(NETWORKS["two"])
+    nn.init.zeros_(model[0].bias)
+    nn.init.zeros_(model[2].bias)
+    assert difference(model, beside, "epsilon_plus") <= 5e-6, "or in the places beside a flat area"
     weight = torch.randn(32, 32, 3, 3)
     product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
     x[:, 16:] = 1e-4 * torch.rand(1, 16, 22, 22)
