@@ -22,8 +22,8 @@ uint64_t odd_number(uint64_t i) {
   return (z ^ z >> 31) | 1;
 }
 
-// What is less than this part of the largest number of its window is dust: a sum of float32 that reads both has no digit
-// of it, so that places which differ in nothing else tie in plain sums.
+// What is less than this part of the largest number of its window is dust: a sum of float32 that reads both has no
+// digit of it, so that places which differ in nothing else tie in plain sums.
 constexpr float kDust = 0x1p-45f;
 
 FASTLRP_INLINE float size_of(float value) { return value < 0.0f ? -value : value; }
@@ -102,9 +102,13 @@ struct Map {
   const Winograd& p;
   const float* x;
   std::vector<float> largest;  // of each place
+  bool dusty;                  // whether there may be places of dust alone
 
   // The largest number that the window of an output reads, and what is dust beside it.
   float dust(int64_t y, int64_t column) const {
+    if (!dusty) {
+      return 0.0f;
+    }
     float found = 0.0f;
     for (int64_t i = std::max<int64_t>(0, -y); i < std::min(kWinogradTaps, p.height - y); ++i) {
       for (int64_t j = std::max<int64_t>(0, -column); j < std::min(kWinogradTaps, p.width - column); ++j) {
@@ -158,6 +162,12 @@ std::vector<uint64_t> fingerprints(Map& map) {
                            (end - begin) * p.width, place.data() + begin * p.width,
                            map.largest.data() + begin * p.width);
   });
+  float least = std::numeric_limits<float>::infinity(), most = 0.0f;
+  for (const float one : map.largest) {
+    least = one > 0.0f && one < least ? one : least;
+    most = one > most ? one : most;
+  }
+  map.dusty = !(least >= most * kDust);
   uint64_t times[2 * kWinogradTaps];
   for (int64_t tap = 0; tap < 2 * kWinogradTaps; ++tap) {
     times[tap] = odd_number(tap);
@@ -169,6 +179,18 @@ std::vector<uint64_t> fingerprints(Map& map) {
         const int64_t left = std::max<int64_t>(0, p.left - j), right = std::min(kWinogradTaps, p.width + p.left - j);
         const float dust = map.dust(i - p.top, j - p.left);
         uint64_t total = 0;
+        if (dust == 0.0f) {
+          for (int64_t tap = first; tap < last; ++tap) {
+            const uint64_t* from = place.data() + (i - p.top + tap) * p.width + j - p.left;
+            uint64_t sum = 0;
+            for (int64_t b = left; b < right; ++b) {
+              sum += from[b] * times[b];
+            }
+            total += (sum ^ sum >> 29) * times[kWinogradTaps + tap];
+          }
+          found[i * p.out_width + j] = total;
+          continue;
+        }
         for (int64_t tap = first; tap < last; ++tap) {
           const int64_t at = (i - p.top + tap) * p.width + j - p.left;
           uint64_t sum = 0;
@@ -187,7 +209,7 @@ std::vector<uint64_t> fingerprints(Map& map) {
 }  // namespace
 
 std::vector<int32_t> winograd_alike(const Winograd& p, int64_t sample) {
-  Map map{p, p.x + sample * p.height * p.width * p.inputs, {}};
+  Map map{p, p.x + sample * p.height * p.width * p.inputs, {}, false};
   const std::vector<uint64_t> read = fingerprints(map);
   const int64_t places = static_cast<int64_t>(read.size());
   // Of twice as many slots as there are places: 0, or a place and one.

@@ -217,12 +217,10 @@ def test_dust_in_other_channels_breaks_no_tie():
     x[:, 16:] = 1e-20 * torch.rand(1, 16, 22, 22)
     assert difference(NETWORKS["two"], x, "epsilon_plus") <= 5e-6
     beside = torch.where(torch.arange(22) < 13, 1.0, 1e-20 * torch.rand(1, 32, 22, 22))
-    model = copy.deepcopy(NETWORKS["two"])
-    nn.init.zeros_(model[0].bias)
-    nn.init.zeros_(model[2].bias)
-    assert difference(model, beside, "epsilon_plus") <= 5e-6, "or in the places beside a flat area"
     weight = torch.randn(32, 32, 3, 3)
     product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+    edge = product(beside, alike=True)[0, :, 1:-1, 11:14]
+    assert torch.equal(edge[..., :2], edge[:, :1, :2].expand_as(edge[..., :2])), "or in the places beside a flat area"
     x[:, 16:] = 1e-4 * torch.rand(1, 16, 22, 22)
     right = nn.functional.conv2d(x.double(), weight.double(), padding=1)
     assert relative_error(product(x, alike=True).double(), right) <= 4e-6
