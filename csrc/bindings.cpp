@@ -220,6 +220,8 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("most"), release_gil());
   m.def("winograd_few_small", &edge::winograd_few_small, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
         py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
+  m.def("winograd_tells", &edge::winograd_tells, py::arg("y"), py::arg("x"), py::arg("scale"), py::arg("times"),
+        py::arg("sizes"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("winograd_repair", &edge::winograd_repair, py::arg("y"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("winograd_pack", pack, py::arg("weight"), py::arg("turned") = false, release_gil());

@@ -37,6 +37,9 @@ def winograd_even(x: Tensor, scale: Tensor | None, padding: list[int], most: flo
 def winograd_few_small(
     x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor, padding: list[int], most: float
 ) -> list[bool]: ...
+def winograd_tells(
+    y: Tensor, x: Tensor, scale: Tensor, times: Tensor, sizes: Tensor, padding: list[int], most: float
+) -> list[bool]: ...
 def winograd_repair(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor, padding: list[int], most: float
 ) -> list[bool]: ...

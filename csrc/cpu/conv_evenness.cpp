@@ -137,42 +137,109 @@ bool even_tile(const float* tile, int64_t width, int64_t rows, int64_t columns, 
   return true;
 }
 
-}  // namespace
+// What each place of all samples holds, with zeros around, for whole tiles.
+struct HeldMaps {
+  int64_t width;
+  std::vector<std::vector<float>> sums;
 
-void winograd_even(const Winograd& p, float most, bool* even) {
-  const auto along = [](int64_t length) { return (length + kWinogradOut - 1) / kWinogradOut; };
-  const int64_t down = along(p.out_height), across = along(p.out_width);
-  const int64_t margin = kWinogradIn - kWinogradOut;
-  const int64_t height = down * kWinogradOut + margin, width = across * kWinogradOut + margin;
-  const int64_t columns = std::min(p.width, width - p.left), map = p.height * p.width * p.inputs;
-  std::vector<std::vector<float>> sums(p.samples);
-  for (auto& each : sums) {
-    each.resize(height * width);
-  }
-  const int64_t rows = std::min(p.height, height - p.top);
-  parallel_for(p.samples * rows, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t sample = i / rows, row = i % rows, at = row * p.width * p.inputs;
-      const float* scale = p.scale == nullptr ? nullptr : p.scale + sample / p.targets * map + at;
-      run_best<Held>(p.x + sample * map + at, scale, columns, p.inputs,
-                     sums[sample].data() + (row + p.top) * width + p.left);
+  explicit HeldMaps(const Winograd& p) : sums(p.samples) {
+    constexpr int64_t out = kWinogradOut, margin = kWinogradIn - kWinogradOut;
+    const int64_t height = (p.out_height + out - 1) / out * out + margin;
+    width = (p.out_width + out - 1) / out * out + margin;
+    for (auto& each : sums) {
+      each.resize(height * width);
     }
-  });
-  std::vector<char> uneven(p.samples * down);
+    const int64_t rows = std::min(p.height, height - p.top), columns = std::min(p.width, width - p.left);
+    const int64_t map = p.height * p.width * p.inputs;
+    parallel_for(p.samples * rows, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t sample = i / rows, row = i % rows, at = row * p.width * p.inputs;
+        const float* scale = p.scale == nullptr ? nullptr : p.scale + sample / p.targets * map + at;
+        run_best<Held>(p.x + sample * map + at, scale, columns, p.inputs,
+                       sums[sample].data() + (row + p.top) * width + p.left);
+      }
+    });
+  }
+
+  const float* at(int64_t sample, int64_t top, int64_t left) const { return sums[sample].data() + top * width + left; }
+
+  float largest(int64_t sample, int64_t top, int64_t left) const {
+    float found = 0.0f;
+    for (int64_t i = 0; i < kWinogradIn; ++i) {
+      for (int64_t j = 0; j < kWinogradIn; ++j) {
+        found = std::max(found, at(sample, top + i, left)[j]);
+      }
+    }
+    return found;
+  }
+};
+
+// found[n] = whether `holds` is true of each tile of sample n, which is given as (n, its first row, its first column).
+template <class Holds>
+void each_sample(const Winograd& p, bool* found, const Holds& holds) {
+  const int64_t down = (p.out_height + kWinogradOut - 1) / kWinogradOut;
+  std::vector<char> failed(p.samples * down);
   parallel_for(p.samples * down, 4, [&](int64_t begin, int64_t end) {
-    constexpr int64_t out = kWinogradOut;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t top = i % down * out, tall = std::min(out, p.out_height - top);
-      const float* held = sums[i / down].data() + top * width;
-      for (int64_t left = 0; left < p.out_width && uneven[i] == 0; left += out) {
-        uneven[i] = !even_tile(held + left, width, tall, std::min(out, p.out_width - left), most);
+      for (int64_t left = 0; left < p.out_width && failed[i] == 0; left += kWinogradOut) {
+        failed[i] = !holds(i / down, i % down * kWinogradOut, left);
       }
     }
   });
   for (int64_t sample = 0; sample < p.samples; ++sample) {
-    const auto first = uneven.begin() + sample * down;
-    even[sample] = std::none_of(first, first + down, [](char one) { return one != 0; });
+    const auto first = failed.begin() + sample * down;
+    found[sample] = std::none_of(first, first + down, [](char one) { return one != 0; });
   }
+}
+
+// The largest of |times| sizes of one tile, and the sum of |y times|; rows are `line` numbers apart.
+struct Shared {
+  FASTLRP_INLINE static void run(const float* y, const float* times, const float* sizes, int64_t channels, int64_t rows,
+                                 int64_t columns, int64_t line, float* largest, float* total) {
+    constexpr int64_t lanes = kWinogradLanes;
+    float most[lanes] = {}, sum[lanes] = {};
+    for (int64_t i = 0; i < rows; ++i, y += line, times += line) {
+      for (int64_t j = 0; j < columns; ++j) {
+        for (int64_t c = 0; c < channels; c += lanes) {
+          for (int64_t lane = 0; lane < lanes; ++lane) {
+            const float given = times[j * channels + c + lane], size = given < 0.0f ? -given : given;
+            const float share = y[j * channels + c + lane] * size, own = size * sizes[c + lane];
+            sum[lane] += share < 0.0f ? -share : share;
+            most[lane] = own > most[lane] ? own : most[lane];
+          }
+        }
+      }
+    }
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      *largest = std::max(*largest, most[lane]);
+      *total += sum[lane];
+    }
+  }
+};
+
+}  // namespace
+
+void winograd_even(const Winograd& p, float most, bool* even) {
+  const HeldMaps held(p);
+  each_sample(p, even, [&](int64_t sample, int64_t top, int64_t left) {
+    const int64_t rows = std::min(kWinogradOut, p.out_height - top);
+    const int64_t columns = std::min(kWinogradOut, p.out_width - left);
+    return even_tile(held.at(sample, top, left), held.width, rows, columns, most);
+  });
+}
+
+void winograd_tells(const Winograd& p, const WinogradShares& shares, float most, bool* told) {
+  const HeldMaps held(p);
+  const int64_t line = p.out_width * p.outputs, map = p.out_height * line;
+  each_sample(p, told, [&](int64_t sample, int64_t top, int64_t left) {
+    const int64_t rows = std::min(kWinogradOut, p.out_height - top);
+    const int64_t columns = std::min(kWinogradOut, p.out_width - left);
+    const int64_t at = top * line + left * p.outputs;
+    float largest = 0.0f, total = 0.0f;
+    run_best<Shared>(p.y + sample * map + at, shares.times + sample / p.targets * map + at, shares.sizes, p.outputs,
+                     rows, columns, line, &largest, &total);
+    return largest == 0.0f || held.largest(sample, top, left) * largest <= most * total;
+  });
 }
 
 void winograd_repair(const WinogradRepair& p, bool* kept) {

@@ -13,6 +13,16 @@ namespace fastlrp::cpu {
 // is asked about, of which weight, bias, least and y are not read.
 void winograd_even(const Winograd& p, float most, bool* even);
 
+// What sums y, (N, H', W', Co), are multiplied with afterwards.
+struct WinogradShares {
+  const float* times;  // (N / targets, H', W', Co)
+  const float* sizes;  // (Co), the largest weight of each output
+};
+
+// told[n] = whether in each tile of sample n what rounding makes of a sum y is small beside the tile's shares: what its
+// fullest place holds, times the largest weight and factor, is at most `most` times the sum of the sizes of `y times`.
+void winograd_tells(const Winograd& p, const WinogradShares& shares, float most, bool* told);
+
 // A 3x3 convolution's sums, to be made again where they are small.
 struct WinogradRepair {
   int64_t samples, height, width, inputs;  // of x, (N, H, W, Ci)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
 
 #include "../common/isa.h"
 #include "../common/parallel.h"
@@ -21,31 +22,55 @@ uint64_t odd_number(uint64_t i) {
   return (z ^ z >> 31) | 1;
 }
 
-// One number for all channels of a place, 0 for zeros alone of either sign; and the bits of the largest size among
-// them, of which those of infinity and of what is no number are the largest.
+// What is less than this part of the largest number of its window is dust: a sum of float32 that reads both has no
+// digit of it, so that places which differ in nothing else tie in plain sums.
+constexpr float kDust = 0x1p-45f;
+
+FASTLRP_INLINE float size_of(float value) { return value < 0.0f ? -value : value; }
+
+// The largest number of a place, infinite where one is none.
+FASTLRP_INLINE float largest_of(const float* x, int64_t channels) {
+  float lanes[kWinogradLanes] = {}, largest = 0.0f;
+  for (int64_t c = 0; c < channels; c += kWinogradLanes) {
+    for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+      const float size = size_of(x[c + lane]);
+      lanes[lane] = size <= lanes[lane] ? lanes[lane] : size;
+      lanes[lane] = size <= std::numeric_limits<float>::max() ? lanes[lane] : std::numeric_limits<float>::infinity();
+    }
+  }
+  for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+    largest = lanes[lane] > largest ? lanes[lane] : largest;
+  }
+  return largest;
+}
+
+// What is dust beside it.
+FASTLRP_INLINE float dust_of(float largest) {
+  return largest <= std::numeric_limits<float>::max() ? largest * kDust : 0.0f;
+}
+
+// One number for all channels of a place; 0 for zeros alone, of either sign.
 struct Fingerprints {
   FASTLRP_INLINE static void run(const float* x, const uint32_t* odd, int64_t channels, int64_t places, uint64_t* to,
-                                 uint32_t* sizes) {
+                                 float* largest) {
     for (int64_t place = 0; place < places; ++place, x += channels) {
-      uint32_t lanes[kWinogradLanes] = {}, largest[kWinogradLanes] = {};
+      uint32_t lanes[kWinogradLanes] = {};
+      largest[place] = largest_of(x, channels);
+      const float dust = dust_of(largest[place]);
       for (int64_t c = 0; c < channels; c += kWinogradLanes) {
         for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
-          const float value = x[c + lane] + 0.0f;
+          const float value = size_of(x[c + lane]) < dust ? 0.0f : x[c + lane] + 0.0f;
           uint32_t bits;
           std::memcpy(&bits, &value, sizeof(bits));
           lanes[lane] += (bits ^ bits >> 15) * odd[c + lane];
-          const uint32_t size = bits & 0x7fffffffu;
-          largest[lane] = size > largest[lane] ? size : largest[lane];
         }
       }
-      uint32_t low = 0, high = 0, most = 0;
+      uint32_t low = 0, high = 0;
       for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
         const uint32_t mixed = lanes[lane] ^ lanes[lane] >> 16;
         low += mixed * odd[lane];
         high += mixed * odd[channels + lane];
-        most = largest[lane] > most ? largest[lane] : most;
       }
-      sizes[place] = most;
       to[place] = uint64_t{high} << 32 | low;
     }
   }
@@ -55,17 +80,49 @@ bool is_zero(const float* x, int64_t count) {
   return std::all_of(x, x + count, [](float value) { return value == 0.0f; });
 }
 
-// Whether `count` numbers are the same; null stands for zeros.
-bool same(const float* a, const float* b, int64_t count) {
+// Whether the numbers of two places are the same, dust aside; null stands for zeros.
+bool same(const float* a, const float* b, int64_t channels) {
   if (a == nullptr || b == nullptr) {
-    return (a == nullptr || is_zero(a, count)) && (b == nullptr || is_zero(b, count));
+    return (a == nullptr || is_zero(a, channels)) && (b == nullptr || is_zero(b, channels));
   }
-  return std::memcmp(a, b, count * sizeof(float)) == 0 || std::equal(a, a + count, b);
+  if (std::memcmp(a, b, channels * sizeof(float)) == 0) {
+    return true;
+  }
+  const float less = dust_of(largest_of(a, channels)), other = dust_of(largest_of(b, channels));
+  for (int64_t c = 0; c < channels; ++c) {
+    const float own = size_of(a[c]) < less ? 0.0f : a[c], given = size_of(b[c]) < other ? 0.0f : b[c];
+    if (!(own == given)) {
+      return false;
+    }
+  }
+  return true;
 }
 
 struct Map {
   const Winograd& p;
   const float* x;
+  std::vector<float> largest;  // of each place
+  bool dusty;                  // whether there may be places of dust alone
+
+  // The largest number that the window of an output reads, and what is dust beside it.
+  float dust(int64_t y, int64_t column) const {
+    if (!dusty) {
+      return 0.0f;
+    }
+    float found = 0.0f;
+    for (int64_t i = std::max<int64_t>(0, -y); i < std::min(kWinogradTaps, p.height - y); ++i) {
+      for (int64_t j = std::max<int64_t>(0, -column); j < std::min(kWinogradTaps, p.width - column); ++j) {
+        found = std::max(found, largest[(y + i) * p.width + column + j]);
+      }
+    }
+    return dust_of(found);
+  }
+
+  // The numbers of a place, null where they are outside the map or dust.
+  const float* above(float dust, int64_t y, int64_t column) const {
+    const float* found = at(y, column);
+    return found == nullptr || largest[y * p.width + column] < dust ? nullptr : found;
+  }
 
   const float* at(int64_t y, int64_t column) const {
     return y < 0 || y >= p.height || column < 0 || column >= p.width ? nullptr : x + (y * p.width + column) * p.inputs;
@@ -74,11 +131,15 @@ struct Map {
   bool alike(int64_t a, int64_t b) const {
     const int64_t ay = a / p.out_width - p.top, ax = a % p.out_width - p.left;
     const int64_t by = b / p.out_width - p.top, bx = b % p.out_width - p.left;
+    const float own = dust(ay, ax), other = dust(by, bx);
     for (int64_t i = 0; i < kWinogradTaps; ++i) {
       const bool whole = at(ay + i, ax) != nullptr && at(ay + i, ax + 2) != nullptr && at(by + i, bx) != nullptr &&
                          at(by + i, bx + 2) != nullptr;
-      for (int64_t j = 0; j < (whole ? 1 : kWinogradTaps); ++j) {
-        if (!same(at(ay + i, ax + j), at(by + i, bx + j), p.inputs * (whole ? kWinogradTaps : 1))) {
+      if (whole && std::memcmp(at(ay + i, ax), at(by + i, bx), kWinogradTaps * p.inputs * sizeof(float)) == 0) {
+        continue;
+      }
+      for (int64_t j = 0; j < kWinogradTaps; ++j) {
+        if (!same(above(own, ay + i, ax + j), above(other, by + i, bx + j), p.inputs)) {
           return false;
         }
       }
@@ -87,46 +148,69 @@ struct Map {
   }
 };
 
-// One number for all that each place of the outputs reads; `sizes`: of each place of the inputs.
-std::vector<uint64_t> fingerprints(const Map& map, std::vector<uint32_t>& sizes) {
+// One number for all that each place of the outputs reads.
+std::vector<uint64_t> fingerprints(Map& map) {
   const Winograd& p = map.p;
   std::vector<uint32_t> odd(p.inputs + kWinogradLanes);
   for (size_t i = 0; i < odd.size(); ++i) {
     odd[i] = static_cast<uint32_t>(odd_number(i)) | 1;
   }
-  std::vector<uint64_t> place(p.height * p.width), row(p.height * p.out_width), found(p.out_height * p.out_width);
+  std::vector<uint64_t> place(p.height * p.width), found(p.out_height * p.out_width);
+  map.largest.resize(p.height * p.width);
   parallel_for(p.height, 8, [&](int64_t begin, int64_t end) {
     run_best<Fingerprints>(map.x + begin * p.width * p.inputs, static_cast<const uint32_t*>(odd.data()), p.inputs,
-                           (end - begin) * p.width, place.data() + begin * p.width, sizes.data() + begin * p.width);
-    for (int64_t y = begin; y < end; ++y) {
+                           (end - begin) * p.width, place.data() + begin * p.width,
+                           map.largest.data() + begin * p.width);
+  });
+  float least = std::numeric_limits<float>::infinity(), most = 0.0f;
+  for (const float one : map.largest) {
+    least = one > 0.0f && one < least ? one : least;
+    most = one > most ? one : most;
+  }
+  map.dusty = !(least >= most * kDust);
+  uint64_t times[2 * kWinogradTaps];
+  for (int64_t tap = 0; tap < 2 * kWinogradTaps; ++tap) {
+    times[tap] = odd_number(tap);
+  }
+  parallel_for(p.out_height, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = std::max<int64_t>(0, p.top - i), last = std::min(kWinogradTaps, p.height + p.top - i);
       for (int64_t j = 0; j < p.out_width; ++j) {
-        const int64_t first = std::max<int64_t>(0, p.left - j), last = std::min(kWinogradTaps, p.width + p.left - j);
-        uint64_t sum = 0;
-        for (int64_t tap = first; tap < last; ++tap) {
-          sum += place[y * p.width + j - p.left + tap] * odd_number(tap);
+        const int64_t left = std::max<int64_t>(0, p.left - j), right = std::min(kWinogradTaps, p.width + p.left - j);
+        const float dust = map.dust(i - p.top, j - p.left);
+        uint64_t total = 0;
+        if (dust == 0.0f) {
+          for (int64_t tap = first; tap < last; ++tap) {
+            const uint64_t* from = place.data() + (i - p.top + tap) * p.width + j - p.left;
+            uint64_t sum = 0;
+            for (int64_t b = left; b < right; ++b) {
+              sum += from[b] * times[b];
+            }
+            total += (sum ^ sum >> 29) * times[kWinogradTaps + tap];
+          }
+          found[i * p.out_width + j] = total;
+          continue;
         }
-        row[y * p.out_width + j] = sum ^ sum >> 29;
+        for (int64_t tap = first; tap < last; ++tap) {
+          const int64_t at = (i - p.top + tap) * p.width + j - p.left;
+          uint64_t sum = 0;
+          for (int64_t b = left; b < right; ++b) {
+            sum += map.largest[at + b] < dust ? 0 : place[at + b] * times[b];
+          }
+          total += (sum ^ sum >> 29) * times[kWinogradTaps + tap];
+        }
+        found[i * p.out_width + j] = total;
       }
     }
   });
-  for (int64_t i = 0; i < p.out_height; ++i) {
-    const int64_t first = std::max<int64_t>(0, p.top - i), last = std::min(kWinogradTaps, p.height + p.top - i);
-    for (int64_t tap = first; tap < last; ++tap) {
-      const uint64_t times = odd_number(kWinogradTaps + tap);
-      const uint64_t* from = row.data() + (i - p.top + tap) * p.out_width;
-      for (int64_t j = 0; j < p.out_width; ++j) {
-        found[i * p.out_width + j] += from[j] * times;
-      }
-    }
-  }
   return found;
 }
 
 // The largest size among the inputs of each tile of outputs.
-std::vector<uint32_t> largest_of_tiles(const Winograd& p, const std::vector<uint32_t>& sizes) {
+std::vector<float> largest_of_tiles(const Winograd& p, const std::vector<float>& sizes) {
   const int64_t down = (p.out_height + kWinogradOut - 1) / kWinogradOut;
   const int64_t across = (p.out_width + kWinogradOut - 1) / kWinogradOut;
-  std::vector<uint32_t> found(down * across);
+  std::vector<float> found(down * across);
   for (int64_t tile = 0; tile < down * across; ++tile) {
     const int64_t top = tile / across * kWinogradOut - p.top, left = tile % across * kWinogradOut - p.left;
     for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + kWinogradIn, p.height); ++y) {
@@ -139,8 +223,8 @@ std::vector<uint32_t> largest_of_tiles(const Winograd& p, const std::vector<uint
 }
 
 // From the first of its kind to the one in the tile with the smallest inputs, for each place.
-void prefer_small_tiles(const Winograd& p, const std::vector<uint32_t>& sizes, std::vector<int32_t>& first) {
-  const std::vector<uint32_t> largest = largest_of_tiles(p, sizes);
+void prefer_small_tiles(const Winograd& p, const std::vector<float>& sizes, std::vector<int32_t>& first) {
+  const std::vector<float> largest = largest_of_tiles(p, sizes);
   const int64_t across = (p.out_width + kWinogradOut - 1) / kWinogradOut;
   const auto size_at = [&](int64_t place) {
     return largest[place / p.out_width / kWinogradOut * across + place % p.out_width / kWinogradOut];
@@ -160,9 +244,8 @@ void prefer_small_tiles(const Winograd& p, const std::vector<uint32_t>& sizes, s
 }  // namespace
 
 std::vector<int32_t> winograd_alike(const Winograd& p, int64_t sample) {
-  const Map map{p, p.x + sample * p.height * p.width * p.inputs};
-  std::vector<uint32_t> sizes(p.height * p.width);
-  const std::vector<uint64_t> read = fingerprints(map, sizes);
+  Map map{p, p.x + sample * p.height * p.width * p.inputs, {}, false};
+  const std::vector<uint64_t> read = fingerprints(map);
   const int64_t places = static_cast<int64_t>(read.size());
   // Of twice as many slots as there are places: 0, or a place and one.
   std::vector<uint32_t> slots(std::bit_ceil(static_cast<uint64_t>(2 * places)));
@@ -188,7 +271,7 @@ std::vector<int32_t> winograd_alike(const Winograd& p, int64_t sample) {
       }
     }
   }
-  prefer_small_tiles(p, sizes, first);
+  prefer_small_tiles(p, map.largest, first);
   return first;
 }
 

@@ -69,6 +69,38 @@ Repair repair_of(const Check& check, const Tensor& x, const Tensor& weight, cons
 
 }  // namespace
 
+std::vector<bool> winograd_tells(const Tensor& y_, const Tensor& x_, const Tensor& scale_, const Tensor& times_,
+                                 const Tensor& sizes_, const Sizes& padding, double most) {
+  const Check check{kCpu, "winograd_tells"};
+  const Sizes size = size_of(check, x_, padding);
+  const int64_t samples = x_.size(0), groups = scale_.dim() == 4 ? scale_.size(0) : 0;
+  check.like("scale", scale_, x_);
+  REQUIRE_VALUE(samples == 0 || (groups > 0 && samples % groups == 0 && scale_.sizes().slice(1) == x_.sizes().slice(1)),
+                check.op, ": scale must have shape (N / K, Ci, H, W) for x of ", x_.sizes(), ", got ", scale_.sizes());
+  check.like("sizes", sizes_, x_);
+  const int64_t outputs = sizes_.numel();
+  REQUIRE_VALUE(sizes_.dim() == 1 && outputs > 0 && outputs % cpu::kWinogradLanes == 0, check.op,
+                ": sizes must have shape (Co) with Co in multiples of ", cpu::kWinogradLanes, ", got ", sizes_.sizes());
+  check.like("y", y_, x_);
+  check.sizes("y", y_, {samples, outputs, size[0], size[1]});
+  check.like("times", times_, x_);
+  check.sizes("times", times_, {groups, outputs, size[0], size[1]});
+  const std::unique_ptr<bool[]> told(new bool[samples]());
+  if (y_.numel() > 0) {
+    const Tensor x = channels_last(x_), scale = channels_last(scale_), times = channels_last(times_);
+    Tensor y = channels_last(y_);
+    const Tensor sizes = sizes_.resolve_neg().contiguous();
+    cpu::Winograd p{samples, x.size(2), x.size(3), x.size(1),  size[0],
+                    size[1], outputs,   padding[0], padding[1], x.const_data_ptr<float>()};
+    p.scale = scale.const_data_ptr<float>();
+    p.targets = samples / groups;
+    p.y = y.mutable_data_ptr<float>();
+    cpu::winograd_tells(p, {times.const_data_ptr<float>(), sizes.const_data_ptr<float>()}, static_cast<float>(most),
+                        told.get());
+  }
+  return std::vector<bool>(told.get(), told.get() + samples);
+}
+
 std::vector<bool> winograd_even(const Tensor& x_, const OptionalTensor& scale_, const Sizes& padding, double most) {
   const Check check{kCpu, "winograd_even"};
   const Sizes size = size_of(check, x_, padding);

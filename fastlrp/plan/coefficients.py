@@ -101,6 +101,9 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         return
     unpooled = None if exact else layer.unpooled(b, weight, positive, split)
     slots = [u, v, sign]
+    times = layer.factor_of(found.bounded, split)
+    if times is not None:
+        slots, up, unpooled = [*slots, times], without_last(up), unpooled and without_last(unpooled)
     full = not exact and not layer.is_reduced
     over = _writing_over(product, weight) if layer.node.kind == "linear" and v is None and full else {}
     register = b.step(
@@ -110,6 +113,11 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         takes_bf16=layer.is_reduced and not layer.goes_filtered(found.bounded, split),
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
+
+
+def without_last(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for an operand more, which is not read."""
+    return lambda *operands: call(*operands[:-1])
 
 
 def _at_positions(up: Callable[..., Tensor]) -> Callable[..., Tensor]:

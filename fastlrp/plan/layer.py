@@ -130,6 +130,10 @@ class AffineLayer:
         """Whether relevance goes down by Winograd's filtering. ``bounded``: see :meth:`transpose`."""
         return self.filters_sums and bounded and not signed
 
+    def factor_of(self, bounded: bool, signed: bool) -> int | None:
+        """Slot of the input where the transpose wants to be given it last, as what it is a factor of."""
+        return self.x.index if self.looks and not self.goes_filtered(bounded, signed) else None
+
     def sum_of_one_sign(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias`` whose terms all have one sign: with few digits it is still exact to these digits."""
         if not self.is_reduced:
@@ -207,7 +211,7 @@ class AffineLayer:
         plain = not multiply and b.backend_of(name) == "torch"
         product = layer_calls.product(weight, self.x.sizes, geometry) if plain else None
 
-        def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        def transposed(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any, times: Any = None) -> Tensor:
             given, split = (None, False) if x is False else (x, signed)
             if product is not None and v is None and u is not None:
                 return product(flow, u, weight)

@@ -6,7 +6,8 @@ plain sums, up to a small factor and whatever the rules above are, where in each
 beside a bright one makes. The look reads the operand once, which takes a tenth of the filtering's time or less, and
 decides for each sample and target by itself, so that a sample alone has the same bits as in a batch. What a place
 holds is the sum of the sizes of all its channels, so that each sum of the product has to read most channels
-(:func:`spreads`); sums of which the rule takes the reciprocal are looked at one by one as well (:meth:`Looked.sums`).
+(:func:`spreads`); sums of which the rule takes the reciprocal are looked at one by one as well (:meth:`Looked.sums`),
+and what flows down is compared with the relevance that it makes (:meth:`Looked.scaled`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ as in an even tile."""
 MOST_SHARE = 8.0
 """A sum by which more than this many times itself is divided is made again as a plain one."""
 
+MOST_NOISE = 10.0
+"""How many times the size of a tile's relevance its fullest place may hold, times the largest factor of a sum and its
+largest weight. Rounding makes less than 1e-6 of these, so that no sum is wrong by more than 1e-5 of the relevance."""
+
 LEAST_WEIGHT = 1e-2
 """Weights of a channel count where they are this part of the largest of their sum."""
 
@@ -35,12 +40,20 @@ OF_WEIGHT, OF_PART = 7 / 8, 1 / 4
 """Which share of all channels each sum has to read: of a layer's own weight, and of its positive or negative part,
 which a trained layer leaves half of its channels out of (own weights of trained layers: all are read)."""
 
+OF_TAP = 1 / 2
+"""Which share of all channels each sum of a layer's own weight has to read at each of the nine taps. A masked kernel
+may find dark what others of its window are bright in."""
+
 
 def pays(weight: Tensor) -> bool:
     """Whether a layer's products may be filtered after a look, by its own weight ``(Co, Ci, 3, 3)``."""
     rows = weight.detach().abs().amax((1, 2, 3), keepdim=True)
     level = weight.detach() / torch.where(rows > 0, rows, 1)  # Batch norms scale outputs, some to nearly nothing.
-    return all(spreads(level, down, OF_WEIGHT) for down in (False, True)) and spreads(weight, True, 1 / 2)
+    own = all(spreads(level, down, OF_WEIGHT) for down in (False, True)) and spreads(weight, True, 1 / 2)
+    if not own:
+        return False
+    read = (level.abs() >= LEAST_WEIGHT).float().mean(1)
+    return bool(((read >= OF_TAP) | (rows[:, 0] == 0)).all())
 
 
 def spreads(weight: Tensor, down: bool, share: float = OF_PART) -> bool:
@@ -69,6 +82,7 @@ class Looked:
 
     def __init__(self, filtered: Winograd, plain: Any) -> None:
         self._filtered, self._plain = filtered, plain
+        self._sizes: Tensor | None = None
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, least: Tensor | None = None, alike: bool = False
@@ -86,12 +100,19 @@ class Looked:
 
         return _chosen(self._look(x), filtered, lambda rows: self._plain(_of(x, rows), bias))
 
-    def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:
-        """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``."""
+    def scaled(self, flow: Tensor, coefficient: Tensor, times: Tensor | None = None) -> Tensor:
+        """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``.
+
+        ``times``: what that is a factor of, ``(B, Ci, *S)``. A sum may read channels that are dark at a place where the
+        others are bright; that is seen by what it makes of the relevance.
+        """
         targets = flow.shape[1]
         even = self._look(flow.flatten(0, 1), coefficient)
         if all(even):
-            return self._filtered.scaled(flow, coefficient)
+            found = self._filtered.scaled(flow, coefficient)
+            even = self._tell(found, flow, coefficient, times)
+            if all(even):
+                return found
         if not any(even):
             result: Tensor = self._plain.scaled(flow, coefficient)
             return result
@@ -105,8 +126,20 @@ class Looked:
 
             return of_rows
 
-        found = _chosen(even, product(self._filtered), product(self._plain))
-        return found.view(*flow.shape[:2], *found.shape[1:])
+        both = _chosen(even, product(self._filtered), product(self._plain))
+        return both.view(*flow.shape[:2], *both.shape[1:])
+
+    def _tell(self, found: Tensor, flow: Tensor, coefficient: Tensor, times: Tensor | None) -> list[bool]:
+        rows = flow.flatten(0, 1)
+        if times is None:
+            return [True] * len(rows)
+        if self._sizes is None:
+            self._sizes = self._filtered.sizes()
+        kernel: Any = loaded()
+        told: list[bool] = kernel.winograd_tells(
+            found.flatten(0, 1), rows, coefficient, times, self._sizes, self._filtered.padding, MOST_NOISE
+        )
+        return told
 
     def sums(self, x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor) -> Tensor:
         """``W x + b``, all terms of which are at least zero, as denominators of ``divided``.

@@ -160,19 +160,21 @@ def last(weight: Tensor) -> Tensor:
 def transposed(
     weight: Prepared | None, positive: Prepared | None, negative: Prepared | None, plain: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
-    """``(register, u, v, input) -> c`` by weights that are laid out beforehand.
+    """``(register, u, v, input, times) -> c`` by weights that are laid out beforehand; ``times``: of ``Looked.scaled``.
 
     Args:
         weight: of the first term. positive, negative: of the second; negative only where the input's sign decides.
         plain: the same by the weights as they are, for operands that :func:`fits` is not true of.
     """
 
-    def through(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+    def through(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any, times: Tensor | None = None) -> Tensor:
         if not fits(flow) or any(t is not None and reduced.is_traced(t) for t in (u, v)):
             return plain(flow, u, v, x)
 
         def product(coefficient: Tensor, by: Prepared | None) -> Tensor:
             assert by is not None
+            if isinstance(by, Looked):
+                return by.scaled(flow, coefficient, times if times is not None and fits(times) else None)
             return by.scaled(flow, coefficient)
 
         total = None if u is None else product(u, weight)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
@@ -36,6 +37,10 @@ LEAST_TERMS = 32
 
 MOST_UNREAD = 1 / 64
 """Which share of a sum's weights may be zero below a max-pool."""
+
+MOST_EQUAL, MOST_EQUAL_OF_ALL = 1 / 32, 1 / 128
+"""How many pairs of equal weights within kernels there may be below a max-pool, as a share of all weights of a sum and
+of a layer. Weights of 8 bits have 0.016 or more, of bfloat16 0.004, and kernels that are their own mirror image 0.3."""
 
 SMALL_WEIGHT = 16 << 20
 """Bytes of the parts of a weight, four times its own."""
@@ -71,12 +76,18 @@ def mixes(weight: Tensor) -> bool:
 def tells_apart(weight: Tensor) -> bool:
     """Whether places that do not read the same numbers give different sums, as a rule.
 
-    Where many weights are zero they are often equal all the same: bit for bit in plain sums, but not here.
+    Where many weights are zero they are often equal all the same: bit for bit in plain sums, but not here. So they are
+    for weights of few levels, and where a kernel has one weight twice: a lone stone counts as much at both places.
     """
+    flat = weight.flatten(2)
+    counts = [(flat[..., apart:] == flat[..., :-apart]).sum((1, 2)) for apart in range(1, flat.shape[2])]
+    pairs = torch.stack(counts).sum(0)
     sizes = weight.abs().flatten(1)
     unread = sizes <= 1e-10 * sizes.amax(1, keepdim=True)
     shares = unread.float().mean(1)
-    return bool(((shares <= MOST_UNREAD) | (sizes.amax(1) == 0)).all())
+    apart = (shares <= MOST_UNREAD) & (pairs <= MOST_EQUAL * sizes.shape[1])
+    dead = sizes.amax(1) == 0
+    return bool((apart | dead).all()) and int(pairs[~dead].sum()) <= MOST_EQUAL_OF_ALL * sizes[~dead].numel()
 
 
 def _kernel() -> Any:
@@ -116,6 +127,10 @@ class Winograd:
             x, self._packed, bias, scale, least, self.padding, not_negative, alike
         )
         return result
+
+    def sizes(self) -> Tensor:
+        """The largest weight of each sum."""
+        return self._make().detach().abs().amax((0, 2, 3) if self._down else (1, 2, 3))
 
     def scaled(self, flow: Tensor, coefficient: Tensor) -> Tensor:
         """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``."""

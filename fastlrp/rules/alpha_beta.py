@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import goes_in_float32, is_bounded, part_coefficient
+from fastlrp.plan.coefficients import goes_in_float32, is_bounded, part_coefficient, without_last
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
@@ -98,9 +98,11 @@ class AlphaBeta(WeightRule):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
                 unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))
         sign_of = b.sign_slot(x) if signed else None
+        times = None if terms else layer.factor_of(bounded=False, signed=signed)
 
-        def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
-            results = [transposed(flow, None, v, x) for (transposed, *_), v in zip(parts, vs, strict=True)]
+        def total(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
+            vs, rest = given[: len(parts)], given[len(parts) :]
+            results = [transposed(flow, None, v, x, *rest) for (transposed, *_), v in zip(parts, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])
 
         if len(parts) == 2 and layer.adds_in_one_product:
@@ -126,6 +128,8 @@ class AlphaBeta(WeightRule):
         both = None if None in unpooled else total_unpooled
         run = in_float32(total, b.dtype) if exact else total
         up = in_float32(total_up, b.dtype) if exact else total_up
+        if times is not None:
+            slots, up, both = [*slots, times], without_last(up), both and without_last(both)
         work = layer.work * len(parts)
         place = [flow.register], slots, x.numel, work, form
         register = b.step(run, *place, unpooled=both, takes_bf16=layer.is_reduced, up=up)

@@ -227,3 +227,88 @@ def test_residual_sums_and_signed_activations_are_filtered(activation, composite
     assert not torch.equal(found, plain(x, range(3)))
     assert relative_error(found[1:], fast(x[1:], range(3))) <= 1e-6, "the products of the last layer have other sizes"
     assert str(fast.plan).count("d?") == 2 - (composite == "gamma" and isinstance(activation, nn.ReLU))
+
+
+def test_what_rounding_makes_is_compared_with_the_relevance(isa):
+    """Reads no weight: the fullest place of each tile, its largest ``times sizes`` and the sum of its shares."""
+    torch.manual_seed(0)
+    x, scale, y, times = (
+        torch.randn(4, 32, 9, 7),
+        torch.rand(2, 32, 9, 7),
+        torch.randn(4, 48, 9, 7),
+        torch.rand(2, 48, 9, 7),
+    )
+    sizes = torch.rand(48)
+    y[1] *= 1e-3
+    held = pad((x * scale.repeat_interleave(2, 0)).double().abs().sum(1, keepdim=True), (1, 6, 1, 8))
+    share = times.repeat_interleave(2, 0).double()
+    by_tile = max_pool2d(held, 6, 4)[..., :3, :2]
+    most = max_pool2d(pad((share * sizes.view(-1, 1, 1)).amax(1, keepdim=True), (0, 1, 0, 3)), 4)
+    total = 16 * avg_pool2d(pad((y.double() * share).abs().sum(1, keepdim=True), (0, 1, 0, 3)), 4)
+    right = (by_tile * most / total).flatten(1).amax(1)
+    for limit in (float(r) * f for r in right for f in (0.999, 1.001)):
+        assert C.winograd_tells(y, x, scale, times, sizes, [1, 1], limit) == (right <= limit).tolist()
+    assert C.winograd_tells(y, x, scale, 0 * times, sizes, [1, 1], 0.0) == [True] * 4, "nothing is multiplied with it"
+    assert C.winograd_tells(y * torch.nan, x, scale, times, sizes, [1, 1], 1e30) == [False] * 4
+    for words, change in {
+        "scale must have shape": {"scale": scale[:, :16]},
+        "sizes must have shape": {"sizes": sizes[:3]},
+        "y must have": {"y": y[:, :16]},
+        "times must have": {"times": times[:1]},
+    }.items():
+        given = {"y": y, "x": x, "scale": scale, "times": times, "sizes": sizes, "padding": [1, 1], "most": 1.0}
+        with pytest.raises(ValueError, match=words):
+            C.winograd_tells(**(given | change))
+
+
+class Streams(nn.Module):
+    """Two streams that inhibit each other: half of the outputs is raised by half of the inputs, beside a large sum."""
+
+    def __init__(self, signs: Tensor) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.beside, self.head = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 1), nn.Linear(32, 3)
+        self.conv.weight.data.uniform_(0.5, 1).mul_(signs)
+        nn.init.constant_(self.beside.bias, 400.0)
+
+    def forward(self, x):
+        y = self.conv(torch.relu(x)) + torch.relu(self.beside(x))
+        return self.head(torch.relu(y).mean((2, 3)))
+
+
+def by_channels() -> tuple[Tensor, Tensor]:
+    """Bright on the left in one half of the channels, on the right in the other."""
+    signs, x = torch.full((32, 32, 1, 1), -1.0), torch.rand(1, 32, 24, 24)
+    signs[:16, :16], signs[16:, 16:] = 1, 1
+    x[:, :16, :, :14] *= 1e-5
+    x[:, 16:, :, 14:] *= 1e-5
+    return signs, x
+
+
+def by_taps() -> tuple[Tensor, Tensor]:
+    """What raises an output is above it or below it, and each third row is dark."""
+    signs = torch.ones(32, 32, 3, 3)
+    signs[::2, :, 1:], signs[1::2, :, :2] = -1, -1
+    return signs, torch.rand(1, 32, 24, 24) * torch.where(torch.arange(24) % 3 == 0, 1e-4, 1.0)[:, None]
+
+
+@pytest.mark.parametrize("case", [by_channels, by_taps])
+def test_sums_that_are_dark_where_the_tile_is_bright_are_plain(case, monkeypatch):
+    torch.manual_seed(1)
+    signs, x = case()
+    model, composite = Streams(signs).eval(), composites.uniform(rules.ZPlus(0.0))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0)
+
+    def error() -> float:
+        return float(relative_error(fastlrp.Explainer(model, composite)(x, 0).double(), right))
+
+    assert error() <= 2e-6
+    monkeypatch.setattr(looked, "MOST_NOISE", torch.inf)
+    assert error() > 1e-4
+
+
+def test_masked_kernels_are_plain():
+    weight = torch.randn(32, 32, 3, 3)
+    assert looked.pays(weight)
+    weight[..., 2, :], weight[..., 1, 1:] = 0, 0
+    assert not looked.pays(weight), "below a place its window may be bright"

@@ -195,3 +195,43 @@ def test_who_is_filtered():
     record = fastlrp.Explainer(NETWORKS["two"], "epsilon_plus").forward(x)
     right = fastlrp.Explainer(NETWORKS["two"], kept, precision="float32")(x, 0)
     assert relative_error(record.under(kept).relevance(0), right) <= 1e-5
+
+
+def few_levels(weight: Tensor) -> Tensor:
+    return torch.where(weight > 0, 1.0, -1.0) / 16
+
+
+def mirrored(weight: Tensor) -> Tensor:
+    return weight + weight.flip(3)
+
+
+def test_weights_by_which_different_windows_tie_keep_plain_sums():
+    """Sums of whole numbers, and lone stones under kernels that have one weight twice, tie in any order of sums."""
+    weight = torch.randn(32, 32, 3, 3)
+    assert winograd.tells_apart(weight)
+    assert winograd.tells_apart(weight.bfloat16().float())
+    assert not winograd.tells_apart(mirrored(weight))
+    assert not winograd.tells_apart((weight / weight.abs().max() * 127).round())
+    model, stones = copy.deepcopy(NETWORKS["two"]), torch.zeros(1, 32, 22, 22)
+    stones.scatter_(1, torch.randint(0, 3, (1, 1, 22, 22), generator=torch.Generator().manual_seed(0)), 1.0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(few_levels(module.weight))
+                module.bias.zero_()
+    assert difference(model, stones, "epsilon_plus") <= 5e-6
+
+
+def test_dust_in_other_channels_breaks_no_tie():
+    """Numbers of which no plain sum has a digit: tails of a sigmoid beside a flat background."""
+    x = PICTURES["flat"].abs()
+    x[:, 16:] = 1e-20 * torch.rand(1, 16, 22, 22)
+    assert difference(NETWORKS["two"], x, "epsilon_plus") <= 5e-6
+    beside = torch.where(torch.arange(22) < 13, 1.0, 1e-20 * torch.rand(1, 32, 22, 22))
+    weight = torch.randn(32, 32, 3, 3)
+    product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+    edge = product(beside, alike=True)[0, :, 1:-1, 11:14]
+    assert torch.equal(edge[..., :2], edge[:, :1, :2].expand_as(edge[..., :2])), "or in the places beside a flat area"
+    x[:, 16:] = 1e-4 * torch.rand(1, 16, 22, 22)
+    right = nn.functional.conv2d(x.double(), weight.double(), padding=1)
+    assert relative_error(product(x, alike=True).double(), right) <= 4e-6
