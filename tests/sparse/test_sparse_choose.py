@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlrp.plan.forms import Affine
+from fastlrp.plan.forms import Affine, Sum
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.path import Path
+from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse.choose import LEAST_TARGETS, Chooser, estimate
 from fastlrp.run.sparse.rates import Rates
 from fastlrp.run.sparse.specialize import Outlook
+from fastlrp.run.sparse.specialize import outlook as outlook_of
 from fastlrp.run.sparse.wholes import OF_PATTERNS, cheapest, cost_of, cost_of_whole
 
 RATES = Rates()
@@ -170,6 +172,39 @@ def test_changes_of_form_count():
     mixed = outlooks(forms, densities, 10**6)(lambda form, above, below: "sparse" if above < 0.5 else "dense")
     expected = OF_PATTERNS * (cost_of(mixed.paths, 16, 4, RATES) + 4 * 2e6 / RATES.memory)
     assert cost_of_whole(mixed, 16, 4, RATES) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("chosen_ways", "moved"),
+    [
+        (("dense", "dense", "dense"), 3 * 12), (("sparse", "sparse", "sparse"), 12 + 6),
+        (("dense", "sparse", "sparse"), 12 + 6), (("sparse", "dense", "sparse"), 3 * (12 + 6)),
+        (("sparse", "sparse", "dense"), 3 * 12 + 2 * (12 + 6)),
+    ],
+)  # fmt: skip
+def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_ways, moved):
+    """Three layers of 12 neurons, half of them alive. The second reads the first, a sum reads both, the third the sum. A
+    dense sum reads and writes three maps; a change of form, of the initial relevance too, reads one and writes 6 rows."""
+    alive = torch.zeros(1, 3, 2, 2)
+    alive[:, :, 0] = 1
+    weight = torch.eye(3).view(3, 3, 1, 1)
+    geometry = ConvGeometry([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+    def affine(name):
+        return Affine((weight,), (0,), (False,), None, None, geometry, (3, 2, 2), (3, 2, 2), 18, name)
+
+    def step(ins, out, form):
+        return BackwardStep(form.path if isinstance(form, Affine) else "sum", None, torch.add, ins, (), (out,), (12,),
+                            0, form)  # fmt: skip
+
+    steps = [
+        (step((0,), 1, affine("a")), ()), (step((1,), 2, affine("b")), ()),
+        (step((2, 1), 3, Sum((None, None))), (2, 1)), (step((3,), 4, affine("c")), (3,)),
+    ]  # fmt: skip
+    wished = dict(zip("abc", chosen_ways, strict=True))
+    found = outlook_of(steps, [alive], lambda form, *_: wished[form.path])
+    assert found.moved == moved
+    assert [path.way for path in found.paths] == list(chosen_ways)
 
 
 @pytest.mark.parametrize("count", [8, 16])
