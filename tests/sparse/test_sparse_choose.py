@@ -183,8 +183,9 @@ def test_changes_of_form_count():
     ],
 )  # fmt: skip
 def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_ways, moved):
-    """Three layers of 12 neurons, half of them alive. The second reads the first, a sum reads both, the third the sum. A
-    dense sum reads and writes three maps; a change of form, of the initial relevance too, reads one and writes 6 rows."""
+    """Three layers of 12 neurons, half of them alive. The second reads the first, a sum reads both, the third the sum.
+    A dense sum reads and writes three maps; a change of form, of the initial relevance too, reads one, writes 6 rows.
+    """
     alive = torch.zeros(1, 3, 2, 2)
     alive[:, :, 0] = 1
     weight = torch.eye(3).view(3, 3, 1, 1)
