@@ -41,7 +41,7 @@ ORDER = """
     run.boxes
     run.prepared run.diagnose run.names run.budget run.settled tune.tuner tune.sparse
     verify.walk verify.masked verify.relative verify.verification run.runner
-    run.asked_rows
+    run.asked_rows run.sparse.wholes
     plan.plan
     plan.lower
     plan.assign

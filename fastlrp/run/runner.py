@@ -7,7 +7,6 @@ A plan is data that many calls and threads share; nothing here changes it. What 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,13 +15,12 @@ from fastlrp.capture.graph import Value
 from fastlrp.capture.signs import nonnegative
 from fastlrp.one_hot import OneHot
 from fastlrp.plan import check as program_check
-from fastlrp.plan.forms import Affine, Way
+from fastlrp.plan.forms import Affine
 from fastlrp.plan.fusion import fuse_unpooling
 from fastlrp.plan.joining import economize
 from fastlrp.plan.kept import Keep
 from fastlrp.plan.lines import Line
 from fastlrp.plan.neck import Neck
-from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, Schedule, Sink, Steps
@@ -32,12 +30,10 @@ from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.parted import Rows, join, of_rows, rows_of_parts, together
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.choose import Cost, estimate
-from fastlrp.run.sparse.rates import Rates, rates_of
-from fastlrp.run.sparse.specialize import Specialized
-
-OF_PATTERNS = 1.15
-"""What a sparse way down costs with its patterns, of what is estimated for its layers."""
+from fastlrp.run.sparse.rates import rates_of
+from fastlrp.run.sparse.specialize import Outlook, Specialized
+from fastlrp.run.sparse.wants import Choose, Patterns
+from fastlrp.run.sparse.wholes import cheapest
 
 
 def forward(
@@ -122,23 +118,13 @@ def specialize(
     rates = rates_of(plan.device, plan.mixes_dtypes)
     if rates is None and not plan.chooser.asks_for_sparse:  # Patterns would wait for a GPU, and none be used.
         return Specialized(_fused_once(plan, steps), [], 0)
-    itemsize = plan.dtype.itemsize
+    patterns: Patterns = {}
 
-    def specialized(rates: Rates | None) -> Specialized:
-        # The gain by Winograd's filtering is for the whole way down alone.
-        each = rates if rates is None else replace(rates, filtered=rates.reduced)
+    def outlook(choose: Choose) -> Outlook:
+        return alive.outlook(steps, state, choose, below, patterns)
 
-        def choose(form: Affine, alive_above: float, alive_below: float) -> Way:
-            return plan.chooser.way(form, alive_above, alive_below, count, itemsize, each)
-
-        return alive.specialize(steps, state, choose, below)
-
-    def all_dense() -> Specialized:
-        return alive.specialize(steps, state, plan.chooser.dense_where_free, below)
-
-    found = specialized(rates)
-    if rates is not None:
-        found = _compared_as_wholes(plan, found, count, rates, specialized, all_dense)
+    best = cheapest(plan.chooser, count, plan.dtype.itemsize, rates, outlook)
+    found = alive.written(steps, state, best)
     if program_check.ENABLED:
         program_check.check_backward(plan.program, found.steps, program_check.given_registers(steps), state)
     given = {step for step, _ in steps}
@@ -155,38 +141,6 @@ def dense_steps(plan: Plan, steps: Steps, count: int, batch: int) -> Steps | Non
     if work and plan.chooser.may_be_sparse(count, work * count * batch):
         return None
     return _fused_once(plan, steps)
-
-
-def _compared_as_wholes(
-    plan: Plan, found: Specialized, count: int, rates: Rates, specialized: Callable[[Rates], Specialized],
-    all_dense: Callable[[], Specialized],
-) -> Specialized:  # fmt: skip
-    """What was chosen layer by layer, or another way down that costs less as a whole."""
-    itemsize = plan.dtype.itemsize
-    if any(path.form.is_reduced and not path.sparse for path in found.paths):
-        # Layer by layer a dense product of bfloat16 may win, because the dense one below it wants everything, although
-        # sparse ones all the way down would be cheaper.
-        # So may one dense layer at the end, of which the one above it has to give everything.
-        candidates, each = [found], replace(rates, filtered=rates.reduced)
-        for other in (replace(rates, reduced=1.0), replace(rates, dense=rates.dense / 1e6)):
-            if any(path.form.is_reduced and not path.sparse for path in candidates[-1].paths):
-                candidates.append(specialized(other))
-        found = min(candidates, key=lambda chosen: cost_of(chosen.paths, count, itemsize, each))
-    if any(path.form.is_filtered and path.sparse for path in found.paths):
-        # One dense layer between sparse ones would cost more than it saves, since registers change their form.
-        in_all = sum(_estimated(path, count, itemsize, rates).dense for path in found.paths)
-        if in_all < OF_PATTERNS * cost_of(found.paths, count, itemsize, rates):
-            return all_dense()
-    return found
-
-
-def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> float:
-    """Estimated seconds of all layers as they were chosen, per target."""
-    return sum(_estimated(path, count, itemsize, rates).of(path.way) for path in paths)
-
-
-def _estimated(path: Path, count: int, itemsize: int, rates: Rates) -> Cost:
-    return estimate(path.form, path.above, path.below, count, itemsize, rates, path.arriving)
 
 
 def _fused(plan: Plan, steps: Steps, state: list[Any] | None = None) -> Steps:

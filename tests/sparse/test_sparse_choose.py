@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlrp.plan.forms import Affine
+from fastlrp.plan.forms import Affine, Sum
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.path import Path
-from fastlrp.run.runner import cost_of
+from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse.choose import LEAST_TARGETS, Chooser, estimate
 from fastlrp.run.sparse.rates import Rates
+from fastlrp.run.sparse.specialize import Outlook
+from fastlrp.run.sparse.specialize import outlook as outlook_of
+from fastlrp.run.sparse.wholes import OF_PATTERNS, cheapest, cost_of, cost_of_whole
 
 RATES = Rates()
 
@@ -96,6 +99,131 @@ def test_all_ways_down_are_compared_as_a_whole():
     assert cost_of(sparse, 32, 4, rates) < cost_of(dense, 32, 4, rates)
     assert cost_of(sparse, 32, 4, replace(rates, reduced=7.0)) > cost_of(dense, 32, 4, replace(rates, reduced=7.0))
     assert not Chooser().sparse(form, 0.5, 1.0, 32, 4, rates), "layer by layer it would be dense throughout"
+
+
+def test_a_stride_leaves_fewer_taps_of_each_position():
+    """A position finds an output at a quarter of its taps, if these are taken at every other row and column."""
+    dear = replace(RATES, call=1.0)
+    form = layer(64, 64, 112, 1)
+    strided = replace(form, geometry=ConvGeometry([2, 2], [0, 0], [1, 1], False, [0, 0], 1), arriving=(64, 56, 56))
+    cost = [estimate(f, 0.5, 0.5, 16, 4, dear).sparse for f in (form, strided)]
+    assert cost[0] == pytest.approx(112 * 112 / 16, rel=1e-3)
+    assert cost[1] == pytest.approx(cost[0] / 4, rel=1e-3)
+
+
+def test_dense_products_into_a_pictures_three_channels_fill_no_vector():
+    free = replace(RATES, memory=1e30)
+    three, eight = (estimate(layer(n, 64, 224), 0.5, 1.0, 16, 4, free).dense for n in (3, 8))
+    assert three == pytest.approx(eight)
+    assert estimate(layer(16, 64, 224), 0.5, 1.0, 16, 4, free).dense == pytest.approx(2 * eight)
+
+
+def test_several_products_of_one_register_move_maps_of_float32():
+    slow = replace(RATES, dense=1e30, reduced=2.0)
+    full = layer(products=2)
+    reduced = replace(full, is_reduced=True)
+    one, both, gamma = (
+        estimate(form, 0.5, 0.5, 8, 4, slow).dense
+        for form in (replace(layer(), is_reduced=True), reduced, replace(reduced, gamma=0.25))
+    )
+    assert both == pytest.approx(4 * one)
+    assert gamma == pytest.approx(2 * one)
+    assert both == pytest.approx(estimate(full, 0.5, 0.5, 8, 4, slow).dense)
+
+
+# Wholes
+
+
+def outlooks(forms, densities, moved):
+    """Ways down of layers one over the other, the last one first, as the rewriting would find them; ``moved``: entries
+    where a dense register meets a sparse reader or the other way round."""
+
+    def outlook(choose):
+        paths, wanted, changes = [], 1.0, 0
+        for form, above in zip(reversed(forms), reversed(densities), strict=True):
+            way = choose(form, above, wanted)
+            changes += bool(paths) and paths[-1].sparse != (way != "dense")
+            paths.append(Path(form, way != "dense", above, wanted, way == "sparse bf16", above))
+            wanted = above if way != "dense" else 1.0
+        return Outlook(None, paths[::-1], changes * moved)
+
+    return outlook
+
+
+def ways(forms, densities, count, wish="auto", moved=0, rates=RATES):
+    found = cheapest(Chooser(wish), count, 4, rates, outlooks(forms, densities, moved))
+    return ["sparse" if path.sparse else "dense" for path in found.paths]
+
+
+def test_layers_that_are_best_dense_alone_go_the_sparse_way_of_the_rest():
+    """Layer by layer the last one is dense, which wants everything of the one above."""
+    forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)] + [layer(64, 256, 28, 1)], [0.5] * 3 + [0.9]
+    choose = outlooks(forms, densities, 0)
+    alone = choose(lambda form, *d: Chooser().way(form, *d, 16, 4, RATES))
+    assert [path.sparse for path in alone.paths] == [True, True, True, False]
+    assert ways(forms, densities, 16) == ["sparse"] * 4
+
+
+def test_changes_of_form_count():
+    """Sparse layers above a dense one pay as long as little has to be moved where they meet."""
+    forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)], [0.9, 0.1, 0.9]
+    assert ways(forms, densities, 16) == ["sparse", "sparse", "dense"]
+    assert ways(forms, densities, 16, moved=10**8) in (["dense"] * 3, ["sparse"] * 3)
+    mixed = outlooks(forms, densities, 10**6)(lambda form, above, below: "sparse" if above < 0.5 else "dense")
+    expected = OF_PATTERNS * (cost_of(mixed.paths, 16, 4, RATES) + 4 * 2e6 / RATES.memory)
+    assert cost_of_whole(mixed, 16, 4, RATES) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("chosen_ways", "moved"),
+    [
+        (("dense", "dense", "dense"), 3 * 12), (("sparse", "sparse", "sparse"), 12 + 6),
+        (("dense", "sparse", "sparse"), 12 + 6), (("sparse", "dense", "sparse"), 3 * (12 + 6)),
+        (("sparse", "sparse", "dense"), 3 * 12 + 2 * (12 + 6)),
+    ],
+)  # fmt: skip
+def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_ways, moved):
+    """Three layers of 12 neurons, half of them alive. The second reads the first, a sum reads both, the third the sum.
+    A dense sum reads and writes three maps; a change of form, of the initial relevance too, reads one, writes 6 rows.
+    """
+    alive = torch.zeros(1, 3, 2, 2)
+    alive[:, :, 0] = 1
+    weight = torch.eye(3).view(3, 3, 1, 1)
+    geometry = ConvGeometry([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+    def affine(name):
+        return Affine((weight,), (0,), (False,), None, None, geometry, (3, 2, 2), (3, 2, 2), 18, name)
+
+    def step(ins, out, form):
+        return BackwardStep(form.path if isinstance(form, Affine) else "sum", None, torch.add, ins, (), (out,), (12,),
+                            0, form)  # fmt: skip
+
+    steps = [
+        (step((0,), 1, affine("a")), ()), (step((1,), 2, affine("b")), ()),
+        (step((2, 1), 3, Sum((None, None))), (2, 1)), (step((3,), 4, affine("c")), (3,)),
+    ]  # fmt: skip
+    wished = dict(zip("abc", chosen_ways, strict=True))
+    found = outlook_of(steps, [alive], lambda form, *_: wished[form.path])
+    assert found.moved == moved
+    assert [path.way for path in found.paths] == list(chosen_ways)
+
+
+@pytest.mark.parametrize("count", [8, 16])
+def test_wishes_hold_in_all_wholes(count):
+    forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)], [0.5] * 3
+    for wished, other in (("sparse", 1.0), ("dense", 0.01)):
+        found = ways(forms, [other] * 3, count, {"features.3": wished}, moved=10**8)
+        assert found[1] == wished
+    assert ways(forms, densities, count, "sparse", moved=10**8) == ["sparse"] * 3
+    assert ways(forms, densities, count, {"features.3": "sparse"}, rates=None) == ["dense", "sparse", "dense"]
+
+
+def test_what_is_wished_sparse_reads_bfloat16_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr(Affine, "has_pairs", True)
+    rates = replace(RATES, reduced=2.0, sparse_reduced=2e11, half_reduced=2e11)
+    form = replace(layer(), is_reduced=True, is_filtered=True)
+    found = cheapest(Chooser("sparse"), 8, 4, rates, outlooks([form] * 2, [0.9] * 2, 0))
+    assert [path.way for path in found.paths] == ["sparse bf16"] * 2
 
 
 def test_rates_are_numbers_of_a_machine():

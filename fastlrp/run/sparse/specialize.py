@@ -7,6 +7,7 @@ chosen, with a change of form where a dense register meets a sparse reader.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,7 @@ from fastlrp.plan.compact import Compact, Pattern, kernels_for
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
-from fastlrp.run.sparse.wants import Choose, Wants
+from fastlrp.run.sparse.wants import Choose, Patterns, Wants
 
 Change = Callable[[Any], Compact]
 
@@ -45,30 +46,58 @@ class Specialized:
         return {path.form.path: path for path in self.paths}
 
 
-def specialize(steps: Steps, state: Sequence[Any], choose: Choose, below: Steps | None = None) -> Specialized:
-    """The same steps for the neurons alive in ``state``.
+@dataclass(eq=False)
+class Outlook:
+    """A way down before its steps are written.
+
+    ``wants``: of its registers. ``paths``: what was chosen. ``moved``: entries of one sample and target that changes of
+    form and dense sums read and write between the layers.
+    """
+
+    wants: Wants
+    paths: list[Path]
+    moved: int
+
+
+def outlook(
+    steps: Steps, state: Sequence[Any], choose: Choose, below: Steps | None = None, patterns: Patterns | None = None
+) -> Outlook:
+    """How the steps would go for the neurons alive in ``state``.
 
     Args:
         steps: backward steps and emissions in order. state: all slots that they read, and those of ``below``.
         choose: which layers are sparse. below: steps that would follow, which say what they need.
+        patterns: found for another choice with the same state; what is found here is added.
     """
-    wants = Wants(state, choose, steps)
+    wants = Wants(state, choose, steps, patterns)
     for step, _ in reversed(below or []):
         wants.add(step)
     wants.paths.clear()
     for step, _ in reversed(steps):
         wants.add(step)
-    return _Rewrite(state, wants).rewritten(steps)
+    rewrite = _Rewrite(state, wants, dry=True)
+    rewrite.rewritten(steps)
+    return Outlook(wants, wants.paths[::-1], rewrite.moved)
+
+
+def written(steps: Steps, state: Sequence[Any], found: Outlook) -> Specialized:
+    """The steps as they were looked at."""
+    return _Rewrite(state, found.wants).rewritten(steps)
+
+
+def specialize(steps: Steps, state: Sequence[Any], choose: Choose, below: Steps | None = None) -> Specialized:
+    """The same steps for the neurons alive in ``state``; see :func:`outlook`."""
+    return written(steps, state, outlook(steps, state, choose, below))
 
 
 class _Rewrite:
-    """Writes the steps anew, from the first down."""
+    """Writes the steps anew, from the first down. ``dry``: only to see what that would cost; they cannot run."""
 
-    def __init__(self, state: Sequence[Any], wants: Wants) -> None:
-        self.state, self.wants = state, wants
+    def __init__(self, state: Sequence[Any], wants: Wants, dry: bool = False) -> None:
+        self.state, self.wants, self.dry = state, wants, dry
         self.compact: set[int] = set()
         self.winners: dict[int, float] = {}
-        self.nbytes = 0
+        self.nbytes = self.moved = 0
         self._seen: set[int] = set()
 
     def rewritten(self, steps: Steps) -> Specialized:
@@ -83,6 +112,8 @@ class _Rewrite:
                 continue  # The sum that follows does both.
             if type(step) is Emission or id(step) not in self.wants.sparse:
                 written.append((step, frees))
+                if type(step) is not Emission and isinstance(step.form, Sum):
+                    self.moved += (len(step.ins) + 1) * step.numel
             elif position - 1 in joined:
                 affine, early = steps[position - 1]
                 written.append((self._affine_onto(affine, step), (*early, *(r for r in frees if r != affine.out))))
@@ -118,6 +149,7 @@ class _Rewrite:
             written.append((BackwardStep(f"{name}, made compact", node, run, (register,), (), (register,), (numel,), 0,
                                          least=BLOCK), ()))  # fmt: skip
             self.compact.add(register)
+            self.moved += _changed(pattern)
 
     def _pattern(self, register: int) -> Pattern | None:
         pattern = self.wants.of(register)
@@ -142,6 +174,10 @@ class _Rewrite:
         path = self.wants.path_of[id(step)]
         path.arriving = min(path.above, self.winners.get(step.ins[0], 1.0))
         dense = pattern is None or form.factors is not None or form.is_split(self.state)
+        if self.dry:
+            self._arriving(step.ins[0], form)
+            self.compact.update(() if dense else step.outs)
+            return step
         if dense:
             pattern, leaving = None, form.everywhere(self.state)
             self.nbytes += leaving.nbytes
@@ -164,6 +200,7 @@ class _Rewrite:
         if register in self.compact:
             return lambda r: r
         pattern = pattern_of()
+        self.moved += _changed(pattern)
         return lambda r: Compact.of(r, pattern)
 
     def _affine_onto(self, layer: BackwardStep, total: BackwardStep) -> BackwardStep:
@@ -188,6 +225,8 @@ class _Rewrite:
         arrive = self._compacted(step.ins[0], lambda: pooled)
         whole = pooled.batch * torch.Size(form.leaving).numel()
         self.winners[step.out] = pooled.entries / max(1, whole)
+        if self.dry:
+            return step
         below, starts, rows, scale = self._gathered(form, pattern, pooled)
         self.nbytes += below.nbytes + starts.nbytes + rows.nbytes
         alone = below.entries == rows.numel()
@@ -244,6 +283,11 @@ class _Rewrite:
             return Compact(kernels.sparse_sum(sources, pattern.tensors, pattern.batch, count), pattern, count)
 
         return _step(summed, step.ins, step.out, pattern, step)
+
+
+def _changed(pattern: Pattern) -> int:
+    """Entries that a change of form reads and writes."""
+    return math.prod(pattern.sizes) + _rows(pattern)
 
 
 def _rows(pattern: Pattern) -> int:

@@ -13,6 +13,9 @@ from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum, Way
 from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
 
+Patterns = dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]]
+"""What was found, by the identities of the masks, which are kept with it."""
+
 Choose = Callable[[Affine, float, float], Way]
 """``(layer, density of its output, density wanted of its input) -> way``."""
 
@@ -22,7 +25,7 @@ class Wants:
 
     Args:
         state: all slots that the steps read. choose: which layers are sparse. steps: all of them, in order; each is
-            then to be added, the last one first.
+            then to be added, the last one first. patterns: found for another choice with the same state.
 
     Attributes:
         masks: of each register. readers: how many each has. sparse, narrow: steps that are written anew, those with
@@ -30,7 +33,9 @@ class Wants:
         above_pools: what a pool needs of its output. ends: registers that wait at the end of the steps.
     """
 
-    def __init__(self, state: Sequence[Any], choose: Choose, steps: Steps) -> None:
+    def __init__(
+        self, state: Sequence[Any], choose: Choose, steps: Steps, patterns: Patterns | None = None
+    ) -> None:  # fmt: skip
         self.state, self.choose, self._produced = state, choose, _produced(steps)
         self.masks: dict[int, list[Mask] | None] = {}
         self.readers: Counter[int] = Counter()
@@ -40,7 +45,7 @@ class Wants:
         self.above_pools: dict[int, list[Mask]] = {}
         self.ends: set[int] = set()
         self.path_of: dict[int, Path] = {}
-        self._patterns: dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]] = {}
+        self._patterns: Patterns = {} if patterns is None else patterns
 
     def add(self, step: Any) -> None:
         """A step, or an emission, whose readers have been added."""
