@@ -27,10 +27,10 @@ LANES = 16
 LEAST_CHANNELS = 32
 """With fewer, taking tiles apart costs what the products save."""
 
-LEAST_TILES, MANY_TILES = 9, 16
+LEAST_TILES, MANY_TILES = 9, 40
 """How many tiles one map must have. The parts of a weight are read once for all tiles, so that with few tiles reading
-them takes longer than the products save: the first number holds for parts of at most :data:`SMALL_WEIGHT` bytes, the
-second for larger ones."""
+them takes longer than the products save, or saves too little for the memory: the first number holds for parts of at
+most :data:`SMALL_WEIGHT` bytes, the second for larger ones."""
 
 LEAST_TERMS = 32
 """How many weights other than zero each sum must have."""
