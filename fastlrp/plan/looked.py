@@ -106,28 +106,31 @@ class Looked:
         ``times``: what that is a factor of, ``(B, Ci, *S)``. A sum may read channels that are dark at a place where the
         others are bright; that is seen by what it makes of the relevance.
         """
-        targets = flow.shape[1]
         even = self._look(flow.flatten(0, 1), coefficient)
+        chosen = [row for row, is_even in enumerate(even) if is_even]
+        if not chosen:
+            return self._plainly(flow, coefficient)
         if all(even):
             found = self._filtered.scaled(flow, coefficient)
-            even = self._tell(found, flow, coefficient, times)
-            if all(even):
+            told = self._tell(found, flow, coefficient, times)
+            if all(told):
                 return found
-        if not any(even):
-            result: Tensor = self._plain.scaled(flow, coefficient)
-            return result
-
-        def product(by: Any) -> Callable[[list[int] | None], Tensor]:
-            def of_rows(rows: list[int] | None) -> Tensor:
-                assert rows is not None
-                own = coefficient[[row // targets for row in rows]]
-                result: Tensor = by.scaled(flow.flatten(0, 1)[rows].unsqueeze(1), own)
-                return result.flatten(0, 1)
-
-            return of_rows
-
-        both = _chosen(even, product(self._filtered), product(self._plain))
+        else:  # Rows that are even are compared with what they make whatever the rows beside them are.
+            given, own = _rows_of(flow, coefficient, chosen)
+            found = self._filtered.scaled(given, own)
+            told = self._tell(found, given, own, None if times is None else _of_rows(times, flow, chosen))
+        kept = [row for row, is_told in zip(chosen, told, strict=True) if is_told]
+        if not kept:
+            return self._plainly(flow, coefficient)
+        others = [row for row in range(len(even)) if row not in set(kept)]
+        both = found.new_empty((len(even), *found.shape[2:])).to(memory_format=torch.channels_last)
+        both[kept] = found.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
+        both[others] = self._plainly(*_rows_of(flow, coefficient, others)).flatten(0, 1)
         return both.view(*flow.shape[:2], *both.shape[1:])
+
+    def _plainly(self, flow: Tensor, coefficient: Tensor) -> Tensor:
+        result: Tensor = self._plain.scaled(flow, coefficient)
+        return result
 
     def _tell(self, found: Tensor, flow: Tensor, coefficient: Tensor, times: Tensor | None) -> list[bool]:
         rows = flow.flatten(0, 1)
@@ -173,6 +176,16 @@ class Looked:
         kernel: Any = loaded()
         found: list[bool] = kernel.winograd_even(x, scale, self._filtered.padding, MOST)
         return found
+
+
+def _of_rows(x: Tensor, flow: Tensor, rows: list[int]) -> Tensor:
+    """Of ``x``, which has the samples of ``flow``, that of each of these rows, which are samples by targets."""
+    return x[[row // flow.shape[1] for row in rows]]
+
+
+def _rows_of(flow: Tensor, coefficient: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+    """Some rows of a flow, each a sample with one target, and their coefficients."""
+    return flow.flatten(0, 1)[rows].unsqueeze(1), _of_rows(coefficient, flow, rows)
 
 
 def _of(x: Tensor, rows: list[int] | None) -> Tensor:

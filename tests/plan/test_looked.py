@@ -261,6 +261,26 @@ def test_what_rounding_makes_is_compared_with_the_relevance(isa):
             C.winograd_tells(**(given | change))
 
 
+def test_relevance_is_compared_beside_rows_that_are_not_even():
+    """Of the first sample too little is left beside its tile, the second is uneven, the third is filtered."""
+    torch.manual_seed(0)
+    weight = torch.randn(32, 32, 3, 3).contiguous(memory_format=torch.channels_last)
+    down = product(weight, down=True)
+    flow, coefficient, times = torch.randn(3, 2, 32, 12, 12), torch.rand(3, 32, 12, 12), torch.rand(3, 32, 12, 12)
+    sent = down._plain.scaled(flow, coefficient)
+    times[0] = sent[0].abs().amax(0) <= 0.02 * sent[0].abs().mean()
+    assert times[0].any()
+    flow[1, ..., 5:] *= 1e-6
+    found = down.scaled(flow, coefficient, times)
+    alone = [down.scaled(flow[i : i + 1], coefficient[i : i + 1], times[i : i + 1]) for i in range(3)]
+    assert torch.equal(found, torch.cat(alone))
+    assert torch.equal(found[:2], down._plain.scaled(flow[:2], coefficient[:2]))
+    assert torch.equal(found[2:], down._filtered.scaled(flow[2:], coefficient[2:]))
+    for i in range(0, 3, 2):  # Rows that are told, or not told, beside none that is uneven.
+        whole = down.scaled(flow[[i, 2]], coefficient[[i, 2]], times[[i, 2]])
+        assert torch.equal(whole, found[[i, 2]])
+
+
 class Streams(nn.Module):
     """Two streams that inhibit each other: half of the outputs is raised by half of the inputs, beside a large sum."""
 
