@@ -23,13 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=C.available_isas() if not isinstance(C, str) else [])
-def isa(request):
-    C.set_isa(request.param)
-    yield request.param
-    C.set_isa("auto")
-
-
 def ratios(x: Tensor, padding: tuple[int, int]) -> Tensor:
     """Of each tile ``(N, T, T')``: its largest place over the smallest window that is not zero."""
     (rows, columns), (height, width) = padding, x.shape[2:]

@@ -21,13 +21,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=C.available_isas() if not isinstance(C, str) else [])
-def isa(request):
-    C.set_isa(request.param)
-    yield request.param
-    C.set_isa("auto")
-
-
 def geometry(*padding: int) -> ConvGeometry:
     return ConvGeometry([1, 1], list(padding), [1, 1], False, [0, 0], 1)
 

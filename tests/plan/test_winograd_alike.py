@@ -23,13 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=C.available_isas() if not isinstance(C, str) else [])
-def isa(request):
-    C.set_isa(request.param)
-    yield request.param
-    C.set_isa("auto")
-
-
 def pictures(channels: int, size: int) -> dict[str, Tensor]:
     """With places that read the same: side by side, one above the other, diagonally, far apart, and around the map."""
     torch.manual_seed(0)
