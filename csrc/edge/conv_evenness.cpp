@@ -90,7 +90,7 @@ std::vector<bool> winograd_tells(const Tensor& y_, const Tensor& x_, const Tenso
     const Tensor x = channels_last(x_), scale = channels_last(scale_), times = channels_last(times_);
     Tensor y = channels_last(y_);
     const Tensor sizes = sizes_.resolve_neg().contiguous();
-    cpu::Winograd p{samples, x.size(2), x.size(3), x.size(1),  size[0],
+    cpu::Winograd p{samples, x.size(2), x.size(3),  x.size(1),  size[0],
                     size[1], outputs,   padding[0], padding[1], x.const_data_ptr<float>()};
     p.scale = scale.const_data_ptr<float>();
     p.targets = samples / groups;
