@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "../cpu/conv_evenness.h"
+#include "conv_winograd_arguments.h"
 #include "require.h"
 
 namespace fastlrp::edge {
@@ -17,12 +18,7 @@ Sizes size_of(const Check& check, const Tensor& x, const Sizes& padding) {
   REQUIRE_VALUE(x.dim() == 4 && x.size(1) % cpu::kWinogradLanes == 0, check.op,
                 ": x must have shape (N, Ci, H, W) with channels in multiples of ", cpu::kWinogradLanes, ", got ",
                 x.sizes());
-  check.axes("padding", padding, 2, "x", 0);
-  const Sizes size{x.size(2) + 2 * padding[0] - 2, x.size(3) + 2 * padding[1] - 2};
-  REQUIRE_VALUE(size[0] > 0 && size[1] > 0 && padding[0] <= 2 && padding[1] <= 2, check.op,
-                ": padding must be 0, 1 or 2 with a result that is not empty, got ", Ints(padding), " for x of ",
-                x.sizes());
-  return size;
+  return winograd_size(check, x, padding);
 }
 
 // The arguments of a repair, and what its pointers lie in.
@@ -74,9 +70,7 @@ std::vector<bool> winograd_tells(const Tensor& y_, const Tensor& x_, const Tenso
   const Check check{kCpu, "winograd_tells"};
   const Sizes size = size_of(check, x_, padding);
   const int64_t samples = x_.size(0), groups = scale_.dim() == 4 ? scale_.size(0) : 0;
-  check.like("scale", scale_, x_);
-  REQUIRE_VALUE(samples == 0 || (groups > 0 && samples % groups == 0 && scale_.sizes().slice(1) == x_.sizes().slice(1)),
-                check.op, ": scale must have shape (N / K, Ci, H, W) for x of ", x_.sizes(), ", got ", scale_.sizes());
+  winograd_check_scale(check, scale_, x_);
   check.like("sizes", sizes_, x_);
   const int64_t outputs = sizes_.numel();
   REQUIRE_VALUE(sizes_.dim() == 1 && outputs > 0 && outputs % cpu::kWinogradLanes == 0, check.op,
@@ -107,11 +101,7 @@ std::vector<bool> winograd_even(const Tensor& x_, const OptionalTensor& scale_, 
   const int64_t samples = x_.size(0);
   Tensor scale;
   if (scale_.has_value()) {
-    check.like("scale", *scale_, x_);
-    const bool fits = scale_->dim() == 4 && scale_->size(0) > 0 && samples % scale_->size(0) == 0 &&
-                      scale_->sizes().slice(1) == x_.sizes().slice(1);
-    REQUIRE_VALUE(fits || samples == 0, check.op, ": scale must have shape (N / K, Ci, H, W) for x of ", x_.sizes(),
-                  ", got ", scale_->sizes());
+    winograd_check_scale(check, *scale_, x_);
     scale = channels_last(*scale_);
   }
   const Tensor x = channels_last(x_);

@@ -4,6 +4,7 @@
 
 #include "../common/memory.h"
 #include "../cpu/conv_winograd.h"
+#include "conv_winograd_arguments.h"
 #include "require.h"
 
 namespace fastlrp::edge {
@@ -37,12 +38,8 @@ Tensor winograd_convolution(const Tensor& x_, const Tensor& weight, const Option
                     weight.is_contiguous(),
                 check.op, ": weight must be what winograd_pack makes for ", x_.size(1), " channels, got ",
                 weight.sizes());
-  check.axes("padding", padding, 2, "x", 0);
-  const int64_t samples = x_.size(0), outputs = weight.size(1);
-  const int64_t height = x_.size(2) + 2 * padding[0] - 2, width = x_.size(3) + 2 * padding[1] - 2;
-  REQUIRE_VALUE(height > 0 && width > 0 && padding[0] <= 2 && padding[1] <= 2, check.op,
-                ": padding must be 0, 1 or 2 with a result that is not empty, got ", Ints(padding), " for x of ",
-                x_.sizes());
+  const Sizes size = winograd_size(check, x_, padding);
+  const int64_t samples = x_.size(0), outputs = weight.size(1), height = size[0], width = size[1];
   REQUIRE_VALUE(!alike || (!scale_.has_value() && !least_.has_value()), check.op,
                 ": alike places read the same numbers of x alone: leave scale and least away");
   REQUIRE_VALUE(!alike || height * width <= INT32_MAX, check.op, ": alike is for maps of at most ", INT32_MAX,
@@ -55,11 +52,7 @@ Tensor winograd_convolution(const Tensor& x_, const Tensor& weight, const Option
     bias = bias_->resolve_neg().contiguous();
   }
   if (scale_.has_value()) {
-    check.like("scale", *scale_, x_);
-    const bool fits = scale_->dim() == 4 && scale_->size(0) > 0 && samples % scale_->size(0) == 0 &&
-                      scale_->sizes().slice(1) == x_.sizes().slice(1);
-    REQUIRE_VALUE(fits || samples == 0, check.op, ": scale must have shape (N / K, Ci, H, W) for x of ", x_.sizes(),
-                  ", got ", scale_->sizes());
+    winograd_check_scale(check, *scale_, x_);
     scale = dense(*scale_);
   }
   if (least_.has_value()) {

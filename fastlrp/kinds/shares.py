@@ -30,7 +30,7 @@ def send_shares(
     y, inputs, forward = node.output, node.inputs, bind_forward(node)
     share = b.share(flow, y.index, y.numel, stabilizer)
     if degree != 1:
-        divisor = degree_tensor(degree, y).to(b.device)
+        divisor = degree_tensor(degree, y, b.device)
         if share is None:
             share = b.cache(lambda y: (1 / divisor.to(y)).expand_as(y), [y.index], y.numel)
         else:
@@ -51,9 +51,9 @@ def send_shares(
         b.send(x, Flow(register, Factor(x)))
 
 
-def degree_tensor(degree: Degree, y: Value) -> Tensor:
+def degree_tensor(degree: Degree, y: Value, device: torch.device) -> Tensor:
     """The degree as it broadcasts against ``(B, *y)``."""
-    numbers = torch.tensor(degree, dtype=torch.float64)
+    numbers = torch.tensor(degree, dtype=torch.float64, device=device)
     return numbers.reshape(1, *y.sizes) if isinstance(degree, tuple) else numbers
 
 
@@ -63,7 +63,7 @@ def shares_through(
     """The textbook step. What is neither sent nor absorbed by the stabilizer is what constants keep."""
     y = walk.values[node.output]
     s, ledger = divide(R, y, torch.zeros_like(y), stabilizer)
-    divisor = degree_tensor(degree, node.output).to(y.device)
+    divisor = degree_tensor(degree, node.output, y.device)
     s = s / (divisor.unsqueeze(1) if divisor.dim() else divisor)
     sent = {}
     for x in sources:

@@ -117,24 +117,24 @@ def forward_conv(b: Builder, node: Node) -> None:
     if layer is None or not layer.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return
-    b.add_forward(node, call=_of_input(b, layer), with_relu=_of_input(b, layer, rectified=True))
-
-
-def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callable[[Tensor], Tensor]:
-    """By Winograd's filtering where the rules and comparisons above allow it, which are not lowered yet."""
-    made = partial(layer.of_input, layer.weight, layer.bias, rectified=rectified)
-    exact = made()
+    made = partial(layer.of_input, layer.weight, layer.bias)
     if not layer.filters:
-        return exact
+        b.add_forward(node, call=made(), with_relu=made(rectified=True))
+        return
+    b.filtered[layer.y] = way = _way_of(b, layer)
+
+    @cache
+    def product(rectified: bool) -> Callable[[Tensor], Tensor]:
+        if way().startswith("looked"):
+            return _after_look(layer, rectified, alike=way() == "looked, alike")
+        return made(filtered=way() != "plain", alike=way() == "alike", rectified=rectified)
+
+    b.add_forward(node, call=lambda x: product(False)(x), with_relu=lambda x: product(True)(x))
+
+
+def _way_of(b: Builder, layer: AffineLayer) -> Callable[[], str]:
+    """Whether and how Winograd's filtering makes a layer's output, once the rules above, which decide, are lowered."""
     y, uneven, compared, divided, pooled = layer.y, b.uneven, b.compared, b.divided, b.pooled
-    after_look = partial(_after_look, layer, rectified)
-    products = {
-        "plain": exact,
-        "filtered": made(filtered=True),
-        "alike": made(filtered=True, alike=True),
-        "looked": after_look(False),
-        "looked, alike": after_look(True),
-    }
 
     @cache
     def way() -> str:
@@ -146,8 +146,7 @@ def _of_input(b: Builder, layer: AffineLayer, rectified: bool = False) -> Callab
             return "plain"
         return "looked, alike" if y in pooled else "looked"
 
-    b.filtered[y] = way
-    return lambda x: products[way()](x)
+    return way
 
 
 def _after_look(layer: AffineLayer, rectified: bool, alike: bool) -> Callable[[Tensor], Tensor]:

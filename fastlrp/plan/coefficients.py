@@ -244,9 +244,11 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     both = torch.cat([positive, below], 1) if below is not None and together else None
     divided = None if flow is None or not layer.looks else b.slot_of(flow.factor)
 
+    if divided is not None:
+        b.note_filtered("denominators", looked=True)
+
     def sum_of(weight: Tensor) -> Callable[..., Tensor]:
         if divided is not None:
-            b.note_filtered("denominators", looked=True)
             return denominators(layer, weight, shift)
         return lambda x: layer.sum_of_one_sign(x, weight, shift)
 

@@ -122,10 +122,9 @@ class Looked:
         kept = [row for row, is_told in zip(chosen, told, strict=True) if is_told]
         if not kept:
             return self._plainly(flow, coefficient)
-        others = [row for row in range(len(even)) if row not in set(kept)]
-        both = found.new_empty((len(even), *found.shape[2:])).to(memory_format=torch.channels_last)
-        both[kept] = found.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
-        both[others] = self._plainly(*_rows_of(flow, coefficient, others)).flatten(0, 1)
+        others = sorted(set(range(len(even))) - set(kept))
+        some = found.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
+        both = _joined(kept, some, others, self._plainly(*_rows_of(flow, coefficient, others)).flatten(0, 1))
         return both.view(*flow.shape[:2], *both.shape[1:])
 
     def _plainly(self, flow: Tensor, coefficient: Tensor) -> Tensor:
@@ -202,7 +201,11 @@ def _chosen(
         return plain(None)
     first = [row for row, is_even in enumerate(even) if is_even]
     second = [row for row, is_even in enumerate(even) if not is_even]
-    some, others = filtered(first), plain(second)
-    result = some.new_empty((len(even), *some.shape[1:])).to(memory_format=torch.channels_last)
+    return _joined(first, filtered(first), second, plain(second))
+
+
+def _joined(first: list[int], some: Tensor, second: list[int], others: Tensor) -> Tensor:
+    """Some rows and all others as one tensor, channels-last."""
+    result = some.new_empty((len(first) + len(second), *some.shape[1:])).to(memory_format=torch.channels_last)
     result[first], result[second] = some, others
     return result

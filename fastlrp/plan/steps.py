@@ -240,14 +240,13 @@ class Program:
     sweep: Callable[..., Any] | None = None
     alternatives: tuple[Alternative, ...] = ()
     made: Mapping[int, str] = field(default_factory=dict)
+    up_copies: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict)
 
     def serves(self, other: Program) -> bool:
         """Whether the model's values have the digits that the other program reads."""
         return all(
             way == "filtered" or self.made.get(slot, "plain") in (way, "plain") for slot, way in other.made.items()
         )
-
-    up_copies: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict)
 
     def steps_down(self, wanted: frozenset[int]) -> Sequence[BackwardStep]:
         """The backward steps, with alternatives in the place of what they replace, unless that fills ``wanted``."""
