@@ -28,17 +28,17 @@ ORDER = """
     run.plans run.record
     run.group_answers run.forward_pass
     run.answers run.recording
-    run.contributions run.grouped
-    run.kept_shares
-    run.direction
-    run.middle
-    run.way_up
-    run.stages
-    run.causal
-    run.meeting
-    run.ascent
-    run.boxed_ups run.tails run.sparse.upward
-    run.boxes
+    run.up.contributions run.up.grouped
+    run.up.kept_shares
+    run.up.direction
+    run.up.middle
+    run.up.way_up
+    run.up.stages
+    run.up.causal
+    run.up.meeting
+    run.up.ascent
+    run.up.boxed_ups run.up.tails run.sparse.upward
+    run.up.boxes
     run.prepared run.diagnose run.names run.budget run.settled tune.tuner tune.sparse
     verify.walk verify.masked verify.relative verify.verification run.runner
     run.asked_rows run.sparse.wholes
@@ -98,10 +98,10 @@ ORDER = """
     backends.dispatch
     backends
     kernels
-    reference aten errors _C capture plan run run.sparse verify tune
+    reference aten errors _C capture plan run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
-FILE_BY_FILE = ("capture", "plan", "run", "run.sparse", "verify", "tune")
+FILE_BY_FILE = ("capture", "plan", "run", "run.sparse", "run.up", "verify", "tune")
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
 # What the files of operations share.

@@ -14,9 +14,9 @@ from fastlrp.explainer import Explainer
 from fastlrp.groups import Groups, Resolved
 from fastlrp.report.collecting import checked_names, names_of_targets, pictures_of
 from fastlrp.report.sample import check_targets
-from fastlrp.run.grouped import resolved_groups
 from fastlrp.run.names import input_values
 from fastlrp.run.record import ForwardRecord
+from fastlrp.run.up.grouped import resolved_groups
 
 KEEP = 2000
 """Targets of a sample that are stored: those with the best scores, and the strongest of each part."""

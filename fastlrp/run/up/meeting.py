@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastlrp.plan.compact import Compact
 from fastlrp.plan.total import in_one_axis
-from fastlrp.run.ascent import Cotangent, on_whole_map
-from fastlrp.run.boxes import Boxed
+from fastlrp.run.up.ascent import Cotangent, on_whole_map
+from fastlrp.run.up.boxes import Boxed
 
 Arrived = tuple[int, Tensor | Compact]
 """First target, and the targets' registers ``(B, K, …)`` at the edge; compact where dead neurons are left out."""

@@ -12,14 +12,14 @@ from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import BackwardStep, Emission, Schedule
 from fastlrp.run import runner
-from fastlrp.run.ascent import not_linear
-from fastlrp.run.boxes import Boxes, form_of
-from fastlrp.run.causal import positions, share_left
-from fastlrp.run.middle import Edge, edges, fits
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.upward import SparseUp
-from fastlrp.run.way_up import WayUp, ways_of
+from fastlrp.run.up.ascent import not_linear
+from fastlrp.run.up.boxes import Boxes, form_of
+from fastlrp.run.up.causal import positions, share_left
+from fastlrp.run.up.middle import Edge, edges, fits
+from fastlrp.run.up.way_up import WayUp, ways_of
 
 Direction = Literal["auto", "down", "up", "middle"]
 Way = Literal["down", "up", "middle"]

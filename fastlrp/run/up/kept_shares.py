@@ -16,7 +16,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Node
 from fastlrp.plan.plan import Plan
 from fastlrp.run import runner
-from fastlrp.run.ascent import Ascent, Cotangent, Take
+from fastlrp.run.up.ascent import Ascent, Cotangent, Take
 from fastlrp.verify.walk import Walker
 
 KEPT = ("bias", "stabilizer")

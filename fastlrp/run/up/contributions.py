@@ -21,10 +21,10 @@ from fastlrp.capture.graph import Value
 from fastlrp.groups import Resolved
 from fastlrp.plan.plan import Plan
 from fastlrp.run import runner
-from fastlrp.run.ascent import Ascent, Cotangent, on_whole_map, route
-from fastlrp.run.kept_shares import kept_shares
-from fastlrp.run.stages import blocks, stages
-from fastlrp.run.way_up import prepared, start
+from fastlrp.run.up.ascent import Ascent, Cotangent, on_whole_map, route
+from fastlrp.run.up.kept_shares import kept_shares
+from fastlrp.run.up.stages import blocks, stages
+from fastlrp.run.up.way_up import prepared, start
 
 
 @dataclass(eq=False)

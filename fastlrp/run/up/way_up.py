@@ -18,7 +18,11 @@ from fastlrp.plan.steps import LANES, BackwardStep
 from fastlrp.plan.total import in_one_axis
 from fastlrp.plan.transpose import Shape
 from fastlrp.run import runner
-from fastlrp.run.ascent import (
+from fastlrp.run.sparse import upward
+from fastlrp.run.sparse.choose import LEAST_TARGETS
+from fastlrp.run.sparse.rates import rates_of
+from fastlrp.run.sparse.upward import SparseUp
+from fastlrp.run.up.ascent import (
     Ascent,
     Cotangent,
     Frontier,
@@ -30,13 +34,9 @@ from fastlrp.run.ascent import (
     register_shapes,
     route,
 )
-from fastlrp.run.boxes import Box, Boxed, Boxes, boxes_of_groups, growth, maps_of_zeros, planned
-from fastlrp.run.sparse import upward
-from fastlrp.run.sparse.choose import LEAST_TARGETS
-from fastlrp.run.sparse.rates import rates_of
-from fastlrp.run.sparse.upward import SparseUp
-from fastlrp.run.stages import blocks, stages
-from fastlrp.run.tails import Tails
+from fastlrp.run.up.boxes import Box, Boxed, Boxes, boxes_of_groups, growth, maps_of_zeros, planned
+from fastlrp.run.up.stages import blocks, stages
+from fastlrp.run.up.tails import Tails
 from fastlrp.targets import Targets
 
 TOP_ENTRIES = 16 << 20

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import LANES, BackwardStep
-from fastlrp.run.ascent import Ascent, Cotangent, Route, Take, on_whole_map
-from fastlrp.run.boxes import Boxed, Boxes
-from fastlrp.run.causal import at_once
 from fastlrp.run.sparse.upward import SparseUp
+from fastlrp.run.up.ascent import Ascent, Cotangent, Route, Take, on_whole_map
+from fastlrp.run.up.boxes import Boxed, Boxes
+from fastlrp.run.up.causal import at_once
 
 Start = Callable[[int, int], dict[int, Cotangent]]
 """``start(first, count)``: the cotangents of these groups at the inputs' registers."""

@@ -19,10 +19,10 @@ from fastlrp.groups import Resolved
 from fastlrp.plan.neck import sole_carriers
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import Emission, Steps, value_name
-from fastlrp.run.ascent import Cotangent, route
-from fastlrp.run.meeting import Arrived, combine
-from fastlrp.run.stages import blocks, stages
-from fastlrp.run.way_up import prepared, start
+from fastlrp.run.up.ascent import Cotangent, route
+from fastlrp.run.up.meeting import Arrived, combine
+from fastlrp.run.up.stages import blocks, stages
+from fastlrp.run.up.way_up import prepared, start
 
 MIDDLE_BYTES = 512 << 20
 """Largest block of what waits at the edge, where no other budget is given."""

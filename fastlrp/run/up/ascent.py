@@ -28,10 +28,10 @@ from fastlrp.plan.step_names import note_up, profiling, record_function
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.total import in_one_axis
 from fastlrp.plan.transpose import Shape, results, transposed
-from fastlrp.run.boxed_ups import UPS
-from fastlrp.run.boxes import Boxed, Boxes, form_of
 from fastlrp.run.sparse.upward import SparseUp
-from fastlrp.run.tails import Tail, Tails
+from fastlrp.run.up.boxed_ups import UPS
+from fastlrp.run.up.boxes import Boxed, Boxes, form_of
+from fastlrp.run.up.tails import Tail, Tails
 
 Cotangent = Tensor | Boxed | Tail | Compact
 """``(B, G, …)``, whole, in boxes, from a position on, or of alive neurons."""

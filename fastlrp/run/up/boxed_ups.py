@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
-from fastlrp.run.boxes import Box, Boxed, axes_of, maps_of_zeros
+from fastlrp.run.up.boxes import Box, Boxed, axes_of, maps_of_zeros
 
 Up = Callable[[Any, Boxed, list["Box"], Sequence[Any]], list[Boxed]]
 """``(form, arriving, boxes of the results, state) -> results``."""

@@ -1,7 +1,7 @@
 """How many groups go up at once under causal order, and what is left of the work then.
 
-A block of groups begins at the first position of all of them (:mod:`fastlrp.run.tails`): the fewer groups in a block,
-the more is left out, and the smaller the products.
+A block of groups begins at the first position of all of them (:mod:`fastlrp.run.up.tails`): the fewer groups in a
+block, the more is left out, and the smaller the products.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastlrp.aten._attention_up import hides_later
 from fastlrp.capture.graph import Constant, Value
 from fastlrp.groups import Resolved
 from fastlrp.plan.steps import BackwardStep
-from fastlrp.run.ascent import Route
+from fastlrp.run.up.ascent import Route
 
 BLOCKS = 8
 """So many blocks leave out all but 1/16 of what causal order can save."""

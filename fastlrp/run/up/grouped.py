@@ -14,12 +14,12 @@ from fastlrp.errors import UnsupportedOperationError
 from fastlrp.groups import Groups, Part, Resolved, resolve
 from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
-from fastlrp.run import middle
-from fastlrp.run.direction import Choice, Costs, Direction, chosen, estimated
-from fastlrp.run.meeting import Arrived
-from fastlrp.run.middle import Edge
-from fastlrp.run.stages import TooSmallError
-from fastlrp.run.way_up import WayUp
+from fastlrp.run.up import middle
+from fastlrp.run.up.direction import Choice, Costs, Direction, chosen, estimated
+from fastlrp.run.up.meeting import Arrived
+from fastlrp.run.up.middle import Edge
+from fastlrp.run.up.stages import TooSmallError
+from fastlrp.run.up.way_up import WayUp
 from fastlrp.targets import Targets
 
 DOWN_BYTES = 256 << 20
