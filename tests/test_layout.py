@@ -49,18 +49,18 @@ ORDER = """
     capture.export run.basis run.sparse.specialize
     run.descent run.sparse.wants
     capture.unmapped
-    capture.lift
-    capture.lift_check capture.unpacked
-    capture.probe capture.lift_proof composites
-    capture.lift_layers
-    capture.lift_messages
-    capture.lift_moves
-    capture.lifter
-    capture.translate capture.standing
+    capture.lift.graphs
+    capture.lift.check capture.unpacked
+    capture.lift.probe capture.lift.proof composites
+    capture.lift.layers
+    capture.lift.messages
+    capture.lift.moves
+    capture.lift.lifter
+    capture.translate capture.lift.standing
     capture.emit
     capture.complex_numbers
     capture.metadata capture.pairs
-    capture.batch_axis
+    capture.lift.batch_axis
     capture.memory
     kinds.registry
     kinds
@@ -101,7 +101,7 @@ ORDER = """
     reference aten errors _C capture plan run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
-FILE_BY_FILE = ("capture", "plan", "run", "run.sparse", "run.up", "verify", "tune")
+FILE_BY_FILE = ("capture", "capture.lift", "plan", "run", "run.sparse", "run.up", "verify", "tune")
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
 # What the files of operations share.

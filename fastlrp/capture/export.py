@@ -25,9 +25,9 @@ from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.faults import what_leaves_the_trace
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.input_hints import input_hints
-from fastlrp.capture.lift import lift, lift_all, travels
+from fastlrp.capture.lift.graphs import lift, lift_all, travels
+from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.packed import Rows, kept_padded, packed_again
-from fastlrp.capture.probe import refuse_mixed_samples
 from fastlrp.capture.quick_shapes import shapes_by_definition
 from fastlrp.capture.quiet import quiet
 from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences

@@ -1,6 +1,6 @@
 """``torch.vmap`` over the samples of a batch: each operation of the mapped function in its form for many samples.
 
-A mapped function is written for one sample; so are the lifted forms of :mod:`fastlrp.capture.lift_moves` and its
+A mapped function is written for one sample; so are the lifted forms of :mod:`fastlrp.capture.lift.moves` and its
 neighbours, which give what an operation does for each sample behind a batch axis. What is mapped over another axis, or
 by a function that maps again, stays one operation without a rule (:mod:`fastlrp.capture.mapped`).
 """
@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 from fastlrp.capture.calls import operation
 from fastlrp.capture.emit import Call, Emitter
 from fastlrp.capture.graph import Constant, Graph, Node, Value
-from fastlrp.capture.lift import twin_of
-from fastlrp.capture.lifter import Lifter, UnliftableError
+from fastlrp.capture.lift.graphs import twin_of
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError
 from fastlrp.capture.mapped import CLOSES, JOINS, OPENS, SPLITS, Mapped
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from fastlrp.capture.batch_axis import ELEMENTWISE, arguments, axes_of
 from fastlrp.capture.graph import Constant, Node, Value, leaves
+from fastlrp.capture.lift.batch_axis import ELEMENTWISE, arguments, axes_of
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Graph, Node, Value
-from fastlrp.capture.lift_proof import is_proved
-from fastlrp.capture.lifter import Lifter, UnliftableError
-from fastlrp.capture.probe import SAMPLES, TOLERANCE, ancestors, called, called_in_double, close
-from fastlrp.capture.standing import Standing
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError
+from fastlrp.capture.lift.probe import SAMPLES, TOLERANCE, ancestors, called, called_in_double, close
+from fastlrp.capture.lift.proof import is_proved
+from fastlrp.capture.lift.standing import Standing
 
 
 @dataclass(eq=False)

@@ -1,7 +1,7 @@
 """What the lifted forms of operations have in common: operands behind a batch axis, and nodes that are made of them.
 
 A value that the model holds as shape ``f(B)`` has a lifted twin of shape ``(B, *f(1))``: row b is what the model
-would hold if sample b were alone. See :mod:`fastlrp.capture.lift`.
+would hold if sample b were alone. See :mod:`fastlrp.capture.lift.graphs`.
 """
 
 from __future__ import annotations

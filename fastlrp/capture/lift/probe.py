@@ -1,9 +1,9 @@
 """Finds operations that mix the samples of a batch: what the arguments do not prove is tried.
 
 Relevance of one sample is only defined if its output does not depend on the other samples. Most operations prove that
-by their arguments (:mod:`fastlrp.capture.batch_axis`, :mod:`fastlrp.capture.standing`). Any other is run once, at
-capture, with three random samples and with each of them alone; a row that differs is an error. A model that is captured
-for one batch size cannot take a sample alone: there the other samples are exchanged for others.
+by their arguments (:mod:`fastlrp.capture.lift.batch_axis`, :mod:`fastlrp.capture.lift.standing`). Any other is run
+once, at capture, with three random samples and with each of them alone; a row that differs is an error. A model that
+is captured for one batch size cannot take a sample alone: there the other samples are exchanged for others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture import advice
-from fastlrp.capture.batch_axis import keeps_samples_apart, shape_in_words, works_along
 from fastlrp.capture.graph import Constant, Graph, Node, Value, substitute
-from fastlrp.capture.standing import Place, Standing, alone_symbolic
+from fastlrp.capture.lift.batch_axis import keeps_samples_apart, shape_in_words, works_along
+from fastlrp.capture.lift.standing import Place, Standing, alone_symbolic
 from fastlrp.errors import UnsupportedOperationError
 
 SAMPLES = 3

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastlrp.capture.aggregation import added, counted, largest
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.lift_moves import Form, aligned
-from fastlrp.capture.lifter import Lifter, UnliftableError, aten, derived, sizes_of
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, derived, sizes_of
+from fastlrp.capture.lift.moves import Form, aligned
 
 
 def added_up(lifter: Lifter) -> Value:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fastlrp.capture.batch_axis import ELEMENTWISE
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.lifter import Lifter, UnliftableError, aten, sizes_of
+from fastlrp.capture.lift.batch_axis import ELEMENTWISE
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, sizes_of
 from fastlrp.capture.memory import Write
 
 Form = Callable[[Lifter], Value]

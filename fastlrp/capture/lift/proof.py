@@ -7,7 +7,7 @@ Three kinds of forms prove themselves, whatever made them:
   over the last axes, products of matrices;
 * the same call with the axes that it names one further back: ``softmax``, ``sum``, ``split``.
 
-Any other form is tried, see :mod:`fastlrp.capture.lift_check`.
+Any other form is tried, see :mod:`fastlrp.capture.lift.check`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.arguments import bind
-from fastlrp.capture.batch_axis import ELEMENTWISE
 from fastlrp.capture.graph import Constant, Node, Value, leaves
-from fastlrp.capture.lift_moves import NAMED_AXES
-from fastlrp.capture.lifter import Lifter, aten, rows_reshaped
+from fastlrp.capture.lift.batch_axis import ELEMENTWISE
+from fastlrp.capture.lift.lifter import Lifter, aten, rows_reshaped
+from fastlrp.capture.lift.moves import NAMED_AXES
 
 _MOVE_NAMES = (
     "view reshape flatten unflatten squeeze unsqueeze _unsafe_view permute transpose swapaxes swapdims t adjoint mT "

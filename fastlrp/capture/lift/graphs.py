@@ -2,11 +2,11 @@
 
 Attention with ``(S, B, D)``, windows or frames folded into the batch, tokens flattened into it: such a value has shape
 ``f(B)``, and its lifted twin ``(B, *f(1))``, row b being what the model would hold if sample b were alone. Operations
-get the form that works on twins (:mod:`fastlrp.capture.lift_moves`, :mod:`fastlrp.capture.lift_layers`); what is
+get the form that works on twins (:mod:`fastlrp.capture.lift.moves`, :mod:`fastlrp.capture.lift.layers`); what is
 batch-first in the model stays untouched, and a value that is so again is read as the model has it.
 
-Nothing is taken on trust: a form proves that it is right (:mod:`fastlrp.capture.lift_proof`), or the part of the graph
-that it stands in is run beside the model's own (:mod:`fastlrp.capture.lift_check`). A graph that cannot be lifted is
+Nothing is taken on trust: a form proves that it is right (:mod:`fastlrp.capture.lift.proof`), or the part of the graph
+that it stands in is run beside the model's own (:mod:`fastlrp.capture.lift.check`). A graph that cannot be lifted is
 left as it is.
 """
 
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Graph, Node, Value, substitute
-from fastlrp.capture.lift_check import Lifted, as_it_is, check, random_example, reason, sizes_for, tolerance
-from fastlrp.capture.lift_layers import LAYERS
-from fastlrp.capture.lift_messages import MESSAGES
-from fastlrp.capture.lift_moves import MOVES, Form
-from fastlrp.capture.lifter import Lifter, UnliftableError
-from fastlrp.capture.probe import ancestors, called, called_in_double, close
-from fastlrp.capture.standing import Standing
+from fastlrp.capture.lift.check import Lifted, as_it_is, check, random_example, reason, sizes_for, tolerance
+from fastlrp.capture.lift.layers import LAYERS
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError
+from fastlrp.capture.lift.messages import MESSAGES
+from fastlrp.capture.lift.moves import MOVES, Form
+from fastlrp.capture.lift.probe import ancestors, called, called_in_double, close
+from fastlrp.capture.lift.standing import Standing
 
 _FORMS: dict[str, Form] = {name: form for names, form in (*MOVES, *LAYERS, *MESSAGES) for name in names.split()}
 
@@ -35,7 +35,7 @@ def lift(graph: Graph, standing: Standing, examples: Sequence[Tensor]) -> None:
     """Rewrite what is not batch-first on the way to the explained output, if that is batch-first itself.
 
     Args:
-        standing: where the batch is in each value, as far as :mod:`fastlrp.capture.probe` knows.
+        standing: where the batch is in each value, as far as :mod:`fastlrp.capture.lift.probe` knows.
         examples: the inputs that the model was captured with, in the order of ``graph.inputs``.
     """
     rows = standing.rows

@@ -1,7 +1,7 @@
 """Which operations are known, from their arguments alone, to keep the samples of a batch apart.
 
 Every reader takes a node and gives the axes along which it lets entries of its input meet or change places. An
-operation that has no reader, or whose reader gives None, is suspect: :mod:`fastlrp.capture.probe` tries it.
+operation that has no reader, or whose reader gives None, is suspect: :mod:`fastlrp.capture.lift.probe` tries it.
 """
 
 from __future__ import annotations

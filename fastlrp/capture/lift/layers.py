@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.lift_messages import sparse_product
-from fastlrp.capture.lift_moves import Form, aligned, as_it_is
-from fastlrp.capture.lifter import Lifter, aten, derived, sizes_of
+from fastlrp.capture.lift.lifter import Lifter, aten, derived, sizes_of
+from fastlrp.capture.lift.messages import sparse_product
+from fastlrp.capture.lift.moves import Form, aligned, as_it_is
 from fastlrp.kinds.experts import rows_by_expert
 
 _CONVOLUTIONS = {1: aten.conv2d.default, 2: aten.conv3d.default}

@@ -1,0 +1,1 @@
+"""Graphs whose batch axis travels, rewritten so that it stays in front, and what proves where it stands."""
