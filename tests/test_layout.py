@@ -98,7 +98,7 @@ ORDER = """
     backends.dispatch
     backends
     kernels
-    reference aten errors _C capture plan run run.sparse run.up verify tune
+    reference aten errors _C capture capture.lift plan run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
 FILE_BY_FILE = ("capture", "capture.lift", "plan", "run", "run.sparse", "run.up", "verify", "tune")
