@@ -80,15 +80,17 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.packed plan.rows plan.total capture.eager_attention capture.input_hints
-    capture.recurrent
+    capture.trace.packed plan.rows plan.total capture.eager_attention capture.input_hints
+    capture.trace.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
-    capture.traced capture.training
-    class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.quick_shapes
-    capture.aggregation capture.fixed capture.mask_sizes capture.wording capture.quiet capture.sequence_shapes
+    capture.trace.traced capture.training
+    class_names targets capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
+    capture.trace.quick_shapes
+    capture.aggregation capture.trace.fixed capture.mask_sizes
+    capture.wording capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check
-    capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory outputs
+    capture.trace.settings capture.module_paths capture.overlap classes
+    positions tune.attention capture.trace.shape_memory outputs
     plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.mapped one_hot stabilizer eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary hidden
@@ -98,10 +100,10 @@ ORDER = """
     backends.dispatch
     backends
     kernels
-    reference aten errors _C capture capture.lift plan run run.sparse run.up verify tune
+    reference aten errors _C capture capture.lift capture.trace plan run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
-FILE_BY_FILE = ("capture", "capture.lift", "plan", "run", "run.sparse", "run.up", "verify", "tune")
+FILE_BY_FILE = ("capture", "capture.lift", "capture.trace", "plan", "run", "run.sparse", "run.up", "verify", "tune")
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
 # What the files of operations share.

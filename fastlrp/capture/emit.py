@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastlrp.capture import faults, packed, recurrent
+from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import part
 from fastlrp.capture.carrying import carries
@@ -24,6 +24,7 @@ from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
 from fastlrp.capture.pairs import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
 from fastlrp.capture.rewrite import Step, Steps
 from fastlrp.capture.rewrite_functions import REWRITES
+from fastlrp.capture.trace import packed, recurrent
 from fastlrp.kinds.registry import KIND, KIND_OF
 from fastlrp.kinds.vocabulary import REGISTERED, UNREAD
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from fastlrp.capture import faults, packed
+from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.calls import operation, part, written_operands
 from fastlrp.capture.carrying import mark_ids
@@ -22,6 +22,7 @@ from fastlrp.capture.metadata import is_recurrent, same_dtype
 from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
 from fastlrp.capture.overlap import overlap
 from fastlrp.capture.pairs import Pair
+from fastlrp.capture.trace import packed
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.kinds.vocabulary import plain_name
 

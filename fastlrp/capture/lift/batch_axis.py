@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fastlrp.capture import packed, recurrent
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Node, Value, leaves
+from fastlrp.capture.trace import packed, recurrent
 
 Reader = Callable[[Node, dict[str, Any]], "frozenset[int] | None"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.sequence_shapes import GATES, results
+from fastlrp.capture.trace.sequence_shapes import GATES, results
 
 try:  # Private parts, there from PyTorch 2.11 to 2.14. Where a later one lacks them it finds out shapes its own way.
     from torch._dispatch.python import no_python_dispatcher

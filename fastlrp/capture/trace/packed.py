@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
 
-from fastlrp.capture.recurrent import PACKED, SEQUENCES
+from fastlrp.capture.trace.recurrent import PACKED, SEQUENCES
 from fastlrp.errors import CaptureError
 
 PADDED = "fastlrp_capture::padded"
@@ -259,7 +259,7 @@ def _unpack(
 def _stand_in(input, lengths, batch_first=False, enforce_sorted=True):  # type: ignore[no-untyped-def]
     import sys
 
-    return sys.modules["fastlrp.capture.packed"].pack(input, lengths, batch_first, enforce_sorted)
+    return sys.modules["fastlrp.capture.trace.packed"].pack(input, lengths, batch_first, enforce_sorted)
 
 
 def expected_size(layer: nn.RNNBase, size: int, input: Tensor, batch_sizes: Any, own: str) -> tuple[Any, Any, int]:
@@ -273,14 +273,14 @@ def expected_size(layer: nn.RNNBase, size: int, input: Tensor, batch_sizes: Any,
 def _hidden_stand_in(self, input, batch_sizes):  # type: ignore[no-untyped-def]
     import sys
 
-    size, expected = self.proj_size or self.hidden_size, sys.modules["fastlrp.capture.packed"].expected_size
+    size, expected = self.proj_size or self.hidden_size, sys.modules["fastlrp.capture.trace.packed"].expected_size
     return expected(self, size, input, batch_sizes, "get_expected_hidden_size")
 
 
 def _cell_stand_in(self, input, batch_sizes):  # type: ignore[no-untyped-def]
     import sys
 
-    expected = sys.modules["fastlrp.capture.packed"].expected_size
+    expected = sys.modules["fastlrp.capture.trace.packed"].expected_size
     return expected(self, self.hidden_size, input, batch_sizes, "get_expected_cell_size")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastlrp.capture.attributes import unchanged
+from fastlrp.capture.trace.attributes import unchanged
 
 
 def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.export.ExportedProgram:
