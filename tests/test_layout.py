@@ -78,9 +78,10 @@ ORDER = """
     plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite plan.layer_calls plan.looked
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
-    capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
+    capture.carrying capture.patterns.selection capture.patterns.attention_weights
+    capture.patterns.composed_activations capture.patterns.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.trace.packed plan.rows plan.total capture.eager_attention capture.input_hints
+    capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
     capture.trace.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     capture.trace.traced capture.training
@@ -100,10 +101,12 @@ ORDER = """
     backends.dispatch
     backends
     kernels
-    reference aten errors _C capture capture.lift capture.trace plan run run.sparse run.up verify tune
+    reference aten errors _C capture capture.lift capture.patterns capture.trace plan run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
-FILE_BY_FILE = ("capture", "capture.lift", "capture.trace", "plan", "run", "run.sparse", "run.up", "verify", "tune")
+FILE_BY_FILE = (
+    "capture", "capture.lift", "capture.patterns", "capture.trace", "plan", "run", "run.sparse", "run.up", "verify", "tune",
+)  # fmt: skip
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
 # What the files of operations share.
