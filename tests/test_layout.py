@@ -72,10 +72,10 @@ ORDER = """
     rules
     plan.coefficients
     plan.late plan.input_terms plan.looked_sums
-    capture.rewrite_functions plan.ups plan.batch_parts
-    capture.rewrite_losses plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.builder plan.placing plan.layouts plan.summing
-    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    capture.rewrite_functions plan.ups plan.passes.batch_parts
+    capture.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
+    plan.builder plan.passes.placing plan.layouts plan.passes.summing
+    plan.passes.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite plan.layer_calls plan.looked
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
@@ -106,7 +106,7 @@ ORDER = """
 """.strip().splitlines()
 FILE_BY_FILE = (
     "capture", "capture.lift", "capture.patterns", "capture.trace", "plan", "run", "run.sparse", "run.up", "verify", "tune",
-)  # fmt: skip
+)  # fmt: skip  # fmt: skip
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
 # What the files of operations share.

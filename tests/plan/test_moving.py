@@ -10,7 +10,7 @@ import fastlrp
 from fastlrp.backends import extension
 from fastlrp.capture import folding
 from fastlrp.capture.graph import Constant
-from fastlrp.plan import moving, placing
+from fastlrp.plan.passes import moving, placing
 from fastlrp.run import runner
 
 SIDE, WIDE, HEADS, WINDOW = 4, 16, 2, 2

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.moving import MOST_KNOWN, Known, Ways
+from fastlrp.plan.passes.moving import MOST_KNOWN, Known, Ways
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
 from fastlrp.plan.window import Rooms
 

@@ -5,9 +5,9 @@ into zeros of the whole's size, and these would be added up. One step puts the p
 operation has written them so already, nothing is copied. And a register that only one step reads may be written over by
 that step, if no other one looks at the same memory.
 
-:func:`economize` is all of it, in this order: :mod:`~fastlrp.plan.placing` lets an operation write parts where they go,
-:mod:`~fastlrp.plan.moving` makes moves that follow one another one copy; here parts are put side by side;
-:mod:`~fastlrp.plan.summing` adds parts to sums where they do not fill a whole; then steps write over registers.
+:func:`economize` is all of it, in this order: :mod:`~fastlrp.plan.passes.placing` lets an operation write parts where
+they go, :mod:`~fastlrp.plan.passes.moving` makes moves that follow one another one copy; here parts are put side by side;
+:mod:`~fastlrp.plan.passes.summing` adds parts to sums where they do not fill a whole; then steps write over registers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.moving import Known, Ways, gather_moves
-from fastlrp.plan.placing import place_parts
+from fastlrp.plan.passes.moving import Known, Ways, gather_moves
+from fastlrp.plan.passes.placing import place_parts
+from fastlrp.plan.passes.summing import sum_windows
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
-from fastlrp.plan.summing import sum_windows
 
 
 def economize(steps: Steps, known: Known | None = None) -> Steps:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.moving import Ways
+from fastlrp.plan.passes.moving import Ways
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
 from fastlrp.plan.total import Total, multiply
 from fastlrp.plan.window import Window
