@@ -48,7 +48,7 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent run.sparse.wants
-    capture.unmapped
+    capture.translate.unmapped
     capture.lift.graphs
     capture.lift.check capture.unpacked
     capture.lift.probe capture.lift.proof composites
@@ -56,12 +56,12 @@ ORDER = """
     capture.lift.messages
     capture.lift.moves
     capture.lift.lifter
-    capture.translate capture.lift.standing
-    capture.emit
-    capture.complex_numbers
-    capture.metadata capture.pairs
+    capture.translate.program capture.lift.standing
+    capture.translate.emit
+    capture.translate.complex_numbers
+    capture.translate.metadata capture.translate.pairs
     capture.lift.batch_axis
-    capture.memory
+    capture.translate.memory
     kinds.registry
     kinds
     run.given_ids run.hints
@@ -72,12 +72,13 @@ ORDER = """
     rules
     plan.coefficients
     plan.late plan.input_terms plan.looked_sums
-    capture.rewrite_functions plan.ups plan.passes.batch_parts
-    capture.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
+    capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
+    capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.layouts plan.passes.summing
-    plan.passes.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
+    plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite plan.layer_calls plan.looked
-    capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
+    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
@@ -87,14 +88,15 @@ ORDER = """
     capture.trace.traced capture.training
     class_names targets capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
     capture.trace.quick_shapes
-    capture.aggregation capture.trace.fixed capture.mask_sizes
+    capture.aggregation capture.trace.fixed capture.translate.mask_sizes
     capture.wording capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check
-    capture.trace.settings capture.module_paths capture.overlap classes
+    capture.trace.settings capture.translate.module_paths capture.translate.overlap classes
     positions tune.attention capture.trace.shape_memory outputs
     plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
-    capture.mapped one_hot stabilizer eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary hidden
+    capture.translate.mapped one_hot stabilizer eager plan.bounded
+    plan.geometry tune.workloads files kinds.vocabulary hidden
     plan.lines plan.window
     functional
     library info
@@ -105,8 +107,9 @@ ORDER = """
     looking
 """.strip().splitlines()
 FILE_BY_FILE = (
-    "capture", "capture.lift", "capture.patterns", "capture.trace", "plan", "run", "run.sparse", "run.up", "verify", "tune",
-)  # fmt: skip  # fmt: skip
+    "capture", "capture.lift", "capture.patterns", "capture.trace", "plan",
+    "run", "run.sparse", "run.up", "verify", "tune",
+)  # fmt: skip
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
 # What the files of operations share.

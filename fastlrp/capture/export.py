@@ -34,8 +34,8 @@ from fastlrp.capture.trace.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.trace.settings import other_attention, ways_out
 from fastlrp.capture.trace.shape_memory import shapes_remembered
 from fastlrp.capture.trace.traced import traced
-from fastlrp.capture.translate import Translator
-from fastlrp.capture.unmapped import write_out_mapped
+from fastlrp.capture.translate.program import Translator
+from fastlrp.capture.translate.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.eager import device_of_caller

@@ -25,7 +25,7 @@ from fastlrp.capture.lift.probe import TOLERANCE, close
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.fixed import Fixed
 from fastlrp.capture.trace.traced import traced
-from fastlrp.capture.translate import Translator
+from fastlrp.capture.translate.program import Translator
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 
 

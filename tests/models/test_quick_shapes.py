@@ -1,4 +1,4 @@
-"""What :mod:`fastlrp.capture.trace.quick_shapes` says comes out of an operation is what PyTorch finds out step by step."""
+"""Shapes that :mod:`fastlrp.capture.trace.quick_shapes` gives are those that PyTorch finds out step by step."""
 
 from __future__ import annotations
 

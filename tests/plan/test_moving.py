@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp.backends import extension
-from fastlrp.capture import folding
 from fastlrp.capture.graph import Constant
+from fastlrp.capture.translate import folding
 from fastlrp.plan.passes import moving, placing
 from fastlrp.run import runner
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.carrying import carries
-from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, leaves
+from fastlrp.capture.translate.folding import fold
 from fastlrp.kinds.registry import KIND, KIND_OF
 
 aten = torch.ops.aten

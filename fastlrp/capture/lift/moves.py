@@ -10,7 +10,7 @@ import torch
 from fastlrp.capture.graph import Constant, Value
 from fastlrp.capture.lift.batch_axis import ELEMENTWISE
 from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, sizes_of
-from fastlrp.capture.memory import Write
+from fastlrp.capture.translate.memory import Write
 
 Form = Callable[[Lifter], Value]
 

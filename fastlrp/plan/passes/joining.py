@@ -6,8 +6,9 @@ operation has written them so already, nothing is copied. And a register that on
 that step, if no other one looks at the same memory.
 
 :func:`economize` is all of it, in this order: :mod:`~fastlrp.plan.passes.placing` lets an operation write parts where
-they go, :mod:`~fastlrp.plan.passes.moving` makes moves that follow one another one copy; here parts are put side by side;
-:mod:`~fastlrp.plan.passes.summing` adds parts to sums where they do not fill a whole; then steps write over registers.
+they go, :mod:`~fastlrp.plan.passes.moving` makes moves that follow one another one copy; here parts are put side by
+side; :mod:`~fastlrp.plan.passes.summing` adds parts to sums where they do not fill a whole; then steps write over
+registers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Complex activations as pairs of real ones: ``(…, 2)``, real and imaginary parts, which carry relevance.
 
-A complex tensor of a model is a pair (:mod:`fastlrp.capture.pairs`) while the model is translated, and no value of the
+A complex tensor of a model is a pair (:mod:`fastlrp.capture.translate.pairs`) while the model is translated, and no value of the
 graph is complex. Fourier transforms, products with complex constants and sums are linear maps from pairs to pairs, in
 which relevance is shared in proportion (:mod:`fastlrp.kinds.linear_map`); a product of two complex activations gives
 each half; an absolute value is the norm of a pair; the rest moves entries. Everything else has no rule, as for real
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from fastlrp.capture.calls import part
 from fastlrp.capture.graph import Constant, Value, leaves
-from fastlrp.capture.pairs import Pair, Translation, derived, is_complex
+from fastlrp.capture.translate.calls import part
+from fastlrp.capture.translate.pairs import Pair, Translation, derived, is_complex
 
 aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ _SEVERAL = ("unbind", "chunk", "split", "split_with_sizes", "tensor_split", "uns
 
 
 def translated(t: Translation) -> Any:
-    """A :class:`~fastlrp.capture.pairs.Pair`, a real value, or a tuple of them for several results."""
+    """A :class:`~fastlrp.capture.translate.pairs.Pair`, a real value, or a tuple of them for several results."""
     if t.name in _SAME:
         first = t.args[0]
         return first if isinstance(first, Pair) else Pair(first)

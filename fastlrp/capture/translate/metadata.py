@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.calls import operation
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.mask_sizes import settled
 from fastlrp.capture.trace import packed, recurrent
+from fastlrp.capture.translate.calls import operation
+from fastlrp.capture.translate.mask_sizes import settled
 
 
 def sizes(meta: Tensor, batch: int | None, known: dict[Any, int] | None = None) -> tuple[int | str | None, ...]:

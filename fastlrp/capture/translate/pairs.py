@@ -1,6 +1,6 @@
 """Complex activations as pairs of real ones, and how an operation on them becomes a node of the graph.
 
-See :mod:`fastlrp.capture.complex_numbers`.
+See :mod:`fastlrp.capture.translate.complex_numbers`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.rewrite import Step, Steps
+from fastlrp.capture.translate.rewrite import Step, Steps
 
 aten = torch.ops.aten
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from fastlrp.capture import rewrite
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.rewrite import Step, Steps, shape_of
-from fastlrp.capture.rewrite_losses import negative_log_likelihood
+from fastlrp.capture.translate import rewrite
+from fastlrp.capture.translate.rewrite import Step, Steps, shape_of
+from fastlrp.capture.translate.rewrite_losses import negative_log_likelihood
 
 aten = torch.ops.aten
 
@@ -113,4 +113,4 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "nll_loss": negative_log_likelihood(of_logits=False),
     "nll_loss_nd": negative_log_likelihood(of_logits=False),
 }
-"""All of :data:`fastlrp.capture.rewrite.REWRITES` and these, by the operation's name."""
+"""All of :data:`fastlrp.capture.translate.rewrite.REWRITES` and these, by the operation's name."""

@@ -2,7 +2,7 @@
 
 A mapped function is written for one sample; so are the lifted forms of :mod:`fastlrp.capture.lift.moves` and its
 neighbours, which give what an operation does for each sample behind a batch axis. What is mapped over another axis, or
-by a function that maps again, stays one operation without a rule (:mod:`fastlrp.capture.mapped`).
+by a function that maps again, stays one operation without a rule (:mod:`fastlrp.capture.translate.mapped`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from fastlrp.capture.calls import operation
-from fastlrp.capture.emit import Call, Emitter
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.capture.lift.graphs import twin_of
 from fastlrp.capture.lift.lifter import Lifter, UnliftableError
-from fastlrp.capture.mapped import CLOSES, JOINS, OPENS, SPLITS, Mapped
+from fastlrp.capture.translate.calls import operation
+from fastlrp.capture.translate.emit import Call, Emitter
+from fastlrp.capture.translate.mapped import CLOSES, JOINS, OPENS, SPLITS, Mapped
 
 
 def write_out_mapped(graph: Graph) -> None:

@@ -13,18 +13,18 @@ from torch.utils._pytree import tree_map
 
 from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
-from fastlrp.capture.calls import part
 from fastlrp.capture.carrying import carries
-from fastlrp.capture.complex_numbers import translated
-from fastlrp.capture.folding import fold
 from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves
-from fastlrp.capture.mask_sizes import settled
-from fastlrp.capture.memory import Write
-from fastlrp.capture.metadata import is_whole_copy, same_dtype, sizes
-from fastlrp.capture.pairs import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
-from fastlrp.capture.rewrite import Step, Steps
-from fastlrp.capture.rewrite_functions import REWRITES
 from fastlrp.capture.trace import packed, recurrent
+from fastlrp.capture.translate.calls import part
+from fastlrp.capture.translate.complex_numbers import translated
+from fastlrp.capture.translate.folding import fold
+from fastlrp.capture.translate.mask_sizes import settled
+from fastlrp.capture.translate.memory import Write
+from fastlrp.capture.translate.metadata import is_whole_copy, same_dtype, sizes
+from fastlrp.capture.translate.pairs import COMPLEX_OUTPUT, OnPairs, Pair, Translation, complex_of
+from fastlrp.capture.translate.rewrite import Step, Steps
+from fastlrp.capture.translate.rewrite_functions import REWRITES
 from fastlrp.kinds.registry import KIND, KIND_OF
 from fastlrp.kinds.vocabulary import REGISTERED, UNREAD
 

@@ -11,18 +11,18 @@ from torch.export.graph_signature import InputKind
 
 from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
-from fastlrp.capture.calls import operation, part, written_operands
 from fastlrp.capture.carrying import mark_ids
-from fastlrp.capture.emit import Call, Emitter
 from fastlrp.capture.graph import Constant, Graph, Value, leaves
-from fastlrp.capture.mapped import join_mapped
-from fastlrp.capture.mask_sizes import settle_mask_sizes
-from fastlrp.capture.memory import Memory, View, Write
-from fastlrp.capture.metadata import is_recurrent, same_dtype
-from fastlrp.capture.module_paths import OUTPUT, WRAPPED, calls_around, innermost
-from fastlrp.capture.overlap import overlap
-from fastlrp.capture.pairs import Pair
 from fastlrp.capture.trace import packed
+from fastlrp.capture.translate.calls import operation, part, written_operands
+from fastlrp.capture.translate.emit import Call, Emitter
+from fastlrp.capture.translate.mapped import join_mapped
+from fastlrp.capture.translate.mask_sizes import settle_mask_sizes
+from fastlrp.capture.translate.memory import Memory, View, Write
+from fastlrp.capture.translate.metadata import is_recurrent, same_dtype
+from fastlrp.capture.translate.module_paths import OUTPUT, WRAPPED, calls_around, innermost
+from fastlrp.capture.translate.overlap import overlap
+from fastlrp.capture.translate.pairs import Pair
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 from fastlrp.kinds.vocabulary import plain_name
 

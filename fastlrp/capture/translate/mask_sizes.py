@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from fastlrp.capture.module_paths import WRAPPED
+from fastlrp.capture.translate.module_paths import WRAPPED
 
 Counted = list[tuple[Tensor, int]]
 
