@@ -103,11 +103,13 @@ ORDER = """
     backends.dispatch
     backends
     kernels
-    reference aten errors _C capture capture.lift capture.patterns capture.trace plan run run.sparse run.up verify tune
+    reference aten errors _C
+    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes
+    run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
 FILE_BY_FILE = (
-    "capture", "capture.lift", "capture.patterns", "capture.trace", "plan",
+    "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes",
     "run", "run.sparse", "run.up", "verify", "tune",
 )  # fmt: skip
 """Folders whose files stand in the order one by one."""
@@ -177,7 +179,7 @@ def entry(module: str) -> str | None:
 
 def wrong_imports(module: str) -> Iterator[str]:
     here = entry(module)
-    if here is None or (here == "sparse" and module != "fastlrp.run.sparse"):
+    if here is None or (here in FILE_BY_FILE and module != f"fastlrp.{here}"):
         yield f"{module} has no place in ORDER"
         return
     for imported in imports(MODULES[module]):

@@ -1,10 +1,10 @@
 """Complex activations as pairs of real ones: ``(…, 2)``, real and imaginary parts, which carry relevance.
 
-A complex tensor of a model is a pair (:mod:`fastlrp.capture.translate.pairs`) while the model is translated, and no value of the
-graph is complex. Fourier transforms, products with complex constants and sums are linear maps from pairs to pairs, in
-which relevance is shared in proportion (:mod:`fastlrp.kinds.linear_map`); a product of two complex activations gives
-each half; an absolute value is the norm of a pair; the rest moves entries. Everything else has no rule, as for real
-numbers.
+A complex tensor of a model is a pair (:mod:`fastlrp.capture.translate.pairs`) while the model is translated, and no
+value of the graph is complex. Fourier transforms, products with complex constants and sums are linear maps from pairs
+to pairs, in which relevance is shared in proportion (:mod:`fastlrp.kinds.linear_map`); a product of two complex
+activations gives each half; an absolute value is the norm of a pair; the rest moves entries. Everything else has no
+rule, as for real numbers.
 
 Source: the discrete Fourier transform as a layer of real and imaginary parts, Vielhaben et al. 2024 (DFT-LRP).
 """
