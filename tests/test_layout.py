@@ -86,7 +86,9 @@ ORDER = """
     capture.trace.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     capture.trace.traced capture.training
-    class_names targets capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
+    target_names
+    targets
+    class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
     capture.trace.quick_shapes
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
     capture.wording capture.trace.quiet capture.trace.sequence_shapes

@@ -178,6 +178,7 @@ class ForwardRecord(ForwardPass):
             targets = by_number(targets, self.labels)
         warn_without_positions(self._inputs, self._scores, targets, at)
         asked = Targets(targets, self._scores, initial, at)
+        asked.labels = self.labels
         if self.labels is not None:
             self.labels.check(asked.classes)
         # Relevance that starts with other numbers than the scores need not show that they are not finite.
