@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastlrp.class_names import Labels, by_number
 from fastlrp.groups import Groups
-from fastlrp.run.direction import Direction
 from fastlrp.run.record import ForwardRecord
+from fastlrp.run.up.direction import Direction
 
 
 def contrastive(

@@ -23,7 +23,6 @@ from fastlrp.plan.plan import Plan
 from fastlrp.plan.table import size_text
 from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
-from fastlrp.run.direction import Direction
 from fastlrp.run.forward_pass import LrpAware
 from fastlrp.run.hints import no_module
 from fastlrp.run.inputs import Relevance
@@ -31,6 +30,7 @@ from fastlrp.run.plans import Plans
 from fastlrp.run.record import ForwardRecord
 from fastlrp.run.replay import Replay
 from fastlrp.run.sparse.choose import Chooser, PathName
+from fastlrp.run.up.direction import Direction
 from fastlrp.targets import Initial
 from fastlrp.verify.compare import verify
 from fastlrp.verify.verification import Verification

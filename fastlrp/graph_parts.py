@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlrp.capture.canonizers import canonize
 from fastlrp.capture.graph import Constant, Graph, Node, Value
-from fastlrp.capture.lifter import rows_reshaped
+from fastlrp.capture.lift.lifter import rows_reshaped
 from fastlrp.eager import eager
 from fastlrp.explainer import Explainer
 from fastlrp.plan.steps import BLOCK, Emission, Steps

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastlrp.errors import CaptureError
 
@@ -76,21 +77,12 @@ class Hidden(nn.Module):
             # Copies: what stands above may write into the output, as nn.ReLU(inplace=True) does.
             found.append(torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, output))
 
-        def refuse_folded(module: nn.Module, given: tuple[Any, ...]) -> None:
-            if any(x is y for x in given for y in of_layer):
-                norm = next(name for name, m in model.named_modules() if m is module)
-                raise CaptureError(
-                    f"the batch norm {norm!r} is part of {path!r}, whose weights the rules see with it: without it "
-                    f"they would see others than in the model. Take its output, Hidden(model, {norm!r})"
-                )
-
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        handles = [named.register_forward_hook(reached), *(m.register_forward_pre_hook(refuse_folded) for m in norms)]
+        handle = named.register_forward_hook(reached)
         try:
-            model(*args, **kwargs)  # To its end: torch.export cannot follow a pass that is cut off.
+            with _RefusedNorms(model, path, of_layer):
+                model(*args, **kwargs)  # To its end: torch.export cannot follow a pass that is cut off.
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
         if not found:
             raise RuntimeError(f"the forward pass does not call {path!r}")
         if len(found) <= call:
@@ -101,6 +93,33 @@ class Hidden(nn.Module):
         """Up to where: ``"'layer3'"``."""
         _, path, call = self._of
         return f"{path!r}, call={call}" if call else repr(path)
+
+
+class _RefusedNorms(TorchFunctionMode):
+    """Refuses a batch norm, a module or none, of what a layer gave: it would be folded into that layer."""
+
+    def __init__(self, model: nn.Module, path: str, of_layer: list[Any]) -> None:
+        super().__init__()
+        self._model, self._path, self._of_layer = model, path, of_layer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.functional.batch_norm, torch.batch_norm):
+            input = args[0] if args else kwargs["input"]
+            if any(input is y for y in self._of_layer):
+                raise CaptureError(self._why((*args, *kwargs.values())))
+        return func(*args, **kwargs)
+
+    def _why(self, given: tuple[Any, ...]) -> str:
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        norms = ((n, m) for n, m in self._model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        norm = next((n for n, m in norms if any(x is m.running_mean or x is m.weight for x in tensors)), None)
+        what = "a batch norm that no module stands for" if norm is None else f"the batch norm {norm!r}"
+        instead = "that of a module behind it" if norm is None else f"Hidden(model, {norm!r})"
+        return (
+            f"{what} is part of {self._path!r}, whose weights the rules see with it: without it they would see others "
+            f"than in the model. Take its output, {instead}"
+        )
 
 
 def through_channels(relevance: Tensor, channels: Sequence[int] | Tensor, axis: int = 2) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastlrp.composites import Composite
 from fastlrp.explainer import Explainer
 from fastlrp.groups import Groups
-from fastlrp.run.direction import Direction
 from fastlrp.run.record import ForwardRecord
+from fastlrp.run.up.direction import Direction
 
 
 def similarity(

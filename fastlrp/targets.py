@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.class_names import Labels
 from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers, is_relevance, plain
 from fastlrp.one_hot import OneHot
 from fastlrp.positions import Positions, flat_index, positions
@@ -38,6 +39,7 @@ class Targets:
     Attributes:
         count: K. classes: how many there are. index: ``(B, K)`` the class of each target; None for contrasts, for
             initial relevance and with ``at="pairs"``. given: initial relevance that was given, ``(B, K, …)``.
+        labels: the names of the classes, if the explainer knows them.
 
     Raises:
         IndexError: for a class or position that the output does not have.
@@ -56,6 +58,7 @@ class Targets:
         self._terms: Terms | None = None
         self._hot: OneHot | None = None
         self._weight: Tensor | None = None
+        self.labels: Labels | None = None
         if at is None and initial == "output" and self._are_classes(targets):
             return
         pairs = isinstance(at, str) and at == "pairs"
@@ -272,6 +275,18 @@ class Targets:
             return None
         cells = self._at.cells[..., 0]
         return cells.repeat_interleave(self.count // cells.shape[1], 1)
+
+    @property
+    def contrast(self) -> tuple[Tensor, Tensor] | None:
+        """``(B, K, M)`` twice, classes and weights, where targets weigh classes and have at most one position each."""
+        if self._terms is not None:
+            return None if self._terms.weight is None else (self._terms.index, self._terms.weight)
+        if self._hot is None or self._weight is None or self._hot.index.shape != self._weight.shape:
+            return None
+        if self._at is None:
+            return (self._hot.index, self._weight) if self.output.dim() < 3 else None
+        plain = self._at.last and self._at.inside is None and self._at.cells.shape[2] == 1
+        return (self._hot.index % self.classes, self._weight) if plain else None
 
     @property
     def terms(self) -> int | None:

@@ -28,17 +28,17 @@ ORDER = """
     run.plans run.record
     run.group_answers run.forward_pass
     run.answers run.recording
-    run.contributions run.grouped
-    run.kept_shares
-    run.direction
-    run.middle
-    run.way_up
-    run.stages
-    run.causal
-    run.meeting
-    run.ascent
-    run.boxed_ups run.tails run.sparse.upward
-    run.boxes
+    run.up.contributions run.up.grouped
+    run.up.kept_shares
+    run.up.direction
+    run.up.middle
+    run.up.way_up
+    run.up.stages
+    run.up.causal
+    run.up.meeting
+    run.up.ascent
+    run.up.boxed_ups run.up.tails run.sparse.upward
+    run.up.boxes
     run.prepared run.diagnose run.names run.budget run.settled tune.tuner tune.sparse
     verify.walk verify.masked verify.relative verify.verification run.runner
     run.asked_rows run.sparse.wholes
@@ -48,20 +48,20 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent run.sparse.wants
-    capture.unmapped
-    capture.lift
-    capture.lift_check capture.unpacked
-    capture.probe capture.lift_proof composites
-    capture.lift_layers
-    capture.lift_messages
-    capture.lift_moves
-    capture.lifter
-    capture.translate capture.standing
-    capture.emit
-    capture.complex_numbers
-    capture.metadata capture.pairs
-    capture.batch_axis
-    capture.memory
+    capture.translate.unmapped
+    capture.lift.graphs
+    capture.lift.check capture.unpacked
+    capture.lift.probe capture.lift.proof composites
+    capture.lift.layers
+    capture.lift.messages
+    capture.lift.moves
+    capture.lift.lifter
+    capture.translate.program capture.lift.standing
+    capture.translate.emit
+    capture.translate.complex_numbers
+    capture.translate.metadata capture.translate.pairs
+    capture.lift.batch_axis
+    capture.translate.memory
     kinds.registry
     kinds
     run.given_ids run.hints
@@ -72,36 +72,48 @@ ORDER = """
     rules
     plan.coefficients
     plan.late plan.input_terms plan.looked_sums
-    capture.rewrite_functions plan.ups plan.batch_parts
-    capture.rewrite_losses plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.builder plan.placing plan.layouts plan.summing
-    plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
+    capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
+    capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
+    plan.builder plan.passes.placing plan.layouts plan.passes.summing
+    plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
+    plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite plan.layer_calls plan.looked
-    capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose
-    capture.carrying capture.selection capture.attention_weights capture.composed_activations capture.segment_softmax
+    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
+    capture.carrying capture.patterns.selection capture.patterns.attention_weights
+    capture.patterns.composed_activations capture.patterns.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
-    capture.packed plan.rows plan.total capture.eager_attention capture.input_hints
-    capture.recurrent
+    capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
+    capture.trace.recurrent
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
-    capture.traced capture.training
-    class_names targets capture.attributes capture.bystanders capture.fingerprint capture.structure
-    capture.quick_shapes
-    capture.aggregation capture.fixed capture.mask_sizes capture.wording capture.quiet capture.sequence_shapes
+    capture.trace.traced capture.training
+    target_names
+    targets
+    class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
+    capture.trace.quick_shapes
+    capture.aggregation capture.trace.fixed capture.translate.mask_sizes
+    capture.wording capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check
-    capture.settings capture.module_paths capture.overlap classes positions tune.attention capture.shape_memory outputs
+    capture.trace.settings capture.translate.module_paths capture.translate.overlap classes
+    positions tune.attention capture.trace.shape_memory outputs
     plan.winograd
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
-    capture.mapped one_hot stabilizer eager plan.bounded plan.geometry tune.workloads files kinds.vocabulary hidden
+    capture.translate.mapped one_hot stabilizer eager plan.bounded
+    plan.geometry tune.workloads files kinds.vocabulary hidden
     plan.lines plan.window
     functional
     library info
     backends.dispatch
     backends
     kernels
-    reference aten errors _C capture plan run run.sparse verify tune
+    reference aten errors _C
+    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes
+    run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
-FILE_BY_FILE = ("capture", "plan", "run", "run.sparse", "verify", "tune")
+FILE_BY_FILE = (
+    "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes",
+    "run", "run.sparse", "run.up", "verify", "tune",
+)  # fmt: skip
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
 # What the files of operations share.
@@ -169,7 +181,7 @@ def entry(module: str) -> str | None:
 
 def wrong_imports(module: str) -> Iterator[str]:
     here = entry(module)
-    if here is None or (here == "sparse" and module != "fastlrp.run.sparse"):
+    if here is None or (here in FILE_BY_FILE and module != f"fastlrp.{here}"):
         yield f"{module} has no place in ORDER"
         return
     for imported in imports(MODULES[module]):

@@ -40,8 +40,8 @@ reader = fastlrp.Explainer(words, "attnlrp")
 RESULTS = {
     "fastlrp.plan.plan.Plan": "table", "fastlrp.verify.verification.Verification": "",
     "fastlrp.verify.verification.LayerCheck": "", "fastlrp.verify.compare.verify": "",
-    "fastlrp.targets.Targets": "scores", "fastlrp.run.contributions.Contributions": "",
-    "fastlrp.run.direction.Choice": "", "fastlrp.run.replay.Replay": "",
+    "fastlrp.targets.Targets": "scores", "fastlrp.run.up.contributions.Contributions": "",
+    "fastlrp.run.up.direction.Choice": "", "fastlrp.run.replay.Replay": "",
     "fastlrp.spellings.Each": "", "fastlrp.spellings.NextTokens": "",
 }  # fmt: skip
 """What methods of explainers and records return, and what users call of it; everything unless it is named."""

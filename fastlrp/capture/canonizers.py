@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.attention_weights import find_attention_weights
-from fastlrp.capture.composed_activations import compose_activations
 from fastlrp.capture.graph import Constant, Graph, Node, Written
-from fastlrp.capture.segment_softmax import find_segment_softmax
-from fastlrp.capture.selection import find_selection
+from fastlrp.capture.patterns.attention_weights import find_attention_weights
+from fastlrp.capture.patterns.composed_activations import compose_activations
+from fastlrp.capture.patterns.segment_softmax import find_segment_softmax
+from fastlrp.capture.patterns.selection import find_selection
 
 
 def canonize(graph: Graph) -> Graph:

@@ -19,23 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
-from fastlrp.capture.attributes import unchanged
-from fastlrp.capture.bystanders import undisturbed
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.faults import what_leaves_the_trace
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.input_hints import input_hints
-from fastlrp.capture.lift import lift, lift_all, travels
-from fastlrp.capture.packed import Rows, kept_padded, packed_again
-from fastlrp.capture.probe import refuse_mixed_samples
-from fastlrp.capture.quick_shapes import shapes_by_definition
-from fastlrp.capture.quiet import quiet
-from fastlrp.capture.recurrent import LENGTHS, PACKED, packs_sequences
-from fastlrp.capture.settings import other_attention, ways_out
-from fastlrp.capture.shape_memory import shapes_remembered
-from fastlrp.capture.traced import traced
-from fastlrp.capture.translate import Translator
-from fastlrp.capture.unmapped import write_out_mapped
+from fastlrp.capture.lift.graphs import lift, lift_all, travels
+from fastlrp.capture.lift.probe import refuse_mixed_samples
+from fastlrp.capture.trace.attributes import unchanged
+from fastlrp.capture.trace.bystanders import undisturbed
+from fastlrp.capture.trace.packed import Rows, kept_padded, packed_again
+from fastlrp.capture.trace.quick_shapes import shapes_by_definition
+from fastlrp.capture.trace.quiet import quiet
+from fastlrp.capture.trace.recurrent import LENGTHS, PACKED, packs_sequences
+from fastlrp.capture.trace.settings import other_attention, ways_out
+from fastlrp.capture.trace.shape_memory import shapes_remembered
+from fastlrp.capture.trace.traced import traced
+from fastlrp.capture.translate.program import Translator
+from fastlrp.capture.translate.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.eager import device_of_caller

@@ -1,8 +1,8 @@
 """Models without a batch axis: everything that they are given is one sample, such as a graph with its nodes as axis 0.
 
 The model is traced for the sizes of its input, and every value gets a batch axis of size 1 in front, by the same forms
-that :mod:`fastlrp.capture.lift` has for a batch axis that travels. Tensors that say how the sample is built (the edges
-of a graph) are fixed: the graph holds for them alone, see :mod:`fastlrp.capture.fixed`.
+that :mod:`fastlrp.capture.lift.graphs` has for a batch axis that travels. Tensors that say how the sample is built
+(the edges of a graph) are fixed: the graph holds for them alone, see :mod:`fastlrp.capture.trace.fixed`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
-from fastlrp.capture.attributes import unchanged
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import Captured, Wrapper, choose_output, failure, refuse_unreadable, tracing
-from fastlrp.capture.fixed import Fixed
 from fastlrp.capture.graph import Graph, Node, Value, substitute
-from fastlrp.capture.lift import twin_of
-from fastlrp.capture.lift_check import as_it_is
-from fastlrp.capture.lifter import Lifter, UnliftableError
-from fastlrp.capture.probe import TOLERANCE, close
-from fastlrp.capture.traced import traced
-from fastlrp.capture.translate import Translator
+from fastlrp.capture.lift.check import as_it_is
+from fastlrp.capture.lift.graphs import twin_of
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError
+from fastlrp.capture.lift.probe import TOLERANCE, close
+from fastlrp.capture.trace.attributes import unchanged
+from fastlrp.capture.trace.fixed import Fixed
+from fastlrp.capture.trace.traced import traced
+from fastlrp.capture.translate.program import Translator
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Graph, Value
-from fastlrp.capture.packed import MAY, VALID
-from fastlrp.capture.probe import ancestors, called
-from fastlrp.capture.recurrent import Layer, refuse_lengths
+from fastlrp.capture.lift.probe import ancestors, called
+from fastlrp.capture.trace.packed import MAY, VALID
+from fastlrp.capture.trace.recurrent import Layer, refuse_lengths
 from fastlrp.errors import CaptureError
 
 Run = Callable[[tuple[Any, ...], dict[str, Any]], Sequence[Tensor]]

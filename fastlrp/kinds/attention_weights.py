@@ -1,8 +1,9 @@
 """A softmax whose result weighs others, as in attention: its Taylor expansion, pass, or the gradient.
 
-Which softmax is one :mod:`fastlrp.capture.attention_weights` decides: one that a product of two activations reads. A
-softmax at the end of a network, or one that gates a map, is an activation. The weights of a mixture of experts are such
-weights too: a router's softmax, and the quotient that makes the chosen ones 1 in total, ``R_i - y_i sum_j R_j``.
+Which softmax is one :mod:`fastlrp.capture.patterns.attention_weights` decides: one that a product of two activations
+reads. A softmax at the end of a network, or one that gates a map, is an activation. The weights of a mixture of experts
+are such weights too: a router's softmax, and the quotient that makes the chosen ones 1 in total,
+``R_i - y_i sum_j R_j``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.kinds.places import Taken
-from fastlrp.plan.moving import row_length
+from fastlrp.plan.passes.moving import row_length
 
 Copy = Callable[[Tensor], Tensor]
 

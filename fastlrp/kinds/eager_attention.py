@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
-from fastlrp.capture.eager_attention import EagerAttention, masks_as_numbers
 from fastlrp.capture.graph import Node, Value
+from fastlrp.capture.patterns.eager_attention import EagerAttention, masks_as_numbers
 from fastlrp.kinds.attention_step import Operands, Sharing, add_step, heads_in_one_axis
 from fastlrp.looking import may_look
 from fastlrp.plan.builder import Builder

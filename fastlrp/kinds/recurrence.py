@@ -1,6 +1,6 @@
 """Recurrent layers, LSTM, GRU and plain: signals take relevance, or gates and signals half each, or the gradient.
 
-A node is one layer and direction of sequences ``(B, T, C)``, see :mod:`fastlrp.capture.recurrent`. A forward step
+A node is one layer and direction of sequences ``(B, T, C)``, see :mod:`fastlrp.capture.trace.recurrent`. A forward step
 caches what each step of the layer multiplies relevance with; one operation, ``recurrence_relevance``, then walks a
 block of targets from the last step to the first and on to the input.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
-from fastlrp.capture.recurrent import Layer, in_order
+from fastlrp.capture.trace.recurrent import Layer, in_order
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind

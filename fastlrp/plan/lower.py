@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from fastlrp import rules
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture import advice
-from fastlrp.capture.eager_attention import EagerAttention, find_eager_attention
 from fastlrp.capture.graph import Graph, Node
+from fastlrp.capture.patterns.eager_attention import EagerAttention, find_eager_attention
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import eager_attention

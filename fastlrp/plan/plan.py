@@ -15,16 +15,16 @@ from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.composites import Composite
 from fastlrp.kinds.registry import RULED_KINDS
 from fastlrp.pickling import StaysHere
-from fastlrp.plan import check as program_check
 from fastlrp.plan.assign import assign_rules
-from fastlrp.plan.batch_parts import BatchParts, batch_parts
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.kept import Keep, kept_slots
 from fastlrp.plan.lower import lower, lower_node
-from fastlrp.plan.moving import MOST_KNOWN, Known
 from fastlrp.plan.neck import Neck
+from fastlrp.plan.passes import check as program_check
+from fastlrp.plan.passes.batch_parts import BatchParts, batch_parts
+from fastlrp.plan.passes.fusion import fuse_relus, fuse_sweeps
+from fastlrp.plan.passes.moving import MOST_KNOWN, Known
 from fastlrp.plan.path import Path
 from fastlrp.plan.rows import Row
 from fastlrp.plan.steps import (
@@ -244,7 +244,7 @@ class Plan(StaysHere):
         return made
 
     def batch_parts(self, schedule: Schedule, batch: int) -> BatchParts | None:
-        """How forward steps take a batch in parts, where that pays; see :mod:`fastlrp.plan.batch_parts`."""
+        """How forward steps take a batch in parts, where that pays; see :mod:`fastlrp.plan.passes.batch_parts`."""
         if self.device.type != "cpu" or batch < 2 or not self.treats_samples_alone:
             return None
         how = self.graph, self.program, schedule, batch, self.dtype, self.block_bytes
@@ -272,7 +272,7 @@ class Plan(StaysHere):
         """Check that all steps fit together, as they were lowered and in the order in which they run.
 
         Raises:
-            ProgramError: see :mod:`fastlrp.plan.check`.
+            ProgramError: see :mod:`fastlrp.plan.passes.check`.
         """
         program_check.check_program(self.program)
         values = self.explained_inputs()

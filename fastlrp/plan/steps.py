@@ -84,9 +84,10 @@ class ForwardStep:
     """``state[out…] = run(*state[in…])``.
 
     Attributes:
-        name: as :func:`step_name` makes it. node: that it stands for. part: of what :mod:`fastlrp.plan.fusion` makes
-            one step of. is_cache: a coefficient, made for relevance alone. with_relu: the same as ``run`` with a ReLU
-            behind it, if one call does both.
+        name: as :func:`step_name` makes it. node: that it stands for.
+        part: of what :mod:`fastlrp.plan.passes.fusion` makes one step of.
+        is_cache: a coefficient, made for relevance alone.
+        with_relu: the same as ``run`` with a ReLU behind it, if one call does both.
     """
 
     name: str
@@ -109,7 +110,7 @@ class BackwardStep:
         form: the same in the terms of the sparse kernels, if it has one.
         least: as many targets cost no more than one (sparse kernels take them in multiples of a vector).
         reduced: the same as ``run`` with the result's channels summed up, ``(B, K, 1, *S)``.
-        unpool, unpooled: of a max-pool and of the layer above it, what :mod:`fastlrp.plan.fusion` makes one step of.
+        unpool, unpooled: of a max-pool and of the layer above it, which :mod:`fastlrp.plan.passes.fusion` joins.
         accepts_one_hot: whether ``run`` takes :class:`~fastlrp.one_hot.OneHot` in the place of initial relevance.
         keeps_one_hot: whether it then gives another :class:`~fastlrp.one_hot.OneHot`, as copies do.
         up: the transpose, ``up(*registers[out…], *state[slots…])``: what the results' cotangents ``(B, G, …)`` are at
@@ -124,7 +125,7 @@ class BackwardStep:
         by_position: whether it treats the first axis after the targets position by position, in registers and slots
             alike, so that it can do with some of the positions.
         overwrites: by the position of a register among its operands, the same as ``run`` that may write over it; what
-            :mod:`fastlrp.plan.joining` chooses from.
+            :mod:`fastlrp.plan.passes.joining` chooses from.
         moves_from: of a step that brings each entry back to where the model copied it from, and does nothing else: the
             sizes of what arrives. numbers: slots that hold one number everywhere, known beforehand.
         into: the same as ``run``, which writes its results where they are wanted, ``into(rooms, times, …)``; see

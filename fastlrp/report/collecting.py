@@ -14,7 +14,9 @@ from fastlrp.report import ledger as ledgers
 from fastlrp.report.facts import named_truth, probabilities_of
 from fastlrp.report.maps import Maps
 from fastlrp.report.sample import Sample
-from fastlrp.targets import Initial, Targets
+from fastlrp.target_names import checked_names, known_names
+from fastlrp.target_names import target_names as names_of_targets
+from fastlrp.targets import Initial
 
 BLOCK = 64
 """Maps of each layer that are in float32 at once, where the explainer has no ``max_memory`` of its own."""
@@ -55,8 +57,9 @@ def collect(
             [0, 1]. The page says so.
         statistics: mean and standard deviation that x was normalised with, a number or one for each channel.
         names: of the samples, by default ``sample 0`` and on.
-        target_names: names of the classes (a list with one for each class, or a dict from class to name), by default
-            the class number; for targets that are initial relevance, one name for each target.
+        target_names: names of the classes (a list with one for each class, or a dict from class to name); for targets
+            that are initial relevance, one name for each target. By default the names that the explainer knows
+            (``labels=``, or the model's own), else the class number.
         ledger: for how many targets of each sample, best score first, the conservation ledger is made: a number, True
             for up to :data:`LEDGER_TARGETS`, False for none. For each of them the reference walks through the whole
             model in float64.
@@ -105,7 +108,7 @@ def collect(
         rows = ledgers.by_target(record, asked, chosen) if count else [None] * batch
         kind, probabilities = probabilities_of(record.scores, asked, probability)
     classes = [None] * batch if asked.index is None else asked.index.tolist()
-    found_truth = named_truth(truth, batch, None if asked.index is None else target_names)
+    found_truth = named_truth(truth, batch, known_names(asked, None if asked.given is not None else target_names))
     return [
         Sample(
             titles[i],
@@ -138,45 +141,6 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """``(B, K, …)`` as ``(B, K, h, w)``."""
     batch, count, *rest = shape
     return (batch, count, math.prod(rest[:-1]), rest[-1]) if rest else (batch, count, 1, 1)
-
-
-def names_of_targets(asked: Targets, names: Sequence[str] | Mapping[int, str] | None) -> list[list[str]]:
-    """A name for each target, ``(B, K)``."""
-    if asked.index is None:
-        numbered = [f"target {k}" for k in range(asked.count)]
-        return [numbered if names is None else checked_names(names, asked.count, "target_names")] * asked.batch
-    classes = asked.index.tolist()
-    places = [[""] * asked.count] * asked.batch
-    if asked.position is not None:
-        places = [[f" at {t}" for t in row] for row in asked.position.tolist()]
-    if names is None:
-        return [[f"{c}{place}" for c, place in zip(*rows, strict=True)] for rows in zip(classes, places, strict=True)]
-    if isinstance(names, str):
-        raise TypeError(f"target_names must be a list with a name for each class, got the text {names!r}")
-    known = names if isinstance(names, Mapping) else dict(enumerate(names))
-    missing = next((c for row in classes for c in row if c not in known), None)
-    if missing is not None:
-        raise ValueError(
-            f"target_names has no name for class {missing}: give {asked.classes} names, one for each class, or a "
-            f"dict with the classes that are explained; it has {len(names)}"
-        )
-    return [
-        [f"{known[c]}{place}" for c, place in zip(*rows, strict=True)] for rows in zip(classes, places, strict=True)
-    ]
-
-
-def checked_names(items: Any, count: int, what: str) -> list[str]:
-    """The items as text, if there are so many.
-
-    Args:
-        what: the argument's name, for errors.
-    """
-    if isinstance(items, (str, Mapping)):
-        raise TypeError(f"{what} must be a list of {count} names, got {type(items).__name__}")
-    found = [str(item) for item in items]
-    if len(found) != count:
-        raise ValueError(f"{what} has {len(found)} entries, {count} are needed")
-    return found
 
 
 def pictures_of(

@@ -35,7 +35,7 @@ def probabilities_of(scores: Tensor, asked: Targets, kind: str | None) -> tuple[
 
 
 def named_truth(
-    truth: Sequence[int | str | None] | None, batch: int, names: Sequence[str] | Mapping[int, str] | None
+    truth: Sequence[int | str | None] | None, batch: int, known: Mapping[int, str]
 ) -> list[tuple[str, int | None]]:
     """Name and number of the class that each sample really is; the number is None where only a name is known."""
     if truth is None:
@@ -43,10 +43,7 @@ def named_truth(
     given: list[Any] = truth.tolist() if isinstance(truth, Tensor) else list(truth)
     if isinstance(truth, str) or len(given) != batch:
         raise ValueError(f"truth must have one class, or None, for each of {batch} samples, got {truth!r:.80}")
-    known: dict[int, str] = {}
-    if names is not None:
-        known = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
-    numbers = {name: number for number, name in reversed(known.items())}
+    numbers = {name: number for number, name in reversed(list(known.items()))}
     found: list[tuple[str, int | None]] = []
     for one in given:
         if one is None or isinstance(one, str):

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from fastlrp.explainer import Explainer
 from fastlrp.groups import Groups, Resolved
-from fastlrp.report.collecting import checked_names, names_of_targets, pictures_of
+from fastlrp.report.collecting import pictures_of
 from fastlrp.report.sample import check_targets
-from fastlrp.run.grouped import resolved_groups
 from fastlrp.run.names import input_values
 from fastlrp.run.record import ForwardRecord
+from fastlrp.run.up.grouped import resolved_groups
+from fastlrp.target_names import checked_names
+from fastlrp.target_names import target_names as names_of_targets
 
 KEEP = 2000
 """Targets of a sample that are stored: those with the best scores, and the strongest of each part."""
@@ -176,7 +178,7 @@ def _of_targets(
     """Names ``(B, K)``, scores ``(B, K)``, relevance ``(B, K, G)``."""
     asked = record.asked(targets, "output", at)
     labels = names_of_targets(asked, names)
-    if at is not None and names is not None:  # The position stands in the sample's name.
+    if at is not None and (names is not None or asked.labels is not None):  # The sample's name has the position.
         labels = [[name.removesuffix(f" at {at}") for name in row] for row in labels]
     found: Tensor = record.relevance(targets, at=at, groups=groups)
     return labels, asked.scores().detach().cpu().double().numpy(), found.detach().cpu().double().numpy()

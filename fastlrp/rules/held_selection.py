@@ -16,7 +16,7 @@ class HeldSelection(ValueOnly):
     ``c_u_t = Delta_t B_t c_h_t``, ``c_h_t = C_t c_y_t + exp(Delta_{t+1} A) c_h_{t+1}``. Any other product gives half to
     each of two signals and nothing to gates: of ``y silu(z)``, half to ``y`` and half to ``z``.
 
-    Which factors select: :mod:`fastlrp.capture.selection`.
+    Which factors select: :mod:`fastlrp.capture.patterns.selection`.
 
     Args:
         stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.

@@ -22,7 +22,6 @@ from fastlrp.run.basis import Reduce
 from fastlrp.run.basis import propagate as propagate_basis
 from fastlrp.run.budget import Budget
 from fastlrp.run.diagnose import not_finite
-from fastlrp.run.direction import Choice
 from fastlrp.run.finite import all_finite
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.names import input_values, layer_values
@@ -32,6 +31,7 @@ from fastlrp.run.sink import Result, destination
 from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Specialized
 from fastlrp.run.threads import Computing
+from fastlrp.run.up.direction import Choice
 from fastlrp.targets import Targets
 
 BASIS_BYTES = 64 << 20

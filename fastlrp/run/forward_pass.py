@@ -13,13 +13,13 @@ from fastlrp.plan.path import Path
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget
-from fastlrp.run.direction import Choice
 from fastlrp.run.given_ids import note_index
 from fastlrp.run.inputs import Inputs, refuse_autocast
 from fastlrp.run.lent import Lent
 from fastlrp.run.parted import join, tensors
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.threads import Computing
+from fastlrp.run.up.direction import Choice
 
 LrpAware = bool | Literal["sweep"]
 

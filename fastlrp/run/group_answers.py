@@ -12,14 +12,15 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.groups import Groups, Resolved
-from fastlrp.run import grouped, runner
+from fastlrp.run import runner
 from fastlrp.run.answers import Answers
-from fastlrp.run.contributions import Asked
-from fastlrp.run.direction import Choice, Direction
-from fastlrp.run.grouped import Question, resolved_groups
-from fastlrp.run.meeting import Arrived
-from fastlrp.run.middle import Edge, to_edge
 from fastlrp.run.names import input_values, layer_values
+from fastlrp.run.up import grouped
+from fastlrp.run.up.contributions import Asked
+from fastlrp.run.up.direction import Choice, Direction
+from fastlrp.run.up.grouped import Question, resolved_groups
+from fastlrp.run.up.meeting import Arrived
+from fastlrp.run.up.middle import Edge, to_edge
 from fastlrp.targets import Targets
 
 Over = Literal["targets", "groups"]

@@ -1,7 +1,7 @@
 """Slots whose samples lie in several tensors: what forward steps leave that took a batch in parts.
 
-:mod:`fastlrp.plan.batch_parts` says where they do. The way down then goes through the same parts, so that such a slot
-is never put together; who looks at a forward pass in any other way reads :func:`joined` slots.
+:mod:`fastlrp.plan.passes.batch_parts` says where they do. The way down then goes through the same parts, so that such a
+slot is never put together; who looks at a forward pass in any other way reads :func:`joined` slots.
 """
 
 from __future__ import annotations

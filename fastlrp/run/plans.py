@@ -16,8 +16,8 @@ from fastlrp.capture.canonizers import canonize
 from fastlrp.capture.chosen import Output
 from fastlrp.capture.export import EXPORTING, Captured, capture
 from fastlrp.capture.graph import Graph
-from fastlrp.capture.mask_sizes import count_of
 from fastlrp.capture.training import with_mode
+from fastlrp.capture.translate.mask_sizes import count_of
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError

@@ -19,15 +19,15 @@ from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
-from fastlrp.run.contributions import Contributions
 from fastlrp.run.diagnose import not_finite
-from fastlrp.run.direction import Choice, Direction
 from fastlrp.run.finite import all_finite
 from fastlrp.run.forward_pass import ForwardPass
 from fastlrp.run.given_ids import ids_of, warn_without_positions
 from fastlrp.run.group_answers import GroupAnswers, Over, check_block, check_over, contributions_asked, refuse_more
 from fastlrp.run.inputs import Relevance
 from fastlrp.run.names import layer_names
+from fastlrp.run.up.contributions import Contributions
+from fastlrp.run.up.direction import Choice, Direction
 from fastlrp.spellings import next_tokens
 from fastlrp.targets import Initial, Targets
 from fastlrp.transforms import refuse_transforms
@@ -178,6 +178,7 @@ class ForwardRecord(ForwardPass):
             targets = by_number(targets, self.labels)
         warn_without_positions(self._inputs, self._scores, targets, at)
         asked = Targets(targets, self._scores, initial, at)
+        asked.labels = self.labels
         if self.labels is not None:
             self.labels.check(asked.classes)
         # Relevance that starts with other numbers than the scores need not show that they are not finite.

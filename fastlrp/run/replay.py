@@ -19,7 +19,7 @@ from fastlrp.capture import structure as structures
 from fastlrp.capture.export import EXPORTING
 from fastlrp.classes import Terms
 from fastlrp.looking import LOOKS
-from fastlrp.plan.fusion import fuse_unpooling
+from fastlrp.plan.passes.fusion import fuse_unpooling
 from fastlrp.plan.steps import Steps
 from fastlrp.positions import positions
 from fastlrp.run.answers import Answers

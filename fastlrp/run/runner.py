@@ -14,13 +14,13 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.capture.signs import nonnegative
 from fastlrp.one_hot import OneHot
-from fastlrp.plan import check as program_check
 from fastlrp.plan.forms import Affine
-from fastlrp.plan.fusion import fuse_unpooling
-from fastlrp.plan.joining import economize
 from fastlrp.plan.kept import Keep
 from fastlrp.plan.lines import Line
 from fastlrp.plan.neck import Neck
+from fastlrp.plan.passes import check as program_check
+from fastlrp.plan.passes.fusion import fuse_unpooling
+from fastlrp.plan.passes.joining import economize
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, Schedule, Sink, Steps

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlrp.target_names import target_names, unnamed_targets
+from fastlrp.targets import Targets
 from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.cells import channels_summed
 from fastlrp.viz.colors import SOFT
@@ -23,7 +25,7 @@ def add_to_tensorboard(
     writer: Any,
     relevance_by_layer: Mapping[str, Any],
     step: int | None,
-    targets: Sequence[Any] | None = None,
+    targets: Sequence[Any] | Targets | None = None,
     *,
     tag: str = "relevance",
     normalize: str = "symmetric",
@@ -41,7 +43,8 @@ def add_to_tensorboard(
             dataformats="HWC")`` and ``add_histogram(tag, values, step)``.
         relevance_by_layer: what ``record.relevance(targets, layers=[…])`` returns: ``(B, K, …)`` by layer.
         step: the writer's global step.
-        targets: K names; ``"target 0"``, … unless given.
+        targets: K names, or ``record.asked(targets)``, which calls classes as the explainer knows them;
+            ``"targets[0]"``, … unless given, and where a target is another class in each sample.
         tag: first part of all tags.
         normalize, cmap: see :func:`fastlrp.viz.heatmap`.
         max_samples: of a picture.
@@ -89,9 +92,13 @@ def _layer(name: str, given: Any) -> np.ndarray:
     return values
 
 
-def _target_names(targets: Sequence[Any] | None, layer: str, count: int) -> list[str]:
+def _target_names(targets: Sequence[Any] | Targets | None, layer: str, count: int) -> list[str]:
     if targets is None:
-        return [f"target {k}" for k in range(count)]
+        return unnamed_targets(count)
+    if isinstance(targets, Targets):
+        by_target = [set(names) for names in zip(*target_names(targets), strict=True)]
+        unnamed = unnamed_targets(len(by_target))
+        targets = [names.pop() if len(names) == 1 else place for names, place in zip(by_target, unnamed, strict=True)]
     if isinstance(targets, str) or len(targets) != count:
         raise ValueError(f"targets must name the {count} targets of layer {layer!r}, got {targets!r}")
     return [str(target) for target in targets]

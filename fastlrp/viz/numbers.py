@@ -30,8 +30,3 @@ def fixed(value: float, places: int = 2) -> str:
     if value != 0 and (abs(value) < 0.5 * 10**-places or abs(value) >= 1e6) and math.isfinite(value):
         return number(value, places + 1, sign=True)
     return f"{value:+.{places}f}".replace("-", "−")
-
-
-def unnamed_targets(count: int) -> list[str]:
-    """Labels of targets that nobody has named: places in ``targets``, which cannot be taken for numbers of classes."""
-    return [f"targets[{k}]" for k in range(count)]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlrp.files import whole
+from fastlrp.target_names import unnamed_targets
 from fastlrp.viz import text_lines, text_page
 from fastlrp.viz.arrays import as_array, check_finite
-from fastlrp.viz.numbers import unnamed_targets
 from fastlrp.viz.pieces import MARKS, Piece, folded, is_special, joined, pieces
 from fastlrp.viz.saving import save
 from fastlrp.viz.text_sample import TextData, TextSample

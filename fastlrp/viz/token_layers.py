@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlrp.target_names import unnamed_targets
 from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.colors import SOFT, colormap
 from fastlrp.viz.labels import DPI, NORMAL, SMALL, Pen, write
 from fastlrp.viz.libraries import need
-from fastlrp.viz.numbers import number, unnamed_targets
+from fastlrp.viz.numbers import number
 from fastlrp.viz.pieces import pieces
 from fastlrp.viz.saving import show_in_notebooks
 from fastlrp.viz.scale import Level, Scale

@@ -127,6 +127,35 @@ def test_a_convolution_and_the_batch_norm_behind_it_are_one_layer():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+class FunctionalNorm(nn.Module):
+    """A batch norm that is no module, behind a convolution."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.conv, self.head, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), norm
+        self.mean, self.var = nn.Buffer(torch.randn(4) / 5), nn.Buffer(torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x), self.mean, self.var).relu())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.nn.functional.batch_norm,
+        lambda x, mean, var: torch.batch_norm(x, None, None, mean, var, False, 0.1, 1e-5, False),
+        lambda x, mean, var: torch.nn.functional.batch_norm(running_var=var, running_mean=mean, input=x),
+    ],
+)
+def test_a_batch_norm_need_be_no_module(norm):
+    model = FunctionalNorm(norm).double().eval()
+    says = r"a batch norm that no module stands for is part of 'conv', .* that of a module behind it"
+    with pytest.raises(fastlrp.CaptureError, match=says):
+        fastlrp.explain(outputs.Hidden(model, "conv"), X, 1, "epsilon_plus")
+    plain = FunctionalNorm(lambda x, mean, var: x).double().eval()
+    assert fastlrp.explain(outputs.Hidden(plain, "conv"), X, 1, "epsilon_plus").shape == (len(X), 1, *X.shape[1:])
+
+
 @pytest.mark.parametrize(
     ("shape", "channels", "error", "message"),
     [

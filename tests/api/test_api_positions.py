@@ -321,7 +321,7 @@ def test_a_report_names_positions(explainer):
     assert [list(sample.targets) for sample in found] == best
     assert found[1].scores == pytest.approx([float(Y[1, t, int(c)]) for t in (0, 5) for c in TOP[1, t]])
     contrast = fastlrp.report.collect(explainer, X, {7: 1.0, 8: -1.0}, at=2, ledger=False)
-    assert list(contrast[0].targets) == ["target 0"]
+    assert list(contrast[0].targets) == ["class 7 - class 8 at 2"]
     assert contrast[0].scores == pytest.approx([float(Y[0, 2, 7] - Y[0, 2, 8])])
 
 

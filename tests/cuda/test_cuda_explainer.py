@@ -11,9 +11,10 @@ from fastlrp import composites, groups
 from fastlrp.backends import cuda as backend
 from fastlrp.backends import dispatch, triton
 from fastlrp.plan.compact import Compact
-from fastlrp.run import runner, way_up
+from fastlrp.run import runner
 from fastlrp.run.sparse import choose
-from fastlrp.run.way_up import WayUp
+from fastlrp.run.up import way_up
+from fastlrp.run.up.way_up import WayUp
 from tests.cuda.emulated import ORDERS, emulated, order
 
 

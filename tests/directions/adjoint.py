@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastlrp.plan.transpose import results, transposed
 from fastlrp.run import runner
-from fastlrp.run.ascent import register_shapes
 from fastlrp.run.record import ForwardRecord
+from fastlrp.run.up.ascent import register_shapes
 
 LARGEST = 1e-12
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import fastlrp
 from fastlrp import groups
 from fastlrp.aten._attention_up import hides_later
-from fastlrp.run import way_up
+from fastlrp.run.up import way_up
 from tests.transformers.oracle import Block
 
 

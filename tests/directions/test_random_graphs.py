@@ -18,8 +18,8 @@ from fastlrp.capture.graph import Value
 from fastlrp.composites import PRESETS
 from fastlrp.groups import Groups
 from fastlrp.run import basis
-from fastlrp.run.ascent import not_linear
 from fastlrp.run.record import ForwardRecord
+from fastlrp.run.up.ascent import not_linear
 from tests.directions.random_graphs import RandomModel
 from tests.directions.textbook import Found, Textbook
 

@@ -10,8 +10,8 @@ import fastlrp
 from fastlrp import groups
 from fastlrp.groups import Part, resolve
 from fastlrp.kinds.places import Taken
-from fastlrp.run import ascent, causal, way_up
-from fastlrp.run.tails import Tail, Tails, moved
+from fastlrp.run.up import ascent, causal, way_up
+from fastlrp.run.up.tails import Tail, Tails, moved
 
 
 class Rotated(nn.Module):

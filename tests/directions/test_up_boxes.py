@@ -11,13 +11,13 @@ from torch import Tensor, nn
 import fastlrp
 from fastlrp import composites, groups
 from fastlrp.plan.compact import Compact
-from fastlrp.run import way_up
-from fastlrp.run.boxes import Box, fitted
 from fastlrp.run.group_answers import GroupAnswers
-from fastlrp.run.grouped import resolved_groups
-from fastlrp.run.middle import edges
 from fastlrp.run.names import input_values
-from fastlrp.run.way_up import WayUp, boxes_of
+from fastlrp.run.up import way_up
+from fastlrp.run.up.boxes import Box, fitted
+from fastlrp.run.up.grouped import resolved_groups
+from fastlrp.run.up.middle import edges
+from fastlrp.run.up.way_up import WayUp, boxes_of
 
 BOUND = 1e-13
 """Relative to the largest number; worst measured: 2e-15."""

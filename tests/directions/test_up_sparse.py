@@ -12,7 +12,7 @@ from fastlrp.plan.compact import Compact
 from fastlrp.plan.forms import Affine
 from fastlrp.run import runner
 from fastlrp.run.sparse import upward
-from fastlrp.run.way_up import WayUp
+from fastlrp.run.up.way_up import WayUp
 
 LARGEST = 1e-12
 """As for all steps' transposes (tests/directions/adjoint.py)."""

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import fastlrp
 from fastlrp import CaptureError, Stabilizer, UnsupportedOperationError, composites, register_rule, rules
 from fastlrp.capture import export as capture
-from fastlrp.capture import probe
-from fastlrp.capture.standing import Standing
+from fastlrp.capture.lift import probe
+from fastlrp.capture.lift.standing import Standing
 from fastlrp.plan import assign
 from tests.models.cases import Written, linear
 from tests.models.oracle import relative_error

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fastlrp
 from fastlrp import rules
-from fastlrp.capture.complex_numbers import Translation
+from fastlrp.capture.translate.complex_numbers import Translation
 from tests.directions.adjoint import LARGEST, errors_of_steps
 from tests.models.cases import Written
 from tests.models.test_models_kinds import relevance_of

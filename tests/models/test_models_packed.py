@@ -349,7 +349,7 @@ def test_lengths_of_another_shape() -> None:
 
 
 def test_other_threads_pack_meanwhile() -> None:
-    from fastlrp.capture.packed import kept_padded, pack
+    from fastlrp.capture.trace.packed import kept_padded, pack
 
     x = sequences()
     expected = pack_padded_sequence(x, SORTED, batch_first=True)

@@ -11,7 +11,7 @@ import torch._dynamo.config
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp.capture.quiet import quiet
+from fastlrp.capture.trace.quiet import quiet
 
 
 class Branches(nn.Module):

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 import fastlrp
 from fastlrp import UnsupportedOperationError, composites, rules
-from fastlrp.capture import lift, lift_check
 from fastlrp.capture.graph import Value
-from fastlrp.capture.lifter import Lifter
+from fastlrp.capture.lift import check as lift_check
+from fastlrp.capture.lift import graphs as lift
+from fastlrp.capture.lift.lifter import Lifter
 from tests.models.cases import Written, linear, prepared
 from tests.models.oracle import relative_error
 from tests.models.random_travels import random_travel

@@ -1,4 +1,4 @@
-"""What the definitions of :mod:`fastlrp.capture.quick_shapes` say comes out is what PyTorch finds out step by step."""
+"""Shapes that :mod:`fastlrp.capture.trace.quick_shapes` gives are those that PyTorch finds out step by step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp.capture.quick_shapes import shapes_by_definition
+from fastlrp.capture.trace.quick_shapes import shapes_by_definition
 
 
 class Everything(nn.Module):

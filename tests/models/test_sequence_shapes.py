@@ -11,7 +11,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastlrp
-from fastlrp.capture.quick_shapes import shapes_by_definition
+from fastlrp.capture.trace.quick_shapes import shapes_by_definition
 
 LAYERS = [
     (nn.LSTM, {}), (nn.LSTM, {"proj_size": 2, "bias": False}), (nn.GRU, {}), (nn.RNN, {}),

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import Stabilizer, composites, rules
-from fastlrp.plan import batch_parts
+from fastlrp.plan.passes import batch_parts
 from fastlrp.plan.path import Path
 from fastlrp.run.parted import Parted
 

@@ -15,7 +15,7 @@ from fastlrp.capture import structure as outputs
 from fastlrp.capture.export import Captured
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.kinds.move import _for_one_sample
-from fastlrp.plan.fusion import fuse_sweeps
+from fastlrp.plan.passes.fusion import fuse_sweeps
 from fastlrp.plan.steps import BackwardStep, ForwardStep, SweepPart
 from fastlrp.run.descent import Descent, Emission, peak_bytes
 from tests.fixtures import one_thread  # noqa: F401

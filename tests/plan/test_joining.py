@@ -13,7 +13,7 @@ from fastlrp import composites, rules
 from fastlrp.aten import _product
 from fastlrp.backends import extension
 from fastlrp.one_hot import AtPositions
-from fastlrp.plan import joining
+from fastlrp.plan.passes import joining
 from fastlrp.run import descent, reach, runner
 from tests.transformers.oracle import transformer
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp.backends import extension
-from fastlrp.capture import folding
 from fastlrp.capture.graph import Constant
-from fastlrp.plan import moving, placing
+from fastlrp.capture.translate import folding
+from fastlrp.plan.passes import moving, placing
 from fastlrp.run import runner
 
 SIDE, WIDE, HEADS, WINDOW = 4, 16, 2, 2

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp.plan import check as program_check
-from fastlrp.plan.check import ProgramError, check_backward, check_emissions, check_forward, check_program
 from fastlrp.plan.forms import Affine
+from fastlrp.plan.passes import check as program_check
+from fastlrp.plan.passes.check import ProgramError, check_backward, check_emissions, check_forward, check_program
 from fastlrp.plan.steps import Emission, Factor, Flow, Schedule
 
 

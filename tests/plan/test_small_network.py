@@ -7,7 +7,7 @@ import torch
 
 import fastlrp
 from benchmarks.models import small_network
-from fastlrp.plan import check as program_check
+from fastlrp.plan.passes import check as program_check
 
 AT_MOST = 3.0
 """Ten classes of one digit, forward pass included, beside one forward pass and one gradient. Measured: 2.0 to 2.5."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp.plan import joining, summing
+from fastlrp.plan.passes import joining, summing
 from fastlrp.plan.total import Total
 from fastlrp.plan.window import Window
 from fastlrp.run import runner

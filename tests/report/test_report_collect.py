@@ -11,6 +11,8 @@ import fastlrp
 from fastlrp import report
 from fastlrp.report import Maps, collect, ledger_rows
 from fastlrp.run.record import ForwardRecord
+from fastlrp.target_names import target_names
+from fastlrp.targets import Targets
 
 CLASSES = 7
 
@@ -72,6 +74,26 @@ def test_targets_of_each_sample(explainer, x):
     assert_holds(found[2].relevance["input"], explainer(x, chosen, reduce="channels")[2])
 
 
+def test_targets_are_called_as_the_explainer_knows_them(explainer, x):
+    """Contrasts too; names that are given come first; a model's own names may leave classes out."""
+    animals = ["cat", "dog", "eel", "fox", "gnu", "hen", "ibis"]
+    named = fastlrp.Explainer(explainer.model, "epsilon", labels=animals)
+    asked = [3, {"dog": 1, "cat": -1}, {"gnu": -0.5}]
+    assert collect(named, x, asked, ledger=False)[1].targets == ["fox", "dog - cat", "-0.5 gnu"]
+    assert collect(named, x, [3], ledger=False, truth=["fox", 1, None])[0].truth == "fox"
+    assert collect(named, x, [3], ledger=False, target_names=list("abcdefg"))[0].targets == ["d"]
+    few = fastlrp.Explainer(explainer.model, "epsilon", labels={1: "dog"})
+    assert collect(few, x, [3, {1: 1, 3: -2}], ledger=False)[0].targets == ["class 3", "dog - 2 class 3"]
+    assert collect(explainer, x, [3, {1: 1, 3: -2}], ledger=False)[0].targets == ["class 3", "class 1 - 2 class 3"]
+
+
+def test_targets_with_positions_are_called_by_them():
+    output = torch.arange(10.0).view(1, 2, 5)
+    asked = Targets([{1: 1, 4: -1}, 2], output, at=[1, 0])
+    assert target_names(asked, list("abcde")) == [["b - e at 1", "c at 1", "b - e at 0", "c at 0"]]
+    assert target_names(Targets([(1, 4)], output, at="pairs")) == [["targets[0]"]]
+
+
 def test_initial_relevance(explainer, x):
     contrast = torch.zeros(2, CLASSES)
     contrast[0, 1], contrast[1, :2] = 2.0, torch.tensor([1.0, -3.0])
@@ -80,7 +102,7 @@ def test_initial_relevance(explainer, x):
     assert found[1].scores == [2.0, -2.0]
     assert_holds(found[1].relevance["input"], explainer(x, contrast, reduce="channels")[1])
     assert [row["arrived"] for row in found[1].ledger if row["layer"] == "8"] == [2.0, -2.0]
-    assert collect(explainer, x, contrast, ledger=False)[0].targets == ["target 0", "target 1"]
+    assert collect(explainer, x, contrast, ledger=False)[0].targets == ["targets[0]", "targets[1]"]
     ones = collect(explainer, x, [2], initial="one", ledger=False)[0]
     assert_holds(ones.relevance["input"], explainer(x, [2], initial="one", reduce="channels")[0])
     assert ones.scores == pytest.approx([float(explainer.model(x)[0, 2].detach())])

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp.capture import lift, lift_check, probe
+from fastlrp.capture.lift import check as lift_check
+from fastlrp.capture.lift import graphs as lift
+from fastlrp.capture.lift import probe
 from tests import torchvision_models
 
 VOCABULARY = 300

@@ -61,12 +61,27 @@ def test_pictures_and_histograms_per_layer():
 def test_options():
     writer = Writer()
     viz.add_to_tensorboard(writer, {"x": torch.randn(5, 1, 150, 160)}, None, tag="lrp", max_samples=2, cmap="gray")
-    picture, step = writer.images["lrp/x/target 0"]
+    picture, step = writer.images["lrp/x/targets[0]"]
     assert step is None
     assert picture.shape == (150, 2 * 160 + 4, 3)
     assert (picture[..., 0] == picture[..., 2]).all()
     viz.add_to_tensorboard(empty := Writer(), {}, 0)
     assert not empty.histograms
+
+
+def test_tags_are_the_names_of_classes():
+    """Where a target is another class in each sample it keeps its number."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    x = torch.randn(2, 1, 3, 4)
+    with fastlrp.Explainer(model, "epsilon", labels=["cat", "dog", "eel"]).forward(x) as record:
+        for targets, tags in (
+            ([2, {"dog": 1, "cat": -1}], ["eel", "dog - cat"]),
+            (torch.tensor([[1, 0], [1, 2]]), ["dog", "targets[1]"]),
+        ):
+            viz.add_to_tensorboard(writer := Writer(), {"input": record.relevance(targets)}, 0, record.asked(targets))
+            assert list(writer.images) == [f"relevance/input/{tag}" for tag in tags]
+        with pytest.raises(ValueError, match="targets must name the 1 targets of layer 'input'"):
+            viz.add_to_tensorboard(Writer(), {"input": record.relevance(1)}, 0, record.asked([1, 2]))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +122,12 @@ def test_real_writer(tmp_path):
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
     assert set(events.Tags()["histograms"]) == {f"relevance/{name}" for name in relevance}
-    first = events.Images("relevance/input/target 0")
+    first = events.Images("relevance/input/targets[0]")
     assert [event.step for event in first] == [1, 2]
     read = np.asarray(Image.open(io.BytesIO(first[0].encoded_image_string)))
     remembered = Writer()
     viz.add_to_tensorboard(remembered, relevance, 1)
-    np.testing.assert_array_equal(read, remembered.images["relevance/input/target 0"][0])
+    np.testing.assert_array_equal(read, remembered.images["relevance/input/targets[0]"][0])
     histogram = events.Histograms("relevance/input")[0].histogram_value
     assert histogram.num == relevance["input"].numel()
     assert histogram.sum == pytest.approx(float(relevance["input"].sum()), rel=1e-4)

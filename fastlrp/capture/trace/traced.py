@@ -1,0 +1,52 @@
+"""A model as torch.export traces it, without the weak references to its tensors that the tracer leaves behind.
+
+PyTorch keeps the tracer's memory of a model's tensors for as long as one of its caches likes, beyond the program's own
+life. ``torch.utils.swap_tensors``, by which ``module.to()`` may convert parameters, refuses a tensor to which there is
+a weak reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastlrp.capture.trace.attributes import unchanged
+
+
+def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.export.ExportedProgram:
+    """``torch.export.export(model, args, strict=False)``, which leaves the model's attributes as they were."""
+    try:
+        with unchanged(model):
+            program = torch.export.export(model, args, strict=False, **options)
+    except Exception as error:
+        for mode in _modes_of_frames(error.__traceback__):
+            _forget_tensors(mode)
+        raise
+    for node in program.graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None:
+            _forget_tensors(mode)
+            break
+    return program
+
+
+def _modes_of_frames(traceback: TracebackType | None) -> Iterator[Any]:
+    """What traced, where tracing failed: nobody else hands it out."""
+    while traceback is not None:
+        mode = traceback.tb_frame.f_locals.get("fake_mode")
+        if mode is not None:
+            yield mode
+        traceback = traceback.tb_next
+
+
+def _forget_tensors(mode: Any) -> None:
+    """Empty the tracer's table of real tensors. A PyTorch that has it elsewhere keeps its references."""
+    converter = getattr(mode, "fake_tensor_converter", None)
+    describer = getattr(getattr(converter, "meta_converter", None), "describer", None)
+    table = getattr(describer, "lookup_tensor", None)
+    if table is not None:
+        table.clear()
