@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "../common/isa.h"
 #include "../common/parallel.h"
@@ -243,7 +244,7 @@ void prefer_small_tiles(const Winograd& p, const std::vector<float>& sizes, std:
 
 }  // namespace
 
-std::vector<int32_t> winograd_alike(const Winograd& p, int64_t sample) {
+WinogradAlike winograd_alike(const Winograd& p, int64_t sample) {
   Map map{p, p.x + sample * p.height * p.width * p.inputs, {}, false};
   const std::vector<uint64_t> read = fingerprints(map);
   const int64_t places = static_cast<int64_t>(read.size());
@@ -272,7 +273,7 @@ std::vector<int32_t> winograd_alike(const Winograd& p, int64_t sample) {
     }
   }
   prefer_small_tiles(p, map.largest, first);
-  return first;
+  return {std::move(map.largest), std::move(first)};
 }
 
 }  // namespace fastlrp::cpu
