@@ -71,7 +71,7 @@ ORDER = """
     plan.transpose plan.even
     rules
     plan.coefficients
-    plan.late plan.input_terms plan.looked_sums
+    plan.late plan.input_terms plan.looked_sums plan.rest
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
     capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.layouts plan.passes.summing

@@ -33,6 +33,7 @@ class AffineLayer:
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
             denominators and what flows down may, too, which products of bfloat16 on AMX are faster for; looks: whether
             all may, where the rules do not allow it, after a look at the numbers, :mod:`fastlrp.plan.looked`.
+        subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.rest`.
     """
 
     def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0, may_pack: bool = False) -> None:
@@ -58,6 +59,7 @@ class AffineLayer:
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
         self.looks = self.filters_sums and not self.is_reduced and looked.pays(self.weight)
+        self.subtracts = self.packs and products.filtered and not self.is_reduced and geometry.groups == 1
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
     @staticmethod
