@@ -49,37 +49,27 @@ FASTLRP_INLINE float dust_of(float largest) {
   return largest <= std::numeric_limits<float>::max() ? largest * kDust : 0.0f;
 }
 
-FASTLRP_INLINE uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-// As a type and not as loops over arrays, which GCC 12 takes lane after lane.
-typedef uint32_t Lanes
-    __attribute__((vector_size(kWinogradLanes * sizeof(uint32_t)), aligned(sizeof(uint32_t)), may_alias));
-
 // One number for all channels of a place; 0 for zeros alone, of either sign.
 struct Fingerprints {
   FASTLRP_INLINE static void run(const float* x, const uint32_t* odd, int64_t channels, int64_t places, uint64_t* to,
                                  float* largest) {
     for (int64_t place = 0; place < places; ++place, x += channels) {
+      uint32_t lanes[kWinogradLanes] = {};
       largest[place] = largest_of(x, channels);
-      // Sizes are compared as whole numbers, which order them alike. At least one: a zero of either sign is nothing.
-      const uint32_t dust = std::max(bits_of(dust_of(largest[place])), uint32_t{1});
-      Lanes sum{};
+      const float dust = dust_of(largest[place]);
       for (int64_t c = 0; c < channels; c += kWinogradLanes) {
-        const Lanes bits = *reinterpret_cast<const Lanes*>(x + c);
-        const Lanes kept = (bits & 0x7fffffffu) < dust ? Lanes{} : bits;
-        sum += (kept ^ kept >> 15) * *reinterpret_cast<const Lanes*>(odd + c);
+        for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+          const float value = size_of(x[c + lane]) < dust ? 0.0f : x[c + lane] + 0.0f;
+          uint32_t bits;
+          std::memcpy(&bits, &value, sizeof(bits));
+          lanes[lane] += (bits ^ bits >> 15) * odd[c + lane];
+        }
       }
-      sum ^= sum >> 16;
-      const Lanes low_parts = sum * *reinterpret_cast<const Lanes*>(odd);
-      const Lanes high_parts = sum * *reinterpret_cast<const Lanes*>(odd + channels);
       uint32_t low = 0, high = 0;
       for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
-        low += low_parts[lane];
-        high += high_parts[lane];
+        const uint32_t mixed = lanes[lane] ^ lanes[lane] >> 16;
+        low += mixed * odd[lane];
+        high += mixed * odd[channels + lane];
       }
       to[place] = uint64_t{high} << 32 | low;
     }
