@@ -74,7 +74,7 @@ ORDER = """
     plan.late plan.input_terms plan.looked_sums plan.rest
     capture.rewrite_functions plan.ups plan.batch_parts
     capture.rewrite_losses plan.kept plan.layer plan.fusion plan.joining plan.check
-    plan.builder plan.placing plan.layouts plan.summing
+    plan.builder plan.placing plan.layouts plan.summing plan.few
     plan.moving capture.rewrite capture.faults capture.folding plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite plan.layer_calls plan.looked
     capture.canonizers capture.signs capture.advice capture.calls plan.steps run.sparse.choose

@@ -1,11 +1,9 @@
 #pragma once
 
 #include "conv_winograd.h"
+#include "panels.h"
 
 namespace fastlrp::cpu {
-
-// Columns of packed weights that lie side by side, one panel with all its rows behind the other.
-constexpr int64_t kWinogradPanel = 16;
 
 // Tiles [first, first + count) of all samples, or of `order` if that is not null. `in` has room for 36 parts of `step`
 // >= count * inputs numbers each, `out` for 36 of `out_step` >= count * outputs.
