@@ -44,8 +44,8 @@ void conv_few(const ConvFew& p) {
   run = isa() == Isa::avx512 ? avx512::rows : isa() == Isa::avx2 ? avx2::rows : run;
 #endif
   // Threads take rows of y. Both of two neighbours make the products that both read.
-  const int64_t parts = std::min(p.size[0], (thread_count() + p.samples - 1) / std::max<int64_t>(p.samples, 1));
-  const int64_t each = (p.size[0] + parts - 1) / parts;
+  const int64_t wanted = std::min(p.size[0], (thread_count() + p.samples - 1) / p.samples);
+  const int64_t each = (p.size[0] + wanted - 1) / wanted, parts = (p.size[0] + each - 1) / each;
   parallel_for(p.samples * parts, 1, [&](int64_t begin, int64_t end) {
     BufferPool& pool = BufferPool::shared();
     float* room = static_cast<float*>(pool.acquire(kPositions * (p.outputs + p.columns()) * sizeof(float)));
