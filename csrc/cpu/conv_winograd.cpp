@@ -92,7 +92,7 @@ void winograd_pack(int64_t outputs, int64_t inputs, const float* weight, bool tu
   constexpr int64_t taps = kWinogradTaps, square = taps * taps;
   parallel_for(outputs, 8, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      const int64_t panel = o / kWinogradPanel * kWinogradPanel;
+      const int64_t panel = o / kPanel * kPanel;
       for (int64_t i = 0; i < inputs; ++i) {
         const float* g = weight + (turned ? i * outputs + o : o * inputs + i) * square;
         double half[kWinogradIn][taps];
@@ -109,7 +109,7 @@ void winograd_pack(int64_t outputs, int64_t inputs, const float* weight, bool tu
           for (int64_t c = 0; c < taps; ++c) {
             sum += half[part / kWinogradIn][c] * kOfWeight[part % kWinogradIn][c];
           }
-          packed[(part * outputs + panel) * inputs + i * kWinogradPanel + o - panel] = static_cast<float>(sum);
+          packed[(part * outputs + panel) * inputs + i * kPanel + o - panel] = static_cast<float>(sum);
         }
       }
     }

@@ -72,33 +72,60 @@ FASTLRP_INLINE float dust_of(float largest) {
   return largest <= std::numeric_limits<float>::max() ? largest * kDust : 0.0f;
 }
 
-// As a type and not as loops over arrays, which GCC 12 takes lane after lane.
-typedef uint32_t Lanes
-    __attribute__((vector_size(kWinogradLanes * sizeof(uint32_t)), aligned(sizeof(uint32_t)), may_alias));
+FASTLRP_INLINE uint64_t joined(const uint32_t* lanes, const uint32_t* odd) {
+  uint32_t low = 0, high = 0;
+  for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+    const uint32_t mixed = lanes[lane] ^ lanes[lane] >> 16;
+    low += mixed * odd[lane];
+    high += mixed * odd[kWinogradLanes + lane];
+  }
+  return uint64_t{high} << 32 | low;
+}
 
-// One number for all channels of a place; 0 for zeros alone, of either sign.
+// One number for all channels of each place; 0 for zeros alone, of either sign.
 struct Fingerprints {
+  // Of a place that may have dust, which counts as zero.
+  FASTLRP_INLINE static uint64_t without_dust(const float* x, const uint32_t* odd, int64_t channels, float dust) {
+    uint32_t lanes[kWinogradLanes] = {};
+    for (int64_t c = 0; c < channels; c += kWinogradLanes) {
+      for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+        const uint32_t bits = bits_of(size_of(x[c + lane]) < dust ? 0.0f : x[c + lane] + 0.0f);
+        lanes[lane] += (bits ^ bits >> 15) * odd[c + lane];
+      }
+    }
+    return joined(lanes, odd + channels);
+  }
+
   FASTLRP_INLINE static void run(const float* x, const uint32_t* odd, int64_t channels, int64_t places, uint64_t* to,
                                  float* largest) {
-    for (int64_t place = 0; place < places; ++place, x += channels) {
-      largest[place] = largest_of(x, channels);
-      // Sizes are compared as whole numbers, which order them alike. At least one: a zero of either sign is nothing.
-      const uint32_t dust = std::max(bits_of(dust_of(largest[place])), uint32_t{1});
-      Lanes sum{};
+    uint32_t least[kWinogradLanes];  // one less than the smallest size of all that are not zero
+    std::memset(least, 0xff, sizeof(least));
+    float most = 0.0f;
+    for (int64_t place = 0; place < places; ++place) {
+      const float* from = x + place * channels;
+      uint32_t lanes[kWinogradLanes] = {}, sizes[kWinogradLanes] = {};
       for (int64_t c = 0; c < channels; c += kWinogradLanes) {
-        const Lanes bits = *reinterpret_cast<const Lanes*>(x + c);
-        const Lanes kept = (bits & kSize) < dust ? Lanes{} : bits;
-        sum += (kept ^ kept >> 15) * *reinterpret_cast<const Lanes*>(odd + c);
+        for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+          const uint32_t bits = bits_of(from[c + lane] + 0.0f), size = bits & kSize;
+          lanes[lane] += (bits ^ bits >> 15) * odd[c + lane];
+          sizes[lane] = size > sizes[lane] ? size : sizes[lane];
+          least[lane] = size - 1 < least[lane] ? size - 1 : least[lane];
+        }
       }
-      sum ^= sum >> 16;
-      const Lanes low_parts = sum * *reinterpret_cast<const Lanes*>(odd);
-      const Lanes high_parts = sum * *reinterpret_cast<const Lanes*>(odd + channels);
-      uint32_t low = 0, high = 0;
-      for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
-        low += low_parts[lane];
-        high += high_parts[lane];
-      }
-      to[place] = uint64_t{high} << 32 | low;
+      to[place] = joined(lanes, odd + channels);
+      largest[place] = largest_of_lanes(sizes);
+      most = largest[place] > most && largest[place] <= std::numeric_limits<float>::max() ? largest[place] : most;
+    }
+    uint32_t smallest = least[0];
+    for (int64_t lane = 1; lane < kWinogradLanes; ++lane) {
+      smallest = least[lane] < smallest ? least[lane] : smallest;
+    }
+    // Dust of one place is dust beside the largest number of all. Then all places are looked at again.
+    if (smallest >= bits_of(dust_of(most))) {
+      return;
+    }
+    for (int64_t place = 0; place < places; ++place) {
+      to[place] = without_dust(x + place * channels, odd, channels, dust_of(largest[place]));
     }
   }
 };

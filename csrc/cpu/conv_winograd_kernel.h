@@ -1,11 +1,9 @@
 #pragma once
 
 #include "conv_winograd.h"
+#include "panels.h"
 
 namespace fastlrp::cpu {
-
-// Columns of packed weights that lie side by side, one panel with all its rows behind the other.
-constexpr int64_t kWinogradPanel = 16;
 
 // One tile of all samples, or some windows of it, computed as if other places of the tile were zero.
 struct WinogradTile {
