@@ -70,6 +70,7 @@ ORDER = """
     run.finite
     plan.transpose plan.even
     rules
+    plan.two_coefficients
     plan.coefficients
     plan.late plan.input_terms plan.looked_sums plan.rest
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
@@ -83,7 +84,7 @@ ORDER = """
     capture.patterns.composed_activations capture.patterns.segment_softmax
     capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
-    capture.trace.recurrent
+    capture.trace.recurrent capture.trace.padded
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     capture.trace.traced capture.training
     target_names

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Graph, Value
 from fastlrp.capture.lift.probe import ancestors, called
-from fastlrp.capture.trace.packed import MAY, VALID
+from fastlrp.capture.trace.packed import MAY
+from fastlrp.capture.trace.padded import VALID
 from fastlrp.capture.trace.recurrent import Layer, refuse_lengths
 from fastlrp.errors import CaptureError
 

@@ -14,7 +14,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
-from fastlrp.plan.ups import up_through
+from fastlrp.plan.ups import products_up, up_through
 from fastlrp.stabilizer import Stabilizer
 
 MOST_TERMS = 3
@@ -66,12 +66,11 @@ def send_from_input(b: Builder, layer: AffineLayer, flow: Flow, terms: Sequence[
         assert total is not None
         return total
 
-    forward = layer.forward
-
     def up(t: Tensor, *tensors: Tensor) -> Tensor:
         of, total = dict(zip(slots, tensors, strict=True)), None
         for weight, u, m in terms:
-            part = forward(weight, None, signed=False)(t if m is None else multiply(t, of[m]), of[u], None, None)
+            product = products_up(layer, weight, None, signed=False)
+            part = product(t if m is None else multiply(t, of[m]), of[u], None, None)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
@@ -93,7 +92,7 @@ def send_flat(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
         result: Tensor = relevance(flow, u, x.sizes[0], kernel, size, stride, padding, dilation, reduce)
         return result
 
-    box = layer.forward(torch.ones_like(layer.weight[:1, :1]), None, signed=False)
+    box = products_up(layer, torch.ones_like(layer.weight[:1, :1]), None, signed=False)
 
     def up(t: Tensor, u: Tensor) -> Tensor:
         summed = t.sum(2, keepdim=True)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten import _product
-from fastlrp.aten._zeros import leading_zeros
 from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
@@ -260,42 +259,6 @@ class AffineLayer:
         narrow = self.layouts.narrow(weight)
         return lambda f: f.to(reduced.DTYPE) @ narrow, lambda t: linear(t.to(reduced.DTYPE), narrow).to(t.dtype)
 
-    def forward(self, weight: Tensor, weight_positive: Tensor | None, signed: bool) -> Callable[..., Tensor]:
-        """``(cotangent of c, u, v, input) -> cotangent of the register``: the transpose of :meth:`transpose`.
-
-        ``u (W t) + v (W+ t)``, with a signed input ``v (W+ (t where x > 0) + W- (t where x < 0))``: products as the
-        layer's own, for all groups at once.
-        """
-
-        def full_product(t: Tensor, matrix: Tensor) -> Tensor:
-            if self.node.kind == "linear":
-                return linear_of_groups(t, matrix)
-            return self.apply(channels_last(t.flatten(0, 1)), matrix, None).unflatten(0, t.shape[:2])
-
-        def reduced_product(t: Tensor, matrix: Tensor) -> Tensor:
-            return full_product(t.to(reduced.DTYPE), matrix).to(t.dtype)
-
-        product = reduced_product if self.is_reduced else full_product
-        if self.is_reduced:
-            weight = self.layouts.narrow(weight)
-            weight_positive = None if weight_positive is None else self.layouts.narrow(weight_positive)
-
-        def forward(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
-            total = None if u is None else product(t, weight).mul_(u.unsqueeze(1))
-            if v is None:
-                assert total is not None, "u or v must be given"
-                return total
-            positive = weight.clamp(min=0) if weight_positive is None else weight_positive
-            if x is False or x is None or not signed:
-                part = product(t, positive)
-            else:
-                sign = x.unsqueeze(1)
-                part = product(torch.where(sign > 0, t, 0), positive)
-                part.add_(product(torch.where(sign < 0, t, 0), weight - positive))
-            return part.mul_(v.unsqueeze(1)) if total is None else total.addcmul_(part, v.unsqueeze(1))
-
-        return forward
-
     def unpooled(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool
     ) -> Callable[..., Tensor] | None:
@@ -364,22 +327,6 @@ def work_of(node: Node) -> int:
     outer = node.inputs[0] if node.attributes.get("transposed") else node.output
     weight = node.attributes["weight"].tensor()
     return 2 * outer.numel * (weight.numel() // weight.shape[0])
-
-
-def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:
-    """``t W^T``, ``(B, G, *L, I) -> (B, G, *L, O)``, without the first positions where all groups are zero.
-
-    Under causal order a token's cotangent begins at its own position: half of all products.
-    """
-    before = leading_zeros(t, 2) if t.dim() > 3 and len(weight) >= LEAST_OUTPUTS else 0
-    if before == 0:
-        return _product.linear(t, weight, None)
-    found = _product.linear(t.narrow(2, before, t.shape[2] - before), weight, None)
-    return torch.nn.functional.pad(found, [0, 0] * (t.dim() - 3) + [before, 0])
-
-
-LEAST_OUTPUTS = 32
-"""With fewer outputs a look at the positions costs as much as the product."""
 
 
 def same_layout(layer: AffineLayer, coefficient: Tensor | None) -> Tensor | None:

@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.aten import _product
+from fastlrp.aten._zeros import leading_zeros
 from fastlrp.backends.dispatch import FUSED
+from fastlrp.plan import reduced
 from fastlrp.plan.builder import Builder
+from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.layer import AffineLayer
 
 
@@ -40,8 +44,8 @@ class TurnedWeight:
 def up_through(
     b: Builder, layer: AffineLayer, weight: Tensor, weight_positive: Tensor | None, signed: bool
 ) -> Callable[..., Tensor]:
-    """:meth:`AffineLayer.forward`, by the selected backend where its kernels do all of it in one step."""
-    composed = layer.forward(weight, weight_positive, signed)
+    """:func:`products_up`, by the selected backend where its kernels do all of it in one step."""
+    composed = products_up(layer, weight, weight_positive, signed)
     scaled = None if layer.is_reduced else _scaled_product(b, layer)
     if scaled is None:
         return composed
@@ -60,6 +64,61 @@ def up_through(
         return of_part if total is None else total.add_(of_part)
 
     return up
+
+
+def products_up(
+    layer: AffineLayer, weight: Tensor, weight_positive: Tensor | None, signed: bool
+) -> Callable[..., Tensor]:
+    """``(cotangent of c, u, v, input) -> cotangent of the register``: the transpose of :meth:`AffineLayer.transpose`.
+
+    ``u (W t) + v (W+ t)``, with a signed input ``v (W+ (t where x > 0) + W- (t where x < 0))``: products as the
+    layer's own, for all groups at once.
+    """
+
+    def full_product(t: Tensor, matrix: Tensor) -> Tensor:
+        if layer.node.kind == "linear":
+            return linear_of_groups(t, matrix)
+        return layer.apply(channels_last(t.flatten(0, 1)), matrix, None).unflatten(0, t.shape[:2])
+
+    def reduced_product(t: Tensor, matrix: Tensor) -> Tensor:
+        return full_product(t.to(reduced.DTYPE), matrix).to(t.dtype)
+
+    product = reduced_product if layer.is_reduced else full_product
+    if layer.is_reduced:
+        weight = layer.layouts.narrow(weight)
+        weight_positive = None if weight_positive is None else layer.layouts.narrow(weight_positive)
+
+    def up(t: Tensor, u: Tensor | None, v: Tensor | None, x: Any) -> Tensor:
+        total = None if u is None else product(t, weight).mul_(u.unsqueeze(1))
+        if v is None:
+            assert total is not None, "u or v must be given"
+            return total
+        positive = weight.clamp(min=0) if weight_positive is None else weight_positive
+        if x is False or x is None or not signed:
+            part = product(t, positive)
+        else:
+            sign = x.unsqueeze(1)
+            part = product(torch.where(sign > 0, t, 0), positive)
+            part.add_(product(torch.where(sign < 0, t, 0), weight - positive))
+        return part.mul_(v.unsqueeze(1)) if total is None else total.addcmul_(part, v.unsqueeze(1))
+
+    return up
+
+
+def linear_of_groups(t: Tensor, weight: Tensor) -> Tensor:
+    """``t W^T``, ``(B, G, *L, I) -> (B, G, *L, O)``, without the first positions where all groups are zero.
+
+    Under causal order a token's cotangent begins at its own position: half of all products.
+    """
+    before = leading_zeros(t, 2) if t.dim() > 3 and len(weight) >= LEAST_OUTPUTS else 0
+    if before == 0:
+        return _product.linear(t, weight, None)
+    found = _product.linear(t.narrow(2, before, t.shape[2] - before), weight, None)
+    return torch.nn.functional.pad(found, [0, 0] * (t.dim() - 3) + [before, 0])
+
+
+LEAST_OUTPUTS = 32
+"""With fewer outputs a look at the positions costs as much as the product."""
 
 
 def _scaled_product(b: Builder, layer: AffineLayer) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

@@ -9,19 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import (
-    goes_in_float32,
-    is_bounded,
-    only_positive_outputs,
-    part,
-    part_coefficient,
-    without_last,
-)
+from fastlrp.plan.coefficients import goes_in_float32, is_bounded, only_positive_outputs, part, part_coefficient
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
 from fastlrp.plan.rest import negative_sums, subtracts
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.two_coefficients import without_last
 from fastlrp.plan.ups import up_through
 from fastlrp.reference.redistribution import (
     Affine,

@@ -13,6 +13,7 @@ from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
+from fastlrp.plan.ups import products_up
 from fastlrp.reference.redistribution import Affine, Ledger, Stabilize, part_of, redistribute
 from fastlrp.rules.rule import PoolShares, WeightRule
 from fastlrp.stabilizer import Stabilizer
@@ -70,7 +71,7 @@ def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor,
         unit = summed.new_ones(1).expand(summed.shape[0], *summed.shape[2:])
         return narrow(summed, unit, None, None).expand(-1, -1, x.sizes[0], *x.sizes[1:])
 
-    wide = layer.forward(weight[:1, :1], None, signed=False)
+    wide = products_up(layer, weight[:1, :1], None, signed=False)
 
     def up(t: Tensor, u: Tensor) -> Tensor:
         summed = t.sum(2, keepdim=True)

@@ -20,9 +20,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import Coefficients, scale_batch_norm, send_two_coefficients
+from fastlrp.plan.coefficients import Coefficients
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
+from fastlrp.plan.two_coefficients import scale_batch_norm, send_two_coefficients
 from fastlrp.reference.redistribution import Affine, Ledger
 from fastlrp.stabilizer import Stabilizer
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Node, Value, leaves
-from fastlrp.capture.trace import packed, recurrent
+from fastlrp.capture.trace import padded, recurrent
 
 Reader = Callable[[Node, dict[str, Any]], "frozenset[int] | None"]
 
@@ -320,7 +320,7 @@ _READERS: dict[str, Reader] = _table([
     ("index_select", _index_select),
     ("embedding embedding_bag", _chosen),
     ("lstm gru rnn_tanh rnn_relu", _sequence),
-    (packed.VALID, _steps),
+    (padded.VALID, _steps),
 ])  # fmt: skip
 
 ELEMENTWISE = frozenset(name for name, reader in _READERS.items() if reader in (_each_entry, _alone))

@@ -22,20 +22,9 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
 
+from fastlrp.capture.trace import padded
 from fastlrp.capture.trace.recurrent import PACKED, SEQUENCES
 from fastlrp.errors import CaptureError
-
-PADDED = "fastlrp_capture::padded"
-"""The operation that stands for a recurrent layer of sequences of several lengths."""
-VALID = "fastlrp_capture::valid_steps"
-"""The operation that says which steps are valid, where sequences are unpacked."""
-
-_LIBRARY = torch.library.Library("fastlrp_capture", "DEF")  # The operations live as long as it does.
-_LIBRARY.define(
-    "padded(str mode, Tensor input, Tensor lengths, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, "
-    "float dropout, bool train, bool bidirectional, bool ordered) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define("valid_steps(Tensor lengths, int steps, bool cut, bool ordered) -> Tensor")
 
 _TRACING: list[int] = []
 """The thread that traces a model, while one does."""
@@ -235,7 +224,7 @@ def _layer(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     x = packing.padded(data)
     states = list(hx) if isinstance(hx, (tuple, list)) else [hx]
-    y, h, c = torch.ops.fastlrp_capture.padded(
+    y, h, c = padded.layer_call(
         mode, x, packing.lengths, states, params, has_biases, num_layers, dropout, train, bidirectional,
         packing.ordered,
     )  # fmt: skip
@@ -247,7 +236,7 @@ def _unpack(
 ) -> tuple[Tensor, Tensor]:
     y = packing.padded(data)
     cut = isinstance(total_length, _Longest)
-    valid = torch.ops.fastlrp_capture.valid_steps(packing.lengths, packing.steps, cut, packing.ordered)
+    valid = padded.valid_steps_call(packing.lengths, packing.steps, cut, packing.ordered)
     valid = valid.reshape(*valid.shape, *(1,) * (y.dim() - 2))
     y = torch.where(valid, y, padding_value)
     if total_length > packing.steps:
@@ -332,28 +321,3 @@ def packed_again() -> Iterator[None]:
         yield
     finally:
         _TRACING.extend(tracing)
-
-
-# The operations themselves
-
-
-def _shapes(
-    mode: str, input: Tensor, lengths: Tensor, hx: list[Tensor], params: list[Tensor], has_biases: bool,
-    num_layers: int, dropout: float, train: bool, bidirectional: bool, ordered: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    h = hx[0]
-    y = input.new_empty(input.shape[0], input.shape[1], h.shape[2] * (2 if bidirectional else 1))
-    return y, torch.empty_like(h), torch.empty_like(hx[-1])
-
-
-def valid_steps(lengths: Tensor, steps: int, cut: bool, ordered: bool) -> Tensor:
-    """Which steps are valid, ``(B, T)`` of ``lengths (B,)``.
-
-    ``cut``: whether the model cuts its sequences to the longest. ``ordered``: whether it wants the longest first.
-    """
-    return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
-
-
-_LIBRARY.impl("valid_steps", valid_steps, "CompositeExplicitAutograd")
-torch.library.register_fake("fastlrp_capture::padded", _shapes, lib=_LIBRARY)
-torch.library.register_fake("fastlrp_capture::valid_steps", valid_steps, lib=_LIBRARY)

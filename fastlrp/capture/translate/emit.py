@@ -15,7 +15,7 @@ from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.carrying import carries
 from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves
-from fastlrp.capture.trace import packed, recurrent
+from fastlrp.capture.trace import padded, recurrent
 from fastlrp.capture.translate.calls import part
 from fastlrp.capture.translate.complex_numbers import translated
 from fastlrp.capture.translate.folding import fold
@@ -28,7 +28,7 @@ from fastlrp.capture.translate.rewrite_functions import REWRITES
 from fastlrp.kinds.registry import KIND, KIND_OF
 from fastlrp.kinds.vocabulary import REGISTERED, UNREAD
 
-_RECURRENT = (*recurrent.SEQUENCES, *recurrent.CELLS, packed.PADDED)
+_RECURRENT = (*recurrent.SEQUENCES, *recurrent.CELLS, padded.PADDED)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Emitter:
         bound = bind(c.target, c.args, c.kwargs)
         if not results or not ("hx" in bound and ("params" in bound or "w_ih" in bound)) or "data" in bound:
             return None
-        if c.name == packed.PADDED:
+        if c.name == padded.PADDED:
             bound["batch_first"] = True
             bound["hx"] = bound["hx"] if bound["mode"] == "lstm" else bound["hx"][0]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.trace import packed, recurrent
+from fastlrp.capture.trace import padded, recurrent
 from fastlrp.capture.translate.calls import operation
 from fastlrp.capture.translate.mask_sizes import settled
 
@@ -34,7 +34,7 @@ def sizes(meta: Tensor, batch: int | None, known: dict[Any, int] | None = None) 
 
 def is_recurrent(whole: Any) -> bool:
     """True for a call of a whole recurrent layer, which gives its output and its last states."""
-    return isinstance(whole, torch.fx.Node) and operation(whole.target)[0] in (*recurrent.SEQUENCES, packed.PADDED)
+    return isinstance(whole, torch.fx.Node) and operation(whole.target)[0] in (*recurrent.SEQUENCES, padded.PADDED)
 
 
 def same_dtype(fx: torch.fx.Node, value: Value) -> bool:

@@ -13,7 +13,7 @@ from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Constant, Graph, Value, leaves
-from fastlrp.capture.trace import packed
+from fastlrp.capture.trace import padded
 from fastlrp.capture.translate.calls import operation, part, written_operands
 from fastlrp.capture.translate.emit import Call, Emitter
 from fastlrp.capture.translate.mapped import join_mapped
@@ -126,7 +126,7 @@ class Translator:
         path, module_type = self._module_of(fx)
         self._refuse_written_state(fx, path)
         name, call, in_place = operation(fx.target)
-        call = packed.valid_steps if name == packed.VALID else call
+        call = padded.valid_steps if name == padded.VALID else call
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
         of_data = name != "batch_norm" or any(isinstance(v, Value) for v in leaves((args, kwargs)))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan.layer import leading_zeros
+from fastlrp.aten._zeros import leading_zeros
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.total import Total, multiply
 from fastlrp.plan.window import Window
