@@ -24,7 +24,7 @@ from fastlrp.reference.redistribution import vjp
 from fastlrp.stabilizer import Stabilizer
 
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
-_COPIES = {"move", "identity"}
+_COPIES = {"move", "identity", "detached"}
 _SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
 
