@@ -68,6 +68,8 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing."""
     node = value.producer
+    while node is not None and node.kind == "detached":
+        node = node.sources[0].producer
     if node is not None and node.operation in _GATES:
         return True
     while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:

@@ -70,7 +70,8 @@ def test_a_composite_may_end_relevance_there() -> None:
     expected = x.unsqueeze(1) * (upper @ model.below.weight)
     torch.testing.assert_close(explainer(x, "all"), expected.detach(), rtol=1e-12, atol=1e-12)
     report = explainer.verify(x, "all")
-    assert report.ok and abs(report.kept["unexplained"]) < 1e-9
+    assert report.ok
+    assert abs(report.kept["unexplained"]) < 1e-9
 
 
 class OfParts(nn.Module):
