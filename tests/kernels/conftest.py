@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_triton_*.py"]
 
+from benchmarks import precision
 from tests.fixtures import poisoned, seeded  # noqa: F401
 
 
@@ -36,6 +37,13 @@ def _products_of_bfloat16() -> None:
         return create_dot(self, value(a), value(b), *rest)
 
     InterpreterBuilder.create_dot = patched
+
+
+@pytest.fixture(autouse=True)
+def ieee() -> Iterator[None]:
+    """float32 products are float32's, if a test does not say otherwise: by default PyTorch allows TF32 in convolutions."""
+    with precision.using("float32"):
+        yield
 
 
 def cut_off(create_dot: Callable[..., Any]) -> Callable[..., Any]:
