@@ -139,6 +139,7 @@ SUPPORT = {
     "axes",
     "scan",
     "block_scan",
+    "rounding",
 }
 PEERS = {"zennit", "captum", "torchvision", "sklearn", "transformers"}
 # Who may import what an extra brings, and then in functions only.
