@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import chart, tables
+from benchmarks import chart, overview, tables
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
@@ -32,9 +32,13 @@ def render(root: Path) -> None:
     """Both pages and the chart of the repository at ``root``."""
     rows = tables.read(root / "benchmarks" / "results")
     drawn = chart.draw(rows, root / CHART) if rows else False
-    image = f"![Times faster than Zennit, and time in plain gradients]({CHART})\n\n" if drawn else ""
+    image = (
+        f"![Times faster than Zennit, and time in plain gradients, for 1, 8 and 32 targets]({CHART})\n\n"
+        if drawn
+        else ""
+    )
     between(root / "benchmarks" / "README.md", tables.detailed(rows))
-    between(root / "README.md", f"{image}{tables.short(rows)} All figures: [benchmarks](benchmarks/README.md).")
+    between(root / "README.md", f"{image}{overview.text(rows)}")
 
 
 if __name__ == "__main__":

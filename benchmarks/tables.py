@@ -85,7 +85,7 @@ class Column:
         return "–" if value is None else self.form.format(value)
 
 
-def _mebibytes(key: str) -> Callable[[Row], Any]:
+def mebibytes(key: str) -> Callable[[Row], Any]:
     return lambda row: None if row.get(key) is None else row[key] / 2**20
 
 
@@ -111,20 +111,10 @@ DETAILED = (
     Column("of a gradient", _of("share_of_gradient"), "{:.2f}"),
     Column("of the floor", _of("share_of_floor"), "{:.2f}"),
     Column("in gradients of one class", _of("times_one_gradient"), "{:.2f}"),
-    Column("peak MiB", _mebibytes("peak_bytes"), "{:.0f}"),
-    Column("over one target, MiB", _mebibytes("peak_over_one_target"), "{:.0f}"),
+    Column("peak MiB", mebibytes("peak_bytes"), "{:.0f}"),
+    Column("over one target, MiB", mebibytes("peak_over_one_target"), "{:.0f}"),
     Column("differs by", _of("error"), "{:.0e}"),
     Column("not timed, because", _of("reason"), number=False),
-)
-
-SHORT = (
-    Column("one 224×224 image", lambda r: f"{r['model']}, {r['composite']}{_products(r)}", number=False),
-    Column("targets", _of("targets")),
-    Column("neurons alive", _of("density"), "{:.2f}"),
-    Column("times faster than Zennit", _of("times_faster_than_zennit"), "{:.1f}"),
-    Column("share of a plain gradient's time", _of("share_of_gradient"), "{:.2f}"),
-    Column("peak memory, MiB", _mebibytes("peak_bytes"), "{:.0f}"),
-    Column("differs from float32 by", lambda r: r.get("error") if _products(r) else None, "{:.0e}"),
 )
 
 
@@ -153,19 +143,19 @@ def source(rows: list[Row]) -> str:
     """Which commands, machines and commits made the numbers."""
     made: dict[str, dict[str, None]] = {}
     for r in rows:
-        where = f"commit {r['commit']}, {r['machine']}, PyTorch {r['torch']}{_peers(r)}, {r['date']}"
-        made.setdefault(where, {})[f"`{r['command']}`"] = None
+        made.setdefault(place(r), {})[f"`{r['command']}`"] = None
     texts = [f"{', '.join(commands)}: {where}" for where, commands in made.items()]
     return f"Made by {'; '.join(texts)}." if texts else ""
+
+
+def place(row: Row) -> str:
+    """The commit, machine, libraries and date of one measurement."""
+    return f"commit {row['commit']}, {row['machine']}, PyTorch {row['torch']}{_peers(row)}, {row['date']}"
 
 
 def _peers(row: Row) -> str:
     names = (("zennit", "Zennit"), ("captum", "Captum"))
     return "".join(f", {name} {row[key]}" for key, name in names if row.get(key))
-
-
-def _products(row: Row) -> str:
-    return ", bfloat16" if row["provider"].endswith("/bf16") else ""
 
 
 def ours(rows: list[Row], scenario: str, provider: str = "fastlrp auto") -> list[Row]:
@@ -175,40 +165,3 @@ def ours(rows: list[Row], scenario: str, provider: str = "fastlrp auto") -> list
         if r["scenario"] == scenario and r["provider"] == provider and r["seconds_per_target"] is not None
     }  # fmt: skip
     return list(found.values())
-
-
-def short(rows: list[Row]) -> str:
-    """fastlrp beside Zennit's better way and the gradient's; a sentence for each other scenario; what made them."""
-    providers = ("fastlrp auto", "fastlrp auto/bf16")
-    usual = [r for name in providers for r in ours(rows, "targets", name) if r["size"] == 224]
-    small = [r for r in ours(rows, "small") if r.get("times_one_gradient") is not None][-1:]
-    digits = [r for r in ours(rows, "toolbox") if r.get("times_faster_than_toolbox") is not None][:1]
-    swept = [r for r in ours(rows, "sweep") if r.get("times_faster_than_toolbox") is not None][:1]
-    streamed = [r for r in ours(rows, "stream") if r["density_asked"] is None and r["targets"] > 1]
-    streamed = [streamed[0], streamed[-1]] if len(streamed) > 1 else []
-    parts = [table(SHORT, usual)] if usual else []
-    parts += [
-        "Ten classes of one 8×8 digit on a small network, forward pass included, cost "
-        f"{r['times_one_gradient']:.1f} times one forward pass and one gradient, measured in turns."
-        for r in small
-    ]
-    parts += [
-        f"Ten classes of {r['batch']} digits on the LRP Toolbox's LeNet-5: {r['times_faster_than_toolbox']:.0f} "
-        "times faster than the Toolbox's procedure (`lrp_aware`, NumPy), with its numbers."
-        for r in digits
-    ]
-    parts += [
-        f"The same under three epsilons, after one forward pass: {r['times_faster_than_toolbox']:.0f} times faster."
-        for r in swept
-    ]
-    if streamed:
-        few, many = streamed
-        over = _mebibytes("peak_over_one_target")(many)
-        memory = "" if over is None else f"; {over:.0f} MiB more memory than for one"
-        parts.append(
-            f"{many['targets']} targets of {many['model']} in a stream: {many['seconds_per_target']:.3f} s each, "
-            f"{few['targets']} of them {few['seconds_per_target']:.3f} s each{memory}."
-        )
-    if not parts:
-        return "Nothing has been measured yet: `make bench`."
-    return "\n\n".join([*parts, source([*usual, *small, *digits, *swept, *streamed])])

@@ -16,6 +16,8 @@
 #include "edge/attention.h"
 #include "edge/bits.h"
 #include "edge/conv_evenness.h"
+#include "edge/conv_few.h"
+#include "edge/conv_rest.h"
 #include "edge/conv_winograd.h"
 #include "edge/elementwise.h"
 #include "edge/marks.h"
@@ -224,6 +226,11 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("sizes"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("winograd_repair", &edge::winograd_repair, py::arg("y"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
+  m.def("conv_few_transposed", &edge::conv_few_transposed, py::arg("x"), py::arg("scale").none(true), py::arg("weight"),
+        py::arg("size"), py::arg("stride"), py::arg("padding"), release_gil());
+  m.def("conv_rest", &edge::conv_rest, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
+        py::arg("bias").none(true), py::arg("divided").none(true), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("most"), release_gil());
   m.def("winograd_pack", pack, py::arg("weight"), py::arg("turned") = false, release_gil());
   m.def("winograd_convolution", convolution, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
         py::arg("scale").none(true), py::arg("least").none(true), py::arg("padding"), py::arg("not_negative") = false,

@@ -43,6 +43,21 @@ def winograd_tells(
 def winograd_repair(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor, padding: list[int], most: float
 ) -> list[bool]: ...
+def conv_few_transposed(
+    x: Tensor, scale: Tensor | None, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
+) -> Tensor: ...
+def conv_rest(
+    whole: Tensor,
+    part: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    divided: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    most: float,
+) -> tuple[Tensor, list[bool]]: ...
 def winograd_pack(weight: Tensor, turned: bool = False) -> Tensor: ...
 def winograd_convolution(
     x: Tensor,

@@ -13,6 +13,7 @@ The product with the input's weight is one for all steps behind the walk. ``spre
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from fastlrp.aten import recurrence as composed
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.launch import Launch, matmul_precision, power_of_two
+from fastlrp.kernels.rounding import rounded
 
 _TARGETS = 16
 _BLOCK = 64
@@ -101,7 +103,7 @@ def recurrence_kernel(
                     left = tl.load(arrived + row * P + p[None, :], mask=is_target & (p < P)[None, :], other=0.0)
                     place = p.to(tl.int64)[:, None] * H + h[None, :]
                     right = tl.load(projection + place, mask=(p < P)[:, None] & is_unit[None, :], other=0.0)
-                    v += tl.dot(left, right, input_precision=PRECISION)
+                    v += tl.dot(rounded(left, PRECISION), rounded(right, PRECISION), input_precision=PRECISION)
                 flow = v * _numbers(output_scale, at * O * H, h, is_unit, 1.0)
                 out = v
                 if O == 2:
@@ -141,7 +143,7 @@ def recurrence_kernel(
                     left *= again[None, :]
                 place = j.to(tl.int64)[:, None] * P + p[None, :]
                 right = tl.load(weight + place, mask=is_there[:, None] & (p < P)[None, :], other=0.0)
-                a += tl.dot(left, right, input_precision=PRECISION)
+                a += tl.dot(rounded(left, PRECISION), rounded(right, PRECISION), input_precision=PRECISION)
             tl.store(first + row * P + p[None, :], a, mask=is_target & (p < P)[None, :])
         tl.debug_barrier()
 
@@ -214,9 +216,16 @@ def compilations(dtype: torch.dtype) -> Iterator[Compilation]:
     }
     for name, given in layers.items():
         dense = [made(B, K, T, H), *given]
-        yield _launch(dense, made(B, K, T, given[0].shape[0]), made(B, K, H), made(B, K, H)).compilation(name, False)
+        launch = _launch(dense, made(B, K, T, given[0].shape[0]), made(B, K, H), made(B, K, H))
+        yield from _in_both_precisions(launch, name)
     P, vector_p = 64, made(B, T, 64)
     dense = [made(B, K, T, P), made(H, P), vector_p, vector_p, vector, made(B, T, 1, H), None, made(B, T, 1, H), None,
              made(P, H)]  # fmt: skip
-    found = _launch(dense, made(B, K, T, H), made(B, K, P), made(B, K, H))
-    yield found.compilation("lstm with a projection", False)
+    launch = _launch(dense, made(B, K, T, H), made(B, K, P), made(B, K, H))
+    yield from _in_both_precisions(launch, "lstm with a projection")
+
+
+def _in_both_precisions(launch: Launch, name: str) -> Iterator[Compilation]:
+    for precision in ("ieee", "tf32"):
+        found = replace(launch, arguments={**launch.arguments, "PRECISION": precision})
+        yield found.compilation(f"{name}, {precision}", precision == "tf32")

@@ -72,10 +72,10 @@ ORDER = """
     rules
     plan.two_coefficients
     plan.coefficients
-    plan.late plan.input_terms plan.looked_sums
+    plan.late plan.input_terms plan.looked_sums plan.rest
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
     capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
-    plan.builder plan.passes.placing plan.layouts plan.passes.summing
+    plan.builder plan.passes.placing plan.layouts plan.passes.summing plan.few
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.path plan.packed
     plan.neck plan.infinite plan.layer_calls plan.looked
@@ -139,6 +139,7 @@ SUPPORT = {
     "axes",
     "scan",
     "block_scan",
+    "rounding",
 }
 PEERS = {"zennit", "captum", "torchvision", "sklearn", "transformers"}
 # Who may import what an extra brings, and then in functions only.

@@ -8,6 +8,7 @@
 #include "../common/parallel.h"
 #include "conv_winograd_alike.h"
 #include "conv_winograd_kernel.h"
+#include "conv_winograd_levels.h"
 
 namespace fastlrp::cpu {
 namespace {
@@ -26,26 +27,17 @@ constexpr int64_t kBlock = 2048 * 1024;
 
 int64_t along(int64_t length) { return (length + kWinogradOut - 1) / kWinogradOut; }
 
-// Where each place of all samples takes its numbers from, and the tiles of which some place is not copied.
+// Where each place of all samples takes its numbers from, and the tiles of which some place is not copied, those with
+// dark windows beside bright places several times.
 struct Order {
   std::vector<int32_t> first;
-  std::vector<int64_t> tiles;
+  std::vector<WinogradTile> tiles;
 
   explicit Order(const Winograd& p) {
-    const int64_t across = along(p.out_width), each = along(p.out_height) * across, places = p.out_height * p.out_width;
     for (int64_t sample = 0; sample < p.samples; ++sample) {
-      const std::vector<int32_t> own = winograd_alike(p, sample);
-      std::vector<char> wanted(each);
-      for (int64_t place = 0; place < places; ++place) {
-        const int64_t tile = place / p.out_width / kWinogradOut * across + place % p.out_width / kWinogradOut;
-        wanted[tile] |= own[place] == place;
-      }
-      for (int64_t tile = 0; tile < each; ++tile) {
-        if (wanted[tile]) {
-          tiles.push_back(sample * each + tile);
-        }
-      }
-      first.insert(first.end(), own.begin(), own.end());
+      const WinogradAlike alike = winograd_alike(p, sample);
+      winograd_levels(p, sample, alike, tiles);
+      first.insert(first.end(), alike.first.begin(), alike.first.end());
     }
   }
 
@@ -71,7 +63,7 @@ void winograd_convolution(const Winograd& p) {
   }
   const int64_t tiles =
       order ? static_cast<int64_t>(order->tiles.size()) : p.samples * along(p.out_height) * along(p.out_width);
-  const int64_t* list = order ? order->tiles.data() : nullptr;
+  const WinogradTile* list = order ? order->tiles.data() : nullptr;
   // Whole groups of rows of the kernel, and as equal blocks as they can be.
   const int64_t most =
       std::clamp<int64_t>(kBlock / (kWinogradParts * (p.inputs + p.outputs)) / 6 * 6, 24, kWinogradMost);
@@ -100,7 +92,7 @@ void winograd_pack(int64_t outputs, int64_t inputs, const float* weight, bool tu
   constexpr int64_t taps = kWinogradTaps, square = taps * taps;
   parallel_for(outputs, 8, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      const int64_t panel = o / kWinogradPanel * kWinogradPanel;
+      const int64_t panel = o / kPanel * kPanel;
       for (int64_t i = 0; i < inputs; ++i) {
         const float* g = weight + (turned ? i * outputs + o : o * inputs + i) * square;
         double half[kWinogradIn][taps];
@@ -117,7 +109,7 @@ void winograd_pack(int64_t outputs, int64_t inputs, const float* weight, bool tu
           for (int64_t c = 0; c < taps; ++c) {
             sum += half[part / kWinogradIn][c] * kOfWeight[part % kWinogradIn][c];
           }
-          packed[(part * outputs + panel) * inputs + i * kWinogradPanel + o - panel] = static_cast<float>(sum);
+          packed[(part * outputs + panel) * inputs + i * kPanel + o - panel] = static_cast<float>(sum);
         }
       }
     }

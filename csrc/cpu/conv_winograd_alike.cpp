@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "../common/isa.h"
 #include "../common/parallel.h"
@@ -28,20 +29,42 @@ constexpr float kDust = 0x1p-45f;
 
 FASTLRP_INLINE float size_of(float value) { return value < 0.0f ? -value : value; }
 
+// The bits of a number without its sign are in the order of sizes, and those of infinity and what is no number come
+// last. Comparisons of them are done side by side, where those of floats become branches that half of all zeros
+// mislead.
+constexpr uint32_t kSize = 0x7fffffff, kInfinite = 0x7f800000;
+
+FASTLRP_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+FASTLRP_INLINE float number_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// The largest of the sizes that lanes have seen, infinite where one is of no number.
+FASTLRP_INLINE float largest_of_lanes(const uint32_t* lanes) {
+  uint32_t most = 0;
+  for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+    most = lanes[lane] > most ? lanes[lane] : most;
+  }
+  return number_of(most < kInfinite ? most : kInfinite);
+}
+
 // The largest number of a place, infinite where one is none.
 FASTLRP_INLINE float largest_of(const float* x, int64_t channels) {
-  float lanes[kWinogradLanes] = {}, largest = 0.0f;
+  uint32_t lanes[kWinogradLanes] = {};
   for (int64_t c = 0; c < channels; c += kWinogradLanes) {
     for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
-      const float size = size_of(x[c + lane]);
-      lanes[lane] = size <= lanes[lane] ? lanes[lane] : size;
-      lanes[lane] = size <= std::numeric_limits<float>::max() ? lanes[lane] : std::numeric_limits<float>::infinity();
+      const uint32_t size = bits_of(x[c + lane]) & kSize;
+      lanes[lane] = size > lanes[lane] ? size : lanes[lane];
     }
   }
-  for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
-    largest = lanes[lane] > largest ? lanes[lane] : largest;
-  }
-  return largest;
+  return largest_of_lanes(lanes);
 }
 
 // What is dust beside it.
@@ -49,29 +72,60 @@ FASTLRP_INLINE float dust_of(float largest) {
   return largest <= std::numeric_limits<float>::max() ? largest * kDust : 0.0f;
 }
 
-// One number for all channels of a place; 0 for zeros alone, of either sign.
+FASTLRP_INLINE uint64_t joined(const uint32_t* lanes, const uint32_t* odd) {
+  uint32_t low = 0, high = 0;
+  for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+    const uint32_t mixed = lanes[lane] ^ lanes[lane] >> 16;
+    low += mixed * odd[lane];
+    high += mixed * odd[kWinogradLanes + lane];
+  }
+  return uint64_t{high} << 32 | low;
+}
+
+// One number for all channels of each place; 0 for zeros alone, of either sign.
 struct Fingerprints {
+  // Of a place that may have dust, which counts as zero.
+  FASTLRP_INLINE static uint64_t without_dust(const float* x, const uint32_t* odd, int64_t channels, float dust) {
+    uint32_t lanes[kWinogradLanes] = {};
+    for (int64_t c = 0; c < channels; c += kWinogradLanes) {
+      for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
+        const uint32_t bits = bits_of(size_of(x[c + lane]) < dust ? 0.0f : x[c + lane] + 0.0f);
+        lanes[lane] += (bits ^ bits >> 15) * odd[c + lane];
+      }
+    }
+    return joined(lanes, odd + channels);
+  }
+
   FASTLRP_INLINE static void run(const float* x, const uint32_t* odd, int64_t channels, int64_t places, uint64_t* to,
                                  float* largest) {
-    for (int64_t place = 0; place < places; ++place, x += channels) {
-      uint32_t lanes[kWinogradLanes] = {};
-      largest[place] = largest_of(x, channels);
-      const float dust = dust_of(largest[place]);
+    uint32_t least[kWinogradLanes];  // one less than the smallest size of all that are not zero
+    std::memset(least, 0xff, sizeof(least));
+    float most = 0.0f;
+    for (int64_t place = 0; place < places; ++place) {
+      const float* from = x + place * channels;
+      uint32_t lanes[kWinogradLanes] = {}, sizes[kWinogradLanes] = {};
       for (int64_t c = 0; c < channels; c += kWinogradLanes) {
         for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
-          const float value = size_of(x[c + lane]) < dust ? 0.0f : x[c + lane] + 0.0f;
-          uint32_t bits;
-          std::memcpy(&bits, &value, sizeof(bits));
+          const uint32_t bits = bits_of(from[c + lane] + 0.0f), size = bits & kSize;
           lanes[lane] += (bits ^ bits >> 15) * odd[c + lane];
+          sizes[lane] = size > sizes[lane] ? size : sizes[lane];
+          least[lane] = size - 1 < least[lane] ? size - 1 : least[lane];
         }
       }
-      uint32_t low = 0, high = 0;
-      for (int64_t lane = 0; lane < kWinogradLanes; ++lane) {
-        const uint32_t mixed = lanes[lane] ^ lanes[lane] >> 16;
-        low += mixed * odd[lane];
-        high += mixed * odd[channels + lane];
-      }
-      to[place] = uint64_t{high} << 32 | low;
+      to[place] = joined(lanes, odd + channels);
+      largest[place] = largest_of_lanes(sizes);
+      most = largest[place] > most && largest[place] <= std::numeric_limits<float>::max() ? largest[place] : most;
+    }
+    uint32_t smallest = least[0];
+    for (int64_t lane = 1; lane < kWinogradLanes; ++lane) {
+      smallest = least[lane] < smallest ? least[lane] : smallest;
+    }
+    // Dust of one place is dust beside the largest number of all. Then all places are looked at again.
+    if (smallest >= bits_of(dust_of(most))) {
+      return;
+    }
+    for (int64_t place = 0; place < places; ++place) {
+      to[place] = without_dust(x + place * channels, odd, channels, dust_of(largest[place]));
     }
   }
 };
@@ -151,7 +205,7 @@ struct Map {
 // One number for all that each place of the outputs reads.
 std::vector<uint64_t> fingerprints(Map& map) {
   const Winograd& p = map.p;
-  std::vector<uint32_t> odd(p.inputs + kWinogradLanes);
+  std::vector<uint32_t> odd(p.inputs + 2 * kWinogradLanes);
   for (size_t i = 0; i < odd.size(); ++i) {
     odd[i] = static_cast<uint32_t>(odd_number(i)) | 1;
   }
@@ -243,7 +297,7 @@ void prefer_small_tiles(const Winograd& p, const std::vector<float>& sizes, std:
 
 }  // namespace
 
-std::vector<int32_t> winograd_alike(const Winograd& p, int64_t sample) {
+WinogradAlike winograd_alike(const Winograd& p, int64_t sample) {
   Map map{p, p.x + sample * p.height * p.width * p.inputs, {}, false};
   const std::vector<uint64_t> read = fingerprints(map);
   const int64_t places = static_cast<int64_t>(read.size());
@@ -272,7 +326,7 @@ std::vector<int32_t> winograd_alike(const Winograd& p, int64_t sample) {
     }
   }
   prefer_small_tiles(p, map.largest, first);
-  return first;
+  return {std::move(map.largest), std::move(first)};
 }
 
 }  // namespace fastlrp::cpu

@@ -18,7 +18,17 @@ from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.plan.bind import bind_forward
 
-_SAME_ENTRIES = ("write", "identity", "activation", "attention_weights", "mul", "add", "normalization", "batch_norm")
+_SAME_ENTRIES = (
+    "write",
+    "identity",
+    "detached",
+    "activation",
+    "attention_weights",
+    "mul",
+    "add",
+    "normalization",
+    "batch_norm",
+)
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 
 

@@ -25,8 +25,8 @@ KIND = Kind(
     name="identity",
     operations=(
         "dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d contiguous "
-        "clone detach alias lift_fresh lift_fresh_copy to _to_copy type_as identity native_dropout "
-        "detach_copy resolve_conj resolve_neg positive"
+        "clone alias lift_fresh lift_fresh_copy to _to_copy type_as identity native_dropout "
+        "resolve_conj resolve_neg positive"
     ),
     lower=lower,
     textbook=through,

@@ -24,7 +24,7 @@ from fastlrp.reference.redistribution import vjp
 from fastlrp.stabilizer import Stabilizer
 
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
-_COPIES = {"move", "identity"}
+_COPIES = {"move", "identity", "detached"}
 _SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
 
@@ -68,6 +68,8 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing."""
     node = value.producer
+    while node is not None and node.kind == "detached":
+        node = node.sources[0].producer
     if node is not None and node.operation in _GATES:
         return True
     while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:

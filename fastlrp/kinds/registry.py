@@ -13,6 +13,7 @@ from fastlrp.kinds import (
     avg_pool,
     cat,
     chosen,
+    detached,
     embedding,
     embedding_bag,
     experts,
@@ -65,6 +66,7 @@ _ALL: tuple[Kind, ...] = (
     chosen.KIND,
     scattered.KIND,
     identity.KIND,
+    detached.KIND,
     unknown.KIND,
     unknown.SCALAR,
 )

@@ -107,11 +107,11 @@ def of_changed_weights(
 
 
 def part_coefficient(
-    b: Builder, layer: AffineLayer, flow: Flow, st: Stabilizer, zero_bias: bool, share: float, negative: bool = False
+    b: Builder, layer: AffineLayer, flow: Flow, st: Stabilizer, sums: int, share: float, negative: bool = False
 ) -> int:
-    """Slot of ``share * factor / st(P + b+)``; negative: the same of ``-W`` and ``-b``."""
-    factor, slot = b.slot_of(flow.factor), part(b, layer, zero_bias, negative, flow)
-    return pair(b, layer, "zplus", share, st.mirrored() if negative else st, [slot, slot, None, factor])[1]
+    """Slot of ``share * factor / st(P + b+)``; negative: the same of ``-W`` and ``-b``. ``sums``: slot of these."""
+    st = st.mirrored() if negative else st
+    return pair(b, layer, "zplus", share, st, [sums, sums, None, b.slot_of(flow.factor)])[1]
 
 
 def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False, flow: Flow | None = None) -> int:

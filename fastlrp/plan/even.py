@@ -32,7 +32,7 @@ _WITHOUT_KINK = {
 _JUMPS = {"sign", "sgn", "floor", "ceil", "round", "trunc", "frac", "remainder", "fmod", "threshold", "hardshrink"}
 """Activations that jump themselves."""
 
-_PLACES = {"move", "cat", "identity", "chosen"}
+_PLACES = {"move", "cat", "identity", "detached", "chosen"}
 _MEANS = {"avg_pool", "adaptive_avg_pool", "linear_map", "add"}
 _GRADIENTS = (rules.Gradient, rules.Deconvnet, rules.GuidedBackprop)
 

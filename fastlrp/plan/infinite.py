@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Graph, Value, leaves
 
-_PASS_ON = ("add", "move", "cat", "write")
+_PASS_ON = ("add", "move", "cat", "write", "detached")
 
 
 def masked_with_infinity(graph: Graph) -> list[Value]:

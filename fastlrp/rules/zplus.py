@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.coefficients import Coefficients, is_bounded, part_coefficient
+from fastlrp.plan.coefficients import Coefficients, is_bounded, part, part_coefficient
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import (
@@ -49,7 +49,8 @@ class ZPlus(TwoCoefficientRule):
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         st = Stabilizer.ensure(self.stabilizer)
-        v, bounded = part_coefficient(b, layer, flow, st, self.zero_bias, 1), is_bounded(b, layer, flow, self.zero_bias)
+        sums, bounded = part(b, layer, self.zero_bias, flow=flow), is_bounded(b, layer, flow, self.zero_bias)
+        v = part_coefficient(b, layer, flow, st, sums, 1)
         return Coefficients(None, v, layer.weight, splits=True, bounded=bounded)
 
 

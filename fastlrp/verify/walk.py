@@ -43,7 +43,7 @@ class Walker:
         rule: Any = self.rules.get(node)
         if quotient is not None:
             rule = _with_quotient(rule, LimitAt(quotient))
-        if isinstance(rule, rules.InputGradient):
+        if isinstance(rule, rules.InputGradient) and node.kind != "detached":
             return shares_through(self.walk, node, R, Stabilizer.ensure(rule.stabilizer), node.sources)
         return None if isinstance(rule, rules.Custom) else KIND[node.kind].textbook(self.walk, node, rule, R)
 

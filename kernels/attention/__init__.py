@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten import attention as composed
-from fastlrp.kernels.attention.call import TOGETHER, call_of, shape_class
+from fastlrp.kernels.attention.call import TOGETHER, Call, call_of, shape_class
 from fastlrp.kernels.attention.compilations import compiled_samples
 from fastlrp.kernels.attention.forward import forward_launch
 from fastlrp.kernels.attention.relevance import key_launch, query_launch
@@ -32,10 +32,24 @@ from fastlrp.kernels.attention.up import up_launch
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.configs import configuration
 from fastlrp.kernels.launch import matmul_precision
+from fastlrp.kernels.rounding import rounded_copy
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return matmul_precision() if dtype == torch.float32 else "ieee"
+def _call_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    cap: float,
+    E: int,
+) -> Call:
+    """The call, its operands rounded for its precision: all targets' products read them."""
+    precision = matmul_precision() if query.dtype == torch.float32 else "ieee"
+    if precision == "tf32":
+        query, key, value = rounded_copy(query), rounded_copy(key), None if value is None else rounded_copy(value)
+    return call_of(query, key, value, mask, causal, scale, cap, E, precision)
 
 
 def attention_forward(
@@ -47,10 +61,10 @@ def attention_forward(
     output, log_sum = query.new_empty(B, H, S, E), query.new_empty(B, H, S, dtype=torch.float32)
     if log_sum.numel() == 0:
         return output, log_sum
-    call = call_of(query, key, value, mask, causal, scale, cap, E, _precision(query.dtype))
     config = configuration("attention_forward", shape_class(D, E), query.device, query.dtype)
     if config.route == "library":
         return composed.attention_forward(query, key, value, mask, causal, scale, cap)
+    call = _call_of(query, key, value, mask, causal, scale, cap, E)
     with torch.cuda.device_of(query):
         forward_launch(call, config, output, log_sum).run()
     return output, log_sum
@@ -83,7 +97,7 @@ def attention_relevance(
     if rows.route == "library":
         given = (relevance, query, key, value, output, log_sum, mask, causal, scale, cap)
         return composed.attention_relevance(*given, share_query, share_key, share_value, epsilon)
-    call = call_of(query, key, value, mask, causal, scale, cap, E, _precision(query.dtype))
+    call = _call_of(query, key, value, mask, causal, scale, cap, E)
     c_query = relevance.new_empty(B, K, H, S, D)
     c_key, c_value = relevance.new_empty(B, K, G, T, D), relevance.new_empty(B, K, G, T, E)
     delta = relevance.new_empty(B, K, H, S, dtype=torch.float32)
@@ -120,7 +134,7 @@ def attention_value_relevance(
     config = configuration("attention_value", shape_class(D, E), query.device, query.dtype)
     if config.route == "library":
         return composed.attention_value_relevance(relevance, query, key, log_sum, mask, causal, scale, cap)
-    call = call_of(query, key, None, mask, causal, scale, cap, E, _precision(query.dtype))
+    call = _call_of(query, key, None, mask, causal, scale, cap, E)
     with torch.cuda.device_of(relevance):
         key_launch(call, relevance, log_sum, (0.0, 1.0), 0.0, None, None, c_value, config).run()
     return c_value
@@ -156,7 +170,7 @@ def attention_up(
     if config.route == "library":
         given = query, key, value, output, log_sum, *arriving, mask, causal, scale, cap, *shares, epsilon
         return composed.attention_up(*given)
-    call = call_of(query, key, value, mask, causal, scale, cap, E, _precision(query.dtype))
+    call = _call_of(query, key, value, mask, causal, scale, cap, E)
     with torch.cuda.device_of(query):
         up_launch(call, output, log_sum, arriving, shares, epsilon, result, config).run()
     return result

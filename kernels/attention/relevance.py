@@ -26,6 +26,7 @@ from fastlrp.kernels.attention.call import Call, strides
 from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, queries_of_program, rows, span
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch, power_of_two
+from fastlrp.kernels.rounding import rounded
 
 _NOT_SPECIALIZED = ["K", "H", "G", "S", "T", "heads_per_key"]
 
@@ -113,7 +114,7 @@ def attention_query_kernel(
         flow = rows(relevance, start, i, relevance_s, is_row, relevance_e, E, BLOCK_E)
         d = tl.sum(flow.to(tl.float32) * o, 1)
         tl.store(delta + ((b * K + k) * H + h) * S + i, d, mask=is_row)
-        flows = flows + (flow.to(value.dtype.element_ty),)
+        flows = flows + (rounded(flow.to(value.dtype.element_ty), PRECISION),)
         deltas = deltas + (d,)
         sums = sums + (tl.zeros((BLOCK_M, BLOCK_D), tl.float32),)
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
@@ -134,7 +135,8 @@ def attention_query_kernel(
         added = ()
         for t in tl.static_range(BLOCK_K):
             c_s = left * (tl.dot(flows[t], value_tile, input_precision=PRECISION) - deltas[t][:, None])
-            added = added + (tl.dot(c_s.to(key_tile.dtype), key_tile, sums[t], input_precision=PRECISION),)
+            c_s = rounded(c_s.to(key_tile.dtype), PRECISION)
+            added = added + (tl.dot(c_s, key_tile, sums[t], input_precision=PRECISION),)
         sums = added
 
     for t in tl.static_range(BLOCK_K):
@@ -254,20 +256,21 @@ def attention_key_kernel(
             u, i[None, :], j[:, None], S, T, mask, b * mask_b + h * mask_head, mask_s, mask_t, lse[None, :], cap,
             epsilon, CAUSAL, CAPPED, STABLE,
         )  # fmt: skip
-        weights = p.to(q.dtype)
+        weights = rounded(p.to(q.dtype), PRECISION)
         new_values = ()
         new_keys = ()
         for t in tl.static_range(BLOCK_K):
             k = tl.cast(first_k + t, tl.int64)
             is_row = is_query & (k < K)
             start = b * relevance_b + k * relevance_k + h * relevance_head
-            flow = rows(relevance, start, i, relevance_s, is_row, relevance_e, E, BLOCK_E).to(q.dtype)
+            flow = rows(relevance, start, i, relevance_s, is_row, relevance_e, E, BLOCK_E)
+            flow = rounded(flow.to(q.dtype), PRECISION)
             if c_value is not None:
                 new_values = new_values + (tl.dot(weights, flow, values[t], input_precision=PRECISION),)
             if c_key is not None:
                 d = tl.load(delta + ((b * K + k) * H + h) * S + i, mask=is_row, other=0.0)
                 c_p = tl.dot(value_tile, tl.trans(flow), input_precision=PRECISION)
-                c_s = (left * (c_p - d[None, :])).to(q.dtype)
+                c_s = rounded((left * (c_p - d[None, :])).to(q.dtype), PRECISION)
                 new_keys = new_keys + (tl.dot(c_s, q, keys[t], input_precision=PRECISION),)
         values = new_values
         keys = new_keys

@@ -23,6 +23,7 @@ from fastlrp.kernels.attention.relevance import at_once
 from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, queries_of_program, rows
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch
+from fastlrp.kernels.rounding import rounded
 
 _NOT_SPECIALIZED = ["K", "H", "S", "T", "heads_per_key"]
 
@@ -116,11 +117,8 @@ def attention_up_kernel(
         if up_query is not None:
             k = tl.cast(first_k + t, tl.int64)
             start = b * up_query_b + k * up_query_k + h * up_query_head
-            arriving = arriving + (
-                rows(up_query, start, i, up_query_s, is_query & (k < K), up_query_e, D, BLOCK_D).to(
-                    key.dtype.element_ty
-                ),
-            )
+            of_queries = rows(up_query, start, i, up_query_s, is_query & (k < K), up_query_e, D, BLOCK_D)
+            arriving = arriving + (rounded(of_queries.to(key.dtype.element_ty), PRECISION),)
         sums = sums + (tl.zeros((BLOCK_M, BLOCK_E), tl.float32),)
         totals = totals + (tl.zeros((BLOCK_M,), tl.float32),)
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
@@ -151,15 +149,19 @@ def attention_up_kernel(
                     scores += share_query * tl.dot(arriving[t], tl.trans(key_tile), input_precision=PRECISION)
                 if up_key is not None:
                     start = b * up_key_b + k * up_key_k + g * up_key_head
-                    of_keys = rows(up_key, start, j, up_key_t, is_key & (k < K), up_key_e, D, BLOCK_D).to(q.dtype)
+                    of_keys = rows(up_key, start, j, up_key_t, is_key & (k < K), up_key_e, D, BLOCK_D)
+                    of_keys = rounded(of_keys.to(q.dtype), PRECISION)
                     scores += share_key * tl.dot(q, tl.trans(of_keys), input_precision=PRECISION)
                 scores = scale * left * scores
                 row += tl.sum(scores, 1)
-                total = tl.dot(scores.to(value_tile.dtype), value_tile, total, input_precision=PRECISION)
+                factor = rounded(scores.to(value_tile.dtype), PRECISION)
+                total = tl.dot(factor, value_tile, total, input_precision=PRECISION)
             if up_value is not None:
                 start = b * up_value_b + k * up_value_k + g * up_value_head
-                of_values = rows(up_value, start, j, up_value_t, is_key & (k < K), up_value_e, E, BLOCK_E).to(q.dtype)
-                total = tl.dot((share_value * p).to(q.dtype), of_values, total, input_precision=PRECISION)
+                of_values = rows(up_value, start, j, up_value_t, is_key & (k < K), up_value_e, E, BLOCK_E)
+                of_values = rounded(of_values.to(q.dtype), PRECISION)
+                weights = rounded((share_value * p).to(q.dtype), PRECISION)
+                total = tl.dot(weights, of_values, total, input_precision=PRECISION)
             new_sums = new_sums + (total,)
             new_totals = new_totals + (row,)
         sums = new_sums

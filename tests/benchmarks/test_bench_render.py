@@ -53,17 +53,20 @@ def test_nothing_measured(root):
 
 def test_old_rows_are_readable(root):
     short, detailed = written(root, OLD, OLD_SMALL)
-    assert "| vgg16, epsilon_plus | 32 | 6.5 | 0.75 |" in short
+    assert (
+        "| one 224×224 image | float32, 32 targets |\n| --- | ---: |\n| vgg16, `epsilon_plus` | 6.5 (0.75) |" in short
+    )
     assert "cost 2.2 times one forward pass" in short
     assert "| vgg16 | epsilon_plus | 32 | fastlrp auto | 500 |" in detailed
-    assert "`python -m benchmarks.compare`: commit abc, M, 2 threads, PyTorch 2, 2020-01-01" in short
+    assert "commit abc, M, 2 threads, PyTorch 2, 2020-01-01." in short
+    assert "`python -m benchmarks.compare`: commit abc, M, 2 threads, PyTorch 2, 2020-01-01" in detailed
 
 
 def test_the_newest_row_wins_and_ends_the_old_ones_of_its_question(root):
     gone = {**OLD, "provider": "gradient"}
     newer = {**NEW, "times_faster_than_zennit": 14.0, "commit": "fed"}
     short, detailed = written(root, OLD, gone, NEW, newer)
-    assert "| vgg16, epsilon_plus | 32 | 0.50 | 14.0 | 0.75 | 100 |" in short
+    assert "| vgg16, `epsilon_plus` | 14.0 (0.75) |" in short
     assert "13.0" not in short + detailed
     assert "commit fed" in short
     assert "commit abc" not in short + detailed
@@ -84,8 +87,9 @@ def test_the_latest_machine_answers_and_products_of_bfloat16_are_named(root):
     later = {**NEW, "machine": "N, 1 threads", "times_faster_than_zennit": 15.0}
     narrow = {**later, "provider": "fastlrp auto/bf16", "times_faster_than_zennit": 19.0, "error": 0.003}
     short, detailed = written(root, NEW, later, narrow)
-    assert "| vgg16, epsilon_plus | 32 | 0.50 | 15.0 | 0.75 | 100 | – |" in short
-    assert "| vgg16, epsilon_plus, bfloat16 | 32 | 0.50 | 19.0 | 0.75 | 100 | 3e-03 |" in short
+    assert "| float32, 32 targets | bfloat16, 32 targets |\n| --- | ---: | ---: |" in short
+    assert "| vgg16, `epsilon_plus` | 15.0 (0.75) | 19.0 (0.75) |" in short
+    assert "Products of bfloat16 change the relevance by at most 3e-03." in short
     assert "13.0" not in short
     assert "13.0" in detailed
 
@@ -95,7 +99,22 @@ def test_rows_of_another_benchmark_lie_beside(root):
         json.dumps({"part": "choice", "seconds": {}}) + "\n"
     )
     short, _ = written(root, NEW)
-    assert "| vgg16, epsilon_plus | 32 |" in short
+    assert "| vgg16, `epsilon_plus` |" in short
+
+
+def test_one_table_has_a_column_for_each_number_of_targets(root):
+    few = {**NEW, "targets": 1, "times_faster_than_zennit": 4.0, "share_of_gradient": None}
+    other = {**NEW, "model": "resnet50", "times_faster_than_zennit": 12.0}
+    gamma = {**NEW, "composite": "epsilon_gamma_box", "times_faster_than_zennit": 50.0}
+    rare = [{**row, "density_asked": 0.25, "share_of_gradient": 0.125} for row in (NEW, other)]
+    short, _ = written(root, NEW, other, gamma, few, *rare)
+    assert "| one 224×224 image | float32, 1 target | float32, 32 targets |" in short
+    assert (
+        "| vgg16, `epsilon_plus` | 4.0 | 13.0 (0.75) |\n"
+        "| vgg16, `epsilon_gamma_box` | – | 50.0 (0.75) |\n"
+        "| resnet50, `epsilon_plus` | – | 12.0 (0.75) |" in short
+    )
+    assert "time under `epsilon_plus`: vgg16 0.12, resnet50 0.12." in short
 
 
 def test_who_was_not_timed_has_a_reason(root):

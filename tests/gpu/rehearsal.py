@@ -12,8 +12,11 @@ def take_its_place() -> None:
     Raises:
         pytest.skip.Exception: where the emulator cannot be built; it says why.
     """
-    from tests.kernels import conftest  # noqa: F401  # Mends the interpreter's products of bfloat16.
+    from triton.runtime.interpreter import InterpreterBuilder
 
+    from tests.kernels import conftest  # Mends the interpreter's products of bfloat16.
+
+    InterpreterBuilder.create_dot = conftest.cut_off(InterpreterBuilder.create_dot)
     module = emulated()
     cuda.kernels = lambda: module
     cuda.device_type = lambda: "cpu"

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_triton_*.py"]
 
+from benchmarks import precision
 from tests.fixtures import poisoned, seeded  # noqa: F401
 
 
@@ -32,6 +37,38 @@ def _products_of_bfloat16() -> None:
         return create_dot(self, value(a), value(b), *rest)
 
     InterpreterBuilder.create_dot = patched
+
+
+@pytest.fixture(autouse=True)
+def ieee() -> Iterator[None]:
+    """float32 products are float32's, if a test does not say otherwise: by default PyTorch allows TF32 in convolutions."""
+    with precision.using("float32"):
+        yield
+
+
+def cut_off(create_dot: Callable[..., Any]) -> Callable[..., Any]:
+    """TF32 products as tensor cores make them: the last 13 bits of each factor are left out."""
+    import numpy as np
+    from triton._C.libtriton import ir
+    from triton.runtime.interpreter import TensorHandle
+
+    def cut(handle: TensorHandle) -> TensorHandle:
+        return TensorHandle((handle.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), handle.dtype)
+
+    def patched(self, a, b, total, precision, *rest):
+        if precision == ir.INPUT_PRECISION.TF32 and a.data.dtype == b.data.dtype == np.float32:
+            a, b = cut(a), cut(b)
+        return create_dot(self, a, b, total, precision, *rest)
+
+    return patched
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where a test asks for it, because PyTorch allows TF32 in convolutions by default."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", cut_off(InterpreterBuilder.create_dot))
 
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:

@@ -97,5 +97,35 @@ TEST(conv_winograd_alike) {
   }
 }
 
+// Windows of dust, and of dust of dust, beside bright places are as exact as their own numbers.
+TEST(conv_winograd_levels) {
+  constexpr int64_t size = 19, inputs = 16, outputs = 16;
+  std::vector<float> x = native::mixed<float>(size * size * inputs);
+  for (int64_t at = 0; at < size * size; ++at) {
+    for (int64_t i = 0; i < inputs && at % size >= 6; ++i) {
+      x[at * inputs + i] *= at % size >= 10 ? 1e-30f : 1e-15f;
+    }
+  }
+  const std::vector<float> weight = native::mixed<float>(outputs * inputs * 9);
+  std::vector<float> packed = native::poisoned<float>(36 * outputs * inputs);
+  std::vector<float> y = native::poisoned<float>(size * size * outputs);
+  fastlrp::cpu::winograd_pack(outputs, inputs, weight.data(), false, packed.data());
+  fastlrp::cpu::winograd_convolution({1, size, size, inputs, size, size, outputs, 1, 1, x.data(), nullptr, 1,
+                                      packed.data(), nullptr, nullptr, false, y.data(), true});
+  for (int64_t at = 0; at < static_cast<int64_t>(y.size()); ++at) {
+    const int64_t o = at % outputs, column = at / outputs % size, row = at / outputs / size;
+    double sum = 0, read = 0;
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      const int64_t h = row + tap / 3 - 1, w = column + tap % 3 - 1;
+      for (int64_t i = 0; i < inputs && h >= 0 && h < size && w >= 0 && w < size; ++i) {
+        const double term = double{x[(h * size + w) * inputs + i]} * weight[(o * inputs + i) * 9 + tap];
+        sum += term;
+        read += std::abs(term);
+      }
+    }
+    CHECK_FOR(std::abs(sum - y[at]) <= 1e-3 * read, "column " + std::to_string(column));
+  }
+}
+
 // Several blocks of tiles, the last one smaller, on several threads.
 TEST(conv_winograd_in_blocks) { compare({2, 33, 31, 64, 64, 1, 1}, false, true); }

@@ -51,6 +51,16 @@ def test_scaled_lies_in_memory_as_its_coefficient():
     assert found.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_side_by_side_channels_that_are_innermost_stay_so():
+    relevance, u, v = torch.randn(1, 3, 8, 5, 6), torch.rand(1, 8, 5, 6), torch.rand(1, 8, 5, 6)
+    expected = torch.cat([reduced.scaled(relevance, u), reduced.scaled(relevance, v)], 2)
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (u, v)]
+    found = reduced.scaled_side_by_side(relevance, last, 2)
+    assert torch.equal(found, expected)
+    assert found.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(reduced.scaled_side_by_side(relevance, [u, v], 2), expected)
+
+
 @pytest.mark.parametrize(
     ("relevance", "coefficient", "error", "message"),
     [

@@ -228,3 +228,51 @@ def test_dust_in_other_channels_breaks_no_tie():
     x[:, 16:] = 1e-4 * torch.rand(1, 16, 22, 22)
     right = nn.functional.conv2d(x.double(), weight.double(), padding=1)
     assert relative_error(product(x, alike=True).double(), right) <= 4e-6
+
+
+def dusty(size: float, channels: int = 32) -> dict[str, Tensor]:
+    """A flat bright area beside places of dust: a half, stripes, and a second dust of the first's own dust."""
+    torch.manual_seed(0)
+    column, bright = torch.arange(22), torch.rand(1, channels, 1, 1).expand(1, channels, 22, 22)
+    dust, less = size * torch.rand(1, channels, 22, 22), size * size * torch.rand(1, channels, 22, 22)
+    return {
+        "half": torch.where(column < 10, bright, dust), "stripes": torch.where(column % 6 < 3, bright, dust),
+        "two": torch.where(column < 8, bright, torch.where(column < 13, dust, less)),
+    }  # fmt: skip
+
+
+def held(x: Tensor) -> Tensor:
+    """The largest size that each window reads."""
+    return nn.functional.max_pool2d(x.abs().amax(1, keepdim=True), 3, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["half", "stripes", "two"])
+@pytest.mark.parametrize("size", [1e-5, 1e-20])
+def test_dark_windows_are_as_exact_as_their_own_numbers(name, size, isa):
+    weight, x = torch.randn(48, 32, 3, 3), dusty(size)[name]
+    product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+    right = nn.functional.conv2d(x.double(), weight.double(), padding=1)
+    found = product(torch.cat([x, x.flip(3)]), alike=True)
+    errors = (found[:1].double() - right).abs().amax(1, keepdim=True) / held(x.double())
+    assert float(errors.max()) <= 1e-2  # Measured: 3e-3; of the largest number of each tile: 1e-5.
+    assert torch.equal(found[1:], product(x.flip(3), alike=True)), "a sample alone is what it is in a batch"
+
+
+@pytest.mark.parametrize("name", ["half", "stripes", "two"])
+def test_dust_breaks_no_tie_in_deeper_layers(name):
+    """A layer without bias makes dust of dust. What rounding makes of it would be ten orders of magnitude larger."""
+    torch.manual_seed(2)
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 121, 3)).eval()
+    x = dusty(1e-20)[name]
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), "epsilon_plus")(x.double(), 0)
+    assert relative_error(fastlrp.Explainer(model, "epsilon_plus")(x, 0).double(), right) <= 3e-6
+
+
+def test_what_is_not_a_number_stays_in_its_windows(isa):
+    weight, x = torch.randn(32, 32, 3, 3), torch.randn(1, 32, 22, 22)
+    product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+    x[0, 3, 5, 9], x[0, 4, 16, 2] = torch.nan, torch.inf
+    found, right = product(x, alike=True), nn.functional.conv2d(x, weight, padding=1)
+    assert torch.equal(found.isfinite(), right.isfinite())
+    assert relative_error(found[right.isfinite()], right[right.isfinite()]) <= 4e-6

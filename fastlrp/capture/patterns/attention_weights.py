@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastlrp.capture.graph import Graph, Node, Value
 
-_CARRIES = {"move", "write", "identity"}
+_CARRIES = {"move", "write", "identity", "detached"}
 """Kinds through which weights stay weights: dropout, conversions, views, what is masked out of them."""
 
 

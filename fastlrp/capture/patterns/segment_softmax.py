@@ -15,7 +15,7 @@ from torch import Tensor
 from fastlrp.capture.aggregation import segment_softmax
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 
-_CARRIES = {"move", "identity"}
+_CARRIES = {"move", "identity", "detached"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fastlrp.capture.graph import Graph, Node, Value
 
-_PASSES = ("move", "identity", "activation")
+_PASSES = ("move", "identity", "detached", "activation")
 
 
 def find_selection(graph: Graph) -> None:

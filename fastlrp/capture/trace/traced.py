@@ -18,13 +18,23 @@ from fastlrp.capture.trace.attributes import unchanged
 
 
 def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.export.ExportedProgram:
-    """``torch.export.export(model, args, strict=False)``, which leaves the model's attributes as they were."""
+    """``torch.export.export(model, args, strict=False)``, which leaves the model's attributes as they were.
+
+    Gradients are on, so that the blocks under ``torch.no_grad`` are seen; a model that is made to run without them
+    alone, since it changes its own parameters or parts of a tensor in place, is traced without.
+    """
     try:
         with unchanged(model):
-            program = torch.export.export(model, args, strict=False, **options)
+            try:
+                with torch.enable_grad():
+                    program = torch.export.export(model, args, strict=False, **options)
+            except RuntimeError as error:
+                if not _refused_by_autograd(error):
+                    raise
+                _forget(error)
+                program = torch.export.export(model, args, strict=False, **options)
     except Exception as error:
-        for mode in _modes_of_frames(error.__traceback__):
-            _forget_tensors(mode)
+        _forget(error)
         raise
     for node in program.graph.nodes:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
@@ -32,6 +42,15 @@ def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.exp
             _forget_tensors(mode)
             break
     return program
+
+
+def _refused_by_autograd(error: Exception) -> bool:
+    return any(word in str(error) for word in ("requires grad", "require grad", "view and is being modified"))
+
+
+def _forget(error: BaseException) -> None:
+    for mode in _modes_of_frames(error.__traceback__):
+        _forget_tensors(mode)
 
 
 def _modes_of_frames(traceback: TracebackType | None) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,6 +117,8 @@ class Emitter:
             return fold(fx.name, call, args, kwargs, meta, faults.random_numbers(name, c.path))
         kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
         first = args[0] if args else None
+        if kind == "detached" and not (isinstance(first, Value) and first.is_float and first.carries):
+            kind = "identity"
         if kind == "identity" and isinstance(first, Value):
             if same_dtype(fx, first):
                 self.graph.written.append(Written(name, c.path, c.module_type))
@@ -125,6 +127,18 @@ class Emitter:
         if name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(fx, args[1], self.batch):
             return args[1]
         return self.make(c, kind)
+
+    def detached(self, x: Any, fx: torch.fx.Node) -> Any:
+        """A result of a block under ``torch.no_grad``, which ``fx`` calls: from there on no gradient flows."""
+        value = x.parts if isinstance(x, Pair) else x
+        if not isinstance(value, Value) or not (value.is_float and value.carries):
+            return x
+        call, of = torch.ops.aten.detach.default, value.producer
+        path, type_ = ("", None) if of is None else (of.path, of.module_type)
+        made = self.make(
+            Call(fx, "detach", call, (value,), {}, call, path, type_, value.shape, value.dtype), "detached"
+        )
+        return replace(x, parts=made) if isinstance(x, Pair) else made
 
     def _recurrent(self, c: Call) -> Any:
         """The results of a recurrent layer or cell, of which each layer and direction becomes a node."""

@@ -165,7 +165,9 @@ class Translator:
             self.memory.add(hole)
             if isinstance(operand, torch.fx.Node) and hole.name != operand.name:
                 self.memory.views[hole.name] = View(operand.name, "", None, (), {})
-        self.env[fx.name] = tuple(self._follow(graph.graph, graph))
+        found = self._follow(graph.graph, graph)
+        stops = name == "wrap_with_set_grad_enabled" and not fx.args[0]
+        self.env[fx.name] = tuple(self.emitter.detached(v, fx) for v in found) if stops else tuple(found)
 
     # Memory that several values share
 
@@ -221,6 +223,8 @@ class Translator:
             and new.shape == base.shape
         ):
             return new  # The whole axis was sliced.
+        if view.name == "detach":
+            return new
         assert view.call is not None
         args = (base, new, *view.rest)
         return self.emitter.emit(

@@ -1,0 +1,30 @@
+// Sums of one sign of a convolution as what is left of others: N = P - z, where z = P - N is its output.
+#pragma once
+
+#include <cstdint>
+
+namespace fastlrp::cpu {
+
+// Maps have their channels innermost. Sizes of two axes are (rows, columns).
+struct ConvRest {
+  int64_t samples, inputs, outputs;
+  int64_t size[2], out_size[2];  // of x, (N, H, W, Ci), and of y, (N, H', W', Co)
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  const float* x;
+  const float* weight;   // (Co, *kernel, Ci): that of the sums y
+  const float* bias;     // null, or (Co): of y
+  const float* whole;    // z, (N, H', W', Co)
+  const float* part;     // P, as large
+  const float* divided;  // null, or what is divided by y, as large; zero where y is not read
+  float most;
+  float* y;
+};
+
+// y = part - whole, the difference of two sums, loses digits where it is much smaller than these. Where `whole`, or the
+// size of `divided`, is more than `most` times y it is made again as a plain sum, unless `divided`, or without it
+// `whole`, is zero there. Where that are more than one in kRestAgain of a sample's, kept[n] is false and its y are not
+// to be read.
+constexpr int64_t kRestAgain = 32;
+void conv_rest(const ConvRest& p, bool* kept);
+
+}  // namespace fastlrp::cpu

@@ -1,0 +1,88 @@
+"""``detach`` and ``torch.no_grad`` in a forward pass: a gradient ends there, relevance is that of the function."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlrp
+from fastlrp import composites, groups, rules
+
+F64 = torch.float64
+
+
+class Cut(nn.Module):
+    """A gate, a residual, a block and a copy that are cut off, or the same function with nothing cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.below, self.above, self.cut = nn.Linear(4, 5), nn.Linear(5, 3), True
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.below(x)
+        stop: Any = torch.Tensor.detach if self.cut else lambda t: t
+        with torch.set_grad_enabled(not self.cut):
+            scale, twice = h.relu() * 2, h.tanh()
+        copied = h.clone()
+        copied = copied.detach_() if self.cut else copied
+        return self.above(h * stop(h.sigmoid()) + stop(h) + scale * h + twice + 0.3 * copied + h)
+
+
+def _derivative(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    scores = model(x).sum(0)
+    return torch.stack([torch.autograd.grad(score, x, retain_graph=True)[0] for score in scores], 1)
+
+
+def test_a_gradient_ends_there() -> None:
+    model, x = Cut(), torch.randn(2, 4, dtype=F64)
+    with fastlrp.Explainer(model, "gradient").forward(x) as record:
+        down = record.relevance("all", initial="one")
+        up = record.relevance("all", initial="one", groups=groups.features(range(4)), direction="up")
+    torch.testing.assert_close(down, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(up, down, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "attnlrp", "cp_lrp", "gamma"])
+def test_relevance_is_that_of_the_function(composite: str) -> None:
+    model, x = Cut(), torch.randn(2, 4, dtype=F64)
+    whole = copy.deepcopy(model)
+    whole.cut = False
+    explainer = fastlrp.Explainer(model, composite)
+    expected = fastlrp.Explainer(whole, composite)(x, "all")
+    torch.testing.assert_close(explainer(x, "all"), expected, rtol=1e-12, atol=1e-12)
+    assert explainer.verify(x, "all").ok
+
+
+def test_a_composite_may_end_relevance_there() -> None:
+    model, x = Cut(), torch.randn(2, 4, dtype=F64)
+    composite = composites.attnlrp().with_entries((composites.kind("detached"), rules.Gradient()))
+    explainer = fastlrp.Explainer(model, composite)
+    h = model.below(x)
+    h_times = h.sigmoid() + h.relu() + 1  # Of the product with the block under no_grad half stays there.
+    upper = model.above.weight @ torch.diag_embed(h_times)
+    expected = x.unsqueeze(1) * (upper @ model.below.weight)
+    torch.testing.assert_close(explainer(x, "all"), expected.detach(), rtol=1e-12, atol=1e-12)
+    report = explainer.verify(x, "all")
+    assert report.ok
+    assert abs(report.kept["unexplained"]) < 1e-9
+
+
+class OfParts(nn.Module):
+    """Writes into one part of a chunk, which PyTorch allows where it records no gradients alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (2 * x).chunk(2, 1)
+        first.mul_(3)
+        return first - second
+
+
+def test_models_that_run_without_gradients_alone() -> None:
+    x = torch.tensor([[1.0, 2.0]], dtype=F64)
+    assert fastlrp.explain(OfParts().eval(), x, 0, "epsilon").flatten().tolist() == pytest.approx([6.0, -4.0], rel=1e-4)

@@ -1,0 +1,127 @@
+"""What lowers outputs as what raises them less these: as exact as sums of their own, and fewer products."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+import fastlrp
+from fastlrp import composites, rules
+from fastlrp.backends.extension import loaded
+from fastlrp.plan import packed, rest
+from fastlrp.plan.packed import Packed
+from tests.reference.cases import relative_error
+
+C = loaded()
+pytestmark = pytest.mark.skipif(packed._operations() is None, reason="a PyTorch without oneDNN")
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "dilation"),
+    [((96, 20), (3, 3), [1, 1], [1, 1], [1, 1]), ((70, 19), (1, 1), [2, 1], [0, 0], [1, 1]),
+     ((80, 33), (3, 2), [2, 1], [2, 0], [1, 3])],
+    ids=str,
+)  # fmt: skip
+def test_a_rest_keeps_its_digits(channels, kernel, stride, padding, dilation, isa):
+    """Negative sums, among them some far smaller than the output and some that are zero."""
+    torch.manual_seed(0)
+    outputs, inputs = channels
+    x, weight = torch.rand(3, inputs, 9, 12), torch.randn(outputs, inputs, *kernel)
+    weight[1], weight[2] = weight[1].abs(), torch.where(weight[2] < 0, 1e-6, 1) * weight[2]
+    x[1, :, :, 5:] = 0
+    bias = torch.randn(outputs)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    z = conv2d(x, weight, bias, **geometry)
+    part = conv2d(x, weight.clamp(min=0), bias.clamp(min=0), **geometry)
+    below, shift = (-weight).clamp(min=0), (-bias).clamp(min=0)
+    right = conv2d(x.double(), below.double(), shift.double(), **geometry)
+
+    def found(divided: Tensor | None = None, most: float = 8.0, rows: slice = slice(None)) -> tuple[Tensor, list[bool]]:
+        above = None if divided is None else divided[rows]
+        return C.conv_rest(z[rows], part[rows], x[rows], below, shift, above, *geometry.values(), most)
+
+    y, kept = found()
+    good = torch.tensor(kept)
+    assert good[0]
+    error = (y - right).abs() / torch.where(right > 0, right, 1)
+    assert error[good].max() <= 2e-5
+    assert bool((y[good][right[good] == 0] == 0).all()), "where nothing lowers an output it is exactly zero"
+    assert relative_error(found(most=torch.inf)[0][:, 2].double(), right[:, 2]) > 1e-5, "digits that cancel"
+    for row in range(3):
+        alone, is_kept = found(rows=slice(row, row + 1))
+        assert is_kept == kept[row : row + 1]
+        assert not is_kept[0] or torch.equal(alone, y[row : row + 1])
+    divided = torch.zeros_like(z)
+    assert torch.equal(found(divided)[0], part - z), "nothing is divided: no sum is made again"
+    divided[0, 0, 0, 0] = -1e9
+    assert found(divided)[0][0, 0, 0, 0] == pytest.approx(float(right[0, 0, 0, 0]), rel=1e-6)
+    assert found(torch.full_like(z, 1e9))[1] == [False] * 3, "all of them are small"
+
+
+def test_arguments_of_a_rest_are_checked():
+    x, weight = torch.rand(1, 4, 5, 5), torch.rand(3, 4, 3, 3)
+    maps = torch.rand(1, 3, 3, 3)
+    given = {"whole": maps, "part": maps, "x": x, "weight": weight, "bias": None, "divided": None, "stride": [1, 1],
+             "padding": [0, 0], "dilation": [1, 1], "most": 8.0}  # fmt: skip
+    assert C.conv_rest(**given)[0].shape == maps.shape
+    for words, change in {
+        "whole must have": {"whole": maps[:, :2]},
+        "part must have": {"part": maps[..., 1:]},
+        "divided must have": {"divided": maps[:, :2]},
+        "weight must have shape": {"weight": weight[:, :2]},
+        "bias must have": {"bias": torch.rand(2)},
+        "stride": {"stride": [0, 1]},
+        "x must have shape": {"x": x[0]},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            C.conv_rest(**(given | change))
+
+
+class Branches(nn.Module):
+    """A residual sum, a stride, a kernel of one pixel, and outputs that next to nothing lowers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Conv2d(32, 64, 3, 2, 1), nn.Conv2d(64, 64, 3, padding=1)
+        self.third, self.head = nn.Conv2d(64, 64, 1), nn.Linear(64, 4)
+        for layer in (self.second, self.third):
+            weight = layer.weight.data[::64]
+            weight[:] = torch.where(weight < 0, 1e-5, 1) * weight
+            layer.bias.data[::64] = 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(torch.relu(x)))
+        x = torch.relu(x + self.third(torch.relu(self.second(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("alpha", [2.0, 1.0, 0.5, 0.0])
+def test_alpha_beta_saves_a_product_and_loses_no_digit(alpha, monkeypatch):
+    monkeypatch.setattr(packed, "LEAST_WORK", 1)
+    model, x = Branches().eval(), torch.rand(2, 32, 24, 24)
+    composite = composites.uniform(rules.AlphaBeta(alpha, alpha - 1))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
+
+    def explained(**options) -> tuple[Tensor, int]:
+        explainer = fastlrp.Explainer(copy.deepcopy(model), composite, **options)
+        explainer(x[:1], 0)
+        products, plain = [], Packed.__call__
+        with monkeypatch.context() as patch:
+            patch.setattr(Packed, "__call__", lambda self, *given: products.append(self) or plain(self, *given))
+            explainer.forward(x)
+        return explainer(x, [0, 1]), len(products)
+
+    found, products = explained(paths="dense")
+    _, all_products = explained(paths="dense", precision="float32")
+    assert relative_error(found.double(), right) <= 1e-6  # Measured: 4e-7.
+    assert all_products - products >= (3 if alpha not in (0, 1) else 0)
+    alone = fastlrp.Explainer(copy.deepcopy(model), composite, paths="dense")(x[1:], [0, 1])
+    assert relative_error(found[1:], alone) <= 1e-6
+    if alpha == 2:
+        monkeypatch.setattr(rest, "MOST_SHARE", 1e30)
+        assert relative_error(explained(paths="dense")[0].double(), right) > 1e-4  # Measured: 2e-3, and 4e-7 above.
