@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,52 +92,102 @@ def add_step(
     Args:
         share: slot of what the arriving register is multiplied with, None for 1. log_sum: slot of the log-sum-exps.
     """
-    uniform, epsilon, y = sharing.shares is not None, sharing.epsilon, operands.output
-    shares = sharing.shares or (0.0, 0.0, 1.0)
-    attention = b.operation("attention_relevance" if uniform else "attention_value_relevance")
-    attention_into = b.operation_into("attention_relevance") if uniform else None
-    upward = b.operation("attention_up", noted=False)
-    targets = operands.values if uniform else operands.values[2:]
-    numbers = operands.causal, operands.scale, operands.cap
+    uniform, y = sharing.shares is not None, operands.output
+    step = _AttentionStep(
+        operands,
+        sharing,
+        b.operation("attention_relevance" if uniform else "attention_value_relevance"),
+        b.operation_into("attention_relevance") if uniform else None,
+        b.operation("attention_up", noted=False),
+    )
+    slots, numels = [share, y.index, log_sum, *operands.slots], [x.numel for x in step.targets]
+    work = (5 if uniform else 1) * 2 * y.numel * operands.keys
+    return b.step_with_results(
+        step.down, [flow.register], slots, numels, work, up=step.up, up_from=step.up_from,
+        into=step.down_into if step.relevance_into is not None and _lies_by_heads(operands) else None,
+    )  # fmt: skip
 
-    def relevance_of_operands(
-        f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor, *tensors: Tensor
+
+@dataclass(frozen=True)
+class _AttentionStep:
+    """The step's functions, which take the arriving register and the slots ``share, output, log_sum, *operands.slots``.
+
+    Attributes:
+        relevance: the operation, of all operands or of the value alone. relevance_into: the same into given memory,
+            None where no backend has it. upward: the way up of both.
+    """
+
+    operands: Operands
+    sharing: Sharing
+    relevance: Callable[..., Any]
+    relevance_into: Callable[..., Any] | None
+    upward: Callable[..., Tensor]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether queries and keys take a share too."""
+        return self.sharing.shares is not None
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        return self.sharing.shares or (0.0, 0.0, 1.0)
+
+    @property
+    def targets(self) -> tuple[Value, ...]:
+        """What relevance goes to."""
+        return self.operands.values if self.uniform else self.operands.values[2:]
+
+    @property
+    def numbers(self) -> tuple[bool, float, float]:
+        return self.operands.causal, self.operands.scale, self.operands.cap
+
+    def down(
+        self, f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
+        """Relevance per unit of each target."""
+        operands, numbers, epsilon = self.operands, self.numbers, self.sharing.epsilon
         g = operands.wide(f if share is None else multiply(f, share))
         q, k, v, mask = operands.of(tensors)
         mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, g)
         found: tuple[Tensor, ...]
-        if uniform:
-            found = attention(g, q, k, v, heads_in_one_axis(output), log_sum, mask, *numbers, *shares, epsilon)
+        if self.uniform:
+            o = heads_in_one_axis(output)
+            found = self.relevance(g, q, k, v, o, log_sum, mask, *numbers, *self.shares, epsilon)
             found = found[0], operands.key_rows(found[1]), found[2]
         else:
-            found = (attention(g, q, k, log_sum, mask, *numbers),)
-        return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, targets, strict=True))
+            found = (self.relevance(g, q, k, log_sum, mask, *numbers),)
+        return tuple(c.reshape(*f.shape[:2], *x.sizes) for c, x in zip(found, self.targets, strict=True))
 
-    def into(
-        rooms: Rooms, times: Sequence[float], f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor,
+    def down_into(
+        self, rooms: Rooms, times: Sequence[float], f: Tensor, share: Tensor | None, output: Tensor, log_sum: Tensor,
         *tensors: Tensor,
     ) -> Any:  # fmt: skip
+        """The same, written to where the step below reads it."""
+
         def write(times: Sequence[float], c_q: Tensor, c_k: Tensor, c_v: Tensor, g: Tensor, *rest: Any) -> None:
             q, k, v, output, log_sum, mask = rest
-            mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, g)
-            assert attention_into is not None
-            own = [share * number for share, number in zip(shares, times, strict=True)]
-            attention_into(c_q, c_k, c_v, g, q, k, v, output, log_sum, mask, *numbers, *own, epsilon)
+            mask, log_sum = told_apart(q, k, mask, *self.numbers, log_sum, g)
+            assert self.relevance_into is not None
+            own = [share * number for share, number in zip(self.shares, times, strict=True)]
+            self.relevance_into(
+                c_q, c_k, c_v, g, q, k, v, output, log_sum, mask, *self.numbers, *own, self.sharing.epsilon
+            )
 
         g = f if share is None else multiply(f, share)
-        q, k, v, mask = operands.apart(tensors)
-        return write_results(rooms, times, g, (q, k, v, output), log_sum, mask, operands.key_rows, write)
+        q, k, v, mask = self.operands.apart(tensors)
+        return write_results(rooms, times, g, (q, k, v, output), log_sum, mask, self.operands.key_rows, write)
 
-    def up(*operands_of_step: Any) -> Tensor:
-        found = up_from(None, *operands_of_step)
+    def up(self, *given: Any) -> Tensor:
+        """The transpose of :meth:`down`: cotangents of the targets, then the slots."""
+        found = self.up_from(None, *given)
         assert found is not None
         return found
 
-    def up_from(first: int | None, *operands_of_step: Any) -> Tensor | None:
-        count = len(targets)
-        arriving, (share, output, log_sum, *tensors) = operands_of_step[:count], operands_of_step[count:]
-        if uniform and arriving[1] is not None:
+    def up_from(self, first: int | None, *given: Any) -> Tensor | None:
+        """The same from a position on, before which all cotangents are zero; None without causal order."""
+        operands, count = self.operands, len(self.targets)
+        arriving, (share, output, log_sum, *tensors) = given[:count], given[count:]
+        if self.uniform and arriving[1] is not None:
             arriving = arriving[0], operands.key_rows(arriving[1]), arriving[2]
         wide = [None if t is None else operands.wide(t) for t in arriving]
         q, k, v, mask = operands.of(tuple(tensors))
@@ -145,24 +195,17 @@ def add_step(
             causal = operands.causal or hides_later(mask, q.shape[2], k.shape[2])
             if not causal or q.shape[2] != k.shape[2]:
                 return None
-        mask, log_sum = told_apart(q, k, mask, *numbers, log_sum, None)
-        each = (wide[0], wide[1], wide[2]) if uniform else (None, None, wide[0])
+        mask, log_sum = told_apart(q, k, mask, *self.numbers, log_sum, None)
+        each = (wide[0], wide[1], wide[2]) if self.uniform else (None, None, wide[0])
         fixed = q, k, v, heads_in_one_axis(output), log_sum
         if first is None:
-            found = upward(*fixed, *each, mask, *numbers, *shares, epsilon)
+            found = self.upward(*fixed, *each, mask, *self.numbers, *self.shares, self.sharing.epsilon)
         else:  # Under causal order and on a CPU alone.
-            found = attention_up(each, *fixed, mask, *numbers, shares, epsilon, first)
-        found = found.reshape(*found.shape[:2], *y.sizes[:-2], *found.shape[-2:])
+            found = attention_up(each, *fixed, mask, *self.numbers, self.shares, self.sharing.epsilon, first)
+        found = found.reshape(*found.shape[:2], *operands.output.sizes[:-2], *found.shape[-2:])
         if share is None:
             return found
         return multiply(found, share if first is None else share.narrow(-2, first, found.shape[-2]))
-
-    slots, numels = [share, y.index, log_sum, *operands.slots], [x.numel for x in targets]
-    work = (5 if uniform else 1) * 2 * y.numel * operands.keys
-    return b.step_with_results(
-        relevance_of_operands, [flow.register], slots, numels, work, up=up, up_from=up_from,
-        into=into if attention_into is not None and _lies_by_heads(operands) else None,
-    )  # fmt: skip
 
 
 def _lies_by_heads(operands: Operands) -> bool:

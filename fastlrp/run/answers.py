@@ -131,28 +131,46 @@ class Answers:
             name: Result(name, value, self.batch, count, reduce, destination(out, name, names), len(names) == 1)
             for name, value in names.items()
         }
-        wanted = tuple(dict.fromkeys(names.values()))
+        self._fill(results, names, state, asked, range(start, start + count), reduce, bar)
+        given = {name: result.finish() for name, result in results.items()}
+        if layers is not None:
+            inputs = {name: given.pop(name) for name in input_values(self.plan, self.inputs)}
+            given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+            return given
+        return self.inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
+
+    def _fill(
+        self,
+        results: dict[str, Result],
+        names: dict[str, Value],
+        state: list[Any],
+        asked: Targets,
+        chosen: range,
+        reduce: str | None,
+        bar: Progress | None,
+    ) -> None:
+        """Bring the chosen targets down, block by block, and write what arrives at the values into the results."""
+        count, wanted = len(chosen), tuple(dict.fromkeys(names.values()))
         budget = self._budget_of(asked)
         budget.check(names, reduce)
+        by_value: dict[Value, list[Result]] = {}
+        for result in results.values():
+            by_value.setdefault(result.value, []).append(result)
+
+        def sink(
+            value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...], rows: Rows | None = None
+        ) -> None:
+            for result in by_value[value]:
+                result.write(first, register, factors, rows)
+            if bar is not None and value is wanted[-1] and (rows is None or rows.last):
+                bar.reach(first + register.shape[1])
+
         with Computing(self.plan.work * self.batch * count, self.plan.device):
             state, schedule, ways = self._steps(state, names, asked.count, reduce)
             steps, block = budget.block(count, names, reduce, schedule, ways[0].found)
-            by_value: dict[Value, list[Result]] = {}
-            last = wanted[-1]
-            for result in results.values():
-                by_value.setdefault(result.value, []).append(result)
-
-            def sink(
-                value: Value, first: int, register: Tensor, factors: tuple[Tensor, ...], rows: Rows | None = None
-            ) -> None:
-                for result in by_value[value]:
-                    result.write(first, register, factors, rows)
-                if bar is not None and value is last and (rows is None or rows.last):
-                    bar.reach(first + register.shape[1])
-
             for first in range(0, count, block):
                 length = min(block, count - first)
-                initial = asked.block(start + first, length, one_hot=self.plan.takes_one_hot)
+                initial = asked.block(chosen.start + first, length, one_hot=self.plan.takes_one_hot)
                 neck = runner.neck(self.plan, schedule, wanted, length) if self.max_memory is None else None
                 if neck is not None:
                     self._by_basis(joined(state), initial, schedule, neck, sink, by_value)
@@ -163,13 +181,7 @@ class Answers:
                     into = sink if rows is None else partial(sink, rows=rows)
                     runner.propagate(self.plan, way.state, some, own, into, first)
             if self.looks_for_nan and not all(result.is_finite() for result in results.values()):
-                raise NotFiniteError(self._why_not_finite(state, asked, start, count))
-        given = {name: result.finish() for name, result in results.items()}
-        if layers is not None:
-            inputs = {name: given.pop(name) for name in input_values(self.plan, self.inputs)}
-            given["input"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
-            return given
-        return self.inputs.like(list(given.values()), [v in self.plan.flows for v in self.plan.graph.inputs])
+                raise NotFiniteError(self._why_not_finite(state, asked, chosen.start, count))
 
     def _settled(self, count: int, reduce: str | None) -> Settled | None:
         """The way down to the one input, if it is the same for all numbers; see :mod:`fastlrp.run.settled`."""

@@ -59,7 +59,7 @@ one of an AMD EPYC."""
 _SPARSE_GAIN = {"amx": (2.5, 1.5), "avx512_bf16": (1.65, 1.9)}
 """The same for alive neurons, of more than one vector of targets and of one: by AVX512-BF16 on an AMD EPYC; by AMX
 only estimated, by llvm-mca for Sapphire Rapids: 1.6 to 4 and 1.2 to 3 at densities from 0.2 to 0.5, as
-docs/performance.md shows. By software they are never worth it."""
+docs/bfloat16.md shows. By software they are never worth it."""
 
 
 class RatesError(ValueError):
