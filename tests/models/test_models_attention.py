@@ -147,8 +147,8 @@ def test_equals_autograd(name):
 @pytest.mark.parametrize("width", [2, 3])
 @pytest.mark.parametrize(
     ("dtype", "number", "tolerance"),
-    [(torch.float64, -1e9, 1e-6), (torch.float64, -1e15, 1e-9), (torch.float64, -1e30, 1e-9), (torch.float32, -1e4, 1e-3),
-     (torch.float32, -1e9, 1e-5), (torch.float32, -1e20, 1e-5)],
+    [(torch.float64, -1e9, 1e-6), (torch.float64, -1e15, 1e-9), (torch.float64, -1e30, 1e-9),
+     (torch.float32, -1e4, 1e-3), (torch.float32, -1e9, 1e-5), (torch.float32, -1e20, 1e-5)],
 )  # fmt: skip
 def test_rows_that_are_masked_everywhere_by_a_large_number(dtype, number, tolerance, width):
     """Their log-sum-exps lose the logarithm of their number of keys, or a part of it."""
