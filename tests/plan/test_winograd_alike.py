@@ -268,6 +268,19 @@ def test_dust_in_other_channels_breaks_no_tie():
     assert relative_error(product(x, alike=True).double(), right) <= 4e-6
 
 
+def test_dust_of_a_window_may_stand_in_a_place_that_is_none():
+    """A dim place with numbers of which neither it nor a plain sum with its bright neighbours has a digit."""
+    torch.manual_seed(0)
+    bright, dim = torch.rand(1, 32, 1, 1), 1e-10 * torch.rand(1, 32, 22, 1)[:, :, :1]
+    dim = torch.where(torch.arange(32).view(-1, 1, 1) < 16, dim, 1e-18 * torch.rand(1, 32, 22, 22))
+    x = torch.where(torch.arange(22) < 13, bright, dim)
+    product = winograd.Winograd(
+        lambda: torch.randn(32, 32, 3, 3), ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    )
+    edge = product(x, alike=True)[0, :, 1:-1, 11:13]
+    assert torch.equal(edge, edge[:, :1].expand_as(edge))
+
+
 def dusty(size: float, channels: int = 32) -> dict[str, Tensor]:
     """A flat bright area beside places of dust: a half, stripes, and a second dust of the first's own dust."""
     torch.manual_seed(0)
