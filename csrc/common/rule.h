@@ -17,7 +17,7 @@ template <class T, class A>
 struct CoefficientsOf {
   const T* z;         // read by epsilon and gamma
   const T* positive;  // P + b+; read by all but epsilon
-  const T* negative;  // N + b-; read by gamma
+  const T* negative;  // N + b-; read by gamma; null, on the CPU: z - positive
   const T* factor;    // or null for 1
   T* u;               // written by all but zplus
   T* v;               // written by all but epsilon

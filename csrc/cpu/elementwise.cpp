@@ -22,7 +22,7 @@ FASTLRP_INLINE T quotient(T numerator, T denominator) {
   return denominator == T(0) ? T(0) : q;
 }
 
-template <class T, Rule rule, bool has_factor>
+template <class T, Rule rule, bool has_factor, bool has_negative>
 struct Sweep {
   FASTLRP_INLINE static void run(const Coefficients<T>* p, int64_t begin, int64_t end) {
     const T* __restrict z = p->z, * __restrict positive = p->positive, * __restrict negative = p->negative;
@@ -38,7 +38,7 @@ struct Sweep {
         const T q = alpha * quotient(f, stabilized(positive[i], epsilon));
         v[i] = f == T(0) ? T(0) : q;
       } else {
-        const T zi = z[i], pi = positive[i], ni = negative[i];
+        const T zi = z[i], pi = positive[i], ni = has_negative ? negative[i] : zi - pi;
         const bool up = zi > T(0);
         const T q = quotient(f, stabilized(zi + alpha * (up ? pi : ni), epsilon));
         const bool none = f == T(0) || zi == T(0);
@@ -49,13 +49,13 @@ struct Sweep {
   }
 };
 
-template <class T, Rule rule>
+template <class T, Rule rule, bool has_negative = true>
 void sweep(const Coefficients<T>& p) {
   parallel_for(p.count, kGrain, [&p](int64_t begin, int64_t end) {
     if (p.factor != nullptr) {
-      run_best<Sweep<T, rule, true>>(&p, begin, end);
+      run_best<Sweep<T, rule, true, has_negative>>(&p, begin, end);
     } else {
-      run_best<Sweep<T, rule, false>>(&p, begin, end);
+      run_best<Sweep<T, rule, false, has_negative>>(&p, begin, end);
     }
   });
 }
@@ -80,7 +80,7 @@ void elementwise_coefficients(Rule rule, const Coefficients<T>& p) {
     case Rule::zplus:
       return sweep<T, Rule::zplus>(p);
     case Rule::gamma:
-      return sweep<T, Rule::gamma>(p);
+      return p.negative == nullptr ? sweep<T, Rule::gamma, false>(p) : sweep<T, Rule::gamma>(p);
   }
 }
 

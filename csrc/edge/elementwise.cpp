@@ -13,7 +13,7 @@ CoefficientTensors elementwise_coefficients(const Tensor& z, const OptionalTenso
                                             const std::string& rule, double alpha, double epsilon) {
   CoefficientArguments a({kCpu, "elementwise_coefficients"}, z, rule);
   a.z = a.z.is_non_overlapping_and_dense() ? a.z : a.z.contiguous();
-  a.take(positive, negative);
+  a.take(positive, negative, true);
   const Tensor factor = a.like_z("factor", factor_, factor_.has_value());
   for (const OptionalTensor& made : {a.u, a.v}) {
     if (made.has_value()) {

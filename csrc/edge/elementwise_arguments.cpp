@@ -24,9 +24,11 @@ CoefficientArguments::CoefficientArguments(const Check& check_, const Tensor& z_
   z = z_.resolve_neg();
 }
 
-void CoefficientArguments::take(const OptionalTensor& positive_, const OptionalTensor& negative_) {
+void CoefficientArguments::take(const OptionalTensor& positive_, const OptionalTensor& negative_, bool subtracts) {
   positive = like_z("positive", positive_, rule != Rule::epsilon);
-  negative = like_z("negative", negative_, rule == Rule::gamma);
+  if (negative_.has_value() || !subtracts) {
+    negative = like_z("negative", negative_, rule == Rule::gamma);
+  }
   if (rule != Rule::zplus) {
     u = empty_strided(z.sizes(), z.strides(), z);
   }

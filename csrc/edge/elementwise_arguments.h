@@ -19,7 +19,8 @@ struct CoefficientArguments {
 
   CoefficientArguments(const Check& check, const Tensor& z, const std::string& rule);
 
-  void take(const OptionalTensor& positive, const OptionalTensor& negative);
+  // subtracts: whether the kernel takes z - positive where negative is not given.
+  void take(const OptionalTensor& positive, const OptionalTensor& negative, bool subtracts = false);
   Tensor like_z(const char* argument, const OptionalTensor& tensor, bool needed) const;
 };
 

@@ -164,6 +164,15 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     return b.cache(positive_sum, [*ins, divided], layer.y.numel, key=key)
 
 
+def subtracts_itself(b: Builder, stabilizer: Stabilizer) -> bool:
+    """Whether the kernel of gamma's coefficients takes ``z - positive`` where no negative sums are given.
+
+    Otherwise it reads and writes six maps, and the difference three more.
+    """
+    full = b.dtype in (torch.float32, torch.float64)
+    return full and stabilizer.is_absolute and b.backend_of("elementwise_coefficients") == "cpu"
+
+
 def pair(
     b: Builder,
     layer: AffineLayer,
@@ -201,7 +210,7 @@ def pair(
         is_map = layer.node.kind == "conv" and len(layer.y.shape) == 4 and b.device.type in ("cpu", "cuda")
         coefficients = layer_calls.coefficients(op, missing, (rule, alpha, epsilon), is_map)
     swept = None
-    if stabilizer.is_absolute and not narrow:
+    if stabilizer.is_absolute and not narrow and (rule != "gamma" or slots[2] is not None):
         swept = SweepPart("coefficients", (rule, alpha, stabilizer.epsilon), tuple(slots))
     first = b.cache(coefficients, present, layer.y.numel, outs=2, part=swept)
     if rule in ("epsilon", "zplus"):

@@ -17,6 +17,7 @@ from fastlrp.plan.coefficients import (
     output_slot,
     pair,
     part,
+    subtracts_itself,
 )
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Flow
@@ -87,8 +88,8 @@ class Gamma(TwoCoefficientRule):
         factor, z = b.slot_of(flow.factor), output_slot(b, layer, self.zero_bias)
         positive = part(b, layer, self.zero_bias, flow=flow)
         # N + b-, read only where z < 0: there it is the sum of two negative numbers, and no digits cancel.
-        negative = b.cache(torch.sub, [z, positive], layer.y.numel)
         st = Stabilizer.ensure(self.stabilizer)
+        negative = None if subtracts_itself(b, st) else b.cache(torch.sub, [z, positive], layer.y.numel)
         u, v = pair(b, layer, "gamma", self.gamma, st, [z, positive, negative, factor])
         return Coefficients(u, v, layer.weight, splits=True, gamma=self.gamma)
 
