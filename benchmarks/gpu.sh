@@ -82,8 +82,14 @@ venv=${FASTLRP_GPU_VENV:-build/gpu/venv}
 carry=${FASTLRP_CARRY:-build/gpu/carry}
 export PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/gpu/triton}
 unset TRITON_INTERPRET
-# The toolkit's programs, where nobody put them on the path.
+# The toolkit's programs, where nobody put them on the path; and its folder, which PyTorch takes for that above nvcc's:
+# an nvcc that only calls another one has no headers beside it.
 [ -d "${CUDA_HOME:-/usr/local/cuda}/bin" ] && PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+if [ -z "${CUDA_HOME:-}" ] && nvcc=$(command -v nvcc); then
+  for folder in "${nvcc%/bin/nvcc}" /usr/local/cuda; do
+    [ -e "$folder/include/cuda_runtime.h" ] && export CUDA_HOME=$folder && break
+  done
+fi
 
 # Which parts
 

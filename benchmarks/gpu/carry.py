@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-KEPT = (".json", ".cubin")
-"""Files of a kernel that a launch reads; the others tell how it was compiled."""
+KEPT = (".json", ".cubin", ".so")
+"""Files that a launch reads: of a kernel, and of the extensions that launch it; the others tell how it was compiled."""
 
 
 class CarryError(RuntimeError):

@@ -39,7 +39,8 @@ def attention_forward(
     for block in scores.blocks(1, all_keys=True):
         s = scores.of(block)[1]  # (n, T, Q)
         sums = s.logsumexp(1)  # (n, Q)
-        p = (s - finite(sums).unsqueeze(1)).exp_()
+        p = (s - finite(s.amax(1, keepdim=True))).exp_()  # Of a huge finite mask the sums lose their last digits.
+        p = p.div_(p.sum(1, keepdim=True).clamp_(min=1 / 2))  # It is 1 at least, or 0.
         o = p.mT @ value[block.sample, block.heads, : block.reach].to(p.dtype)  # (n, Q, E)
         for whole, found in ((output, o), (log_sum, sums)):
             at = grouped(whole, heads)[block.queries]  # (n, r, S, …)

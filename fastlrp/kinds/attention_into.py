@@ -17,8 +17,10 @@ from torch import Tensor
 from fastlrp.looking import may_wait
 from fastlrp.plan.window import Rooms
 
-_HUGE = 1e30
-"""Log-sum-exps below minus this are masks, not scores."""
+_EXACT = {torch.float64: 2.0**20}
+"""Log-sum-exps below minus this lose digits of the logarithm of the number of keys; masks make them so, not scores."""
+_EXACT_NARROW = 2.0**10
+"""The same for those of float32."""
 
 
 def write_results(
@@ -146,13 +148,14 @@ def told_apart(
 ) -> tuple[Tensor | None, Tensor]:
     """A mask and a log-sum-exp that give the same probabilities, also in rows that are masked by huge finite numbers.
 
-    A row that is masked everywhere by ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the log-sum-exp
-    ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row has
-    relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the mask.
+    A row that is masked everywhere by -1e9 or ``torch.finfo(dtype).min`` is uniform, ``1 / T``, and has the
+    log-sum-exp ``min + ln T``, in which rounding loses ``ln T``: ``exp(s - log_sum)`` would be 1 there. If such a row
+    has relevance (``g``; None if that is not known), its logarithms of probabilities are told to the kernels by the
+    mask.
     """
     if mask is None or mask.dtype == torch.bool:
         return mask, log_sum
-    lost = (log_sum < -_HUGE) & log_sum.isfinite()
+    lost = (log_sum < -_EXACT.get(log_sum.dtype, _EXACT_NARROW)) & log_sum.isfinite()
     if may_wait(query) and not (bool(lost.any()) and (g is None or bool((lost & (g != 0).any(-1).any(1)).any()))):
         return mask, log_sum
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)

@@ -138,7 +138,9 @@ def _way_of(b: Builder, layer: AffineLayer) -> Callable[[], str]:
 
     @cache
     def way() -> str:
-        if y in compared or y in divided or (y in pooled and not winograd.tells_apart(layer.weight)):
+        if y in compared or y in divided:
+            return "plain"
+        if y in pooled and not winograd.tells_apart(layer.weight, of_given=_is_given(layer.x)):
             return "plain"
         if y not in uneven:
             return "alike" if y in pooled else "filtered"
@@ -147,6 +149,19 @@ def _way_of(b: Builder, layer: AffineLayer) -> Callable[[], str]:
         return "looked, alike" if y in pooled else "looked"
 
     return way
+
+
+def _is_given(value: Value) -> bool:
+    """Whether no layer with a weight stands on some way from the model's inputs to a value."""
+    known, left = {value}, [value]
+    while left:
+        node = left.pop().producer
+        if node is None:
+            return True
+        if node.kind not in ("conv", "linear"):
+            left += [x for x in node.inputs if x not in known]
+            known.update(node.inputs)
+    return False
 
 
 def _after_look(layer: AffineLayer, rectified: bool, alike: bool) -> Callable[[Tensor], Tensor]:

@@ -42,6 +42,10 @@ MOST_EQUAL, MOST_EQUAL_OF_ALL = 1 / 32, 1 / 128
 """How many pairs of equal weights within kernels there may be below a max-pool, as a share of all weights of a sum and
 of a layer. Weights of 8 bits have 0.016 or more, of bfloat16 0.004, and kernels that are their own mirror image 0.3."""
 
+MOST_PAIRS = 1e-5
+"""How many pairs among all weights of a sum may be equal where it reads what the model is given. Weights of float32
+have 1e-7, those of 16 bits 1e-4 to 3e-3."""
+
 SMALL_WEIGHT = 16 << 20
 """Bytes of the parts of a weight, four times its own."""
 
@@ -73,12 +77,19 @@ def mixes(weight: Tensor) -> bool:
     return all(bool(((count >= LEAST_TERMS) | (count == 0)).all()) for count in (terms.sum(0), terms.sum(1)))
 
 
-def tells_apart(weight: Tensor) -> bool:
+def tells_apart(weight: Tensor, of_given: bool = False) -> bool:
     """Whether places that do not read the same numbers give different sums, as a rule.
 
     Where many weights are zero they are often equal all the same: bit for bit in plain sums, but not here. So they are
     for weights of few levels, and where a kernel has one weight twice: a lone stone counts as much at both places.
+    Where two channels have one kernel, or its mirror image, a stone of one counts as much as a stone of the other.
+
+    Args:
+        weight: of a convolution, ``(Co, Ci, 3, 3)``. of_given: whether it reads what the model is given, which may be
+            such stones, and not what other weights made of it.
     """
+    if _has_copies(weight) or (of_given and _equal_pairs(weight) > MOST_PAIRS):
+        return False
     flat = weight.flatten(2)
     counts = [(flat[..., apart:] == flat[..., :-apart]).sum((1, 2)) for apart in range(1, flat.shape[2])]
     pairs = torch.stack(counts).sum(0)
@@ -88,6 +99,30 @@ def tells_apart(weight: Tensor) -> bool:
     apart = (shares <= MOST_UNREAD) & (pairs <= MOST_EQUAL * sizes.shape[1])
     dead = sizes.amax(1) == 0
     return bool((apart | dead).all()) and int(pairs[~dead].sum()) <= MOST_EQUAL_OF_ALL * sizes[~dead].numel()
+
+
+def _has_copies(weight: Tensor) -> bool:
+    """Whether some output has the same nine numbers for two inputs, in whatever order; kernels of zeros aside."""
+    for some in weight.detach().flatten(2).split(32):  # Few at once stay in the cache.
+        flat = some.movedim(2, 0).contiguous() + 0.0  # Of one sign, where that is zero.
+        sizes = flat.abs().amax(0)
+        unread = sizes <= 1e-10 * sizes.amax(1, keepdim=True)
+        mixed = flat.view(torch.int32).long() * 0x1E3779B97F4A7C15
+        mixed = (mixed ^ mixed >> 29) * 0x3F58476D1CE4E5B9  # So that sums of these, which have no order, differ.
+        found = torch.where(unread, 0, mixed.sum(0)).sort(1).values
+        if bool(((found[:, 1:] == found[:, :-1]) & (found[:, 1:] != 0)).any()):
+            return True
+    return False
+
+
+def _equal_pairs(weight: Tensor) -> float:
+    """Which share of all pairs of weights of a sum are equal and not zero, by 16 outputs at the most."""
+    pairs = total = 0
+    for row in weight.detach().flatten(1)[:: -(-len(weight) // 16)]:
+        counts = row[row != 0].unique(return_counts=True)[1]
+        pairs += int((counts * (counts - 1)).sum())
+        total += int(counts.sum()) * (int(counts.sum()) - 1)
+    return pairs / max(total, 1)
 
 
 def _kernel() -> Any:

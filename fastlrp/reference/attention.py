@@ -37,7 +37,8 @@ def attention_forward(
     """
     scores = _masked(_capped(_scores(query, key, scale), cap), mask, causal)
     log_sum = scores.logsumexp(-1)
-    output = _probabilities(scores, log_sum) @ _for_each_head(value, query)
+    weights = torch.where(log_sum.unsqueeze(-1) == -torch.inf, 0.0, scores.softmax(-1))
+    output = weights @ _for_each_head(value, query)
     return output.to(query.dtype), log_sum.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
 
 

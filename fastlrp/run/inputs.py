@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fastlrp.capture.graph import leaves
 from fastlrp.run.finite import all_finite
@@ -16,6 +19,9 @@ from fastlrp.transforms import refuse_transforms
 
 _ID_TYPES = (torch.int64, torch.int32)
 """What embeddings take."""
+
+_PLAIN = (Number, str, bytes, type(None), Enum, torch.dtype, torch.device, torch.layout, torch.memory_format)
+"""What may stand beside tensors."""
 
 Relevance = Any
 """A tensor ``(B, K, *x.shape[1:])``; a tuple or dict of them for several inputs; a dict by path with ``layers``."""
@@ -53,6 +59,14 @@ class Inputs:
                 raise TypeError(
                     f"input {name!r} is a {type(item).__name__} with tensors in it: give each tensor as an input of "
                     "its own, beside numbers, truth values, strings and None"
+                )
+            parts = [] if isinstance(item, Tensor) else tree_leaves(item)
+            strange = next((v for v in parts if not isinstance(v, _PLAIN) and not callable(v)), None)
+            if strange is not None:
+                cache = " Of a language model give the whole text: keys and values of its beginning are no input."
+                raise TypeError(
+                    f"input {name!r} is or has {type(strange).__name__}: inputs are tensors, numbers, truth values, "
+                    f"strings and None.{cache if 'past' in name or 'cache' in name else ''}"
                 )
         found = [(k, v) for k, v in items if isinstance(v, Tensor)]
         if not found:

@@ -144,6 +144,32 @@ def test_equals_autograd(name):
             assert report.end_to_end < 1e-10
 
 
+@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize(
+    ("dtype", "number", "tolerance"),
+    [(torch.float64, -1e9, 1e-6), (torch.float64, -1e15, 1e-9), (torch.float64, -1e30, 1e-9),
+     (torch.float32, -1e4, 1e-3), (torch.float32, -1e9, 1e-5), (torch.float32, -1e20, 1e-5)],
+)  # fmt: skip
+def test_rows_that_are_masked_everywhere_by_a_large_number(dtype, number, tolerance, width):
+    """Their log-sum-exps lose the logarithm of their number of keys, or a part of it."""
+    mask = torch.zeros(3, 5, dtype=torch.float64)
+    mask[1], mask[2, 1:] = number, number
+    given = mask.to(dtype)
+    if dtype == torch.float32 and number < -1e8:
+        mask = mask * 1e15  # Scores beside it are lost in rounding.
+    q, k, v = (torch.randn(2, 4, *size, dtype=torch.float64) for size in ((3, 2), (5, 2), (5, width)))
+    explainer = fastlrp.Explainer(Attention(lambda q, k, v: sdpa(q, k, v, attn_mask=given)), "attnlrp")
+    tensors = tuple(t.to(dtype) for t in (q, k, v))
+    out = attention(q, k, v, mask)
+    with explainer.forward(tensors) as record:
+        torch.testing.assert_close(record.output.double(), out, rtol=tolerance, atol=tolerance)
+        found = record.relevance(out.unsqueeze(1).to(dtype))
+    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    gradients = torch.autograd.grad(attention(*leaves, mask, mode="attnlrp").sum(), leaves)
+    for got, leaf, gradient in zip(found, leaves, gradients, strict=True):
+        torch.testing.assert_close(got[:, 0].double(), gradient * leaf.detach(), rtol=tolerance, atol=tolerance)
+
+
 def test_masks_that_are_inputs():
     """Padding as booleans, one sample with nothing at all; a bias from the input gets no relevance."""
     torch.manual_seed(0)

@@ -353,6 +353,10 @@ def test_integers_that_no_embedding_reads():
         fastlrp.explain(both, (ids().double(), ids()), 0)
 
 
+class Keys:
+    """As a cache of keys and values that a language model gave."""
+
+
 def test_input_that_does_not_fit():
     model = text()
     with pytest.raises(CaptureError, match="ids are integers"):
@@ -362,6 +366,8 @@ def test_input_that_does_not_fit():
         fastlrp.explain(both, {"a": ids(), "b": ids(1)}, 0)
     with pytest.raises(TypeError, match="input 'b' is a tuple with tensors in it"):
         fastlrp.explain(both, {"a": ids(), "b": (ids(),)}, 0)
+    with pytest.raises(TypeError, match=r"'past' is or has Keys: inputs are tensors, .* give the whole text"):
+        fastlrp.explain(both, {"a": ids(), "past": Keys()}, 0)
     masked = Written(lambda m, x, mask: m.e(x).sum(-1) * mask, e=nn.Embedding(VOCABULARY, 4)).double().eval()
     with pytest.raises(CaptureError, match=r"fails on this input itself \(x: \(3, 7\) torch.int64, mask: \(3, 6\)"):
         fastlrp.explain(masked, {"x": ids(), "mask": torch.ones(3, 6).double()}, 0)

@@ -215,6 +215,44 @@ def test_weights_by_which_different_windows_tie_keep_plain_sums():
     assert difference(model, stones, "epsilon_plus") <= 5e-6
 
 
+def board(channels: tuple[int, ...], share: float = 1.0) -> Tensor:
+    """Each place of a share of all has one stone, which is a one in one of some channels."""
+    generator = torch.Generator().manual_seed(5)
+    chosen = torch.tensor(channels)[torch.randint(0, len(channels), (1, 1, 22, 22), generator=generator)]
+    stones = torch.zeros(1, 32, 22, 22).scatter_(1, chosen, 1.0)
+    return torch.where(torch.rand(1, 1, 22, 22, generator=generator) < share, stones, 0.0)
+
+
+@pytest.mark.parametrize("copies", ["as they are", "mirrored", "halves"])
+def test_channels_that_have_the_same_kernels_tie_in_plain_sums(copies):
+    """As after a network is widened, or parts of it are pasted; with stones of two such channels."""
+    model, x = network(nn.MaxPool2d(2), relu=False), board((0, 16))
+    with torch.no_grad():
+        for module in (model[0], model[2]):
+            kernels = module.weight[:, :16].clone()
+            module.weight[:, 16:] = kernels.flip(3) if copies == "mirrored" else kernels
+            module.bias.zero_()
+            if copies == "halves":
+                module.weight[:] /= 2
+            assert not winograd.tells_apart(module.weight)
+    assert difference(model, x, "epsilon_plus") <= 5e-6  # By the filtering: 0.2 to 0.7.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_first_layers_with_weights_of_few_digits_keep_plain_sums(dtype):
+    """Lone stones of two channels tie where the two weights happen to be equal."""
+    weight, worst = torch.randn(512, 64, 3, 3), 0.0
+    assert winograd.tells_apart(weight, of_given=True)
+    assert winograd.tells_apart(weight.to(dtype).float())
+    assert not winograd.tells_apart(weight.to(dtype).float(), of_given=True)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        layers = (nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(2))
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 121, 3)).to(dtype).float().eval()
+        worst = max(worst, difference(model, board(tuple(range(32)), 0.05), "epsilon_plus"))
+    assert worst <= 5e-6  # By the filtering: 2e-2 for bfloat16.
+
+
 def test_dust_in_other_channels_breaks_no_tie():
     """Numbers of which no plain sum has a digit: tails of a sigmoid beside a flat background."""
     x = PICTURES["flat"].abs()

@@ -45,7 +45,9 @@ def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.exp
 
 
 def _refused_by_autograd(error: Exception) -> bool:
-    return any(word in str(error) for word in ("requires grad", "require grad", "view and is being modified"))
+    return any(
+        word in str(error) for word in ("requires grad", "requires_grad", "backward", "view and is being modified")
+    )
 
 
 def _forget(error: BaseException) -> None:

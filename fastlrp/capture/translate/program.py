@@ -102,7 +102,10 @@ class Translator:
             else:
                 self.env[name] = getattr(spec.arg, "value", None)
         else:
-            raise CaptureError(f"the captured model takes an input of an unknown kind: {spec.kind}")
+            raise CaptureError(
+                f"the forward pass gives an operation an object that is no tensor ({name}), such as a torch.Generator: "
+                "draw random numbers outside and keep them as a buffer, or pass them as an input"
+            )
 
     def _resolve(self, tree: Any) -> Any:
         if isinstance(tree, torch.fx.Node):
