@@ -34,7 +34,7 @@ def target_names(asked: Targets, names: Names | None = None) -> list[list[str]]:
         classes = asked.index.tolist()
         if names is not None:
             _check_complete(known, [c for row in classes for c in row], asked.classes)
-        called = [[known.get(c, str(c)) for c in row] for row in classes]
+        called = [[str(known.get(c, c)) for c in row] for row in classes]
     else:
         assert asked.contrast is not None
         index, weight = (tensor.tolist() for tensor in asked.contrast)
@@ -49,14 +49,14 @@ def unnamed_targets(count: int) -> list[str]:
     return [f"targets[{k}]" for k in range(count)]
 
 
-def known_names(asked: Targets, names: Names | None) -> dict[int, str]:
+def known_names(asked: Targets, names: Names | None) -> Mapping[int, str]:
     """Name by class: those that are given, else those that the explainer knows."""
     if names is None:
         return {} if asked.labels is None else asked.labels.names
     if isinstance(names, str):
         raise TypeError(f"target_names must be a list with a name for each class, got the text {names!r}")
-    items = names.items() if isinstance(names, Mapping) else enumerate(names)
-    return {number: str(name) for number, name in items}
+    # A mapping as it is: it may have a name for more classes than it lists.
+    return names if isinstance(names, Mapping) else dict(enumerate(names))
 
 
 def checked_names(items: Any, count: int, what: str) -> list[str]:
@@ -73,7 +73,7 @@ def checked_names(items: Any, count: int, what: str) -> list[str]:
     return found
 
 
-def _check_complete(known: dict[int, str], classes: list[int], count: int) -> None:
+def _check_complete(known: Mapping[int, str], classes: list[int], count: int) -> None:
     missing = next((c for c in classes if c not in known), None)
     if missing is not None:
         raise ValueError(
@@ -82,12 +82,13 @@ def _check_complete(known: dict[int, str], classes: list[int], count: int) -> No
         )
 
 
-def _contrast(classes: list[int], weights: list[float], known: dict[int, str]) -> str:
+def _contrast(classes: list[int], weights: list[float], known: Mapping[int, str]) -> str:
     """``"dog - 2 cat"``: terms of weight 0 only fill up the contrasts of fewer classes."""
     text = ""
     for c, weight in zip(classes, weights, strict=True):
         if weight:
             sign = (" - " if weight < 0 else " + ") if text else "-" if weight < 0 else ""
             factor = "" if abs(weight) == 1 else f"{abs(weight):g} "
-            text += sign + factor + known.get(c, f"class {c}")
+            name = str(known.get(c, c))
+            text += sign + factor + (f"class {c}" if name == str(c) else name)
     return text or "nothing"

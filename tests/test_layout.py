@@ -48,7 +48,7 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent run.sparse.wants
-    capture.translate.unmapped
+    capture.lift.unmapped
     capture.lift.graphs
     capture.lift.check capture.unpacked
     capture.lift.probe capture.lift.proof composites
@@ -139,6 +139,8 @@ SUPPORT = {
     "axes",
     "scan",
     "block_scan",
+    "panels",
+    "panel_products",
     "rounding",
 }
 PEERS = {"zennit", "captum", "torchvision", "sklearn", "transformers"}

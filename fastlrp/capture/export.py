@@ -25,6 +25,7 @@ from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.input_hints import input_hints
 from fastlrp.capture.lift.graphs import lift, lift_all, travels
 from fastlrp.capture.lift.probe import refuse_mixed_samples
+from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
 from fastlrp.capture.trace.packed import Rows, kept_padded, packed_again
@@ -35,7 +36,6 @@ from fastlrp.capture.trace.settings import other_attention, ways_out
 from fastlrp.capture.trace.shape_memory import shapes_remembered
 from fastlrp.capture.trace.traced import traced
 from fastlrp.capture.translate.program import Translator
-from fastlrp.capture.translate.unmapped import write_out_mapped
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
 from fastlrp.eager import device_of_caller
