@@ -23,7 +23,7 @@ from fastlrp.kernels import rounding
 
 CPU = torch.device("cpu")
 LOST = 1.5e-4
-"""Largest share that a sum of positive numbers may lose: measured up to 8e-5, and from 3e-4 on with one factor cut off."""
+"""The largest share that a sum of positive numbers may lose: measured up to 8e-5; one factor cut off loses 3e-4."""
 
 
 def positive(value):
