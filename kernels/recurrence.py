@@ -24,7 +24,7 @@ from torch import Tensor
 from fastlrp.aten import recurrence as composed
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.launch import Launch, matmul_precision, power_of_two
-from fastlrp.kernels.rounding import rounded
+from fastlrp.kernels.rounding import raised
 
 _TARGETS = 16
 _BLOCK = 64
@@ -103,7 +103,7 @@ def recurrence_kernel(
                     left = tl.load(arrived + row * P + p[None, :], mask=is_target & (p < P)[None, :], other=0.0)
                     place = p.to(tl.int64)[:, None] * H + h[None, :]
                     right = tl.load(projection + place, mask=(p < P)[:, None] & is_unit[None, :], other=0.0)
-                    v += tl.dot(rounded(left, PRECISION), rounded(right, PRECISION), input_precision=PRECISION)
+                    v += tl.dot(raised(left, PRECISION), raised(right, PRECISION), input_precision=PRECISION)
                 flow = v * _numbers(output_scale, at * O * H, h, is_unit, 1.0)
                 out = v
                 if O == 2:
@@ -143,7 +143,7 @@ def recurrence_kernel(
                     left *= again[None, :]
                 place = j.to(tl.int64)[:, None] * P + p[None, :]
                 right = tl.load(weight + place, mask=is_there[:, None] & (p < P)[None, :], other=0.0)
-                a += tl.dot(rounded(left, PRECISION), rounded(right, PRECISION), input_precision=PRECISION)
+                a += tl.dot(raised(left, PRECISION), raised(right, PRECISION), input_precision=PRECISION)
             tl.store(first + row * P + p[None, :], a, mask=is_target & (p < P)[None, :])
         tl.debug_barrier()
 

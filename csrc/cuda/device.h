@@ -81,6 +81,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
     error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
   }
   if (error != cudaSuccess) {
+    cudaGetLastError();  // else PyTorch would take it for that of its next kernel
     const char* name = "?";
     cudaFuncGetName(&name, reinterpret_cast<const void*>(kernel));
     throw std::runtime_error(std::string("cannot launch ") + name + " with grid (" + std::to_string(grid.x) + ", " +

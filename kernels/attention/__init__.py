@@ -32,7 +32,7 @@ from fastlrp.kernels.attention.up import up_launch
 from fastlrp.kernels.compilation import Compilation
 from fastlrp.kernels.configs import configuration
 from fastlrp.kernels.launch import matmul_precision
-from fastlrp.kernels.rounding import rounded_copy
+from fastlrp.kernels.rounding import raised_copy
 
 
 def _call_of(
@@ -45,10 +45,10 @@ def _call_of(
     cap: float,
     E: int,
 ) -> Call:
-    """The call, its operands rounded for its precision: all targets' products read them."""
+    """The call, its operands raised for its precision: all targets' products read them."""
     precision = matmul_precision() if query.dtype == torch.float32 else "ieee"
     if precision == "tf32":
-        query, key, value = rounded_copy(query), rounded_copy(key), None if value is None else rounded_copy(value)
+        query, key, value = raised_copy(query), raised_copy(key), None if value is None else raised_copy(value)
     return call_of(query, key, value, mask, causal, scale, cap, E, precision)
 
 

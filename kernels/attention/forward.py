@@ -16,7 +16,7 @@ from fastlrp.kernels.attention.call import Call
 from fastlrp.kernels.attention.scores import keys_of_tile, masked, put, rows, tanh_ratio
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch
-from fastlrp.kernels.rounding import rounded
+from fastlrp.kernels.rounding import raised
 
 
 @triton.jit(do_not_specialize=["H", "S", "T", "heads_per_key"])
@@ -96,7 +96,7 @@ def attention_forward_kernel(
         p = tl.exp(s - base[:, None])
         weight = weight * kept + tl.sum(p, 1)
         v = rows(value, value_start, j, value_t, is_key, value_e, E, BLOCK_E)
-        total = tl.dot(rounded(p.to(v.dtype), PRECISION), v, total * kept[:, None], input_precision=PRECISION)
+        total = tl.dot(raised(p.to(v.dtype), PRECISION), v, total * kept[:, None], input_precision=PRECISION)
         largest = higher
 
     some = weight > 0

@@ -26,7 +26,7 @@ from fastlrp.kernels.attention.call import Call, strides
 from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, queries_of_program, rows, span
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch, power_of_two
-from fastlrp.kernels.rounding import rounded
+from fastlrp.kernels.rounding import raised
 
 _NOT_SPECIALIZED = ["K", "H", "G", "S", "T", "heads_per_key"]
 
@@ -114,7 +114,7 @@ def attention_query_kernel(
         flow = rows(relevance, start, i, relevance_s, is_row, relevance_e, E, BLOCK_E)
         d = tl.sum(flow.to(tl.float32) * o, 1)
         tl.store(delta + ((b * K + k) * H + h) * S + i, d, mask=is_row)
-        flows = flows + (rounded(flow.to(value.dtype.element_ty), PRECISION),)
+        flows = flows + (raised(flow.to(value.dtype.element_ty), PRECISION),)
         deltas = deltas + (d,)
         sums = sums + (tl.zeros((BLOCK_M, BLOCK_D), tl.float32),)
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
@@ -135,7 +135,7 @@ def attention_query_kernel(
         added = ()
         for t in tl.static_range(BLOCK_K):
             c_s = left * (tl.dot(flows[t], value_tile, input_precision=PRECISION) - deltas[t][:, None])
-            c_s = rounded(c_s.to(key_tile.dtype), PRECISION)
+            c_s = raised(c_s.to(key_tile.dtype), PRECISION)
             added = added + (tl.dot(c_s, key_tile, sums[t], input_precision=PRECISION),)
         sums = added
 
@@ -256,7 +256,7 @@ def attention_key_kernel(
             u, i[None, :], j[:, None], S, T, mask, b * mask_b + h * mask_head, mask_s, mask_t, lse[None, :], cap,
             epsilon, CAUSAL, CAPPED, STABLE,
         )  # fmt: skip
-        weights = rounded(p.to(q.dtype), PRECISION)
+        weights = raised(p.to(q.dtype), PRECISION)
         new_values = ()
         new_keys = ()
         for t in tl.static_range(BLOCK_K):
@@ -264,13 +264,13 @@ def attention_key_kernel(
             is_row = is_query & (k < K)
             start = b * relevance_b + k * relevance_k + h * relevance_head
             flow = rows(relevance, start, i, relevance_s, is_row, relevance_e, E, BLOCK_E)
-            flow = rounded(flow.to(q.dtype), PRECISION)
+            flow = raised(flow.to(q.dtype), PRECISION)
             if c_value is not None:
                 new_values = new_values + (tl.dot(weights, flow, values[t], input_precision=PRECISION),)
             if c_key is not None:
                 d = tl.load(delta + ((b * K + k) * H + h) * S + i, mask=is_row, other=0.0)
                 c_p = tl.dot(value_tile, tl.trans(flow), input_precision=PRECISION)
-                c_s = rounded((left * (c_p - d[None, :])).to(q.dtype), PRECISION)
+                c_s = raised((left * (c_p - d[None, :])).to(q.dtype), PRECISION)
                 new_keys = new_keys + (tl.dot(c_s, q, keys[t], input_precision=PRECISION),)
         values = new_values
         keys = new_keys

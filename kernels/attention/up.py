@@ -23,7 +23,7 @@ from fastlrp.kernels.attention.relevance import at_once
 from fastlrp.kernels.attention.scores import keys_of_tile, log_sums, probabilities, put, queries_of_program, rows
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch
-from fastlrp.kernels.rounding import rounded
+from fastlrp.kernels.rounding import raised
 
 _NOT_SPECIALIZED = ["K", "H", "S", "T", "heads_per_key"]
 
@@ -118,7 +118,7 @@ def attention_up_kernel(
             k = tl.cast(first_k + t, tl.int64)
             start = b * up_query_b + k * up_query_k + h * up_query_head
             of_queries = rows(up_query, start, i, up_query_s, is_query & (k < K), up_query_e, D, BLOCK_D)
-            arriving = arriving + (rounded(of_queries.to(key.dtype.element_ty), PRECISION),)
+            arriving = arriving + (raised(of_queries.to(key.dtype.element_ty), PRECISION),)
         sums = sums + (tl.zeros((BLOCK_M, BLOCK_E), tl.float32),)
         totals = totals + (tl.zeros((BLOCK_M,), tl.float32),)
     q = rows(query, b * query_b + h * query_head, i, query_s, is_query, query_e, D, BLOCK_D)
@@ -150,17 +150,17 @@ def attention_up_kernel(
                 if up_key is not None:
                     start = b * up_key_b + k * up_key_k + g * up_key_head
                     of_keys = rows(up_key, start, j, up_key_t, is_key & (k < K), up_key_e, D, BLOCK_D)
-                    of_keys = rounded(of_keys.to(q.dtype), PRECISION)
+                    of_keys = raised(of_keys.to(q.dtype), PRECISION)
                     scores += share_key * tl.dot(q, tl.trans(of_keys), input_precision=PRECISION)
                 scores = scale * left * scores
                 row += tl.sum(scores, 1)
-                factor = rounded(scores.to(value_tile.dtype), PRECISION)
+                factor = raised(scores.to(value_tile.dtype), PRECISION)
                 total = tl.dot(factor, value_tile, total, input_precision=PRECISION)
             if up_value is not None:
                 start = b * up_value_b + k * up_value_k + g * up_value_head
                 of_values = rows(up_value, start, j, up_value_t, is_key & (k < K), up_value_e, E, BLOCK_E)
-                of_values = rounded(of_values.to(q.dtype), PRECISION)
-                weights = rounded((share_value * p).to(q.dtype), PRECISION)
+                of_values = raised(of_values.to(q.dtype), PRECISION)
+                weights = raised((share_value * p).to(q.dtype), PRECISION)
                 total = tl.dot(weights, of_values, total, input_precision=PRECISION)
             new_sums = new_sums + (total,)
             new_totals = new_totals + (row,)

@@ -26,7 +26,7 @@ from fastlrp.kernels.conv.library import library_relevance
 from fastlrp.kernels.conv.maps import with_winners, without_pool
 from fastlrp.kernels.conv.product import merged_groups
 from fastlrp.kernels.launch import convolution_precision, empty_map
-from fastlrp.kernels.rounding import round_launch, rounded_copy
+from fastlrp.kernels.rounding import raise_launch, raised_copy
 
 _ALIGNED = 8  # channels: others are not read 16 bytes at a time, nor past the registers
 _FEW = 1 << 19  # results that are 32 tiles of 128 x 128: fewer leave most of a GPU idle
@@ -115,8 +115,8 @@ def compute(call: Call, config: Config | None = None) -> Tensor:
             call = with_winners(call) if call.layer.windows == 1 else without_pool(call)
         call = call.with_result()
         if precision == "tf32" and not is_depthwise(call):
-            positive = None if call.positive is None else rounded_copy(call.positive)
-            call = replace(call, weight=rounded_copy(call.weight), positive=positive)
+            positive = None if call.positive is None else raised_copy(call.positive)
+            call = replace(call, weight=raised_copy(call.weight), positive=positive)
         fused_launch(call, config, precision).run()
     assert call.result is not None
     return call.result
@@ -141,8 +141,8 @@ def configuration_of(call: Call, precision: str) -> Config:
 
 
 def compilations(dtype: torch.dtype) -> Iterator[Compilation]:
-    """Every kernel of convolutions in every configuration of the tables, and the one that rounds their weights."""
+    """Every kernel of convolutions in every configuration of the tables, and the one that raises their weights."""
     yield from compiled_samples(dtype)
     if dtype == torch.float32:
         weight = torch.empty(64, 64, 3, 3, device="meta")
-        yield round_launch(weight, weight).compilation("conv: rounded weights", False)
+        yield raise_launch(weight, weight).compilation("conv: raised weights", False)

@@ -42,7 +42,7 @@ from fastlrp.kernels.conv.geometry import (
     scaled,
 )
 from fastlrp.kernels.launch import Launch, interpreted, line_stride, taken
-from fastlrp.kernels.rounding import rounded
+from fastlrp.kernels.rounding import raised
 
 INTERPRETED = tl.constexpr(interpreted())
 _MERGED = 16  # channels of groups that are put side by side
@@ -51,8 +51,8 @@ _BAND = 8  # row tiles that go through all tiles of channels together
 
 @triton.jit
 def dot(a, b, total, PRECISION: tl.constexpr):
-    """The product of what arrives with weights, which the launcher has rounded."""
-    a = rounded(a, PRECISION)
+    """The product of what arrives with weights, which the launcher has raised."""
+    a = raised(a, PRECISION)
     if INTERPRETED:  # its product takes bfloat16 for integers
         total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
     else:

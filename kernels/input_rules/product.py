@@ -26,7 +26,7 @@ from torch import Tensor
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.input_rules.maps import SIZES, as_flow, by_axis, geometry, is_last, load_tile, strides
 from fastlrp.kernels.launch import Launch, interpreted, power_of_two
-from fastlrp.kernels.rounding import rounded
+from fastlrp.kernels.rounding import raised
 
 MOST_TERMS = 3
 _INTERPRETED = tl.constexpr(interpreted())
@@ -57,7 +57,7 @@ def _scaled(flow, coefficient, LAST: tl.constexpr):
 def _dot(s, weight, total, PRECISION: tl.constexpr):
     if _INTERPRETED and s.dtype == tl.bfloat16:  # which NumPy has not
         return tl.dot(s.to(tl.float32), weight.to(tl.float32), total)
-    return tl.dot(rounded(s, PRECISION), rounded(weight, PRECISION), total, input_precision=PRECISION)
+    return tl.dot(raised(s, PRECISION), raised(weight, PRECISION), total, input_precision=PRECISION)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastlrp.kernels.configs import Config
 from fastlrp.kernels.launch import Launch
-from fastlrp.kernels.rounding import rounded
+from fastlrp.kernels.rounding import raised
 
 _GROUP = 8
 _SUM_BLOCK = 1024
@@ -158,21 +158,21 @@ def relevance_kernel(
         is_flow = is_row[:, None] & is_o[None, :]
         f = tl.load(flow + moved * flow_o + flow_place, mask=is_flow, other=0.0)
         w = tl.load(weight + moved * weight_o + weight_place, mask=is_o[:, None] & is_column[None, :], other=0.0)
-        w = rounded(w, PRECISION)
+        w = raised(w, PRECISION)
         if u is not None:
             if ONE_SAMPLE:
                 coefficient = tl.load(u + moved * u_o + u_place, mask=is_o, other=0.0)[None, :]
             else:
                 coefficient = tl.load(u + moved * u_o + u_place, mask=is_flow, other=0.0)
-            total = tl.dot(rounded(scaled(f, coefficient), PRECISION), w, total, input_precision=PRECISION)
+            total = tl.dot(raised(scaled(f, coefficient), PRECISION), w, total, input_precision=PRECISION)
         if u is None and v is None:
-            total = tl.dot(rounded(f, PRECISION), w, total, input_precision=PRECISION)
+            total = tl.dot(raised(f, PRECISION), w, total, input_precision=PRECISION)
         if v is not None:
             if ONE_SAMPLE:
                 coefficient = tl.load(v + moved * v_o + v_place, mask=is_o, other=0.0)[None, :]
             else:
                 coefficient = tl.load(v + moved * v_o + v_place, mask=is_flow, other=0.0)
-            s = rounded(scaled(f, coefficient), PRECISION)
+            s = raised(scaled(f, coefficient), PRECISION)
             if not SIGNED:
                 total = tl.dot(s, positive(w), total, input_precision=PRECISION)
             elif ONE_SAMPLE:

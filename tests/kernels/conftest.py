@@ -41,7 +41,7 @@ def _products_of_bfloat16() -> None:
 
 @pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
-    """float32 products are float32's, if a test does not say otherwise: by default PyTorch allows TF32 in convolutions."""
+    """float32 products are float32's, if a test does not say otherwise; PyTorch by default allows TF32 in some."""
     with precision.using("float32"):
         yield
 
