@@ -80,7 +80,8 @@ def labels(map: Any, count: int | None = None) -> Labels:
 
     Args:
         map: integers of the shape of one sample ``(C, *S)`` or of its places ``(*S)``, or the same with a batch axis in
-            front, for each sample its own.
+            front, for each sample its own. With as many samples as channels, where ``(B, *S)`` and ``(C, *S)`` are one,
+            give ``(B, 1, *S)`` or ``(1, C, *S)``.
         count: how many groups there are; None: the largest number plus 1.
 
     Raises:
@@ -258,13 +259,20 @@ def _patches(size: int | tuple[int, ...], part: Part) -> Tensor:
 def _labelled(groups: Labels, part: Part) -> Resolved:
     numbers, sizes = groups.map.to(part.device), part.sizes
     shape = tuple(numbers.shape)
+    of_samples = (part.batch, *sizes[1:])
+    if shape == sizes == of_samples and len(sizes) > 1 and bool((numbers != numbers[:1]).any()):
+        raise ValueError(
+            f"labels of shape {shape} may be entries of input {part.name!r} ({_dims(sizes)}), or places for each of "
+            f"{part.batch} samples, ({_dims(of_samples)}): give labels.unsqueeze(0) for entries that all samples "
+            "share, labels.unsqueeze(1) for each sample's own places"
+        )
     if shape == sizes:
         numbers = numbers.unsqueeze(0)
     elif shape == sizes[1:]:
         numbers = numbers.unsqueeze(0).unsqueeze(0)
-    elif shape == (part.batch, *sizes[1:]) and len(sizes) > 1:
+    elif shape == of_samples and len(sizes) > 1:
         numbers = numbers.unsqueeze(1)
-    elif shape != (part.batch, *sizes):
+    elif shape not in ((1, *sizes), (part.batch, *sizes), (part.batch, 1, *sizes[1:])):
         raise ValueError(
             f"labels of shape {shape} do not fit input {part.name!r} (B, {_dims(sizes)}): give one number for each "
             f"entry ({_dims(sizes)}), for each place behind the channels, or the same for each of {part.batch} samples"

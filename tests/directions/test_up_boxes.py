@@ -104,7 +104,7 @@ def test_contributions_in_boxes(monkeypatch):
     weights = torch.zeros(3, 2, 20, 20).double()
     weights[0, :, :3, :3], weights[2, 1, 19, 19] = torch.randn(2, 3, 3).double(), 2.0
     with fastlrp.Explainer(model.eval(), "epsilon_plus").forward(x) as record:
-        for given in (groups.labels(labels, 5), weights):
+        for given in (groups.labels(labels.unsqueeze(1), 5), weights):
             boxed = record.contributions(given, ["0", "2", "3", "5", "8"])
             with monkeypatch.context() as patched:
                 patched.setattr(way_up, "boxes_of", lambda *given: {})

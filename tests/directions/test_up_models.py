@@ -189,3 +189,19 @@ def test_errors():
         record.relevance("all", groups=groups.patches(2), reduce="channels")
     with pytest.raises(ValueError, match="too small for the way up"):
         fastlrp.Explainer(model, "epsilon", max_memory=3_000)(x, "all", groups=groups.patches(2), direction="up")
+
+
+def test_labels_of_as_many_samples_as_channels():
+    """``(B, T)`` and ``(C, T)`` are one shape: nobody can tell which it is, unless both are the same."""
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double().eval(), torch.randn(2, 2, 3, dtype=torch.float64)
+    own = torch.tensor([[0, 0, 1], [1, 0, 0]])
+    with fastlrp.Explainer(model, "lrp0").forward(x) as record:
+        relevance = record.relevance("all")
+        with pytest.raises(ValueError, match=r"labels.unsqueeze\(0\) for entries .* labels.unsqueeze\(1\) for each"):
+            record.relevance("all", groups=groups.labels(own))
+        for given, member in ((own.unsqueeze(1), own[:, None, None] == 1), (own.unsqueeze(0), own[None, None] == 1)):
+            for direction in ("up", "down"):
+                found = record.relevance("all", groups=groups.labels(given), direction=direction)
+                expected = (relevance * member).sum((2, 3))
+                torch.testing.assert_close(found[:, :, 1], expected, rtol=1e-12, atol=1e-13)
+        record.relevance("all", groups=groups.labels(torch.tensor([0, 0, 1]).expand(2, 3)))
