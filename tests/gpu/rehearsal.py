@@ -12,7 +12,7 @@ def take_its_place() -> None:
     Raises:
         pytest.skip.Exception: where the emulator cannot be built; it says why.
     """
-    from tests.kernels import conftest  # noqa: F401  # Mends the interpreter's products of bfloat16.
+    from tests.kernels import conftest  # noqa: F401  # Mends the interpreter.
 
     module = emulated()
     cuda.kernels = lambda: module
