@@ -2,10 +2,11 @@
 
 A tile of 6x6 inputs becomes 36 parts, which are multiplied with 36 parts of the weight, and the sums of these become
 4x4 outputs. What is rounded is rounded relative to the largest numbers of a tile: a sum is as exact as the others
-around it, 1e-6 of them (oneDNN's own sums over channels-last maps: 5e-7), however small it is itself. So it is taken
-only where nothing is divided by less than what it is multiplied with (``bounded`` of
-:class:`fastlrp.plan.coefficients.Coefficients`) and relevance is even from place to place (:mod:`fastlrp.plan.even`),
-or where the numbers of a call say so (:mod:`fastlrp.plan.looked`).
+around it, 1e-6 of them (oneDNN's own sums over channels-last maps: 5e-7), however small it is itself; only below
+max-pools dark windows are computed by themselves (csrc/cpu/conv_winograd_levels.h). So it is taken only where nothing
+is divided by less than what it is multiplied with (``bounded`` of :class:`fastlrp.plan.coefficients.Coefficients`) and
+relevance is even from place to place (:mod:`fastlrp.plan.even`), or where the numbers of a call say so
+(:mod:`fastlrp.plan.looked`).
 
 Source: Winograd 1980; Lavin & Gray 2016; points as in Barabasz et al. 2020.
 """
