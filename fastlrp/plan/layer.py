@@ -35,7 +35,9 @@ class AffineLayer:
         subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.rest`.
     """
 
-    def __init__(self, node: Node, products: Products = FULL, work_of_all: int = 0, may_pack: bool = False) -> None:
+    def __init__(
+        self, node: Node, products: Products = FULL, share: reduced.Share | None = None, may_pack: bool = False
+    ) -> None:
         self.node = node
         self.x, self.y = node.inputs[0], node.output
         a = node.attributes
@@ -52,7 +54,7 @@ class AffineLayer:
                 a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"]
             )
         wanted = products.convolutions if node.kind == "conv" else products.matrices
-        share, geometry = self.work / max(1, work_of_all), getattr(self, "geometry", None)
+        share, geometry = share or reduced.Share(), getattr(self, "geometry", None)
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
         if self.is_reduced and self.packs and instruction_set() != "AMX":
@@ -67,12 +69,13 @@ class AffineLayer:
     def of(b: Builder, node: Node) -> AffineLayer:
         """The node's layer, made once for all plans of the model."""
 
-        def work_of_all() -> int:
-            return sum(work_of(other) for other in b.graph.nodes if other.kind in ("conv", "linear"))
+        def shares() -> dict[Node, reduced.Share]:
+            weighted = [other for other in b.graph.nodes if other.kind in ("conv", "linear")]
+            return reduced.shares([(other, other.kind == "conv", work_of(other)) for other in weighted])
 
-        total = b.constant(("work",), work_of_all) if b.products.reduced else 0
+        share = b.constant(("shares",), shares).get(node) if b.products.reduced else None
         may_pack = b.backend in ("auto", "cpu")
-        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products, total, may_pack))
+        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products, share, may_pack))
         return layer
 
     @cached_property

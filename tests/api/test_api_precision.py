@@ -19,6 +19,7 @@ from tests.api.models import relative_error
 @pytest.fixture(autouse=True)
 def all_layers_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reduced, "LEAST_WORK", 1)
+    monkeypatch.setattr(reduced, "NEAREST", 0)
 
 
 @pytest.fixture(autouse=True)

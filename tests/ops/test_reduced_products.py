@@ -138,11 +138,27 @@ def test_convolutions_go_down_as_in_float64(name, signed):
 
 def test_what_pays():
     plain, strided = ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1), ConvGeometry([2], [1], [1], False, [0], 4)
-    least, share = reduced.LEAST_WORK, reduced.SMALL_SHARE
-    assert reduced.pays("conv", least, 0.0, plain, False)
-    assert reduced.pays("linear", least, 0.0, None, True)
-    assert reduced.pays("linear", least, share, None, False)
-    assert not reduced.pays("linear", least, share / 2, None, False), "the last layers of a convolutional network"
-    assert not reduced.pays("conv", least - 1, 1.0, plain, False)
-    assert not reduced.pays("conv", 1 << 30, 1.0, strided, False)
-    assert not reduced.pays("batch_norm", 1 << 30, 1.0, None, False)
+    least, share, large = reduced.LEAST_WORK, reduced.SMALL_SHARE, reduced.Share(1.0)
+    assert reduced.pays("conv", least, reduced.Share(), plain, False)
+    assert reduced.pays("linear", least, reduced.Share(), None, True)
+    assert reduced.pays("linear", least, reduced.Share(share), None, False)
+    assert not reduced.pays("linear", least, reduced.Share(share / 2), None, False), "the last layers of a network"
+    assert not reduced.pays("conv", least - 1, large, plain, False)
+    assert not reduced.pays("conv", 1 << 30, large, strided, False)
+    assert not reduced.pays("batch_norm", 1 << 30, large, None, False)
+
+
+def test_convolutions_nearest_to_the_output_stay_float32():
+    layers = [("a", True, 700), ("b", True, 200), ("c", True, 30), ("d", True, 30), ("e", False, 40)]
+    found = reduced.shares(layers)
+    assert found["c"] == reduced.Share(0.03, 0.03)
+    assert found["b"] == reduced.Share(0.2, 0.06)
+    assert [name for name, is_conv, _ in layers if is_conv and reduced.stays_full(found[name])] == ["c", "d"]
+    # Until they are a twentieth of the work; one that would make them more than a sixth is of bfloat16.
+    found = reduced.shares([("a", True, 800), ("b", True, 160), ("c", True, 40)])
+    assert [name for name in "abc" if reduced.stays_full(found[name])] == ["c"]
+    found = reduced.shares([("a", True, 850), ("b", True, 100), ("c", True, 50)])
+    assert [name for name in "abc" if reduced.stays_full(found[name])] == ["c"]
+    assert not any(map(reduced.stays_full, reduced.shares([("a", True, 1), ("b", True, 1)]).values()))
+    geometry = ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    assert not reduced.pays("conv", 1 << 30, reduced.Share(0.1, 0.0), geometry, False)
