@@ -71,7 +71,7 @@ ORDER = """
     plan.transpose plan.even
     rules
     plan.coefficients
-    plan.late plan.input_terms plan.looked_sums plan.rest
+    plan.late plan.input_terms plan.looked_sums plan.rest plan.both
     capture.rewrite_functions plan.ups plan.batch_parts
     capture.rewrite_losses plan.kept plan.layer plan.fusion plan.joining plan.check
     plan.builder plan.placing plan.layouts plan.summing plan.few
