@@ -72,7 +72,7 @@ ORDER = """
     rules
     plan.two_coefficients
     plan.coefficients
-    plan.late plan.input_terms plan.looked_sums plan.rest
+    plan.late plan.input_terms plan.looked_sums plan.rest plan.both
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
     capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.layouts plan.passes.summing plan.few

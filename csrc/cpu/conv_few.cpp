@@ -6,7 +6,7 @@
 #include "../common/isa.h"
 #include "../common/memory.h"
 #include "../common/parallel.h"
-#include "panels.h"
+#include "conv_panels.h"
 
 namespace fastlrp::cpu {
 namespace {

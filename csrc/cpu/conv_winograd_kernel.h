@@ -1,7 +1,7 @@
 #pragma once
 
 #include "conv_winograd.h"
-#include "panels.h"
+#include "conv_panels.h"
 
 namespace fastlrp::cpu {
 

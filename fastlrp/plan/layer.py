@@ -62,7 +62,8 @@ class AffineLayer:
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
         self.looks = self.filters_sums and not self.is_reduced and looked.pays(self.weight)
-        self.subtracts = self.packs and products.filtered and not self.is_reduced and self.geometry.groups == 1
+        full = self.packs and products.filtered and not self.is_reduced
+        self.subtracts = full and geometry is not None and geometry.groups == 1
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
     @staticmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastlrp.plan.both import transpose_of_both
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import goes_in_float32, is_bounded, only_positive_outputs, part, part_coefficient
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
@@ -122,6 +123,9 @@ class AlphaBeta(WeightRule):
 
             def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
                 return both_parts(flow, vs, x)
+
+        elif len(parts) == 2 and not signed and times is None and not exact:
+            total = transpose_of_both(layer, [layer.positive, layer.negated_positive], total) or total
 
         def total_up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
             results = [up(t, None, v, x) for up, v in zip(ups, vs, strict=True)]

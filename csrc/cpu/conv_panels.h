@@ -1,4 +1,4 @@
-// Weights as small products read them (panel_products.inc).
+// Weights as small products read them (conv_panel_products.inc).
 #pragma once
 
 #include <cstdint>
