@@ -52,12 +52,15 @@ def conv_rest(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    divided: Tensor | None,
+    factor: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     most: float,
-) -> tuple[Tensor, list[bool]]: ...
+    alpha: float,
+    beta: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, list[bool]]: ...
 def winograd_pack(weight: Tensor, turned: bool = False) -> Tensor: ...
 def winograd_convolution(
     x: Tensor,

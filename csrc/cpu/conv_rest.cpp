@@ -1,5 +1,6 @@
 #include "conv_rest.h"
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -11,29 +12,48 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
-FASTLRP_INLINE bool is_small(float y, float whole, float divided, float most) {
-  const float size = divided < 0.0f ? -divided : divided;
+// Outputs that are counted in 32 bits.
+constexpr int64_t kBlock = 1024;
+
+FASTLRP_INLINE float size_of(float value) { return value < 0.0f ? -value : value; }
+
+FASTLRP_INLINE bool is_small(float y, float whole, float factor, float most) {
   // What is not a number is small. No short cuts, which would keep lanes apart.
-  return (divided != 0.0f) & (!(size <= most * y) | !(whole <= most * y));
+  return (factor != 0.0f) & (!(size_of(factor) <= most * y) | !(whole <= most * y));
 }
 
-// `count` differences, and how many of them are small.
+// As elementwise_coefficients has it for zplus.
+FASTLRP_INLINE float share(float part, float factor, float times, float epsilon) {
+  const float sum = part + (part < 0.0f ? -epsilon : epsilon), quotient = factor / sum;
+  return factor == 0.0f || sum == 0.0f ? 0.0f : times * quotient;
+}
+
+// `count` outputs, and how many of their differences are small.
+template <bool has_factor>
 struct Differences {
-  FASTLRP_INLINE static void run(const float* whole, const float* part, const float* divided, int64_t count, float most,
-                                 float* y, int64_t* found) {
-    int64_t number = 0, first = 0;
-    for (; first + kLanes <= count; first += kLanes) {
-      int32_t some = 0;
-      for (int64_t i = first; i < first + kLanes; ++i) {
-        y[i] = part[i] - whole[i];
-        some += static_cast<int32_t>(is_small(y[i], whole[i], divided[i], most));
-      }
-      number += some;
+  FASTLRP_INLINE static int32_t some(const float* __restrict whole, const float* __restrict part,
+                                     const float* __restrict factor, const ConvRest& p, int64_t count,
+                                     float* __restrict above, float* __restrict below) {
+    const float alpha = p.alpha, beta = p.beta, epsilon = p.epsilon, most = p.most;
+    int32_t found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float y = part[i] - whole[i], f = has_factor ? factor[i] : 1.0f;
+      found += static_cast<int32_t>(has_factor ? is_small(y, whole[i], f, most) : !(whole[i] <= most * y));
+      above[i] = share(part[i], f, alpha, epsilon);
+      below[i] = share(y, f, beta, epsilon);
     }
-    for (; first < count; ++first) {
-      y[first] = part[first] - whole[first];
-      number += is_small(y[first], whole[first], divided[first], most);
+    return found;
+  }
+
+  FASTLRP_INLINE static void run(const ConvRest* p, int64_t first, int64_t count, int64_t* found) {
+    const int64_t last = first + count;
+    const float* factor = has_factor ? p->factor : p->whole;
+    int64_t number = 0;
+    for (; first + kBlock <= last; first += kBlock) {
+      number += some(p->whole + first, p->part + first, factor + first, *p, kBlock, p->above + first, p->below + first);
     }
+    number +=
+        some(p->whole + first, p->part + first, factor + first, *p, last - first, p->above + first, p->below + first);
     *found = number;
   }
 };
@@ -72,11 +92,12 @@ struct Again {
 
   FASTLRP_INLINE static void run(const ConvRest* p, int64_t sample, int64_t row) {
     const float* x = p->x + sample * p->size[0] * p->size[1] * p->inputs;
-    const float* divided = p->divided == nullptr ? p->whole : p->divided;
     const int64_t count = p->out_size[1] * p->outputs, at = (sample * p->out_size[0] + row) * count;
     for (int64_t i = 0; i < count; ++i) {
-      if (is_small(p->y[at + i], p->whole[at + i], divided[at + i], p->most)) {
-        p->y[at + i] = sum(*p, x, row, i / p->outputs, i % p->outputs);
+      const float whole = p->whole[at + i], y = p->part[at + i] - whole;
+      const float factor = p->factor == nullptr ? 1.0f : p->factor[at + i];
+      if (is_small(y, whole, p->factor == nullptr ? whole : factor, p->most)) {
+        p->below[at + i] = share(sum(*p, x, row, i / p->outputs, i % p->outputs), factor, p->beta, p->epsilon);
       }
     }
   }
@@ -86,12 +107,14 @@ struct Again {
 
 void conv_rest(const ConvRest& p, bool* kept) {
   const int64_t row = p.out_size[1] * p.outputs, rows = p.samples * p.out_size[0];
-  const float* divided = p.divided == nullptr ? p.whole : p.divided;
   std::vector<int64_t> small(rows);
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      run_best<Differences>(p.whole + i * row, p.part + i * row, divided + i * row, row, p.most, p.y + i * row,
-                            &small[i]);
+      if (p.factor == nullptr) {
+        run_best<Differences<false>>(&p, i * row, row, &small[i]);
+      } else {
+        run_best<Differences<true>>(&p, i * row, row, &small[i]);
+      }
     }
   });
   for (int64_t sample = 0; sample < p.samples; ++sample) {

@@ -15,6 +15,8 @@ namespace fastlrp::cpu {
 // which leaves all larger places out; none of them reads those.
 void winograd_levels(const Winograd& p, int64_t sample, const WinogradAlike& alike, std::vector<WinogradTile>& tiles);
 
-constexpr float kLevel = 1024.0f;
+// Photographs on black or white keep below 20; one half a thousand times darker, without biases, takes 2 to 7 % more
+// tiles.
+constexpr float kLevel = 32.0f;
 
 }  // namespace fastlrp::cpu

@@ -8,10 +8,11 @@
 
 namespace fastlrp::edge {
 
-std::pair<Tensor, std::vector<bool>> conv_rest(const Tensor& whole_, const Tensor& part_, const Tensor& x_,
-                                               const Tensor& weight_, const OptionalTensor& bias_,
-                                               const OptionalTensor& divided_, const Sizes& stride,
-                                               const Sizes& padding, const Sizes& dilation, double most) {
+std::tuple<Tensor, Tensor, std::vector<bool>> conv_rest(const Tensor& whole_, const Tensor& part_, const Tensor& x_,
+                                                        const Tensor& weight_, const OptionalTensor& bias_,
+                                                        const OptionalTensor& factor_, const Sizes& stride,
+                                                        const Sizes& padding, const Sizes& dilation, double most,
+                                                        double alpha, double beta, double epsilon) {
   const Check check{kCpu, "conv_rest"};
   check.dtype("x", x_, kFloat);
   check.tensor("x", x_);
@@ -39,22 +40,24 @@ std::pair<Tensor, std::vector<bool>> conv_rest(const Tensor& whole_, const Tenso
   check.like("part", part_, x_);
   check.sizes("part", part_, shape);
   const auto dense = [](const Tensor& t) { return to_channels_last(t.resolve_neg()); };
-  Tensor bias, divided;
+  Tensor bias, factor;
   if (bias_.has_value()) {
     check.like("bias", *bias_, x_);
     check.sizes("bias", *bias_, {outputs});
     bias = bias_->resolve_neg().contiguous();
   }
-  if (divided_.has_value()) {
-    check.like("divided", *divided_, x_);
-    check.sizes("divided", *divided_, shape);
-    divided = dense(*divided_);
+  if (factor_.has_value()) {
+    check.like("factor", *factor_, x_);
+    check.sizes("factor", *factor_, shape);
+    factor = dense(*factor_);
   }
   const int64_t area = p.out_size[0] * p.out_size[1];
-  const Tensor y = empty_strided(shape, {outputs * area, 1, p.out_size[1] * outputs, outputs}, x_);
+  const Sizes strides{outputs * area, 1, p.out_size[1] * outputs, outputs};
+  const Tensor above = empty_strided(shape, strides, x_), below = empty_strided(shape, strides, x_);
   const std::unique_ptr<bool[]> kept(new bool[samples]());
-  if (y.numel() > 0) {
-    prefer_huge_pages(y.mutable_data_ptr(), y.nbytes());
+  if (above.numel() > 0) {
+    prefer_huge_pages(above.mutable_data_ptr(), above.nbytes());
+    prefer_huge_pages(below.mutable_data_ptr(), below.nbytes());
     const Tensor x = dense(x_), weight = dense(weight_), whole = dense(whole_), part = dense(part_);
     const auto read = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
     p.x = read(x);
@@ -62,12 +65,16 @@ std::pair<Tensor, std::vector<bool>> conv_rest(const Tensor& whole_, const Tenso
     p.bias = read(bias);
     p.whole = read(whole);
     p.part = read(part);
-    p.divided = read(divided);
+    p.factor = read(factor);
     p.most = static_cast<float>(most);
-    p.y = y.mutable_data_ptr<float>();
+    p.alpha = static_cast<float>(alpha);
+    p.beta = static_cast<float>(beta);
+    p.epsilon = static_cast<float>(epsilon);
+    p.above = above.mutable_data_ptr<float>();
+    p.below = below.mutable_data_ptr<float>();
     cpu::conv_rest(p, kept.get());
   }
-  return {y, std::vector<bool>(kept.get(), kept.get() + samples)};
+  return {above, below, std::vector<bool>(kept.get(), kept.get() + samples)};
 }
 
 }  // namespace fastlrp::edge

@@ -1,19 +1,20 @@
 #pragma once
 
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "tensors.h"
 
 namespace fastlrp::edge {
 
-// part - whole, (N, Co, H', W'), as the sums of x (N, Ci, H, W) through `weight` (Co, Ci, h, w) and `bias` that it is
-// but for rounding; made again as plain sums where `whole`, or `divided`, is more than `most` times as large
-// (cpu/conv_rest.h). For each sample whether that was done: where too many are to be made again its result means
-// nothing. `divided`: what is divided by the result, as large; None where that is `whole`.
-std::pair<Tensor, std::vector<bool>> conv_rest(const Tensor& whole, const Tensor& part, const Tensor& x,
-                                               const Tensor& weight, const OptionalTensor& bias,
-                                               const OptionalTensor& divided, const Sizes& stride, const Sizes& padding,
-                                               const Sizes& dilation, double most);
+// alpha factor / (part + epsilon) and beta factor / (part - whole + epsilon), (N, Co, H', W'). The difference is what
+// x (N, Ci, H, W) gives through `weight` (Co, Ci, h, w) and `bias` but for rounding, and is made again as a plain sum
+// where `whole`, or `factor`, is more than `most` times as large (cpu/conv_rest.h). For each sample whether that was
+// done: where too many are to be made again its second result means nothing. `factor`: as large; None for 1.
+std::tuple<Tensor, Tensor, std::vector<bool>> conv_rest(const Tensor& whole, const Tensor& part, const Tensor& x,
+                                                        const Tensor& weight, const OptionalTensor& bias,
+                                                        const OptionalTensor& factor, const Sizes& stride,
+                                                        const Sizes& padding, const Sizes& dilation, double most,
+                                                        double alpha, double beta, double epsilon);
 
 }  // namespace fastlrp::edge

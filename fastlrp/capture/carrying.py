@@ -56,6 +56,12 @@ def mark_ids(graph: Graph) -> None:
             value.carries = value.carries or value in ids
 
 
+def chosen_by_floats(graph: Graph) -> bool:
+    """Whether a table's rows are to be chosen by floats, which PyTorch 2.11 traces though it cannot compute it."""
+    chosen = (leaf for node in graph.nodes if node.operation in LOOKUPS for leaf in leaves(node.args[1]))
+    return any(isinstance(ids, Value) and ids.is_float for ids in chosen)
+
+
 def moved(node: Node) -> Iterator[Value]:
     """The values whose entries the operation copies."""
     target = getattr(node.call, "whole", node.call)

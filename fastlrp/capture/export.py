@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
+from fastlrp.capture.carrying import chosen_by_floats
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.faults import what_leaves_the_trace
 from fastlrp.capture.graph import Graph, Value, leaves
@@ -136,6 +137,8 @@ def capture(
         if not hint or type(error) is not CaptureError:
             raise
         raise CaptureError(f"{error}.{hint}") from error
+    if chosen_by_floats(graph):
+        raise failure(wrapper, args, kwargs, TypeError("rows of an embedding are chosen by floats, not by integers"))
     write_out_mapped(graph)
     graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
     standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
@@ -305,7 +308,8 @@ def _reads_data(error: Exception) -> bool:
 
 
 def _explain(error: Exception, more: str = "") -> str:
-    reason = without_symbols(str(error).strip().split("\n\n")[0][:800])
+    text = str(error).strip().split("\nException raised from ")[0]  # What follows are addresses in PyTorch's libraries.
+    reason = without_symbols(text.split("\n\n")[0][:800])
     hint = ""
     if _reads_data(error):
         hint = (

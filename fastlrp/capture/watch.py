@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._pytree import tree_leaves
 
 from fastlrp.capture.fingerprint import Fingerprint
 
@@ -24,6 +25,9 @@ _PLAIN = (
 )  # fmt: skip
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+_INTERNAL = frozenset(key for key, value in vars(nn.Module()).items() if isinstance(value, dict))
+"""Tables of every module, which are looked at as such."""
 
 _OURS = frozenset({"lrp_var", "lrp_param"})
 """Attributes of the modules of :mod:`fastlrp.nn` that say how to explain, not what to compute."""
@@ -35,9 +39,9 @@ _WRITTEN: MutableMapping[Any, set[str]] = weakref.WeakKeyDictionary()
 class Code:
     """What a model's forward pass runs, apart from tensors: attributes, hooks and methods of its modules.
 
-    Attributes count where they hold numbers, text, functions, types, tuples and lists of those, or a tensor, and where
-    the forward pass does not write them itself, see :meth:`written`. What an attribute of another kind holds inside it,
-    for instance a configuration object, is not looked at.
+    Attributes count where they hold numbers, text, functions, types, tensors, or tuples, lists and dicts of those, and
+    where the forward pass does not write them itself, see :meth:`written`. What an attribute of another kind holds
+    inside it, for instance a configuration object, is not looked at.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -54,14 +58,19 @@ class Code:
     def _remember(self) -> None:
         self._known: list[dict[str, Any]] = []
         self._read: list[tuple[Any, Callable[[Any], Any], Any]] = []
-        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._lists: list[tuple[Any, Any]] = []
+        self._holding: list[tuple[Any, Any]] = []
         for owner, table in self._owners:
             known = {key: value for key, value in table.items() if _counts(owner, key, value)}
             self._known.append(known)
             if known:
                 get = itemgetter(*known)
                 self._read.append((table, get, get(table)))
-            self._lists += [(value, copy.deepcopy(value)) for value in known.values() if type(value) is list]
+            for value in known.values():
+                if isinstance(value, (list, tuple, dict)) and any(_tensors(value)):
+                    self._holding.append((value, _Held.all_of(value)))
+                elif isinstance(value, (list, dict)):
+                    self._lists.append((value, copy.deepcopy(value)))
         self._tables = [table for _, table in self._owners]
         self._sizes = [*map(len, self._tables)]
 
@@ -82,6 +91,9 @@ class Code:
         for items, known in self._lists:
             if items != known:
                 return self._differs()
+        for items, held in self._holding:
+            if _Held.all_of(items) != held:
+                return self._differs()
         return [*map(len, self._tables)] != self._sizes and self._differs()
 
     def _differs(self) -> bool:
@@ -93,13 +105,13 @@ class Code:
 
     def _different(self, kept: bool = False) -> Iterator[tuple[Any, str]]:
         """Owner and name of each attribute that is not what it was; ``kept``: also of tensors that nothing read yet."""
-        lists = {id(items): known for items, known in self._lists}
+        lists = {id(items): known for items, known in (*self._lists, *self._holding)}
         for (owner, table), known in zip(self._owners, self._known, strict=True):
             counting = [key for key, value in table.items() if _counts(owner, key, value)]
             for key in dict.fromkeys([*known, *counting]):
                 if key in _written(owner):
                     continue
-                if not kept and key not in known and isinstance(table[key], Tensor):
+                if not kept and key not in known and isinstance(table[key], (Tensor, dict)):
                     continue  # Kept there for somebody else: forward can't have read it.
                 if key not in table or key not in known or not _same(table[key], known[key], lists):
                     yield owner, key
@@ -124,25 +136,55 @@ def _written(owner: Any) -> AbstractSet[str]:
 
 
 def _counts(owner: Any, key: str, value: Any) -> bool:
-    return (_is_plain(value) or isinstance(value, Tensor)) and not (
-        key.startswith("__") or key in _OURS or key in _written(owner)
-    )
+    return _is_plain(value) and not (key.startswith("__") or key in _OURS or key in _INTERNAL or key in _written(owner))
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
-    return isinstance(value, _PLAIN)
+    if isinstance(value, dict):
+        return all(_is_plain(part) for item in value.items() for part in item)
+    return isinstance(value, (*_PLAIN, Tensor))
 
 
-def _same(now: Any, before: Any, lists: dict[int, list[Any]]) -> bool:
+def _tensors(value: Any) -> Iterator[bool]:
+    """True for each tensor in a tuple, list or dict."""
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, (tuple, list, dict)):
+            yield from _tensors(item)
+        elif isinstance(item, Tensor):
+            yield True
+
+
+class _Held:
+    """A tensor in a list or dict, which is another one where it is another object."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self._tensor is other._tensor
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def all_of(cls, value: Any) -> Any:
+        """A copy of a tuple, list or dict, with its tensors as such."""
+        if isinstance(value, dict):
+            return {key: cls.all_of(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [cls.all_of(item) for item in value]
+        return cls(value) if isinstance(value, Tensor) else value
+
+
+def _same(now: Any, before: Any, lists: dict[int, Any]) -> bool:
     if type(now) is not type(before):
         return False
     if isinstance(now, Tensor):
         return now is before
     if now is before:
-        return id(now) not in lists or bool(now == lists[id(now)])
-    return bool(now == before)
+        return id(now) not in lists or bool(_Held.all_of(now) == _Held.all_of(lists[id(now)]))
+    return bool(_Held.all_of(now) == _Held.all_of(before))
 
 
 def outline(modules: Sequence[nn.Module]) -> list[Any]:
@@ -161,6 +203,8 @@ def outline(modules: Sequence[nn.Module]) -> list[Any]:
 def _weakly(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_weakly(item) for item in value]
+    if isinstance(value, dict):
+        return [(_weakly(key), _weakly(item)) for key, item in value.items()]
     if isinstance(value, types.MethodType):
         return (_weakly(value.__self__), _weakly(value.__func__))
     try:
@@ -185,8 +229,8 @@ class Watch:
             tables = (module._modules, module._parameters, module._buffers)
             self._tables += tables
             links += [(table, key, item) for table in tables for key, item in table.items()]
-            held = [item for table in (*tables[1:], vars(module)) for item in table.values()]
-            tensors += [item for item in held if isinstance(item, Tensor)]
+            own = {key: item for key, item in vars(module).items() if key not in _INTERNAL}
+            tensors += [item for table in (*tables[1:], own) for item in tree_leaves(table) if isinstance(item, Tensor)]
         self._sizes = [*map(len, self._tables)]
         self._holders, self._keys, self._items = ([link[i] for link in links] for i in range(3))
         self.code = Code(modules)

@@ -13,7 +13,7 @@ from fastlrp.plan.coefficients import goes_in_float32, is_bounded, only_positive
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
-from fastlrp.plan.rest import negative_sums, subtracts
+from fastlrp.plan.rest import both_coefficients, subtracts
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.two_coefficients import without_last
 from fastlrp.plan.ups import up_through
@@ -85,14 +85,18 @@ class AlphaBeta(WeightRule):
         ups: list[Any] = []
         unpooled: list[Any] = []
         terms: list[Term] = []
-        sums: int | None = None
-        for negative, share in ((False, self.alpha), (True, -self.beta)):
+        shares = self.alpha, -self.beta
+        at_once = all(shares) and subtracts(layer, st, signed, self.zero_bias)
+        if at_once:
+            sums, passed_relu = part(b, layer, self.zero_bias, flow=flow), only_positive_outputs(layer, flow)
+            vs_of_both = both_coefficients(b, layer, flow, st.epsilon, shares, sums, passed_relu)
+        for negative, share in enumerate(shares):
             if share:
-                if negative and sums is not None and subtracts(layer, signed, self.zero_bias):
-                    sums = negative_sums(b, layer, flow, sums, only_positive_outputs(layer, flow))
+                if at_once:
+                    v = vs_of_both[negative]
                 else:
-                    sums = part(b, layer, self.zero_bias, negative, flow)
-                v = part_coefficient(b, layer, flow, st, sums, share, negative)
+                    sums = part(b, layer, self.zero_bias, bool(negative), flow)
+                    v = part_coefficient(b, layer, flow, st, sums, share, bool(negative))
                 weight = layer.negated if negative else layer.weight
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)

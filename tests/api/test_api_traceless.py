@@ -30,7 +30,7 @@ class Net(nn.Module):
         self.norm.running_mean.uniform_(-0.2, 0.2)
         self.norm.running_var.uniform_(0.5, 2.0)
         self.scale, self.twice, self.axes, self.last = 1.5, False, (2, 3), torch.tanh
-        self.factors = [1.0, 2.0]
+        self.factors, self.more, self.kept = [1.0, 2.0], {"by": {"two": 1.0}}, [torch.ones(4, dtype=torch.float64)]
         self.calls, self.size, self.seen = 0, None, None
         self.offset = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
 
@@ -39,7 +39,7 @@ class Net(nn.Module):
         self.size, self.seen = x.shape[-1], x * 2
         h = self.act(self.norm(self.conv(x))) * self.scale * self.factors[1]
         h = self.last(h + h if self.twice else h)
-        return (self.head(h.mean(self.axes)) + self.offset).square()
+        return (self.head(h.mean(self.axes)) * self.more["by"]["two"] * self.kept[0] + self.offset).square()
 
 
 def net() -> Net:
@@ -208,6 +208,14 @@ def in_a_list(model):
     model.factors[1] = 5.0
 
 
+def in_a_dict(model):
+    model.more["by"]["two"] = 5.0
+
+
+def of_a_list(model):
+    model.kept[0] = torch.full((4,), 2.0, dtype=torch.float64)
+
+
 def new_class(model):
     model.head.__class__ = type("Other", (nn.Linear,), {"forward": lambda self, x: nn.Linear.forward(self, x.square())})
 
@@ -217,6 +225,7 @@ READ = {
     "float": attribute("", "scale", 0.3), "bool": attribute("", "twice", True), "tuple": attribute("", "axes", (3, 2)),
     "function": attribute("", "last", torch.relu), "stride": attribute("conv", "stride", (2, 2)), "list": in_a_list,
     "tensor": attribute("", "offset", torch.ones(4, dtype=torch.float64)), "inside": lambda model: model.offset.add_(1),
+    "dict": in_a_dict, "list of tensors": of_a_list, "a tensor in it": lambda model: model.kept[0].mul_(3),
     "hook": hook, "pre-hook": pre_hook, "forward": instance_forward, "class": new_class,
 }  # fmt: skip
 

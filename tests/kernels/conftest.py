@@ -71,5 +71,19 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InterpreterBuilder, "create_dot", cut_off(InterpreterBuilder.create_dot))
 
 
+def _arrays_of_one_entry() -> None:
+    """Triton 3.6's interpreter takes an array of one entry for a number in ``range``, which NumPy 2.5 refuses."""
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
     _products_of_bfloat16()
+    _arrays_of_one_entry()

@@ -74,6 +74,29 @@ def test_a_composite_may_end_relevance_there() -> None:
     assert abs(report.kept["unexplained"]) < 1e-9
 
 
+class Spectrum(nn.Module):
+    """Complex numbers that are cut off, by detach or by a block."""
+
+    def __init__(self, block: bool) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.fft.rfft(x)
+        with torch.set_grad_enabled(not self.block):
+            cut = torch.fft.rfft(2 * x)
+        return torch.fft.irfft(z + (cut if self.block else cut.detach()), n=4)[:, :3]
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_gradient_of_complex_numbers_ends_there(block: bool) -> None:
+    model, x = Spectrum(block).eval(), torch.randn(2, 4, dtype=F64)
+    found = fastlrp.explain(model, x, "all", "gradient", initial="one")
+    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    followed = fastlrp.explain(model, x, "all", "lrp0")
+    torch.testing.assert_close(followed, 3 * x.unsqueeze(1) * torch.eye(3, 4, dtype=F64), rtol=1e-9, atol=1e-11)
+
+
 class OfParts(nn.Module):
     """Writes into one part of a chunk, which PyTorch allows where it records no gradients alone."""
 

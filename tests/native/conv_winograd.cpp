@@ -123,7 +123,7 @@ TEST(conv_winograd_levels) {
         read += std::abs(term);
       }
     }
-    CHECK_FOR(std::abs(sum - y[at]) <= 1e-3 * read, "column " + std::to_string(column));
+    CHECK_FOR(std::abs(sum - y[at]) <= 1e-4 * read, "column " + std::to_string(column));
   }
 }
 

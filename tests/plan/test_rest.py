@@ -40,38 +40,44 @@ def test_a_rest_keeps_its_digits(channels, kernel, stride, padding, dilation, is
     below, shift = (-weight).clamp(min=0), (-bias).clamp(min=0)
     right = conv2d(x.double(), below.double(), shift.double(), **geometry)
 
-    def found(divided: Tensor | None = None, most: float = 8.0, rows: slice = slice(None)) -> tuple[Tensor, list[bool]]:
-        above = None if divided is None else divided[rows]
-        return C.conv_rest(z[rows], part[rows], x[rows], below, shift, above, *geometry.values(), most)
+    def found(factor: Tensor | None = None, most: float = 8.0, rows: slice = slice(None)) -> tuple[Tensor, list[bool]]:
+        """The sums, of which the kernel gives twice the reciprocal."""
+        f = None if factor is None else factor[rows]
+        given = z[rows], part[rows], x[rows], below, shift, f, *geometry.values(), most, 3.0, 2.0, 1e-6
+        over_part, over_rest, kept = C.conv_rest(*given)
+        assert torch.equal(over_part, C.elementwise_coefficients(z[rows], part[rows], None, f, "zplus", 3.0, 1e-6)[1])
+        return 2 * (1 if f is None else f) / over_rest - 1e-6, kept
 
     y, kept = found()
     good = torch.tensor(kept)
     assert good[0]
     error = (y - right).abs() / torch.where(right > 0, right, 1)
     assert error[good].max() <= 2e-5
-    assert bool((y[good][right[good] == 0] == 0).all()), "where nothing lowers an output it is exactly zero"
+    assert bool((y[good][right[good] == 0].abs() <= 1e-12).all()), "exactly zero where nothing lowers an output"
     assert relative_error(found(most=torch.inf)[0][:, 2].double(), right[:, 2]) > 1e-5, "digits that cancel"
     for row in range(3):
         alone, is_kept = found(rows=slice(row, row + 1))
         assert is_kept == kept[row : row + 1]
         assert not is_kept[0] or torch.equal(alone, y[row : row + 1])
-    divided = torch.zeros_like(z)
-    assert torch.equal(found(divided)[0], part - z), "nothing is divided: no sum is made again"
-    divided[0, 0, 0, 0] = -1e9
-    assert found(divided)[0][0, 0, 0, 0] == pytest.approx(float(right[0, 0, 0, 0]), rel=1e-6)
+    factor = torch.zeros_like(z)
+    factor[0, 0, 0, 0] = -1e9
+    assert float(found(factor)[0][0, 0, 0, 0]) == pytest.approx(float(right[0, 0, 0, 0]), rel=1e-6)
+    given = z, part, x, below, shift, factor, *geometry.values(), 8.0, 3.0, 2.0, 1e-6
+    assert int(C.conv_rest(*given)[1].count_nonzero()) == 1, "nothing is divided"
     assert found(torch.full_like(z, 1e9))[1] == [False] * 3, "all of them are small"
 
 
 def test_arguments_of_a_rest_are_checked():
     x, weight = torch.rand(1, 4, 5, 5), torch.rand(3, 4, 3, 3)
     maps = torch.rand(1, 3, 3, 3)
-    given = {"whole": maps, "part": maps, "x": x, "weight": weight, "bias": None, "divided": None, "stride": [1, 1],
-             "padding": [0, 0], "dilation": [1, 1], "most": 8.0}  # fmt: skip
+    given = {"whole": maps, "part": maps, "x": x, "weight": weight, "bias": None, "factor": None, "stride": [1, 1],
+             "padding": [0, 0], "dilation": [1, 1], "most": 8.0,
+             "alpha": 2.0, "beta": -1.0, "epsilon": 1e-6}  # fmt: skip
     assert C.conv_rest(**given)[0].shape == maps.shape
     for words, change in {
         "whole must have": {"whole": maps[:, :2]},
         "part must have": {"part": maps[..., 1:]},
-        "divided must have": {"divided": maps[:, :2]},
+        "factor must have": {"factor": maps[:, :2]},
         "weight must have shape": {"weight": weight[:, :2]},
         "bias must have": {"bias": torch.rand(2)},
         "stride": {"stride": [0, 1]},

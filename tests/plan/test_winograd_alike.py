@@ -298,14 +298,14 @@ def held(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["half", "stripes", "two"])
-@pytest.mark.parametrize("size", [1e-5, 1e-20])
+@pytest.mark.parametrize("size", [1e-5, 1e-18])
 def test_dark_windows_are_as_exact_as_their_own_numbers(name, size, isa):
     weight, x = torch.randn(48, 32, 3, 3), dusty(size)[name]
     product = winograd.Winograd(lambda: weight, ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1))
     right = nn.functional.conv2d(x.double(), weight.double(), padding=1)
     found = product(torch.cat([x, x.flip(3)]), alike=True)
     errors = (found[:1].double() - right).abs().amax(1, keepdim=True) / held(x.double())
-    assert float(errors.max()) <= 1e-2  # Measured: 3e-3; of the largest number of each tile: 1e-5.
+    assert float(errors.max()) <= 1e-4  # Measured: 4e-5; where the whole tile is computed at once: 1e-5 / size.
     assert torch.equal(found[1:], product(x.flip(3), alike=True)), "a sample alone is what it is in a batch"
 
 

@@ -92,6 +92,8 @@ class Emitter:
             part_name = f"{name}.{position}"
             c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
         before = len(self.graph.nodes)
+        if KIND_OF.get(name) == "detached" and args and isinstance(args[0], Pair):
+            return self.detached(args[0], fx)
         if self._is_complex(c):
             made = self._of_parts(c)
             self._note(c, before)
@@ -129,7 +131,7 @@ class Emitter:
         return self.make(c, kind)
 
     def detached(self, x: Any, fx: torch.fx.Node) -> Any:
-        """A result of a block under ``torch.no_grad``, which ``fx`` calls: from there on no gradient flows."""
+        """A value from which no gradient flows down: a result of a block under ``torch.no_grad``, for example."""
         value = x.parts if isinstance(x, Pair) else x
         if not isinstance(value, Value) or not (value.is_float and value.carries):
             return x

@@ -117,7 +117,9 @@ def _effects(code: types.CodeType) -> str:
         name = step.opname
         if name == "STORE_ATTR" and before is not None:
             read = before.argval[-1:] if isinstance(before.argval, tuple) else (before.argval,)
-            if (before.opname.startswith("LOAD_FAST") and read == this) or before.opname in ("SWAP", "ROT_TWO"):
+            # Python 3.13 has instructions that also store another variable; LOAD_DEREF: a function inside reads it too.
+            loads = "LOAD_FAST" in before.opname or before.opname == "LOAD_DEREF"
+            if (loads and read == this) or before.opname in ("SWAP", "ROT_TWO"):
                 found.append(f"sets the attribute {step.argval!r}")
         elif name == "STORE_GLOBAL":
             found.append(f"sets the global {step.argval!r}")

@@ -18,6 +18,7 @@ from zennit.core import BasicHook, Composite, Hook  # noqa: E402
 
 from fastlrp import UnsupportedOperationError  # noqa: E402
 from fastlrp.compat.zennit import context  # noqa: E402
+from fastlrp.compat.zennit.notices import side_effects  # noqa: E402
 
 TARGET = torch.eye(4, dtype=torch.float64)[[1, 3]]
 
@@ -196,6 +197,35 @@ def test_side_effects_of_forward_are_told() -> None:
             warnings.simplefilter("error")
             attribute(ours, model, composite, _input(), TARGET)
         assert model[0].calls == 0
+
+
+class Keeps(nn.Module):
+    def beside_a_variable(self, x: Tensor) -> Tensor:
+        y = self.last = x + 1
+        return y
+
+    def in_a_tuple(self, x: Tensor) -> Tensor:
+        y, self.last = x + 1, x
+        return y
+
+    def read_by_a_function_inside(self, x: Tensor) -> Tensor:
+        self.last = x
+        return (lambda: self.last + 1)()
+
+    def none_of_its_own(self, x: Tensor) -> Tensor:
+        y = x + 1
+        y.last = x
+        return y
+
+
+@pytest.mark.parametrize("name", ["beside_a_variable", "in_a_tuple", "read_by_a_function_inside", "none_of_its_own"])
+def test_attributes_that_forward_sets_in_any_statement(name: str) -> None:
+    """Each version of Python has instructions of its own for these."""
+    Keeps.forward = getattr(Keeps, name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        side_effects(Keeps())
+    assert any("sets the attribute 'last'" in str(w.message) for w in caught) == (name != "none_of_its_own")
 
 
 def test_context_says_that_parameters_get_no_gradients() -> None:
