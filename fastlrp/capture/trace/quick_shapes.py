@@ -72,7 +72,7 @@ def _replaced(op: Any, kernel: Kernel) -> Iterator[None]:
     tracing, before = threading.get_ident(), dict(op.py_kernels)
 
     def by_definition(other: Kernel, *args: Any, **kwargs: Any) -> Any:
-        usual = threading.get_ident() == tracing and not torch.is_grad_enabled() and type(args[0]) is FakeTensor
+        usual = threading.get_ident() == tracing and type(args[0]) is FakeTensor
         found = kernel(*args, **kwargs) if usual and not _autocast(args[0].device.type) else None
         return other(*args, **kwargs) if found is None else found
 
