@@ -12,11 +12,8 @@ def take_its_place() -> None:
     Raises:
         pytest.skip.Exception: where the emulator cannot be built; it says why.
     """
-    from triton.runtime.interpreter import InterpreterBuilder
+    from tests.kernels import conftest  # noqa: F401  # Mends the interpreter's products of bfloat16 and TF32.
 
-    from tests.kernels import conftest  # Mends the interpreter's products of bfloat16.
-
-    InterpreterBuilder.create_dot = conftest.cut_off(InterpreterBuilder.create_dot)
     module = emulated()
     cuda.kernels = lambda: module
     cuda.device_type = lambda: "cpu"

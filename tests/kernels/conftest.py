@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -46,11 +45,13 @@ def ieee() -> Iterator[None]:
         yield
 
 
-def cut_off(create_dot: Callable[..., Any]) -> Callable[..., Any]:
-    """TF32 products as tensor cores make them: the last 13 bits of each factor are left out."""
+def _products_of_tf32() -> None:
+    """TF32 products as tensor cores make them: the last 13 bits of each factor are cut off."""
     import numpy as np
     from triton._C.libtriton import ir
-    from triton.runtime.interpreter import TensorHandle
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    create_dot = InterpreterBuilder.create_dot
 
     def cut(handle: TensorHandle) -> TensorHandle:
         return TensorHandle((handle.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), handle.dtype)
@@ -60,15 +61,7 @@ def cut_off(create_dot: Callable[..., Any]) -> Callable[..., Any]:
             a, b = cut(a), cut(b)
         return create_dot(self, a, b, total, precision, *rest)
 
-    return patched
-
-
-@pytest.fixture
-def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only where a test asks for it, because PyTorch allows TF32 in convolutions by default."""
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", cut_off(InterpreterBuilder.create_dot))
+    InterpreterBuilder.create_dot = patched
 
 
 def _arrays_of_one_entry() -> None:
@@ -86,4 +79,5 @@ def _arrays_of_one_entry() -> None:
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
     _products_of_bfloat16()
+    _products_of_tf32()
     _arrays_of_one_entry()

@@ -1,7 +1,7 @@
 """TF32 in Triton's kernels: tensor cores cut off what is beyond 10 bits, for which kernels have to make up.
 
 Of a sum of positive numbers two factors that are cut off lose 7e-4, in every layer the same way; rounded to the
-nearest they would lose next to nothing. The interpreter multiplies here as tensor cores do.
+nearest they would lose next to nothing. The interpreter multiplies in TF32 as tensor cores do (``conftest.py``).
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def exact(op, given):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_sums_of_positive_numbers_lose_nothing(tensor_cores, name):
+def test_sums_of_positive_numbers_lose_nothing(name):
     op, given = CALLS[name]()
     given = positive(given)
     assert lost(run(op, given), exact(op, given)) <= LOST
 
 
 @pytest.mark.parametrize("op", ATTENTION)
-def test_attention_loses_nothing(tensor_cores, op):
+def test_attention_loses_nothing(op):
     given = positive(operands())
     got, right = run(op, attention(op, given, run)), exact(op, attention(op, given, exact))
     if op == "attention_relevance":  # Those of query and key are differences.
@@ -117,7 +117,7 @@ def test_attention_loses_nothing(tensor_cores, op):
     assert lost(got, right) <= LOST
 
 
-def test_attention_to_query_and_key_is_as_near_as_rounding(tensor_cores):
+def test_attention_to_query_and_key_is_as_near_as_rounding():
     """Cut off, the numbers were off by up to 1.7e-3; made up for, by up to 6.3e-4."""
     given = operands()
     got, right = (f("attention_relevance", attention("attention_relevance", given, f)) for f in (run, exact))
