@@ -108,7 +108,7 @@ def described(values: Any) -> str:
     """What was given, in few words: its text if that is short, else its type."""
     if hasattr(values, "dtype") and math.prod(values.shape) > 10:
         return f"{type(values).__name__} {tuple(values.shape)} of {values.dtype}"
-    if hasattr(values, "values") and hasattr(values, "indices"):
+    if isinstance(values, tuple) and hasattr(values, "values") and hasattr(values, "indices"):
         return f"what {type(values).__name__} returns: give its .indices"
     text = repr(values)
     return text if len(text) <= 60 else f"{type(values).__name__} {text[:50]}…"

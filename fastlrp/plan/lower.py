@@ -66,6 +66,15 @@ def lower(
             b.collect(value)
     output = graph.output
     if (output.is_float or not output.depends) and not any(v in b.flows for v in graph.inputs):
+        cut = next(
+            (n for n in graph.nodes if n.kind == "detached" and not isinstance(assigned.get(n), rules.Pass)), None
+        )
+        if cut is not None:
+            raise UnsupportedOperationError(
+                f"nothing reaches the model's input: its gradient is cut off in '{cut.path or 'the model itself'}', by "
+                "detach or torch.no_grad, where gradients end. Take that out of the forward pass, or give what is cut "
+                "off rules.Pass(), composite.with_entries((fastlrp.composites.kind('detached'), rules.Pass()))"
+            )
         raise UnsupportedOperationError(
             "no relevance reaches the model's input: the explained output depends on it through integers only that "
             "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "

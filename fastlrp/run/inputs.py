@@ -178,7 +178,13 @@ def _check_finite(x: Tensor, label: str) -> None:
         bad = ~torch.isfinite(x)
         where = [int(b) for b in bad.flatten(1).any(1).nonzero()] if x.dim() > 1 else [int(b) for b in bad.nonzero()]
         named = f"{', '.join(map(str, where[:5]))}{', …' if len(where) > 5 else ''}"
+        mask = ""
+        if label != "x" and torch.equal(x == -torch.inf, bad):
+            mask = (
+                ". If it is a mask that is added to scores of attention, give it as booleans if the model takes those, "
+                "or with a number that hides as much, mask.clamp(min=-1e9)"
+            )
         raise ValueError(
             f"{label} contains {int(bad.sum())} NaN or infinite entries: relevance would be NaN everywhere. "
-            f"They are in sample{'s' if len(where) > 1 else ''} {named}"
+            f"They are in sample{'s' if len(where) > 1 else ''} {named}{mask}"
         )

@@ -150,6 +150,9 @@ def test_what_topk_returns_in_the_place_of_classes():
     model, x = make("mlp"), samples("mlp")
     with pytest.raises(TypeError, match=r"targets must be .*, got what topk returns: give its .indices"):
         fastlrp.explain(model, x, model(x).detach().topk(2))
+    maps, images = nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), torch.rand(2, 3, 5, 6)
+    with pytest.raises(ValueError, match=r"at=tensor\(\[\[1, 2\],\n +\[3, 4\]\]\): the output .* a place is a tuple"):
+        fastlrp.explain(maps, images, 0, at=torch.tensor([[1, 2], [3, 4]]))
 
 
 def test_a_batch_of_a_data_loader():

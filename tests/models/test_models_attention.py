@@ -185,6 +185,14 @@ def test_masks_that_are_inputs():
     assert not found[0][2].any()
     assert not any(part[0, :, :, 2:].any() for part in found[1:3])
 
+    hidden = torch.zeros(allowed[:2].shape, dtype=torch.float64).masked_fill(~allowed[:2], -math.inf)
+    some, given = (q[:2], k[:2], v[:2]), start[:2] * out[:2].unsqueeze(1)
+    with pytest.raises(ValueError, match=r"input '3' contains 2 NaN or infinite .* mask.clamp\(min=-1e9\)"):
+        fastlrp.Explainer(model, "attnlrp")((*some, hidden), given)
+    clamped = fastlrp.Explainer(model, "attnlrp")((*some, hidden.clamp(min=-1e9)), given)
+    for got, expected in zip(clamped[:3], found[:3], strict=True):
+        torch.testing.assert_close(got, expected[:2], rtol=1e-10, atol=1e-12)
+
     biased = Attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q @ k.transpose(-1, -2)))
     explainer = fastlrp.Explainer(biased, "attnlrp")
     bias = q @ k.transpose(-1, -2)

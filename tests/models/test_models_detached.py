@@ -74,6 +74,27 @@ def test_a_composite_may_end_relevance_there() -> None:
     assert abs(report.kept["unexplained"]) < 1e-9
 
 
+class Inference(nn.Sequential):
+    """Runs without gradients as a whole."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_model_that_is_cut_off_as_a_whole() -> None:
+    model, x = Inference(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double().eval(), torch.randn(2, 4, dtype=F64)
+    whole = nn.Sequential(*model)
+    torch.testing.assert_close(fastlrp.explain(model, x, "all"), fastlrp.explain(whole, x, "all"))
+    with pytest.raises(
+        fastlrp.UnsupportedOperationError, match=r"cut off in '2', by detach or torch.no_grad.*Pass\(\)"
+    ):
+        fastlrp.explain(model, x, "all", "gradient")
+    followed = composites.gradient().with_entries((composites.kind("detached"), rules.Pass()))
+    found = fastlrp.explain(model, x, "all", followed, initial="one")
+    torch.testing.assert_close(found, _derivative(whole, x), rtol=1e-12, atol=1e-12)
+
+
 class Spectrum(nn.Module):
     """Complex numbers that are cut off, by detach or by a block."""
 
