@@ -1,7 +1,7 @@
 #pragma once
 
-#include "conv_winograd.h"
 #include "conv_panels.h"
+#include "conv_winograd.h"
 
 namespace fastlrp::cpu {
 

@@ -1,8 +1,10 @@
 """The way down through a convolution of a few input channels, as those of a picture, in float32 on a CPU.
 
 oneDNN computes 16 channels at a time, so that 3 or 6 of them cost as much as 16. The kernel multiplies each output with
-the weights of all taps and channels at once and adds up what each gives to the pixels that it reads (VGG-16's and
-ResNet-50's first layers, W+ and W- side by side: 12 and 8 ms become 5 and 3 for one image; one thread, AMD EPYC).
+the weights of all taps and channels at once and adds up what each gives to the pixels that it reads.
+
+One image, one thread, AMD EPYC, loaded: VGG-16's first layer, W+ and W- side by side, 6.2 ms become 4.7 (in bfloat16 it
+took 4.5); ResNet-50's under the box rule in bfloat16, two products, 8.0 ms become 3.3.
 """
 
 from __future__ import annotations

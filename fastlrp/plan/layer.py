@@ -145,7 +145,7 @@ class AffineLayer:
         """``weight x + bias`` whose terms all have one sign: with few digits it is still exact to these digits."""
         if not self.is_reduced:
             return self.of_input(weight, bias)(x)
-        shift = None if bias is None else self.layouts.narrow(bias)
+        shift = None if bias is None else self.layouts.narrow_bias(bias)
         narrow, given = self.layouts.narrow(weight), x.to(reduced.DTYPE)
         if self.node.kind == "linear":
             return torch.nn.functional.linear(given, narrow, shift).to(x.dtype)

@@ -55,6 +55,7 @@ class Layouts:
         self._is_conv, self._geometry = kind == "conv", geometry
         self._sizes = kernel, size, out
         self._narrow: _OfWeights[Tensor] = _OfWeights()
+        self._narrow_bias: _OfWeights[Tensor] = _OfWeights()
         self._packed: _OfWeights[Packed | None] = _OfWeights()
         self._narrow_packed: _OfWeights[Packed] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
@@ -74,6 +75,10 @@ class Layouts:
             return channels_last(found) if self._is_conv else found
 
         return self._narrow.get(weight, turned, made)
+
+    def narrow_bias(self, bias: Tensor) -> Tensor:
+        """In bfloat16."""
+        return self._narrow_bias.get(bias, False, lambda _: bias.to(reduced.DTYPE))
 
     def packed(self, weight: Tensor, down: bool = False) -> Packed | None:
         """As oneDNN's kernels read it; ``down``: for the transpose."""
