@@ -121,8 +121,7 @@ def _gradient_error(case: Case, found: Any, classes: list[int]) -> float:
     inputs = dict(case.inputs) if named else {"": case.inputs}
     floats = {k: v.clone().requires_grad_() for k, v in inputs.items() if v.is_floating_point() and k != "mask"}
     given = {**inputs, **floats}
-    # Relevance passes a detach, as the gradient preset does: so does what it is compared with.
-    with _rows(case) as rows, mock.patch.object(Tensor, "detach", lambda tensor: tensor):
+    with _rows(case) as rows:
         output = _run(case, given if named else given[""])
     worst = 0.0
     for position, target in enumerate(classes):

@@ -79,7 +79,7 @@ def test_what_is_found() -> None:
     assert row["step"] == "done"
     assert row["composite"] == "epsilon_plus"
     assert row["input"] == [[2, 4]]
-    assert sweep.judgement(_found(Scale(mixed=False))) == "explained", "a detach is passed"
+    assert sweep.judgement(_found(Scale(mixed=False))) == "explained", "a gradient ends at a detach, as autograd's does"
     row = _found(Written(lambda m, x: Doubled.apply(m.head(x)), head=nn.Linear(4, 3)))
     assert sweep.judgement(row) == "wrong"
     assert row["gradient_error"] == pytest.approx(0.5)
