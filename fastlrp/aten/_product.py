@@ -45,14 +45,44 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x W``, (*, O) -> (*, I) with ``weight`` (O, I); without the first and last columns of x that are zero."""
+    """``x W``, (*, O) -> (*, I) with ``weight`` (O, I); without the first and last columns of x that are zero.
+
+    One row reads only what it multiplies of the weight.
+    """
     # What a small network asks in every layer is looked at first, without a view.
-    if x.numel() * weight.shape[1] < LEAST_WORK or not _fits(x, weight.t()):
+    if x.numel() * weight.shape[1] < LEAST_WORK:
+        return x @ weight
+    if x.numel() == len(weight) and weight.is_contiguous() and may_look(x) and _is_plain(x, weight):
+        return _row_of_alive(x, weight)
+    if not _fits(x, weight.t()):
         return x @ weight
     alive = alive_columns(x)
     if alive is not None:
         x, weight = x[..., alive], weight[alive]
     return linear(x, weight.t(), None)
+
+
+def _row_of_alive(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W`` for one row x, as a sum of those rows of W whose entry in x is not zero.
+
+    Behind a ReLU half of a large weight stays unread: 4,096 by 25,088 numbers take 7.0 instead of 14.9 ms (AMD EPYC,
+    one thread). The columns of W are in parts, of which each thread takes some.
+    """
+    entries = x.reshape(-1)
+    alive = entries.nonzero().flatten()
+    if len(alive) > MOST_ALIVE * len(entries):
+        return x @ weight
+    columns = weight.shape[1]
+    parts = next(n for n in range(min(torch.get_num_threads(), columns), 0, -1) if columns % n == 0)
+    rows = (alive * parts + torch.arange(parts).unsqueeze(1)).flatten()
+    found = torch.nn.functional.embedding_bag(
+        rows,
+        weight.view(-1, columns // parts),
+        torch.arange(0, len(rows), len(alive)) if len(alive) else torch.zeros(parts, dtype=torch.long),
+        mode="sum",
+        per_sample_weights=entries[alive].repeat(parts),
+    )
+    return found.view(*x.shape[:-1], columns)
 
 
 def alive_columns(x: Tensor) -> slice | None:
@@ -80,6 +110,11 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     work = x.numel() * outputs
     if work < LEAST_WORK or work < LEAST_ROWS * inputs * outputs or 1 not in weight.stride():
         return False
+    return _is_plain(x, weight) and onednn_linear() is not None
+
+
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are plain arrays of float32 on a CPU, whose product no switch or transform changes."""
     if not x.dtype == weight.dtype == torch.float32 or x.device.type != "cpu" or weight.device.type != "cpu":
         return False
     # Derivatives and transforms know the usual operation alone, and so do PyTorch's switches for reduced precision.
@@ -87,7 +122,7 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
         return False
     plain = type(x) is Tensor and type(weight) in (Tensor, torch.nn.Parameter)
     exact = torch.get_float32_matmul_precision() == "highest" and _switch() in ("none", "ieee")
-    return plain and exact and not _is_transformed(x) and onednn_linear() is not None
+    return plain and exact and not _is_transformed(x)
 
 
 def _switch() -> str:

@@ -246,6 +246,28 @@ def test_columns_that_are_zero_are_left_out_of_a_product():
     assert not _product.product(torch.zeros_like(x), weight).any()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.7, 1.0])
+def test_one_row_reads_only_the_rows_that_it_multiplies(share, threads, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    weight = torch.randn(1500, 1407)  # In three parts where there are five threads, else whole.
+    x = torch.zeros(1, 1, 1500)
+    alive = torch.randperm(1500)[: int(share * 1500)]
+    x[..., alive] = torch.randn(len(alive))
+    unread = weight.clone()
+    if share < _product.MOST_ALIVE:
+        unread[x.flatten() == 0] = torch.nan
+    expected = (x.double() @ weight.double()).float()
+    for row in (x, x[0], x[0, 0]):
+        found = _product.product(row, unread)
+        assert found.shape == (row @ weight).shape
+        torch.testing.assert_close(found, expected.view_as(found), rtol=1e-5, atol=1e-4)
+    for other in (x.double(), x.requires_grad_()):
+        found = _product.product(other, weight.to(other.dtype))
+        torch.testing.assert_close(found, other @ weight.to(other.dtype))
+
+
 def test_a_record_for_later_keeps_no_more_than_one_for_now():
     """``lrp_aware=False``: sigmas and slopes in the place of the larger values that they alone are made of."""
     model = transformer(False, False, True)
