@@ -39,6 +39,7 @@ std::vector<float> picture(const Shape& s, bool finite) {
     x[i] = (kind % 2 == 0 ? flat[c] : noise[i]) * kScales[kind / 2];
     // One half of the channels is dust of the other.
     x[i] *= row % 8 > 4 && c > 7 ? 1e-16f : 1.0f;
+    x[i] = finite && x[i] == 0.0f && native::integer(0, 1) == 0 ? -0.0f : x[i];
   }
   for (int64_t i = 0; !finite && i < static_cast<int64_t>(x.size()); i += native::integer(300, 900)) {
     x[i] = native::integer(0, 1) == 0 ? std::numeric_limits<float>::quiet_NaN() : -kInfinite;
@@ -231,17 +232,63 @@ TEST(conv_alike) {
   }
 }
 
-// Windows that differ in one channel of one corner only.
+// Windows that differ in one channel of one corner only; zeros of both signs are no difference.
 TEST(conv_alike_but_for_one_number) {
   constexpr int64_t side = 12;
   Problem q({1, side, side, 1, 1}, true);
   std::fill(q.x.begin(), q.x.end(), 1.0f);
+  for (int64_t at = 0; at < side * side; ++at) {
+    q.x[at * kInputs + 3] = at % 3 == 0 ? -0.0f : 0.0f;
+  }
   q.x[(4 * side + 7) * kInputs + 15] = std::nextafter(1.0f, 2.0f);
   q.x[(9 * side + 2) * kInputs] = -1.0f;
   const WinogradAlike alike = fastlrp::cpu::winograd_alike(q.p, 0);
   check_alike(q, 0, alike, "one number");
   check_levels(q, 0, alike, "one number");
   check_sums(q, "one number");
+}
+
+// In a few rows of the map, whichever thread looks at them.
+TEST(conv_alike_but_for_dust) {
+  constexpr int64_t height = 26, width = 5;
+  for (const int64_t row : {1, 12, 24}) {
+    Problem q({1, height, width, 1, 1}, true);
+    std::fill(q.x.begin(), q.x.end(), 1.0f);
+    for (int64_t i = 0; i < width * kInputs; i += 2) {
+      q.x[row * width * kInputs + i] = 1e-16f * static_cast<float>(native::integer(1, 9));
+    }
+    check_alike(q, 0, fastlrp::cpu::winograd_alike(q.p, 0), "row " + std::to_string(row));
+    check_sums(q, "row " + std::to_string(row));
+  }
+}
+
+// Places whose prints are the same are compared all the same.
+TEST(conv_alike_but_for_one_print) {
+  constexpr int64_t inputs = 2 * fastlrp::cpu::kWinogradLanes, width = 6, other = width + 4;
+  std::vector<float> x(3 * width * inputs, 1.0f);
+  Winograd p{1, 3, width, inputs, 1, width - 2, kOutputs};
+  p.x = x.data();
+  const std::vector<uint32_t> odd = fastlrp::cpu::WinogradPlaces(p, 0).odd;
+  const auto mixed = [](float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits ^ bits >> 15;
+  };
+  uint32_t inverse = 1;  // of an odd number modulo 2^32
+  for (int step = 0; step < 5; ++step) {
+    inverse *= 2 - odd[inputs / 2] * inverse;
+  }
+  float *first = &x[other * inputs], *second = first + inputs / 2;
+  do {
+    *first = 1.0f + static_cast<float>(native::integer(1, 1 << 23)) * 0x1p-23f;
+    uint32_t bits = mixed(1.0f) + (mixed(1.0f) - mixed(*first)) * odd[0] * inverse;
+    bits ^= bits >> 15 ^ bits >> 30;
+    std::memcpy(second, &bits, sizeof(bits));
+  } while (!(std::abs(*second) > 0.1f && std::abs(*second) < 10.0f));
+  const fastlrp::cpu::WinogradPlaces places(p, 0);
+  CHECK(places.prints[other] == places.prints[0] && places.kept.empty());
+  const std::vector<int32_t> found = fastlrp::cpu::winograd_alike(p, 0).first;
+  CHECK((found == std::vector<int32_t>{0, 0, 2, 3}));
 }
 
 TEST(conv_dust) {
