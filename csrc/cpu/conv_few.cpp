@@ -39,6 +39,9 @@ void conv_few_pack(const ConvFew& p, const float* weight, float* packed) {
 }
 
 void conv_few(const ConvFew& p) {
+  if (p.samples == 0) {
+    return;
+  }
   auto run = portable::rows;
 #if FASTLRP_X86
   run = isa() == Isa::avx512 ? avx512::rows : isa() == Isa::avx2 ? avx2::rows : run;

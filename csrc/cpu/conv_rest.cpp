@@ -17,9 +17,12 @@ constexpr int64_t kBlock = 1024;
 
 FASTLRP_INLINE float size_of(float value) { return value < 0.0f ? -value : value; }
 
+// Without a factor `whole` alone counts.
+template <bool has_factor>
 FASTLRP_INLINE bool is_small(float y, float whole, float factor, float most) {
   // What is not a number is small. No short cuts, which would keep lanes apart.
-  return (factor != 0.0f) & (!(size_of(factor) <= most * y) | !(whole <= most * y));
+  const bool beside_whole = !(whole <= most * y);
+  return has_factor ? (factor != 0.0f) & (!(size_of(factor) <= most * y) | beside_whole) : beside_whole;
 }
 
 // As elementwise_coefficients has it for zplus.
@@ -38,7 +41,7 @@ struct Differences {
     int32_t found = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float y = part[i] - whole[i], f = has_factor ? factor[i] : 1.0f;
-      found += static_cast<int32_t>(has_factor ? is_small(y, whole[i], f, most) : !(whole[i] <= most * y));
+      found += static_cast<int32_t>(is_small<has_factor>(y, whole[i], f, most));
       above[i] = share(part[i], f, alpha, epsilon);
       below[i] = share(y, f, beta, epsilon);
     }
@@ -96,7 +99,7 @@ struct Again {
     for (int64_t i = 0; i < count; ++i) {
       const float whole = p->whole[at + i], y = p->part[at + i] - whole;
       const float factor = p->factor == nullptr ? 1.0f : p->factor[at + i];
-      if (is_small(y, whole, p->factor == nullptr ? whole : factor, p->most)) {
+      if (p->factor == nullptr ? is_small<false>(y, whole, 1.0f, p->most) : is_small<true>(y, whole, factor, p->most)) {
         p->below[at + i] = share(sum(*p, x, row, i / p->outputs, i % p->outputs), factor, p->beta, p->epsilon);
       }
     }

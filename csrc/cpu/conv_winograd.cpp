@@ -63,6 +63,9 @@ void winograd_convolution(const Winograd& p) {
   }
   const int64_t tiles =
       order ? static_cast<int64_t>(order->tiles.size()) : p.samples * along(p.out_height) * along(p.out_width);
+  if (tiles == 0) {
+    return;
+  }
   const WinogradTile* list = order ? order->tiles.data() : nullptr;
   // Whole groups of rows of the kernel, and as equal blocks as they can be.
   const int64_t most =

@@ -117,6 +117,9 @@ WinogradPlaces::WinogradPlaces(const Winograd& p, int64_t sample)
       odd(p.inputs + 2 * kWinogradLanes),
       prints(p.height * p.width),
       largest(prints.size()) {
+  if (prints.empty()) {
+    return;
+  }
   for (size_t i = 0; i < odd.size(); ++i) {
     odd[i] = static_cast<uint32_t>(odd_number(i)) | 1;
   }

@@ -63,6 +63,49 @@ void look(const Shape& s, bool scaled) {
   }
 }
 
+// What rounding makes of a sum beside the relevance that it passes on, for each sample the largest ratio of its tiles.
+void tell(const Shape& s) {
+  Winograd p{s.samples, s.height, s.width, s.inputs, s.height + 2 * s.top - 2, s.width + 2 * s.left - 2,
+             s.outputs, s.top,    s.left};
+  const int64_t map = p.out_height * p.out_width * s.outputs, area = s.height * s.width, targets = s.samples;
+  const std::vector<float> x = native::mixed<float>(s.samples * area * s.inputs);
+  const std::vector<float> scale = native::mixed<float>(area * s.inputs), times = native::mixed<float>(map);
+  std::vector<float> y = native::mixed<float>(s.samples * map), sizes = native::mixed<float>(s.outputs);
+  std::transform(sizes.begin(), sizes.end(), sizes.begin(), [](float size) { return 0.5f + std::abs(size); });
+  p.x = x.data(), p.scale = scale.data(), p.targets = targets, p.y = y.data();
+  const int64_t across = (p.out_width + 3) / 4, tiles = (p.out_height + 3) / 4 * across;
+  for (int64_t sample = 0; sample < s.samples; ++sample) {
+    double most = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = tile / across * 4, column = tile % across * 4;
+      double fullest = 0, largest = 0, total = 0;
+      for (int64_t i = 0; i < 36; ++i) {
+        const int64_t h = row + i / 6 - s.top, w = column + i % 6 - s.left;
+        double held = 0;
+        for (int64_t c = 0; h >= 0 && h < s.height && w >= 0 && w < s.width && c < s.inputs; ++c) {
+          const int64_t at = (h * s.width + w) * s.inputs + c;
+          held += std::abs(double{x[sample * area * s.inputs + at]} * scale[at]);
+        }
+        fullest = std::max(fullest, held);
+      }
+      for (int64_t i = 0; i < 16 * s.outputs; ++i) {
+        const int64_t h = row + i / s.outputs / 4, w = column + i / s.outputs % 4, o = i % s.outputs;
+        if (h < p.out_height && w < p.out_width) {
+          const int64_t at = (h * p.out_width + w) * s.outputs + o;
+          largest = std::max(largest, std::abs(double{times[at]}) * sizes[o]);
+          total += std::abs(double{times[at]} * y[sample * map + at]);
+        }
+      }
+      most = std::max(most, fullest * largest / total);
+    }
+    const std::unique_ptr<bool[]> told(new bool[s.samples]());
+    fastlrp::cpu::winograd_tells(p, {times.data(), sizes.data()}, static_cast<float>(most * 1.001), told.get());
+    CHECK(told[sample]);
+    fastlrp::cpu::winograd_tells(p, {times.data(), sizes.data()}, static_cast<float>(most * 0.999), told.get());
+    CHECK(!told[sample]);
+  }
+}
+
 void repair(const Shape& s) {
   const int64_t rows = s.height + 2 * s.top - 2, columns = s.width + 2 * s.left - 2, count = rows * columns * s.outputs;
   const int64_t map = s.height * s.width * s.inputs;
@@ -100,7 +143,8 @@ void repair(const Shape& s) {
 }
 
 const std::vector<Shape> kShapes = {{1, 4, 4, 16, 16, 1, 1}, {2, 9, 7, 16, 80, 1, 0}, {3, 5, 14, 48, 16, 2, 2},
-                                    {2, 1, 2, 32, 48, 2, 1}, {4, 3, 3, 16, 32, 0, 0}, {2, 33, 31, 32, 32, 1, 1}};
+                                    {2, 1, 2, 32, 48, 2, 1}, {4, 3, 3, 16, 32, 0, 0}, {2, 33, 31, 32, 32, 1, 1},
+                                    {2, 1, 1, 16, 16, 2, 2}, {1, 1, 9, 16, 16, 1, 1}, {0, 5, 5, 16, 16, 1, 1}};
 
 }  // namespace
 
@@ -108,6 +152,7 @@ TEST(conv_evenness) {
   for (const Shape& shape : kShapes) {
     look(shape, false);
     look(shape, true);
+    tell(shape);
   }
 }
 

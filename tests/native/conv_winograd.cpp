@@ -28,6 +28,16 @@ void compare(const Shape& s, bool turned, bool with_all) {
   fastlrp::cpu::winograd_convolution({s.samples, s.height, s.width, s.inputs, out_height, out_width, s.outputs, s.top,
                                       s.left, x.data(), given(scale), targets, packed.data(), given(bias), given(least),
                                       with_all, y.data(), false});
+  // A sample alone is what it is in the batch.
+  const int64_t map = out_height * out_width * s.outputs;
+  for (int64_t sample = 0; sample < s.samples; ++sample) {
+    std::vector<float> alone = native::poisoned<float>(map);
+    fastlrp::cpu::winograd_convolution({1, s.height, s.width, s.inputs, out_height, out_width, s.outputs, s.top, s.left,
+                                        x.data() + sample * area, given(scale), 1, packed.data(), given(bias),
+                                        with_all ? least.data() + sample * map : nullptr, with_all, alone.data(),
+                                        false});
+    CHECK(std::equal(alone.begin(), alone.end(), y.begin() + sample * map));
+  }
   double largest = 0, worst = 0;
   for (int64_t at = 0; at < static_cast<int64_t>(y.size()); ++at) {
     const int64_t o = at % s.outputs, column = at / s.outputs % out_width,
@@ -64,6 +74,9 @@ TEST(conv_winograd) {
       compare({3, 5, 14, 48, 16, 2, 2}, turned, with_all);
       compare({2, 1, 2, 32, 48, 2, 1}, turned, with_all);
       compare({4, 3, 3, 16, 32, 0, 0}, turned, with_all);
+      compare({2, 1, 1, 16, 16, 1, 1}, turned, with_all);
+      compare({1, 0, 5, 16, 16, 2, 1}, turned, with_all);
+      compare({0, 4, 4, 16, 16, 1, 1}, turned, with_all);
     }
   }
 }

@@ -12,7 +12,7 @@ double quotient(double numerator, double denominator) { return denominator == 0 
 double stabilized(double z, double epsilon) { return z + (z < 0 ? -epsilon : epsilon); }
 
 template <class T>
-void check_rule(Rule rule, int64_t count, bool has_factor, double alpha, double epsilon) {
+void check_rule(Rule rule, int64_t count, bool has_factor, double alpha, double epsilon, bool has_negative = true) {
   std::vector<T> z = native::mixed<T>(count), positive = native::mixed<T>(count), negative = native::mixed<T>(count);
   for (int64_t i = 0; i < count; ++i) {
     // Away from z + alpha P = 0, where rounding decides.
@@ -32,7 +32,7 @@ void check_rule(Rule rule, int64_t count, bool has_factor, double alpha, double 
     } else if (is_zplus) {
       expected_v[i] = alpha * quotient(f, stabilized(positive[i], epsilon));
     } else if (zi != 0) {
-      const double part = zi > 0 ? positive[i] : negative[i];
+      const double part = zi > 0 ? positive[i] : (has_negative ? negative[i] : z[i] - positive[i]);
       const double q = quotient(f, stabilized(zi + alpha * part, epsilon));
       expected_u[i] = zi > 0 ? q : (1 + alpha) * q;
       expected_v[i] = zi > 0 ? alpha * q : -alpha * q;
@@ -41,7 +41,7 @@ void check_rule(Rule rule, int64_t count, bool has_factor, double alpha, double 
   const auto or_null = [](std::vector<T>& values, bool given) { return given ? values.data() : nullptr; };
   const Coefficients<T> p{or_null(z, !is_zplus),
                           or_null(positive, !is_epsilon),
-                          or_null(negative, rule == Rule::gamma),
+                          or_null(negative, rule == Rule::gamma && has_negative),
                           has_factor ? factor.data() : nullptr,
                           or_null(u, !is_zplus),
                           or_null(v, !is_epsilon),
@@ -63,6 +63,10 @@ TEST(coefficients_equal_the_formulas) {
         for (const double epsilon : {0.0, 0.25}) {
           check_rule<float>(rule, count, has_factor, 0.75, epsilon);
           check_rule<double>(rule, count, has_factor, 0.75, epsilon);
+          if (rule == Rule::gamma) {
+            check_rule<float>(rule, count, has_factor, 0.75, epsilon, false);
+            check_rule<double>(rule, count, has_factor, 0.75, epsilon, false);
+          }
         }
       }
     }

@@ -166,6 +166,18 @@ void check_ties(const Axes& axes, int64_t B, int64_t K, int64_t C, bool channels
   }
   fastlrp::cpu::pool_ties_relevance<T>({p.flow(), input.data(), output.data(), axes.data()});
   CHECK_FOR(native::close(p.out, expected), p.context());
+  // One sample's relevance for one target alone is what it is beside others.
+  const int64_t size = C * p.inputs;
+  for (int64_t row = 0; row < B * K; ++row) {
+    const int64_t b = row / K;
+    std::vector<T> alone = native::poisoned<T>(size);
+    fastlrp::PoolFlow<T> one = p.flow();
+    one.B = one.K = 1, one.out = alone.data(), one.relevance += b * p.stride_b + row % K * p.stride_k;
+    one.scale = scaled ? one.scale + b * C * p.outputs : nullptr;
+    fastlrp::cpu::pool_ties_relevance<T>(
+        {one, input.data() + b * size, output.data() + b * C * p.outputs, axes.data()});
+    CHECK_FOR(std::equal(alone.begin(), alone.end(), p.out.begin() + row * size), p.context());
+  }
 }
 
 template <class T>

@@ -94,6 +94,13 @@ def test_pictures_without_numbers_end(isa):
     assert product(zero, alike=True).isnan().all()
 
 
+@pytest.mark.parametrize("size", [(0, 5), (3, 0)])
+def test_maps_without_a_place_give_the_bias(size):
+    bias, x = torch.randn(16), torch.zeros(2, 16, *size)
+    found = C.winograd_convolution(x, C.winograd_pack(torch.randn(16, 16, 3, 3)), bias, None, None, [2, 2], False, True)
+    assert torch.equal(found, bias.view(-1, 1, 1).expand_as(found))
+
+
 def test_arguments_that_do_not_fit():
     x, weight = torch.randn(1, 32, 8, 8), C.winograd_pack(torch.randn(32, 32, 3, 3))
     for scale, least in ((x, None), (None, x)):
