@@ -161,6 +161,23 @@ def test_what_is_written_and_viewed_without_gradients() -> None:
     assert explainer.verify(x, "all").ok
 
 
+class Inferred(nn.Sequential):
+    """A block in inference mode, whose results are copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            h = self[0](x).tanh()
+        return self[1](h.clone() + x)
+
+
+def test_inference_mode_ends_a_gradient() -> None:
+    model, x = Inferred(nn.Linear(4, 4), nn.Linear(4, 3)).double().eval(), torch.randn(2, 4, dtype=F64)
+    found = fastlrp.Explainer(model, "gradient").forward(x).relevance("all", initial="one")
+    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    with torch.inference_mode():
+        assert model(x).is_inference()
+
+
 class Overwritten(nn.Module):
     """A view from a block under no_grad of memory that is written later, which runs without gradients alone."""
 
