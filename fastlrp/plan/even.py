@@ -83,6 +83,13 @@ def divides_by_output(node: Node, rule: rules.Rule | None) -> bool:
     return node.kind in ("conv", "linear", "batch_norm") and not isinstance(rule, (*others, *_GRADIENTS, rules.Pass))
 
 
+def divides_by_sum(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
+    """Whether a sum or mean divides by itself what is no multiple of it: its terms need all of their digits then."""
+    return node.kind in _MEANS and isinstance(rule, (rules.Norm, rules.Epsilon)) and not _is_own(
+        b, node.output, flow, _SMOOTH
+    )  # fmt: skip
+
+
 def _is_map(value: Value) -> bool:
     """Whether the channels of a value are those of a convolution or of the input, and no places."""
     node = value.producer

@@ -17,7 +17,7 @@ from fastlrp.kinds.registry import KIND, RULED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.plan.assign import registrable
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.even import begins_even, compares, divides_by_output, stays_even
+from fastlrp.plan.even import begins_even, compares, divides_by_output, divides_by_sum, stays_even
 from fastlrp.plan.infinite import finite, masked_with_infinity
 from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
@@ -54,6 +54,8 @@ def lower(
         b.sends_evenly = node.output not in b.uneven and stays_even(b, node, assigned.get(node), flow)
         if not b.sends_evenly and divides_by_output(node, assigned.get(node)):
             b.divided.add(node.output)
+        if divides_by_sum(b, node, assigned.get(node), flow):
+            b.divided.update(node.inputs)
         lower_node(b, node, assigned.get(node), flow)
         if node in written:
             step = eager_attention.offer(b, written[node], assigned, flow)

@@ -35,6 +35,16 @@ def subtracts(layer: AffineLayer, stabilizer: Stabilizer, signed: bool, zero_bia
     return hasattr(loaded(), "conv_rest")
 
 
+def _is_measured(layer: AffineLayer, flow: Flow, passed_relu: bool) -> bool:
+    """Whether what is divided by the sums is as large as the layer's own outputs are, so that it tells a small sum.
+
+    Winograd's filtering makes z to 1e-6 of the largest ones nearby. Where relevance itself arrives, as below gradients,
+    or what a factor without units makes of another value, it may be anything beside a sum in a dark place.
+    """
+    value = flow.factor.value
+    return passed_relu or value is layer.y or (value is not None and flow.factor.scale is None)
+
+
 def both_coefficients(
     b: Builder, layer: AffineLayer, flow: Flow, epsilon: float, shares: tuple[float, float], positive: int,
     passed_relu: bool,
@@ -46,6 +56,8 @@ def both_coefficients(
             ``P + b+``. passed_relu: whether relevance stands only where the output is above zero, which it is a factor
             of.
     """
+    if not _is_measured(layer, flow, passed_relu):
+        b.divided.add(layer.y)  # So that z is a plain sum.
     value, factor = flow.factor.value, b.slot_of(flow.factor)
     whole = value if passed_relu and value is not None else layer.y
     weight, bias = layer.negated_positive, None if layer.bias is None else (-layer.bias).clamp(min=0)

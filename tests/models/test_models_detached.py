@@ -130,3 +130,72 @@ class OfParts(nn.Module):
 def test_models_that_run_without_gradients_alone() -> None:
     x = torch.tensor([[1.0, 2.0]], dtype=F64)
     assert fastlrp.explain(OfParts().eval(), x, 0, "epsilon").flatten().tolist() == pytest.approx([6.0, -4.0], rel=1e-4)
+
+
+class Written(nn.Module):
+    """A block under no_grad that gives views, and writes into memory from outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.below, self.above = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, fresh = self.below(x), torch.zeros(len(x), 6, dtype=x.dtype)
+        with torch.no_grad():
+            part = h[:, :2]
+            fresh[:, 2:4] = self.below(x)[:, 2:4]
+            rest = fresh[:, 4:]
+            rest.copy_(x[:, :2])
+        h = torch.cat([part.tanh(), h[:, 2:].tanh()], 1)
+        return self.above(h * h + fresh.tanh())
+
+
+def test_what_is_written_and_viewed_without_gradients() -> None:
+    model, x = Written(), torch.randn(2, 4, dtype=F64)
+    found = fastlrp.Explainer(model, "gradient").forward(x).relevance("all", initial="one")
+    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    explainer = fastlrp.Explainer(model, "epsilon")
+    torch.testing.assert_close(explainer.forward(x).output, model(x).detach(), rtol=1e-12, atol=1e-12)
+    assert explainer.verify(x, "all").ok
+
+
+class Inferred(nn.Sequential):
+    """A block in inference mode, whose results are copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            h = self[0](x).tanh()
+        return self[1](h.clone() + x)
+
+
+def test_inference_mode_ends_a_gradient() -> None:
+    model, x = Inferred(nn.Linear(4, 4), nn.Linear(4, 3)).double().eval(), torch.randn(2, 4, dtype=F64)
+    found = fastlrp.Explainer(model, "gradient").forward(x).relevance("all", initial="one")
+    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    with torch.inference_mode():
+        assert model(x).is_inference()
+
+
+class Overwritten(nn.Module):
+    """A view from a block under no_grad of memory that is written later, which runs without gradients alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.below(x)
+        with torch.no_grad():
+            part, halves = h[:, :4], h.view(len(x), 2, 4)
+            halves[:, 0] *= 3
+        h[:, 2:6] += 1
+        return self.above(torch.cat([part.tanh(), halves[:, 1].tanh()], 1) + h)
+
+
+def test_views_of_a_block_see_what_is_written_later() -> None:
+    model, x = Overwritten(), torch.randn(2, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(fastlrp.Explainer(model, "epsilon").forward(x).output, model(x))

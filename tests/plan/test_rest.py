@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import packed, rest
+from fastlrp.plan import packed, rest, winograd
 from fastlrp.plan.packed import Packed
 from tests.reference.cases import relative_error
 
@@ -131,3 +131,21 @@ def test_alpha_beta_saves_a_product_and_loses_no_digit(alpha, monkeypatch):
     if alpha == 2:
         monkeypatch.setattr(rest, "MOST_SHARE", 1e30)
         assert relative_error(explained(paths="dense")[0].double(), right) > 1e-4  # Measured: 2e-3, and 4e-7 above.
+
+
+@pytest.mark.skipif(winograd._kernel() is None, reason="no processor that gains by the filtering")
+def test_outputs_that_nothing_measures_are_plain_sums(monkeypatch):
+    """Below gradients dark places get as much relevance as bright ones, and a filtered output has no digit there."""
+    monkeypatch.setattr(packed, "LEAST_WORK", 1)
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.Linear(32, 3)
+    model = nn.Sequential(nn.ReLU(), conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
+    x = torch.rand(1, 32, 16, 16)
+    x[..., 5:] *= 1e-7
+    gradients = (nn.Linear, rules.Gradient()), (nn.AdaptiveAvgPool2d, rules.Gradient())
+    composite = composites.Composite(gradients) | composites.uniform(rules.AlphaBeta(2, 1, 0.0))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0)
+    found = fastlrp.Explainer(model, composite, paths="dense")
+    assert relative_error(found(x, 0).double(), right) <= 1e-6  # Measured: 4e-7, and 0.1 of a filtered output.
+    above = fastlrp.Explainer(model, composites.epsilon_plus(), paths="dense").forward(x)
+    assert relative_error(above.under(composite).relevance(0).double(), right) <= 1e-6

@@ -7,6 +7,8 @@ a weak reference.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -26,7 +28,7 @@ def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.exp
     try:
         with unchanged(model):
             try:
-                with torch.enable_grad():
+                with torch.enable_grad(), _inference_without_gradients():
                     program = torch.export.export(model, args, strict=False, **options)
             except RuntimeError as error:
                 if not _refused_by_autograd(error):
@@ -42,6 +44,33 @@ def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.exp
             _forget_tensors(mode)
             break
     return program
+
+
+@contextlib.contextmanager
+def _inference_without_gradients() -> Iterator[None]:
+    """Blocks under ``torch.inference_mode`` count as blocks under ``torch.no_grad``: the tracer sees these alone."""
+    kind: Any = torch.inference_mode
+    enter, leave, thread = kind.__enter__, kind.__exit__, threading.get_ident()
+
+    def begin(block: Any) -> None:
+        if not block.mode or threading.get_ident() != thread:
+            enter(block)
+            return
+        block.gradients_before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+
+    def end(block: Any, *error: Any) -> None:
+        before = block.__dict__.pop("gradients_before", None)
+        if before is None:
+            leave(block, *error)
+        else:
+            torch.set_grad_enabled(before)
+
+    kind.__enter__, kind.__exit__ = begin, end
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
 
 
 def _refused_by_autograd(error: Exception) -> bool:

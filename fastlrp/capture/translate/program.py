@@ -38,6 +38,8 @@ class Translator:
         self.memory = Memory()
         self.state: dict[str, str] = {}
         self.written_state: dict[str, torch.fx.Node] = {}
+        self.blocks: dict[str, tuple[list[str], bool]] = {}  # What each gives, and whether gradients end there.
+        self.stops = False  # Whether what is followed stands under no_grad.
         self.inputs: list[Value] = []
         empty = Value(-1, "", (), None)
         self.graph = Graph([], self.inputs, [], empty, {}, 0, batch if fixed else None)
@@ -143,6 +145,8 @@ class Translator:
             self._refuse_overlap(fx, name, path)
         if in_place and isinstance(made, (Value, Constant)):
             made = self._same_kind(made, fx)
+        if in_place and self.stops:
+            made = self.emitter.detached(made, fx)  # What is written is no part of the block's results.
         self.env[fx.name] = made
         parent = self.memory.parent(fx, name, in_place)
         if parent is not None:
@@ -168,9 +172,13 @@ class Translator:
             self.memory.add(hole)
             if isinstance(operand, torch.fx.Node) and hole.name != operand.name:
                 self.memory.views[hole.name] = View(operand.name, "", None, (), {})
+        before, stops = self.stops, name == "wrap_with_set_grad_enabled" and not fx.args[0]
+        self.stops = stops or (before and name != "wrap_with_set_grad_enabled")
         found = self._follow(graph.graph, graph)
-        stops = name == "wrap_with_set_grad_enabled" and not fx.args[0]
+        self.stops = before
         self.env[fx.name] = tuple(self.emitter.detached(v, fx) for v in found) if stops else tuple(found)
+        returned: Any = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+        self.blocks[fx.name] = ["" if not isinstance(n, torch.fx.Node) else n.name for n in returned], stops
 
     # Memory that several values share
 
@@ -178,6 +186,12 @@ class Translator:
         same = in_place or self.env[fx.name] is self.env[parent.name]
         if same:
             view = View(parent.name, name, None, (), {})
+        elif name == "getitem" and isinstance(fx.args[0], torch.fx.Node) and fx.args[0].name in self.blocks:
+            results, stops = self.blocks[fx.args[0].name]
+            result, call = results[int(str(fx.args[1]))], torch.ops.aten.detach.default if stops else None
+            if result == fx.name:
+                return  # Named as inside of the block, whose view stays.
+            view = View(result, "detach" if stops else "", call, (), {})
         elif name == "getitem":
             whole: Any = fx.args[0]
             called, call, _ = operation(whole.target)
