@@ -86,7 +86,7 @@ def divides_by_output(node: Node, rule: rules.Rule | None) -> bool:
 def divides_by_sum(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
     """Whether a sum or mean divides by itself what is no multiple of it: its terms need all of their digits then."""
     return node.kind in _MEANS and isinstance(rule, (rules.Norm, rules.Epsilon)) and not _is_own(
-        b, node.output, flow, _SMOOTH
+        b, node.output, flow, _SHRINKING | {"elu", "celu", "selu", "softsign", "prelu"}  # Zero at zero.
     )  # fmt: skip
 
 

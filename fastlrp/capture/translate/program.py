@@ -188,10 +188,10 @@ class Translator:
             view = View(parent.name, name, None, (), {})
         elif name == "getitem" and isinstance(fx.args[0], torch.fx.Node) and fx.args[0].name in self.blocks:
             results, stops = self.blocks[fx.args[0].name]
-            result, call = results[int(str(fx.args[1]))], torch.ops.aten.detach.default if stops else None
+            result, end = results[int(str(fx.args[1]))], torch.ops.aten.detach.default if stops else None
             if result == fx.name:
                 return  # Named as inside of the block, whose view stays.
-            view = View(result, "detach" if stops else "", call, (), {})
+            view = View(result, "detach" if stops else "", end, (), {})
         elif name == "getitem":
             whole: Any = fx.args[0]
             called, call, _ = operation(whole.target)
