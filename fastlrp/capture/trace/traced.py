@@ -8,6 +8,7 @@ a weak reference.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -48,12 +49,17 @@ def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.exp
 
 @contextlib.contextmanager
 def _inference_without_gradients() -> Iterator[None]:
-    """Blocks under ``torch.inference_mode`` count as blocks under ``torch.no_grad``: the tracer sees these alone."""
+    """A model's blocks under ``torch.inference_mode`` count as blocks under ``torch.no_grad``.
+
+    The tracer sees these alone. Its own blocks, in which it makes stand-ins for tensors of that mode, stay as they
+    are.
+    """
     kind: Any = torch.inference_mode
     enter, leave, thread = kind.__enter__, kind.__exit__, threading.get_ident()
 
     def begin(block: Any) -> None:
-        if not block.mode or threading.get_ident() != thread:
+        by = sys._getframe(1).f_globals.get("__name__", "")
+        if not block.mode or threading.get_ident() != thread or by.startswith("torch._"):
             enter(block)
             return
         block.gradients_before = torch.is_grad_enabled()
