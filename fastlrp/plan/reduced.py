@@ -81,7 +81,7 @@ def stays_full(share: Share) -> bool:
     Relevance comes to them in both signs, from sums of both signs. Their rules share by sums of one sign, in which it
     cancels, and what rounding adds does not: further down relevance is even, and rounding averages out. Of VGG-16
     under alpha-beta the last convolution alone makes an error of 6.0e-3, the second last 0.7e-3, each of the others 0.1
-    to 0.6e-3, the first excepted (docs/performance.md).
+    to 0.6e-3, the first excepted (docs/bfloat16.md).
     """
     return share.nearer < NEAREST and share.nearer + share.own <= NEAREST_AT_MOST
 
