@@ -89,7 +89,7 @@ ORDER = """
     capture.trace.traced capture.training
     target_names
     targets
-    class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
+    class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.identity capture.structure
     capture.trace.quick_shapes
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
     capture.wording capture.trace.quiet capture.trace.sequence_shapes

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
+from fastlrp.capture.identity import Itself
 from fastlrp.errors import CaptureError
 
 Output = str | int | Callable[[Any], Any] | None
 """Which output is explained: its name, its position, a function of what the model returns, or None for the only one."""
 
 
-class ByIdentity:
+def output_key(output: Output) -> Hashable:
     """An output as part of a key: functions are told apart by identity and kept alive, names by what they say."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ByIdentity):
-            return NotImplemented
-        if callable(self._output) or callable(other._output):
-            return self._output is other._output
-        return type(self._output) is type(other._output) and self._output == other._output
-
-    def __hash__(self) -> int:
-        return id(self._output) if callable(self._output) else hash(self._output)
+    return Itself(output) if callable(output) else (type(output), output)
 
 
 class _Note:

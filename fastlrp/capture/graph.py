@@ -229,6 +229,15 @@ def substitute(tree: Any, table: dict[Value, Any]) -> Any:
     return tree
 
 
+def with_tensors(tree: Any) -> Any:
+    """``tree`` (nested tuples, lists, dicts) with constants replaced by their current tensors."""
+    if isinstance(tree, Constant):
+        return tree.tensor()
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(with_tensors(item) for item in tree)
+    return {key: with_tensors(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
+
+
 def leaves(tree: Any) -> Iterator[Any]:
     """Values, constants and plain leaves of nested tuples, lists and dicts, in order."""
     if isinstance(tree, (tuple, list)):

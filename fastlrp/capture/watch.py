@@ -18,6 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
 from fastlrp.capture.fingerprint import Fingerprint
+from fastlrp.capture.identity import Itself
 
 _PLAIN = (
     int, float, complex, bool, str, bytes, types.NoneType, types.FunctionType, types.BuiltinFunctionType,
@@ -68,7 +69,7 @@ class Code:
                 self._read.append((table, get, get(table)))
             for value in known.values():
                 if isinstance(value, (list, tuple, dict)) and any(_tensors(value)):
-                    self._holding.append((value, _Held.all_of(value)))
+                    self._holding.append((value, _held(value)))
                 elif isinstance(value, (list, dict)):
                     self._lists.append((value, copy.deepcopy(value)))
         self._tables = [table for _, table in self._owners]
@@ -92,7 +93,7 @@ class Code:
             if items != known:
                 return self._differs()
         for items, held in self._holding:
-            if _Held.all_of(items) != held:
+            if _held(items) != held:
                 return self._differs()
         return [*map(len, self._tables)] != self._sizes and self._differs()
 
@@ -156,25 +157,13 @@ def _tensors(value: Any) -> Iterator[bool]:
             yield True
 
 
-class _Held:
-    """A tensor in a list or dict, which is another one where it is another object."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self._tensor is other._tensor
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @classmethod
-    def all_of(cls, value: Any) -> Any:
-        """A copy of a tuple, list or dict, with its tensors as such."""
-        if isinstance(value, dict):
-            return {key: cls.all_of(item) for key, item in value.items()}
-        if isinstance(value, (tuple, list)):
-            return [cls.all_of(item) for item in value]
-        return cls(value) if isinstance(value, Tensor) else value
+def _held(value: Any) -> Any:
+    """A copy of a tuple, list or dict in which each tensor equals itself alone."""
+    if isinstance(value, dict):
+        return {key: _held(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_held(item) for item in value]
+    return Itself(value) if isinstance(value, Tensor) else value
 
 
 def _same(now: Any, before: Any, lists: dict[int, Any]) -> bool:
@@ -183,8 +172,8 @@ def _same(now: Any, before: Any, lists: dict[int, Any]) -> bool:
     if isinstance(now, Tensor):
         return now is before
     if now is before:
-        return id(now) not in lists or bool(_Held.all_of(now) == _Held.all_of(lists[id(now)]))
-    return bool(_Held.all_of(now) == _Held.all_of(before))
+        return id(now) not in lists or bool(_held(now) == _held(lists[id(now)]))
+    return bool(_held(now) == _held(before))
 
 
 def outline(modules: Sequence[nn.Module]) -> list[Any]:

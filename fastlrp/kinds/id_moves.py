@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Constant, Node, Value, substitute
+from fastlrp.capture.graph import Node, Value, substitute, with_tensors
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.plan.bind import bind_forward
@@ -73,11 +73,7 @@ def _origins(node: Node, forward: Callable[..., Any], x: Value) -> Callable[...,
 
 def through(values: Mapping[Value, Any], node: Node, R: Tensor) -> dict[Value, Tensor]:
     """The definition: an id's relevance is that of the entries that change with it."""
-
-    def constant(leaf: Any) -> Any:
-        return leaf.tensor() if isinstance(leaf, Constant) else leaf
-
-    args, kwargs = torch.utils._pytree.tree_map(constant, (node.args, node.kwargs))
+    args, kwargs = with_tensors(node.args), with_tensors(node.kwargs)
     before = values[node.output]
     shares: dict[Value, Tensor] = {}
     for x in node.sources:

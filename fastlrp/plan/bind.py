@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
+from fastlrp.capture.graph import Node, Value, leaves, substitute, with_tensors
 
 _SHORTER: dict[str, Callable[..., Any]] = {
     "aten.conv1d.default": torch.conv1d, "aten.conv2d.default": torch.conv2d, "aten.conv3d.default": torch.conv3d,
@@ -39,15 +39,7 @@ def _by_operation() -> dict[Any, Callable[..., Any]]:
 
 def bind_forward(node: Node) -> Callable[..., Any]:
     """The node's function of its input values alone, with constants bound."""
-
-    def plain(tree: Any) -> Any:
-        if isinstance(tree, Constant):
-            return tree.tensor()
-        if isinstance(tree, (tuple, list)):
-            return type(tree)(plain(item) for item in tree)
-        return {key: plain(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
-
-    args, kwargs, call = plain(node.args), plain(node.kwargs), node.call
+    args, kwargs, call = with_tensors(node.args), with_tensors(node.kwargs), node.call
     if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves((args, kwargs))):
         return _of_inference_tensors(node, args, kwargs)
     if isinstance(call, torch._ops.OpOverload) and not kwargs:

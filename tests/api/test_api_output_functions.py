@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp.capture.chosen import ByIdentity
+from fastlrp.capture.chosen import output_key
 from tests.api.models import relative_error
 
 TIGHT = 1e-12
@@ -146,10 +146,10 @@ def test_functions_are_told_apart_by_identity():
             return out["scores"][:, 0]
 
     one, other = Always(), Always()
-    assert {ByIdentity(one): 1, ByIdentity("scores"): 2}[ByIdentity(one)] == 1
-    assert ByIdentity(one) not in (ByIdentity(other), ByIdentity("scores"))
-    assert ByIdentity("scores") == ByIdentity("scores")
-    assert ByIdentity(0) != ByIdentity(False)
+    assert {output_key(one): 1, output_key("scores"): 2}[output_key(one)] == 1
+    assert output_key(one) not in (output_key(other), output_key("scores"))
+    assert output_key("scores") == output_key("scores")
+    assert output_key(0) != output_key(False)
     assert relative_error(fastlrp.explain(model, X, 0, output=one), first) <= TIGHT
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves, substitute
+from fastlrp.capture.graph import Constant, Graph, Node, Value, Written, leaves, substitute, with_tensors
 
 _ELEMENTWISE = {
     "add", "sub", "rsub", "mul", "div", "neg", "pow", "square", "exp", "tanh", "sigmoid", "erf", "softplus", "sqrt",
@@ -76,7 +76,7 @@ def _replace(graph: Graph, product: Node, root: Value, nodes: list[Node]) -> Non
     def composed(x: Tensor) -> Tensor:
         table: dict[Value, Any] = {root: x}
         for call, args, kwargs, output in steps:
-            table[output] = call(*substitute(_plain(args), table), **substitute(_plain(kwargs), table))
+            table[output] = call(*substitute(with_tensors(args), table), **substitute(with_tensors(kwargs), table))
         result: Tensor = table[steps[-1][3]]
         return result
 
@@ -110,11 +110,3 @@ def _gelu_by_tanh(x: Tensor) -> Tensor:
 
 
 _ONE_PASS: tuple[Callable[[Tensor], Tensor], ...] = (_gelu_by_tanh, torch.nn.functional.gelu)
-
-
-def _plain(tree: Any) -> Any:
-    if isinstance(tree, Constant):
-        return tree.tensor()
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_plain(item) for item in tree)
-    return {key: _plain(item) for key, item in tree.items()} if isinstance(tree, dict) else tree

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastlrp import rules
-from fastlrp.capture.chosen import ByIdentity, Output
+from fastlrp.capture.chosen import Output, output_key
 from fastlrp.capture.export import Captured, capture
 from fastlrp.capture.graph import Node
 from fastlrp.capture.watch import Watch, outline
@@ -92,7 +92,7 @@ class _Prepared(Prepared):
 
 def _trace(model: nn.Module, inputs: Inputs, output: Output, watch: Watch) -> Captured:
     """The graph with its modules apart, captured once for all explainers of the model."""
-    key = (*inputs.key(), ByIdentity(output))
+    key = (*inputs.key(), output_key(output))
     batch = inputs.tensors[0].shape[0]
     with _LOCK:
         graphs = _GRAPHS.setdefault(model, OrderedDict())

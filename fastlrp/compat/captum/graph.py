@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.capture.canonizers import split_same_padding
-from fastlrp.capture.graph import Constant, Graph, Node, Value, substitute
+from fastlrp.capture.graph import Graph, Node, Value, substitute, with_tensors
 from fastlrp.errors import UnsupportedOperationError
 
 PART = "kept_part"
@@ -98,20 +98,12 @@ def _is_batch_size(value: Value) -> bool:
 def _composed(nodes: list[Node], inputs: list[Value], batch: list[Value]) -> Callable[..., Tensor]:
     """The forward function of a run of nodes, of its input tensors alone."""
 
-    def plain(tree: Any, known: dict[Value, Any]) -> Any:
-        if isinstance(tree, Value):
-            return known[tree]
-        if isinstance(tree, Constant):
-            return tree.tensor()
-        if isinstance(tree, (tuple, list)):
-            return type(tree)(plain(item, known) for item in tree)
-        return {key: plain(item, known) for key, item in tree.items()} if isinstance(tree, dict) else tree
-
     def forward(*tensors: Tensor) -> Tensor:
         known: dict[Value, Any] = dict(zip(inputs, tensors, strict=True))
         known.update((value, tensors[0].shape[0]) for value in batch)
         for node in nodes:
-            known[node.output] = node.call(*plain(node.args, known), **plain(node.kwargs, known))
+            args, kwargs = substitute(node.args, known), substitute(node.kwargs, known)
+            known[node.output] = node.call(*with_tensors(args), **with_tensors(kwargs))
         result: Tensor = known[nodes[-1].output]
         return result
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlrp.compat.zennit.fingerprint import Same, from_library, global_names
+from fastlrp.capture.identity import Itself
+from fastlrp.compat.zennit.fingerprint import from_library, global_names
 
 Replaced = Mapping[int, nn.Module]
 """``id`` of a module -> the module to take in its place."""
@@ -45,7 +46,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
         elif isinstance(item, types.MethodType):
             found[key] = weakref.ref(item.__func__), id(item.__self__)
         elif key in names:
-            found[key] = Same(item)
+            found[key] = Itself(item)
     return found
 
 

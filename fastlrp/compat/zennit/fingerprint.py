@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlrp.capture.identity import Itself
+
 STATE = frozenset({"stored_tensors", "tensor_handles", "handles", "hook_refs", "active"})
 """What hooks and composites of Zennit keep of the calls they were in."""
 
@@ -40,18 +42,6 @@ class ByValue:
     __hash__ = None  # type: ignore[assignment]
 
 
-class Same:
-    """Anything else: equals itself."""
-
-    def __init__(self, item: Any) -> None:
-        self.item = item
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.item is other.item
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> Any:
     """Nested tuples that are equal (``==``) where two objects were made by the same code from the same values.
 
@@ -60,7 +50,7 @@ def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> An
     model alive).
     """
     seen = {} if seen is None else seen
-    if isinstance(item, (*_PLAIN, Same, ByValue)):
+    if isinstance(item, (*_PLAIN, Itself, ByValue)):
         return item
     if isinstance(item, nn.Module):
         return weakref.ref(item)
@@ -83,7 +73,7 @@ def fingerprint(item: Any, seen: dict[int, tuple[int, Any]] | None = None) -> An
         return ("dict", *((fingerprint(k, seen), fingerprint(v, seen)) for k, v in item.items()))
     attributes = getattr(item, "__dict__", None)
     if attributes is None or isinstance(item, types.ModuleType):
-        return Same(item)
+        return Itself(item)
     kept = {key: value for key, value in attributes.items() if key not in STATE}
     return (type(item), fingerprint(kept, seen), fingerprint(_of_methods(type(item)), seen))
 
@@ -110,7 +100,7 @@ def _named(function: types.FunctionType) -> dict[str, Any]:
     names = sorted(global_names(function.__code__) & scope.keys())
     found = {name: scope[name] for name in names if not isinstance(scope[name], (types.ModuleType, type))}
     # What else a script has, a logger for example, may lead anywhere: it counts by identity.
-    return {name: item if _is_data(item) else Same(item) for name, item in found.items()}
+    return {name: item if _is_data(item) else Itself(item) for name, item in found.items()}
 
 
 def _is_data(item: Any) -> bool:
