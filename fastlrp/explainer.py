@@ -18,6 +18,7 @@ from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
 from fastlrp.eager import eager
 from fastlrp.groups import Groups
+from fastlrp.initial import Initial
 from fastlrp.pickling import Carried, plain
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.table import size_text
@@ -31,7 +32,6 @@ from fastlrp.run.record import ForwardRecord
 from fastlrp.run.replay import Replay
 from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.run.up.direction import Direction
-from fastlrp.targets import Initial
 from fastlrp.verify.compare import verify
 from fastlrp.verify.verification import Verification
 

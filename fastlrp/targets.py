@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor
 
 from fastlrp.class_names import Labels
 from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers, is_relevance, plain
+from fastlrp.initial import Initial, given_relevance, initial_values
 from fastlrp.one_hot import OneHot
 from fastlrp.positions import Positions, flat_index, positions
-from fastlrp.spellings import Each, NextTokens, warn_if_shared
-
-Initial = str | Callable[[Tensor], Tensor]
+from fastlrp.spellings import Each, NextTokens
 
 
 class Targets:
@@ -75,7 +73,7 @@ class Targets:
                 f"{tuple(output.shape)}: leave at= out"
             )
         if not pairs and self._is_relevance(targets):
-            self.given = self._given(targets, initial, at)
+            self.given = given_relevance(targets, self.output, initial, at)
             self.count = self.given.shape[1]
             return
         terms = self._of_pairs(targets) if pairs else self._chosen(targets)
@@ -108,34 +106,6 @@ class Targets:
             tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
             return tensor.is_floating_point() or tensor.dtype == torch.bool
         return is_relevance(targets, tuple(self.output.shape))
-
-    def _given(self, targets: Any, initial: Initial, at: Any) -> Tensor:
-        shape = tuple(self.output.shape)
-        relevance = targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device=self.output.device)
-        if at is not None:
-            raise ValueError(
-                f"targets is a {_kind(relevance)} tensor, which is the initial relevance of all positions: leave at= "
-                "out, or name classes"
-            )
-        if initial != "output":
-            raise ValueError(
-                f"targets is a {_kind(relevance)} tensor, which is the initial relevance itself: leave `initial` out"
-            )
-        if relevance.dim() == len(shape) and tuple(relevance.shape[1:]) == shape[1:]:
-            warn_if_shared(relevance, self.batch)
-            relevance = relevance.unsqueeze(0).expand(self.batch, *relevance.shape)
-        elif relevance.dim() != len(shape) + 1 or (relevance.shape[0], *relevance.shape[2:]) != shape:
-            raise ValueError(
-                f"targets as initial relevance must be (K, {_dims(shape[1:])}) or ({shape[0]}, K, {_dims(shape[1:])}) "
-                f"for an output {shape}, got {tuple(relevance.shape)}"
-            )
-        if relevance.shape[1] == 0:
-            raise ValueError("targets is empty: give at least one initial relevance")
-        if relevance.device != self.output.device:
-            raise ValueError(f"targets are on {relevance.device}, the model's output is on {self.output.device}")
-        if not bool(torch.isfinite(relevance).all()):
-            raise ValueError("targets (initial relevance) contain NaN or infinity")
-        return relevance.to(self.output.dtype)
 
     # Classes
 
@@ -311,23 +281,7 @@ class Targets:
         return None if self.given is not None else self.output
 
     def _initial_values(self, initial: Initial) -> Tensor:
-        if isinstance(initial, str):
-            if initial == "output":
-                return self.output
-            if initial == "one":
-                return torch.ones_like(self.output)
-            raise ValueError(f"initial must be 'output', 'one' or a callable, got {initial!r}")
-        if not callable(initial):
-            raise TypeError(f"initial must be 'output', 'one' or a callable, got {type(initial).__name__}")
-        values = initial(self.output.clone())
-        if not isinstance(values, Tensor) or values.shape != self.output.shape:
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"initial(output) must return a tensor {tuple(self.output.shape)}, got {got}")
-        if values.device != self.output.device:
-            raise ValueError(f"initial(output) is on {values.device}, the model's output is on {self.output.device}")
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError("initial(output) contains NaN or infinity")
-        return values.to(self.output.dtype)
+        return initial_values(initial, self.output)
 
     def block(self, start: int, length: int, one_hot: bool = False) -> Tensor | OneHot:
         """Initial relevance ``(B, length, *output.shape[1:])`` of targets ``start`` to ``start + length - 1``."""
@@ -345,11 +299,3 @@ class Targets:
             values = values * weight.narrow(1, start, length).view(*index.shape, *(1,) * len(tail))
         zero = self.output.new_zeros(self.batch, length, *self.output.shape[1:])
         return zero.scatter_add_(2, where, values) if weight is not None else zero.scatter_(2, where, values)
-
-
-def _kind(tensor: Tensor) -> str:
-    return "float" if tensor.is_floating_point() else "bool" if tensor.dtype == torch.bool else "integer"
-
-
-def _dims(sizes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sizes))

@@ -17,6 +17,7 @@ from fastlrp.composites import Composite
 from fastlrp.eager import eager, eager_blocks
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
+from fastlrp.initial import Initial
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.diagnose import not_finite
@@ -29,7 +30,7 @@ from fastlrp.run.names import layer_names
 from fastlrp.run.up.contributions import Contributions
 from fastlrp.run.up.direction import Choice, Direction
 from fastlrp.spellings import next_tokens
-from fastlrp.targets import Initial, Targets
+from fastlrp.targets import Targets
 from fastlrp.transforms import refuse_transforms
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastlrp.capture import structure as structures
 from fastlrp.capture.export import EXPORTING
 from fastlrp.classes import Terms
+from fastlrp.initial import Initial
 from fastlrp.looking import LOOKS
 from fastlrp.plan.passes.fusion import fuse_unpooling
 from fastlrp.plan.steps import Steps
@@ -29,7 +30,7 @@ from fastlrp.run.prepared import Prepared
 from fastlrp.run.record import ForwardRecord
 from fastlrp.run.recording import CudaGraph, Recording
 from fastlrp.run.sparse.specialize import Specialized
-from fastlrp.targets import Initial, Targets
+from fastlrp.targets import Targets
 
 
 class Replay:
