@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
-from benchmarks import measure, precision, providers
+from benchmarks import measure, precisions, providers
 from benchmarks.measure import AGREES, COMPARED, Gate, disagreement
 
 Model = tuple[nn.Module, Tensor]
@@ -37,7 +37,7 @@ def made(exact: Model, own: Model, rule: str, classes: Tensor, name: str) -> Gat
         rule: a composite's name. classes: ``(B, K)``. name: of the precision, which the caller has switched to.
     """
     classes = classes[:, :COMPARED]
-    with precision.using("float32"):
+    with precisions.using("float32"):
         expected = measure.run(providers.ours(*exact, rule, "torch"), exact[1], classes).double()
     if name == "float32":
         return Gate(expected)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp.io
-from benchmarks import floors, precision
+from benchmarks import floors, precisions
 from fastlrp.composites import Composite
 from fastlrp.errors import BackendError
 
@@ -134,7 +134,7 @@ def switched(part: Provider) -> Provider:
     """The same under PyTorch's own switches for products of bfloat16 on a CPU, as a library of its own."""
 
     def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor | None:
-        with precision.using("bf16"):
+        with precisions.using("bf16"):
             return part.run(x, classes, mark)
 
     name = f"{part.library}-bf16{part.name[len(part.library) :]}"

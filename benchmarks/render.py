@@ -8,24 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import chart, overview, tables
+from benchmarks.markers import Markers
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+MARKERS = Markers.of("benchmarks")
 CHART = "benchmarks/results/speed.svg"
-
-
-def between(path: Path, text: str) -> None:
-    """Replace what stands between the markers.
-
-    Raises:
-        ValueError: if the file does not have both markers once.
-    """
-    whole = path.read_text()
-    if whole.count(BEGIN) != 1 or whole.count(END) != 1 or whole.index(END) < whole.index(BEGIN):
-        raise ValueError(f"{path.name} needs the lines {BEGIN} and {END}, each once")
-    before, rest = whole.split(BEGIN)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def render(root: Path) -> None:
@@ -37,8 +24,8 @@ def render(root: Path) -> None:
         if drawn
         else ""
     )
-    between(root / "benchmarks" / "README.md", tables.detailed(rows))
-    between(root / "README.md", f"{image}{overview.text(rows)}")
+    MARKERS.write(root / "benchmarks" / "README.md", tables.detailed(rows))
+    MARKERS.write(root / "README.md", f"{image}{overview.text(rows)}")
 
 
 if __name__ == "__main__":

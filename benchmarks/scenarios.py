@@ -18,13 +18,13 @@ from benchmarks import (
     density,
     gates,
     peers,
-    precision,
+    precisions,
     providers,
     toolbox,
 )
 from benchmarks.measure import AGREES, Case, Gate, disagreement
 from benchmarks.models import build, lenet5
-from benchmarks.precision import PRECISIONS
+from benchmarks.precisions import PRECISIONS
 from benchmarks.providers import Provider, UnavailableError
 from fastlrp import rules
 from fastlrp.composites import Composite, kind
@@ -46,7 +46,7 @@ class Options:
         peer_targets: most targets per sample that Zennit and Captum get.
         device: what everybody computes on.
         gpu: the ways of a GPU: backends that can, Zennit's best batch, wide gradients, outputs compared in float32.
-        precision: of :data:`benchmarks.precision.PRECISIONS`; the caller sets PyTorch's switches to it.
+        precision: of :data:`benchmarks.precisions.PRECISIONS`; the caller sets PyTorch's switches to it.
         switched: others a second time, under PyTorch's switches for products of bfloat16.
     """
 
@@ -110,7 +110,7 @@ def _exact(
 
 def _loaded(options: Options, names: tuple[str, ...], batch: int) -> Iterator[_Loaded]:
     for name in options.models or names:
-        with precision.using("float32"):
+        with precisions.using("float32"):
             model, x, share, scores = _exact(name, options.size, batch, options.device, options.density)
         dtype = PRECISIONS[options.precision].dtype
         own = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)

@@ -19,7 +19,7 @@ from itertools import product
 
 import torch
 
-from benchmarks import measure, precision, scenarios
+from benchmarks import measure, precisions, scenarios
 from benchmarks.compare import heading
 from benchmarks.gpu.part import Part, begin, listed, numbers, parser
 from benchmarks.measure import Entry
@@ -42,7 +42,7 @@ SCENARIOS: dict[str, tuple[Scenario, tuple[str, ...], tuple[str, ...]]] = {
 def run(part: Part, name: str, options: Options) -> bool:
     """Measure a scenario of one model, composite and precision. Returns whether the device is lost."""
     what = f"{name}, {options.models}, {options.composites}, {options.precision}"
-    with precision.using(options.precision):
+    with precisions.using(options.precision):
         try:
             for asked in SCENARIOS[name][0](options):
                 part.say(f"\n{heading(asked)}, {options.precision}, {part.made['device']}")

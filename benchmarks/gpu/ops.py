@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import precision, shapes
+from benchmarks import precisions, shapes
 from benchmarks.gpu import calls, roofline
 from benchmarks.gpu.part import Part, Row, begin, listed, numbers, parser
 from benchmarks.gpu.roofline import Peaks
 from benchmarks.gpu.timing import Timer, Times, in_turns
-from benchmarks.precision import PRECISIONS
+from benchmarks.precisions import PRECISIONS
 from benchmarks.shapes import Call
 from fastlrp.backends import dispatch
 
@@ -139,7 +139,7 @@ def rows(asked: Question, found: list[Candidate], bytes_moved: int, peaks: Peaks
 
 def measure(part: Part, asked: Question, backends: Sequence[str], peaks: Peaks, timer: Timer) -> list[Row]:
     """Check everybody, time who is right, write the rows."""
-    with precision.using(asked.precision), torch.no_grad():
+    with precisions.using(asked.precision), torch.no_grad():
         found, bytes_moved = candidates(asked, backends)
         runs = {c.name: c.run for c in found if c.run is not None and c.reason is None}
         for run in runs.values():
@@ -171,7 +171,7 @@ def line(row: Row) -> str:
 def profile(questions: Sequence[Question], backends: Sequence[str]) -> None:
     """Each call once between the profiler's start and stop, for ``ncu --profile-from-start off``."""
     for asked in questions:
-        with precision.using(asked.precision), torch.no_grad():
+        with precisions.using(asked.precision), torch.no_grad():
             block = calls.arguments(asked.call, asked.targets, asked.device, asked.dtype)
             for backend in backends:
                 try:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks import floors, models, precision
+from benchmarks import floors, models, precisions
 from benchmarks.gpu.part import Part, Row, begin, listed, parser
 from benchmarks.gpu.timing import Timer, in_turns
-from benchmarks.precision import PRECISIONS
+from benchmarks.precisions import PRECISIONS
 
 MATRIX, TINY_MATRIX = 8192, 256
 COPIED, TINY_COPIED = 4 << 30, 1 << 20
@@ -44,7 +44,7 @@ def measure(device: torch.device, names: Sequence[str], timer: Timer, tiny: bool
     peaks.bytes = 2 * size / best(lambda: target.copy_(source), timer)
     source = target = torch.empty(0, dtype=torch.uint8)
     for name in names:
-        with precision.using(name) as found:
+        with precisions.using(name) as found:
             a, b = (torch.randn(side, side, device=device).to(found.dtype) for _ in range(2))
             out = torch.empty_like(a)
             peaks.flops[name] = 2 * side**3 / best(lambda: torch.mm(a, b, out=out), timer)  # noqa: B023
@@ -61,7 +61,7 @@ def best(run: object, timer: Timer) -> float:
 
 def layers(part: Part, model: str, name: str, targets: int, peaks: Peaks, timer: Timer, size: int) -> list[Row]:
     """The floor, layer by layer."""
-    with precision.using(name) as found:
+    with precisions.using(name) as found:
         network, x = models.build(model, size=size, device=part.device)
         ready = floors.products(network.to(found.dtype), x.to(found.dtype), targets)
         rows: list[Row] = []

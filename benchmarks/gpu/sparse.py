@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, models, precision
+from benchmarks import floors, models, precisions
 from benchmarks.floors import Layer
 from benchmarks.gpu import calls
 from benchmarks.gpu.part import Part, Row, begin, listed, parser
 from benchmarks.gpu.timing import Timer, in_turns
-from benchmarks.precision import PRECISIONS
+from benchmarks.precisions import PRECISIONS
 from fastlrp.backends import dispatch
 from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
@@ -149,7 +149,7 @@ def dense_product(asked: Question) -> floors.Product:
 
 def measure(part: Part, asked: Question, timer: Timer) -> Row:
     """Check, time in turns, write the row."""
-    with precision.using(asked.precision), torch.no_grad():
+    with precisions.using(asked.precision), torch.no_grad():
         case = Case.of(asked)
         run = case.run()
         alive = Pattern.of(case.u).density, Pattern.of(case.below).density

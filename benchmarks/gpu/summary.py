@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.goals import goals
+from benchmarks.markers import Markers
 from benchmarks.tables import Column, table
 
 Row = dict[str, Any]
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 PAGE = ROOT / "benchmarks" / "README.md"
-BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
+MARKERS = Markers.of("gpu")
 NOTHING = "No GPU has been measured yet: `benchmarks/gpu.sh OUT` on a machine with one."
 
 _KEY = (
@@ -216,19 +217,6 @@ def few(ops: list[Row]) -> list[Row]:
     return found
 
 
-def write_page(text: str, page: Path) -> None:
-    """Replace what stands between the markers.
-
-    Raises:
-        ValueError: if the page does not have both markers once.
-    """
-    whole = page.read_text()
-    if whole.count(BEGIN) != 1 or whole.count(END) != 1 or whole.index(END) < whole.index(BEGIN):
-        raise ValueError(f"{page.name} needs the lines {BEGIN} and {END}, each once")
-    before, rest = whole.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, write."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -237,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words.add_argument("--write", action="store_true", help="write the page's tables from the results kept beside it")
     options = words.parse_args(arguments)
     if options.write:
-        write_page(markdown(read(sorted(RESULTS.glob("*.jsonl"))), [], short=True), PAGE)
+        MARKERS.write(PAGE, markdown(read(sorted(RESULTS.glob("*.jsonl"))), [], short=True))
         return
     if not options.folders:
         words.error("name the folder of a run, or --write")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import precision
+from benchmarks import precisions
 from benchmarks.gpu import calls, ops, roofline
 from benchmarks.gpu.ops import Question
 from benchmarks.gpu.part import Part, begin, listed, numbers, parser
@@ -95,7 +95,7 @@ def beside_the_gradient(part: Part, asked: Question, backends: Sequence[str], ti
             call = asked.bound(backend)
         except (dispatch.BackendError, ValueError):
             continue
-        with precision.using(asked.precision):
+        with precisions.using(asked.precision):
             block = calls.arguments(asked.call, asked.targets, asked.device, asked.dtype)
             runs = gradient(block, call)
             with torch.no_grad():

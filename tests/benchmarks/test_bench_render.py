@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import tables
-from benchmarks.render import BEGIN, CHART, END, between, render
+from benchmarks.render import CHART, MARKERS, render
 
 OLD = {
     "date": "2020-01-01", "commit": "abc", "machine": "M, 2 threads", "torch": "2", "model": "vgg16",
@@ -30,7 +30,7 @@ NEW = {
 def root(tmp_path):
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     for page in ("README.md", "benchmarks/README.md"):
-        (tmp_path / page).write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+        (tmp_path / page).write_text(f"before\n{MARKERS.begin}\nstale\n{MARKERS.end}\nafter\n")
     return tmp_path
 
 
@@ -138,6 +138,6 @@ def test_chart(root):
 
 
 def test_a_page_without_markers_is_refused(tmp_path):
-    (tmp_path / "page.md").write_text(f"{END} {BEGIN}")
+    (tmp_path / "page.md").write_text(f"{MARKERS.end} {MARKERS.begin}")
     with pytest.raises(ValueError, match=r"page\.md needs the lines"):
-        between(tmp_path / "page.md", "text")
+        MARKERS.write(tmp_path / "page.md", "text")

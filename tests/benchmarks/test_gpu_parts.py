@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import clock, density, floors, measure, precision
+from benchmarks import clock, density, floors, measure, precisions
 from benchmarks.gpu import calls
 from benchmarks.gpu.part import FAILED, Part, begin, parser
 from benchmarks.gpu.timing import in_turns
@@ -179,7 +179,7 @@ def test_clock_of_a_cpu():
 def test_precisions_are_switched_and_put_back():
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     for name, tf32 in (("tf32", True), ("float32", False)):
-        with precision.using(name):
+        with precisions.using(name):
             assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 

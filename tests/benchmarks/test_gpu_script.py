@@ -242,15 +242,15 @@ def test_the_newest_row_counts(tmp_path):
 
 def test_the_page_is_written_between_its_markers(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{summary.BEGIN}\nstale\n{summary.END}\nafter\n")
-    summary.write_page(summary.markdown([MODEL], [], short=True), page)
+    page.write_text(f"before\n{summary.MARKERS.begin}\nstale\n{summary.MARKERS.end}\nafter\n")
+    summary.MARKERS.write(page, summary.markdown([MODEL], [], short=True))
     assert "stale" not in page.read_text()
     assert "| fastlrp auto |" in page.read_text()
     assert page.read_text().endswith("after\n")
     page.write_text("no markers")
     with pytest.raises(ValueError, match=r"README\.md needs the lines"):
-        summary.write_page("", page)
-    assert (ROOT / "benchmarks" / "README.md").read_text().count(summary.BEGIN) == 1
+        summary.MARKERS.write(page, "")
+    assert (ROOT / "benchmarks" / "README.md").read_text().count(summary.MARKERS.begin) == 1
 
 
 def test_no_gpu_is_a_reason():

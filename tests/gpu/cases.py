@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as tree
 
-from benchmarks import precision
-from benchmarks.precision import PRECISIONS
+from benchmarks import precisions
+from benchmarks.precisions import PRECISIONS
 from fastlrp.backends import dispatch
 from tests.ops import cases, test_registration
 
@@ -101,7 +101,7 @@ def check(
     given = cast(arguments, dtype)
     expected = cases.reference(op)(*cast(given, torch.float64))
     here = cast(given, dtype, DEVICE)
-    with precision.using("tf32" if name == "tf32" else "float32"):
+    with precisions.using("tf32" if name == "tf32" else "float32"):
         call, most = bound(op, backend, dtype), limit(op, name, here, expected)
         for number, changed in enumerate(_laid_out(here, channel_axis)):
             if layouts is not None and number >= layouts and not FULL:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from benchmarks import precision
+from benchmarks import precisions
 from benchmarks.gpu.part import no_gpu
 from tests.fixtures import seeded  # noqa: F401
 from tests.gpu import rehearsal
@@ -112,7 +112,7 @@ def lost_device() -> str | None:
 @pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
     """float32 products are float32's, if a test does not say otherwise."""
-    with precision.using("float32"):
+    with precisions.using("float32"):
         yield
 
 

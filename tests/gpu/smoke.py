@@ -31,7 +31,7 @@ if __name__ == "__main__":  # Read when the modules below are first imported.
 
 import torch
 
-from benchmarks import precision
+from benchmarks import precisions
 from benchmarks.gpu import absent, isolated
 from benchmarks.gpu.isolated import Case, Outcome, UnableError
 from benchmarks.gpu.part import Part, no_gpu
@@ -52,7 +52,7 @@ SAMPLES = samples()
 def operation(number: int, backend: str, name: str) -> str:
     """One call of an operation."""
     op, arguments = SAMPLES[number]
-    dtype = precision.PRECISIONS[name].dtype
+    dtype = precisions.PRECISIONS[name].dtype
     reason = dispatch.reason(backend, op, DEVICE, dtype)
     if reason is not None:
         raise UnableError(reason)
@@ -60,7 +60,7 @@ def operation(number: int, backend: str, name: str) -> str:
     expected = reference(op)(*cast(given, torch.float64))
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # With NaN: an element that nobody writes shows.
-    with precision.using(name):
+    with precisions.using(name):
         got = dispatch.select(op, backend, DEVICE, dtype).call(*cast(given, dtype, DEVICE))
         error = relative(got, expected)
     assert error <= LIMITS[name], f"off by {error:.3g}, at most {LIMITS[name]:g}"
@@ -109,7 +109,7 @@ def prepared(run: Callable[[], Any]) -> Callable[[], Any]:
         if DEVICE.type == "cuda":
             reason = no_gpu()
             assert reason is None, reason
-        with precision.using("float32"):  # If the case does not say otherwise.
+        with precisions.using("float32"):  # If the case does not say otherwise.
             said = run()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()

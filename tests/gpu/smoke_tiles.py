@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import precision
+from benchmarks import precisions
 from fastlrp.backends import dispatch
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import Config
@@ -97,10 +97,10 @@ def tile(kernel: str, shape: str, kind: str, config: Config) -> str:
     torch.manual_seed(0)
     op, arguments = KERNELS[kernel](shape)
     name = PRECISION[kind]
-    dtype = precision.PRECISIONS[name].dtype
+    dtype = precisions.PRECISIONS[name].dtype
     given = cast(arguments, dtype)
     expected = reference(op)(*cast(given, torch.float64))
-    with precision.using(name), configs.choosing(lambda asked, *_: config if asked == kernel else None):
+    with precisions.using(name), configs.choosing(lambda asked, *_: config if asked == kernel else None):
         got = dispatch.select(op, "triton", DEVICE, dtype).call(*cast(given, dtype, DEVICE))
         error = relative(got, expected)
     assert error <= LIMITS[kind], f"off by {error:.3g}, at most {LIMITS[kind]:g}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from benchmarks import precision
+from benchmarks import precisions
 from benchmarks.models import build
 from fastlrp import composites
 from tests.api.models import Residual, Segment
@@ -95,7 +95,7 @@ def test_half(name, rules, backend, dtype):
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
 def test_tf32(name):
-    with precision.using("tf32"):
+    with precisions.using("tf32"):
         assert error(name, "epsilon_plus", "auto", torch.float32) <= max(
             2 * error(name, "epsilon_plus", "torch", torch.float32), 1e-3
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import precision
+from benchmarks import precisions
 from benchmarks.floors import Layer, layers
 from benchmarks.gpu import sparse
 from tests.gpu.cases import DEVICE
@@ -35,7 +35,7 @@ def question(name: str, density: float, targets: int, kind: str, up: bool = Fals
         torch.manual_seed(0)
         module.reset_parameters()
     (layer,) = layers(module.cpu().float(), torch.zeros(1, *size))
-    here = Layer(name, module.to(DEVICE, precision.PRECISIONS[kind].dtype), layer.size, layer.out)
+    here = Layer(name, module.to(DEVICE, precisions.PRECISIONS[kind].dtype), layer.size, layer.out)
     return sparse.Question("", here, density, targets, kind, DEVICE, up)
 
 
@@ -44,7 +44,7 @@ def question(name: str, density: float, targets: int, kind: str, up: bool = Fals
 @pytest.mark.parametrize("name", LAYERS)
 def test_equals_the_dense_product(name, density, kind):
     for targets in (1, 16, 33, 128):
-        with precision.using(kind), torch.no_grad():
+        with precisions.using(kind), torch.no_grad():
             case = sparse.Case.of(question(name, density, targets, kind))
             assert sparse.check(case, case.run()())[2] is None
 
@@ -55,7 +55,7 @@ def test_equals_the_dense_product(name, density, kind):
 def test_the_way_up_equals_the_dense_product(name, density, kind):
     """By the dense operation that goes up itself: in composed calls, and in Triton's where that is the backend's."""
     for targets in (1, 33, 128):
-        with precision.using(kind), torch.no_grad():
+        with precisions.using(kind), torch.no_grad():
             case = sparse.Case.of(question(name, density, targets, kind, up=True))
             assert sparse.check(case, case.run()())[2] is None
 

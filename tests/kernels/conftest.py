@@ -15,7 +15,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_triton_*.py"]
 
-from benchmarks import precision
+from benchmarks import precisions
 from tests.fixtures import poisoned, seeded  # noqa: F401
 
 
@@ -41,7 +41,7 @@ def _products_of_bfloat16() -> None:
 @pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
     """float32 products are float32's, if a test does not say otherwise; PyTorch by default allows TF32 in some."""
-    with precision.using("float32"):
+    with precisions.using("float32"):
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
 
-from benchmarks import precision
+from benchmarks import precisions
 from fastlrp.backends import dispatch
 from tests.ops.cases import reference
 from tests.ops.test_ops_recurrence import arguments as recurrence_arguments
@@ -92,7 +92,7 @@ def lost(got, expected):
 
 
 def run(op, given, name="tf32"):
-    with precision.using(name):
+    with precisions.using(name):
         return dispatch.select(op, "triton", CPU, torch.float32).call(*given)
 
 
