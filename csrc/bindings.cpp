@@ -1,15 +1,12 @@
-// The file that knows pybind11, with edge/tensor.cpp. What checks tensors, allocates and calls the kernels is in
+// Which functions Python sees, under which names. What checks tensors, allocates and calls the kernels is in
 // edge/<stem>.cpp and, for CUDA, edge/cuda/<stem>.cpp: the same functions of the same names, in the submodule `cuda`.
 // What both devices have is declared once, in edge/<stem>.h.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <map>
-#include <string>
 #include <utility>
 
+#include "bindings/calls.h"
 #include "common/bf16_unit.h"
+#include "common/build_info.h"
 #include "common/isa.h"
 #include "common/memory.h"
 #include "common/parallel.h"
@@ -35,134 +32,16 @@
 #include "emulator.h"
 #endif
 
-#if defined(__clang__)
-#define FASTLRP_COMPILER __VERSION__
-#else
-#define FASTLRP_COMPILER "GCC " __VERSION__
-#endif
 #ifndef FASTLRP_NAME
 #define FASTLRP_NAME _C
 #endif
-#ifndef FASTLRP_FLAGS
-#define FASTLRP_FLAGS "unknown"
-#endif
-#ifndef FASTLRP_CUDA
-#define FASTLRP_CUDA "not built"
-#endif
-
-namespace fastlrp {
-
-#ifndef FASTLRP_EMULATE
-namespace {
-
-std::map<std::string, std::string> build_info() {
-  std::string isas;
-  for (const std::string& name : available_isas()) {
-    isas += (isas.empty() ? "" : ", ") + name;
-  }
-  return {{"compiler", FASTLRP_COMPILER},
-          {"flags", FASTLRP_FLAGS},
-#ifdef _OPENMP
-          {"threads", "OpenMP, PyTorch's pool"},
-#else
-          {"threads", "none: built without OpenMP"},
-#endif
-          {"instruction sets", isas},
-          {"instruction set in use", isa_name(isa())},
-          {"bfloat16 by", bf16_unit_name(bf16_unit())},
-          {"cuda", FASTLRP_CUDA}};
-}
-
-}  // namespace
-#endif
-}  // namespace fastlrp
-
-// Structs of tensors are tuples in Python.
-namespace pybind11::detail {
-
-template <>
-struct type_caster<fastlrp::edge::Tensor> {
-  PYBIND11_TYPE_CASTER(fastlrp::edge::Tensor, const_name("torch.Tensor"));
-
-  bool load(handle source, bool) {
-    static const handle type = object(module_::import("torch").attr("Tensor")).release();
-    if (!isinstance(source, type)) {
-      return false;
-    }
-    value = fastlrp::edge::Tensor::of(source.ptr());
-    return true;
-  }
-
-  static handle cast(const fastlrp::edge::Tensor& source, return_value_policy, handle) {
-    return source.defined() ? handle(static_cast<PyObject*>(source.object())).inc_ref() : none().release();
-  }
-};
-
-template <class Struct>
-struct struct_caster {
-  using Tuple = decltype(std::declval<const Struct&>().tuple());
-  PYBIND11_TYPE_CASTER(Struct, make_caster<Tuple>::name);
-
-  bool load(handle source, bool convert) {
-    make_caster<Tuple> caster;
-    if (!caster.load(source, convert)) {
-      return false;
-    }
-    value =
-        std::apply([](auto&&... parts) { return Struct{std::move(parts)...}; }, cast_op<Tuple&&>(std::move(caster)));
-    return true;
-  }
-
-  static handle cast(const Struct& source, return_value_policy policy, handle parent) {
-    return make_caster<Tuple>::cast(source.tuple(), policy, parent);
-  }
-};
-
-template <>
-struct type_caster<fastlrp::edge::PatternTensors> : struct_caster<fastlrp::edge::PatternTensors> {};
-template <>
-struct type_caster<fastlrp::edge::RowTensors> : struct_caster<fastlrp::edge::RowTensors> {};
-template <>
-struct type_caster<fastlrp::edge::SummandTensors> : struct_caster<fastlrp::edge::SummandTensors> {};
-template <>
-struct type_caster<fastlrp::edge::GatherTensors> : struct_caster<fastlrp::edge::GatherTensors> {};
-template <>
-struct type_caster<fastlrp::edge::MaskTensors> : struct_caster<fastlrp::edge::MaskTensors> {};
-template <>
-struct type_caster<fastlrp::edge::CoefficientTensors> : struct_caster<fastlrp::edge::CoefficientTensors> {};
-template <>
-struct type_caster<fastlrp::edge::AttentionTensors> : struct_caster<fastlrp::edge::AttentionTensors> {};
-template <>
-struct type_caster<fastlrp::edge::RecurrenceTensors> : struct_caster<fastlrp::edge::RecurrenceTensors> {};
-#ifdef FASTLRP_BIND_CUDA
-template <>
-struct type_caster<fastlrp::edge::cuda::PooledTensors> : struct_caster<fastlrp::edge::cuda::PooledTensors> {};
-#endif
-
-}  // namespace pybind11::detail
 
 namespace {
 
 namespace py = pybind11;
 namespace edge = fastlrp::edge;
 
-// While a function runs other Python threads may; kernels run on as many threads as PyTorch would take.
-class Running {
- public:
-  Running() : Running(settled()) {}
-
- private:
-  explicit Running(bool) {}
-  // PyTorch tells OpenMP how many threads to take when a thread first asks it.
-  static bool settled() {
-    thread_local const bool asked = (py::module_::import("torch").attr("get_num_threads")(), true);
-    return asked;
-  }
-
-  py::gil_scoped_release release_;
-};
-
-using release_gil = py::call_guard<Running>;
+using fastlrp::bindings::release_gil;
 
 void translate_errors() {
   py::register_local_exception_translator([](std::exception_ptr thrown) {
