@@ -89,10 +89,10 @@ ORDER = """
     capture.trace.traced capture.training
     target_names
     targets
-    class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.identity capture.structure
+    class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
     capture.trace.quick_shapes
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
-    capture.wording capture.trace.quiet capture.trace.sequence_shapes
+    capture.wording capture.trace.quiet capture.trace.sequence_shapes capture.identity
     tune.space tune.check
     capture.trace.settings capture.translate.module_paths capture.translate.overlap classes
     positions tune.attention capture.trace.shape_memory outputs

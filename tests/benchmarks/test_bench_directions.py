@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from benchmarks.directions import Workload, choice, compared, main
+from benchmarks.directions import choice, main
+from benchmarks.directions_others import compared
+from benchmarks.directions_workloads import Workload
 from benchmarks.providers import UnavailableError
 from fastlrp import groups
 
