@@ -11,14 +11,10 @@ from torch import Tensor
 from fastlrp.aten import elementwise as plainly
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import poisoned, seeded  # noqa: F401
-from tests.ops.cases import TOLERANCE, channels_last, in_dtypes, reference, reversed_memory, same, with_gaps
+from tests.ops.cases import TOLERANCE, channels_last, in_dtypes, reference, reversed_memory, same, widened, with_gaps
 from tests.ops.test_ops_elementwise import OP, POOLED, POOLS, RULES, SIZES, arguments, pooled_arguments
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def widened(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.double() if isinstance(a, Tensor) else a for a in values)
 
 
 def check(got: tuple[Tensor | None, ...], plain: tuple[Tensor | None, ...], exact: tuple[Tensor | None, ...]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlrp.aten import input_rules as plainly
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import poisoned, seeded  # noqa: F401
-from tests.ops.cases import TOLERANCE, channels_last, in_dtypes, reference, same
+from tests.ops.cases import assert_as_near_as_plain, channels_last, in_dtypes, same
 from tests.ops.test_ops_input_rules import (
     FLAT,
     LAYERS,
@@ -42,26 +42,8 @@ LARGE = [
 ]
 
 
-def widened(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(widened(v) for v in value)
-    return value.double() if isinstance(value, Tensor) else value
-
-
 def check(op: str, given: tuple[Any, ...], reduce: bool, got: Tensor) -> None:
-    """Of 16 bits at most twice the error of PyTorch's own operations."""
-    exact = reference(op)(*widened(given), reduce)
-    assert got.shape == exact.shape
-    assert got.dtype == given[0].dtype
-    if exact.numel() == 0:
-        return
-    scale = exact.norm().clamp(min=1e-30)
-    error = (got.double() - exact).norm() / scale
-    if got.dtype in TOLERANCE:
-        assert error <= TOLERANCE[got.dtype]
-    else:
-        plain = getattr(plainly, op)(*given, reduce)
-        assert error <= 2 * (plain.double() - exact).norm() / scale
+    assert_as_near_as_plain(op, plainly, (*given, reduce), got)
 
 
 @pytest.mark.parametrize(("layer", "dtype"), in_dtypes([*LAYERS, *WIDE], DTYPES), ids=str)

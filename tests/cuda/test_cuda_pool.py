@@ -14,7 +14,18 @@ from fastlrp.aten import pool
 from fastlrp.backends.extension import extension
 from tests.cuda.emulated import ORDERS, emulated, order
 from tests.fixtures import poisoned, seeded  # noqa: F401
-from tests.ops.cases import TOLERANCE, channels_last, few_layouts, in_dtypes, layouts, mixed, reference, relayouts, same
+from tests.ops.cases import (
+    TOLERANCE,
+    channels_last,
+    few_layouts,
+    in_dtypes,
+    layouts,
+    mixed,
+    reference,
+    relayouts,
+    same,
+    widened,
+)
 from tests.ops.test_ops_pool import ADAPTIVE, ALL, AVG, COUNTS, MAX, POOLS, TIES, Pool, arguments, max_pool
 
 # Channels that fill whole vectors in every dtype too.
@@ -29,10 +40,6 @@ LAST = (channels_last(2), channels_last(1))
 ADAPTIVES = [
     ((1, 1), (7, 5)), ((3, 2), (7, 5)), ((7, 5), (7, 5)), ((4, 4), (3, 2)), ((3,), (7,)), ((1, 2, 3), (2, 5, 4)),
 ]  # fmt: skip
-
-
-def widened(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in values)
 
 
 def error(got: Tensor, exact: Tensor) -> float:

@@ -16,6 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_triton_*.py"]
 
 from benchmarks import precisions
+from fastlrp.backends import dispatch
 from tests.fixtures import poisoned, seeded  # noqa: F401
 
 
@@ -43,6 +44,15 @@ def ieee() -> Iterator[None]:
     """float32 products are float32's, if a test does not say otherwise; PyTorch by default allows TF32 in some."""
     with precisions.using("float32"):
         yield
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The backend is chosen anew: other tests in this process may have been refused it."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    dispatch._select.cache_clear()
+    yield
+    dispatch._select.cache_clear()
 
 
 def _products_of_tf32() -> None:

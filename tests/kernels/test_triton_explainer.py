@@ -12,14 +12,7 @@ from fastlrp.backends import dispatch
 
 pytest.importorskip("triton")
 
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """The backend is chosen anew: other tests in this process may have been refused it."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    dispatch._select.cache_clear()
-    yield
-    dispatch._select.cache_clear()
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def small() -> nn.Module:

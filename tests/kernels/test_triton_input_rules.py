@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from fastlrp.aten import input_rules as plainly
 from fastlrp.kernels import input_rules as kernels
-from tests.ops.cases import TOLERANCE, channels_last, reference, reversed_memory, same, with_gaps
+from tests.ops.cases import assert_as_near_as_plain, channels_last, reversed_memory, same, with_gaps
 from tests.ops.test_ops_input_rules import FLAT, LAYERS, OP, TERMS, WIDE, Layer, arguments, flat_arguments, relaid
 
 # Interpreting is slow: one sample and two targets, unless a test is about them.
@@ -26,30 +26,13 @@ NUMBERS = [
 LAST = channels_last(2), channels_last(1)
 
 
-def widened(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(widened(v) for v in value)
-    return value.double() if isinstance(value, Tensor) else value
-
-
 # How much larger than that of PyTorch's own operations the error may be. The interpreter cuts bfloat16 off where a GPU
 # rounds to the nearest.
 TIMES = {torch.float16: 2, torch.bfloat16: 4}
 
 
 def check(op: str, given: tuple[Any, ...], reduce: bool, got: Tensor) -> None:
-    exact = reference(op)(*widened(given), reduce)
-    assert got.shape == exact.shape
-    assert got.dtype == given[0].dtype
-    if exact.numel() == 0:
-        return
-    scale = exact.norm().clamp(min=1e-30)
-    error = (got.double() - exact).norm() / scale
-    if got.dtype in TOLERANCE:
-        assert error <= TOLERANCE[got.dtype]
-    else:
-        plain = getattr(plainly, op)(*given, reduce)
-        assert error <= TIMES[got.dtype] * (plain.double() - exact).norm() / scale
+    assert_as_near_as_plain(op, plainly, (*given, reduce), got, TIMES.get(got.dtype, 1))
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda n: str(SMALL[n]))

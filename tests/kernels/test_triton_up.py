@@ -17,14 +17,7 @@ pytest.importorskip("triton")
 
 from fastlrp.kernels.launch import Launch
 
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """The backend is chosen anew: other tests in this process may have been refused it."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    dispatch._select.cache_clear()
-    yield
-    dispatch._select.cache_clear()
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def call(op, backend, dtype):

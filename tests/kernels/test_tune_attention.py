@@ -17,17 +17,10 @@ from fastlrp.tune.tuner import Tuner
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 CPU = torch.device("cpu")
 SMALL = Attention("attention_relevance", 4, 5, (6, 7), heads=2, sharing=2, causal=True, batch=2, targets=3)
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """The backend is chosen anew: other tests in this process may have been refused it."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    dispatch._select.cache_clear()
-    yield
-    dispatch._select.cache_clear()
 
 
 @pytest.mark.parametrize("kind", configs.KINDS)

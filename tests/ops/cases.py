@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -50,6 +51,28 @@ def assert_close(got: Any, expected: Any, context: Any = "") -> None:
     assert expected.isfinite().all(), f"{context}: the definition is not finite"
     error = (got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
     assert error <= TOLERANCE[expected.dtype], f"{context}: relative error {error:.3g}"
+
+
+def widened(value: Any) -> Any:
+    """Floating-point tensors, in lists and tuples too, in float64."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(widened(v) for v in value)
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def assert_as_near_as_plain(op: str, plain: ModuleType, given: tuple[Any, ...], got: Tensor, times: float = 2) -> None:
+    """Near the definition: to the tolerance, or in 16 bits at most ``times`` the error of PyTorch's own operations."""
+    exact = reference(op)(*widened(given))
+    assert got.shape == exact.shape
+    assert got.dtype == given[0].dtype
+    if exact.numel() == 0:
+        return
+    error = (got.double() - exact).norm() / exact.norm().clamp(min=1e-30)
+    if got.dtype in TOLERANCE:
+        assert error <= TOLERANCE[got.dtype]
+    else:
+        composed = getattr(plain, op)(*given).double()
+        assert error <= times * (composed - exact).norm() / exact.norm().clamp(min=1e-30)
 
 
 def with_gaps(t: Tensor) -> Tensor:
