@@ -54,7 +54,7 @@ def lower_sum(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         stabilizer = Stabilizer.ensure(rule.stabilizer)
         b.send_shares(x, y.index, y.numel, flow, stabilizer, to_messages, up=to_nodes)
     else:
-        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
 
 
 def lower_largest(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:

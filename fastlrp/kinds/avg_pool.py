@@ -55,7 +55,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         as_average(b, node, flow, "sum", Stabilizer.ensure(rule.stabilizer))
         return
     if not isinstance(rule, (rules.Gradient, rules.Norm, rules.Epsilon)):
-        raise TypeError(f"{rule} is not defined for {node}: use Norm, AlphaBeta, ZPlus, Flat, WSquare or Gradient")
+        known = "Norm, Epsilon, AlphaBeta, ZPlus, Flat, WSquare or Gradient"
+        raise TypeError(f"{rule} is not defined for {node}: use {known}")
     spatial = list(x.sizes[1:])
     if node.kind == "adaptive_avg_pool":
         adaptive, divisor = b.operation("pool_adaptive_avg_relevance"), None

@@ -63,7 +63,7 @@ def refuse_unknown(ids: Tensor, rows: int, node: Node) -> None:
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """Sum what arrives over the channels, times the row itself where it is a derivative."""
     if not isinstance(rule, (rules.Pass, rules.Gradient)):
-        raise textbook.undefined(rule, node)
+        raise TypeError(f"{rule} is not defined for {node}: use Pass or Gradient")
     y, slot = node.output, b.slot_of(flow.factor)
     if isinstance(rule, rules.Gradient):
         slot = y.index if slot is None else b.cache(torch.mul, [y.index, slot], y.numel)

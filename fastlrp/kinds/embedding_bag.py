@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
-from fastlrp.kinds import textbook
 from fastlrp.kinds.embedding import add_checked_lookup, refuse_unknown
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -83,7 +82,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
         scale = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer))
     else:
-        raise textbook.undefined(rule, node)
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
 
     def summed_rows(ids: Tensor) -> Tensor:
         refuse_unknown(ids, table.tensor().shape[0], node)

@@ -36,7 +36,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
         send_shares(b, node, flow, Stabilizer.ensure(rule.stabilizer), [node.args[0]])
     else:
-        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:

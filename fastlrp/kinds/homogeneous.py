@@ -86,7 +86,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
         send_shares(b, node, flow, Stabilizer.ensure(rule.stabilizer), node.sources, degree(node))
     else:
-        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
 
 
 def _check_places(b: Builder, node: Node) -> None:

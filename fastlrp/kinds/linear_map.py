@@ -43,7 +43,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
         scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
     else:
-        raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
+        raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
     if len(node.inputs) != 1 or b.graph.batch is not None:
         transpose_beside(b, node, flow, scale, left)
         return

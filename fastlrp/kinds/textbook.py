@@ -119,8 +119,3 @@ def stabilizer_of(sums: rules.Rule) -> float | Stabilizer:
     """The stabilizer of a preset's rule for sums."""
     found: float | Stabilizer = getattr(sums, "stabilizer", 1e-6)
     return found
-
-
-def undefined(rule: rules.Rule | None, node: Node) -> TypeError:
-    """The error for a rule that a kind does not have."""
-    return TypeError(f"{rule} is not defined for {node}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import fastlrp
 from fastlrp import Composite, Explainer, Stabilizer, UnsupportedOperationError, composites, rules
 from tests.api.models import make, samples
 
@@ -69,6 +70,32 @@ def test_nonsense_is_refused_when_it_is_made(make_it, error, message):
 def test_a_rule_for_another_kind_of_layer(entry, message):
     with pytest.raises(TypeError, match=message):
         Explainer(make("convnet"), REST.with_entries(entry), example_inputs=samples("convnet"))
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "ways"),
+    [
+        (nn.Embedding(5, 4), torch.tensor([[1, 2]]), "use Pass or Gradient"),
+        (nn.EmbeddingBag(5, 4), torch.tensor([[1, 2]]), "use Norm, Epsilon or Gradient"),
+        (Mean(), torch.ones(1, 3, 4), "use Norm, Epsilon or Gradient"),
+        (nn.AvgPool1d(2), torch.ones(1, 3, 4), "use Norm, Epsilon, AlphaBeta, ZPlus, Flat, WSquare or Gradient"),
+    ],
+)
+def test_what_the_error_names_is_taken(layer, x, ways):
+    def explained(rule):
+        return fastlrp.explain(
+            layer.eval(), x, torch.ones(1, 1, *layer(x).shape[1:]), Composite(((lambda layer: True, rule),))
+        )
+
+    with pytest.raises(TypeError, match=rf"is not defined for .*: {ways}"):
+        explained(rules.GuidedBackprop())
+    for name in ways.removeprefix("use ").replace(" or ", ", ").split(", "):
+        assert explained(getattr(rules, name)()).isfinite().all()
 
 
 def test_a_composite_without_a_rule_for_a_layer():
