@@ -92,7 +92,7 @@ ORDER = """
     class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
     capture.trace.quick_shapes
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
-    capture.wording capture.trace.quiet capture.trace.sequence_shapes capture.identity
+    capture.wording capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check
     capture.trace.settings capture.translate.module_paths capture.translate.overlap classes
     positions tune.attention capture.trace.shape_memory outputs
@@ -101,7 +101,7 @@ ORDER = """
     spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.translate.mapped one_hot stabilizer eager plan.bounded
     plan.geometry tune.workloads files kinds.vocabulary hidden
-    plan.lines plan.window
+    plan.lines plan.window capture.identity
     functional
     library info
     backends.dispatch
