@@ -128,6 +128,10 @@ _LEAVES_THE_TRACE = {
         "What a tensor's `.data` holds, or what a hook or an earlier pass has put away, is not part of the graph: read "
         "`.detach()`, or the tensor itself"
     ),
+    "ProxyTorchDispatchMode object at": (
+        "The forward pass applies a torch.autograd.Function inside of torch.vmap or another transform of torch.func, "
+        "which cannot be traced: apply it to the whole batch"
+    ),
     ".numpy() is not supported": "The forward pass computes with NumPy arrays: write it with tensors",
     "cache_utils": (
         "Keys and values of earlier tokens are no input: give the whole text as input_ids, and its tokens all get "

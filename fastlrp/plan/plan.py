@@ -39,7 +39,7 @@ from fastlrp.plan.steps import (
 )
 from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
-from fastlrp.rules import Custom, Rule
+from fastlrp.rules import Custom, Pass, Rule
 from fastlrp.rules.rule import all_rules, stabilizers
 from fastlrp.run.sparse.choose import Chooser
 
@@ -108,7 +108,10 @@ class Plan(StaysHere):
         self.chooser.check_paths([node.path for node in graph.nodes if node.kind in ("conv", "linear")])
         if device.type == "cpu" and extension_error() is None:
             weakref.finalize(self, extension().sparse_release)
-        self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
+        self.linear = all(
+            (rule is None or rule.linear_in_relevance) and (node.kind != "custom_backward" or isinstance(rule, Pass))
+            for node, rule in self.rules.items()
+        )
         self.block_bytes = GPU_REGISTER_BYTES if device.type == "cuda" else CPU_REGISTER_BYTES
         self.sparse_block = BLOCK if device.type == "cpu" else GPU_SPARSE_BLOCK
         if device.type == "cpu":

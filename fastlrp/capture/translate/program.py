@@ -13,7 +13,7 @@ from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Constant, Graph, Value, leaves
-from fastlrp.capture.trace import padded
+from fastlrp.capture.trace import functions, padded
 from fastlrp.capture.translate.calls import operation, part, written_operands
 from fastlrp.capture.translate.emit import Call, Emitter
 from fastlrp.capture.translate.mapped import join_mapped
@@ -132,6 +132,8 @@ class Translator:
         self._refuse_written_state(fx, path)
         name, call, in_place = operation(fx.target)
         call = padded.valid_steps if name == padded.VALID else call
+        if name == functions.MARK:
+            name, call = "custom_backward", functions.Marked(fx.meta[functions.MARK])
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
         of_data = name != "batch_norm" or any(isinstance(v, Value) for v in leaves((args, kwargs)))
@@ -240,7 +242,7 @@ class Translator:
             and new.shape == base.shape
         ):
             return new  # The whole axis was sliced.
-        if view.name == "detach":
+        if view.name in ("detach", "custom_backward"):
             return new
         assert view.call is not None
         args = (base, new, *view.rest)
