@@ -90,7 +90,7 @@ ORDER = """
     target_names
     targets
     class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
-    capture.trace.quick_shapes capture.trace.functions
+    capture.trace.quick_shapes capture.trace.functions capture.trace.data
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
     capture.wording capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check

@@ -29,6 +29,7 @@ from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
+from fastlrp.capture.trace.data import DataDetached
 from fastlrp.capture.trace.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.trace.quick_shapes import shapes_by_definition
 from fastlrp.capture.trace.quiet import quiet
@@ -82,13 +83,13 @@ class Wrapper(nn.Module):
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
-        with device_of_caller():
+        with device_of_caller(), DataDetached():
             returned = self.model(*args, **{**self._defaults, **kwargs})
         self._note.structure = structures.flatten(returned, found)
         if self._note.after is not None:
             self._note.after()
         if self.chosen_output is not None:
-            with device_of_caller():
+            with device_of_caller(), DataDetached():
                 found.append(self.chosen_output(returned))
         return found
 

@@ -125,8 +125,8 @@ def complex_numbers(inputs: Iterable[Value], name: str, path: str) -> str | None
 
 _LEAVES_THE_TRACE = {
     "fake tensor in the exported program constant": (
-        "What a tensor's `.data` holds, or what a hook or an earlier pass has put away, is not part of the graph: read "
-        "`.detach()`, or the tensor itself"
+        "What `.as_subclass()` gives, or what a hook or an earlier pass has put away, is not part of the graph: read "
+        "the tensor itself"
     ),
     "ProxyTorchDispatchMode object at": (
         "The forward pass applies a torch.autograd.Function inside of torch.vmap or another transform of torch.func, "

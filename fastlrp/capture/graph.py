@@ -134,11 +134,11 @@ class Node:
 
     @property
     def carried(self) -> Value | None:
-        """The one value whose entries it carries on; of a function with a backward of its own what the forward made.
+        """The one value whose entries it carries on, where it also reads others to which a gradient goes.
 
         None if it has several sources.
         """
-        if self.kind == "custom_backward":
+        if self.kind in ("custom_backward", "detached"):
             return self.args[0] if isinstance(self.args[0], Value) else None
         return self.sources[0] if len(self.sources) == 1 else None
 
