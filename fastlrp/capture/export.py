@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastlrp.capture import structure as structures
 from fastlrp.capture.carrying import chosen_by_floats
 from fastlrp.capture.chosen import Chooser, Output
-from fastlrp.capture.faults import what_leaves_the_trace
+from fastlrp.capture.faults import TAKES_GRADIENTS, what_leaves_the_trace
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.input_hints import input_hints
 from fastlrp.capture.lift.graphs import lift, lift_all, travels
@@ -29,7 +29,7 @@ from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
-from fastlrp.capture.trace.data import DataDetached
+from fastlrp.capture.trace.methods import MethodsFollowed
 from fastlrp.capture.trace.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.trace.quick_shapes import shapes_by_definition
 from fastlrp.capture.trace.quiet import quiet
@@ -83,13 +83,13 @@ class Wrapper(nn.Module):
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
-        with device_of_caller(), DataDetached():
+        with device_of_caller(), MethodsFollowed():
             returned = self.model(*args, **{**self._defaults, **kwargs})
         self._note.structure = structures.flatten(returned, found)
         if self._note.after is not None:
             self._note.after()
         if self.chosen_output is not None:
-            with device_of_caller(), DataDetached():
+            with device_of_caller(), MethodsFollowed():
                 found.append(self.chosen_output(returned))
         return found
 
@@ -290,6 +290,8 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
         with unchanged(wrapper), packed_again():
             wrapper(args, kwargs)
     except Exception as own:
+        if _runs_with_gradients(wrapper, args, kwargs):
+            return CaptureError(f"the model could not be captured: {TAKES_GRADIENTS}")
         hint = input_hints(wrapper.model, named)
         failure = CaptureError(
             f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
@@ -302,6 +304,19 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
     shown = f" The input was {given}.{hints}" if hints or sized else ""
     shown += other_attention(wrapper.model) if sized and not hints else ""
     return CaptureError(_explain(error, shown + what_leaves_the_trace(error) + ways_out(wrapper)))
+
+
+def _runs_with_gradients(wrapper: Wrapper, args: Any, kwargs: Any) -> bool:
+    """Whether the model takes this input where gradients are recorded, having failed where they are not."""
+    free = torch.utils._pytree.tree_map_only(
+        Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), (args, kwargs)
+    )
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), unchanged(wrapper), packed_again():
+            wrapper(*free)
+    except Exception:
+        return False
+    return True
 
 
 def _reads_data(error: Exception) -> bool:

@@ -123,6 +123,12 @@ def complex_numbers(inputs: Iterable[Value], name: str, path: str) -> str | None
     )
 
 
+TAKES_GRADIENTS = (
+    "its forward pass takes a gradient itself (torch.autograd.grad, backward, as models of energies and forces do), "
+    "which is no graph of operations: explain the part below the gradient, the energy, or write the derivative out"
+)
+"""What is said of a model that runs only where gradients are recorded."""
+
 _LEAVES_THE_TRACE = {
     "fake tensor in the exported program constant": (
         "What `.as_subclass()` gives, or what a hook or an earlier pass has put away, is not part of the graph: read "

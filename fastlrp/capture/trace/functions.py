@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -21,6 +21,8 @@ from torch.autograd.function import Function
 from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import CheckpointFunction
+
+from fastlrp.errors import CaptureError
 
 MARK = "fastlrp_capture::custom_backward"
 
@@ -155,12 +157,13 @@ class _Following:
         for i, result in enumerate(returned if several else [returned]):
             made = result
             if isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex()):
-                made = self._marked(result, read, sizes, Applied(function, places, spec, i if several else None))
+                made = self.mark(result, read, sizes, Applied(function, places, spec, i if several else None))
             over = next((old for old, new in zip(leaves, given, strict=True) if writes and new is result), None)
             results.append(made if over is None else over.copy_(made))
         return type(returned)(results) if several else results[0]
 
-    def _marked(self, result: Tensor, read: list[Tensor], sizes: list[Any], applied: Applied) -> Tensor:
+    def mark(self, result: Tensor, read: list[Tensor], sizes: list[Any], applied: Applied) -> Tensor:
+        """The result as the operation gives it."""
         number = next(_NUMBERS)
         self.met[number] = applied
         marked: Tensor = _mark(_real(result), read, sizes, number)
@@ -199,6 +202,36 @@ def _applied(function: Any, args: Any, kwargs: Any) -> Any:
     return here.call(function, args, kwargs)
 
 
+def is_followed() -> bool:
+    """Whether this thread traces a model."""
+    return threading.get_ident() in _FOLLOWING
+
+
+class Hooked(Function):
+    """Gives back its input, whose gradient goes through a hook."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Tensor:
+        ctx.hook = hook
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        changed = ctx.hook(gradients[0])
+        return gradients[0] if changed is None else changed, None
+
+
+def note_hook(held: Tensor, hook: Callable[[Tensor], Tensor | None]) -> None:
+    """Let the gradient of a tensor of this thread's trace go through a hook, whoever reads the tensor."""
+    if held.is_complex():
+        raise CaptureError(
+            "the model could not be captured: it puts a hook on the gradient of a complex tensor, which is not "
+            "followed. Put it on torch.view_as_real(z), and go on with torch.view_as_complex of that"
+        )
+    leaves, spec = tree_flatten(((held, hook), {}))
+    _FOLLOWING[threading.get_ident()].mark(held, [held], [], Applied(Hooked, [_Place(0), *leaves[1:]], spec, None))
+
+
 class _StandIn:
     applied_in_a_trace = staticmethod(_applied)
 
@@ -230,8 +263,19 @@ def functions_followed() -> Iterator[dict[int, Applied]]:
 
 
 def mark_functions(program: torch.export.ExportedProgram, met: dict[int, Applied]) -> None:
-    """Note on each node of the program that stands for a function which one it is."""
+    """Note on each node of the program that stands for a function which one it is. Who reads what a hook is on reads
+    what stands for the hook, the first of several the last."""
     for module in program.graph_module.modules():
-        for node in getattr(getattr(module, "graph", None), "nodes", ()):
-            if node.op == "call_function" and node.target is _mark.default:
-                node.meta[MARK] = met[node.args[3]]
+        graph = getattr(module, "graph", None)
+        for node in reversed(list(getattr(graph, "nodes", ()))):
+            if node.op != "call_function" or node.target is not _mark.default:
+                continue
+            node.meta[MARK] = met[node.args[3]]
+            if met[node.args[3]].function is Hooked:
+                _put_behind(node.args[0], node)
+
+
+def _put_behind(held: torch.fx.Node, node: torch.fx.Node) -> None:
+    inputs = [n for n in held.graph.nodes if n.op == "placeholder"]
+    (inputs[-1] if held in inputs else held).append(node)
+    held.replace_all_uses_with(node, lambda user: user is not node)
