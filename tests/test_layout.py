@@ -92,7 +92,7 @@ ORDER = """
     class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
     capture.trace.quick_shapes capture.trace.functions
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
-    capture.wording capture.trace.quiet capture.trace.sequence_shapes
+    capture.wording capture.branches capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check
     capture.trace.settings capture.translate.module_paths capture.translate.overlap classes
     positions tune.attention capture.trace.shape_memory outputs

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
+from fastlrp.capture.branches import instead_of_a_branch, reads_data
 from fastlrp.capture.carrying import chosen_by_floats
 from fastlrp.capture.chosen import Chooser, Output
 from fastlrp.capture.faults import TAKES_GRADIENTS, what_leaves_the_trace
@@ -280,7 +281,7 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
         return error
     if packs_sequences(error):
         return CaptureError(PACKED)
-    if _reads_data(error):
+    if reads_data(error):
         reads_sequences = any(isinstance(m, nn.RNNBase) for m in wrapper.modules())
         return CaptureError(_explain(error, (LENGTHS if reads_sequences else "") + ways_out(wrapper)))
     named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
@@ -319,20 +320,10 @@ def _runs_with_gradients(wrapper: Wrapper, args: Any, kwargs: Any) -> bool:
     return True
 
 
-def _reads_data(error: Exception) -> bool:
-    return "data-dependent" in str(error).lower() or "guard on" in str(error).lower()
-
-
 def _explain(error: Exception, more: str = "") -> str:
     text = str(error).strip().split("\nException raised from ")[0]  # What follows are addresses in PyTorch's libraries.
     reason = without_symbols(text.split("\n\n")[0][:800])
-    hint = ""
-    if _reads_data(error):
-        hint = (
-            " The forward pass branches on the values of a tensor (an `if` or a loop over data), so it is not one "
-            "graph. Replace the branch by torch.where, or explain the sub-module that has no branch; of a detector, "
-            "backbone and head as one module, before non-maximum suppression (docs/targets.md: boxes of a detector)."
-        )
+    hint = instead_of_a_branch(error) if reads_data(error) else ""
     return (
         f"the model could not be captured: {type(error).__name__}: {reason}.{hint}{more} "
         "fastlrp uses torch.export; `torch.export.export(model, (x,))` shows the same error with its full trace."

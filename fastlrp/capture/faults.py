@@ -134,6 +134,7 @@ _LEAVES_THE_TRACE = {
         "What `.as_subclass()` gives, or what a hook or an earlier pass has put away, is not part of the graph: read "
         "the tensor itself"
     ),
+    "functorch tensor": TAKES_GRADIENTS[0].upper() + TAKES_GRADIENTS[1:].replace("backward,", "torch.func.grad,"),
     "ProxyTorchDispatchMode object at": (
         "The forward pass applies a torch.autograd.Function inside of torch.vmap or another transform of torch.func, "
         "which cannot be traced: apply it to the whole batch"

@@ -218,6 +218,11 @@ def _assigned(h: Tensor) -> Tensor:
     return h
 
 
+def deep_copy(h: Tensor) -> Tensor:
+    """Which PyTorch refuses where the tensor has a gradient."""
+    return copy.deepcopy(h.detach()) if type(h) is Tensor else copy.deepcopy(h)
+
+
 WRITES: dict[str, Any] = {
     "in place": _in_place,
     "entries": _entries,
@@ -226,6 +231,7 @@ WRITES: dict[str, Any] = {
     "of another": _of_another,
     "data written": _data_written,
     "data assigned": _assigned,
+    "deep copy": lambda h: h * deep_copy(h),
     "data": lambda h: h.data * 2 + h / h.data.abs().amax(1, keepdim=True),
     "of a comparison": lambda h: h * (h.data > 0).to(h.dtype),
 }

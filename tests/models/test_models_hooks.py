@@ -126,6 +126,12 @@ def _energy(m: Any, h: Tensor) -> Tensor:
     return force
 
 
-def test_a_model_that_takes_a_gradient_itself_is_told() -> None:
+def _energy_by_function(m: Any, h: Tensor) -> Tensor:
+    force: Tensor = torch.func.grad(lambda point: m.inner(point).tanh().sum())(h)
+    return force
+
+
+@pytest.mark.parametrize("part", [_energy, _energy_by_function])
+def test_a_model_that_takes_a_gradient_itself_is_told(part: Any) -> None:
     with pytest.raises(fastlrp.CaptureError, match=r"takes a gradient itself.*explain the part below the gradient"):
-        fastlrp.explain(Model(_energy), torch.randn(3, 4, dtype=F64), 0)
+        fastlrp.explain(Model(part), torch.randn(3, 4, dtype=F64), 0)

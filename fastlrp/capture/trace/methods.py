@@ -2,7 +2,8 @@
 
 ``h.data`` is what ``h.detach()`` gives. Both are the same memory, cut off from the gradient. A write into it changes
 ``h`` and leaves the gradient of ``h`` as it was, and so does an assignment, ``h.data = …``, of a tensor of the same
-shape. A hook, ``h.register_hook(…)``, is the backward of a function that gives ``h`` back.
+shape. A deep copy is one of the data, too. A hook, ``h.register_hook(…)``, is the backward of a function that gives
+``h`` back.
 """
 
 from __future__ import annotations
@@ -53,4 +54,5 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
     _ASSIGNED: _assign,
     Tensor.register_hook: _hook,
     Tensor.retain_grad: lambda held: None,
+    Tensor.__deepcopy__: lambda held, memo: held.detach().clone(),
 }
