@@ -86,13 +86,13 @@ ORDER = """
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
     capture.trace.recurrent capture.trace.padded
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
-    capture.trace.traced capture.training
+    capture.trace.traced capture.trace.methods capture.training
     target_names
     targets
     class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
-    capture.trace.quick_shapes
+    capture.trace.quick_shapes capture.trace.functions
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
-    capture.wording capture.trace.quiet capture.trace.sequence_shapes
+    capture.wording capture.branches capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check
     capture.trace.settings capture.translate.module_paths capture.translate.overlap classes
     positions tune.attention capture.trace.shape_memory outputs

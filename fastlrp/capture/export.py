@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
+from fastlrp.capture.branches import instead_of_a_branch, reads_data
 from fastlrp.capture.carrying import chosen_by_floats
 from fastlrp.capture.chosen import Chooser, Output
-from fastlrp.capture.faults import what_leaves_the_trace
+from fastlrp.capture.faults import TAKES_GRADIENTS, what_leaves_the_trace
 from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.input_hints import input_hints
 from fastlrp.capture.lift.graphs import lift, lift_all, travels
@@ -29,6 +30,7 @@ from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
+from fastlrp.capture.trace.methods import MethodsFollowed
 from fastlrp.capture.trace.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.trace.quick_shapes import shapes_by_definition
 from fastlrp.capture.trace.quiet import quiet
@@ -82,13 +84,13 @@ class Wrapper(nn.Module):
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
-        with device_of_caller():
+        with device_of_caller(), MethodsFollowed():
             returned = self.model(*args, **{**self._defaults, **kwargs})
         self._note.structure = structures.flatten(returned, found)
         if self._note.after is not None:
             self._note.after()
         if self.chosen_output is not None:
-            with device_of_caller():
+            with device_of_caller(), MethodsFollowed():
                 found.append(self.chosen_output(returned))
         return found
 
@@ -279,7 +281,7 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
         return error
     if packs_sequences(error):
         return CaptureError(PACKED)
-    if _reads_data(error):
+    if reads_data(error):
         reads_sequences = any(isinstance(m, nn.RNNBase) for m in wrapper.modules())
         return CaptureError(_explain(error, (LENGTHS if reads_sequences else "") + ways_out(wrapper)))
     named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
@@ -289,6 +291,8 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
         with unchanged(wrapper), packed_again():
             wrapper(args, kwargs)
     except Exception as own:
+        if _runs_with_gradients(wrapper, args, kwargs):
+            return CaptureError(f"the model could not be captured: {TAKES_GRADIENTS}")
         hint = input_hints(wrapper.model, named)
         failure = CaptureError(
             f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
@@ -303,20 +307,23 @@ def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> Captu
     return CaptureError(_explain(error, shown + what_leaves_the_trace(error) + ways_out(wrapper)))
 
 
-def _reads_data(error: Exception) -> bool:
-    return "data-dependent" in str(error).lower() or "guard on" in str(error).lower()
+def _runs_with_gradients(wrapper: Wrapper, args: Any, kwargs: Any) -> bool:
+    """Whether the model takes this input where gradients are recorded, having failed where they are not."""
+    free = torch.utils._pytree.tree_map_only(
+        Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), (args, kwargs)
+    )
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), unchanged(wrapper), packed_again():
+            wrapper(*free)
+    except Exception:
+        return False
+    return True
 
 
 def _explain(error: Exception, more: str = "") -> str:
     text = str(error).strip().split("\nException raised from ")[0]  # What follows are addresses in PyTorch's libraries.
     reason = without_symbols(text.split("\n\n")[0][:800])
-    hint = ""
-    if _reads_data(error):
-        hint = (
-            " The forward pass branches on the values of a tensor (an `if` or a loop over data), so it is not one "
-            "graph. Replace the branch by torch.where, or explain the sub-module that has no branch; of a detector, "
-            "backbone and head as one module, before non-maximum suppression (docs/targets.md: boxes of a detector)."
-        )
+    hint = instead_of_a_branch(error) if reads_data(error) else ""
     return (
         f"the model could not be captured: {type(error).__name__}: {reason}.{hint}{more} "
         "fastlrp uses torch.export; `torch.export.export(model, (x,))` shows the same error with its full trace."

@@ -123,10 +123,21 @@ def complex_numbers(inputs: Iterable[Value], name: str, path: str) -> str | None
     )
 
 
+TAKES_GRADIENTS = (
+    "its forward pass takes a gradient itself (torch.autograd.grad, backward, as models of energies and forces do), "
+    "which is no graph of operations: explain the part below the gradient, the energy, or write the derivative out"
+)
+"""What is said of a model that runs only where gradients are recorded."""
+
 _LEAVES_THE_TRACE = {
     "fake tensor in the exported program constant": (
-        "What a tensor's `.data` holds, or what a hook or an earlier pass has put away, is not part of the graph: read "
-        "`.detach()`, or the tensor itself"
+        "What `.as_subclass()` gives, or what a hook or an earlier pass has put away, is not part of the graph: read "
+        "the tensor itself"
+    ),
+    "functorch tensor": TAKES_GRADIENTS[0].upper() + TAKES_GRADIENTS[1:].replace("backward,", "torch.func.grad,"),
+    "ProxyTorchDispatchMode object at": (
+        "The forward pass applies a torch.autograd.Function inside of torch.vmap or another transform of torch.func, "
+        "which cannot be traced: apply it to the whole batch"
     ),
     ".numpy() is not supported": "The forward pass computes with NumPy arrays: write it with tensors",
     "cache_utils": (

@@ -132,6 +132,16 @@ class Node:
         found = (v for v in self.inputs if v.gets_relevance and v not in ignored)
         return tuple(v for v in found if v.is_float is not wants_ids)
 
+    @property
+    def carried(self) -> Value | None:
+        """The one value whose entries it carries on, where it also reads others to which a gradient goes.
+
+        None if it has several sources.
+        """
+        if self.kind in ("custom_backward", "detached"):
+            return self.args[0] if isinstance(self.args[0], Value) else None
+        return self.sources[0] if len(self.sources) == 1 else None
+
     def __str__(self) -> str:
         return f"{self.operation} ({self.path or 'model'})"
 

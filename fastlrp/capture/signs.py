@@ -96,7 +96,7 @@ def proves(node: Node, known: set[Value]) -> bool:
     if isinstance(node.call, torch._ops.OpOverload):
         if node.call.namespace != "aten":
             return False  # Somebody's own operator of that name.
-    elif node.operation not in _PARTS and node.call is not _OURS.get(node.operation):
+    elif node.operation not in {*_PARTS, "custom_backward"} and node.call is not _OURS.get(node.operation):
         return False
     return proof(Facts(node.args[0], bind(node.call, node.args, node.kwargs), known))
 
@@ -217,7 +217,7 @@ _KEEPS = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "_upsample_nearest_exact3d im2col index_select index movedim swapaxes adjoint mT view_as reshape_as tile "
     "amax amin median kthvalue mode topk sort cummax cummin sqrt log1p expm1 asinh atan sinh erf "
-    "repeat_interleave contiguous clone detach alias lift_fresh lift_fresh_copy to _to_copy type_as "
+    "repeat_interleave contiguous clone detach custom_backward alias lift_fresh lift_fresh_copy to _to_copy type_as "
     "aggregate aggregate_max"
 )
 

@@ -1,7 +1,8 @@
 """What a model cuts off from its own gradient, by ``detach`` or under ``torch.no_grad``: passed on, or nothing.
 
 The function that the model computes is the same with and without, so that relevance is passed on in the LRP presets.
-A gradient ends there.
+A gradient ends there. What was written over another tensor, unseen by autograd, is the node's first operand, and that
+tensor the second one, to which its gradient goes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fastlrp import rules
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
-from fastlrp.kinds.textbook import Share, Walk, unchanged
+from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.redistribution import total
@@ -23,16 +24,21 @@ _STOPS = (rules.Gradient, rules.InputGradient, rules.Deconvnet, rules.GuidedBack
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """What arrives, or nothing."""
     if isinstance(rule, _STOPS):
+        for old in node.args[1:]:
+            b.send(old, flow)
         return
-    x = node.sources[0]
+    x = node.args[0]
+    if x not in node.sources:
+        return
     b.send(x, Flow(flow.register, Factor(x, flow.factor.scale)) if flow.factor.value is node.output else flow)
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
-    if not isinstance(rule, _STOPS):
-        return unchanged(node, R)
     kept = textbook.nothing_kept(R)
+    to = node.args[1:] if isinstance(rule, _STOPS) else node.args[:1]
+    if to and to[0] in node.sources:
+        return Share({to[0]: R}, kept)
     kept.bias = total(R)
     return Share({}, kept)
 

@@ -24,7 +24,7 @@ from fastlrp.reference.redistribution import vjp
 from fastlrp.stabilizer import Stabilizer
 
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
-_COPIES = {"move", "identity", "detached"}
+_COPIES = {"move", "identity", "detached", "custom_backward"}
 _SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
 
@@ -68,8 +68,8 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing."""
     node = value.producer
-    while node is not None and node.kind == "detached":
-        node = node.sources[0].producer
+    while node is not None and node.kind in ("detached", "custom_backward") and node.carried is not None:
+        node = node.carried.producer
     if node is not None and node.operation in _GATES:
         return True
     while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:
@@ -80,17 +80,17 @@ def _is_gate(value: Value) -> bool:
 def _is_scale(value: Value) -> bool:
     """Whether it is a norm's scale, or was broadcast by ``expand`` in the place of the product."""
     producer = value.producer
-    while producer is not None and producer.kind in _COPIES and len(producer.sources) == 1:
+    while producer is not None and producer.kind in _COPIES and producer.carried is not None:
         if producer.operation in ("expand", "expand_as"):
             return True
-        producer = producer.sources[0].producer
+        producer = producer.carried.producer
     return producer is not None and producer.operation in _SCALES
 
 
 def _is_made_by_activation(value: Value) -> bool:
     producer = value.producer
-    while producer is not None and producer.kind in _COPIES and len(producer.sources) == 1:
-        producer = producer.sources[0].producer
+    while producer is not None and producer.kind in _COPIES and producer.carried is not None:
+        producer = producer.carried.producer
     return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
 
 

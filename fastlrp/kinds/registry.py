@@ -13,6 +13,7 @@ from fastlrp.kinds import (
     avg_pool,
     cat,
     chosen,
+    custom_backward,
     detached,
     embedding,
     embedding_bag,
@@ -67,6 +68,7 @@ _ALL: tuple[Kind, ...] = (
     scattered.KIND,
     identity.KIND,
     detached.KIND,
+    custom_backward.KIND,
     unknown.KIND,
     unknown.SCALAR,
 )

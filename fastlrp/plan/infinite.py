@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Graph, Value, leaves
 
-_PASS_ON = ("add", "move", "cat", "write", "detached")
+_PASS_ON = ("add", "move", "cat", "write", "detached", "custom_backward")
 
 
 def masked_with_infinity(graph: Graph) -> list[Value]:

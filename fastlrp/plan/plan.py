@@ -39,7 +39,7 @@ from fastlrp.plan.steps import (
 )
 from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
-from fastlrp.rules import Custom, Rule
+from fastlrp.rules import Custom, Pass, Rule
 from fastlrp.rules.rule import all_rules, stabilizers
 from fastlrp.run.sparse.choose import Chooser
 
@@ -109,6 +109,7 @@ class Plan(StaysHere):
         if device.type == "cpu" and extension_error() is None:
             weakref.finalize(self, extension().sparse_release)
         self.linear = all(rule is None or rule.linear_in_relevance for rule in self.rules.values())
+        self.linear = self.linear and not self._calls_functions
         self.block_bytes = GPU_REGISTER_BYTES if device.type == "cuda" else CPU_REGISTER_BYTES
         self.sparse_block = BLOCK if device.type == "cpu" else GPU_SPARSE_BLOCK
         if device.type == "cpu":
@@ -252,10 +253,16 @@ class Plan(StaysHere):
 
     @cached_property
     def treats_samples_alone(self) -> bool:
-        """Whether no rule looks at a whole batch: a stabilizer relative to the tensor does, a user's rule may."""
+        """Whether no rule looks at a whole batch: a stabilizer relative to the tensor does, a user's rule may, and so
+        may the backward of a user's function."""
         found = list(all_rules(self.rules.values()))
         relative = any(stabilizer.relative == "tensor" for stabilizer in stabilizers(found))
-        return not relative and not any(isinstance(rule, Custom) for rule in found)
+        return not (relative or self._calls_functions or any(isinstance(rule, Custom) for rule in found))
+
+    @property
+    def _calls_functions(self) -> bool:
+        """Whether the backward of a ``torch.autograd.Function`` is called, which need not be linear."""
+        return any(n.kind == "custom_backward" and not isinstance(r, Pass) for n, r in self.rules.items())
 
     def completion(self, wanted: frozenset[int], have: frozenset[int]) -> Schedule:
         """The forward steps that fill the slots ``wanted`` from the slots ``have``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value
 from fastlrp.one_hot import OneHot
+from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.plan import Plan
 from fastlrp.run import runner
 from fastlrp.run.finite import all_finite
@@ -32,6 +33,13 @@ def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | 
             node for node in plan.graph.nodes if not _finite(state[node.output.index]) and _reaches(node, plan)
         )
         samples = _samples(state[output.index])
+        if _is_filtered(plan, found) and _finite(bind_forward(found)(*(state[v.index] for v in found.inputs))):
+            return (
+                f"numbers became too large for {samples} in {found}, whose plain sums would hold them: its input "
+                f"({_range(state, found.inputs)}) overflows in the parts of Winograd's filtering, by which 3x3 "
+                "convolutions are made here. Take plain sums, fastlrp.Explainer(model, …, precision='float32'), or "
+                "scale the input as the model was trained with"
+            )
         return (
             f"the model's output is NaN or infinite for {samples}, so there is nothing to explain. The first layer "
             f"whose output is not finite is {found}: look at its weights and its input "
@@ -46,6 +54,11 @@ def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | 
         or "A denominator is zero or the numbers are too large for the dtype: use a larger epsilon there, another "
         "rule, or a float64 copy of the model (copy.deepcopy(model).double(), x.double())"
     )
+
+
+def _is_filtered(plan: Plan, node: Node) -> bool:
+    """Whether Winograd's filtering may have made the node's output."""
+    return any(row.node is node and "forward" in row.filtered | row.looked for row in plan.rows)
 
 
 def _reaches(node: Node, plan: Plan) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastlrp.capture.graph import Graph
 from fastlrp.errors import CaptureError
+from fastlrp.rules import Deconvnet, Gradient, GuidedBackprop, Rule
 from fastlrp.run.inputs import Inputs
 
 
@@ -55,6 +56,23 @@ def warn_of_unread(model: nn.Module, inputs: Inputs, graph: Graph) -> None:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def warn_of_backward_hooks(model: nn.Module, rules: Iterable[Rule | None]) -> None:
+    """Say of modules' backward hooks that gradients do not go through them."""
+    if not any(isinstance(rule, (Gradient, Deconvnet, GuidedBackprop)) for rule in rules):
+        return
+    for name, module in model.named_modules():
+        hook = next(iter((*module._backward_hooks.values(), *module._backward_pre_hooks.values())), None)
+        if hook is not None:
+            warnings.warn(
+                f"module '{name or '(the model itself)'}' ({type(module).__name__}) has a backward hook "
+                f"({getattr(hook, '__name__', type(hook).__name__)}), which is not called here: gradients are those of "
+                "the model without it. Hooks on tensors, h.register_hook(…) in the forward pass, are followed",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def _attempts(inputs: Inputs) -> Iterator[tuple[Callable[[], Any], str]]:

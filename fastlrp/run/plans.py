@@ -24,7 +24,7 @@ from fastlrp.errors import CaptureError
 from fastlrp.plan.plan import Plan
 from fastlrp.precision import Precision, products_of, switches
 from fastlrp.run.accept import accepted
-from fastlrp.run.hints import warn_of_unread, with_hint
+from fastlrp.run.hints import warn_of_backward_hooks, warn_of_unread, with_hint
 from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
 from fastlrp.run.prepared import Prepared
 from fastlrp.run.sparse.choose import Chooser
@@ -132,6 +132,7 @@ class Plans:
             # The parts of a filtered weight take four times its memory.
             products = replace(products, filtered=products.filtered and not self._saves_memory)
             found = self._make(captured, self.composite, *how, watch, products)
+            warn_of_backward_hooks(self.model, found.plan.rules.values())
         except CaptureError as error:
             lacks_batch = captured.graph.output.shape is not None and len(captured.graph.output.shape) < 2
             raise with_hint(error, self.model, inputs) if lacks_batch else error from error.__cause__

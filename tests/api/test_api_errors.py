@@ -124,6 +124,22 @@ def test_a_model_that_cannot_be_captured():
     assert "torch.export.export(model, (x,))" in str(error.value)
 
 
+class Asserting(nn.Linear):
+    def forward(self, x):
+        assert not x.isnan().any()
+        return super().forward(x)
+
+
+def test_the_line_that_reads_values_is_named():
+    with pytest.raises(
+        CaptureError, match=r"over data, test_api_errors.py, line \d+: `return x \* 2 if x.sum\(\) > 0 else x`"
+    ):
+        fastlrp.explain(Wandering(), samples("mlp"), 0)
+    asserts = r"asserts something .*test_api_errors.py, line \d+: `assert not x.isnan\(\).any\(\)`.*Take the assertion"
+    with pytest.raises(CaptureError, match=asserts):
+        fastlrp.explain(Asserting(4, 3).double().eval(), torch.randn(2, 4, dtype=torch.float64), 0)
+
+
 def test_a_model_without_parameters_works():
     x = samples("segment")
     pool = nn.Sequential(nn.AvgPool2d(6), nn.Flatten()).eval()

@@ -95,7 +95,7 @@ def slow() -> nn.Module:
 
 
 def very_slow() -> nn.Module:
-    return _slow(30.0)
+    return _slow(600.0)
 
 
 def no_model() -> int:

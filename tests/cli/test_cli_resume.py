@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -97,17 +97,26 @@ def test_ctrl_c_and_the_same_command_again(run, many, tmp_path):
 
 def test_the_second_ctrl_c_does_not_wait(many, tmp_path):
     process = start("explain", f"{HERE / 'models.py'}:very_slow", many, "-o", tmp_path / "out")
-    while process.stderr.readline() not in ("waiting\n", ""):
-        pass
-    begin = time.monotonic()
+    too_long = threading.Timer(300, process.kill)  # A forward pass takes 600 s.
+    too_long.start()
+    _read_until(process, "waiting")
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    _read_until(process, "interrupted: finishing what is under way")  # Two signals that wait are one.
     process.send_signal(signal.SIGINT)
     _, err = finish(process)
-    assert process.returncode == 130
-    assert time.monotonic() - begin < 15  # A forward pass takes 30.
+    too_long.cancel()
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in err
+
+
+def _read_until(process: subprocess.Popen[str], beginning: str) -> None:
+    """Read the process's errors up to a line that begins so."""
+    assert process.stderr is not None
+    read = []
+    while not (read and read[-1].startswith(beginning)):
+        read.append(process.stderr.readline())
+        assert read[-1], f"ended without saying {beginning!r}: {''.join(read)}"
 
 
 def test_what_a_killed_run_leaves(run, many, tmp_path):

@@ -178,6 +178,88 @@ def test_inference_mode_ends_a_gradient() -> None:
         assert model(x).is_inference()
 
 
+def _in_place(h: Tensor) -> Tensor:
+    h.detach().mul_(2)
+    return h
+
+
+def _entries(h: Tensor) -> Tensor:
+    h.detach()[:, 1:3] = 0.25
+    return h
+
+
+def _in_block(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        h.mul_(2)
+        h[:, 3:].add_(1)
+    return h
+
+
+def _zeroed(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        h.zero_()
+    return h
+
+
+def _of_another(h: Tensor) -> Tensor:
+    part = h.detach()[:, :2]
+    part.copy_(h[:, 2:4].clone().cos())
+    return h.clone() * torch.cat((part, part, part[:, :1]), 1)
+
+
+def _data_written(h: Tensor) -> Tensor:
+    h.data.clamp_(-0.2, 0.2)
+    h.data[:, 0] = 3
+    return h
+
+
+def _assigned(h: Tensor) -> Tensor:
+    h.data = h.data.clamp(-0.2, 0.2)
+    return h
+
+
+def deep_copy(h: Tensor) -> Tensor:
+    """Which PyTorch refuses where the tensor has a gradient."""
+    return copy.deepcopy(h.detach()) if type(h) is Tensor else copy.deepcopy(h)
+
+
+WRITES: dict[str, Any] = {
+    "in place": _in_place,
+    "entries": _entries,
+    "in a block": _in_block,
+    "zeroed": _zeroed,
+    "of another": _of_another,
+    "data written": _data_written,
+    "data assigned": _assigned,
+    "deep copy": lambda h: h * deep_copy(h),
+    "data": lambda h: h.data * 2 + h / h.data.abs().amax(1, keepdim=True),
+    "of a comparison": lambda h: h * (h.data > 0).to(h.dtype),
+}
+
+
+class Writes(nn.Module):
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.below, self.above, self.part = nn.Linear(4, 5), nn.Linear(5, 3), part
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.below(x)
+        return self.above(self.part(h).tanh() + self.below(x)) + nn.functional.linear(h, self.above.weight.data)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_autograd_does_not_see_leaves_the_gradient_as_it_was(name: str) -> None:
+    model, x = Writes(WRITES[name]), torch.randn(2, 4, dtype=F64)
+    with torch.no_grad():
+        torch.testing.assert_close(fastlrp.Explainer(model, "epsilon").forward(x).output, model(x))
+    found = fastlrp.Explainer(model, "gradient").forward(x).relevance("all", initial="one")
+    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    for composite in ("epsilon", "gradient"):
+        assert fastlrp.Explainer(model, composite).verify(x, "all").ok
+
+
 class Overwritten(nn.Module):
     """A view from a block under no_grad of memory that is written later, which runs without gradients alone."""
 

@@ -226,10 +226,18 @@ def test_quantised_layers_are_told() -> None:
         fastlrp.explain(quantised, vector(), [0])
 
 
+def _assigned(model: Any, x: Tensor) -> Tensor:
+    h = x.relu()
+    h.data = h.data.repeat(1, 2)
+    scores: Tensor = model.last(h[:, :10])
+    return scores
+
+
 @pytest.mark.parametrize(
     ("body", "way"),
     [
-        (lambda m, x: m.last(x.relu().data), "read `.detach\\(\\)`, or the tensor itself"),
+        (lambda m, x: m.last(x.relu().as_subclass(torch.Tensor)), "`.as_subclass\\(\\)` gives.*read the tensor itself"),
+        (lambda m, x: _assigned(m, x), r"assigns to .data of .* another shape or dtype.*let a new name stand"),
         (lambda m, x: m.last(torch.from_numpy(x.numpy())), "computes with NumPy arrays: write it with tensors"),
     ],
 )

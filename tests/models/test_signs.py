@@ -173,7 +173,8 @@ def chosen(d: Draw) -> Any:
     return d.pick(("dim", (d.value(), 1)), ("other", (d.value(), d.value())))
 
 
-OURS = {"aggregate": added, "aggregate_max": largest, "segment_softmax": segment_softmax}
+OURS = {"aggregate": added, "aggregate_max": largest, "segment_softmax": segment_softmax,
+        "custom_backward": lambda result, *rest: result}  # fmt: skip
 """Operations of ours, made of several of ATen's."""
 ROW, MAP = (2, 4), (2, 4, 4, 4)
 UNARY = (
@@ -267,7 +268,8 @@ DRAWS: dict[str, Callable[[Draw], Any]] = {
     "cummin": on(MAP, 1),
     "index_select": on(ROW, 1, torch.tensor([2, 0])),
     "index": on(ROW, [None, torch.tensor([2, 0])], overload="Tensor"),
-    **dict.fromkeys(OURS, on(MAP, 1, Constant("places", torch.tensor([0, 2, 2, 0])), 3)),
+    "custom_backward": lambda d: ("default", (d.value(), [d.value(known=False)], [], 0)),
+    **dict.fromkeys(list(OURS)[:3], on(MAP, 1, Constant("places", torch.tensor([0, 2, 2, 0])), 3)),
 }  # fmt: skip
 
 

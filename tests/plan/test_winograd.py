@@ -269,3 +269,26 @@ def test_neurons_that_are_zero_have_the_gradient_of_zero(name):
         nn.init.dirac_(model[0].weight)
     right = fastlrp.Explainer(copy.deepcopy(model).double(), "gradient")(x.double(), 0)
     assert relative_error(fastlrp.Explainer(model, "gradient")(x, 0).double(), right) <= 1e-5
+
+
+def test_numbers_that_plain_sums_alone_hold_are_told() -> None:
+    """One sample overflows in the parts, and not in plain sums."""
+    torch.manual_seed(0)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3)]
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), *head)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+    x = torch.rand(2, 32, 24, 24)
+    x[1] *= 1e38
+    assert model(x).isfinite().all()
+    message = (
+        r"too large for sample 1 of the batch in conv2d \(0\), whose plain sums would hold them.*precision='float32'"
+    )
+    with pytest.raises(fastlrp.NotFiniteError, match=message):
+        fastlrp.explain(model.eval(), x, 0, "epsilon")
+    found = fastlrp.Explainer(model, "epsilon", precision="float32")(x, 0)
+    exact = fastlrp.Explainer(copy.deepcopy(model).double(), "epsilon")(x.double(), 0)
+    assert relative_error(found.double(), exact) <= 1e-5  # Measured: 4e-7.
+    model[0].weight.data.mul_(1e8)
+    with pytest.raises(fastlrp.NotFiniteError, match=r"first layer whose output is not finite is conv2d \(0\)"):
+        fastlrp.explain(model, x, 0, "epsilon")

@@ -10,6 +10,7 @@ import torch
 from fastlrp.capture.graph import Constant, Value
 from fastlrp.capture.lift.batch_axis import ELEMENTWISE
 from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, sizes_of
+from fastlrp.capture.trace.functions import OfEachSample
 from fastlrp.capture.translate.memory import Write
 
 Form = Callable[[Lifter], Value]
@@ -257,6 +258,14 @@ def as_it_is(lifter: Lifter) -> Value:
     return lifter.emit(node.operation, node.call, args, lifter.shape, kwargs)
 
 
+def function(lifter: Lifter) -> Value:
+    """A result of a function with a backward of its own, which gets each sample as if it were alone."""
+    call: Any = lifter.node.call
+    (result, read, sizes, number), _ = lifter.tree((lifter.node.args, lifter.node.kwargs))
+    call = OfEachSample(call.applied, [isinstance(x, Value) for x in read])
+    return lifter.emit(lifter.node.operation, call, (lifter.rows(result), read, sizes, number), lifter.shape)
+
+
 MOVES: tuple[tuple[str, Form], ...] = (
     (" ".join(sorted(ELEMENTWISE)), elementwise),
     ("view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as atleast_1d atleast_2d "
@@ -277,6 +286,7 @@ MOVES: tuple[tuple[str, Form], ...] = (
     ("pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
      "replication_pad3d", padded),
     ("tril triu pixel_shuffle pixel_unshuffle", as_it_is),
+    ("custom_backward", function),
     ("max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d "
      "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d "
      "upsample_nearest2d upsample_nearest3d upsample_linear1d _upsample_nearest_exact1d _upsample_nearest_exact2d "

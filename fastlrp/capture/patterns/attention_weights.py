@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastlrp.capture.graph import Graph, Node, Value
 
-_CARRIES = {"move", "write", "identity", "detached"}
+_CARRIES = {"move", "write", "identity", "detached", "custom_backward"}
 """Kinds through which weights stay weights: dropout, conversions, views, what is masked out of them."""
 
 
@@ -47,8 +47,8 @@ def _read_scores_themselves(softmax: Node) -> None:
 
 def _softmax_of(value: Value) -> Node | None:
     producer = value.producer
-    while producer is not None and producer.kind in _CARRIES and len(producer.sources) == 1:
-        producer = producer.sources[0].producer
+    while producer is not None and producer.kind in _CARRIES and producer.carried is not None:
+        producer = producer.carried.producer
     if producer is None or producer.operation != "softmax" or producer.kind not in ("activation", "attention_weights"):
         return None
     return producer
@@ -83,7 +83,7 @@ def _is_normalised(node: Node) -> bool:
         return False
     x, total = node.args[:2]
     producer = total.producer
-    while producer is not None and producer.kind in _CARRIES and len(producer.sources) == 1:
-        producer = producer.sources[0].producer
+    while producer is not None and producer.kind in _CARRIES and producer.carried is not None:
+        producer = producer.carried.producer
     summed = producer is not None and producer.operation == "sum" and producer.sources == (x,)
     return summed and total.shape == (*x.shape[:-1], 1)

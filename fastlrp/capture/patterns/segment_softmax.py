@@ -15,7 +15,7 @@ from torch import Tensor
 from fastlrp.capture.aggregation import segment_softmax
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 
-_CARRIES = {"move", "identity", "detached"}
+_CARRIES = {"move", "identity", "detached", "custom_backward"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,6 @@ def _taken(value: Any) -> tuple[Value, _Segments] | None:
 def _is_made_by(value: Value, operations: tuple[str, ...]) -> bool:
     """Whether it is the result of one of these, or a copy of that."""
     producer = value.producer
-    while producer is not None and producer.kind in _CARRIES and len(producer.sources) == 1:
-        producer = producer.sources[0].producer
+    while producer is not None and producer.kind in _CARRIES and producer.carried is not None:
+        producer = producer.carried.producer
     return producer is not None and producer.operation in operations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fastlrp.capture.graph import Graph, Node, Value
 
-_PASSES = ("move", "identity", "detached", "activation")
+_PASSES = ("move", "identity", "detached", "custom_backward", "activation")
 
 
 def find_selection(graph: Graph) -> None:
@@ -43,6 +43,6 @@ def _begins(node: Node) -> bool:
 
 def _was_convolved(value: Value) -> bool:
     node = value.producer
-    while node is not None and node.kind in _PASSES and len(node.sources) == 1:
-        node = node.sources[0].producer
+    while node is not None and node.kind in _PASSES and node.carried is not None:
+        node = node.carried.producer
     return node is not None and node.kind == "conv"

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fastlrp.capture.trace.attributes import unchanged
+from fastlrp.capture.trace.functions import functions_followed, mark_functions
 
 
 def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.export.ExportedProgram:
@@ -27,7 +28,7 @@ def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.exp
     alone, since it changes its own parameters or parts of a tensor in place, is traced without.
     """
     try:
-        with unchanged(model):
+        with unchanged(model), functions_followed() as functions:
             try:
                 with torch.enable_grad(), _inference_without_gradients():
                     program = torch.export.export(model, args, strict=False, **options)
@@ -39,6 +40,7 @@ def traced(model: nn.Module, args: tuple[Any, ...], **options: Any) -> torch.exp
     except Exception as error:
         _forget(error)
         raise
+    mark_functions(program, functions)
     for node in program.graph.nodes:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         if mode is not None:

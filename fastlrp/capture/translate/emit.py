@@ -47,6 +47,11 @@ class Call:
     dtype: torch.dtype | None = None
 
 
+def written_unseen(new: Tensor, old: Tensor) -> Tensor:
+    """What memory holds after a write that autograd does not see, which leaves the gradient that of ``old``."""
+    return new
+
+
 class Emitter:
     """Appends nodes to a graph.
 
@@ -130,16 +135,21 @@ class Emitter:
             return args[1]
         return self.make(c, kind)
 
-    def detached(self, x: Any, fx: torch.fx.Node) -> Any:
-        """A value from which no gradient flows down: a result of a block under ``torch.no_grad``, for example."""
-        value = x.parts if isinstance(x, Pair) else x
-        if not isinstance(value, Value) or not (value.is_float and value.carries):
+    def detached(self, x: Any, fx: torch.fx.Node, over: Any = None) -> Any:
+        """A value from which no gradient flows down: a result of a block under ``torch.no_grad``, for example.
+
+        Args:
+            over: what it is written over, unseen by autograd: to this its gradient flows.
+        """
+        value, old = (item.parts if isinstance(item, Pair) else item for item in (x, over))
+        stays = isinstance(old, Value) and old.is_float and bool(old.carries)
+        if not stays and not (isinstance(value, Value) and value.is_float and value.carries):
             return x
-        call, of = torch.ops.aten.detach.default, value.producer
-        path, type_ = ("", None) if of is None else (of.path, of.module_type)
-        made = self.make(
-            Call(fx, "detach", call, (value,), {}, call, path, type_, value.shape, value.dtype), "detached"
-        )
+        like = value if isinstance(value, Value) else old
+        call: Any = written_unseen if stays else torch.ops.aten.detach.default
+        path, type_ = ("", None) if like.producer is None else (like.producer.path, like.producer.module_type)
+        args = (value, old) if stays else (value,)
+        made = self.make(Call(fx, "detach", call, args, {}, call, path, type_, like.shape, like.dtype), "detached")
         return replace(x, parts=made) if isinstance(x, Pair) else made
 
     def _recurrent(self, c: Call) -> Any:

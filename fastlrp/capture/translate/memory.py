@@ -121,6 +121,12 @@ class Memory:
             name = self.views[name].parent
         return path[::-1]
 
+    def itself(self, name: str) -> str:
+        """The node that first gave the tensor that an operation in place gives back."""
+        while name in self.views and self.views[name].call is None:
+            name = self.views[name].parent
+        return name
+
     def root(self, name: str) -> str:
         """The node that owns the memory."""
         while name in self.views:

@@ -13,7 +13,7 @@ from fastlrp.capture import faults
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.graph import Constant, Graph, Value, leaves
-from fastlrp.capture.trace import padded
+from fastlrp.capture.trace import functions, padded
 from fastlrp.capture.translate.calls import operation, part, written_operands
 from fastlrp.capture.translate.emit import Call, Emitter
 from fastlrp.capture.translate.mapped import join_mapped
@@ -38,7 +38,7 @@ class Translator:
         self.memory = Memory()
         self.state: dict[str, str] = {}
         self.written_state: dict[str, torch.fx.Node] = {}
-        self.blocks: dict[str, tuple[list[str], bool]] = {}  # What each gives, and whether gradients end there.
+        self.blocks: dict[str, tuple[list[str], list[bool]]] = {}  # What each gives, and whether gradients end there.
         self.stops = False  # Whether what is followed stands under no_grad.
         self.inputs: list[Value] = []
         empty = Value(-1, "", (), None)
@@ -132,6 +132,8 @@ class Translator:
         self._refuse_written_state(fx, path)
         name, call, in_place = operation(fx.target)
         call = padded.valid_steps if name == padded.VALID else call
+        if name == functions.MARK:
+            name, call = "custom_backward", functions.Marked(fx.meta[functions.MARK])
         args, kwargs = self._resolve(fx.args), self._resolve(fx.kwargs)
         self.memory.add(fx)
         of_data = name != "batch_norm" or any(isinstance(v, Value) for v in leaves((args, kwargs)))
@@ -146,7 +148,7 @@ class Translator:
         if in_place and isinstance(made, (Value, Constant)):
             made = self._same_kind(made, fx)
         if in_place and self.stops:
-            made = self.emitter.detached(made, fx)  # What is written is no part of the block's results.
+            made = self.emitter.detached(made, fx, args[0])  # What is written is no part of the block's results.
         self.env[fx.name] = made
         parent = self.memory.parent(fx, name, in_place)
         if parent is not None:
@@ -176,9 +178,12 @@ class Translator:
         self.stops = stops or (before and name != "wrap_with_set_grad_enabled")
         found = self._follow(graph.graph, graph)
         self.stops = before
-        self.env[fx.name] = tuple(self.emitter.detached(v, fx) for v in found) if stops else tuple(found)
         returned: Any = next(n for n in graph.graph.nodes if n.op == "output").args[0]
-        self.blocks[fx.name] = ["" if not isinstance(n, torch.fx.Node) else n.name for n in returned], stops
+        names = ["" if not isinstance(n, torch.fx.Node) else n.name for n in returned]
+        outside = {hole.name for hole in holes}
+        ends = [stops and self.memory.itself(name) not in outside for name in names]
+        self.env[fx.name] = tuple(self.emitter.detached(v, fx) if e else v for v, e in zip(found, ends, strict=True))
+        self.blocks[fx.name] = names, ends
 
     # Memory that several values share
 
@@ -187,10 +192,11 @@ class Translator:
         if same:
             view = View(parent.name, name, None, (), {})
         elif name == "getitem" and isinstance(fx.args[0], torch.fx.Node) and fx.args[0].name in self.blocks:
-            results, stops = self.blocks[fx.args[0].name]
-            result, end = results[int(str(fx.args[1]))], torch.ops.aten.detach.default if stops else None
+            names, ends = self.blocks[fx.args[0].name]
+            result, stops = names[int(str(fx.args[1]))], ends[int(str(fx.args[1]))]
             if result == fx.name:
                 return  # Named as inside of the block, whose view stays.
+            end = torch.ops.aten.detach.default if stops else None
             view = View(result, "detach" if stops else "", end, (), {})
         elif name == "getitem":
             whole: Any = fx.args[0]
@@ -240,8 +246,10 @@ class Translator:
             and new.shape == base.shape
         ):
             return new  # The whole axis was sliced.
-        if view.name == "detach":
+        if view.name == "custom_backward":
             return new
+        if view.name == "detach":
+            return self.emitter.detached(new, base_fx, base)
         assert view.call is not None
         args = (base, new, *view.rest)
         return self.emitter.emit(

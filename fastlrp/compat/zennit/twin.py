@@ -103,6 +103,16 @@ def _unseen(path: str, table: str, hook: Any) -> str:
     )
 
 
+def _with_positive_eps(copied: nn.Module) -> None:
+    """Write ``var + eps`` of Zennit 1.0.0's merged batch norms, 1 + 0, as 0.5 + 0.5: PyTorch 2.10 and 2.11 refuse 0."""
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.eps == 0:
+            var = module.running_var
+            if var is not None and bool((var == 1).all()):
+                module.running_var = torch.full_like(var, 0.5)
+                module.eps = 0.5
+
+
 def twin(model: nn.Module, share: bool) -> nn.Module:
     """A copy of the model's modules without Zennit's hooks.
 
@@ -130,6 +140,8 @@ def twin(model: nn.Module, share: bool) -> nn.Module:
             found = copy.deepcopy(model, memo)
             rebind(found, {id(module): memo[id(module)] for module in originals if id(module) in memo})
             settle(found)
+            if not share:
+                _with_positive_eps(found)
             return found
     except Exception as error:
         raise TypeError(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.compat.zennit.both import ZENNIT_1, agree, difference, ours, rules_of, seeded, theirs
+from tests.compat.zennit.both import ZENNIT_1, agree, attribute, check, difference, ours, rules_of, seeded, theirs
 
 rules = pytest.importorskip("zennit.rules")
 from zennit.composites import COMPOSITES, EpsilonPlus, LayerMapComposite, NameMapComposite  # noqa: E402
@@ -282,6 +282,45 @@ def test_merged_batch_norm_keeps_zennits_remainder(name: str) -> None:
     assert not {"1", "4", "7"} & set(found), "the batch norms are folded"
     stabilizer = "0.1," if ZENNIT_1 else "0.0953462"  # The latter is 0.1 / sqrt(1.1).
     assert found["6"][0].startswith(f"Epsilon(epsilon={stabilizer}")
+
+
+class MergedAsInZennit1:
+    """A canonizer that leaves a batch norm with an eps of 0."""
+
+    def __init__(self, norm: Any = None) -> None:
+        self.norm, self.before = norm, None if norm is None else (norm.eps, norm.running_mean, norm.running_var)
+
+    def apply(self, root: nn.Module) -> list[Any]:
+        found = []
+        for norm in (m for m in root.modules() if isinstance(m, nn.BatchNorm1d)):
+            found.append(MergedAsInZennit1(norm))
+            norm.eps, norm.running_mean, norm.running_var = 0.0, norm.running_mean * 0, norm.running_var * 0 + 1
+        return found
+
+    def remove(self) -> None:
+        self.norm.eps, self.norm.running_mean, self.norm.running_var = self.before
+
+    def copy(self) -> Any:
+        return MergedAsInZennit1()
+
+
+def test_eps_of_zero_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.10 and 2.11 refuse it, as here, where Zennit's own attributors fail."""
+    model = seeded(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    composite, x = COMPOSITES["epsilon_plus"](canonizers=[MergedAsInZennit1()]), torch.randn(2, 5, dtype=torch.float64)
+    expected = attribute(theirs, model, composite, x, TARGET)
+    batch_norm = nn.functional.batch_norm
+
+    def refuses(*args: Any, **options: Any) -> Tensor:
+        if (args[7] if len(args) > 7 else options["eps"]) <= 0:
+            raise ValueError("batch_norm eps must be positive")
+        return batch_norm(*args, **options)
+
+    monkeypatch.setattr(nn.functional, "batch_norm", refuses)
+    with pytest.raises(ValueError, match="eps must be positive"):
+        attribute(theirs, model, composite, x, TARGET)
+    check(attribute(ours, model, composite, x, TARGET), expected)
+    assert model[1].eps == 1e-5
 
 
 def test_merged_batch_norm_that_others_read_stays() -> None:
