@@ -176,7 +176,7 @@ def masked() -> tuple[nn.Module, Tensor]:
 
 
 def experts() -> tuple[nn.Module, Tensor]:
-    """Aria: tokens of all samples with the weights that each chooses, and beside them the same tokens, back in front."""
+    """Aria: tokens of all samples, each with the weights that it chooses, beside the same tokens, back in front."""
 
     def body(m: Written, x: Tensor) -> Tensor:
         flat = m.a(x).view(-1, 6)
