@@ -175,6 +175,21 @@ def masked() -> tuple[nn.Module, Tensor]:
     return model, torch.randn(3, 4, 5)
 
 
+def experts() -> tuple[nn.Module, Tensor]:
+    """Aria: tokens of all samples, each with the weights that it chooses, beside the same tokens, back in front."""
+
+    def body(m: Written, x: Tensor) -> Tensor:
+        flat = m.a(x).view(-1, 6)
+        first = flat * m.weights[flat.argmax(-1)]
+        second = m.b(first)
+        third = (second * m.weights[second.argmax(-1)]).view(*x.shape[:2], 6)
+        return m.head((flat.view(third.shape) + second.view(third.shape) * 2 + third)[:, -1])
+
+    model = Written(body, a=nn.Linear(5, 6), b=nn.Linear(6, 6), head=linear(6))
+    model.weights = nn.Parameter(torch.randn(6, 6))
+    return model, torch.randn(3, 4, 5)
+
+
 def written() -> tuple[nn.Module, Tensor]:
     """Slices overwritten in place while the batch is second, and an operation that has no form of its own."""
 
@@ -203,6 +218,7 @@ MODELS: dict[str, Model] = {
         packed,
         halves,
         masked,
+        experts,
         written,
     )
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Graph, Node, Value
-from fastlrp.capture.lift.lifter import Lifter, UnliftableError
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError, rows_reshaped
 from fastlrp.capture.lift.probe import SAMPLES, TOLERANCE, ancestors, called, called_in_double, close
 from fastlrp.capture.lift.proof import is_proved
 from fastlrp.capture.lift.standing import Standing
@@ -161,7 +161,7 @@ class _Trial:
             own = {v: t.to(v.dtype) if isinstance(t, Tensor) and v.is_tensor else t for v, t in own.items()}
         ours = dict(own)
         last_own = {v: e for e in part.entries for v in e.node.inputs}
-        last_ours = {v: e for e in part.entries for n in _with_exit(self.lifter, part, e) for v in n.inputs}
+        last_ours = {v: e for e in part.entries for v in _read_by(self.lifter, part, e)}
         for entry in part.entries:
             y = entry.node.output
             own[y] = call(entry.node, own)
@@ -186,18 +186,32 @@ class _Trial:
 
 
 def _with_exit(lifter: Lifter, part: _Part, entry: Lifted) -> list[Node]:
-    """The entry's new nodes, and what brings its result into the model's own layout."""
+    """The entry's new nodes, and what brings its result into the model's own layout, if that is a node of its own.
+
+    Where the model only undoes an earlier reshape, both melt, and what is read is the value from before.
+    """
     new, leaving = _own_nodes(lifter, entry), part.exits.get(entry.node.output)
-    if leaving is None or leaving is lifter.twins[entry.node.output] or leaving.producer is None:
+    if leaving is None or leaving is lifter.twins[entry.node.output] or not _is_reshaped(leaving):
         return new
+    assert leaving.producer is not None
     return [*new, leaving.producer]
+
+
+def _is_reshaped(value: Value) -> bool:
+    return value.producer is not None and value.producer.call is rows_reshaped
+
+
+def _read_by(lifter: Lifter, part: _Part, entry: Lifted) -> list[Value]:
+    """What the entry's lifted form reads, and the value that its result is compared by."""
+    read = [v for n in _with_exit(lifter, part, entry) for v in n.inputs]
+    return [*read, part.exits[entry.node.output]] if entry.node.output in part.exits else read
 
 
 def _read_from_outside(lifter: Lifter, part: _Part) -> list[Value]:
     """What the part reads and does not make itself, in either form."""
-    nodes = [n for e in part.entries for n in (e.node, *_with_exit(lifter, part, e))]
-    made = {n.output for n in nodes}
-    return list(dict.fromkeys(v for n in nodes for v in n.inputs if v not in made))
+    made = {n.output for e in part.entries for n in (e.node, *_with_exit(lifter, part, e))}
+    read = [v for e in part.entries for v in (*e.node.inputs, *_read_by(lifter, part, e))]
+    return list(dict.fromkeys(v for v in read if v not in made))
 
 
 def _may_be_random(value: Value) -> bool:
