@@ -14,7 +14,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import few, layer_calls, looked, packed, reduced, winograd
+from fastlrp.plan import few, layer_calls, looked, looked_narrow, packed, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -30,8 +30,9 @@ class AffineLayer:
         is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
-            denominators and what flows down may, too, which products of bfloat16 on AMX are faster for; looks: whether
-            all may, where the rules do not allow it, after a look at the numbers, :mod:`fastlrp.plan.looked`.
+            denominators and what flows down may, too, which products of bfloat16 on AMX are faster for.
+        looks_ahead: whether the forward pass may where the rules do not allow it, after a look at the numbers,
+            :mod:`fastlrp.plan.looked`; looks: whether denominators and what flows down may, too.
         subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.rest`.
     """
 
@@ -61,8 +62,9 @@ class AffineLayer:
             self.is_reduced = not few.pays(geometry, self.weight)  # As fast in float32.
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
-        self.looks = self.filters_sums and not self.is_reduced and looked.pays(self.weight)
-        full = self.packs and products.filtered and not self.is_reduced
+        self.looks_ahead = self.filters and looked.pays(self.weight)
+        self.looks = self.filters_sums and self.looks_ahead
+        full = self.packs and products.filtered and (self.looks or not self.is_reduced)
         self.subtracts = full and geometry is not None and geometry.groups == 1
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
@@ -184,12 +186,20 @@ class AffineLayer:
     def transpose_of_both(
         self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool
     ) -> Callable[..., Tensor]:
-        """``(register, vs, input) -> c``, the sum of what each weight and its coefficient v give, rounded once.
+        """``(register, vs, input, times) -> c``, the sum of what each weight and its coefficient v give, rounded once.
 
         For layers that :attr:`adds_in_one_product` holds for.
         """
         product = self._reduced_transpose(b, weights, positives, signed, multiply=False)
-        return lambda flow, vs, x: product(flow, None, vs, x)
+
+        def narrow(flow: Tensor, vs: Sequence[Tensor], x: Any, times: Any = None) -> Tensor:
+            return product(flow, None, vs, x)
+
+        if not self.looks or self._is_fused(b):
+            return narrow
+        b.note_filtered("down", looked=True)
+        down = [self._laid_out_down(*pair, signed)[1:] for pair in zip(weights, positives, strict=True)]
+        return looked_narrow.transposed_of_both(*zip(*down, strict=True), narrow)  # type: ignore[arg-type]
 
     def transpose(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool,
@@ -202,7 +212,11 @@ class AffineLayer:
         filtered = self.goes_filtered(bounded, signed) and not multiply
         if self.is_reduced and not filtered:
             parts = [] if weight_positive is None else [weight_positive]
-            return self._reduced_transpose(b, [weight], parts, signed, multiply)
+            narrow = self._reduced_transpose(b, [weight], parts, signed, multiply)
+            if multiply or not self.looks or self._is_fused(b):
+                return narrow
+            b.note_filtered("down", looked=True)
+            return looked_narrow.transposed(*self._laid_out_down(weight, weight_positive, signed), narrow)
         before: tuple[Any, ...] = ()
         if self.node.kind == "linear":
             relevance = b.operation("linear_relevance")
@@ -238,6 +252,15 @@ class AffineLayer:
             b.note_filtered("down", looked=True)
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
 
+    def _laid_out_down(self, weight: Tensor, positive: Tensor | None, signed: bool) -> list[packed.Prepared | None]:
+        """Transposes of both weights and, where the input's sign decides, of their difference; with a look if any."""
+        laid_out = self.layouts.looked if self.looks else self.layouts.packed
+        found = [None if w is None else laid_out(w, down=True) for w in (weight, positive)]
+        third = None
+        if positive is not None and signed:
+            third = self.layouts.transpose_of(lambda: weight - positive, looked=self.looks)
+        return [*found, third]
+
     def _packed_transpose(
         self, weight: Tensor, positive: Tensor | None, signed: bool, plain: Callable[..., Tensor]
     ) -> Callable[..., Tensor]:
@@ -246,14 +269,9 @@ class AffineLayer:
             return few.transposed(weight, positive, list(self.x.sizes[1:]), self.geometry, signed, plain)
         if few_channels(weight, self.geometry.transposed, self.geometry.groups):
             return plain
-        laid_out = self.layouts.looked if self.looks else self.layouts.packed
-        first, second = (None if w is None else laid_out(w, down=True) for w in (weight, positive))
-        if first is None:  # A transpose that oneDNN has no kernel for.
-            return plain
-        third = None
-        if positive is not None and signed:
-            third = self.layouts.transpose_of(lambda: weight - positive, looked=self.looks)
-        return packed.transposed(first, second, third, plain)
+        laid_out = self._laid_out_down(weight, positive, signed)
+        # Without the first: a transpose that oneDNN has no kernel for.
+        return plain if laid_out[0] is None else packed.transposed(*laid_out, plain)
 
     def plain_products(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """``register -> register W`` of a linear layer, and its transpose."""
