@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -198,8 +198,8 @@ class AffineLayer:
         if not self.looks or self._is_fused(b):
             return narrow
         b.note_filtered("down", looked=True)
-        down = [self._laid_out_down(*pair, signed)[1:] for pair in zip(weights, positives, strict=True)]
-        return looked_narrow.transposed_of_both(*zip(*down, strict=True), narrow)  # type: ignore[arg-type]
+        opposites = [self._opposite(w, positive, signed) for w, positive in zip(weights, positives, strict=True)]
+        return looked_narrow.transposed_of_both(partial(self.layouts.looked, down=True), positives, opposites, narrow)
 
     def transpose(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool,
@@ -216,7 +216,10 @@ class AffineLayer:
             if multiply or not self.looks or self._is_fused(b):
                 return narrow
             b.note_filtered("down", looked=True)
-            return looked_narrow.transposed(*self._laid_out_down(weight, weight_positive, signed), narrow)
+            opposite = self._opposite(weight, weight_positive, signed)
+            return looked_narrow.transposed(
+                partial(self.layouts.looked, down=True), weight, weight_positive, opposite, narrow
+            )
         before: tuple[Any, ...] = ()
         if self.node.kind == "linear":
             relevance = b.operation("linear_relevance")
@@ -252,14 +255,11 @@ class AffineLayer:
             b.note_filtered("down", looked=True)
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
 
-    def _laid_out_down(self, weight: Tensor, positive: Tensor | None, signed: bool) -> list[packed.Prepared | None]:
-        """Transposes of both weights and, where the input's sign decides, of their difference; with a look if any."""
-        laid_out = self.layouts.looked if self.looks else self.layouts.packed
-        found = [None if w is None else laid_out(w, down=True) for w in (weight, positive)]
-        third = None
-        if positive is not None and signed:
-            third = self.layouts.transpose_of(lambda: weight - positive, looked=self.looks)
-        return [*found, third]
+    def _opposite(self, weight: Tensor, positive: Tensor | None, signed: bool) -> packed.Prepared | None:
+        """The transpose of what is left of a weight, where the input's sign decides."""
+        if positive is None or not signed:
+            return None
+        return self.layouts.transpose_of(lambda: weight - positive, looked=self.looks)
 
     def _packed_transpose(
         self, weight: Tensor, positive: Tensor | None, signed: bool, plain: Callable[..., Tensor]
@@ -269,9 +269,11 @@ class AffineLayer:
             return few.transposed(weight, positive, list(self.x.sizes[1:]), self.geometry, signed, plain)
         if few_channels(weight, self.geometry.transposed, self.geometry.groups):
             return plain
-        laid_out = self._laid_out_down(weight, positive, signed)
-        # Without the first: a transpose that oneDNN has no kernel for.
-        return plain if laid_out[0] is None else packed.transposed(*laid_out, plain)
+        laid_out = self.layouts.looked if self.looks else self.layouts.packed
+        first, second = (None if w is None else laid_out(w, down=True) for w in (weight, positive))
+        if first is None:  # A transpose that oneDNN has no kernel for.
+            return plain
+        return packed.transposed(first, second, self._opposite(weight, positive, signed), plain)
 
     def plain_products(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """``register -> register W`` of a linear layer, and its transpose."""

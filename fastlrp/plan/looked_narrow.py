@@ -17,22 +17,31 @@ from torch import Tensor
 from fastlrp.plan import packed, reduced
 from fastlrp.plan.looked import Looked, joined, of_rows, rows_of
 
-Terms = Sequence[tuple[Looked, Tensor]]
+LaidOut = Callable[[Tensor], Any]
+"""Of a weight its transpose in the form that products want; what is not ``Looked`` leaves all to bfloat16. It reads the
+weight when it is first needed, until when the weight has to live."""
+
+Terms = Sequence[tuple[Any, Tensor]]
 """Transposes of weights, each with its coefficient ``(B, Co, *S')``."""
 
 
-def transposed(weight: Any, positive: Any, negative: Any, narrow: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def transposed(
+    laid_out: LaidOut, weight: Tensor, positive: Tensor | None, negative: Any, narrow: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
     """``(register, u, v, input, times) -> c``; ``times``: of :meth:`Looked.scaled`.
 
     Args:
-        weight: the transpose of the first term. positive, negative: those of the second; negative only where the
-            input's sign decides. What is not ``Looked`` leaves all to ``narrow``.
+        weight: of the first term. positive: of the second. negative: the transpose of what the second has for inputs
+            below zero, only where the input's sign decides.
         narrow: the same by products of bfloat16.
     """
 
     def through(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any, times: Tensor | None = None) -> Tensor:
         signed = v is not None and negative is not None and isinstance(x, Tensor)
-        given = [(weight, u), (positive, v), (negative, v if signed else None)]
+        given = [
+            *((None if w is None else laid_out(w), c) for w, c in ((weight, u), (positive, v))),
+            (negative, v if signed else None),
+        ]
         terms = [(product, coefficient) for product, coefficient in given if coefficient is not None]
 
         def summed(results: list[Tensor], rows: list[int] | None) -> Tensor:
@@ -53,18 +62,19 @@ def transposed(weight: Any, positive: Any, negative: Any, narrow: Callable[..., 
 
 
 def transposed_of_both(
-    positives: Sequence[Any], negatives: Sequence[Any], narrow: Callable[..., Tensor]
+    laid_out: LaidOut, positives: Sequence[Tensor], negatives: Sequence[Any], narrow: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
     """``(register, vs, input, times) -> c``, the sum of what each weight and its coefficient v give.
 
     Args:
-        positives: the transpose of each weight's positive part. negatives: those of the others, where the input's sign
-            decides. narrow: the same by products of bfloat16.
+        positives: of each weight. negatives: the transposes of the other parts, where the input's sign decides.
+        narrow: the same by products of bfloat16.
     """
 
     def through(flow: Tensor, vs: Sequence[Tensor], x: Any, times: Tensor | None = None) -> Tensor:
         signed = isinstance(x, Tensor) and negatives[0] is not None
-        terms = list(zip(positives, vs, strict=True)) + (list(zip(negatives, vs, strict=True)) if signed else [])
+        terms = [(laid_out(w), v) for w, v in zip(positives, vs, strict=True)]
+        terms += list(zip(negatives, vs, strict=True)) if signed else []
 
         def summed(results: list[Tensor], rows: list[int] | None) -> Tensor:
             above = _added(results[: len(vs)])
@@ -137,5 +147,5 @@ def where_even(
     kept = [row for row, is_told in zip(chosen, told, strict=True) if is_told]
     others = sorted(set(range(len(even))) - set(kept))
     some = total.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
-    both = joined(kept, some, others, narrow(others).flatten(0, 1))
+    both = joined(kept, some, others, reduced.widened(narrow(others)).flatten(0, 1))
     return both.view(*flow.shape[:2], *both.shape[1:])

@@ -108,7 +108,8 @@ class AlphaBeta(WeightRule):
                 bounded = may_be_bounded and is_bounded(b, layer, flow, self.zero_bias)
                 product = cast("Callable[..., Tensor] | None", None)
                 if not in_one_product:
-                    product = layer.transpose(b, *for_product, signed, multiply=False, bounded=bounded)
+                    w, part_of_w = for_product
+                    product = layer.transpose(b, w, part_of_w, signed, multiply=False, bounded=bounded)
                 parts.append((product, v, weight))
                 narrow = narrow and not layer.goes_filtered(bounded, signed)
                 ups.append(up_through(b, layer, for_product[0], for_product[1], signed))
