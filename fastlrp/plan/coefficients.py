@@ -138,7 +138,8 @@ def part(
     together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
-    divided = None if flow is None or not layer.looks else b.slot_of(flow.factor)
+    looks = flow is not None and (layer.looks if in_full else layer.looks_down)
+    divided = b.slot_of(flow.factor) if flow is not None and looks else None
 
     if divided is not None:
         b.note_filtered("denominators", looked=True)

@@ -27,6 +27,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:precision. bf16 as asked for"),
 ]
 
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Layers of 32 channels and small maps go so."""
+    monkeypatch.setattr(looked_narrow, "LEAST_CHANNELS", 32)
+    monkeypatch.setattr(looked_narrow, "LEAST_TILES", 9)
+
+
 SIZE = 12
 GEOMETRY = ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 
@@ -128,6 +136,17 @@ def test_where_all_is_even_numbers_are_those_without_bfloat16(activation, compos
     model, x = Residual(activation).eval(), torch.randn(2, 32, 16, 16)
     given = model, composite, x
     assert torch.equal(explained(*given, "bf16", range(3)), explained(*given, "auto", range(3)))
+
+
+def test_small_layers_go_down_by_products_of_bfloat16(monkeypatch):
+    model, x = Residual(nn.ReLU()).eval(), torch.randn(2, 32, 16, 16)
+    right, before = explained(model, "epsilon_alpha2_beta1", x, "auto"), []
+    for channels, tiles in ((32, 16), (33, 16), (32, 17)):
+        monkeypatch.setattr(looked_narrow, "LEAST_CHANNELS", channels)
+        monkeypatch.setattr(looked_narrow, "LEAST_TILES", tiles)
+        before.append(float(relative_error(explained(model, "epsilon_alpha2_beta1", x, "bf16"), right)))
+    assert before[0] == 0
+    assert all(1e-5 < error <= 1e-3 for error in before[1:]), before  # Measured:
 
 
 def test_dark_pictures_take_products_of_bfloat16_beside_even_ones():
