@@ -146,7 +146,7 @@ def test_small_layers_go_down_by_products_of_bfloat16(monkeypatch):
         monkeypatch.setattr(looked_narrow, "LEAST_TILES", tiles)
         before.append(float(relative_error(explained(model, "epsilon_alpha2_beta1", x, "bf16"), right)))
     assert before[0] == 0
-    assert all(1e-5 < error <= 1e-3 for error in before[1:]), before  # Measured:
+    assert all(1e-5 < error <= 1e-3 for error in before[1:]), before  # Measured: 1.5e-4.
 
 
 def test_dark_pictures_take_products_of_bfloat16_beside_even_ones():
