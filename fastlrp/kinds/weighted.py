@@ -144,7 +144,7 @@ def _way_of(b: Builder, layer: AffineLayer) -> Callable[[], str]:
             return "plain"
         if y not in uneven:
             return "alike" if y in pooled else "filtered"
-        if not (layer.looks and is_looked(layer, layer.weight)):
+        if not (layer.looks_ahead and is_looked(layer, layer.weight)):
             return "plain"
         return "looked, alike" if y in pooled else "looked"
 

@@ -114,10 +114,15 @@ def part_coefficient(
     return pair(b, layer, "zplus", share, st, [sums, sums, None, b.slot_of(flow.factor)])[1]
 
 
-def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False, flow: Flow | None = None) -> int:
+def part(
+    b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False, flow: Flow | None = None,
+    in_full: bool = False,
+) -> int:  # fmt: skip
     """Slot of ``P + b+``; negative: of ``-(N + b-)``, which is the same for ``-W`` and ``-b``.
 
-    ``flow``: what arrives, where the sums are read as denominators of it alone.
+    Args:
+        flow: what arrives, where the sums are read as denominators of it alone. in_full: whether they are of float32
+            although the layer's products are of bfloat16.
     """
     signed = not b.is_nonnegative(layer.x)
     weight = layer.negated if negative else layer.weight
@@ -133,7 +138,8 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
-    divided = None if flow is None or not layer.looks else b.slot_of(flow.factor)
+    looks = flow is not None and (layer.looks if in_full else layer.looks_down)
+    divided = b.slot_of(flow.factor) if flow is not None and looks else None
 
     if divided is not None:
         b.note_filtered("denominators", looked=True)
@@ -141,7 +147,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
     def sum_of(weight: Tensor) -> Callable[..., Tensor]:
         if divided is not None:
             return denominators(layer, weight, shift)
-        return lambda x: layer.sum_of_one_sign(x, weight, shift)
+        return layer.of_input(weight, shift) if in_full else lambda x: layer.sum_of_one_sign(x, weight, shift)
 
     of_positive, of_both = sum_of(positive), None if both is None else sum_of(both)
 
@@ -157,7 +163,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
         return above.add_(layer.sum_of_one_sign(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
-    name: tuple[Any, ...] = (layer.node, negative, shift is None)
+    name: tuple[Any, ...] = (layer.node, negative, shift is None, in_full and layer.is_reduced)
     if flow is None or divided is None:
         return b.cache(positive_sum, ins, layer.y.numel, key=("part", *name))
     key = None if flow.factor.scale is not None else ("looked part", *name, flow.factor.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import few, layer_calls, looked, packed, reduced, winograd
+from fastlrp.plan import few, layer_calls, looked, looked_narrow, packed, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -30,8 +30,10 @@ class AffineLayer:
         is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
-            denominators and what flows down may, too, which products of bfloat16 on AMX are faster for; looks: whether
-            all may, where the rules do not allow it, after a look at the numbers, :mod:`fastlrp.plan.looked`.
+            denominators and what flows down may, too, which products of bfloat16 on AMX are faster for.
+        looks_ahead: whether the forward pass may where the rules do not allow it, after a look at the numbers,
+            :mod:`fastlrp.plan.looked`; looks: whether denominators may, too; looks_down: and what flows down, which
+            products of bfloat16 may be faster for.
         subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.rest`.
     """
 
@@ -61,8 +63,12 @@ class AffineLayer:
             self.is_reduced = not few.pays(geometry, self.weight)  # As fast in float32.
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
-        self.looks = self.filters_sums and not self.is_reduced and looked.pays(self.weight)
-        full = self.packs and products.filtered and not self.is_reduced
+        self.looks_ahead = self.filters and looked.pays(self.weight)
+        self.looks = self.filters_sums and self.looks_ahead
+        self.looks_down = self.looks
+        if self.looks and self.is_reduced:
+            self.looks_down = looked_narrow.pays(self.weight, self.y.sizes[1:])
+        full = self.packs and products.filtered and (self.looks or not self.is_reduced)
         self.subtracts = full and geometry is not None and geometry.groups == 1
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
@@ -139,7 +145,7 @@ class AffineLayer:
 
     def factor_of(self, bounded: bool, signed: bool) -> int | None:
         """Slot of the input where the transpose wants to be given it last, as what it is a factor of."""
-        return self.x.index if self.looks and not self.goes_filtered(bounded, signed) else None
+        return self.x.index if self.looks_down and not self.goes_filtered(bounded, signed) else None
 
     def sum_of_one_sign(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias`` whose terms all have one sign: with few digits it is still exact to these digits."""
@@ -184,12 +190,20 @@ class AffineLayer:
     def transpose_of_both(
         self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool
     ) -> Callable[..., Tensor]:
-        """``(register, vs, input) -> c``, the sum of what each weight and its coefficient v give, rounded once.
+        """``(register, vs, input, times) -> c``, the sum of what each weight and its coefficient v give, rounded once.
 
         For layers that :attr:`adds_in_one_product` holds for.
         """
         product = self._reduced_transpose(b, weights, positives, signed, multiply=False)
-        return lambda flow, vs, x: product(flow, None, vs, x)
+
+        def narrow(flow: Tensor, vs: Sequence[Tensor], x: Any, times: Any = None) -> Tensor:
+            return product(flow, None, vs, x)
+
+        if not self.looks_down or self._is_fused(b):
+            return narrow
+        b.note_filtered("down", looked=True)
+        opposites = [self._opposite(w, positive, signed) for w, positive in zip(weights, positives, strict=True)]
+        return looked_narrow.transposed_of_both(partial(self.layouts.looked, down=True), positives, opposites, narrow)
 
     def transpose(
         self, b: Builder, weight: Tensor, weight_positive: Tensor | None, signed: bool, multiply: bool,
@@ -202,7 +216,14 @@ class AffineLayer:
         filtered = self.goes_filtered(bounded, signed) and not multiply
         if self.is_reduced and not filtered:
             parts = [] if weight_positive is None else [weight_positive]
-            return self._reduced_transpose(b, [weight], parts, signed, multiply)
+            narrow = self._reduced_transpose(b, [weight], parts, signed, multiply)
+            if multiply or not self.looks_down or self._is_fused(b):
+                return narrow
+            b.note_filtered("down", looked=True)
+            opposite = self._opposite(weight, weight_positive, signed)
+            return looked_narrow.transposed(
+                partial(self.layouts.looked, down=True), weight, weight_positive, opposite, narrow
+            )
         before: tuple[Any, ...] = ()
         if self.node.kind == "linear":
             relevance = b.operation("linear_relevance")
@@ -234,9 +255,15 @@ class AffineLayer:
             first, second = (None if w is None else self.layouts.filtered(w, down=True) for w in given)
             return packed.transposed(first, second, None, transposed)
         packs = self.packs and not fused and not multiply
-        if packs and self.looks:
+        if packs and self.looks_down:
             b.note_filtered("down", looked=True)
         return self._packed_transpose(*given, signed, transposed) if packs else transposed
+
+    def _opposite(self, weight: Tensor, positive: Tensor | None, signed: bool) -> packed.Prepared | None:
+        """The transpose of what is left of a weight, where the input's sign decides."""
+        if positive is None or not signed:
+            return None
+        return self.layouts.transpose_of(lambda: weight - positive, looked=self.looks_down)
 
     def _packed_transpose(
         self, weight: Tensor, positive: Tensor | None, signed: bool, plain: Callable[..., Tensor]
@@ -246,14 +273,11 @@ class AffineLayer:
             return few.transposed(weight, positive, list(self.x.sizes[1:]), self.geometry, signed, plain)
         if few_channels(weight, self.geometry.transposed, self.geometry.groups):
             return plain
-        laid_out = self.layouts.looked if self.looks else self.layouts.packed
+        laid_out = self.layouts.looked if self.looks_down else self.layouts.packed
         first, second = (None if w is None else laid_out(w, down=True) for w in (weight, positive))
         if first is None:  # A transpose that oneDNN has no kernel for.
             return plain
-        third = None
-        if positive is not None and signed:
-            third = self.layouts.transpose_of(lambda: weight - positive, looked=self.looks)
-        return packed.transposed(first, second, third, plain)
+        return packed.transposed(first, second, self._opposite(weight, positive, signed), plain)
 
     def plain_products(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """``register -> register W`` of a linear layer, and its transpose."""
@@ -322,7 +346,7 @@ class AffineLayer:
         unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
         sizes = self.y.sizes, self.x.sizes
         affine = (weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
-        filtered = self.goes_filtered(bounded, sign is not None) or self.looks
+        filtered = self.goes_filtered(bounded, sign is not None) or self.looks_down
         return Affine(*affine, is_reduced=self.is_reduced, is_filtered=filtered)
 
 

@@ -106,32 +106,42 @@ class Looked:
         ``times``: what that is a factor of, ``(B, Ci, *S)``. A sum may read channels that are dark at a place where the
         others are bright; that is seen by what it makes of the relevance.
         """
-        even = self._look(flow.flatten(0, 1), coefficient)
+        even = self.look(flow, coefficient)
         chosen = [row for row, is_even in enumerate(even) if is_even]
         if not chosen:
             return self._plainly(flow, coefficient)
         if all(even):
-            found = self._filtered.scaled(flow, coefficient)
-            told = self._tell(found, flow, coefficient, times)
+            found = self.filtered(flow, coefficient)
+            told = self.tell(found, flow, coefficient, times)
             if all(told):
                 return found
         else:  # Rows that are even are compared with what they make whatever the rows beside them are.
-            given, own = _rows_of(flow, coefficient, chosen)
-            found = self._filtered.scaled(given, own)
-            told = self._tell(found, given, own, None if times is None else _of_rows(times, flow, chosen))
+            given, own = rows_of(flow, chosen), of_rows(coefficient, flow, chosen)
+            found = self.filtered(given, own)
+            told = self.tell(found, given, own, None if times is None else of_rows(times, flow, chosen))
         kept = [row for row, is_told in zip(chosen, told, strict=True) if is_told]
         if not kept:
             return self._plainly(flow, coefficient)
         others = sorted(set(range(len(even))) - set(kept))
         some = found.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
-        both = _joined(kept, some, others, self._plainly(*_rows_of(flow, coefficient, others)).flatten(0, 1))
+        plain = self._plainly(rows_of(flow, others), of_rows(coefficient, flow, others))
+        both = joined(kept, some, others, plain.flatten(0, 1))
         return both.view(*flow.shape[:2], *both.shape[1:])
 
     def _plainly(self, flow: Tensor, coefficient: Tensor) -> Tensor:
         result: Tensor = self._plain.scaled(flow, coefficient)
         return result
 
-    def _tell(self, found: Tensor, flow: Tensor, coefficient: Tensor, times: Tensor | None) -> list[bool]:
+    def look(self, flow: Tensor, coefficient: Tensor) -> list[bool]:
+        """Of each sample and target whether what flows, times its coefficient, is even."""
+        return self._look(flow.flatten(0, 1), coefficient)
+
+    def filtered(self, flow: Tensor, coefficient: Tensor) -> Tensor:
+        """:meth:`scaled` without a look."""
+        return self._filtered.scaled(flow, coefficient)
+
+    def tell(self, found: Tensor, flow: Tensor, coefficient: Tensor, times: Tensor | None) -> list[bool]:
+        """Of each sample and target whether what rounding made of this result is little beside the relevance."""
         rows = flow.flatten(0, 1)
         if times is None:
             return [True] * len(rows)
@@ -177,14 +187,14 @@ class Looked:
         return found
 
 
-def _of_rows(x: Tensor, flow: Tensor, rows: list[int]) -> Tensor:
+def of_rows(x: Tensor, flow: Tensor, rows: list[int]) -> Tensor:
     """Of ``x``, which has the samples of ``flow``, that of each of these rows, which are samples by targets."""
     return x[[row // flow.shape[1] for row in rows]]
 
 
-def _rows_of(flow: Tensor, coefficient: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-    """Some rows of a flow, each a sample with one target, and their coefficients."""
-    return flow.flatten(0, 1)[rows].unsqueeze(1), _of_rows(coefficient, flow, rows)
+def rows_of(flow: Tensor, rows: list[int]) -> Tensor:
+    """Some rows of a flow, each a sample with one target."""
+    return flow.flatten(0, 1)[rows].unsqueeze(1)
 
 
 def _of(x: Tensor, rows: list[int] | None) -> Tensor:
@@ -201,10 +211,10 @@ def _chosen(
         return plain(None)
     first = [row for row, is_even in enumerate(even) if is_even]
     second = [row for row, is_even in enumerate(even) if not is_even]
-    return _joined(first, filtered(first), second, plain(second))
+    return joined(first, filtered(first), second, plain(second))
 
 
-def _joined(first: list[int], some: Tensor, second: list[int], others: Tensor) -> Tensor:
+def joined(first: list[int], some: Tensor, second: list[int], others: Tensor) -> Tensor:
     """Some rows and all others as one tensor, channels-last."""
     result = some.new_empty((len(first) + len(second), *some.shape[1:])).to(memory_format=torch.channels_last)
     result[first], result[second] = some, others

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -87,9 +88,11 @@ class AlphaBeta(WeightRule):
         unpooled: list[Any] = []
         terms: list[Term] = []
         shares = self.alpha, -self.beta
+        in_one_product, narrow = all(shares) and layer.adds_in_one_product, layer.is_reduced
         at_once = all(shares) and subtracts(layer, st, signed, self.zero_bias)
         if at_once:
-            sums, passed_relu = part(b, layer, self.zero_bias, flow=flow), only_positive_outputs(layer, flow)
+            sums = part(b, layer, self.zero_bias, flow=flow, in_full=True)
+            passed_relu = only_positive_outputs(layer, flow)
             vs_of_both = both_coefficients(b, layer, flow, st.epsilon, shares, sums, passed_relu)
         for negative, share in enumerate(shares):
             if share:
@@ -101,10 +104,14 @@ class AlphaBeta(WeightRule):
                 weight = layer.negated if negative else layer.weight
                 positive = layer.negated_positive if negative else layer.positive
                 for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
-                may_be_bounded = not (negative or exact or layer.adds_in_one_product)
+                may_be_bounded = not (negative or exact or in_one_product)
                 bounded = may_be_bounded and is_bounded(b, layer, flow, self.zero_bias)
-                product = layer.transpose(b, for_product[0], for_product[1], signed, multiply=False, bounded=bounded)
+                product = cast("Callable[..., Tensor] | None", None)
+                if not in_one_product:
+                    w, part_of_w = for_product
+                    product = layer.transpose(b, w, part_of_w, signed, multiply=False, bounded=bounded)
                 parts.append((product, v, weight))
+                narrow = narrow and not layer.goes_filtered(bounded, signed)
                 ups.append(up_through(b, layer, for_product[0], for_product[1], signed))
                 if is_fused_input(b, layer):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
@@ -117,12 +124,12 @@ class AlphaBeta(WeightRule):
             results = [transposed(flow, None, v, x, *rest) for (transposed, *_), v in zip(parts, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])
 
-        if len(parts) == 2 and layer.adds_in_one_product:
+        if in_one_product:
             weights = [layer.weight, layer.negated], [layer.positive, layer.negated_positive]
             both_parts = layer.transpose_of_both(b, *weights, signed)
 
-            def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
-                return both_parts(flow, vs, x)
+            def total(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
+                return both_parts(flow, given[:2], x, *given[2:])
 
         elif len(parts) == 2 and not signed and times is None and not exact:
             total = transpose_of_both(layer, [layer.positive, layer.negated_positive], total) or total
@@ -147,7 +154,7 @@ class AlphaBeta(WeightRule):
             slots, up, both = [*slots, times], without_last(up), both and without_last(both)
         work = layer.work * len(parts)
         place = [flow.register], slots, x.numel, work, form
-        register = b.step(run, *place, unpooled=both, takes_bf16=layer.is_reduced, up=up)
+        register = b.step(run, *place, unpooled=both, takes_bf16=narrow, up=up)
         b.send(x, Flow(register, Factor(x)))
 
 

@@ -144,18 +144,21 @@ def taken(explainer: fastlrp.Explainer, x: Tensor) -> list[bool]:
     return found
 
 
-def difference(model: nn.Module, x: Tensor, composite: Any) -> float:
+def difference(model: nn.Module, x: Tensor, composite: Any, precision: Any = "auto") -> float:
     """From plain sums, whose ties those of float64 may fall apart from: its own are not equal to the last bit."""
-    fast, plain = (fastlrp.Explainer(model, composite, precision=name)(x, 0) for name in ("auto", "float32"))
+    fast, plain = (fastlrp.Explainer(model, composite, precision=name)(x, 0) for name in (precision, "float32"))
     return float(relative_error(fast, plain))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("picture", ["flat", "checks", "hatched"])
 @pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_alpha2_beta1"])
+@pytest.mark.filterwarnings("ignore:precision. bf16 as asked for")
 def test_winners_are_those_of_plain_sums(name, picture, composite):
     model, x = NETWORKS[name], PICTURES[picture]
     assert difference(model, x, composite) <= 5e-6  # Measured: 1e-6.
+    # Measured: up to 9.2e-3, which is rounding; 1.6e-2 to 0.8 where equal places are not held equal.
+    assert difference(model, x, composite, "bf16") <= 1.2e-2
     assert any(taken(fastlrp.Explainer(model, composite), x))
 
 
