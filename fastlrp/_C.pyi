@@ -46,6 +46,21 @@ def winograd_repair(
 def conv_few_transposed(
     x: Tensor, scale: Tensor | None, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
 ) -> Tensor: ...
+def conv_point_pack(matrices: list[Tensor]) -> Tensor: ...
+def conv_point_coefficients(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    factor: Tensor | None,
+    rule: str,
+    alpha: float,
+    epsilon: float,
+    stride: list[int],
+) -> tuple[Tensor | None, Tensor | None]: ...
+def conv_point_transposed(
+    relevance: Tensor, coefficients: list[Tensor], packed: Tensor, size: list[int], stride: list[int]
+) -> Tensor: ...
 def conv_rest(
     whole: Tensor,
     part: Tensor,

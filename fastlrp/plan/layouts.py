@@ -16,6 +16,7 @@ from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.looked import Looked, spreads
 from fastlrp.plan.packed import Packed, of_transpose
+from fastlrp.plan.point import Point
 from fastlrp.plan.winograd import Winograd
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Layouts:
         self._narrow_bias: _OfWeights[Tensor] = _OfWeights()
         self._packed: _OfWeights[Packed | None] = _OfWeights()
         self._narrow_packed: _OfWeights[Packed] = _OfWeights()
+        self._point: _OfWeights[Point] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
         self._looked: _OfWeights[Looked | Packed | None] = _OfWeights()
 
@@ -110,6 +112,15 @@ class Layouts:
         if turned is not None:
             return Packed(lambda: narrow, turned)
         return of_transpose(lambda: narrow, self._of_conv, *self._sizes)
+
+    def point(self, weight: Tensor) -> Point:
+        """In bfloat16, as products of one pixel read it."""
+
+        def made(kept: weakref.ref[Tensor]) -> Point:
+            read = cast("Callable[[], Tensor]", kept)
+            return Point(lambda: [read()], down=False)
+
+        return self._point.get(weight, False, made)
 
     def filtered(self, weight: Tensor, down: bool = False) -> Winograd:
         """As Winograd's filtering reads it; ``down``: for the transpose."""
