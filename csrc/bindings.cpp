@@ -238,6 +238,9 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
   m.def("conv_rest", &edge::conv_rest, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("factor").none(true), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("most"), py::arg("alpha"), py::arg("beta"), py::arg("epsilon"), release_gil());
+  m.def("conv_rest_of_box", &edge::conv_rest_of_box, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
+        py::arg("shift").none(true), py::arg("factor").none(true), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("most"), py::arg("epsilon"), release_gil());
   m.def("winograd_pack", pack, py::arg("weight"), py::arg("turned") = false, release_gil());
   m.def("winograd_convolution", convolution, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
         py::arg("scale").none(true), py::arg("least").none(true), py::arg("padding"), py::arg("not_negative") = false,

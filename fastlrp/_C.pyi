@@ -76,6 +76,19 @@ def conv_rest(
     beta: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, list[bool]]: ...
+def conv_rest_of_box(
+    whole: Tensor,
+    part: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor | None,
+    factor: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    most: float,
+    epsilon: float,
+) -> tuple[Tensor, list[bool]]: ...
 def winograd_pack(weight: Tensor, turned: bool = False) -> Tensor: ...
 def winograd_convolution(
     x: Tensor,

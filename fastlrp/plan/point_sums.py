@@ -23,7 +23,7 @@ def coefficients(
 
     Args:
         rule: ``"zplus"``, v of ``alpha``; ``"gamma"``, both, with negative sums ``z - P``; ``"raised"``, u of
-            ``z + alpha P``.
+            ``z + alpha P``, for relevance that passed a ReLU.
         negative: whether those of ``-W`` and ``-b`` are meant.
     """
     st = Stabilizer.ensure(stabilizer)
@@ -33,7 +33,7 @@ def coefficients(
     positive = layer.negated_positive if negative else layer.positive
     shift = None
     if layer.bias is not None and not zero_bias:
-        shift = (-layer.bias if negative else layer.bias).clamp(min=0)
+        shift = (-layer.bias if negative else layer.bias).detach().clamp(min=0)
     weights, stride, epsilon = layer.layouts.point(positive), list(layer.geometry.stride), st.epsilon
     factor, reads_z = b.slot_of(flow.factor), rule != "zplus"
     op = b.operation("elementwise_coefficients")
@@ -55,7 +55,10 @@ def coefficients(
         kernel: Any = loaded()
         return kernel.conv_point_coefficients(x, weights.packed, shift, z, f, rule, alpha, epsilon, stride)
 
-    ins = [layer.x.index, *([layer.y.index] if reads_z else []), *([] if factor is None else [factor])]
+    # Behind a ReLU, what it gives is the output wherever relevance stands, so that the ReLU may write over the output.
+    value = flow.factor.value if rule == "raised" else None
+    z_slot = layer.y.index if value is None else value.index
+    ins = [layer.x.index, *([z_slot] if reads_z else []), *([] if factor is None else [factor])]
     first = b.cache(found, ins, layer.y.numel, outs=2)
     if rule != "gamma":
         b.slot_bytes[first + (rule == "raised")] = 0

@@ -85,7 +85,9 @@ class Gamma(TwoCoefficientRule):
                 return Coefficients(found[0], None, modify(layer.weight), splits=False)
             if layer.is_reduced and not layer.filters_sums:
                 # z is in float32 from the model's own pass, and few digits are enough for the sum that is added to it.
-                sums = [layer.y.index, part(b, layer, self.zero_bias)]
+                # The ReLU's output is z wherever relevance stands, so that it may be written over z.
+                above = flow.factor.value or layer.y
+                sums = [above.index, part(b, layer, self.zero_bias)]
                 z = b.cache(lambda y, p: y + self.gamma * p, sums, layer.y.numel)
                 return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, z=z)
             return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, raises=True)
