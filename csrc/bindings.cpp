@@ -244,7 +244,7 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
   m.def("winograd_pack", pack, py::arg("weight"), py::arg("turned") = false, release_gil());
   m.def("winograd_convolution", convolution, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
         py::arg("scale").none(true), py::arg("least").none(true), py::arg("padding"), py::arg("not_negative") = false,
-        py::arg("alike") = false, release_gil());
+        py::arg("alike") = false, py::arg("second") = py::none(), release_gil());
 }
 
 void bind_elementwise(py::module_& m, edge::ElementwiseCoefficients& coefficients) {

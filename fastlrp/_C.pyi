@@ -99,6 +99,7 @@ def winograd_convolution(
     padding: list[int],
     not_negative: bool = False,
     alike: bool = False,
+    second: Tensor | None = None,
 ) -> Tensor: ...
 def norm_relevance(relevance: Tensor, gain: Tensor | None, inverse_sigma: Tensor, centre: bool) -> Tensor: ...
 def attention_relevance_into(

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from fastlrp.plan import reduced
@@ -61,6 +62,7 @@ class Layouts:
         self._narrow_packed: _OfWeights[Packed] = _OfWeights()
         self._point: _OfWeights[Point] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
+        self._both: _OfWeights[Winograd] = _OfWeights()
         self._looked: _OfWeights[Looked | Packed | None] = _OfWeights()
 
     @property
@@ -129,6 +131,18 @@ class Layouts:
             return Winograd(cast("Callable[[], Tensor]", kept), self._of_conv, down)
 
         return self._filtered.get(weight, down, made)
+
+    def filtered_of_both(self, first: Tensor, second: Tensor) -> Winograd:
+        """The transposes of two weights, one behind the other along their outputs; remembered as long as the first."""
+        other = weakref.ref(second)
+
+        def made(kept: weakref.ref[Tensor]) -> Winograd:
+            def both() -> Tensor:
+                return torch.cat([cast("Tensor", weight()).detach() for weight in (kept, other)], 0)
+
+            return Winograd(both, self._of_conv, down=True)
+
+        return self._both.get(first, True, made)
 
     def looked(self, weight: Tensor, down: bool = False) -> Looked | Packed | None:
         """Filtered where a look at the numbers allows it; as :meth:`packed` for a weight that never allows it."""

@@ -118,13 +118,13 @@ class Looked:
         else:  # Rows that are even are compared with what they make whatever the rows beside them are.
             given, own = _rows_of(flow, coefficient, chosen)
             found = self._filtered.scaled(given, own)
-            told = self._tell(found, given, own, None if times is None else _of_rows(times, flow, chosen))
+            told = self._tell(found, given, own, None if times is None else of_rows(times, flow.shape[1], chosen))
         kept = [row for row, is_told in zip(chosen, told, strict=True) if is_told]
         if not kept:
             return self._plainly(flow, coefficient)
         others = sorted(set(range(len(even))) - set(kept))
         some = found.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
-        both = _joined(kept, some, others, self._plainly(*_rows_of(flow, coefficient, others)).flatten(0, 1))
+        both = joined(kept, some, others, self._plainly(*_rows_of(flow, coefficient, others)).flatten(0, 1))
         return both.view(*flow.shape[:2], *both.shape[1:])
 
     def _plainly(self, flow: Tensor, coefficient: Tensor) -> Tensor:
@@ -177,14 +177,14 @@ class Looked:
         return found
 
 
-def _of_rows(x: Tensor, flow: Tensor, rows: list[int]) -> Tensor:
-    """Of ``x``, which has the samples of ``flow``, that of each of these rows, which are samples by targets."""
-    return x[[row // flow.shape[1] for row in rows]]
+def of_rows(x: Tensor, targets: int, rows: list[int]) -> Tensor:
+    """Of ``x`` that of each of these rows, which are samples by targets."""
+    return x[[row // targets for row in rows]]
 
 
 def _rows_of(flow: Tensor, coefficient: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
     """Some rows of a flow, each a sample with one target, and their coefficients."""
-    return flow.flatten(0, 1)[rows].unsqueeze(1), _of_rows(coefficient, flow, rows)
+    return flow.flatten(0, 1)[rows].unsqueeze(1), of_rows(coefficient, flow.shape[1], rows)
 
 
 def _of(x: Tensor, rows: list[int] | None) -> Tensor:
@@ -201,10 +201,10 @@ def _chosen(
         return plain(None)
     first = [row for row, is_even in enumerate(even) if is_even]
     second = [row for row, is_even in enumerate(even) if not is_even]
-    return _joined(first, filtered(first), second, plain(second))
+    return joined(first, filtered(first), second, plain(second))
 
 
-def _joined(first: list[int], some: Tensor, second: list[int], others: Tensor) -> Tensor:
+def joined(first: list[int], some: Tensor, second: list[int], others: Tensor) -> Tensor:
     """Some rows and all others as one tensor, channels-last."""
     result = some.new_empty((len(first) + len(second), *some.shape[1:])).to(memory_format=torch.channels_last)
     result[first], result[second] = some, others

@@ -129,7 +129,7 @@ class AlphaBeta(WeightRule):
             def total(flow: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
                 return both_parts(flow, vs, x)
 
-        elif len(parts) == 2 and not signed and times is None and not exact:
+        elif len(parts) == 2 and not signed and not exact:
             total = transpose_of_both(layer, [layer.positive, layer.negated_positive], total) or total
 
         def total_up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
