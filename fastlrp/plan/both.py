@@ -2,7 +2,7 @@
 
 Two products would write their results and add them up: five passes over what one writes once, a tenth of the way down
 under alpha-beta for eight images of ResNet-50. Where products are filtered, one puts the tiles of the sum together
-where two put together their own: VGG-16 under alpha-beta, one image and target, 0.93 of the time.
+where two put together their own: VGG-16 under alpha-beta, one image and target, 0.96 of the time.
 """
 
 from __future__ import annotations
