@@ -14,6 +14,7 @@
 #include "edge/bits.h"
 #include "edge/conv_evenness.h"
 #include "edge/conv_few.h"
+#include "edge/conv_point.h"
 #include "edge/conv_rest.h"
 #include "edge/conv_winograd.h"
 #include "edge/elementwise.h"
@@ -107,13 +108,22 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("conv_few_transposed", &edge::conv_few_transposed, py::arg("x"), py::arg("scale").none(true), py::arg("weight"),
         py::arg("size"), py::arg("stride"), py::arg("padding"), release_gil());
+  m.def("conv_point_pack", &edge::conv_point_pack, py::arg("matrices"), release_gil());
+  m.def("conv_point_coefficients", &edge::conv_point_coefficients, py::arg("x"), py::arg("packed"),
+        py::arg("bias").none(true), py::arg("z").none(true), py::arg("factor").none(true), py::arg("rule"),
+        py::arg("alpha"), py::arg("epsilon"), py::arg("stride"), release_gil());
+  m.def("conv_point_transposed", &edge::conv_point_transposed, py::arg("relevance"), py::arg("coefficients"),
+        py::arg("packed"), py::arg("size"), py::arg("stride"), release_gil());
   m.def("conv_rest", &edge::conv_rest, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("factor").none(true), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("most"), py::arg("alpha"), py::arg("beta"), py::arg("epsilon"), release_gil());
+  m.def("conv_rest_of_box", &edge::conv_rest_of_box, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
+        py::arg("shift").none(true), py::arg("factor").none(true), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("most"), py::arg("epsilon"), release_gil());
   m.def("winograd_pack", pack, py::arg("weight"), py::arg("turned") = false, release_gil());
   m.def("winograd_convolution", convolution, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
         py::arg("scale").none(true), py::arg("least").none(true), py::arg("padding"), py::arg("not_negative") = false,
-        py::arg("alike") = false, release_gil());
+        py::arg("alike") = false, py::arg("second") = py::none(), release_gil());
 }
 
 void bind_elementwise(py::module_& m, edge::ElementwiseCoefficients& coefficients) {

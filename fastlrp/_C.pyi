@@ -46,6 +46,21 @@ def winograd_repair(
 def conv_few_transposed(
     x: Tensor, scale: Tensor | None, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
 ) -> Tensor: ...
+def conv_point_pack(matrices: list[Tensor]) -> Tensor: ...
+def conv_point_coefficients(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    factor: Tensor | None,
+    rule: str,
+    alpha: float,
+    epsilon: float,
+    stride: list[int],
+) -> tuple[Tensor | None, Tensor | None]: ...
+def conv_point_transposed(
+    relevance: Tensor, coefficients: list[Tensor], packed: Tensor, size: list[int], stride: list[int]
+) -> Tensor: ...
 def conv_rest(
     whole: Tensor,
     part: Tensor,
@@ -61,6 +76,19 @@ def conv_rest(
     beta: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, list[bool]]: ...
+def conv_rest_of_box(
+    whole: Tensor,
+    part: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor | None,
+    factor: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    most: float,
+    epsilon: float,
+) -> tuple[Tensor, list[bool]]: ...
 def winograd_pack(weight: Tensor, turned: bool = False) -> Tensor: ...
 def winograd_convolution(
     x: Tensor,
@@ -71,6 +99,7 @@ def winograd_convolution(
     padding: list[int],
     not_negative: bool = False,
     alike: bool = False,
+    second: Tensor | None = None,
 ) -> Tensor: ...
 def norm_relevance(relevance: Tensor, gain: Tensor | None, inverse_sigma: Tensor, centre: bool) -> Tensor: ...
 def attention_relevance_into(

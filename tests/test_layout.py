@@ -72,13 +72,13 @@ ORDER = """
     rules
     plan.two_coefficients
     plan.coefficients
-    plan.late plan.input_terms plan.looked_sums plan.rest plan.both
+    plan.late plan.input_terms plan.looked_sums plan.point_sums plan.rest plan.both
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
     capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.layouts plan.passes.summing plan.few plan.looked_narrow
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.path plan.packed
-    plan.neck plan.infinite plan.layer_calls plan.looked
+    plan.neck plan.infinite plan.layer_calls plan.looked plan.point
     capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax

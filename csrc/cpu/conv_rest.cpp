@@ -61,6 +61,32 @@ struct Differences {
   }
 };
 
+// One row of outputs, whose z is shift - whole.
+struct BoxDifferences {
+  FASTLRP_INLINE static int32_t some(const float* __restrict whole, const float* __restrict part,
+                                     const float* __restrict factor, const float* __restrict shift, const ConvRest& p,
+                                     float* __restrict below) {
+    const float beta = p.beta, epsilon = p.epsilon, most = p.most;
+    const int64_t count = p.outputs;
+    int32_t found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float z = shift[i] - whole[i], y = part[i] - z;
+      found += static_cast<int32_t>(is_small<true>(y, z, factor[i], most));
+      below[i] = share(y, factor[i], beta, epsilon);
+    }
+    return found;
+  }
+
+  FASTLRP_INLINE static void run(const ConvRest* p, int64_t row, const float* shift, const float* ones,
+                                 int64_t* found) {
+    const int64_t width = p->out_size[1] * p->outputs, first = row * width, base = row % p->out_size[0] * width;
+    for (int64_t i = 0; i < width; i += p->outputs) {
+      const float* factor = p->factor == nullptr ? ones : p->factor + first + i;
+      *found += some(p->whole + first + i, p->part + base + i, factor, shift, *p, p->below + first + i);
+    }
+  }
+};
+
 // One row of outputs, of which the small ones are made again, each as 16 partial sums side by side.
 struct Again {
   FASTLRP_INLINE static float sum(const ConvRest& p, const float* x, int64_t row, int64_t column, int64_t output) {
@@ -93,11 +119,14 @@ struct Again {
     return total;
   }
 
-  FASTLRP_INLINE static void run(const ConvRest* p, int64_t sample, int64_t row) {
+  // `shift`: null, or of conv_rest_of_box.
+  FASTLRP_INLINE static void run(const ConvRest* p, int64_t sample, int64_t row, const float* shift) {
     const float* x = p->x + sample * p->size[0] * p->size[1] * p->inputs;
     const int64_t count = p->out_size[1] * p->outputs, at = (sample * p->out_size[0] + row) * count;
+    const float* part = p->part + (shift == nullptr ? at : row * count);
     for (int64_t i = 0; i < count; ++i) {
-      const float whole = p->whole[at + i], y = p->part[at + i] - whole;
+      const float whole = shift == nullptr ? p->whole[at + i] : shift[i % p->outputs] - p->whole[at + i];
+      const float y = part[i] - whole;
       const float factor = p->factor == nullptr ? 1.0f : p->factor[at + i];
       if (p->factor == nullptr ? is_small<false>(y, whole, 1.0f, p->most) : is_small<true>(y, whole, factor, p->most)) {
         p->below[at + i] = share(sum(*p, x, row, i / p->outputs, i % p->outputs), factor, p->beta, p->epsilon);
@@ -106,31 +135,47 @@ struct Again {
   }
 };
 
-}  // namespace
-
-void conv_rest(const ConvRest& p, bool* kept) {
-  const int64_t row = p.out_size[1] * p.outputs, rows = p.samples * p.out_size[0];
+// `of_row(row, found)` makes one row of outputs and counts small ones.
+template <class OfRow>
+void all_rows(const ConvRest& p, const float* shift, bool* kept, const OfRow& of_row) {
+  const int64_t width = p.out_size[1] * p.outputs, rows = p.samples * p.out_size[0];
   std::vector<int64_t> small(rows);
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (p.factor == nullptr) {
-        run_best<Differences<false>>(&p, i * row, row, &small[i]);
-      } else {
-        run_best<Differences<true>>(&p, i * row, row, &small[i]);
-      }
+    for (int64_t row = begin; row < end; ++row) {
+      of_row(row, &small[row]);
     }
   });
   for (int64_t sample = 0; sample < p.samples; ++sample) {
     const auto first = small.begin() + sample * p.out_size[0];
-    kept[sample] = std::accumulate(first, first + p.out_size[0], int64_t{0}) <= p.out_size[0] * row / kRestAgain;
+    kept[sample] = std::accumulate(first, first + p.out_size[0], int64_t{0}) <= p.out_size[0] * width / kRestAgain;
   }
   parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (small[i] > 0 && kept[i / p.out_size[0]]) {
-        run_best<Again>(&p, i / p.out_size[0], i % p.out_size[0]);
+    for (int64_t row = begin; row < end; ++row) {
+      if (small[row] > 0 && kept[row / p.out_size[0]]) {
+        run_best<Again>(&p, row / p.out_size[0], row % p.out_size[0], shift);
       }
     }
   });
+}
+
+}  // namespace
+
+void conv_rest(const ConvRest& p, bool* kept) {
+  const int64_t width = p.out_size[1] * p.outputs;
+  const float* none = nullptr;
+  all_rows(p, none, kept, [&](int64_t row, int64_t* found) {
+    if (p.factor == nullptr) {
+      run_best<Differences<false>>(&p, row * width, width, found);
+    } else {
+      run_best<Differences<true>>(&p, row * width, width, found);
+    }
+  });
+}
+
+void conv_rest_of_box(const ConvRest& p, const float* shift_, bool* kept) {
+  const std::vector<float> zeros(p.outputs, 0.0f), ones(p.outputs, 1.0f);
+  const float *shift = shift_ == nullptr ? zeros.data() : shift_, *one = ones.data();
+  all_rows(p, shift, kept, [&](int64_t row, int64_t* found) { run_best<BoxDifferences>(&p, row, shift, one, found); });
 }
 
 }  // namespace fastlrp::cpu

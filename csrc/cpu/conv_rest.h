@@ -28,4 +28,8 @@ struct ConvRest {
 constexpr int64_t kRestAgain = 32;
 void conv_rest(const ConvRest& p, bool* kept);
 
+// The same where z is shift - whole, with shift (Co) or null for 0, `part` is that of every sample, (H', W', Co), and
+// nothing is divided by it: `above` is not written, and alpha not read.
+void conv_rest_of_box(const ConvRest& p, const float* shift, bool* kept);
+
 }  // namespace fastlrp::cpu

@@ -29,6 +29,8 @@ struct Winograd {
   bool not_negative;    // y is at the least zero
   float* y;
   bool alike;  // places of a sample that read the same numbers get the same, bit for bit; without `scale` and `least`
+  // null, or as `scale`: x has half of the inputs, and x times `second` stands behind x times `scale`.
+  const float* second = nullptr;
 };
 
 void winograd_convolution(const Winograd& p);

@@ -50,14 +50,17 @@ struct Sweep {
 };
 
 template <class T, Rule rule, bool has_negative = true>
+void sweep_part(const Coefficients<T>& p, int64_t begin, int64_t end) {
+  if (p.factor != nullptr) {
+    run_best<Sweep<T, rule, true, has_negative>>(&p, begin, end);
+  } else {
+    run_best<Sweep<T, rule, false, has_negative>>(&p, begin, end);
+  }
+}
+
+template <class T, Rule rule, bool has_negative = true>
 void sweep(const Coefficients<T>& p) {
-  parallel_for(p.count, kGrain, [&p](int64_t begin, int64_t end) {
-    if (p.factor != nullptr) {
-      run_best<Sweep<T, rule, true, has_negative>>(&p, begin, end);
-    } else {
-      run_best<Sweep<T, rule, false, has_negative>>(&p, begin, end);
-    }
-  });
+  parallel_for(p.count, kGrain, [&p](int64_t begin, int64_t end) { sweep_part<T, rule, has_negative>(p, begin, end); });
 }
 
 template <class From>
@@ -81,6 +84,18 @@ void elementwise_coefficients(Rule rule, const Coefficients<T>& p) {
       return sweep<T, Rule::zplus>(p);
     case Rule::gamma:
       return p.negative == nullptr ? sweep<T, Rule::gamma, false>(p) : sweep<T, Rule::gamma>(p);
+  }
+}
+
+void coefficients_of_row(Rule rule, const Coefficients<float>& p) {
+  switch (rule) {
+    case Rule::epsilon:
+      return sweep_part<float, Rule::epsilon>(p, 0, p.count);
+    case Rule::zplus:
+      return sweep_part<float, Rule::zplus>(p, 0, p.count);
+    case Rule::gamma:
+      return p.negative == nullptr ? sweep_part<float, Rule::gamma, false>(p, 0, p.count)
+                                   : sweep_part<float, Rule::gamma>(p, 0, p.count);
   }
 }
 

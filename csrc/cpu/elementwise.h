@@ -14,6 +14,9 @@ using Coefficients = CoefficientsOf<T, T>;
 template <class T>
 void elementwise_coefficients(Rule rule, const Coefficients<T>& p);
 
+// The same by the thread that calls it, for a part of the elements that is in its cache.
+void coefficients_of_row(Rule rule, const Coefficients<float>& p);
+
 // out[b, k, i] = relevance[b, k, i] * coefficient[b, i] with float's product, for i < count.
 template <class From>
 struct Scaled {

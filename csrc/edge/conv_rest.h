@@ -17,4 +17,12 @@ std::tuple<Tensor, Tensor, std::vector<bool>> conv_rest(const Tensor& whole, con
                                                         const Sizes& padding, const Sizes& dilation, double most,
                                                         double alpha, double beta, double epsilon);
 
+// factor / (part - (shift - whole) + epsilon) of sums that are `part`, (1, Co, H', W'), where x is zero: the difference
+// is made again in the same way, and the flags mean the same. `shift`: (Co), what `whole` has beside a sum; None for 0.
+std::tuple<Tensor, std::vector<bool>> conv_rest_of_box(const Tensor& whole, const Tensor& part, const Tensor& x,
+                                                       const Tensor& weight, const OptionalTensor& shift,
+                                                       const OptionalTensor& factor, const Sizes& stride,
+                                                       const Sizes& padding, const Sizes& dilation, double most,
+                                                       double epsilon);
+
 }  // namespace fastlrp::edge

@@ -1,18 +1,21 @@
 """The products of two weights, each with its coefficient, as one with the weights one behind the other.
 
 Two products would write their results and add them up: five passes over what one writes once, a tenth of the way down
-under alpha-beta for eight images of ResNet-50.
+under alpha-beta for eight images of ResNet-50. Where products are filtered, one puts the tiles of the sum together
+where two put together their own: VGG-16 under alpha-beta, one image and target, 0.96 of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp.aten.conv import few_channels
-from fastlrp.plan import packed
+from fastlrp.backends.extension import loaded
+from fastlrp.plan import looked, packed
 from fastlrp.plan.layer import AffineLayer
 
 
@@ -21,14 +24,18 @@ def transpose_of_both(
 ) -> Callable[..., Tensor] | None:
     """``(register, input, *vs) -> c``, the sum of what each weight and its coefficient v give, with one sum's rounding.
 
-    None where there is no such way: where products may be filtered, and for inputs of few channels.
+    None where there is no such way: for inputs of few channels, and where products are filtered without a look.
 
     Args:
         layer: whose input is never below zero. positives: weights of it. plain: the same for operands that
-            :func:`fastlrp.plan.packed.fits` is not true of.
+            :func:`fastlrp.plan.packed.fits` is not true of. It is given what :class:`fastlrp.plan.looked.Looked` wants
+            to know last, where the layer's products are looked at.
     """
-    if not layer.packs or layer.is_reduced or layer.filters_sums or layer.geometry.groups != 1:
+    if not layer.packs or layer.is_reduced or layer.geometry.groups != 1:
         return None
+    if layer.filters_sums:
+        spread = layer.looks and all(looked.spreads(weight, down=True) for weight in positives)
+        return _filtered(layer, positives, plain) if spread and len(positives) == 2 else None
     if few_channels(layer.weight, layer.geometry.transposed, 1):
         return None
     product = layer.layouts.transpose_of(lambda: packed.last(torch.cat([w.detach() for w in positives], 0)))
@@ -46,5 +53,53 @@ def transpose_of_both(
             torch.mul(flow, v.unsqueeze(1), out=part)
         result: Tensor = product(rows)
         return result.view(batch, targets, *result.shape[1:])
+
+    return through
+
+
+def _filtered(layer: AffineLayer, positives: Sequence[Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``(register, input, v, v, times) -> c``, for samples and targets that a look allows the filtering of both for.
+
+    What flows is looked at with each coefficient, and the sum is compared with what each product rounds. Other rows
+    take ``plain``, which looks at each product by itself.
+    """
+    product = layer.layouts.filtered_of_both(*positives)
+    sizes = [weight.detach().abs().amax((0, 2, 3)) for weight in positives]
+
+    def is_even(rows: Tensor, vs: Sequence[Tensor]) -> list[bool]:
+        kernel: Any = loaded()
+        found = [kernel.winograd_even(rows, v, product.padding, looked.MOST) for v in vs]
+        return [all(each) for each in zip(*found, strict=True)]
+
+    def is_told(sums: Tensor, rows: Tensor, vs: Sequence[Tensor], times: Tensor) -> list[bool]:
+        kernel: Any = loaded()
+        given = [
+            (sums, rows, v, times, size, product.padding, looked.MOST_NOISE) for v, size in zip(vs, sizes, strict=True)
+        ]
+        return [all(each) for each in zip(*(kernel.winograd_tells(*one) for one in given), strict=True)]
+
+    def through(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
+        vs = given[:2]
+        if not all(packed.fits(t) for t in (flow, *given)):
+            return plain(flow, x, *given)
+        chosen = [row for row, even in enumerate(is_even(flow.flatten(0, 1), vs)) if even]
+        if not chosen:
+            return plain(flow, x, *given)
+        batch, targets = flow.shape[:2]
+        whole = len(chosen) == batch * targets
+        rows = flow if whole else flow.flatten(0, 1)[chosen].unsqueeze(1)
+        own = given if whole else [looked.of_rows(t, flow, chosen) for t in given]
+        sums = product(rows.flatten(0, 1), scale=own[0], second=own[1])
+        told = is_told(sums, rows.flatten(0, 1), own[:2], own[2])
+        if whole and all(told):
+            return sums.view(batch, targets, *sums.shape[1:])
+        kept = [row for row, is_kept in zip(chosen, told, strict=True) if is_kept]
+        if not kept:
+            return plain(flow, x, *given)
+        rest = sorted(set(range(batch * targets)) - set(kept))
+        alone = flow.flatten(0, 1)[rest].unsqueeze(1)
+        others = plain(alone, x, *(looked.of_rows(t, flow, rest) for t in given)).flatten(0, 1)
+        both = looked.joined(kept, sums[[at for at, is_kept in enumerate(told) if is_kept]], rest, others)
+        return both.view(batch, targets, *both.shape[1:])
 
     return through

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import few, layer_calls, looked, looked_narrow, packed, reduced, winograd
+from fastlrp.plan import few, layer_calls, looked, looked_narrow, packed, point, reduced, winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
@@ -28,6 +28,7 @@ class AffineLayer:
 
     Attributes:
         is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
+        is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.point`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
             denominators and what flows down may, too, which products of bfloat16 on AMX are faster for.
@@ -61,6 +62,7 @@ class AffineLayer:
         self.packs = may_pack and packed.pays(node.kind, self.work, len(self.x.shape), geometry, self.weight)
         if self.is_reduced and self.packs and instruction_set() != "AMX":
             self.is_reduced = not few.pays(geometry, self.weight)  # As fast in float32.
+        self.is_point = self.is_reduced and self.packs and point.pays(geometry, self.weight)
         self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
         self.looks_ahead = self.filters and looked.pays(self.weight)
@@ -164,6 +166,16 @@ class AffineLayer:
     ) -> Callable[..., Tensor]:
         """:meth:`transpose` with products of bfloat16, of weights side by side along their outputs."""
         b.note("bf16")
+        if self.is_point and not signed and not multiply:
+            plain = cache(lambda: self._through_reduced(weights, positives, signed, multiply))
+            size, stride = list(self.x.sizes[1:]), list(self.geometry.stride)
+            return point.transposed(weights[0], positives, size, stride, lambda *given: plain()(*given))
+        return self._through_reduced(weights, positives, signed, multiply)
+
+    def _through_reduced(
+        self, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool, multiply: bool
+    ) -> Callable[..., Tensor]:
+        """The same by operations of PyTorch."""
         if self.node.kind == "linear":
             narrow, parts = ([self.layouts.narrow(w) for w in tensors] for tensors in (weights, positives))
             return reduced.through_linear(torch.cat(narrow), torch.cat(parts) if parts else None, signed, multiply)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from fastlrp.plan import reduced
@@ -16,6 +17,7 @@ from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.looked import Looked, spreads
 from fastlrp.plan.packed import Packed, of_transpose
+from fastlrp.plan.point import Point
 from fastlrp.plan.winograd import Winograd
 
 T = TypeVar("T")
@@ -58,7 +60,9 @@ class Layouts:
         self._narrow_bias: _OfWeights[Tensor] = _OfWeights()
         self._packed: _OfWeights[Packed | None] = _OfWeights()
         self._narrow_packed: _OfWeights[Packed] = _OfWeights()
+        self._point: _OfWeights[Point] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
+        self._both: _OfWeights[Winograd] = _OfWeights()
         self._looked: _OfWeights[Looked | Packed | None] = _OfWeights()
 
     @property
@@ -111,6 +115,15 @@ class Layouts:
             return Packed(lambda: narrow, turned)
         return of_transpose(lambda: narrow, self._of_conv, *self._sizes)
 
+    def point(self, weight: Tensor) -> Point:
+        """In bfloat16, as products of one pixel read it."""
+
+        def made(kept: weakref.ref[Tensor]) -> Point:
+            read = cast("Callable[[], Tensor]", kept)
+            return Point(lambda: [read()], down=False)
+
+        return self._point.get(weight, False, made)
+
     def filtered(self, weight: Tensor, down: bool = False) -> Winograd:
         """As Winograd's filtering reads it; ``down``: for the transpose."""
 
@@ -118,6 +131,18 @@ class Layouts:
             return Winograd(cast("Callable[[], Tensor]", kept), self._of_conv, down)
 
         return self._filtered.get(weight, down, made)
+
+    def filtered_of_both(self, first: Tensor, second: Tensor) -> Winograd:
+        """The transposes of two weights, one behind the other along their outputs; remembered as long as the first."""
+        other = weakref.ref(second)
+
+        def made(kept: weakref.ref[Tensor]) -> Winograd:
+            def both() -> Tensor:
+                return torch.cat([cast("Tensor", weight()).detach() for weight in (kept, other)], 0)
+
+            return Winograd(both, self._of_conv, down=True)
+
+        return self._both.get(first, True, made)
 
     def looked(self, weight: Tensor, down: bool = False) -> Looked | Packed | None:
         """Filtered where a look at the numbers allows it; as :meth:`packed` for a weight that never allows it."""

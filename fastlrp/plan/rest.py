@@ -9,8 +9,11 @@ reads P and z and never writes N. Where too many sums are small, sample by sampl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
@@ -83,3 +86,49 @@ def both_coefficients(
     ins = [layer.x.index, whole.index, positive, *([] if factor is None else [factor])]
     first = b.cache(coefficients, ins, layer.y.numel, outs=2)
     return first, first + 1
+
+
+def box_coefficient(
+    b: Builder, layer: AffineLayer, flow: Flow, low: Tensor, high: Tensor, parts: tuple[Tensor, Tensor],
+    epsilon: float, passed_relu: bool, apart: Callable[..., Tensor],
+) -> tuple[Callable[..., Tensor], int] | None:  # fmt: skip
+    """``(x - l, x - h, output, factor) -> factor / st(W+ (x - l) + W- (x - h))``, and the output's slot; None if not.
+
+    These sums are what they are at x = 0, the same for all inputs, and ``W x``, which is the output without its bias:
+    no product at all where there were two. Where zero is in the box the first is at least zero, and what was said of N
+    above holds for ``-W x`` in the place of z; W x has to be a plain sum. Where rounding of it is a tenth of its terms'
+    sizes, these are at most ten times the sum.
+
+    Args:
+        low, high: l and h. parts: W+ and W-. passed_relu: as for :func:`both_coefficients`. apart: the same by both
+            products, ``(x - l, x - h, factor)``.
+    """
+    inside = bool((low <= 0).all()) and bool((high >= 0).all())
+    known = layer.subtracts and hasattr(loaded(), "conv_rest_of_box")
+    if not known or not inside or layer.filters or not layer.geometry.is_plain:
+        return None
+    value = flow.factor.value
+    whole = value if passed_relu and value is not None else layer.y
+    both, g = torch.cat([part.detach() for part in parts], 1), layer.geometry
+    geometry = list(g.stride), list(g.padding), list(g.dilation)
+    shift = None if layer.bias is None else layer.bias.detach()
+
+    @cache
+    def at_zero() -> Tensor:
+        rows = torch.cat([-bound.expand(1, *layer.x.sizes) for bound in (low, high)], 1)
+        return layer.apply(packed.last(rows), both, None)
+
+    def coefficient(above: Tensor, below: Tensor, y: Tensor, f: Tensor | None = None) -> Tensor:
+        if not all(packed.fits(t) for t in (above, below, y, f) if t is not None):
+            return apart(above, below, f)
+        kernel: Any = loaded()
+        x = torch.cat([above, below], 1)
+        given = y, at_zero(), x, both, shift, f
+        found: Tensor
+        found, kept = kernel.conv_rest_of_box(*given, *geometry, MOST_SHARE, epsilon)
+        for row in (row for row, is_kept in enumerate(kept) if not is_kept):
+            one = slice(row, row + 1)
+            found[one] = apart(above[one], below[one], None if f is None else f[one])
+        return found
+
+    return coefficient, whole.index

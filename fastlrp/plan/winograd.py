@@ -147,7 +147,7 @@ class Winograd:
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, least: Tensor | None = None,
-        not_negative: bool = False, alike: bool = False,
+        not_negative: bool = False, alike: bool = False, second: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
 
@@ -155,12 +155,13 @@ class Winograd:
             x: ``(N, C, H, W)``. bias: of the layer. scale: what ``x`` is multiplied with, of ``N / K`` samples, each
                 for K of ``x``. least: what the result is at the least. not_negative: whether that is never below zero.
             alike: whether places of a sample that read the same numbers give the same, bit for bit, as plain sums do.
+            second: as ``scale``, of a weight for twice the channels, those of ``x`` times each.
         """
         kernel: Any = loaded()
         if self._packed is None:
             self._packed = kernel.winograd_pack(self._make().detach(), self._down)
         result: Tensor = kernel.winograd_convolution(
-            x, self._packed, bias, scale, least, self.padding, not_negative, alike
+            x, self._packed, bias, scale, least, self.padding, not_negative, alike, second
         )
         return result
 

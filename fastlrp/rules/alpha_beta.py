@@ -15,6 +15,7 @@ from fastlrp.plan.coefficients import goes_in_float32, is_bounded, only_positive
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
+from fastlrp.plan.point_sums import coefficients as point_coefficients
 from fastlrp.plan.rest import both_coefficients, subtracts
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.two_coefficients import without_last
@@ -96,8 +97,12 @@ class AlphaBeta(WeightRule):
             vs_of_both = both_coefficients(b, layer, flow, st.epsilon, shares, sums, passed_relu)
         for negative, share in enumerate(shares):
             if share:
+                apart = (st.mirrored() if negative else st), self.zero_bias, bool(negative)
+                fused = None if at_once else point_coefficients(b, layer, flow, "zplus", share, *apart)
                 if at_once:
                     v = vs_of_both[negative]
+                elif fused is not None:
+                    v = fused[1]
                 else:
                     sums = part(b, layer, self.zero_bias, bool(negative), flow)
                     v = part_coefficient(b, layer, flow, st, sums, share, bool(negative))
@@ -131,7 +136,7 @@ class AlphaBeta(WeightRule):
             def total(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
                 return both_parts(flow, given[:2], x, *given[2:])
 
-        elif len(parts) == 2 and not signed and times is None and not exact:
+        elif len(parts) == 2 and not signed and not exact:
             total = transpose_of_both(layer, [layer.positive, layer.negated_positive], total) or total
 
         def total_up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:

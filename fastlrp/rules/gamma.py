@@ -20,6 +20,7 @@ from fastlrp.plan.coefficients import (
     subtracts_itself,
 )
 from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.point_sums import coefficients as point_coefficients
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import (
     Affine,
@@ -79,12 +80,21 @@ class Gamma(TwoCoefficientRule):
         if not signed and same_sign and only_positive_outputs(layer, flow):
             # After a ReLU v/u is the same for every neuron that carries relevance: one product with W + gamma W+.
             modify = PlainGamma(self.gamma).modify
+            found = point_coefficients(b, layer, flow, "raised", self.gamma, self.stabilizer, self.zero_bias)
+            if found is not None:
+                return Coefficients(found[0], None, modify(layer.weight), splits=False)
             if layer.is_reduced and not layer.filters_sums:
                 # z is in float32 from the model's own pass, and few digits are enough for the sum that is added to it.
-                sums = [layer.y.index, part(b, layer, self.zero_bias)]
+                # The ReLU's output is z wherever relevance stands, so that it may be written over z.
+                above = flow.factor.value or layer.y
+                sums = [above.index, part(b, layer, self.zero_bias)]
                 z = b.cache(lambda y, p: y + self.gamma * p, sums, layer.y.numel)
                 return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, z=z)
             return of_changed_weights(b, layer, flow, self.stabilizer, modify, self.zero_bias, raises=True)
+        if same_sign:
+            found = point_coefficients(b, layer, flow, "gamma", self.gamma, self.stabilizer, self.zero_bias)
+            if found is not None:
+                return Coefficients(*found, layer.weight, splits=True, gamma=self.gamma)
         factor, z = b.slot_of(flow.factor), output_slot(b, layer, self.zero_bias)
         positive = part(b, layer, self.zero_bias, flow=flow)
         # N + b-, read only where z < 0: there it is the sum of two negative numbers, and no digits cancel.

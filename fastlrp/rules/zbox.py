@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fastlrp.aten.conv import few_channels
 from fastlrp.plan.builder import Builder
+from fastlrp.plan.coefficients import only_positive_outputs
 from fastlrp.plan.input_terms import is_fused_input, send_from_input
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import representable, wide
+from fastlrp.plan.rest import box_coefficient
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
 from fastlrp.plan.ups import up_through
@@ -76,15 +78,21 @@ class ZBox(WeightRule):
         above = b.cache(lambda x: _minus(x, low), [x.index], x.numel)
         below = b.cache(lambda x: _minus(x, high), [x.index], x.numel)
 
-        def coefficient(above: Tensor, below: Tensor, *f: Tensor) -> Tensor | None:
+        def coefficient(above: Tensor, below: Tensor, f: Tensor | None = None) -> Any:
             z = layer.sum_of_one_sign(above, positive, None).add_(layer.sum_of_one_sign(below, negative, None))
             if at_once is not None:
-                return same_layout(layer, at_once(z, None, None, f[0] if f else None, "epsilon", 1, epsilon)[0])
+                return same_layout(layer, at_once(z, None, None, f, "epsilon", 1, epsilon)[0])
             inverse = stabilizer.reciprocal(wide(z))
-            quotient = inverse * f[0] if f else inverse
+            quotient = inverse if f is None else inverse * f
             return same_layout(layer, representable(quotient, z, z.dtype))
 
-        u = b.cache(coefficient, [above, below] + ([] if factor is None else [factor]), layer.y.numel)
+        made: tuple[Callable[..., Tensor], int] | None = None
+        if at_once is not None:
+            passed_relu, parts = only_positive_outputs(layer, flow), (positive, negative)
+            made = box_coefficient(b, layer, flow, low, high, parts, epsilon, passed_relu, coefficient)
+        run_u, output = (coefficient, []) if made is None else (made[0], [made[1]])
+        ins = [above, below, *output, *([] if factor is None else [factor])]
+        u = b.cache(run_u, ins, layer.y.numel)
         form = layer.form(b, [(positive, u, False), (negative, u, False)], factors=(above, below))
         if is_fused_input(b, layer):
             send_from_input(b, layer, flow, [(positive, u, above), (negative, u, below)], form)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import Coefficients, is_bounded, part, part_coefficient
 from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.point_sums import coefficients as point_coefficients
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import (
     Affine,
@@ -49,6 +50,9 @@ class ZPlus(TwoCoefficientRule):
 
     def coefficients(self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool) -> Coefficients:
         st = Stabilizer.ensure(self.stabilizer)
+        found = point_coefficients(b, layer, flow, "zplus", 1, st, self.zero_bias)
+        if found is not None:
+            return Coefficients(None, found[1], layer.weight, splits=True)
         sums, bounded = part(b, layer, self.zero_bias, flow=flow), is_bounded(b, layer, flow, self.zero_bias)
         v = part_coefficient(b, layer, flow, st, sums, 1)
         return Coefficients(None, v, layer.weight, splits=True, bounded=bounded)

@@ -210,3 +210,38 @@ TEST(conv_rest_of_odd_numbers) {
   const auto none = [](const std::vector<float>& v) { return std::count(v.begin(), v.end(), 0.0f); };
   CHECK(none(problem.above) == problem.map() && none(problem.below) == problem.map());
 }
+
+// Outputs that are what all inputs have in common less a sum: those of a sample's part.
+TEST(conv_rest_of_box) {
+  for (const Shape& shape : kShapes) {
+    for (const bool has_shift : {false, true}) {
+      for (const bool has_factor : {false, true}) {
+        Problem problem(shape, false, has_factor);
+        ConvRest& p = problem.p;
+        const std::vector<float> shift = native::mixed<float>(has_shift ? p.outputs : 0);
+        const std::vector<float> given = native::mixed<float>(problem.map());
+        // z = shift - whole makes of `part`, which is every sample's, the sums.
+        std::vector<float> part(problem.map()), whole(problem.whole.size());
+        for (size_t at = 0; at < whole.size(); ++at) {
+          const size_t base = at % part.size();
+          part[base] = std::abs(given[base]);
+          const float z = static_cast<float>(part[base] - problem.sums[at]);
+          whole[at] = (has_shift ? shift[at % p.outputs] : 0.0f) - z;
+          problem.whole[at] = (has_shift ? shift[at % p.outputs] : 0.0f) - whole[at];
+          problem.part[at] = part[base];
+        }
+        p.whole = whole.data(), p.part = part.data(), p.above = nullptr, p.bias = nullptr;
+        const std::unique_ptr<bool[]> kept(new bool[p.samples]);
+        fastlrp::cpu::conv_rest_of_box(p, has_shift ? shift.data() : nullptr, kept.get());
+        for (int64_t at = 0; at < p.samples * problem.map(); ++at) {
+          const double y = problem.is_small(at) ? problem.sums[at] : double{problem.part[at] - problem.whole[at]};
+          const bool is_right = near(problem.below[at], share(y, problem.factor_at(at), kBeta));
+          CHECK(!kept[at / problem.map()] || is_right);
+        }
+        CHECK(native::on_any_threads(
+            "box " + std::to_string(has_shift) + std::to_string(has_factor) + std::to_string(&shape - kShapes.data()),
+            problem.below));
+      }
+    }
+  }
+}

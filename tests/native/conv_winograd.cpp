@@ -64,7 +64,37 @@ void compare(const Shape& s, bool turned, bool with_all) {
   CHECK_FOR(worst <= 2e-5 * largest, "height " + std::to_string(s.height) + ", worst " + std::to_string(worst));
 }
 
+// Two scales of one x are as many inputs again, which lie behind the first.
+void compare_both(const Shape& s) {
+  const int64_t out_height = s.height + 2 * s.top - 2, out_width = s.width + 2 * s.left - 2;
+  const int64_t area = s.height * s.width * s.inputs, places = s.samples * s.height * s.width;
+  const std::vector<float> x = native::mixed<float>(s.samples * area);
+  const std::vector<float> first = native::mixed<float>(area), second = native::mixed<float>(area);
+  const std::vector<float> weight = native::mixed<float>(s.outputs * 2 * s.inputs * 9);
+  std::vector<float> packed(36 * s.outputs * 2 * s.inputs), apart(2 * s.samples * area);
+  fastlrp::cpu::winograd_pack(s.outputs, 2 * s.inputs, weight.data(), true, packed.data());
+  for (int64_t at = 0; at < places * s.inputs; ++at) {
+    float* to = apart.data() + at / s.inputs * 2 * s.inputs + at % s.inputs;
+    to[0] = x[at] * first[at % area];
+    to[s.inputs] = x[at] * second[at % area];
+  }
+  const auto run = [&](const float* given, const float* scale, const float* other) {
+    std::vector<float> y = native::poisoned<float>(s.samples * out_height * out_width * s.outputs);
+    fastlrp::cpu::winograd_convolution({s.samples, s.height, s.width, 2 * s.inputs, out_height, out_width, s.outputs,
+                                        s.top, s.left, given, scale, s.samples, packed.data(), nullptr, nullptr, false,
+                                        y.data(), false, other});
+    return y;
+  };
+  CHECK(run(x.data(), first.data(), second.data()) == run(apart.data(), nullptr, nullptr));
+}
+
 }  // namespace
+
+TEST(conv_winograd_both) {
+  compare_both({1, 4, 4, 16, 16, 1, 1});
+  compare_both({2, 9, 7, 48, 80, 1, 0});
+  compare_both({3, 3, 5, 32, 16, 2, 2});
+}
 
 TEST(conv_winograd) {
   for (const bool turned : {false, true}) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import looked, packed, winograd
+from fastlrp.plan import both, looked, packed, winograd
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.layouts import Layouts
 from tests.reference.cases import relative_error
@@ -272,6 +273,36 @@ def test_relevance_is_compared_beside_rows_that_are_not_even():
     for i in range(0, 3, 2):  # Rows that are told, or not told, beside none that is uneven.
         whole = down.scaled(flow[[i, 2]], coefficient[[i, 2]], times[[i, 2]])
         assert torch.equal(whole, found[[i, 2]])
+
+
+def test_two_products_are_one_where_both_may_be_filtered():
+    """As above, and the fourth sample is uneven by its second coefficient alone."""
+    torch.manual_seed(0)
+    weight = torch.randn(32, 32, 3, 3).contiguous(memory_format=torch.channels_last)
+    positives = [weight.clamp(min=0), (-weight).clamp(min=0)]
+    each = [product(w, down=True) for w in positives]
+
+    def apart(flow: Tensor, x: None, first: Tensor, second: Tensor, times: Tensor) -> Tensor:
+        return each[0].scaled(flow, first, times) + each[1].scaled(flow, second, times)
+
+    geometry = ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    layer = SimpleNamespace(layouts=Layouts("conv", geometry, (3, 3), (12, 12), (12, 12)))
+    through = both._filtered(layer, positives, apart)
+    flow, first, times = torch.rand(4, 2, 32, 12, 12), torch.rand(4, 32, 12, 12), torch.rand(4, 32, 12, 12)
+    second = -torch.rand(4, 32, 12, 12)
+    sent = apart(flow, None, first, second, times)
+    times[0] = sent[0].abs().amax(0) <= 0.02 * sent[0].abs().mean()
+    flow[1, ..., 5:] *= 1e-6
+    second[3, :, 5:] *= 1e-6
+    right = sum(each[i]._plain.scaled(flow, (first, second)[i]) for i in range(2))
+    found = through(flow, None, first, second, times)
+    assert relative_error(found, right) <= 3e-6  # 1.3e-6
+    alone = [through(flow[i : i + 1], None, first[i : i + 1], second[i : i + 1], times[i : i + 1]) for i in range(4)]
+    assert torch.equal(found, torch.cat(alone))
+    plain = apart(flow, None, first, second, times)
+    assert torch.equal(found[[0, 1, 3]], plain[[0, 1, 3]])
+    assert not torch.equal(found[2], plain[2])
+    assert torch.equal(through(flow[2:3], None, first[2:3], second[2:3], times[2:3]), found[2:3])
 
 
 class Streams(nn.Module):

@@ -149,3 +149,62 @@ def test_outputs_that_nothing_measures_are_plain_sums(monkeypatch):
     assert relative_error(found(x, 0).double(), right) <= 1e-6  # Measured: 4e-7, and 0.1 of a filtered output.
     above = fastlrp.Explainer(model, composites.epsilon_plus(), paths="dense").forward(x)
     assert relative_error(above.under(composite).relevance(0).double(), right) <= 1e-6
+
+
+def picture_net() -> nn.Module:
+    torch.manual_seed(2)
+    layers = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 4)).eval()
+
+
+@pytest.mark.parametrize("bounds", ["numbers", "per channel", "above zero"])
+def test_the_box_rule_saves_both_products_and_loses_no_digit(bounds, monkeypatch):
+    """Also where a picture is at the box's corners, and nearly nothing is left of one output's sums."""
+    monkeypatch.setattr(packed, "LEAST_WORK", 1)
+    model = picture_net()
+    low, high = torch.tensor([-1.0, -2.0, 0.0]).view(1, 3, 1, 1), torch.tensor([1.5, 1.0, 3.0]).view(1, 3, 1, 1)
+    low, high = {
+        "numbers": (torch.tensor(-2.0), torch.tensor(3.0)), "per channel": (low, high),
+        "above zero": (low + 2.5, high + 2.5),
+    }[bounds]  # fmt: skip
+    x = low + (high - low) * torch.rand(2, 3, 24, 24)
+    at_corner = torch.where(model[0].weight[5] > 0, low, high)
+    x[1:, :, 3:6, 3:6] = at_corner + 1e-5 * (x[1:, :, 3:6, 3:6] - at_corner)
+    model[0].bias.data[5] = 10  # So that relevance comes to these sums.
+    composite = composites.epsilon_plus().with_entries((composites.first(), rules.ZBox(low, high)))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
+
+    def explained(**options) -> tuple[Tensor, int]:
+        explainer = fastlrp.Explainer(copy.deepcopy(model), composite, **options)
+        explainer(x, 0)
+        products, plain = [], Packed.__call__
+        with monkeypatch.context() as patch:
+            patch.setattr(Packed, "__call__", lambda self, *given: products.append(self) or plain(self, *given))
+            explainer.forward(x)
+        return explainer(x, [0, 1]), len(products)
+
+    found, products = explained(paths="dense")
+    _, all_products = explained(paths="dense", precision="float32")
+    assert relative_error(found.double(), right) <= 1e-6  # Measured: 3e-7.
+    assert all_products - products == (2 if bounds in ("numbers", "per channel") else 0)
+    if products < all_products:
+        monkeypatch.setattr(rest, "MOST_SHARE", 1e30)
+        assert relative_error(explained(paths="dense")[0].double(), right) > 1e-5
+
+
+def test_arguments_of_a_box_are_checked():
+    maps = torch.rand(2, 3, 3, 3)
+    given = {"whole": maps, "part": maps[:1], "x": torch.rand(2, 4, 5, 5), "weight": torch.rand(3, 4, 3, 3),
+             "shift": torch.rand(3), "factor": None, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1],
+             "most": 8.0, "epsilon": 1e-6}  # fmt: skip
+    found, kept = C.conv_rest_of_box(**given)
+    assert found.shape == maps.shape
+    assert len(kept) == 2
+    for words, change in {
+        "whole must have": {"whole": maps[:1]},
+        "part must have": {"part": maps},
+        "shift must have": {"shift": torch.rand(2)},
+        "factor must have": {"factor": maps[:1]},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            C.conv_rest_of_box(**(given | change))

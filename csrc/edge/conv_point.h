@@ -1,0 +1,24 @@
+#pragma once
+
+#include "elementwise.h"
+
+namespace fastlrp::edge {
+
+// Matrices (depth, columns) of float32, to be summed up one after the other, as products of bfloat16 read them.
+// Their sizes are the same, in multiples of 16.
+Tensor conv_point_pack(const std::vector<Tensor>& matrices);
+
+// Coefficients u and v of a rule (common/rule.h) from sums P = W x + bias of a 1x1 convolution, x (N, Ci, H, W) and W
+// without a negative entry, and `packed` of W^T: "zplus"; "gamma", whose negative sums are z - P; "raised", which is
+// epsilon of z + alpha P. z and factor: (N, Co, H', W').
+CoefficientTensors conv_point_coefficients(const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
+                                           const OptionalTensor& z, const OptionalTensor& factor,
+                                           const std::string& rule, double alpha, double epsilon, const Sizes& stride);
+
+// The sum of W^T (coefficient * relevance) over several weights and their coefficients: relevance (B, K, Co, H', W') of
+// float32 or bfloat16, coefficients (B, Co, H', W'), `packed` of the weights (Co, Ci). To (B, K, Ci, *size) in
+// bfloat16.
+Tensor conv_point_transposed(const Tensor& relevance, const std::vector<Tensor>& coefficients, const Tensor& packed,
+                             const Sizes& size, const Sizes& stride);
+
+}  // namespace fastlrp::edge
