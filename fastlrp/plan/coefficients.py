@@ -157,7 +157,7 @@ def part(b: Builder, layer: AffineLayer, zero_bias: bool, negative: bool = False
         return above.add_(layer.sum_of_one_sign(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
-    name: tuple[Any, ...] = (layer.node, negative, shift is None)
+    name: tuple[Any, ...] = (layer.node, negative, shift is None, layer.is_reduced)
     if flow is None or divided is None:
         return b.cache(positive_sum, ins, layer.y.numel, key=("part", *name))
     key = None if flow.factor.scale is not None else ("looked part", *name, flow.factor.value)
