@@ -46,9 +46,9 @@ def on_all_ways(graph: Graph) -> frozenset[Node]:
     """The nodes that no connection leads past, as a residual one does. One that ends in a ``cat`` brings other channels
     than they do, so that it leads past nothing."""
     place = {node: position for position, node in enumerate(graph.nodes)}
-    change = [0] * (len(place) + 1)
+    change, joined_on = [0] * (len(place) + 1), _joined_on(graph)
     for node in graph.nodes:
-        for value in node.sources if node.kind != "cat" else ():
+        for value in node.sources if node not in joined_on else ():
             change[0 if value.producer is None else place[value.producer] + 1] += 1
             change[place[node]] -= 1
     found, past = set(), 0
@@ -57,6 +57,20 @@ def on_all_ways(graph: Graph) -> frozenset[Node]:
         if not past:
             found.add(node)
     return frozenset(found)
+
+
+def _joined_on(graph: Graph) -> set[Node]:
+    """The nodes ``cat``, and moves of what nothing but these reads."""
+    readers: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        for value in node.sources:
+            readers.setdefault(value, []).append(node)
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        own = readers.get(node.output, [])
+        if node.kind == "cat" or (node.kind == "move" and own and all(reader in found for reader in own)):
+            found.add(node)
+    return found
 
 
 def _is_sum(value: Value) -> bool:

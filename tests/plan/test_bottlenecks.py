@@ -114,8 +114,8 @@ class Joined(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
         x = x + self.b(x)
-        kept, rest = x.split(2, 1)
-        return self.d(torch.cat([kept, self.c(torch.cat([rest, rest], 1))[:, :2]], 1)).mean((2, 3))
+        made = self.c(torch.cat([x[:, 2:], x[:, 2:]], 1))[:, :2]
+        return self.d(torch.cat([x[:, :2], made], 1)).mean((2, 3))
 
 
 def test_a_residual_connection_leads_past_layers_and_one_that_is_joined_on_does_not():
