@@ -33,6 +33,8 @@ from fastlrp.precision import instruction_set
 COMPOSITES = {
     "vgg16": ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1"),
     "resnet50": ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1"),
+    "mobilenet_v2": ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1"),
+    "efficientnet_b0": ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1"),
     "convnext_tiny": ("epsilon_plus",),
     "gpt2": ("attnlrp",),
     "bert_base": ("attnlrp",),

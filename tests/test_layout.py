@@ -68,7 +68,7 @@ ORDER = """
     run.graph_inputs
     run.accept run.inputs run.sink run.threads plan.table
     run.finite
-    plan.transpose plan.even
+    plan.transpose plan.even plan.bottlenecks
     rules
     plan.two_coefficients
     plan.coefficients

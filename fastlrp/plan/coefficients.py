@@ -163,10 +163,10 @@ def part(
         return above.add_(layer.sum_of_one_sign(x.clamp(max=0), below, None))
 
     ins = [layer.x.index] + ([b.sign_slot(layer.x)] if signed else [])
-    name: tuple[Any, ...] = (layer.node, negative, shift is None, in_full and layer.is_reduced)
+    name = layer.part_key(negative, shift is None, in_full)
     if flow is None or divided is None:
-        return b.cache(positive_sum, ins, layer.y.numel, key=("part", *name))
-    key = None if flow.factor.scale is not None else ("looked part", *name, flow.factor.value)
+        return b.cache(positive_sum, ins, layer.y.numel, key=name)
+    key = None if flow.factor.scale is not None else ("looked", *name, flow.factor.value)
     return b.cache(positive_sum, [*ins, divided], layer.y.numel, key=key)
 
 

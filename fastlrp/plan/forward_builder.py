@@ -42,6 +42,7 @@ class ForwardBuilder:
             the same, as those of a flat background do.
         compared: values below any other choice of entries. divided: outputs by which a rule divides what is uneven.
             All three are complete when all is lowered.
+        kept_full: nodes whose products stay float32 under the rules of this plan, :mod:`fastlrp.plan.bottlenecks`.
         beside: slots of what a node's forward step makes beside its output: the winners of a max-pool.
     """
 
@@ -64,6 +65,7 @@ class ForwardBuilder:
     pooled: set[Value] = field(init=False, default_factory=set)
     compared: set[Value] = field(init=False, default_factory=set)
     divided: set[Value] = field(init=False, default_factory=set)
+    kept_full: frozenset[Node] = field(init=False, default=frozenset())
     beside: dict[Node, int] = field(init=False, default_factory=dict)
     _factors: dict[Factor, int] = field(init=False, default_factory=dict)
     _row: Draft | None = field(init=False, default=None)

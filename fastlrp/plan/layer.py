@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any, cast
 
@@ -43,7 +44,6 @@ class AffineLayer:
     ) -> None:
         self.node = node
         self.x, self.y = node.inputs[0], node.output
-        a = node.attributes
         if node.kind == "batch_norm":
             scale, shift = norm_scale_shift(node)
             tail = (1,) * (len(self.x.shape) - 2)
@@ -53,9 +53,7 @@ class AffineLayer:
             self.weight = channels_last(weight) if node.kind == "conv" else weight
             self.bias = merged if merged is not None else None  # type: ignore[assignment]
         if node.kind == "conv":
-            self.geometry = ConvGeometry(
-                a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"]
-            )
+            self.geometry = geometry_of(node)
         wanted = products.convolutions if node.kind == "conv" else products.matrices
         share, geometry = share or reduced.Share(), getattr(self, "geometry", None)
         self.is_reduced = wanted and reduced.pays(node.kind, self.work, share, geometry, len(self.x.shape) > 2)
@@ -76,15 +74,11 @@ class AffineLayer:
 
     @staticmethod
     def of(b: Builder, node: Node) -> AffineLayer:
-        """The node's layer, made once for all plans of the model."""
-
-        def shares() -> dict[Node, reduced.Share]:
-            weighted = [other for other in b.graph.nodes if other.kind in ("conv", "linear")]
-            return reduced.shares([(other, other.kind == "conv", work_of(other)) for other in weighted])
-
-        share = b.constant(("shares",), shares).get(node) if b.products.reduced else None
-        may_pack = b.backend in ("auto", "cpu")
-        layer: AffineLayer = b.constant(("layer", node), lambda: AffineLayer(node, b.products, share, may_pack))
+        """The node's layer, made once for all plans of the model under which it has the same products."""
+        share = shares_of(b).get(node) if b.products.reduced else None
+        may_pack, full = b.backend in ("auto", "cpu"), node in b.kept_full
+        products = replace(b.products, convolutions=False, matrices=False) if full else b.products
+        layer: AffineLayer = b.constant(("layer", node, full), lambda: AffineLayer(node, products, share, may_pack))
         return layer
 
     @cached_property
@@ -160,6 +154,10 @@ class AffineLayer:
         if self.packs and packed.fits_narrow(given, self.geometry.stride):
             return self.layouts.narrow_packed(weight)(given, shift).to(x.dtype)
         return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
+
+    def part_key(self, negative: bool, has_no_bias: bool, in_full: bool = False) -> tuple[Any, ...]:
+        """Under which a plan keeps the slot of ``P + b+``; ``in_full``: of float32, whatever the layer's products read."""
+        return "part", self.node, negative, has_no_bias, self.is_reduced, in_full and self.is_reduced
 
     def _reduced_transpose(
         self, b: Builder, weights: Sequence[Tensor], positives: Sequence[Tensor], signed: bool, multiply: bool
@@ -360,6 +358,23 @@ class AffineLayer:
         affine = (weights, unique, splits, sign, factors, geometry, *sizes, self.work, self.node.path, gamma)
         filtered = self.goes_filtered(bounded, sign is not None) or self.looks_down
         return Affine(*affine, is_reduced=self.is_reduced, is_filtered=filtered)
+
+
+def geometry_of(node: Node) -> ConvGeometry:
+    """Of a convolution."""
+    a = node.attributes
+    return ConvGeometry(a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"])
+
+
+def shares_of(b: Builder) -> dict[Node, reduced.Share]:
+    """Of the work of the builder's graph, by convolution and linear layer."""
+
+    def shares() -> dict[Node, reduced.Share]:
+        weighted = [node for node in b.graph.nodes if node.kind in ("conv", "linear")]
+        return reduced.shares([(node, node.kind == "conv", work_of(node)) for node in weighted])
+
+    found: dict[Node, reduced.Share] = b.constant(("shares",), shares)
+    return found
 
 
 def work_of(node: Node) -> int:

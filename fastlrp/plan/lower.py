@@ -16,6 +16,7 @@ from fastlrp.kinds.jacobian import lower_custom
 from fastlrp.kinds.registry import KIND, RULED_KINDS
 from fastlrp.kinds.shares import send_shares
 from fastlrp.plan.assign import registrable
+from fastlrp.plan.bottlenecks import kept_full
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.even import begins_even, compares, divides_by_output, divides_by_sum, stays_even
 from fastlrp.plan.infinite import finite, masked_with_infinity
@@ -38,6 +39,7 @@ def lower(
         UnsupportedOperationError: if relevance would reach an operation without a rule, or if none reaches the input.
     """
     graph = b.graph
+    b.kept_full = kept_full(b, assigned)
     for node in graph.nodes:
         KIND[node.kind].forward(b, node)
     b.sends_evenly = knows_rules and begins_even(b)

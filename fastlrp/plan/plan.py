@@ -117,6 +117,7 @@ class Plan(StaysHere):
         with torch.no_grad():
             builder = Builder(graph, backend, device, dtype, self._shared, composite.max_pool, products, apart)
             self.program = lower(builder, self.rules, self.lower_node, type(self).lower_node is Plan.lower_node)
+        self._kept_full = len(builder.kept_full)
         if program_check.ENABLED:
             program_check.check_program(self.program)
         self._schedules: Bounded[tuple[Value | bool, ...], Schedule] = Bounded(KEPT_SCHEDULES)
@@ -301,6 +302,8 @@ class Plan(StaysHere):
 
     def _table(self, paths: Mapping[str, Path]) -> PlanTable:
         where, products = f"{self.dtype}, {self.device}", "" if self.dtype == torch.bfloat16 else self.products.why
+        if products and self._kept_full:
+            products += f"; {self._kept_full} convolutions stay float32, where errors would add up: linear bottlenecks"
         return plan_table(self.program, self.composite.name, where, self.coefficients, paths, products)
 
     def _repr_html_(self) -> str:
