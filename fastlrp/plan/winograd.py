@@ -86,7 +86,7 @@ def rises(weight: Tensor) -> bool:
     """Whether no output may be lowered by far more than it, and most others, may be raised.
 
     One that a single input holds down is alive where that input is zero, and far below zero next to it, which is what a
-    tile is rounded relative to. Outputs that may be raised as far make relevance that an error as large is small beside.
+    tile is rounded relative to. Beside the relevance of outputs that may be raised as far such an error is small.
     """
     rows = weight.detach().flatten(1)
     above, below = rows.amax(1).clamp(min=0), (-rows.amin(1)).clamp(min=0)
