@@ -14,6 +14,9 @@ from fastlrp.plan.plan import Plan
 from fastlrp.run import runner
 from fastlrp.run.finite import all_finite
 
+LARGE = 1e36
+"""Inputs from which on the parts of Winograd's filtering may overflow where sums do not."""
+
 
 def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | None:
     """Why relevance is not finite: the first layer whose output is not, or the first that makes relevance so.
@@ -35,7 +38,7 @@ def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | 
         return (
             f"the model's output is NaN or infinite for {samples}, so there is nothing to explain. The first layer "
             f"whose output is not finite is {found}: look at its weights and its input "
-            f"({_range(state, found.inputs)}), or give the model a wider dtype"
+            f"({_range(state, found.inputs)}), or give the model a wider dtype{_filtering(plan, state, found)}"
         )
     found_at = _first_on_the_way_down(plan, state, initial)
     if found_at is None:
@@ -45,6 +48,17 @@ def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | 
         grows
         or "A denominator is zero or the numbers are too large for the dtype: use a larger epsilon there, another "
         "rule, or a float64 copy of the model (copy.deepcopy(model).double(), x.double())"
+    )
+
+
+def _filtering(plan: Plan, state: list[Any], node: Node) -> str:
+    """What to do where parts of tiles may be too large, but not the sums."""
+    filtered = any(row.node is node and row.filtered | row.looked for row in plan.rows)
+    if not filtered or all(float(state[v.index].abs().max()) < LARGE for v in node.inputs if state[v.index].numel()):
+        return ""
+    return (
+        ". If the model itself gives finite numbers: this layer goes by Winograd's filtering, whose parts are larger "
+        "than sums; Explainer(..., precision='float32') keeps plain ones"
     )
 
 

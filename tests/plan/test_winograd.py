@@ -221,6 +221,22 @@ def test_which_outputs_are_held_down():
     assert not winograd.rises(-torch.rand(32, 64, 3, 3)), "biases alone raise these"
 
 
+def test_inputs_whose_parts_overflow_are_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 576, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+    x = torch.empty(1, 32, 24, 24).uniform_(-1e38, 1e38)
+    assert model(x).isfinite().all()
+    with pytest.raises(fastlrp.NotFiniteError, match=r"is conv2d \(0\): .* goes by Winograd's .* precision='float32'"):
+        fastlrp.explain(model, x, 0)
+    assert fastlrp.explain(model, x, 0, precision="float32").isfinite().all()
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(fastlrp.NotFiniteError, match=r"wider dtype$"):
+        fastlrp.explain(model, x / 1e38, 0)
+
+
 class Shaded(nn.Module):
     """Where the picture is dark a layer's outputs come from its bias alone, and all that raises them is tiny."""
 
