@@ -7,7 +7,7 @@ cached is ``u * factor`` and ``v * factor``. The steps that multiply by them: :m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,9 @@ def of_changed_weights(
     """
     bias = None if zero_bias else layer.bias
     weight, shift = modify(layer.weight), bias if bias is None or not modify_bias else modify(bias)
+    stabilizer = Stabilizer.ensure(stabilizer)
+    if b.dtype == torch.float16 and z is None:
+        weight, shift, stabilizer = _in_range(layer, bias, modify, modify_bias, stabilizer)
     raised, bounded = raises and is_raised(layer, flow, zero_bias), raises and is_bounded(b, layer, flow, zero_bias)
     if z is None:
         least = flow.factor.value if raised and (layer.filters_sums if bounded else layer.looks) else None
@@ -102,8 +105,24 @@ def of_changed_weights(
             b.note_filtered("denominators", looked=not bounded)
             sums = layer.of_input(weight, shift, True, True) if bounded else looked(layer, weight, shift)
             z = b.cache(sums, [layer.x.index, least.index], layer.y.numel)
-    u, _ = pair(b, layer, "epsilon", 1, Stabilizer.ensure(stabilizer), [z, None, None, b.slot_of(flow.factor)])
+    u, _ = pair(b, layer, "epsilon", 1, stabilizer, [z, None, None, b.slot_of(flow.factor)])
     return Coefficients(u, None, weight, splits=False, bounded=bounded)
+
+
+def _in_range(
+    layer: AffineLayer, bias: Tensor | None, modify: Callable[[Tensor], Tensor], modify_bias: bool, st: Stabilizer
+) -> tuple[Tensor, Tensor | None, Stabilizer]:
+    """``modify(W)``, its bias and epsilon, all divided by how much larger than W it is: relevance is the same.
+
+    ``W + gamma W+`` times ``1 / z``, which is as much smaller, leaves less of relevance than float16 holds.
+    """
+    dtype, weight = layer.weight.dtype, modify(wide(layer.weight))
+    shift = bias if bias is None or not modify_bias else modify(wide(bias))
+    if not weight.numel():
+        return weight.to(dtype), None if shift is None else shift.to(dtype), st
+    by = max(1.0, float(weight.abs().max()) / max(float(layer.weight.abs().max()), torch.finfo(torch.float32).tiny))
+    found = (weight / by).to(dtype), None if shift is None else (wide(shift) / by).to(dtype)
+    return *found, st if st.relative else replace(st, epsilon=st.epsilon / by)
 
 
 def part_coefficient(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer, same_layout
+from fastlrp.plan.narrow import in_float32
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
 from fastlrp.plan.ups import products_up, up_through
@@ -110,25 +111,38 @@ def constant_shares(
     weight: Tensor,
     bias: Tensor | None,
     scale: Tensor | float = 1.0,
+    exact: bool = False,
 ) -> int:
     """Slot of ``factor / st(sum_i w_ij + b_j)``: denominators that do not depend on the input are constants of a plan.
 
-    Weight and bias in float32 or wider, :func:`~fastlrp.plan.narrow.wide`.
+    Weight and bias in float32 or wider, :func:`~fastlrp.plan.narrow.wide`, in which the shares stay if ``exact``.
     """
     ones = torch.ones((1, *layer.x.sizes), dtype=weight.dtype, device=weight.device)
-    inverse = (scale * stabilizer.reciprocal(layer.apply(ones, weight, bias))).to(layer.weight.dtype)
+    inverse = scale * stabilizer.reciprocal(layer.apply(ones, weight, bias))
+    inverse = inverse if exact else inverse.to(layer.weight.dtype)
     factor = b.slot_of(flow.factor)
 
     def shares(read: Tensor) -> Tensor | None:
         return same_layout(layer, inverse.expand_as(read) if factor is None else read * inverse)
 
-    return b.cache(shares, [layer.y.index if factor is None else factor], layer.y.numel)
+    ins = [layer.y.index if factor is None else factor]
+    return b.cache(shares, ins, layer.y.numel, itemsize=weight.dtype.itemsize if exact else None)
 
 
-def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int) -> None:
-    """``R_in = W^T(u F)``, not times the input."""
+def forms_shares_in_float32(b: Builder) -> bool:
+    """Whether shares that do not depend on the input are formed in float32, as are products with them.
+
+    Among hundreds of inputs each gets less of relevance than float16 holds, and all outputs together what it does.
+    """
+    return b.dtype == torch.float16
+
+
+def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int, exact: bool = False) -> None:
+    """``R_in = W^T(u F)``, not times the input; ``exact``: in float32."""
     transposed = layer.transpose(b, weight, None, signed=False, multiply=False)
-    form = layer.form(b, [(weight, u, False)])
+    form = None if exact else layer.form(b, [(weight, u, False)])
     up, slots = up_through(b, layer, weight, None, signed=False), [u, None, None]
+    if exact:
+        transposed, up = in_float32(transposed, b.dtype), in_float32(up, b.dtype)
     place = [flow.register], slots, layer.x.numel, layer.work, form
     b.send(layer.x, Flow(b.step(transposed, *place, takes_bf16=layer.is_reduced, up=up)))

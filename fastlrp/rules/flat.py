@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.input_terms import constant_shares, is_fused_input, send_flat, send_product
+from fastlrp.plan.input_terms import (
+    constant_shares,
+    forms_shares_in_float32,
+    is_fused_input,
+    send_flat,
+    send_product,
+)
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.narrow import wide
+from fastlrp.plan.narrow import in_float32, wide
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
 from fastlrp.plan.ups import products_up
@@ -42,14 +48,16 @@ class Flat(WeightRule):
         return "equal"
 
     def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
-        weight = torch.ones_like(layer.weight)
-        u = constant_shares(b, layer, flow, Stabilizer.ensure(self.stabilizer), wide(weight), None)
-        if is_fused_input(b, layer):
+        weight, fused = torch.ones_like(layer.weight), is_fused_input(b, layer)
+        exact = forms_shares_in_float32(b) and not fused
+        u = constant_shares(b, layer, flow, Stabilizer.ensure(self.stabilizer), wide(weight), None, exact=exact)
+        weight = wide(weight) if exact else weight
+        if fused:
             send_flat(b, layer, flow, u)
         elif layer.node.kind == "conv" and layer.geometry.groups == 1:
-            _send_box_filter(b, layer, flow, weight, u)
+            _send_box_filter(b, layer, flow, weight, u, exact)
         else:
-            send_product(b, layer, flow, weight, u)
+            send_product(b, layer, flow, weight, u, exact)
 
 
 def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize) -> tuple[Tensor, Ledger]:
@@ -61,7 +69,7 @@ def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize) -> tuple[Tensor
     return redistribute([part], None, R, st)
 
 
-def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int) -> None:
+def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int, exact: bool) -> None:
     """All input channels get the same: the sum over output channels comes first, then one box filter."""
     x = layer.x
     narrow = layer.transpose(b, weight[:1, :1], None, signed=False, multiply=False)
@@ -71,11 +79,12 @@ def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor,
         unit = summed.new_ones(1).expand(summed.shape[0], *summed.shape[2:])
         return narrow(summed, unit, None, None).expand(-1, -1, x.sizes[0], *x.sizes[1:])
 
-    wide = products_up(layer, weight[:1, :1], None, signed=False)
+    through_box = products_up(layer, weight[:1, :1], None, signed=False)
 
     def up(t: Tensor, u: Tensor) -> Tensor:
         summed = t.sum(2, keepdim=True)
         unit = summed.new_ones(1).expand(summed.shape[0], 1, *layer.y.sizes[1:])
-        return multiply(wide(summed, unit, None, None), u)
+        return multiply(through_box(summed, unit, None, None), u)
 
-    b.send(x, Flow(b.step(box_filter, [flow.register], [u], x.numel, up=up)))
+    run, back = (in_float32(box_filter, b.dtype), in_float32(up, b.dtype)) if exact else (box_filter, up)
+    b.send(x, Flow(b.step(run, [flow.register], [u], x.numel, up=back)))

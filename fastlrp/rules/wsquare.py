@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.input_terms import constant_shares, is_fused_input, send_from_input, send_product
+from fastlrp.plan.input_terms import (
+    constant_shares,
+    forms_shares_in_float32,
+    is_fused_input,
+    send_from_input,
+    send_product,
+)
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import wide
 from fastlrp.plan.steps import Flow
@@ -44,15 +50,18 @@ class WSquare(WeightRule):
     def lower(self, b: Builder, layer: AffineLayer, flow: Flow) -> None:
         squares, largest = wide(layer.weight).square(), 1.0
         bias = None if self.zero_bias or layer.bias is None else wide(layer.bias).square()
+        fused = is_fused_input(b, layer)
+        exact = forms_shares_in_float32(b) and not fused
         if squares.dtype != layer.weight.dtype and squares.numel():
             # Squares of small weights vanish in 16 bits: what is divided out again is the largest of them.
             largest = squares.max().clamp(min=torch.finfo(squares.dtype).tiny)
-        u = constant_shares(b, layer, flow, Stabilizer.ensure(self.stabilizer), squares, bias, largest)
-        weight = (squares / largest).to(layer.weight.dtype)
-        if is_fused_input(b, layer):
+        u = constant_shares(b, layer, flow, Stabilizer.ensure(self.stabilizer), squares, bias, largest, exact)
+        weight = squares / largest
+        weight = weight if exact else weight.to(layer.weight.dtype)
+        if fused:
             send_from_input(b, layer, flow, [(weight, u, None)], layer.form(b, [(weight, u, False)]))
         else:
-            send_product(b, layer, flow, weight, u)
+            send_product(b, layer, flow, weight, u, exact)
 
 
 def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize, zero_bias: bool = False) -> tuple[Tensor, Ledger]:

@@ -192,6 +192,35 @@ def test_switched_or_traced_operands_take_the_plain_way():
     assert relative_error(record.relevance(1).detach(), plain(x, 1)) <= 5e-6
 
 
+@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_alpha2_beta1", "zplus", "gradient"])
+def test_outputs_that_one_input_holds_down_are_plain(composite):
+    """Where it is zero they are alive, and next to where it is not: a thousand times further below zero than that."""
+    model, x = network(), torch.randn(X)
+    model[5].weight.data[3:9, 4, 1, 1] = -1e4
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), 0)
+    explainer = fastlrp.Explainer(model, composite, paths="dense")
+    # Measured: 6e-7 to 6e-6, and filtered 8e-4 to 2e-3.
+    assert relative_error(explainer(x, 0).double(), right) <= 2e-5
+    assert "5" not in shown(explainer)
+    assert "2" in shown(explainer)
+
+
+def test_which_outputs_are_held_down():
+    torch.manual_seed(0)
+    weight = torch.randn(32, 64, 3, 3)
+    heavy = weight * torch.exp(4 * torch.randn_like(weight))
+    assert winograd.rises(weight)
+    assert winograd.rises(heavy / heavy.abs().amax((1, 2, 3), keepdim=True)), "of all sizes, below zero and above"
+    weight[:9] = 0
+    weight[9] = -1e-6 * weight[9].abs()
+    assert winograd.rises(weight), "outputs that are dead, or far below others in size"
+    weight[10, 3] *= 100
+    assert winograd.rises(weight), "some lower it and others raise it"
+    weight[11, 5, 0, 2] = -200
+    assert not winograd.rises(weight)
+    assert not winograd.rises(-torch.rand(32, 64, 3, 3)), "biases alone raise these"
+
+
 class Shaded(nn.Module):
     """Where the picture is dark a layer's outputs come from its bias alone, and all that raises them is tiny."""
 
