@@ -156,7 +156,7 @@ class AffineLayer:
         return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
 
     def part_key(self, negative: bool, has_no_bias: bool, in_full: bool = False) -> tuple[Any, ...]:
-        """Under which a plan keeps the slot of ``P + b+``; ``in_full``: of float32, whatever the layer's products read."""
+        """Under which a plan keeps the slot of ``P + b+``; ``in_full``: of float32 although the layer's products are not."""
         return "part", self.node, negative, has_no_bias, self.is_reduced, in_full and self.is_reduced
 
     def _reduced_transpose(
