@@ -18,9 +18,9 @@ from benchmarks import tables
 from benchmarks.machine import commit, machine
 from benchmarks.one_target import least
 from fastlrp.backends.extension import extension
-from fastlrp.plan import packed, winograd
-from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import packed, winograd
+from fastlrp.plan.products.channels_last import channels_last
 
 GEOMETRY = ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 

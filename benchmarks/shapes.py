@@ -23,7 +23,7 @@ from benchmarks.providers import composite
 from fastlrp import library
 from fastlrp.backends import dispatch
 from fastlrp.composites import Composite
-from fastlrp.plan import layer_calls
+from fastlrp.plan.products import layer_calls
 from fastlrp.run import runner
 
 CPU = torch.device("cpu")

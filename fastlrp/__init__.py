@@ -16,8 +16,8 @@ from fastlrp.layerwise import lrp
 from fastlrp.parts import generated, similarity, tokens_by_layers
 from fastlrp.plan.assign import register_rule
 from fastlrp.run.record import ForwardRecord
-from fastlrp.spellings import each, next_tokens
 from fastlrp.stabilizer import Stabilizer
+from fastlrp.targets.spellings import each, next_tokens
 
 if TYPE_CHECKING:
     from fastlrp import compat, frequencies, functional, info, io, nn, outputs, report, tune, viz

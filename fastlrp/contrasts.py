@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.class_names import Labels, by_number
 from fastlrp.groups import Groups
 from fastlrp.run.record import ForwardRecord
 from fastlrp.run.up.direction import Direction
+from fastlrp.targets.class_names import Labels, by_number
 
 
 def contrastive(

@@ -13,12 +13,10 @@ from torch.nn.parameter import is_lazy
 from fastlrp import composites, markup
 from fastlrp.backends.dispatch import BACKENDS
 from fastlrp.capture.chosen import Output
-from fastlrp.class_names import Labels, Names, of_model
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
 from fastlrp.eager import eager
 from fastlrp.groups import Groups
-from fastlrp.initial import Initial
 from fastlrp.pickling import Carried, plain
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.table import size_text
@@ -32,6 +30,8 @@ from fastlrp.run.record import ForwardRecord
 from fastlrp.run.replay import Replay
 from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.run.up.direction import Direction
+from fastlrp.targets.class_names import Labels, Names, of_model
+from fastlrp.targets.initial import Initial
 from fastlrp.verify.compare import verify
 from fastlrp.verify.verification import Verification
 

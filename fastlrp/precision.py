@@ -28,7 +28,7 @@ class Products:
 
     Attributes:
         convolutions, matrices: whether those of convolutions, and of linear layers, read bfloat16.
-        filtered: whether convolutions of float32 may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`.
+        filtered: whether convolutions of float32 may go by Winograd's filtering, :mod:`fastlrp.plan.products.winograd`.
         why: of reduced products, or why there are none although something asks for them; empty if nothing does.
     """
 

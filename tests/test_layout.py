@@ -68,38 +68,40 @@ ORDER = """
     run.graph_inputs
     run.accept run.inputs run.sink run.threads plan.table
     run.finite
-    plan.transpose plan.even plan.bottlenecks
+    plan.transpose plan.products.even plan.bottlenecks
     rules
     plan.two_coefficients
     plan.coefficients
-    plan.late plan.input_terms plan.looked_sums plan.point_sums plan.rest plan.both
+    plan.late plan.input_terms plan.products.looked_sums plan.products.point_sums plan.products.rest plan.products.both
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
     capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
-    plan.builder plan.passes.placing plan.layouts plan.passes.summing plan.few plan.looked_narrow
+    plan.builder plan.passes.placing plan.products.layouts
+    plan.passes.summing plan.products.few plan.products.looked_narrow
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
-    plan.forward_builder plan.path plan.packed
-    plan.neck plan.infinite plan.layer_calls plan.looked plan.point
+    plan.forward_builder plan.path plan.products.packed
+    plan.neck plan.infinite plan.products.layer_calls plan.products.looked plan.products.point
     capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax
-    capture.arguments plan.forms plan.narrow plan.channels_last plan.reduced plan.step_names plan.absent plan.bind
+    capture.arguments plan.forms plan.narrow plan.products.channels_last
+    plan.products.reduced plan.step_names plan.absent plan.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
     capture.trace.recurrent capture.trace.padded
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
     capture.trace.traced capture.trace.methods capture.training
-    target_names
-    targets
-    class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
+    targets.target_names
+    targets.targets
+    targets.class_names capture.trace.attributes capture.trace.bystanders capture.fingerprint capture.structure
     capture.trace.quick_shapes capture.trace.functions
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
     capture.wording capture.branches capture.trace.quiet capture.trace.sequence_shapes
     tune.space tune.check
-    capture.trace.settings capture.translate.module_paths capture.translate.overlap classes
-    positions tune.attention capture.trace.shape_memory outputs
-    plan.winograd
-    initial
-    spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
-    capture.translate.mapped one_hot stabilizer eager plan.bounded
+    capture.trace.settings capture.translate.module_paths capture.translate.overlap targets.classes
+    targets.positions tune.attention capture.trace.shape_memory outputs
+    plan.products.winograd
+    targets.initial
+    targets.spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
+    capture.translate.mapped targets.one_hot stabilizer eager plan.bounded
     plan.geometry tune.workloads files kinds.vocabulary hidden
     plan.lines plan.window capture.identity
     functional
@@ -108,11 +110,12 @@ ORDER = """
     backends
     kernels
     reference aten errors _C
-    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes
+    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.products targets
     run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
 FILE_BY_FILE = (
+    "plan.products", "targets",
     "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes",
     "run", "run.sparse", "run.up", "verify", "tune",
 )  # fmt: skip

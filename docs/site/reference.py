@@ -40,9 +40,9 @@ reader = fastlrp.Explainer(words, "attnlrp")
 RESULTS = {
     "fastlrp.plan.plan.Plan": "table", "fastlrp.verify.verification.Verification": "",
     "fastlrp.verify.verification.LayerCheck": "", "fastlrp.verify.compare.verify": "",
-    "fastlrp.targets.Targets": "scores", "fastlrp.run.up.contributions.Contributions": "",
+    "fastlrp.targets.targets.Targets": "scores", "fastlrp.run.up.contributions.Contributions": "",
     "fastlrp.run.up.direction.Choice": "", "fastlrp.run.replay.Replay": "",
-    "fastlrp.spellings.Each": "", "fastlrp.spellings.NextTokens": "",
+    "fastlrp.targets.spellings.Each": "", "fastlrp.targets.spellings.NextTokens": "",
 }  # fmt: skip
 """What methods of explainers and records return, and what users call of it; everything unless it is named."""
 INNER = {

@@ -56,7 +56,7 @@ def fold_batch_norm(graph: Graph) -> None:
     """Merge each batch norm into the affine layer before it, or else into the one after it.
 
     The forward pass still computes convolution, then batch norm, as the model does (but for large convolutions on a
-    CPU, :mod:`fastlrp.plan.packed`); the weights that the rules see are merged: ``W' = s W``,
+    CPU, :mod:`fastlrp.plan.products.packed`); the weights that the rules see are merged: ``W' = s W``,
     ``b' = s (b - mean) + beta``, ``s = gamma / sqrt(var + eps)``. Into the layer after it: ``W' = W s``,
     ``b' = b + W (beta - s mean)``, if that layer does not pad. A batch norm with neither neighbour stays a layer of its
     own.

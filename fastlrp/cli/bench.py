@@ -101,7 +101,7 @@ def _input(options: dict[str, Any], screen: Screen) -> tuple[Prepared, Tensor]:
 
 def _classes(ready: Prepared, x: Tensor, spec: Any, given: bool) -> Tensor:
     """Targets as numbers ``(B, K)``, so that all explain the same."""
-    from fastlrp.targets import Targets
+    from fastlrp.targets.targets import Targets
 
     with ready.explainer.forward(x) as record:
         if record.scores.dim() != 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlrp.cli.errors import Failure, InputFailure
 from fastlrp.cli.inputs import Item
-from fastlrp.targets import Targets
+from fastlrp.targets.targets import Targets
 
 CLASS = "class"
 """Each input's own class, from a list."""

@@ -18,7 +18,7 @@ from fastlrp.cli.screen import Screen
 from fastlrp.errors import CaptureError, NotFiniteError
 from fastlrp.explainer import Explainer
 from fastlrp.precision import check_possible
-from fastlrp.spellings import each, next_tokens
+from fastlrp.targets.spellings import each, next_tokens
 from fastlrp.viz import Text, text
 from fastlrp.viz.pieces import as_text
 

@@ -15,9 +15,9 @@ from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.pool_windows import lower_pool_rule, read_pool, shares_at_pools, through_windows
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import MaxPool
 from fastlrp.plan.geometry import PoolGeometry
+from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.steps import Factor, Flow, SweepPart
 from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless

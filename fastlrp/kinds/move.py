@@ -19,7 +19,7 @@ from fastlrp.kinds.rows_taken import rows_taken
 from fastlrp.kinds.textbook import carry_back
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.channels_last import channels_last
+from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
 

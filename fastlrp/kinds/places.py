@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value
-from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.window import Window
+from fastlrp.targets.one_hot import AtPositions, OneHot
 
 Places = Callable[[Tensor], Tensor]
 """From places in the result to places in the source, -1 for what came from nowhere; tensors of integers."""
@@ -143,7 +143,7 @@ def listed(places: Tensor) -> Places:
 def keeping_one_hot(
     inverse: Callable[[Tensor], Any], places: Places, sizes: tuple[int, ...], dtype: torch.dtype | None
 ) -> Callable[..., Tensor | OneHot]:
-    """The inverse copy, which also takes :class:`~fastlrp.one_hot.OneHot` and then gives one again.
+    """The inverse copy, which also takes :class:`~fastlrp.targets.one_hot.OneHot` and then gives one again.
 
     Args:
         sizes, dtype: of the source.

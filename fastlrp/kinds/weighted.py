@@ -18,10 +18,10 @@ from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.kinds.unknown import send_unchanged
-from fastlrp.plan import winograd
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.looked_sums import is_looked, looked
+from fastlrp.plan.products import winograd
+from fastlrp.plan.products.looked_sums import is_looked, looked
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.two_coefficients import send_gradient
 from fastlrp.reference import weightless

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan import layer_calls
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.input_terms import is_fused_input
 from fastlrp.plan.layer import AffineLayer, same_layout
-from fastlrp.plan.looked_sums import denominators, looked
 from fastlrp.plan.narrow import representable, wide
+from fastlrp.plan.products import layer_calls
+from fastlrp.plan.products.looked_sums import denominators, looked
 from fastlrp.plan.steps import Factor, Flow, SweepPart
 from fastlrp.stabilizer import Stabilizer
 
@@ -34,8 +34,8 @@ class Coefficients:
         splits: whether ``v`` goes with ``W+`` where the input is positive and with ``W-`` where it is negative.
         gamma: of the generalised gamma rule, whose two products one sparse kernel does together; None for others.
         bounded: whether the arriving factor over the denominator is at most one in size wherever relevance stands, and
-            what arrives is even (:mod:`fastlrp.plan.even`). An error that is small beside a layer's largest sums is
-            then small beside its relevance, too.
+            what arrives is even (:mod:`fastlrp.plan.products.even`). An error that is small beside a layer's largest
+            sums is then small beside its relevance, too.
     """
 
     u: int | None

@@ -34,7 +34,8 @@ class ForwardBuilder:
         keyed: slots by the names under which another plan has the same. slot_bytes: of caches, per sample.
         numbers: slots that hold one number everywhere, known beforehand.
         uneven: values whose relevance per unit may differ from place to place by more than the network's weights make
-            it, :mod:`fastlrp.plan.even`; complete when all is lowered. filtered: those that Winograd's filtering
+            it, :mod:`fastlrp.plan.products.even`; complete when all is lowered. filtered: those that Winograd's
+            filtering
             may make, and how they are made in the end: ``"plain"``, ``"filtered"``, ``"alike"``, ``"looked"`` or
             ``"looked, alike"``.
         passed: max-pools of maps that relevance per unit of activation passes as it is.

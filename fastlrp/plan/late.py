@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.one_hot import OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.ups import up_through
+from fastlrp.targets.one_hot import OneHot
 
 
 def is_late(b: Builder, layer: AffineLayer, flow: Flow, u: int | None, v: int | None) -> bool:

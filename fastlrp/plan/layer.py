@@ -15,12 +15,12 @@ from fastlrp.aten.conv import convolution, few_channels
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
-from fastlrp.plan import few, layer_calls, looked, looked_narrow, packed, point, reduced, winograd
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
-from fastlrp.plan.layouts import Layouts
+from fastlrp.plan.products import few, layer_calls, looked, looked_narrow, packed, point, reduced, winograd
+from fastlrp.plan.products.channels_last import channels_last
+from fastlrp.plan.products.layouts import Layouts
 from fastlrp.precision import FULL, Products, instruction_set
 
 
@@ -28,15 +28,15 @@ class AffineLayer:
     """An affine node with its merged parameters: forward as a function of weight and bias, and its transpose.
 
     Attributes:
-        is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.reduced`.
-        is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.point`.
-        packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.packed`.
-        filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.winograd`; filters_sums: whether
-            denominators and what flows down may, too, which products of bfloat16 on AMX are faster for.
+        is_reduced: whether its products read bfloat16, :mod:`fastlrp.plan.products.reduced`.
+        is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.products.point`.
+        packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.products.packed`.
+        filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.products.winograd`; filters_sums:
+            whether denominators and what flows down may, too, which products of bfloat16 on AMX are faster for.
         looks_ahead: whether the forward pass may where the rules do not allow it, after a look at the numbers,
-            :mod:`fastlrp.plan.looked`; looks: whether denominators may, too; looks_down: and what flows down, which
-            products of bfloat16 may be faster for.
-        subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.rest`.
+            :mod:`fastlrp.plan.products.looked`; looks: whether denominators may, too; looks_down: and what flows down,
+            which products of bfloat16 may be faster for.
+        subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.products.rest`.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class AffineLayer:
         return convolution(given, narrow, shift, *self.geometry.arguments).to(x.dtype)
 
     def part_key(self, negative: bool, has_no_bias: bool, in_full: bool = False) -> tuple[Any, ...]:
-        """Under which a plan keeps the slot of ``P + b+``; ``in_full``: of float32 although the layer's products are not."""
+        """Under which a plan keeps the slot of ``P + b+``; ``in_full``: of float32, in spite of bfloat16 products."""
         return "part", self.node, negative, has_no_bias, self.is_reduced, in_full and self.is_reduced
 
     def _reduced_transpose(

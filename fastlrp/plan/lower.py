@@ -18,8 +18,8 @@ from fastlrp.kinds.shares import send_shares
 from fastlrp.plan.assign import registrable
 from fastlrp.plan.bottlenecks import kept_full
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.even import begins_even, compares, divides_by_output, divides_by_sum, stays_even
 from fastlrp.plan.infinite import finite, masked_with_infinity
+from fastlrp.plan.products.even import begins_even, compares, divides_by_output, divides_by_sum, stays_even
 from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
 

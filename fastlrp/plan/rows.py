@@ -8,7 +8,7 @@ from typing import Literal
 from fastlrp.capture.graph import Node
 
 Filtered = Literal["forward", "denominators", "down"]
-"""Products of a layer that Winograd's filtering may make, :mod:`fastlrp.plan.winograd`."""
+"""Products of a layer that Winograd's filtering may make, :mod:`fastlrp.plan.products.winograd`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Row:
     Attributes:
         rule: as text. flows: what leaves, ``"c"``, ``"R"`` or ``"f*F"``. backend: of the kernels that do it.
         slots: of coefficients made for it. filtered: those of its products that Winograd's filtering makes. looked:
-            those that it makes where a look at the numbers of a call allows it, :mod:`fastlrp.plan.looked`.
+            those that it makes where a look at the numbers of a call allows it, :mod:`fastlrp.plan.products.looked`.
     """
 
     node: Node

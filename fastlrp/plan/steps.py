@@ -111,8 +111,9 @@ class BackwardStep:
         least: as many targets cost no more than one (sparse kernels take them in multiples of a vector).
         reduced: the same as ``run`` with the result's channels summed up, ``(B, K, 1, *S)``.
         unpool, unpooled: of a max-pool and of the layer above it, which :mod:`fastlrp.plan.passes.fusion` joins.
-        accepts_one_hot: whether ``run`` takes :class:`~fastlrp.one_hot.OneHot` in the place of initial relevance.
-        keeps_one_hot: whether it then gives another :class:`~fastlrp.one_hot.OneHot`, as copies do.
+        accepts_one_hot: whether ``run`` takes :class:`~fastlrp.targets.one_hot.OneHot` in the place of initial
+            relevance.
+        keeps_one_hot: whether it then gives another :class:`~fastlrp.targets.one_hot.OneHot`, as copies do.
         up: the transpose, ``up(*registers[out…], *state[slots…])``: what the results' cotangents ``(B, G, …)`` are at
             ``ins``; with several ins a tuple. Of several results those may be None that nothing comes from. None: it
             is found by automatic differentiation, see :mod:`fastlrp.plan.transpose`.

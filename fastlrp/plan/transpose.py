@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.one_hot import AtPositions
 from fastlrp.plan.steps import BackwardStep
+from fastlrp.targets.one_hot import AtPositions
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten import _product
-from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import Coefficients, goes_in_float32
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
@@ -22,6 +21,7 @@ from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.ups import up_through
+from fastlrp.targets.one_hot import AtPositions, OneHot
 
 
 def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coefficients, signed: bool) -> None:

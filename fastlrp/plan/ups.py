@@ -15,10 +15,10 @@ from torch import Tensor
 from fastlrp.aten import _product
 from fastlrp.aten._zeros import leading_zeros
 from fastlrp.backends.dispatch import FUSED
-from fastlrp.plan import reduced
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.products import reduced
+from fastlrp.plan.products.channels_last import channels_last
 
 
 class TurnedWeight:

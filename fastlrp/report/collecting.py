@@ -10,13 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from fastlrp.explainer import Explainer
-from fastlrp.initial import Initial
 from fastlrp.report import ledger as ledgers
 from fastlrp.report.facts import named_truth, probabilities_of
 from fastlrp.report.maps import Maps
 from fastlrp.report.sample import Sample
-from fastlrp.target_names import checked_names, known_names
-from fastlrp.target_names import target_names as names_of_targets
+from fastlrp.targets.initial import Initial
+from fastlrp.targets.target_names import checked_names, known_names
+from fastlrp.targets.target_names import target_names as names_of_targets
 
 BLOCK = 64
 """Maps of each layer that are in float32 at once, where the explainer has no ``max_memory`` of its own."""

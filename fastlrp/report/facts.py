@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.targets import Targets
+from fastlrp.targets.targets import Targets
 
 PROBABILITIES = ("softmax", "sigmoid")
 

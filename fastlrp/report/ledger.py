@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.run.record import ForwardRecord
-from fastlrp.targets import Targets
+from fastlrp.targets.targets import Targets
 from fastlrp.verify.compare import Comparison
 from fastlrp.verify.verification import Verification
 

@@ -17,8 +17,8 @@ from fastlrp.report.sample import check_targets
 from fastlrp.run.names import input_values
 from fastlrp.run.record import ForwardRecord
 from fastlrp.run.up.grouped import resolved_groups
-from fastlrp.target_names import checked_names
-from fastlrp.target_names import target_names as names_of_targets
+from fastlrp.targets.target_names import checked_names
+from fastlrp.targets.target_names import target_names as names_of_targets
 
 KEEP = 2000
 """Targets of a sample that are stored: those with the best scores, and the strongest of each part."""

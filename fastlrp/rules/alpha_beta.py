@@ -9,14 +9,14 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from fastlrp.plan.both import transpose_of_both
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import goes_in_float32, is_bounded, only_positive_outputs, part, part_coefficient
 from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, split_terms
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
-from fastlrp.plan.point_sums import coefficients as point_coefficients
-from fastlrp.plan.rest import both_coefficients, subtracts
+from fastlrp.plan.products.both import transpose_of_both
+from fastlrp.plan.products.point_sums import coefficients as point_coefficients
+from fastlrp.plan.products.rest import both_coefficients, subtracts
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.two_coefficients import without_last
 from fastlrp.plan.ups import up_through

@@ -20,7 +20,7 @@ from fastlrp.plan.coefficients import (
     subtracts_itself,
 )
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.point_sums import coefficients as point_coefficients
+from fastlrp.plan.products.point_sums import coefficients as point_coefficients
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import (
     Affine,

@@ -15,7 +15,7 @@ from fastlrp.plan.coefficients import only_positive_outputs
 from fastlrp.plan.input_terms import is_fused_input, send_from_input
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import representable, wide
-from fastlrp.plan.rest import box_coefficient
+from fastlrp.plan.products.rest import box_coefficient
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
 from fastlrp.plan.ups import up_through

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import Coefficients, is_bounded, part, part_coefficient
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.point_sums import coefficients as point_coefficients
+from fastlrp.plan.products.point_sums import coefficients as point_coefficients
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import (
     Affine,

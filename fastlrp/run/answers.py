@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.errors import NotFiniteError
-from fastlrp.one_hot import OneHot
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.neck import Neck
 from fastlrp.plan.path import Path
@@ -32,7 +31,8 @@ from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Specialized
 from fastlrp.run.threads import Computing
 from fastlrp.run.up.direction import Choice
-from fastlrp.targets import Targets
+from fastlrp.targets.one_hot import OneHot
+from fastlrp.targets.targets import Targets
 
 BASIS_BYTES = 64 << 20
 """Largest result of one block of basis vectors."""

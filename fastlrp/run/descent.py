@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.one_hot import AtPositions, OneHot
-from fastlrp.plan.reduced import widened
+from fastlrp.plan.products.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 from fastlrp.run.parted import Parted, Rows, of_rows
 from fastlrp.run.reach import Reach
+from fastlrp.targets.one_hot import AtPositions, OneHot
 
 
 @dataclass(eq=False)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value
-from fastlrp.one_hot import OneHot
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.plan import Plan
 from fastlrp.run import runner
 from fastlrp.run.finite import all_finite
+from fastlrp.targets.one_hot import OneHot
 
 
 def not_finite(plan: Plan, state: list[Any], initial: Tensor | OneHot) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.run.inputs import Inputs
-from fastlrp.spellings import NextTokens
+from fastlrp.targets.spellings import NextTokens
 
 _OTHER = ("mask", "type", "position")
 """Parts of the names of integer inputs that are no ids."""

@@ -21,7 +21,7 @@ from fastlrp.run.up.direction import Choice, Direction
 from fastlrp.run.up.grouped import Question, resolved_groups
 from fastlrp.run.up.meeting import Arrived
 from fastlrp.run.up.middle import Edge, to_edge
-from fastlrp.targets import Targets
+from fastlrp.targets.targets import Targets
 
 Over = Literal["targets", "groups"]
 

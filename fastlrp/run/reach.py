@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.looking import may_look
-from fastlrp.one_hot import AtPositions, OneHot
+from fastlrp.targets.one_hot import AtPositions, OneHot
 
 LEAST_SAVED = 1 / 16
 """Share of the positions that has to be behind the last target, so that it is worth looking."""

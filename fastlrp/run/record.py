@@ -12,12 +12,10 @@ from torch import Tensor
 
 from fastlrp import composites
 from fastlrp.capture.graph import Value
-from fastlrp.class_names import Labels, by_number
 from fastlrp.composites import Composite
 from fastlrp.eager import eager, eager_blocks
 from fastlrp.errors import NotFiniteError
 from fastlrp.groups import Groups
-from fastlrp.initial import Initial
 from fastlrp.progress import Progress, Wish
 from fastlrp.run import runner
 from fastlrp.run.diagnose import not_finite
@@ -29,8 +27,10 @@ from fastlrp.run.inputs import Relevance
 from fastlrp.run.names import layer_names
 from fastlrp.run.up.contributions import Contributions
 from fastlrp.run.up.direction import Choice, Direction
-from fastlrp.spellings import next_tokens
-from fastlrp.targets import Targets
+from fastlrp.targets.class_names import Labels, by_number
+from fastlrp.targets.initial import Initial
+from fastlrp.targets.spellings import next_tokens
+from fastlrp.targets.targets import Targets
 from fastlrp.transforms import refuse_transforms
 
 
@@ -108,8 +108,8 @@ class ForwardRecord(ForwardPass):
         """Relevance of the input for K targets.
 
         Args:
-            targets: see :class:`fastlrp.targets.Targets`; also ``"next"``: each next token of the text that the model
-                was given, at the position before it.
+            targets: see :class:`fastlrp.targets.targets.Targets`; also ``"next"``: each next token of the text that the
+                model was given, at the position before it.
             initial: ``"output"``, ``"one"`` or a callable from the output to initial relevance.
             layers: module paths, or ``"all"``: also give the relevance of those modules' outputs. Functional calls are
                 named ``path.operation``, see :attr:`layer_names`.
@@ -117,7 +117,7 @@ class ForwardRecord(ForwardPass):
             out: tensor, NumPy array or memmap of the result's shape to write into (with ``layers`` or several
                 inputs: a dict of them by name).
             at: positions of the targets on an output ``(B, S, V)``: one, a list, ``fastlrp.each(…)``, ``"all"``,
-                ``"pairs"``; see :class:`fastlrp.targets.Targets`.
+                ``"pairs"``; see :class:`fastlrp.targets.targets.Targets`.
             progress: True shows how many targets are done and the time left; ``"auto"`` shows it from the third
                 second on; see :mod:`fastlrp.progress`.
             groups: parts of the input whose relevance is asked for as a whole: ``"tokens"`` (of ids or of a

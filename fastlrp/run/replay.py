@@ -17,12 +17,9 @@ from torch import Tensor
 
 from fastlrp.capture import structure as structures
 from fastlrp.capture.export import EXPORTING
-from fastlrp.classes import Terms
-from fastlrp.initial import Initial
 from fastlrp.looking import LOOKS
 from fastlrp.plan.passes.fusion import fuse_unpooling
 from fastlrp.plan.steps import Steps
-from fastlrp.positions import positions
 from fastlrp.run.answers import Answers
 from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.plans import Plans
@@ -30,7 +27,10 @@ from fastlrp.run.prepared import Prepared
 from fastlrp.run.record import ForwardRecord
 from fastlrp.run.recording import CudaGraph, Recording
 from fastlrp.run.sparse.specialize import Specialized
-from fastlrp.targets import Targets
+from fastlrp.targets.classes import Terms
+from fastlrp.targets.initial import Initial
+from fastlrp.targets.positions import positions
+from fastlrp.targets.targets import Targets
 
 
 class Replay:
@@ -49,7 +49,8 @@ class Replay:
             wait for the device.
         reduce: ``"channels"`` sums over the channel axis. max_memory: in bytes, see :class:`fastlrp.Explainer`.
         recording: what repeats the work; a CUDA graph if None.
-        at: positions of all targets to come, see :class:`fastlrp.targets.Targets`; K counts every target at each.
+        at: positions of all targets to come, see :class:`fastlrp.targets.targets.Targets`; K counts every target at
+            each.
 
     Raises:
         RuntimeError: without a GPU, or if something in the model or in a custom rule waits for the device.

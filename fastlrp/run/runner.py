@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Value
 from fastlrp.capture.signs import nonnegative
-from fastlrp.one_hot import OneHot
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.kept import Keep
 from fastlrp.plan.lines import Line
@@ -34,6 +33,7 @@ from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.specialize import Outlook, Specialized
 from fastlrp.run.sparse.wants import Choose, Patterns
 from fastlrp.run.sparse.wholes import cheapest
+from fastlrp.targets.one_hot import OneHot
 
 
 def forward(

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from fastlrp.capture.graph import Value
-from fastlrp.one_hot import AtPositions, OneHot
 from fastlrp.plan.lines import Line, backward_line
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.step_names import note_down, profiling
 from fastlrp.plan.steps import Emission, Schedule, Steps
 from fastlrp.run import runner
 from fastlrp.run.parted import Parted
+from fastlrp.targets.one_hot import AtPositions, OneHot
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import select, sparse_kernels
-from fastlrp.plan import reduced
 from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import reduced
 from fastlrp.run.sparse.rates import Rates, bf16_unit, cpu_name, own_path, write
 
 Timer = Callable[[Callable[[], object]], float]

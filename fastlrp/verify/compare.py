@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Node, Value, substitute
-from fastlrp.initial import Initial
 from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double, moderate
 from fastlrp.plan.plan import Plan
@@ -20,7 +19,8 @@ from fastlrp.progress import Progress, Wish
 from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner
 from fastlrp.run.record import ForwardRecord
-from fastlrp.targets import Targets
+from fastlrp.targets.initial import Initial
+from fastlrp.targets.targets import Targets
 from fastlrp.verify.masked import moderated
 from fastlrp.verify.relative import ALONE_TOLERANCE, TOLERANCE, coarsest, floor, most, relative, sizes
 from fastlrp.verify.verification import LayerCheck, Verification

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlrp.target_names import target_names, unnamed_targets
-from fastlrp.targets import Targets
+from fastlrp.targets.target_names import target_names, unnamed_targets
+from fastlrp.targets.targets import Targets
 from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.cells import channels_summed
 from fastlrp.viz.colors import SOFT

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastlrp.target_names import unnamed_targets
+from fastlrp.targets.target_names import unnamed_targets
 from fastlrp.viz.arrays import as_array, check_finite, picture_of, relevance_map
 from fastlrp.viz.libraries import need
 from fastlrp.viz.numbers import fixed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlrp.files import whole
-from fastlrp.target_names import unnamed_targets
+from fastlrp.targets.target_names import unnamed_targets
 from fastlrp.viz import text_lines, text_page
 from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.pieces import MARKS, Piece, folded, is_special, joined, pieces

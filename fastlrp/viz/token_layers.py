@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlrp.target_names import unnamed_targets
+from fastlrp.targets.target_names import unnamed_targets
 from fastlrp.viz.arrays import as_array, check_finite
 from fastlrp.viz.colors import SOFT, colormap
 from fastlrp.viz.labels import DPI, NORMAL, SMALL, Pen, write

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import Composite, Explainer, composites, rules
-from fastlrp.class_names import Labels
+from fastlrp.targets.class_names import Labels
 from tests.api.models import make, relative_error, samples
 
 
@@ -132,12 +132,12 @@ def test_a_rule_for_an_operation_that_no_graph_can_have():
 
 
 def test_relevance_of_the_shape_of_the_output(monkeypatch):
-    monkeypatch.setattr("fastlrp.spellings._WARNED", set())
+    monkeypatch.setattr("fastlrp.targets.spellings._WARNED", set())
     model, x = make("mlp"), samples("mlp")
     rows = torch.eye(model(x).shape[1], dtype=x.dtype)[: len(x)]
     with pytest.warns(UserWarning, match=r"is taken as \d targets for every sample.*targets.unsqueeze\(1\)"):
         found = fastlrp.explain(model, x, rows)
-    monkeypatch.setattr("fastlrp.spellings._WARNED", set())
+    monkeypatch.setattr("fastlrp.targets.spellings._WARNED", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         shared = fastlrp.explain(model, x, rows.expand(len(x), *rows.shape))

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp import spellings
-from fastlrp.one_hot import OneHot
-from fastlrp.targets import Targets
+from fastlrp.targets import spellings
+from fastlrp.targets.one_hot import OneHot
+from fastlrp.targets.targets import Targets
 from tests.api.models import gradient_times_input, relative_error, samples, shared
 
 B, S, D, V = 3, 6, 4, 9

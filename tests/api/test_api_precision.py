@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlrp
 from fastlrp import Explainer, composites, precision
-from fastlrp.plan import reduced
+from fastlrp.plan.products import reduced
 from tests.api.models import relative_error
 
 

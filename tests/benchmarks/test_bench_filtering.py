@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import filtering, layers
-from fastlrp.plan import packed, winograd
+from fastlrp.plan.products import packed, winograd
 
 pytestmark = pytest.mark.skipif(
     packed._operations() is None or winograd._kernel() is None, reason="no processor or PyTorch that gains by it"

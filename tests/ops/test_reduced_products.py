@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from fastlrp.aten.conv import conv_relevance
 from fastlrp.backends.extension import extension
-from fastlrp.plan import reduced
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import reduced
 from tests.ops.cases import channels_last, mixed, reversed_memory, same, with_gaps
 
 C = extension()

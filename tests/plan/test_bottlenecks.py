@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp import Composite, Explainer, composites, precision
-from fastlrp.plan import bottlenecks, reduced
+from fastlrp.plan import bottlenecks
+from fastlrp.plan.products import reduced
 from tests.reference.cases import relative_error
 
 

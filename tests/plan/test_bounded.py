@@ -12,8 +12,9 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.plan import plan, reduced
+from fastlrp.plan import plan
 from fastlrp.plan.bounded import Bounded
+from fastlrp.plan.products import reduced
 from fastlrp.run import answers, prepared
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites, rules
-from fastlrp.plan import packed, winograd
+from fastlrp.plan.products import packed, winograd
 from tests.reference.cases import relative_error
 
 pytestmark = pytest.mark.skipif(

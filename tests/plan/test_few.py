@@ -11,8 +11,8 @@ from torch import nn
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import few, packed, winograd
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import few, packed, winograd
 from tests.reference.cases import relative_error
 
 C = loaded()

@@ -12,9 +12,9 @@ import fastlrp
 from fastlrp import composites, rules
 from fastlrp.aten import _product
 from fastlrp.backends import extension
-from fastlrp.one_hot import AtPositions
 from fastlrp.plan.passes import joining
 from fastlrp.run import descent, reach, runner
+from fastlrp.targets.one_hot import AtPositions
 from tests.transformers.oracle import transformer
 
 S, D, V = 6, 8, 10
@@ -118,7 +118,7 @@ def test_positions_alone_give_the_same(at, composite, monkeypatch):
     assert "norm (layer_norm, FixedSigma)" in [name for name, _ in seen]
     assert "blocks.1.out (linear, Epsilon)" in [name for name, _ in seen]
     assert not any("blocks.0" in name for name, _ in seen)
-    monkeypatch.setattr("fastlrp.one_hot.OneHot._few_positions", lambda self, position: None)
+    monkeypatch.setattr("fastlrp.targets.one_hot.OneHot._few_positions", lambda self, position: None)
     seen.clear()
     torch.testing.assert_close(few, explainer(x, [1, 4, 7], at=at), rtol=1e-12, atol=1e-14)
     assert not seen

@@ -13,9 +13,9 @@ from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import both, looked, packed, winograd
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.layouts import Layouts
+from fastlrp.plan.products import both, looked, packed, winograd
+from fastlrp.plan.products.layouts import Layouts
 from tests.reference.cases import relative_error
 
 C = loaded()

@@ -12,9 +12,9 @@ from torch.nn.functional import conv_transpose2d
 
 import fastlrp
 from fastlrp import composites, rules
-from fastlrp.plan import looked, looked_narrow, packed, winograd
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.layouts import Layouts
+from fastlrp.plan.products import looked, looked_narrow, packed, winograd
+from fastlrp.plan.products.layouts import Layouts
 from fastlrp.precision import instruction_set
 from tests.plan.test_looked import Residual
 from tests.reference.cases import relative_error

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import fastlrp
-from fastlrp.plan import packed
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import packed
 from fastlrp.run import prepared
 from tests.reference.cases import relative_error
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.plan import packed, point
+from fastlrp.plan.products import packed, point
 from tests.reference.cases import relative_error
 
 pytestmark = pytest.mark.skipif(packed._operations() is None, reason="this PyTorch has no oneDNN")

@@ -12,7 +12,7 @@ import fastlrp
 from fastlrp import composites, rules
 from fastlrp.aten.elementwise import elementwise_coefficients
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import packed, point
+from fastlrp.plan.products import packed, point
 from tests.reference.cases import relative_error
 
 C = loaded()

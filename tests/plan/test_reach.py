@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from fastlrp.one_hot import OneHot
 from fastlrp.run import reach
+from fastlrp.targets.one_hot import OneHot
 from tests.transformers.oracle import Block
 
 

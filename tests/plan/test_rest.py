@@ -12,8 +12,8 @@ from torch.nn.functional import conv2d
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import packed, rest, winograd
-from fastlrp.plan.packed import Packed
+from fastlrp.plan.products import packed, rest, winograd
+from fastlrp.plan.products.packed import Packed
 from tests.reference.cases import relative_error
 
 C = loaded()

@@ -10,8 +10,9 @@ from torch import nn
 
 import fastlrp
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import coefficients, packed, winograd
+from fastlrp.plan import coefficients
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import packed, winograd
 from fastlrp.rules import zplus
 from tests.reference.cases import relative_error
 

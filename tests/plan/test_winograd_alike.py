@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import packed, winograd
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import packed, winograd
 from tests.reference.cases import relative_error
 
 C = loaded()

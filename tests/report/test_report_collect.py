@@ -11,8 +11,8 @@ import fastlrp
 from fastlrp import report
 from fastlrp.report import Maps, collect, ledger_rows
 from fastlrp.run.record import ForwardRecord
-from fastlrp.target_names import target_names
-from fastlrp.targets import Targets
+from fastlrp.targets.target_names import target_names
+from fastlrp.targets.targets import Targets
 
 CLASSES = 7
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastlrp import Explainer, composites
-from fastlrp.plan import reduced
+from fastlrp.plan.products import reduced
 from fastlrp.run.sparse import rates
 from tests.sparse import emulated
 from tests.sparse.cases import KERNELS, Problem

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp import Explainer, composites
-from fastlrp.plan import reduced
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import reduced
 from fastlrp.run.sparse.choose import Chooser
 from fastlrp.run.sparse.rates import Rates, shipped
 from tests.sparse import cases

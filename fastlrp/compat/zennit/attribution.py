@@ -96,7 +96,8 @@ class Gradient:
                 attributor was made with (the output itself, unless told otherwise). A tensor ``(K, *output.shape)``
                 asks K questions at once.
             targets: asks one question per class, each of which starts with its own entry of ``attr_output``. Classes
-                as :class:`fastlrp.targets.Targets` takes them: ``3``, ``[3, 7]``, ``"all"``, ``"top5"``, ``(B, K)``.
+                as :class:`fastlrp.targets.targets.Targets` takes them: ``3``, ``[3, 7]``, ``"all"``, ``"top5"``,
+                ``(B, K)``.
             layers: module paths, or ``"all"``: the relevance becomes a dict, that of those modules' outputs and of
                 ``"input"`` and ``"output"``.
 

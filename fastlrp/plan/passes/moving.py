@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.one_hot import AtPositions
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
+from fastlrp.targets.one_hot import AtPositions
 
 LARGEST = 1 << 22
 """Entries of the largest value whose moves are followed entry by entry, 32 MiB of numbers, once for each schedule."""

@@ -20,10 +20,9 @@ from torch import Tensor
 from fastlrp.aten._zeros import leading_zeros
 from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.one_hot import OneHot
 from fastlrp.plan.compact import Compact
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.reduced import widened
+from fastlrp.plan.products.reduced import widened
 from fastlrp.plan.step_names import note_up, profiling, record_function
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.plan.total import in_one_axis
@@ -32,6 +31,7 @@ from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.up.boxed_ups import UPS
 from fastlrp.run.up.boxes import Boxed, Boxes, form_of
 from fastlrp.run.up.tails import Tail, Tails
+from fastlrp.targets.one_hot import OneHot
 
 Cotangent = Tensor | Boxed | Tail | Compact
 """``(B, G, …)``, whole, in boxes, from a position on, or of alive neurons."""

@@ -20,7 +20,7 @@ from fastlrp.run.up.meeting import Arrived
 from fastlrp.run.up.middle import Edge
 from fastlrp.run.up.stages import TooSmallError
 from fastlrp.run.up.way_up import WayUp
-from fastlrp.targets import Targets
+from fastlrp.targets.targets import Targets
 
 DOWN_BYTES = 256 << 20
 """Relevance of entries that is held at once before it is summed over groups."""

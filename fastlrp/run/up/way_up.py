@@ -11,7 +11,6 @@ from torch import Tensor
 from fastlrp.backends.dispatch import sparse_kernels
 from fastlrp.groups import Resolved
 from fastlrp.looking import LOOKS
-from fastlrp.one_hot import OneHot
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import LANES, BackwardStep
@@ -37,7 +36,8 @@ from fastlrp.run.up.ascent import (
 from fastlrp.run.up.boxes import Box, Boxed, Boxes, boxes_of_groups, growth, maps_of_zeros, planned
 from fastlrp.run.up.stages import blocks, stages
 from fastlrp.run.up.tails import Tails
-from fastlrp.targets import Targets
+from fastlrp.targets.one_hot import OneHot
+from fastlrp.targets.targets import Targets
 
 TOP_ENTRIES = 16 << 20
 """Entries of the explained output that groups hold at once where they meet many positions."""

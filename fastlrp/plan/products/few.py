@@ -17,8 +17,8 @@ from torch import Tensor
 from fastlrp.aten.conv import few_channels
 from fastlrp.aten.elementwise import combine
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import packed
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import packed
 
 LANES = 16
 """Output channels are taken in multiples of this many."""
@@ -41,7 +41,8 @@ def transposed(
 
     Args:
         weight, positive: of the first and second term. size: of the input, ``(H, W)``. signed: whether the second goes
-            by the input's sign. plain: the same for operands that :func:`fastlrp.plan.packed.fits` is not true of.
+            by the input's sign. plain: the same for operands that :func:`fastlrp.plan.products.packed.fits` is not true
+            of.
     """
     stride, padding = list(geometry.stride), list(geometry.padding)
 

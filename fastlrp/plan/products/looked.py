@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
-from fastlrp.plan.winograd import LANES, Winograd, mixes
+from fastlrp.plan.products.winograd import LANES, Winograd, mixes
 
 MOST = 32.0
 """How many times more a place may hold than a window of its tile reads. The filtering rounds by about 1e-6 of what an
@@ -87,7 +87,7 @@ class Looked:
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, least: Tensor | None = None, alike: bool = False
     ) -> Tensor:
-        """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
+        """Only for operands that :func:`fastlrp.plan.products.packed.fits` is true of.
 
         Args:
             least: what the result is at the least, never below zero. alike: whether places that read the same numbers

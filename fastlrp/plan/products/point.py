@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import reduced
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import reduced
 from fastlrp.precision import instruction_set
 
 LANES = 16

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fastlrp.aten.conv import few_channels
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import looked, packed
 from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.products import looked, packed
 
 
 def transpose_of_both(
@@ -28,8 +28,8 @@ def transpose_of_both(
 
     Args:
         layer: whose input is never below zero. positives: weights of it. plain: the same for operands that
-            :func:`fastlrp.plan.packed.fits` is not true of. It is given what :class:`fastlrp.plan.looked.Looked` wants
-            to know last, where the layer's products are looked at.
+            :func:`fastlrp.plan.products.packed.fits` is not true of. It is given what
+            :class:`fastlrp.plan.products.looked.Looked` wants to know last, where the layer's products are looked at.
     """
     if not layer.packs or layer.is_reduced or layer.geometry.groups != 1:
         return None

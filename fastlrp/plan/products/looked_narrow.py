@@ -1,8 +1,8 @@
 """The way down of layers with products of bfloat16: by the filtering where a look at the numbers allows it.
 
 In float32 the filtering is as fast as a product of bfloat16 is, or faster, and nearly as exact as plain sums
-(:mod:`fastlrp.plan.looked`). A sample and target for which some term of the rule is not even takes products of bfloat16
-for all terms, which then add up before they are rounded.
+(:mod:`fastlrp.plan.products.looked`). A sample and target for which some term of the rule is not even takes products of
+bfloat16 for all terms, which then add up before they are rounded.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.plan import packed, reduced
-from fastlrp.plan.looked import Looked, joined, of_rows, rows_of
+from fastlrp.plan.products import packed, reduced
+from fastlrp.plan.products.looked import Looked, joined, of_rows, rows_of
 
 LaidOut = Callable[[Tensor], Any]
 """Of a weight its transpose in the form that products want; what is not ``Looked`` leaves all to bfloat16. It reads the

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.spellings import warn_if_shared
+from fastlrp.targets.spellings import warn_if_shared
 
 Initial = str | Callable[[Tensor], Tensor]
 """``"output"``, ``"one"``, or a function of the output."""

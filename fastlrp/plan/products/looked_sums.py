@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fastlrp.plan import packed
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.looked import Looked
+from fastlrp.plan.products import packed
+from fastlrp.plan.products.looked import Looked
 
 
 def is_looked(layer: AffineLayer, weight: Tensor) -> bool:

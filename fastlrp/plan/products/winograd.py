@@ -5,8 +5,8 @@ A tile of 6x6 inputs becomes 36 parts, which are multiplied with 36 parts of the
 around it, 1e-6 of them (oneDNN's own sums over channels-last maps: 5e-7), however small it is itself; only below
 max-pools dark windows are computed by themselves (csrc/cpu/conv_winograd_levels.h). So it is taken only where nothing
 is divided by less than what it is multiplied with (``bounded`` of :class:`fastlrp.plan.coefficients.Coefficients`) and
-relevance is even from place to place (:mod:`fastlrp.plan.even`), or where the numbers of a call say so
-(:mod:`fastlrp.plan.looked`).
+relevance is even from place to place (:mod:`fastlrp.plan.products.even`), or where the numbers of a call say so
+(:mod:`fastlrp.plan.products.looked`).
 
 Source: Winograd 1980; Lavin & Gray 2016; points as in Barabasz et al. 2020.
 """
@@ -167,7 +167,7 @@ class Winograd:
         self, x: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, least: Tensor | None = None,
         not_negative: bool = False, alike: bool = False, second: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Only for operands that :func:`fastlrp.plan.packed.fits` is true of.
+        """Only for operands that :func:`fastlrp.plan.products.packed.fits` is true of.
 
         Args:
             x: ``(N, C, H, W)``. bias: of the layer. scale: what ``x`` is multiplied with, of ``N / K`` samples, each

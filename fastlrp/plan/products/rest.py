@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import packed
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.products import packed
 from fastlrp.plan.steps import Flow
 from fastlrp.stabilizer import Stabilizer
 

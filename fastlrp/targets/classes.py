@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.spellings import Each, described, warn_if_ambiguous
+from fastlrp.targets.spellings import Each, described, warn_if_ambiguous
 
 Key = Callable[[Any], int]
 """From what a contrast names to the number of a class (or of an entry of the output), with its errors."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fastlrp.aten import conv as aten_conv
-from fastlrp.plan import reduced
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.looked import Looked
-from fastlrp.plan.winograd import Winograd
+from fastlrp.plan.products import reduced
+from fastlrp.plan.products.looked import Looked
+from fastlrp.plan.products.winograd import Winograd
 
 LEAST_WORK = 1 << 22
 """Floating-point operations per sample below which a layer's call costs more than its weight's layout."""

@@ -12,13 +12,13 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fastlrp.plan import reduced
-from fastlrp.plan.channels_last import channels_last
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.looked import Looked, spreads
-from fastlrp.plan.packed import Packed, of_transpose
-from fastlrp.plan.point import Point
-from fastlrp.plan.winograd import Winograd
+from fastlrp.plan.products import reduced
+from fastlrp.plan.products.channels_last import channels_last
+from fastlrp.plan.products.looked import Looked, spreads
+from fastlrp.plan.products.packed import Packed, of_transpose
+from fastlrp.plan.products.point import Point
+from fastlrp.plan.products.winograd import Winograd
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Coefficients of sums that :mod:`fastlrp.plan.point` makes, in the pass that makes these."""
+"""Coefficients of sums that :mod:`fastlrp.plan.products.point` makes, in the pass that makes these."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
-from fastlrp.plan import point
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer, same_layout
+from fastlrp.plan.products import point
 from fastlrp.plan.steps import Flow
 from fastlrp.stabilizer import Stabilizer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fastlrp.spellings import Each, each
+from fastlrp.targets.spellings import Each, each
 
 WORDS = re.compile(r"all|next|top\d+")
 """What a bare string means before it is a name."""

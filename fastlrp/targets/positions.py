@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.spellings import Each, described, warn_if_ambiguous
+from fastlrp.targets.spellings import Each, described, warn_if_ambiguous
 
 
 @dataclass(frozen=True, eq=False)

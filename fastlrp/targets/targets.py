@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.class_names import Labels
-from fastlrp.classes import TARGETS, Terms, contrasts, entries, has_contrasts, integer, integers, is_relevance, plain
-from fastlrp.initial import Initial, given_relevance, initial_values
-from fastlrp.one_hot import OneHot
-from fastlrp.positions import Positions, flat_index, positions
-from fastlrp.spellings import Each, NextTokens
+from fastlrp.targets.class_names import Labels
+from fastlrp.targets.classes import (
+    TARGETS,
+    Terms,
+    contrasts,
+    entries,
+    has_contrasts,
+    integer,
+    integers,
+    is_relevance,
+    plain,
+)
+from fastlrp.targets.initial import Initial, given_relevance, initial_values
+from fastlrp.targets.one_hot import OneHot
+from fastlrp.targets.positions import Positions, flat_index, positions
+from fastlrp.targets.spellings import Each, NextTokens
 
 
 class Targets:
@@ -25,14 +35,15 @@ class Targets:
             ``"all"``; ``"top5"``; :func:`fastlrp.each` of one class per sample; a contrast, ``{3: 1.0, 17: -1.0}``,
             one target of weighted classes, or a list with contrasts; :func:`fastlrp.next_tokens`; or a float or bool
             tensor ``(K, *output.shape[1:])`` or ``(B, K, *output.shape[1:])`` that is the initial relevance itself,
-            which an integer tensor may be too where it can't be classes, see :func:`fastlrp.classes.is_relevance`. On
-            outputs with more axes a class is an index of axis 1, unless ``at`` says otherwise.
+            which an integer tensor may be too where it can't be classes, see
+            :func:`fastlrp.targets.classes.is_relevance`. On outputs with more axes a class is an index of axis 1,
+            unless ``at`` says otherwise.
         output: the model's output ``(B, C, …)``.
         initial: ``"output"`` (the target's own score), ``"one"``, or a callable from the output to initial relevance
             of the output's shape, of which the target picks its entries. A contrast starts with weight times that.
         at: positions of an output ``(B, S, V)`` whose last axis are the classes, or places of ``(B, C, *S)``, see
-            :func:`fastlrp.positions.positions`: every target at every position, positions outermost. ``"pairs"``:
-            targets are ``(position, class)``, or tuples with an index for each axis of the output.
+            :func:`fastlrp.targets.positions.positions`: every target at every position, positions outermost.
+            ``"pairs"``: targets are ``(position, class)``, or tuples with an index for each axis of the output.
 
     Attributes:
         count: K. classes: how many there are. index: ``(B, K)`` the class of each target; None for contrasts, for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastlrp.targets import Targets
+from fastlrp.targets.targets import Targets
 
 Names = Sequence[str] | Mapping[int, str]
 

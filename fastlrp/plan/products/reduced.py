@@ -18,8 +18,8 @@ from torch import Tensor
 from fastlrp.aten import conv as aten_conv
 from fastlrp.aten.elementwise import combine
 from fastlrp.backends.extension import loaded
-from fastlrp.one_hot import AtPositions
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.targets.one_hot import AtPositions
 
 T = TypeVar("T")
 

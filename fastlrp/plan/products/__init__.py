@@ -1,0 +1,1 @@
+"""How a layer's products are computed: by Winograd's filtering, of bfloat16, with weights laid out ahead."""
