@@ -114,11 +114,11 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 def forward_conv(b: Builder, node: Node) -> None:
     """The operation itself; on a CPU by a weight that is laid out beforehand, with batch norms merged in."""
     layer = AffineLayer.of(b, node) if isinstance(plain_call(node), torch._ops.OpOverload) else None
-    if layer is None or not layer.packs or node.inputs != node.args[:1]:
+    if layer is None or not layer.choice.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return
     made = partial(layer.of_input, layer.weight, layer.bias)
-    if not layer.filters:
+    if not layer.choice.filters:
         b.add_forward(node, call=made(), with_relu=made(rectified=True))
         return
     b.filtered[layer.y] = way = _way_of(b, layer)
@@ -144,7 +144,7 @@ def _way_of(b: Builder, layer: AffineLayer) -> Callable[[], str]:
             return "plain"
         if y not in uneven:
             return "alike" if y in pooled else "filtered"
-        if not (layer.looks_ahead and is_looked(layer, layer.weight)):
+        if not (layer.choice.looks_ahead and is_looked(layer, layer.weight)):
             return "plain"
         return "looked, alike" if y in pooled else "looked"
 

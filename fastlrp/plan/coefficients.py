@@ -98,7 +98,7 @@ def of_changed_weights(
         weight, shift, stabilizer = _in_range(layer, bias, modify, modify_bias, stabilizer)
     raised, bounded = raises and is_raised(layer, flow, zero_bias), raises and is_bounded(b, layer, flow, zero_bias)
     if z is None:
-        least = flow.factor.value if raised and (layer.filters_sums if bounded else layer.looks) else None
+        least = flow.factor.value if raised and (layer.choice.filters_sums if bounded else layer.choice.looks) else None
         if least is None:
             z = b.cache(layer.of_input(weight, shift), [layer.x.index], layer.y.numel)
         else:
@@ -150,14 +150,14 @@ def part(
     if layer.bias is not None and not zero_bias:
         shift = (-layer.bias if negative else layer.bias).clamp(min=0)
     value = None if flow is None or not is_bounded(b, layer, flow, zero_bias) else flow.factor.value
-    if layer.filters_sums and not signed and not negative and value is not None:
+    if layer.choice.filters_sums and not signed and not negative and value is not None:
         b.note_filtered("denominators")
         sums = layer.of_input(positive, shift, filtered=True, takes_least=True)
         return b.cache(sums, [layer.x.index, value.index], layer.y.numel, key=("bounded part", layer.node))
     together = layer.node.kind == "conv" and layer.geometry.is_plain
     below = weight.clamp(max=0) if signed else None
     both = torch.cat([positive, below], 1) if below is not None and together else None
-    looks = flow is not None and (layer.looks if in_full else layer.looks_down)
+    looks = flow is not None and (layer.choice.looks if in_full else layer.choice.looks_down)
     divided = b.slot_of(flow.factor) if flow is not None and looks else None
 
     if divided is not None:

@@ -13,6 +13,8 @@ from fastlrp.backends.dispatch import FUSED
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import in_float32
+from fastlrp.plan.products.sparse_form import sparse_form
+from fastlrp.plan.products.transposes import transpose
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
 from fastlrp.plan.ups import products_up, up_through
@@ -139,10 +141,10 @@ def forms_shares_in_float32(b: Builder) -> bool:
 
 def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int, exact: bool = False) -> None:
     """``R_in = W^T(u F)``, not times the input; ``exact``: in float32."""
-    transposed = layer.transpose(b, weight, None, signed=False, multiply=False)
-    form = None if exact else layer.form(b, [(weight, u, False)])
+    transposed = transpose(b, layer, weight, None, signed=False, multiply=False)
+    form = None if exact else sparse_form(b, layer, [(weight, u, False)])
     up, slots = up_through(b, layer, weight, None, signed=False), [u, None, None]
     if exact:
         transposed, up = in_float32(transposed, b.dtype), in_float32(up, b.dtype)
     place = [flow.register], slots, layer.x.numel, layer.work, form
-    b.send(layer.x, Flow(b.step(transposed, *place, takes_bf16=layer.is_reduced, up=up)))
+    b.send(layer.x, Flow(b.step(transposed, *place, takes_bf16=layer.choice.is_reduced, up=up)))

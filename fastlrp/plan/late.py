@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
+from fastlrp.plan.products.transposes import transpose
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.ups import up_through
 from fastlrp.targets.one_hot import OneHot
@@ -34,7 +35,7 @@ def send_late(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
     made = _maker(b, u)
     assert made is not None
     coefficients, weight = made.run, layer.weight
-    product = layer.transpose(b, weight, None, False, multiply=False)
+    product = transpose(b, layer, weight, None, False, multiply=False)
     rows = b.operation("linear_one_hot_relevance")
 
     forward = up_through(b, layer, weight, None, False)
@@ -57,7 +58,7 @@ def send_late(b: Builder, layer: AffineLayer, flow: Flow, u: int) -> None:
     b.slot_bytes[u] = 0
     register = b.step(
         rows_or_product, [flow.register], [layer.y.index], layer.x.numel, layer.work, accepts_one_hot=True, fresh=True,
-        by_position=True, takes_bf16=layer.is_reduced, up=up, up_at=up_at,
+        by_position=True, takes_bf16=layer.choice.is_reduced, up=up, up_at=up_at,
     )  # fmt: skip
     b.send(layer.x, Flow(register, Factor(layer.x)))
 

@@ -19,6 +19,9 @@ from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, spli
 from fastlrp.plan.late import is_late, send_late
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
+from fastlrp.plan.products.fused import unpooled_transpose
+from fastlrp.plan.products.sparse_form import sparse_form
+from fastlrp.plan.products.transposes import plain_products, transpose
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.ups import up_through
 from fastlrp.targets.one_hot import AtPositions, OneHot
@@ -42,7 +45,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         positive = layer.positive if weight is layer.weight else weight.clamp(min=0)
     exact = goes_in_float32(b, layer, flow)
     for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
-    product = layer.transpose(b, for_product[0], for_product[1], split, multiply=False, bounded=found.bounded)
+    product = transpose(b, layer, for_product[0], for_product[1], split, multiply=False, bounded=found.bounded)
     # Without positions two coefficients are the sparse kernels' matter.
     one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
@@ -53,7 +56,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     sign = b.sign_slot(x) if split else None
     products = [(weight, slot, splits) for slot, splits in ((u, False), (v, True)) if slot is not None]
     gamma = found.gamma if len(products) == 2 else None
-    form = None if exact else layer.form(b, products, sign, gamma=gamma, bounded=found.bounded)
+    form = None if exact else sparse_form(b, layer, products, sign, gamma=gamma, bounded=found.bounded)
     if is_fused_input(b, layer):
         terms: list[Term] = [] if u is None else [(weight, u, x.index)]
         if v is not None:
@@ -62,28 +65,28 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         # Without the sparse form, which makes c and not relevance itself.
         send_from_input(b, layer, flow, terms, None)
         return
-    unpooled = None if exact else layer.unpooled(b, weight, positive, split)
+    unpooled = None if exact else unpooled_transpose(b, layer, weight, positive, split)
     slots = [u, v, sign]
     times = layer.factor_of(found.bounded, split)
     if times is not None:
         slots, up, unpooled = [*slots, times], without_last(up), unpooled and without_last(unpooled)
-    full = not exact and not layer.is_reduced
+    full = not exact and not layer.choice.is_reduced
     over = _writing_over(product, weight) if layer.node.kind == "linear" and v is None and full else {}
     register = b.step(
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
         accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
         by_position=layer.node.kind == "linear" and len(x.shape) > 2, up=up, up_at=None if exact else at,
-        takes_bf16=layer.is_reduced and not layer.goes_filtered(found.bounded, split),
+        takes_bf16=layer.choice.is_reduced and not layer.goes_filtered(found.bounded, split),
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
 
 def _send_plain(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor) -> None:
     """The product of a linear layer alone, where nothing is to be multiplied."""
-    product, up = layer.plain_products(weight)
+    product, up = plain_products(layer, weight)
     register = b.step(
         product, [flow.register], [], layer.x.numel, layer.work, fresh=True,
-        by_position=len(layer.x.shape) > 2, takes_bf16=layer.is_reduced, up=up,
+        by_position=len(layer.x.shape) > 2, takes_bf16=layer.choice.is_reduced, up=up,
     )  # fmt: skip
     b.send(layer.x, Flow(register, Factor(layer.x)))
 
@@ -102,11 +105,11 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         return
     ones = b.cache(torch.ones_like, [y.index], y.numel) if factor is None else factor
     even = y not in b.uneven
-    transposed = layer.transpose(b, layer.weight, None, signed=False, multiply=False, bounded=even)
+    transposed = transpose(b, layer, layer.weight, None, signed=False, multiply=False, bounded=even)
     one_hot = layer.node.kind == "linear"
     if one_hot:
         transposed = _rows_or(b, transposed, layer.weight)
-    form = layer.form(b, [(layer.weight, ones, False)], bounded=even)
+    form = sparse_form(b, layer, [(layer.weight, ones, False)], bounded=even)
     slots = [ones, None, None]
     up = up_through(b, layer, layer.weight, None, signed=False)
     at = _at_positions(up) if one_hot and len(x.shape) > 2 else None
@@ -120,7 +123,7 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         accepts_one_hot=one_hot,
         up=up,
         up_at=at,
-        takes_bf16=layer.is_reduced and not layer.goes_filtered(even, signed=False),
+        takes_bf16=layer.choice.is_reduced and not layer.goes_filtered(even, signed=False),
     )
     b.send(x, Flow(register))
 

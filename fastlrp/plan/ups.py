@@ -46,7 +46,7 @@ def up_through(
 ) -> Callable[..., Tensor]:
     """:func:`products_up`, by the selected backend where its kernels do all of it in one step."""
     composed = products_up(layer, weight, weight_positive, signed)
-    scaled = None if layer.is_reduced else _scaled_product(b, layer)
+    scaled = None if layer.choice.is_reduced else _scaled_product(b, layer)
     if scaled is None:
         return composed
     whole = TurnedWeight(layer, weight)
@@ -83,8 +83,8 @@ def products_up(
     def reduced_product(t: Tensor, matrix: Tensor) -> Tensor:
         return full_product(t.to(reduced.DTYPE), matrix).to(t.dtype)
 
-    product = reduced_product if layer.is_reduced else full_product
-    if layer.is_reduced:
+    product = reduced_product if layer.choice.is_reduced else full_product
+    if layer.choice.is_reduced:
         weight = layer.layouts.narrow(weight)
         weight_positive = None if weight_positive is None else layer.layouts.narrow(weight_positive)
 

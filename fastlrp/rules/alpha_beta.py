@@ -15,8 +15,11 @@ from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, spli
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
 from fastlrp.plan.products.both import transpose_of_both
+from fastlrp.plan.products.fused import unpooled_transpose
 from fastlrp.plan.products.point_sums import coefficients as point_coefficients
 from fastlrp.plan.products.rest import both_coefficients, subtracts
+from fastlrp.plan.products.sparse_form import sparse_form
+from fastlrp.plan.products.transposes import reduced_transpose_of_both, transpose
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.two_coefficients import without_last
 from fastlrp.plan.ups import up_through
@@ -89,7 +92,7 @@ class AlphaBeta(WeightRule):
         unpooled: list[Any] = []
         terms: list[Term] = []
         shares = self.alpha, -self.beta
-        in_one_product, narrow = all(shares) and layer.adds_in_one_product, layer.is_reduced
+        in_one_product, narrow = all(shares) and layer.choice.adds_in_one_product, layer.choice.is_reduced
         at_once = all(shares) and subtracts(layer, st, signed, self.zero_bias)
         if at_once:
             sums = part(b, layer, self.zero_bias, flow=flow, in_full=True)
@@ -114,13 +117,13 @@ class AlphaBeta(WeightRule):
                 product = cast("Callable[..., Tensor] | None", None)
                 if not in_one_product:
                     w, part_of_w = for_product
-                    product = layer.transpose(b, w, part_of_w, signed, multiply=False, bounded=bounded)
+                    product = transpose(b, layer, w, part_of_w, signed, multiply=False, bounded=bounded)
                 parts.append((product, v, weight))
                 narrow = narrow and not layer.goes_filtered(bounded, signed)
                 ups.append(up_through(b, layer, for_product[0], for_product[1], signed))
                 if is_fused_input(b, layer):
                     terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
-                unpooled.append(None if exact else layer.unpooled(b, weight, positive, signed))
+                unpooled.append(None if exact else unpooled_transpose(b, layer, weight, positive, signed))
         sign_of = b.sign_slot(x) if signed else None
         times = None if terms else layer.factor_of(bounded=False, signed=signed)
 
@@ -131,7 +134,7 @@ class AlphaBeta(WeightRule):
 
         if in_one_product:
             weights = [layer.weight, layer.negated], [layer.positive, layer.negated_positive]
-            both_parts = layer.transpose_of_both(b, *weights, signed)
+            both_parts = reduced_transpose_of_both(b, layer, *weights, signed)
 
             def total(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
                 return both_parts(flow, given[:2], x, *given[2:])
@@ -147,7 +150,7 @@ class AlphaBeta(WeightRule):
             results = [transposed(flow, index, pool, None, v, x) for transposed, v in zip(unpooled, vs, strict=True)]
             return results[0] if len(results) == 1 else results[0].add_(results[1])
 
-        form = None if exact else layer.form(b, [(weight, v, True) for _, v, weight in parts], sign_of)
+        form = None if exact else sparse_form(b, layer, [(weight, v, True) for _, v, weight in parts], sign_of)
         if terms:
             send_from_input(b, layer, flow, terms, None)
             return

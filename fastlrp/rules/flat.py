@@ -17,6 +17,7 @@ from fastlrp.plan.input_terms import (
 )
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
+from fastlrp.plan.products.transposes import transpose
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
 from fastlrp.plan.ups import products_up
@@ -72,7 +73,7 @@ def textbook(layer: Affine, x: Tensor, R: Tensor, st: Stabilize) -> tuple[Tensor
 def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int, exact: bool) -> None:
     """All input channels get the same: the sum over output channels comes first, then one box filter."""
     x = layer.x
-    narrow = layer.transpose(b, weight[:1, :1], None, signed=False, multiply=False)
+    narrow = transpose(b, layer, weight[:1, :1], None, signed=False, multiply=False)
 
     def box_filter(flow: Tensor, u: Tensor) -> Tensor:
         summed = (flow * u.unsqueeze(1)).sum(2, keepdim=True)

@@ -83,7 +83,7 @@ class Gamma(TwoCoefficientRule):
             found = point_coefficients(b, layer, flow, "raised", self.gamma, self.stabilizer, self.zero_bias)
             if found is not None:
                 return Coefficients(found[0], None, modify(layer.weight), splits=False)
-            if layer.is_reduced and not layer.filters_sums:
+            if layer.choice.is_reduced and not layer.choice.filters_sums:
                 # z is in float32 from the model's own pass, and few digits are enough for the sum that is added to it.
                 # The ReLU's output is z wherever relevance stands, so that it may be written over z.
                 above = flow.factor.value or layer.y

@@ -17,6 +17,7 @@ from fastlrp.plan.input_terms import (
 )
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import wide
+from fastlrp.plan.products.sparse_form import sparse_form
 from fastlrp.plan.steps import Flow
 from fastlrp.reference.redistribution import Affine, Ledger, Stabilize, bias_of, part_of, redistribute
 from fastlrp.rules.rule import PoolShares, WeightRule
@@ -59,7 +60,7 @@ class WSquare(WeightRule):
         weight = squares / largest
         weight = weight if exact else weight.to(layer.weight.dtype)
         if fused:
-            send_from_input(b, layer, flow, [(weight, u, None)], layer.form(b, [(weight, u, False)]))
+            send_from_input(b, layer, flow, [(weight, u, None)], sparse_form(b, layer, [(weight, u, False)]))
         else:
             send_product(b, layer, flow, weight, u, exact)
 

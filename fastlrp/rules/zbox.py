@@ -16,6 +16,8 @@ from fastlrp.plan.input_terms import is_fused_input, send_from_input
 from fastlrp.plan.layer import AffineLayer, same_layout
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.products.rest import box_coefficient
+from fastlrp.plan.products.sparse_form import sparse_form
+from fastlrp.plan.products.transposes import transpose
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
 from fastlrp.plan.ups import up_through
@@ -93,7 +95,7 @@ class ZBox(WeightRule):
         run_u, output = (coefficient, []) if made is None else (made[0], [made[1]])
         ins = [above, below, *output, *([] if factor is None else [factor])]
         u = b.cache(run_u, ins, layer.y.numel)
-        form = layer.form(b, [(positive, u, False), (negative, u, False)], factors=(above, below))
+        form = sparse_form(b, layer, [(positive, u, False), (negative, u, False)], factors=(above, below))
         if is_fused_input(b, layer):
             send_from_input(b, layer, flow, [(positive, u, above), (negative, u, below)], form)
             return
@@ -107,17 +109,17 @@ class ZBox(WeightRule):
 
         slots = [u, above, below]
         place = [flow.register], slots, x.numel, 2 * layer.work, form
-        b.send(x, Flow(b.step(run, *place, takes_bf16=layer.is_reduced, up=up)))
+        b.send(x, Flow(b.step(run, *place, takes_bf16=layer.choice.is_reduced, up=up)))
 
 
 def _has_few_inputs(layer: AffineLayer) -> bool:
     """Whether both products take as long as one: oneDNN computes 16 channels at a time."""
-    plain = layer.node.kind == "conv" and layer.geometry.is_plain and not layer.is_reduced
+    plain = layer.node.kind == "conv" and layer.geometry.is_plain and not layer.choice.is_reduced
     return plain and few_channels(layer.weight, False, 1)
 
 
 def _in_one_product(b: Builder, layer: AffineLayer, positive: Tensor, negative: Tensor) -> Callable[..., Tensor]:
-    both = layer.transpose(b, torch.cat([positive, negative], 1), None, signed=False, multiply=False)
+    both = transpose(b, layer, torch.cat([positive, negative], 1), None, signed=False, multiply=False)
 
     def relevance_in_box(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
         by_positive, by_negative = both(flow, u, None, None).chunk(2, 2)
@@ -127,8 +129,8 @@ def _in_one_product(b: Builder, layer: AffineLayer, positive: Tensor, negative: 
 
 
 def _in_two_products(b: Builder, layer: AffineLayer, positive: Tensor, negative: Tensor) -> Callable[..., Tensor]:
-    first = layer.transpose(b, positive, None, signed=False, multiply=True)
-    second = layer.transpose(b, negative, None, signed=False, multiply=True)
+    first = transpose(b, layer, positive, None, signed=False, multiply=True)
+    second = transpose(b, layer, negative, None, signed=False, multiply=True)
 
     def relevance_in_box(flow: Tensor, u: Tensor, above: Tensor, below: Tensor) -> Tensor:
         return first(flow, u, None, above).add_(second(flow, u, None, below))

@@ -82,7 +82,7 @@ RULES = [rules.AlphaBeta(2, 1), rules.ZPlus(), rules.ZBox(-3.0, 3.0), rules.Gamm
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_first_layers_go_so(rule, precision, monkeypatch):
     monkeypatch.setattr(packed, "LEAST_WORK", 1)
-    monkeypatch.setattr("fastlrp.plan.layer.instruction_set", lambda: "AVX512-BF16")
+    monkeypatch.setattr("fastlrp.plan.products.choice.instruction_set", lambda: "AVX512-BF16")
     torch.manual_seed(0)
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
     model = nn.Sequential(nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), *head).eval()

@@ -31,10 +31,10 @@ def transpose_of_both(
             :func:`fastlrp.plan.products.packed.fits` is not true of. It is given what
             :class:`fastlrp.plan.products.looked.Looked` wants to know last, where the layer's products are looked at.
     """
-    if not layer.packs or layer.is_reduced or layer.geometry.groups != 1:
+    if not layer.choice.packs or layer.choice.is_reduced or layer.geometry.groups != 1:
         return None
-    if layer.filters_sums:
-        spread = layer.looks and all(looked.spreads(weight, down=True) for weight in positives)
+    if layer.choice.filters_sums:
+        spread = layer.choice.looks and all(looked.spreads(weight, down=True) for weight in positives)
         return _filtered(layer, positives, plain) if spread and len(positives) == 2 else None
     if few_channels(layer.weight, layer.geometry.transposed, 1):
         return None

@@ -20,7 +20,7 @@ def looked(layer: AffineLayer, weight: Tensor, bias: Tensor | None, alike: bool 
     """``x -> weight x + bias``, which may also be given what the result is at the least.
 
     ``alike``: whether places that read the same numbers give the same.
-    For layers that :attr:`~fastlrp.plan.layer.AffineLayer.looks` holds for.
+    For layers that :attr:`~fastlrp.plan.products.choice.Choice.looks` holds for.
     """
     product, exact = layer.layouts.looked(weight), layer.of_input(weight, bias)
 
@@ -33,7 +33,7 @@ def looked(layer: AffineLayer, weight: Tensor, bias: Tensor | None, alike: bool 
 def denominators(layer: AffineLayer, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
     """``(x, divided) -> weight x + bias`` whose terms are at least zero; ``divided``: see :meth:`Looked.sums`.
 
-    For layers that :attr:`~fastlrp.plan.layer.AffineLayer.looks` holds for.
+    For layers that :attr:`~fastlrp.plan.products.choice.Choice.looks` holds for.
     """
     product, exact = layer.layouts.looked(weight), layer.of_input(weight, bias)
 

@@ -27,7 +27,7 @@ def coefficients(
         negative: whether those of ``-W`` and ``-b`` are meant.
     """
     st = Stabilizer.ensure(stabilizer)
-    takes = layer.is_point and st.is_absolute and b.is_nonnegative(layer.x) and b.dtype == torch.float32
+    takes = layer.choice.is_point and st.is_absolute and b.is_nonnegative(layer.x) and b.dtype == torch.float32
     if not takes or layer.part_key(negative, zero_bias or layer.bias is None) in b.keyed:
         return None
     positive = layer.negated_positive if negative else layer.positive

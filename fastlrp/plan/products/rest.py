@@ -33,7 +33,7 @@ def subtracts(layer: AffineLayer, stabilizer: Stabilizer, signed: bool, zero_bia
     Args:
         signed: whether the input may be below zero. zero_bias: whether sums leave the bias out, which z has.
     """
-    if not layer.subtracts or signed or not stabilizer.is_absolute or (zero_bias and layer.bias is not None):
+    if not layer.choice.subtracts or signed or not stabilizer.is_absolute or (zero_bias and layer.bias is not None):
         return False
     return hasattr(loaded(), "conv_rest")
 
@@ -104,8 +104,8 @@ def box_coefficient(
             products, ``(x - l, x - h, factor)``.
     """
     inside = bool((low <= 0).all()) and bool((high >= 0).all())
-    known = layer.subtracts and hasattr(loaded(), "conv_rest_of_box")
-    if not known or not inside or layer.filters or not layer.geometry.is_plain:
+    known = layer.choice.subtracts and hasattr(loaded(), "conv_rest_of_box")
+    if not known or not inside or layer.choice.filters or not layer.geometry.is_plain:
         return None
     value = flow.factor.value
     whole = value if passed_relu and value is not None else layer.y

@@ -1,0 +1,82 @@
+"""What the products of one layer are, in one place: which of the ways in this folder it takes.
+
+It is settled once for each layer of a plan, by the layer's sizes and weight, the plan's precision and the processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastlrp.capture.graph import Node
+from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import few, looked, looked_narrow, packed, point, reduced, winograd
+from fastlrp.precision import Products, instruction_set
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the products of a layer are.
+
+    Attributes:
+        is_reduced: whether they read bfloat16, :mod:`fastlrp.plan.products.reduced`.
+        adds_in_one_product: whether then those of several weights can be one with these side by side.
+        is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.products.point`.
+        packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.products.packed`.
+        filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.products.winograd`.
+        filters_sums: whether denominators and what flows down may, too, which products of bfloat16 on AMX are faster
+            for.
+        looks_ahead: whether the forward pass may where the rules do not allow it, after a look at the numbers,
+            :mod:`fastlrp.plan.products.looked`.
+        looks: whether denominators may after a look, too.
+        looks_down: and what flows down, which products of bfloat16 may be faster for.
+        subtracts: whether what lowers outputs is what raises them less these, :mod:`fastlrp.plan.products.rest`.
+    """
+
+    is_reduced: bool
+    adds_in_one_product: bool
+    is_point: bool
+    packs: bool
+    filters: bool
+    filters_sums: bool
+    looks_ahead: bool
+    looks: bool
+    looks_down: bool
+    subtracts: bool
+
+
+def choice_for(
+    node: Node, weight: Tensor, geometry: ConvGeometry | None, work: int, products: Products, share: reduced.Share,
+    may_pack: bool,
+) -> Choice:  # fmt: skip
+    """What the products of a node with a weight are.
+
+    Args:
+        weight: with a batch norm merged in. geometry: of a convolution. work: floating-point operations per sample.
+        products: of the plan. share: of the model's work. may_pack: whether the plan's backend takes weights that are
+            laid out beforehand.
+    """
+    dims, size, has_amx = len(node.inputs[0].shape), node.output.sizes[1:], instruction_set() == "AMX"
+    wanted = products.convolutions if node.kind == "conv" else products.matrices
+    is_reduced = wanted and reduced.pays(node.kind, work, share, geometry, dims > 2)
+    packs = may_pack and packed.pays(node.kind, work, dims, geometry, weight)
+    if is_reduced and packs and not has_amx:
+        is_reduced = not few.pays(geometry, weight)  # As fast in float32.
+    has_one_group = geometry is not None and geometry.groups == 1
+    filters = packs and products.filtered and winograd.pays(geometry, weight, size)
+    filters_sums = filters and not (is_reduced and has_amx)
+    looks_ahead = filters and looked.pays(weight)
+    looks = filters_sums and looks_ahead
+    return Choice(
+        is_reduced=is_reduced,
+        adds_in_one_product=is_reduced and (node.kind == "linear" or has_one_group),
+        is_point=is_reduced and packs and point.pays(geometry, weight),
+        packs=packs,
+        filters=filters,
+        filters_sums=filters_sums,
+        looks_ahead=looks_ahead,
+        looks=looks,
+        looks_down=looks and (not is_reduced or looked_narrow.pays(weight, size)),
+        subtracts=packs and products.filtered and (looks or not is_reduced) and has_one_group,
+    )
