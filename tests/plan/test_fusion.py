@@ -8,14 +8,15 @@ from torch import nn
 
 import fastlrp
 from fastlrp import composites
-from fastlrp.plan import input_terms, layer, lower
+from fastlrp.plan import input_terms, lower
+from fastlrp.plan.products import fused as fused_kernels
 from fastlrp.run import runner
 
 
 @pytest.fixture
 def fused(monkeypatch):
     """The torch backend taken for one that fuses."""
-    for module in (layer, input_terms, lower):
+    for module in (fused_kernels, input_terms, lower):
         monkeypatch.setattr(module, "FUSED", ("torch",))
 
 
@@ -36,7 +37,7 @@ def explainers(net: nn.Module, composite, monkeypatch) -> tuple[fastlrp.Explaine
     """One that fuses and one that does not; each has captured the model."""
     together = fastlrp.Explainer(net, composite, backend="torch", example_inputs=image())
     with monkeypatch.context() as m:
-        for module in (layer, input_terms, lower):
+        for module in (fused_kernels, input_terms, lower):
             m.setattr(module, "FUSED", ())
         apart = fastlrp.Explainer(net, composite, backend="torch", example_inputs=image())
         apart(image(), 0)
