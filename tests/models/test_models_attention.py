@@ -198,8 +198,8 @@ def test_masks_that_are_inputs():
     bias = q @ k.transpose(-1, -2)
     found = explainer((q, k, v), start * attention(q, k, v, bias).unsqueeze(1))
     leaf = q.clone().requires_grad_()
-    half = divided(leaf, 2) @ k.transpose(-1, -2)
-    (gradient,) = torch.autograd.grad(attention(leaf, k, v, half, mode="attnlrp"), leaf, start[:, 0])
+    quarter = divided(leaf, 4) @ k.transpose(-1, -2)
+    (gradient,) = torch.autograd.grad(attention(leaf, k, v, quarter, mode="attnlrp"), leaf, start[:, 0])
     torch.testing.assert_close(found[0][:, 0], gradient * q, rtol=1e-10, atol=1e-12)
     assert explainer.verify((q, k, v), start).ok
 

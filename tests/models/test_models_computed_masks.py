@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp import composites
+from fastlrp.capture.translate import rewrite_functions
+from fastlrp.errors import UnsupportedOperationError
 from tests.transformers.oracle import divided
 
 PRESETS = [
@@ -111,3 +112,198 @@ def test_the_gradient_passes_the_mask():
     y = model(leaf)
     expected = [torch.autograd.grad(y[:, k].sum(), leaf, retain_graph=True)[0] for k in range(3)]
     close(found, torch.stack(expected, 1))
+
+
+class Windows(Relative):
+    """Two windows of each sample are folded into the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.cat([x, x.flip(1)], 1).unflatten(1, (2, 5)).flatten(0, 1)).unflatten(0, (-1, 2)).sum(1)
+
+
+class SequenceFirst(Relative):
+    """Heads are folded into a batch that is the second axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x.transpose(0, 1)).relu()).chunk(3, -1)
+        q, k, v = (t.reshape(5, -1, 2).transpose(0, 1) for t in (q, k, v))
+        out = self.attend(q, k, v, torch.einsum("bqc,qkc->bqk", q, self.places))
+        return self.last(out.transpose(0, 1).reshape(5, -1, 8)).mean(0)
+
+
+class Mapped(Relative):
+    """By ``torch.vmap``, which splits a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def of_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attend(q[None], k[None], v[None], self.bias(q[None]))[0]
+
+        heads = (t.unflatten(-1, (-1, 2)).transpose(1, 2) for t in self.qkv(self.first(x).relu()).chunk(3, -1))
+        return self.last(torch.vmap(of_one)(*heads).transpose(1, 2).flatten(2)).mean(1)
+
+
+class FixedQueries(Relative):
+    """Queries are parameters, the bias is computed from the keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, k, v = (t.unflatten(-1, (-1, 2)).transpose(1, 2) for t in self.qkv(self.first(x).relu()).chunk(3, -1))
+        queries = self.places.transpose(0, 1).reshape(1, 5, 5, 2)[:, :4]
+        return self.last(self.attend(queries, k, v, self.bias(k)).transpose(1, 2).flatten(2)).mean(1)
+
+
+class CutOff(Relative):
+    """A gradient ends at the bias; relevance does not, since the function is the same."""
+
+    def bias(self, q: Tensor) -> Tensor:
+        return super().bias(q).detach()
+
+
+@pytest.mark.parametrize("preset", ["attnlrp", "epsilon_plus", "gradient"])
+@pytest.mark.parametrize("form", [Windows, SequenceFirst, Mapped, FixedQueries, CutOff])
+def test_in_other_layouts(form, preset):
+    model, eager, x = pair(form)
+    close(fastlrp.explain(model, x, [0, 1, 2], preset), fastlrp.explain(eager, x, [0, 1, 2], preset))
+
+
+@pytest.mark.parametrize("preset", ["attnlrp", "epsilon_plus"])
+def test_every_direction_and_hidden_layers(preset):
+    model, eager, x = pair()
+    expected = fastlrp.explain(eager, x, [0, 1, 2], preset, layers=["first", "qkv"])
+    explainer = fastlrp.Explainer(model, preset)
+    for aware in (True, False):
+        with explainer.forward(x, lrp_aware=aware) as record:
+            found = record.relevance([0, 1, 2], layers=["first", "qkv"])
+            for name in ("input", "first", "qkv"):
+                close(found[name], expected[name])
+    with explainer.forward(x) as record:
+        for way in ("up", "down"):
+            close(record.relevance([0, 1, 2], groups="tokens", direction=way), expected["input"].sum(-1))
+    assert explainer.verify(x, [0, 1, 2]).ok
+
+
+class Compared(Relative):
+    def bias(self, q: Tensor) -> Tensor:
+        return torch.where(super().bias(q) > 0, 0.0, -2.0).to(q.dtype)
+
+
+class Largest(Relative):
+    def bias(self, q: Tensor) -> Tensor:
+        return F.one_hot(super().bias(q).argmax(-1), 5).to(q.dtype)
+
+
+class Learned(Relative):
+    def bias(self, q: Tensor) -> Tensor:
+        return self.places[..., 0].exp() + torch.zeros_like(q[:, :, :, :1])
+
+
+@pytest.mark.parametrize("form", [Compared, Largest, Learned])
+def test_conditions_stay_fused(form):
+    """What no relevance can reach; the gradients of both forms are the same to rounding."""
+    model, eager, x = pair(form)
+    explainer = fastlrp.Explainer(model, "attnlrp")
+    close(explainer(x, [0, 1, 2]), fastlrp.explain(eager, x, [0, 1, 2], "attnlrp"))
+    assert "scaled_dot_product_attention" in [node.operation for node in explainer.plan.graph.nodes]
+
+
+def test_rows_that_attend_to_nothing():
+    """They are 0, as in the fused form, and not NaN."""
+
+    class Hidden(Relative):
+        def bias(self, q: Tensor) -> Tensor:
+            return super().bias(q).masked_fill((torch.arange(5) == 2)[:, None], -math.inf)
+
+    model, _, x = pair(Hidden)
+    with fastlrp.Explainer(model, "attnlrp").forward(x) as record:
+        close(record.output, model(x))
+        assert record.relevance([0, 1, 2]).isfinite().all()
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    close(fastlrp.explain(model, x, torch.eye(3).double()[1].expand(3, 1, 3).contiguous(), "gradient")[:, 0], gradient)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.003), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_narrow_numbers(dtype, tolerance, wide):
+    """The worst are 0.010, 0.0010 and 1.8e-7 of the largest; a mask may be float32 beside narrow queries."""
+
+    class Wide(Relative):
+        def bias(self, q: Tensor) -> Tensor:
+            return super().bias(q).to(torch.float32 if wide else q.dtype)
+
+    model, eager, x = pair(Wide)
+    expected = fastlrp.explain(pair()[1], x, [0, 1, 2], "attnlrp")
+    found = fastlrp.explain(model.to(dtype), x.to(dtype), [0, 1, 2], "attnlrp").double()
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_masks_of_multi_head_attention():
+    """``nn.MultiheadAttention`` is fused only where nobody asks for its weights."""
+
+    class Masked(nn.Module):
+        def __init__(self, weights: bool) -> None:
+            super().__init__()
+            self.attention, self.weights = nn.MultiheadAttention(6, 2, batch_first=True), weights
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = (x @ x.transpose(1, 2)).repeat_interleave(2, 0)
+            return self.attention(x, x, x, attn_mask=mask, need_weights=self.weights)[0].sum(1)
+
+    torch.manual_seed(0)
+    fast, slow, x = Masked(False).double().eval(), Masked(True).double().eval(), torch.randn(3, 5, 6).double()
+    slow.load_state_dict(fast.state_dict())
+    for preset in ("attnlrp", "epsilon_plus", "gradient"):
+        close(fastlrp.explain(fast, x, [0, 1], preset), fastlrp.explain(slow, x, [0, 1], preset))
+
+
+def test_attention_in_one_operation_does_not_lose_a_share(monkeypatch):
+    """Where such attention reaches a plan all the same that is an error, but for rules that give the scores nothing."""
+    monkeypatch.delitem(rewrite_functions.REWRITES, "scaled_dot_product_attention")
+    model, eager, x = pair()
+    with pytest.raises(UnsupportedOperationError, match=r"its mask is computed from the input .* write the attention"):
+        fastlrp.explain(model, x, [0], "attnlrp")
+    for preset in ("cp_lrp", "gradient"):
+        close(fastlrp.explain(model, x, [0], preset), fastlrp.explain(eager, x, [0], preset))
+
+
+def each(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *tensors: torch.vmap(call)(*tensors)
+
+
+PARAMETERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "linear": each(lambda x, w, b: F.linear(x, torch.outer(b, w))),
+    "linear, bias": each(lambda x, w, b: F.linear(x, torch.ones(6, 6, dtype=x.dtype), b)),
+    "convolution": each(lambda x, w, b: F.conv1d(x.T[None], torch.outer(b, w)[..., None])[0].T),
+    "convolution by groups": lambda x, w, b: F.conv1d(
+        x.transpose(1, 2).reshape(1, -1, 5), w.reshape(-1, 1, 1), groups=6 * x.shape[0]
+    ).reshape(-1, 6, 5),
+    "layer norm, weight": each(lambda x, w, b: F.layer_norm(x, (6,), w)),
+    "layer norm, bias": each(lambda x, w, b: F.layer_norm(x, (6,), None, b)),
+    "rms norm": each(lambda x, w, b: F.rms_norm(x, (6,), w)),
+    "group norm": each(lambda x, w, b: F.group_norm(x.T[None], 2, w, b)[0]),
+    "batch norm": each(lambda x, w, b: F.batch_norm(x, torch.zeros(6).to(x), torch.ones(6).to(x), w, b)),
+    "prelu": each(lambda x, w, b: F.prelu(x, w)),
+}
+"""Parameters of layers that are computed from the input, ``(B, 6)`` each."""
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_computed_parameters_are_never_taken_for_constants(name):
+    """Gradients pass to them, the LRP presets refuse them."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return PARAMETERS[name](x, self.weight(x.mean(1)), self.bias(x[:, 0])).flatten(1)[:, :4]
+
+    torch.manual_seed(0)
+    model, x = Model().double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    start = torch.eye(4).double()[1].expand(2, 1, 4).contiguous()
+    close(fastlrp.explain(model, x, start, "gradient")[:, 0], gradient)
+    for preset in ("attnlrp", "epsilon_plus"):
+        with pytest.raises(UnsupportedOperationError, match="no rule for operation"):
+            fastlrp.explain(model, x, start, preset)
