@@ -74,7 +74,8 @@ ORDER = """
     plan.coefficients
     plan.late plan.input_terms plan.looked_sums plan.rest plan.both
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
-    capture.translate.rewrite_attention capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
+    capture.translate.rewrite_attention capture.translate.rewrite_losses
+    plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.layouts plan.passes.summing plan.few
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.path plan.packed

@@ -2,8 +2,8 @@
 
 ``o = P V``, ``P = softmax(scale Q K^T + mask)``. Queries, keys and values are ``(B, H, S, D)``, ``(B, G, T, D)`` and
 ``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance.
-One that is computed from the input is a summand of the scores: :mod:`fastlrp.capture.translate.rewrite_attention` writes
-such attention out, so that it is not of this kind.
+One that is computed from the input is a summand of the scores: such attention is written out, and not of this kind
+(:mod:`fastlrp.capture.translate.rewrite_attention`).
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     uniform = isinstance(rule, rules.Uniform)
     if uniform and operands.mask in node.sources:
         raise UnsupportedOperationError(
-            f"{node}: its mask is computed from the input and takes a share of the scores, which {rule} at attention in "
-            "one operation does not give it: write the attention out, softmax(scale * q @ k.mT + mask) @ v, or use "
+            f"{node}: its mask is computed from the input and takes a share of the scores, which {rule} at attention "
+            "in one operation does not give it: write the attention out, softmax(scale * q @ k.mT + mask) @ v, or use "
             "ValueOnly() or Gradient() for it"
         )
     if uniform and not stabilizer.is_absolute:

@@ -1,8 +1,9 @@
-"""Fused attention under a mask that is computed from the input: written out, as models without fused attention have it.
+"""Fused attention under a mask that is computed from the input: written out, as other models have it.
 
-In ``softmax(scale Q K^T + mask) V`` such a mask is a summand of the scores and takes its share of their relevance, which
-kernels for the whole do not give: they take a mask for a condition. Relative positions that are made of the queries
-(SAM) are such masks. One that no relevance can reach, made of integers or comparisons, is a condition and stays one.
+In ``softmax(scale Q K^T + mask) V`` such a mask is a summand of the scores and takes its share of their relevance,
+which kernels for the whole do not give: they take a mask for a condition. Relative positions that are made of the
+queries (SAM) are such masks. One that no relevance can reach, made of integers or comparisons, is a condition and
+stays one.
 """
 
 from __future__ import annotations
@@ -69,4 +70,8 @@ def _repeated(add: Any, x: Any, own: tuple[Any, ...], sizes: tuple[Any, ...]) ->
     if len(own) < 3 or not isinstance(own[-3], int) or not isinstance(sizes[-3], int):
         return None
     times, form = sizes[-3] // own[-3], (*own[:-3], sizes[-3], *own[-2:])
-    return (add(aten.repeat_interleave.self_int, "repeat_interleave", (x, times, -3), form), form) if times > 1 else (x, own)
+    return (
+        (add(aten.repeat_interleave.self_int, "repeat_interleave", (x, times, -3), form), form)
+        if times > 1
+        else (x, own)
+    )
