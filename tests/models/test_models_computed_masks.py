@@ -170,6 +170,15 @@ class FixedQueries(Relative):
         return self.last(self.attend(queries, k, v, self.bias(k)).transpose(1, 2).flatten(2)).mean(1)
 
 
+class Padded(Relative):
+    """Which positions are words is an input."""
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:  # type: ignore[override]
+        q, k, v = (t.unflatten(-1, (-1, 2)).transpose(1, 2) for t in self.qkv(self.first(x).relu()).chunk(3, -1))
+        mask = words.bool() if words.dtype == torch.long else (1 - words) * -1e9
+        return self.last(self.attend(q, k, v, mask[:, None, None]).transpose(1, 2).flatten(2)).mean(1)
+
+
 class CutOff(Relative):
     """A gradient ends at the bias; relevance does not, since the function is the same."""
 
@@ -255,6 +264,16 @@ def test_narrow_numbers(dtype, tolerance, wide):
     expected = fastlrp.explain(captured()[1], x, [0, 1, 2], "attnlrp")
     found = fastlrp.explain(model.to(dtype), x.to(dtype), [0, 1, 2], "attnlrp").double()
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("preset", SOME)
+def test_padding_as_floats_changes_nothing_for_the_words(preset):
+    """The mask gets relevance of its own there, as any input of floats."""
+    model, _, x = captured(Padded)
+    words = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    found, expected = (fastlrp.explain(model, (x, mask), [0, 1, 2], preset)[0] for mask in (words.double(), words))
+    # The scores' stabiliser makes 5e-6 under epsilon_plus, which divides there.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_masks_of_multi_head_attention():
