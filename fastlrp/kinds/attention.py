@@ -1,8 +1,9 @@
 """Scaled dot-product attention: the uniform rule, all to the values, or the gradient.
 
 ``o = P V``, ``P = softmax(scale Q K^T + mask)``. Queries, keys and values are ``(B, H, S, D)``, ``(B, G, T, D)`` and
-``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance,
-also where it is computed from the input (a learned relative bias).
+``(B, G, T, E)`` or have other axes in the place of the heads, or none. A mask is a condition: it gets no relevance.
+One that is computed from the input is a summand of the scores: such attention is written out, and not of this kind
+(:mod:`fastlrp.capture.translate.rewrite_attention`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import textbook
 from fastlrp.kinds.attention_step import Operands, Sharing, add_step
 from fastlrp.kinds.heads import lower_each, through_each
@@ -99,6 +101,12 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     y, operands = node.output, _Operands(node)
     share = b.share(flow, y.index, y.numel, stabilizer)
     uniform = isinstance(rule, rules.Uniform)
+    if uniform and operands.mask in node.sources:
+        raise UnsupportedOperationError(
+            f"{node}: its mask is computed from the input and takes a share of the scores, which {rule} at attention "
+            "in one operation does not give it: write the attention out, softmax(scale * q @ k.mT + mask) @ v, or use "
+            "ValueOnly() or Gradient() for it"
+        )
     if uniform and not stabilizer.is_absolute:
         raise TypeError(f"{rule} at {node}: attention takes one absolute epsilon, Uniform(1e-6) or Uniform(0.0)")
     sharing = Sharing(uniform_shares(node) if uniform else None, stabilizer.epsilon)

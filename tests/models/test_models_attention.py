@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fastlrp
 from fastlrp import composites, rules
 from fastlrp.composites import kind
-from tests.transformers.oracle import attention
+from tests.transformers.oracle import attention, divided
 
 
 class Attention(nn.Module):
@@ -171,7 +171,7 @@ def test_rows_that_are_masked_everywhere_by_a_large_number(dtype, number, tolera
 
 
 def test_masks_that_are_inputs():
-    """Padding as booleans, one sample with nothing at all; a bias from the input gets no relevance."""
+    """Padding as booleans, one sample with nothing at all; a bias from the input takes a share."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 2, 4, 3, dtype=torch.float64) for _ in range(3))
     allowed = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()[:, None, None]
@@ -198,7 +198,8 @@ def test_masks_that_are_inputs():
     bias = q @ k.transpose(-1, -2)
     found = explainer((q, k, v), start * attention(q, k, v, bias).unsqueeze(1))
     leaf = q.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(attention(leaf, k, v, bias, mode="attnlrp"), leaf, start[:, 0])
+    quarter = divided(leaf, 4) @ k.transpose(-1, -2)
+    (gradient,) = torch.autograd.grad(attention(leaf, k, v, quarter, mode="attnlrp"), leaf, start[:, 0])
     torch.testing.assert_close(found[0][:, 0], gradient * q, rtol=1e-10, atol=1e-12)
     assert explainer.verify((q, k, v), start).ok
 

@@ -11,6 +11,7 @@ import torch
 from fastlrp.capture.graph import Constant, Value
 from fastlrp.capture.translate import rewrite
 from fastlrp.capture.translate.rewrite import Step, Steps, shape_of
+from fastlrp.capture.translate.rewrite_attention import written_out
 from fastlrp.capture.translate.rewrite_losses import negative_log_likelihood
 
 aten = torch.ops.aten
@@ -109,6 +110,7 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "kron": _kronecker,
     "outer": _outer,
     "ger": _outer,
+    "scaled_dot_product_attention": written_out,
     "cross_entropy_loss": negative_log_likelihood(of_logits=True),
     "nll_loss": negative_log_likelihood(of_logits=False),
     "nll_loss_nd": negative_log_likelihood(of_logits=False),
