@@ -76,7 +76,7 @@ ORDER = """
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts
     capture.translate.rewrite_losses plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.products.layouts
-    plan.passes.summing plan.products.few plan.products.looked_narrow
+    plan.passes.summing plan.products.few plan.products.looked_narrow plan.products.channel_sizes
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.path plan.products.packed
     plan.neck plan.infinite plan.products.layer_calls plan.products.looked plan.products.point

@@ -19,6 +19,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry, PoolGeometry
 from fastlrp.plan.products import few, layer_calls, looked, looked_narrow, packed, point, reduced, winograd
+from fastlrp.plan.products.channel_sizes import sizes_given
 from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.products.layouts import Layouts
 from fastlrp.precision import FULL, Products, instruction_set
@@ -40,8 +41,9 @@ class AffineLayer:
     """
 
     def __init__(
-        self, node: Node, products: Products = FULL, share: reduced.Share | None = None, may_pack: bool = False
-    ) -> None:
+        self, node: Node, products: Products = FULL, share: reduced.Share | None = None, may_pack: bool = False,
+        inputs: Callable[[], Tensor | None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.node = node
         self.x, self.y = node.inputs[0], node.output
         if node.kind == "batch_norm":
@@ -61,7 +63,8 @@ class AffineLayer:
         if self.is_reduced and self.packs and instruction_set() != "AMX":
             self.is_reduced = not few.pays(geometry, self.weight)  # As fast in float32.
         self.is_point = self.is_reduced and self.packs and point.pays(geometry, self.weight)
-        self.filters = self.packs and products.filtered and winograd.pays(geometry, self.weight, self.y.sizes[1:])
+        takes = self.packs and products.filtered
+        self.filters = takes and winograd.pays(geometry, self.weight, self.y.sizes[1:], inputs)
         self.filters_sums = self.filters and not (self.is_reduced and instruction_set() == "AMX")
         self.looks_ahead = self.filters and looked.pays(self.weight)
         self.looks = self.filters_sums and self.looks_ahead
@@ -78,7 +81,8 @@ class AffineLayer:
         share = shares_of(b).get(node) if b.products.reduced else None
         may_pack, full = b.backend in ("auto", "cpu"), node in b.kept_full
         products = replace(b.products, convolutions=False, matrices=False) if full else b.products
-        layer: AffineLayer = b.constant(("layer", node, full), lambda: AffineLayer(node, products, share, may_pack))
+        made = partial(AffineLayer, node, products, share, may_pack, partial(sizes_given, b, node))
+        layer: AffineLayer = b.constant(("layer", node, full), made)
         return layer
 
     @cached_property
