@@ -114,29 +114,32 @@ KINDS = (
 )  # fmt: skip
 
 
+@pytest.fixture
+def heard(monkeypatch) -> dict[str, Tensor | None]:
+    """What was said of each convolution's input."""
+    said: dict[str, Tensor | None] = {}
+    of_input = channel_sizes.ChannelSizes.of_input
+
+    def listened(self, node):
+        said[node.path] = of_input(self, node)
+        return said[node.path]
+
+    monkeypatch.setattr(channel_sizes.ChannelSizes, "of_input", listened)
+    return said
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes_are_those_of_activations(kind, monkeypatch):
+def test_sizes_are_those_of_activations(kind, heard):
     model, x = Before(kind), torch.randn(4, 3, 24, 24)
     model.train()(x)
     model.eval()
-    heard, of_input = {}, channel_sizes.ChannelSizes.of_input
-
-    def listened(self, node):
-        heard[node.path] = of_input(self, node)
-        return heard[node.path]
-
-    monkeypatch.setattr(channel_sizes.ChannelSizes, "of_input", listened)
     fastlrp.Explainer(model, "epsilon_plus", example_inputs=x)
     sizes = model.before(x).detach().abs().amax((0, 2, 3))
     factors = heard["last"] / heard["last"].median() / (sizes / sizes.median())
-    assert torch.maximum(factors, 1 / factors).max() <= 6, factors
+    assert torch.maximum(factors, 1 / factors).max() <= 3, factors  # Measured: 1.3 to 2.0.
     assert heard["last"].argmax() == 7
 
 
-def test_of_what_is_unknown_nothing_is_said(monkeypatch):
-    heard, of_input = [], channel_sizes.ChannelSizes.of_input
-    monkeypatch.setattr(
-        channel_sizes.ChannelSizes, "of_input", lambda self, node: heard.append(of_input(self, node)) or heard[-1]
-    )
+def test_of_what_is_unknown_nothing_is_said(heard):
     fastlrp.Explainer(Before("joined").eval(), "epsilon_plus", example_inputs=torch.randn(1, 3, 24, 24))
-    assert heard == [None]
+    assert heard == {"last": None}
