@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from fastlrp.capture.graph import Node
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.products import packed, reduced, winograd
+from fastlrp.plan.products.channel_sizes import sizes_given
 from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.products.choice import choice_for
 from fastlrp.plan.products.layouts import Layouts
@@ -32,8 +33,9 @@ class AffineLayer:
     """
 
     def __init__(
-        self, node: Node, products: Products = FULL, share: reduced.Share | None = None, may_pack: bool = False
-    ) -> None:
+        self, node: Node, products: Products = FULL, share: reduced.Share | None = None, may_pack: bool = False,
+        inputs: Callable[[], Tensor | None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.node = node
         self.x, self.y = node.inputs[0], node.output
         if node.kind == "batch_norm":
@@ -47,7 +49,7 @@ class AffineLayer:
         if node.kind == "conv":
             self.geometry = geometry_of(node)
         share, geometry = share or reduced.Share(), getattr(self, "geometry", None)
-        self.choice = choice_for(node, self.weight, geometry, self.work, products, share, may_pack)
+        self.choice = choice_for(node, self.weight, geometry, self.work, products, share, may_pack, inputs)
         self.layouts = Layouts(node.kind, geometry, self.weight.shape[2:], self.x.sizes[1:], self.y.sizes[1:])
 
     @staticmethod
@@ -56,7 +58,8 @@ class AffineLayer:
         share = shares_of(b).get(node) if b.products.reduced else None
         may_pack, full = b.backend in ("auto", "cpu"), node in b.kept_full
         products = replace(b.products, convolutions=False, matrices=False) if full else b.products
-        layer: AffineLayer = b.constant(("layer", node, full), lambda: AffineLayer(node, products, share, may_pack))
+        made = partial(AffineLayer, node, products, share, may_pack, partial(sizes_given, b, node))
+        layer: AffineLayer = b.constant(("layer", node, full), made)
         return layer
 
     @cached_property

@@ -5,6 +5,7 @@ It is settled once for each layer of a plan, by the layer's sizes and weight, th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -48,14 +49,14 @@ class Choice:
 
 def choice_for(
     node: Node, weight: Tensor, geometry: ConvGeometry | None, work: int, products: Products, share: reduced.Share,
-    may_pack: bool,
+    may_pack: bool, inputs: Callable[[], Tensor | None] = lambda: None,
 ) -> Choice:  # fmt: skip
     """What the products of a node with a weight are.
 
     Args:
         weight: with a batch norm merged in. geometry: of a convolution. work: floating-point operations per sample.
         products: of the plan. share: of the model's work. may_pack: whether the plan's backend takes weights that are
-            laid out beforehand.
+            laid out beforehand. inputs: gives how large the activations of each input channel are.
     """
     dims, size, has_amx = len(node.inputs[0].shape), node.output.sizes[1:], instruction_set() == "AMX"
     wanted = products.convolutions if node.kind == "conv" else products.matrices
@@ -64,7 +65,7 @@ def choice_for(
     if is_reduced and packs and not has_amx:
         is_reduced = not few.pays(geometry, weight)  # As fast in float32.
     has_one_group = geometry is not None and geometry.groups == 1
-    filters = packs and products.filtered and winograd.pays(geometry, weight, size)
+    filters = packs and products.filtered and winograd.pays(geometry, weight, size, inputs)
     filters_sums = filters and not (is_reduced and has_amx)
     looks_ahead = filters and looked.pays(weight)
     looks = filters_sums and looks_ahead

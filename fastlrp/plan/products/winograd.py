@@ -55,11 +55,15 @@ SMALL_WEIGHT = 16 << 20
 """Bytes of the parts of a weight, four times its own."""
 
 
-def pays(geometry: ConvGeometry | None, weight: Tensor, size: tuple[int, ...]) -> bool:
+def pays(
+    geometry: ConvGeometry | None, weight: Tensor, size: tuple[int, ...],
+    inputs: Callable[[], Tensor | None] = lambda: None,
+) -> bool:  # fmt: skip
     """Whether a layer's products are made so.
 
     Args:
-        geometry: of a 2-D convolution. weight: its own, (Co, Ci, 3, 3). size: of its output, ``(H, W)``.
+        geometry: of a 2-D convolution. weight: its own, (Co, Ci, 3, 3). size: of its output, ``(H, W)``. inputs: gives
+            how large the activations of each of its channels are, :mod:`fastlrp.plan.products.channel_sizes`.
     """
     if geometry is None or geometry.transposed or geometry.groups != 1 or tuple(weight.shape[2:]) != (3, 3):
         return False
@@ -69,7 +73,10 @@ def pays(geometry: ConvGeometry | None, weight: Tensor, size: tuple[int, ...]) -
     height, width = size
     tiles = -(-height // 4) * -(-width // 4)
     enough = tiles >= (LEAST_TILES if 16 * weight.numel() <= SMALL_WEIGHT else MANY_TILES)
-    return plain and fits and enough and _kernel() is not None and mixes(weight) and rises(weight)
+    if not (plain and fits and enough and _kernel() is not None and mixes(weight) and rises(weight)):
+        return False
+    sizes = inputs()
+    return sizes is None or rises(weight * sizes.view(-1, 1, 1))
 
 
 def mixes(weight: Tensor) -> bool:
