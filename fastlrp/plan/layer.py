@@ -164,7 +164,8 @@ class AffineLayer:
     ) -> Callable[..., Tensor]:
         """:meth:`transpose` with products of bfloat16, of weights side by side along their outputs."""
         b.note("bf16")
-        if self.is_point and not signed and not multiply:
+        whole = all(w.shape == self.weight.shape for w in (*weights, *positives))  # Not the box filter of the flat rule.
+        if self.is_point and whole and not signed and not multiply:
             plain = cache(lambda: self._through_reduced(weights, positives, signed, multiply))
             size, stride = list(self.x.sizes[1:]), list(self.geometry.stride)
             return point.transposed(weights[0], positives, size, stride, lambda *given: plain()(*given))

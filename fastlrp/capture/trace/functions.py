@@ -38,6 +38,19 @@ torch.library.register_fake(MARK, _same, lib=_LIBRARY)
 
 _mark: Any = torch.ops.fastlrp_capture.custom_backward
 
+
+class _Marking(Function):
+    """The operation, which a model's own gradients go through: ``torch.autograd.grad`` in a forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        marked: Tensor = _mark(*args)
+        return marked
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None, None, None
+
 _NUMBERS = itertools.count()
 
 
@@ -166,7 +179,7 @@ class _Following:
         """The result as the operation gives it."""
         number = next(_NUMBERS)
         self.met[number] = applied
-        marked: Tensor = _mark(_real(result), read, sizes, number)
+        marked: Tensor = _apply(_Marking, _real(result), read, sizes, number)
         return torch.view_as_complex(marked) if result.is_complex() else marked
 
 
