@@ -164,7 +164,7 @@ class AffineLayer:
     ) -> Callable[..., Tensor]:
         """:meth:`transpose` with products of bfloat16, of weights side by side along their outputs."""
         b.note("bf16")
-        whole = all(w.shape == self.weight.shape for w in (*weights, *positives))  # Not the box filter of the flat rule.
+        whole = all(w.shape == self.weight.shape for w in (*weights, *positives))  # Not Flat, which has one channel.
         if self.is_point and whole and not signed and not multiply:
             plain = cache(lambda: self._through_reduced(weights, positives, signed, multiply))
             size, stride = list(self.x.sizes[1:]), list(self.geometry.stride)

@@ -53,6 +53,7 @@ class _Marking(Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return gradients[0], None, None, None
 
+
 _NUMBERS = itertools.count()
 
 
