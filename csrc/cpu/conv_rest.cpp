@@ -25,6 +25,9 @@ FASTLRP_INLINE bool is_small(float y, float whole, float factor, float most) {
   return has_factor ? (factor != 0.0f) & (!(size_of(factor) <= most * y) | beside_whole) : beside_whole;
 }
 
+// For the output `whole` that z was read off: it may be far larger than z, and what it rounds is in z.
+FASTLRP_INLINE float larger_of(float z, float whole) { return size_of(whole) > z ? size_of(whole) : z; }
+
 // As elementwise_coefficients has it for zplus.
 FASTLRP_INLINE float share(float part, float factor, float times, float epsilon) {
   const float sum = part + (part < 0.0f ? -epsilon : epsilon), quotient = factor / sum;
@@ -71,7 +74,7 @@ struct BoxDifferences {
     int32_t found = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float z = shift[i] - whole[i], y = part[i] - z;
-      found += static_cast<int32_t>(is_small<true>(y, z, factor[i], most));
+      found += static_cast<int32_t>(is_small<true>(y, larger_of(z, whole[i]), factor[i], most));
       below[i] = share(y, factor[i], beta, epsilon);
     }
     return found;
@@ -125,8 +128,8 @@ struct Again {
     const int64_t count = p->out_size[1] * p->outputs, at = (sample * p->out_size[0] + row) * count;
     const float* part = p->part + (shift == nullptr ? at : row * count);
     for (int64_t i = 0; i < count; ++i) {
-      const float whole = shift == nullptr ? p->whole[at + i] : shift[i % p->outputs] - p->whole[at + i];
-      const float y = part[i] - whole;
+      const float output = p->whole[at + i], z = shift == nullptr ? output : shift[i % p->outputs] - output;
+      const float y = part[i] - z, whole = shift == nullptr ? z : larger_of(z, output);
       const float factor = p->factor == nullptr ? 1.0f : p->factor[at + i];
       if (p->factor == nullptr ? is_small<false>(y, whole, 1.0f, p->most) : is_small<true>(y, whole, factor, p->most)) {
         p->below[at + i] = share(sum(*p, x, row, i / p->outputs, i % p->outputs), factor, p->beta, p->epsilon);

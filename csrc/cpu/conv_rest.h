@@ -29,7 +29,8 @@ constexpr int64_t kRestAgain = 32;
 void conv_rest(const ConvRest& p, bool* kept);
 
 // The same where z is shift - whole, with shift (Co) or null for 0, `part` is that of every sample, (H', W', Co), and
-// nothing is divided by it: `above` is not written, and alpha not read.
+// nothing is divided by it: `above` is not written, and alpha not read. Where the size of `whole` is more than `most`
+// times y, what that rounds is too much as well.
 void conv_rest_of_box(const ConvRest& p, const float* shift, bool* kept);
 
 }  // namespace fastlrp::cpu

@@ -302,6 +302,19 @@ class Mapped(Clamp):
         pass
 
 
+def test_a_forward_pass_takes_the_gradient_of_a_function() -> None:
+    def slope(m: Any, h: Tensor) -> Tensor:
+        with torch.enable_grad():
+            free = h.detach().requires_grad_()
+            (found,) = torch.autograd.grad(Swish.apply(free).square().sum(), free)
+        return h * found
+
+    model, x = Model(slope), torch.randn(3, 4, dtype=F64)
+    with fastlrp.Explainer(model, "gradient").forward(x) as record:
+        torch.testing.assert_close(record.output, model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient(model, x), derivative(model, x), rtol=1e-12, atol=1e-12)
+
+
 def test_functions_within_transforms_are_refused() -> None:
     apply: Any = Mapped.apply
     model = Model(lambda m, h: torch.vmap(lambda row: apply(row, -0.3, 0.3))(h))

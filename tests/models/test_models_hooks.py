@@ -47,6 +47,13 @@ def _before_a_write(m: Any, h: Tensor) -> Tensor:
     return h.tanh() + h
 
 
+def _removed(m: Any, h: Tensor) -> Tensor:
+    handle = h.register_hook(lambda g: g * 2)
+    h.register_hook(lambda g: g * 3)
+    handle.remove()
+    return h.tanh()
+
+
 def _kept(m: Any, h: Tensor) -> Tensor:
     h.retain_grad()
     m.inner.weight.register_hook(lambda g: None)
@@ -70,6 +77,7 @@ HOOKS: dict[str, Callable[[], nn.Module]] = {
     "several": lambda: Model(_several),
     "on a view": lambda: Model(_on_a_view),
     "before a write": lambda: Model(_before_a_write),
+    "removed": lambda: Model(_removed),
     "on the input": lambda: OnInput(lambda m, h: h.tanh()),
 }
 

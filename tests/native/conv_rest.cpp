@@ -234,7 +234,9 @@ TEST(conv_rest_of_box) {
         const std::unique_ptr<bool[]> kept(new bool[p.samples]);
         fastlrp::cpu::conv_rest_of_box(p, has_shift ? shift.data() : nullptr, kept.get());
         for (int64_t at = 0; at < p.samples * problem.map(); ++at) {
-          const double y = problem.is_small(at) ? problem.sums[at] : double{problem.part[at] - problem.whole[at]};
+          const float difference = problem.part[at] - problem.whole[at];
+          const bool rounds = problem.factor_at(at) != 0.0f && !(std::abs(whole[at]) <= kMost * difference);
+          const double y = problem.is_small(at) || rounds ? problem.sums[at] : double{difference};
           const bool is_right = near(problem.below[at], share(y, problem.factor_at(at), kBeta));
           CHECK(!kept[at / problem.map()] || is_right);
         }

@@ -192,6 +192,20 @@ def test_the_box_rule_saves_both_products_and_loses_no_digit(bounds, monkeypatch
         assert relative_error(explained(paths="dense")[0].double(), right) > 1e-5
 
 
+@pytest.mark.parametrize("bias", [1e4, -1e4])
+def test_the_box_rule_reads_no_output_that_is_all_bias(bias, monkeypatch):
+    """What is left of an output without its bias has what the output rounds."""
+    monkeypatch.setattr(packed, "LEAST_WORK", 1)
+    model = picture_net()
+    model[0].bias.data[:] = bias * (1 + torch.rand(32))
+    model[1] = nn.Identity()  # What arrives from a gradient says nothing of the output's size.
+    x, composite = 4 * torch.rand(2, 3, 24, 24) - 2, composites.gradient()
+    composite = composite.with_entries((composites.first(), rules.ZBox(-2, 2)))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
+    found = fastlrp.Explainer(model, composite)(x, [0, 1])
+    assert relative_error(found.double(), right) <= 1e-6  # 1.3e-7
+
+
 def test_arguments_of_a_box_are_checked():
     maps = torch.rand(2, 3, 3, 3)
     given = {"whole": maps, "part": maps[:1], "x": torch.rand(2, 4, 5, 5), "weight": torch.rand(3, 4, 3, 3),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -21,6 +22,7 @@ from torch.autograd.function import Function
 from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import CheckpointFunction
+from torch.utils.hooks import RemovableHandle
 
 from fastlrp.errors import CaptureError
 
@@ -37,6 +39,20 @@ _LIBRARY.impl("custom_backward", _same, "CompositeExplicitAutograd")
 torch.library.register_fake(MARK, _same, lib=_LIBRARY)
 
 _mark: Any = torch.ops.fastlrp_capture.custom_backward
+
+
+class _Marking(Function):
+    """The operation, which a model's own gradients go through: ``torch.autograd.grad`` in a forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        marked: Tensor = _mark(*args)
+        return marked
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None, None, None
+
 
 _NUMBERS = itertools.count()
 
@@ -166,7 +182,7 @@ class _Following:
         """The result as the operation gives it."""
         number = next(_NUMBERS)
         self.met[number] = applied
-        marked: Tensor = _mark(_real(result), read, sizes, number)
+        marked: Tensor = _apply(_Marking, _real(result), read, sizes, number)
         return torch.view_as_complex(marked) if result.is_complex() else marked
 
 
@@ -221,15 +237,38 @@ class Hooked(Function):
         return gradients[0] if changed is None else changed, None
 
 
-def note_hook(held: Tensor, hook: Callable[[Tensor], Tensor | None]) -> None:
+class _Handle(RemovableHandle):
+    """Of a hook of the trace, which takes it out again."""
+
+    def __init__(self, hook: _Hook) -> None:
+        super().__init__(OrderedDict())
+        self._hook = hook
+
+    def remove(self) -> None:
+        self._hook.is_there = False
+
+
+class _Hook:
+    """A hook as long as its handle leaves it where it is."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor | None]) -> None:
+        self._call, self.is_there = call, True
+
+    def __call__(self, gradient: Tensor) -> Tensor | None:
+        return self._call(gradient) if self.is_there else None
+
+
+def note_hook(held: Tensor, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Let the gradient of a tensor of this thread's trace go through a hook, whoever reads the tensor."""
     if held.is_complex():
         raise CaptureError(
             "the model could not be captured: it puts a hook on the gradient of a complex tensor, which is not "
             "followed. Put it on torch.view_as_real(z), and go on with torch.view_as_complex of that"
         )
-    leaves, spec = tree_flatten(((held, hook), {}))
+    kept = _Hook(hook)
+    leaves, spec = tree_flatten(((held, kept), {}))
     _FOLLOWING[threading.get_ident()].mark(held, [held], [], Applied(Hooked, [_Place(0), *leaves[1:]], spec, None))
+    return _Handle(kept)
 
 
 class _StandIn:

@@ -44,9 +44,7 @@ def _assign(held: Tensor, new: Tensor) -> None:
 
 
 def _hook(held: Tensor, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    if not isinstance(held, torch.nn.Parameter):
-        note_hook(held, hook)
-    return RemovableHandle(OrderedDict())
+    return RemovableHandle(OrderedDict()) if isinstance(held, torch.nn.Parameter) else note_hook(held, hook)
 
 
 _INSTEAD: dict[Any, Callable[..., Any]] = {

@@ -142,7 +142,8 @@ def _narrow(
 ) -> Callable[..., Tensor]:  # fmt: skip
     """:func:`transpose` with products of bfloat16 alone, of weights side by side along their outputs."""
     b.note("bf16")
-    if layer.choice.is_point and not signed and not multiply:
+    whole = all(w.shape == layer.weight.shape for w in (*weights, *positives))  # Not Flat, which has one channel.
+    if layer.choice.is_point and whole and not signed and not multiply:
         plain = cache(lambda: _narrow_by_torch(layer, weights, positives, signed, multiply))
         size, stride = list(layer.x.sizes[1:]), list(layer.geometry.stride)
         return point.transposed(weights[0], positives, size, stride, lambda *given: plain()(*given))
