@@ -68,8 +68,8 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing.
 
-    What lies between, a conversion to another dtype or a view, leaves it one: a model that computes its gates in float32
-    has the same ones in every dtype.
+    What lies between, a conversion to another dtype or a view, leaves it one: a model that computes its gates in
+    float32 has the same ones in every dtype.
     """
     node = _source(value)
     if node is not None and node.operation in _GATES:

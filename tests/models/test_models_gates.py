@@ -1,4 +1,4 @@
-"""A gate stays one through conversions and moves: the signal takes all (Arras et al. 2017), in every dtype of a model."""
+"""A gate stays one through conversions and moves, in every dtype: the signal takes all (Arras et al. 2017)."""
 
 from __future__ import annotations
 
