@@ -31,8 +31,8 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """The derivative is ``exp(x_i) / sum(exp(x))``."""
-    if not isinstance(rule, (rules.Norm, rules.Epsilon, rules.Gradient)):
+    """The derivative is ``exp(x_i) / sum(exp(x))``, whose denominator is positive: no epsilon is read."""
+    if not isinstance(rule, (rules.Norm, rules.Gradient)):
         raise TypeError(f"{rule} is not defined for {node}: use Norm or Gradient")
     if node.operation == "logcumsumexp":
         _lower_running(b, node, flow)

@@ -66,14 +66,16 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 
 
 def _is_gate(value: Value) -> bool:
-    """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing."""
-    node = value.producer
-    while node is not None and node.kind in ("detached", "custom_backward") and node.carried is not None:
-        node = node.carried.producer
+    """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing.
+
+    What lies between, a conversion to another dtype or a view, leaves it one: a model that computes its gates in
+    float32 has the same ones in every dtype.
+    """
+    node = _source(value)
     if node is not None and node.operation in _GATES:
         return True
     while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:
-        node = node.sources[0].producer
+        node = _source(node.sources[0])
     return node is not None and (node.operation == "reciprocal" or bool(node.attributes.get("inverts")))
 
 
@@ -87,10 +89,16 @@ def _is_scale(value: Value) -> bool:
     return producer is not None and producer.operation in _SCALES
 
 
-def _is_made_by_activation(value: Value) -> bool:
+def _source(value: Value) -> Node | None:
+    """What computed its entries: the node behind copies, views and conversions."""
     producer = value.producer
     while producer is not None and producer.kind in _COPIES and producer.carried is not None:
         producer = producer.carried.producer
+    return producer
+
+
+def _is_made_by_activation(value: Value) -> bool:
+    producer = _source(value)
     return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
 
 

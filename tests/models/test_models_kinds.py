@@ -272,6 +272,13 @@ def test_a_rule_that_is_not_defined() -> None:
             fastlrp.explain(model, x, [0], composite)
 
 
+def test_an_epsilon_that_a_soft_maximum_would_not_read() -> None:
+    model, x = model_of(CASES["logsumexp"])
+    composite = composites.lrp0().with_entries((composites.kind("logsumexp"), rules.Epsilon(0.5)))
+    with pytest.raises(TypeError, match=r"Epsilon\(epsilon=0.5.* is not defined for .*use Norm or Gradient"):
+        fastlrp.explain(model, x, [0], composite)
+
+
 REFUSED: dict[str, tuple[str, Body]] = {
     "largest_of_all": ("max.*(mixes samples|batch)", lambda m, h: h / h.max()),
     "largest_of_the_batch": ("amax.*axis 0, the batch", lambda m, h: h - h.amax(0)),
