@@ -268,7 +268,7 @@ def test_a_rule_that_is_not_defined() -> None:
     ):  # fmt: skip
         model, x = model_of(CASES[name])
         composite = composites.lrp0().with_entries((composites.kind(kind), rules.Deconvnet()))
-        with pytest.raises(TypeError, match=rf"Deconvnet\(\) is not defined for .*use {use} .*or Gradient"):
+        with pytest.raises(TypeError, match=rf"Deconvnet\(\) is not defined for .*use {use}\b.*or Gradient"):
             fastlrp.explain(model, x, [0], composite)
 
 
