@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fastlrp.run.sparse.rates import processor
+
 WRITTEN = ("benchmarks/results", "benchmarks/README.md", "README.md")
 """What running and rendering benchmarks writes: a change there is no change of what is measured."""
 
@@ -41,12 +43,7 @@ def commit() -> str:
 
 def machine() -> str:
     """Processor and threads."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":")[1].strip() if lines else model
-    return f"{model}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def version(package: str) -> str | None:

@@ -122,3 +122,19 @@ def test_a_cpu_is_measured_in_float32_and_bfloat16(monkeypatch):
     assert found.half_reduced == pytest.approx(found.half_filled * 0.5 / 0.4)
     assert found.lanes == Rates.lanes
     assert found.call == Rates.call
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("model name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\n\nmodel\t\t: 1", "AMD EPYC (family 25, model 17)"),
+        ("model name\t: AMD EPYC\ncpu family\t: 26\nmodel\t\t: 2\n", "AMD EPYC (family 26, model 2)"),
+        ("model name\t: Some CPU\n", "Some CPU"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(tmp_path, monkeypatch, told, name):
+    (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(files, "Path", lambda path: tmp_path / "cpuinfo")
+    assert files.processor.__wrapped__() == name
+    monkeypatch.undo()
+    assert files.processor() in files.cpu_name("software")

@@ -107,12 +107,19 @@ def bf16_unit() -> str:
 
 
 @cache
-def cpu_name(unit: str) -> str:
-    """The processor's model, and what multiplies bfloat16 on it."""
+def processor() -> str:
+    """The processor's model, by family and number too where the system knows them: virtual machines shorten names."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"cpu {next(models, '') or platform.processor() or platform.machine()} {unit}"
+    lines = info.read_text().partition("\n\n")[0].splitlines() if info.exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    numbers = told.get("cpu family"), told.get("model")
+    return name if None in numbers else f"{name} (family {numbers[0]}, model {numbers[1]})"
+
+
+def cpu_name(unit: str) -> str:
+    """The processor, and what multiplies bfloat16 on it."""
+    return f"cpu {processor()} {unit}"
 
 
 def own_path(device_name: str) -> Path:
