@@ -24,8 +24,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
 from fastlrp.reference.redistribution import total
-
-GRADIENTS = (rules.Gradient, rules.Deconvnet, rules.GuidedBackprop)
+from fastlrp.rules.gradient import GRADIENTS
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:

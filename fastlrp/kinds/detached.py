@@ -17,8 +17,9 @@ from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.redistribution import total
+from fastlrp.rules.gradient import GRADIENTS
 
-_STOPS = (rules.Gradient, rules.InputGradient, rules.Deconvnet, rules.GuidedBackprop)
+_STOPS = (*GRADIENTS, rules.InputGradient)
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:

@@ -39,3 +39,7 @@ class GuidedBackprop(Rule):
     """
 
     linear_in_relevance = False
+
+
+GRADIENTS = (Gradient, Deconvnet, GuidedBackprop)
+"""The rules that take derivatives through every layer: they differ at ReLUs alone."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastlrp.capture.graph import Graph
 from fastlrp.errors import CaptureError
-from fastlrp.rules import Deconvnet, Gradient, GuidedBackprop, Rule
+from fastlrp.rules import Rule
+from fastlrp.rules.gradient import GRADIENTS
 from fastlrp.run.inputs import Inputs
 
 
@@ -60,7 +61,7 @@ def warn_of_unread(model: nn.Module, inputs: Inputs, graph: Graph) -> None:
 
 def warn_of_backward_hooks(model: nn.Module, rules: Iterable[Rule | None]) -> None:
     """Say of modules' backward hooks that gradients do not go through them."""
-    if not any(isinstance(rule, (Gradient, Deconvnet, GuidedBackprop)) for rule in rules):
+    if not any(isinstance(rule, GRADIENTS) for rule in rules):
         return
     for name, module in model.named_modules():
         hook = next(iter((*module._backward_hooks.values(), *module._backward_pre_hooks.values())), None)

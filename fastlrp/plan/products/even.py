@@ -13,6 +13,7 @@ from fastlrp.capture.graph import Node, Value
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.steps import Factor, Flow
+from fastlrp.rules.gradient import GRADIENTS
 
 _SHRINKING = {"relu", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "mish", "tanh"}
 """Activations whose result is at most as large as what they are given."""
@@ -34,7 +35,6 @@ _JUMPS = {"sign", "sgn", "floor", "ceil", "round", "trunc", "frac", "remainder",
 
 _PLACES = {"move", "cat", "identity", "detached", "chosen"}
 _MEANS = {"avg_pool", "adaptive_avg_pool", "linear_map", "add"}
-_GRADIENTS = (rules.Gradient, rules.Deconvnet, rules.GuidedBackprop)
 
 
 def begins_even(b: Builder) -> bool:
@@ -80,7 +80,7 @@ def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> b
 def divides_by_output(node: Node, rule: rules.Rule | None) -> bool:
     """Whether the rule of a layer with a weight divides by the layer's own output, and not by its positive part."""
     others = (rules.ZPlus, rules.AlphaBeta, rules.WSquare, rules.Flat)
-    return node.kind in ("conv", "linear", "batch_norm") and not isinstance(rule, (*others, *_GRADIENTS, rules.Pass))
+    return node.kind in ("conv", "linear", "batch_norm") and not isinstance(rule, (*others, *GRADIENTS, rules.Pass))
 
 
 def divides_by_sum(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
@@ -104,7 +104,7 @@ def _keeps_places(x: Value, y: Value) -> bool:
 
 
 def _weighted(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
-    if isinstance(rule, (*_GRADIENTS, rules.Pass)):
+    if isinstance(rule, (*GRADIENTS, rules.Pass)):
         return True
     if not isinstance(rule, (rules.Epsilon, rules.Gamma, rules.ZPlus, rules.AlphaBeta)):
         return False
