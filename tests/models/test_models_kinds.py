@@ -56,7 +56,6 @@ def _soft_pair(a: Tensor, b: Tensor) -> Tensor:
     return (pair * (pair.softmax(0) * y / pair).detach()).sum(0)
 
 
-GRID = (7, 3, 2, 5)
 IMAGE = (2, 4, 4)
 MATRIX = (2, 4)
 CASES: dict[str, Case] = {

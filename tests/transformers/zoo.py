@@ -95,10 +95,6 @@ def pooled(out: Any) -> Tensor:
     return out.last_hidden_state.mean(1)
 
 
-def first_position(out: Any) -> Tensor:
-    return out.last_hidden_state[:, 0]
-
-
 def first_query(out: Any) -> Tensor:
     return out.logits[:, 0]
 
