@@ -35,7 +35,7 @@ ORDER = """
     run.up.way_up
     run.up.stages
     run.up.causal
-    run.up.meeting
+    run.up.meeting run.up.frontier
     run.up.ascent
     run.up.boxed_ups run.up.tails run.sparse.upward
     run.up.boxes
@@ -81,7 +81,7 @@ ORDER = """
     plan.passes.summing plan.products.few plan.products.looked_narrow plan.products.channel_sizes
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.path plan.products.packed
-    plan.neck plan.infinite plan.products.layer_calls plan.products.looked plan.products.point
+    plan.neck plan.infinite plan.schedule plan.products.layer_calls plan.products.looked plan.products.point
     capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax
@@ -104,7 +104,7 @@ ORDER = """
     targets.initial
     targets.spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.translate.mapped targets.one_hot stabilizer eager plan.bounded
-    plan.geometry tune.workloads files kinds.vocabulary hidden
+    plan.geometry tune.workloads files byte_sizes kinds.vocabulary hidden
     plan.lines plan.window capture.identity
     functional
     library info
