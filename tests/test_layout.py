@@ -48,7 +48,7 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent run.sparse.wants
-    capture.lift.unmapped
+    capture.lift.unmapped capture.failure
     capture.lift.graphs
     capture.lift.check capture.unpacked
     capture.lift.probe capture.lift.proof composites
@@ -83,7 +83,7 @@ ORDER = """
     plan.forward_builder plan.path plan.products.packed
     plan.neck plan.infinite plan.schedule plan.products.layer_calls plan.products.looked plan.products.point
     capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
-    capture.carrying capture.patterns.selection capture.patterns.attention_weights
+    capture.carrying capture.wrapper capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax
     capture.arguments plan.forms plan.narrow plan.products.channels_last
     plan.products.reduced plan.products.by_rows plan.step_names plan.absent plan.bind

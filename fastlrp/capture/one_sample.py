@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fastlrp.capture import structure as structures
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.chosen import Output
-from fastlrp.capture.export import Captured, Wrapper, choose_output, failure, refuse_unreadable, tracing
+from fastlrp.capture.export import Captured, refuse_unreadable, tracing
+from fastlrp.capture.failure import failure
 from fastlrp.capture.graph import Graph, Node, Value, substitute
 from fastlrp.capture.lift.check import as_it_is
 from fastlrp.capture.lift.graphs import twin_of
@@ -26,6 +27,7 @@ from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.fixed import Fixed
 from fastlrp.capture.trace.traced import traced
 from fastlrp.capture.translate.program import Translator
+from fastlrp.capture.wrapper import Wrapper, choose_output
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 
 
