@@ -77,7 +77,7 @@ def capture(
     refuse_unreadable(model)
     training = model.training
     wrapper = Wrapper(model, output)
-    wrapper.training, wrapper._note.after = training, after
+    wrapper.training, wrapper.note.after = training, after
     tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors:
         raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")
@@ -93,14 +93,14 @@ def capture(
     if chosen_by_floats(graph):
         raise failure(wrapper, args, kwargs, TypeError("rows of an embedding are chosen by floats, not by integers"))
     write_out_mapped(graph)
-    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
+    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper.note.structure, output)]
     standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    found = Captured(graph, wrapper._note.structure, batch if fixed else None)
-    if not wrapper._note.packs:
+    found = Captured(graph, wrapper.note.structure, batch if fixed else None)
+    if not wrapper.note.packs:
         return found
     alive = weakref.ref(model)  # A capture is kept as long as its model, not the other way round.
 
@@ -110,7 +110,7 @@ def capture(
         returned: list[Tensor] = Wrapper(own, output)(args, kwargs)
         return returned
 
-    unpacked = Unpacked(graph, model_outputs, fixed or wrapper._note.counts)
+    unpacked = Unpacked(graph, model_outputs, fixed or wrapper.note.counts)
     if batch:
         with torch.no_grad(), unchanged(wrapper):
             unpacked.compare(tensors, args, kwargs)
@@ -203,7 +203,7 @@ def _export(wrapper: Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch
                     raise mine from chooser.trouble
                 raise failure(wrapper, args, kwargs, trouble) from trouble
         finally:
-            wrapper._note.packs, wrapper._note.counts = bool(packed), packed.counted
+            wrapper.note.packs, wrapper.note.counts = bool(packed), packed.counted
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def capture_one(
     kept = {key: _copy(value) for key, value in items if key in fixed}
     wrapper = _OneSample(model, output, kept)
     training = model.training
-    wrapper.training, wrapper._note.after = training, after
+    wrapper.training, wrapper.note.after = training, after
     args = tuple(None if i in kept else item for i, item in enumerate(args))
     kwargs = {name: None if name in kept else item for name, item in kwargs.items()}
     with tracing(wrapper):
@@ -87,13 +87,13 @@ def capture_one(
                 raise mine from chooser.trouble
             raise failure(wrapper, args, kwargs, error) from error
     graph = Translator(program, model, False, 0).translate()
-    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
+    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper.note.structure, output)]
     examples = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     with torch.no_grad():
         with unchanged(wrapper):
             own = wrapper.plain(args, kwargs)
         _lift(graph, examples, own)
-    return Captured(graph, structures.without_batch(wrapper._note.structure), None)
+    return Captured(graph, structures.without_batch(wrapper.note.structure), None)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -14,7 +14,14 @@ from fastlrp.capture.trace.methods import MethodsFollowed
 from fastlrp.eager import device_of_caller
 
 
-class _Note:
+class Note:
+    """What a trace tells of itself.
+
+    Attributes:
+        structure: what the model returned, with leaves numbered. after: called when its forward pass has run.
+        packs: whether it packs sequences. counts: whether it asks how many rows these have.
+    """
+
     structure: Any = None
     after: Callable[[], None] | None = None
     packs: bool = False
@@ -24,7 +31,7 @@ class _Note:
 class Wrapper(nn.Module):
     """Calls the model and returns its tensors as a flat list, whatever it packs them in.
 
-    With a function of the model's output (``choose``) what that gives is the last tensor of the list.
+    With a function of what the model returns (``output``) what that gives is the last tensor of the list.
     """
 
     def __init__(self, model: nn.Module, output: Output = None) -> None:
@@ -32,16 +39,16 @@ class Wrapper(nn.Module):
         self.model = model
         self.chosen_output = Chooser(output) if callable(output) else None
         # Outside the module's own state, which torch.export puts back after tracing.
-        self._note = _Note()
+        self.note = Note()
         self._defaults = _without_cache(model)
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
         with device_of_caller(), MethodsFollowed():
             returned = self.model(*args, **{**self._defaults, **kwargs})
-        self._note.structure = structures.flatten(returned, found)
-        if self._note.after is not None:
-            self._note.after()
+        self.note.structure = structures.flatten(returned, found)
+        if self.note.after is not None:
+            self.note.after()
         if self.chosen_output is not None:
             with device_of_caller(), MethodsFollowed():
                 found.append(self.chosen_output(returned))
@@ -57,6 +64,11 @@ def _without_cache(model: nn.Module) -> dict[str, Any]:
 
 
 def choose_output(structure: Any, output: str | int | None) -> int:
+    """The position of the output to explain among the tensors that the model returns.
+
+    Raises:
+        ValueError: if it does not name one of them, or names none of several.
+    """
     names = structures.leaf_names(structure)
     if output is None:
         if len(names) == 1:
