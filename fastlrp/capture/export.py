@@ -35,7 +35,7 @@ from fastlrp.capture.trace.traced import traced
 from fastlrp.capture.translate.program import Translator
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wrapper import Wrapper, choose_output
-from fastlrp.errors import CaptureError
+from fastlrp.errors import CaptureError, module_text
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
@@ -120,7 +120,7 @@ def capture(
 def refuse_unreadable(model: nn.Module) -> None:
     """Raise CaptureError for modules of which torch.export sees no operations: TorchScript, quantised layers."""
     for name, module in model.named_modules():
-        where = f"module '{name or '(the model itself)'}'"
+        where = f"module {module_text(name)}"
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
                 f"{where} is a TorchScript module (torch.jit), whose operations cannot be seen: build the model from "

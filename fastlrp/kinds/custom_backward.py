@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value, leaves
-from fastlrp.errors import UnsupportedOperationError
+from fastlrp.errors import UnsupportedOperationError, module_text
 from fastlrp.kinds import textbook
 from fastlrp.kinds.chained import pass_on
 from fastlrp.kinds.kind import Kind
@@ -69,7 +69,7 @@ def _read(node: Node) -> list[Value]:
 
 def _name(node: Node) -> str:
     call: Any = node.call
-    return f"{call.name} in '{node.path or '(the model itself)'}'"
+    return f"{call.name} in {module_text(node.path)}"
 
 
 def by_function(node: Node) -> Node:

@@ -20,6 +20,7 @@ from fastlrp.capture.lift.lifter import Lifter, UnliftableError, rows_reshaped
 from fastlrp.capture.lift.probe import SAMPLES, TOLERANCE, ancestors, called, called_in_double, close
 from fastlrp.capture.lift.proof import is_proved
 from fastlrp.capture.lift.standing import Standing
+from fastlrp.errors import module_text
 
 
 @dataclass(eq=False)
@@ -59,8 +60,7 @@ def check(graph: Graph, lifter: Lifter, lifted: list[Lifted], standing: Standing
 
 def _proved(lifter: Lifter, part: _Part, standing: Standing) -> bool:
     return all(
-        standing.place(e.node.output) is not None and is_proved(lifter, e.node, _own_nodes(e))
-        for e in part.entries
+        standing.place(e.node.output) is not None and is_proved(lifter, e.node, _own_nodes(e)) for e in part.entries
     )
 
 
@@ -235,7 +235,7 @@ def sizes_for(value: Value, count: int) -> tuple[int, ...] | None:
 def reason(node: Node, why: str) -> str:
     """A sentence for people whose model was not lifted."""
     return (
-        f"The batch axis leaves axis 0, and {node.operation} in module '{node.path or '(the model itself)'}' could not "
+        f"The batch axis leaves axis 0, and {node.operation} in module {module_text(node.path)} could not "
         f"be written for each sample alone: {why}"
     )
 
