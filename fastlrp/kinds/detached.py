@@ -23,7 +23,7 @@ _STOPS = (*GRADIENTS, rules.InputGradient)
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """What arrives, or nothing."""
+    """Relevance goes on to what was cut off; a gradient ends, but for what was written over, to which it goes."""
     if isinstance(rule, _STOPS):
         for old in node.args[1:]:
             b.send(old, flow)

@@ -78,7 +78,7 @@ class RecurrentLayer:
 
     @property
     def count(self) -> int:
-        """Blocks of the weights."""
+        """How many blocks of rows a weight has: one for each gate, and one for the candidate."""
         return {"lstm": 4, "gru": 3}.get(self.layer.mode, 1)
 
     @property

@@ -266,7 +266,7 @@ def _bare(tree: Any) -> Any:
 
 
 def _plain(result: Any) -> Any:
-    """A result in float64."""
+    """The result in float64, if it is a tensor of floats."""
     return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
 
 

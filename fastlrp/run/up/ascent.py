@@ -192,7 +192,7 @@ class Ascent:
 
 
 def on_whole_map(t: Cotangent) -> Tensor:
-    """On the whole map."""
+    """The cotangent as a tensor of the whole map, with zeros where its form holds nothing."""
     return t if isinstance(t, Tensor) else t.dense()
 
 
