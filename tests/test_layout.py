@@ -82,8 +82,8 @@ ORDER = """
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.path plan.products.packed
     plan.neck plan.infinite plan.schedule plan.products.layer_calls plan.products.looked plan.products.point
-    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
-    capture.carrying capture.wrapper capture.patterns.selection capture.patterns.attention_weights
+    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose capture.wrapper
+    capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax
     capture.arguments plan.forms plan.narrow plan.products.channels_last
     plan.products.reduced plan.products.by_rows plan.step_names plan.absent plan.bind
