@@ -48,12 +48,12 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent run.sparse.wants
-    capture.lift.unmapped capture.failure
+    capture.lift.unmapped
     capture.lift.graphs
     capture.lift.check capture.unpacked
     capture.lift.probe capture.lift.proof composites
     capture.lift.layers
-    capture.lift.messages
+    capture.lift.messages capture.failure
     capture.lift.moves
     capture.lift.lifter
     capture.translate.program capture.lift.standing
