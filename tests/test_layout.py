@@ -104,14 +104,14 @@ ORDER = """
     targets.initial
     targets.spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.translate.mapped targets.one_hot stabilizer eager plan.bounded
-    plan.geometry tune.workloads files byte_sizes kinds.vocabulary hidden
+    plan.geometry tune.workloads files kinds.vocabulary hidden
     plan.lines plan.window capture.identity
     functional
     library info
     backends.dispatch
     backends
     kernels
-    reference aten errors _C
+    reference aten errors byte_sizes _C
     capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.products targets
     run run.sparse run.up verify tune
     looking
