@@ -16,6 +16,7 @@ from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
 from fastlrp.capture.trace.recurrent import Layer
 from fastlrp.kinds import textbook
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.recurrent_coefficients import (
@@ -56,7 +57,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return
     sequence, y = RecurrentLayer(node), node.output
     mode, projected, with_cell = sequence.layer.mode, sequence.projected, sequence.layer.with_cell
-    chained = flow.factor.value is y
+    chained = is_chained(flow, y)
     factor = flow.factor.scale if chained else b.slot_of(flow.factor)
     names = names_of(mode, rule, projected, with_cell)
 
