@@ -10,10 +10,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.capture.trace.recurrent import Layer, in_order
-from fastlrp.kinds.recurrent_coefficients import (
-    States,
-    states_of,
-)
+from fastlrp.kinds.recurrent_coefficients import States, states_of
 from fastlrp.plan.narrow import wide
 
 
@@ -28,6 +25,7 @@ class RecurrentLayer:
 
     @property
     def layer(self) -> Layer:
+        """What the node calls: mode, direction, and whether the memory is a result too."""
         call = self.node.call
         assert isinstance(call, Layer)
         return call
@@ -39,12 +37,14 @@ class RecurrentLayer:
 
     @property
     def input(self) -> Value:
+        """The sequences, ``(B, T, C)`` or ``(B, N, T, C)``."""
         x = self.node.args[0]
         assert isinstance(x, Value)
         return x
 
     @property
     def steps(self) -> int:
+        """T, how many steps the sequences have."""
         return self.input.sizes[-2]
 
     @property
@@ -70,10 +70,12 @@ class RecurrentLayer:
 
     @property
     def hidden(self) -> int:
+        """P, the size of a hidden state, which a projection makes smaller than the memory."""
         return int(self.weights()[1].shape[1])
 
     @property
     def size(self) -> int:
+        """H, the size of the memory."""
         return int(self.weights()[0].shape[0]) // self.count
 
     @property
@@ -83,6 +85,7 @@ class RecurrentLayer:
 
     @property
     def projected(self) -> bool:
+        """Whether hidden states are projected."""
         return self.node.args[7] is not None
 
     def weights(self) -> tuple[Any, ...]:
