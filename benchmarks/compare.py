@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.machine import machine, provenance
-from benchmarks.scenarios import OTHERS, PEERS, SCENARIOS, Options, Round
+from benchmarks.rounds import OTHERS, PEERS, Options, Round
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.toolbox import GoldensMissingError
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,13 +1,12 @@
-"""What is measured: each scenario yields rounds, and a round is one question to several providers."""
+"""What is measured: each scenario yields rounds."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,63 +19,15 @@ from benchmarks import (
     peers,
     precisions,
     providers,
-    toolbox,
 )
-from benchmarks.measure import AGREES, Case, Gate, disagreement
-from benchmarks.models import build, lenet5
+from benchmarks.measure import Case
+from benchmarks.models import build
 from benchmarks.precisions import PRECISIONS
 from benchmarks.providers import Provider, UnavailableError
-from fastlrp import rules
-from fastlrp.composites import Composite, kind
+from benchmarks.rounds import OTHERS, Options, Round, spread_out
+from benchmarks.toolbox_rounds import lrp_toolbox, sweep
 
 PRESETS = ("epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1")
-OTHERS = ("gradient", "floor", "zennit", "captum")
-PEERS = (*OTHERS, "lxt", "autolrp")
-"""All who may take part; LXT and autoLRP explain transformers."""
-DIGITS = 50
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose; None is the scenario's own default.
-
-    Attributes:
-        models, composites, counts, repeats: see the command's help.
-        others: who is measured beside fastlrp, of :data:`OTHERS`.
-        peer_targets: most targets per sample that Zennit and Captum get.
-        device: what everybody computes on.
-        gpu: the ways of a GPU: backends that can, Zennit's best batch, wide gradients, outputs compared in float32.
-        precision: of :data:`benchmarks.precisions.PRECISIONS`; the caller sets PyTorch's switches to it.
-        switched: others a second time, under PyTorch's switches for products of bfloat16.
-    """
-
-    models: tuple[str, ...] | None = None
-    composites: tuple[str, ...] | None = None
-    targets: int = 32
-    batch: int = 8
-    size: int = 224
-    density: float | None = None
-    backends: tuple[str, ...] = ("auto", "torch")
-    others: tuple[str, ...] = OTHERS
-    counts: tuple[int, ...] | None = None
-    peer_targets: int = 4
-    repeats: int | None = None
-    device: str = "cpu"
-    gpu: bool = False
-    precision: str = "float32"
-    switched: bool = False
-
-
-@dataclass
-class Round:
-    """One question. ``left_out``: why somebody does not take part, a line each. ``gate``: what outputs must be."""
-
-    case: Case
-    parts: list[Provider]
-    x: Tensor
-    repeats: int
-    left_out: list[str] = field(default_factory=list)
-    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
@@ -115,17 +66,6 @@ def _loaded(options: Options, names: tuple[str, ...], batch: int) -> Iterator[_L
         dtype = PRECISIONS[options.precision].dtype
         own = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         yield _Loaded(name, own, x.to(dtype), share, scores, (model, x))
-
-
-def spread_out(count: int, classes: int, batch: int = 1) -> Tensor:
-    """``count`` classes far from each other, the same for every sample, ``(B, K)``.
-
-    Raises:
-        ValueError: if there are not that many.
-    """
-    if not 1 <= count <= classes:
-        raise ValueError(f"{count} targets of a model with {classes} classes")
-    return (torch.arange(count) * classes // count).expand(batch, count)
 
 
 def _beside(options: Options, loaded: _Loaded, rule: str, classes: Tensor) -> tuple[list[Provider], list[str]]:
@@ -264,76 +204,6 @@ def basis(options: Options) -> Iterator[Round]:
             for count in options.counts or (256, 1000):
                 case = _case("basis", loaded, rule, spread_out(count, loaded.scores.shape[1]), options)
                 yield _round(case, parts, loaded, options, 1, missing)
-
-
-def toolbox_rules(variant: str) -> Composite:
-    """The Toolbox's stabilizers for fastlrp.
-
-    Both divide by ``z + epsilon sgn(z)`` with the bias in z. The Toolbox's pools weigh the plain sum S of a window;
-    the module returns ``S / sqrt(h w)``, here S / 2, so its epsilon is half of theirs.
-    """
-    weighted, pool = toolbox.VARIANTS[variant]
-    entries = (
-        (kind("conv", "linear"), rules.Epsilon(weighted)),
-        (kind("activation"), rules.Pass()),
-        (kind("avg_pool"), rules.Norm(pool / 2)),
-    )
-    return Composite(entries, name=f"toolbox_{variant}")
-
-
-def lrp_toolbox(options: Options) -> Iterator[Round]:
-    """LeNet-5 of the LRP Toolbox, ten classes of 50 digits, beside the Toolbox's own procedure.
-
-    Raises:
-        GoldensMissingError: without its network and digits.
-        RuntimeError: if fastlrp does not give the Toolbox's numbers.
-    """
-    network = toolbox.read(toolbox.golden("LeNet-5.txt"))
-    model = lenet5(network)
-    x = torch.from_numpy(toolbox.digits(DIGITS, np.float32).transpose(0, 3, 1, 2).copy())
-    classes = spread_out(10, 10, DIGITS)
-    share = density.measure(model, x)
-    for variant in options.composites or ("simple", "epsilon_0.1"):
-        own = [providers.ours(model, x, toolbox_rules(variant), backend) for backend in options.backends]
-        for part in own:
-            _check_golden(part, x, variant)
-        theirs = [peers.toolbox_procedure(variant, dtype) for dtype in (np.float32, np.float64)]
-        beside = providers.gradients(model, 10) if "gradient" in options.others else []
-        beside += [providers.floor(model, x)] if "floor" in options.others else []
-        case = Case("toolbox", "LeNet-5", variant, classes, 32, None, share)
-        yield Round(case, [*own, *theirs, *beside], x, options.repeats or 3)
-
-
-SWEEP = (0.01, 0.1, 1.0)
-"""Epsilons of the sweep; the Toolbox's own numbers for the last two are among the goldens."""
-
-
-def sweep(options: Options) -> Iterator[Round]:
-    """LeNet-5, ten classes of 50 digits under three epsilons: one forward pass aware of LRP, then only ``lrp``.
-
-    Raises:
-        GoldensMissingError: without the Toolbox's network and digits.
-        RuntimeError: if fastlrp does not give the Toolbox's numbers.
-    """
-    own = providers.thin(toolbox.golden("LeNet-5.txt"), SWEEP)
-    x = torch.from_numpy(toolbox.digits(DIGITS, np.float32).transpose(0, 3, 1, 2).copy())
-    for number, variant in ((1, "epsilon_0.1"), (2, "epsilon_1")):
-        _check_golden(own, x, variant, 10 * number)
-    theirs = [peers.toolbox_sweep(SWEEP, dtype) for dtype in (np.float32, np.float64)]
-    classes = spread_out(10, 10, DIGITS).repeat(1, len(SWEEP))
-    case = Case("sweep", "LeNet-5", "epsilon", classes, 32, None, None)
-    yield Round(case, [own, *theirs], x, options.repeats or 5)
-
-
-def _check_golden(part: Provider, x: Tensor, variant: str, start: int = 0) -> None:
-    """Ten targets from ``start`` on are those of the golden."""
-    with np.load(toolbox.golden("lenet5_mnist_relevance.npz"), allow_pickle=False) as arrays:
-        golden = torch.from_numpy(arrays[variant]).float()
-    found = part.run(x[:10], spread_out(10, 10, 10), lambda: None)
-    assert found is not None
-    error = disagreement(found[:, start : start + 10, 0], golden)
-    if not error <= AGREES:
-        raise RuntimeError(f"{part.name} differs from the LRP Toolbox's own numbers ({variant}) by {error:.1e}")
 
 
 def transformers(options: Options) -> Iterator[Round]:

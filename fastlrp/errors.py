@@ -1,8 +1,13 @@
-"""The errors that fastlrp raises on purpose."""
+"""The errors that fastlrp raises on purpose, and how they name a module."""
 
 from __future__ import annotations
 
 import os
+
+
+def module_text(path: str) -> str:
+    """A module as errors name it: its path in quotes, or words for the model itself, which has none."""
+    return f"'{path or '(the model itself)'}'"
 
 
 class CaptureError(RuntimeError):

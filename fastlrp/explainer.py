@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from fastlrp import composites, markup
 from fastlrp.backends.dispatch import BACKENDS
+from fastlrp.byte_sizes import parse_bytes, size_text
 from fastlrp.capture.chosen import Output
 from fastlrp.composites import Composite
 from fastlrp.composites.composite import Unsupported
@@ -19,7 +19,6 @@ from fastlrp.eager import eager
 from fastlrp.groups import Groups
 from fastlrp.pickling import Carried, plain
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.table import size_text
 from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
 from fastlrp.run.forward_pass import LrpAware
@@ -331,19 +330,3 @@ def explain(
         x, targets, initial=initial, layers=layers, reduce=reduce, out=out, at=at, progress=progress, groups=groups,
         direction=direction,
     )  # fmt: skip
-
-
-def parse_bytes(budget: int | str | None) -> int | None:
-    """``None``, bytes, or text such as ``"512MB"``, ``"2 GiB"`` (1 MB = 2**20 bytes).
-
-    Raises:
-        ValueError: for anything else, or a budget that is not positive.
-    """
-    if budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
-        return budget
-    pattern = r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)i?B?\s*"
-    match = re.fullmatch(pattern, budget, re.IGNORECASE) if isinstance(budget, str) else None
-    size = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-    if size < 1:
-        raise ValueError(f"max_memory must be a positive number of bytes or text such as '2GB', got {budget!r}")
-    return size

@@ -55,7 +55,7 @@ class Lines:
         self._next = now + self._pause
 
     def end(self) -> None:
-        """All is done."""
+        """Say that all is done, and how long it took."""
         self.say(f"{self._total} {self._unit}s, {self._clock() - self.begun:.1f} s")
 
     def say(self, text: str) -> None:
@@ -103,7 +103,7 @@ class Progress:
             self._lines.end()
 
     def reach(self, done: int) -> None:
-        """So many are done."""
+        """Show that so many are done."""
         if done <= self._done:
             return
         if self._bar is not None:

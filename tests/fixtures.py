@@ -12,6 +12,7 @@ import torch
 
 import fastlrp.run.plans
 from fastlrp.capture.export import Captured
+from fastlrp.plan import assign
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -48,6 +49,12 @@ def seeded_apart(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments, **options)
 
     return apart
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules that a test registers are its own."""
+    monkeypatch.setattr(assign, "_REGISTERED", dict(assign._REGISTERED))
 
 
 @pytest.fixture

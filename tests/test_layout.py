@@ -35,7 +35,7 @@ ORDER = """
     run.up.way_up
     run.up.stages
     run.up.causal
-    run.up.meeting
+    run.up.meeting run.up.frontier
     run.up.ascent
     run.up.boxed_ups run.up.tails run.sparse.upward
     run.up.boxes
@@ -53,7 +53,7 @@ ORDER = """
     capture.lift.check capture.unpacked
     capture.lift.probe capture.lift.proof composites
     capture.lift.layers
-    capture.lift.messages
+    capture.lift.messages capture.failure
     capture.lift.moves
     capture.lift.lifter
     capture.translate.program capture.lift.standing
@@ -81,12 +81,12 @@ ORDER = """
     plan.passes.summing plan.products.few plan.products.looked_narrow plan.products.channel_sizes
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.path plan.products.packed
-    plan.neck plan.infinite plan.products.layer_calls plan.products.looked plan.products.point
-    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
+    plan.neck plan.infinite plan.schedule plan.products.layer_calls plan.products.looked plan.products.point
+    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose capture.wrapper
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax
     capture.arguments plan.forms plan.narrow plan.products.channels_last
-    plan.products.reduced plan.step_names plan.absent plan.bind
+    plan.products.reduced plan.products.by_rows plan.step_names plan.absent plan.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
     capture.trace.recurrent capture.trace.padded
     capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
@@ -111,7 +111,7 @@ ORDER = """
     backends.dispatch
     backends
     kernels
-    reference aten errors _C
+    reference aten errors byte_sizes _C
     capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.products targets
     run run.sparse run.up verify tune
     looking

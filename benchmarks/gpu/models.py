@@ -23,7 +23,7 @@ from benchmarks import measure, precisions, scenarios
 from benchmarks.compare import heading
 from benchmarks.gpu.part import Part, begin, listed, numbers, parser
 from benchmarks.measure import Entry
-from benchmarks.scenarios import Options, Round
+from benchmarks.rounds import Options, Round
 from fastlrp.backends import dispatch
 
 BACKENDS = ("auto", "triton", "cuda", "torch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastlrp.capture.graph import Graph, Node, Value, leaves
 from fastlrp.capture.wording import shape_text, without_symbols
-from fastlrp.errors import UnsupportedOperationError
+from fastlrp.errors import UnsupportedOperationError, module_text
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 _RECURRENT_FORM = "it takes sequences (batch, time, channels) of one fixed length, and weights that are parameters"
@@ -40,7 +40,7 @@ def is_attention(node: Node) -> bool:
 
 def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     """The message for an operation without a rule."""
-    name, where = node.operation, f"module '{node.path or '(the model itself)'}'{_type_name(node)}"
+    name, where = node.operation, f"module {module_text(node.path)}{_type_name(node)}"
     what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
     if name in _RECURRENT:
         what = f": this use of a recurrent layer ({name}) is not supported, {_RECURRENT_FORM}"

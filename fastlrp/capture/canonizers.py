@@ -15,7 +15,7 @@ from fastlrp.capture.patterns.selection import find_selection
 
 
 def canonize(graph: Graph) -> Graph:
-    """All passes, in order."""
+    """Apply all of these passes to the graph, in order."""
     split_same_padding(graph)
     compose_activations(graph)
     find_attention_weights(graph)

@@ -7,7 +7,6 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import threading
 import warnings
 import weakref
@@ -18,31 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlrp.capture import structure as structures
-from fastlrp.capture.branches import instead_of_a_branch, reads_data
 from fastlrp.capture.carrying import chosen_by_floats
 from fastlrp.capture.chosen import Chooser, Output
-from fastlrp.capture.faults import TAKES_GRADIENTS, what_leaves_the_trace
+from fastlrp.capture.failure import failure
 from fastlrp.capture.graph import Graph, Value, leaves
-from fastlrp.capture.input_hints import input_hints
 from fastlrp.capture.lift.graphs import lift, lift_all, travels
 from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
-from fastlrp.capture.trace.methods import MethodsFollowed
-from fastlrp.capture.trace.packed import Rows, kept_padded, packed_again
+from fastlrp.capture.trace.packed import Rows, kept_padded
 from fastlrp.capture.trace.quick_shapes import shapes_by_definition
 from fastlrp.capture.trace.quiet import quiet
-from fastlrp.capture.trace.recurrent import LENGTHS, PACKED, packs_sequences
-from fastlrp.capture.trace.settings import other_attention, ways_out
+from fastlrp.capture.trace.settings import ways_out
 from fastlrp.capture.trace.shape_memory import shapes_remembered
 from fastlrp.capture.trace.traced import traced
 from fastlrp.capture.translate.program import Translator
 from fastlrp.capture.unpacked import Unpacked
-from fastlrp.capture.wording import without_symbols
-from fastlrp.eager import device_of_caller
-from fastlrp.errors import CaptureError
+from fastlrp.capture.wrapper import Wrapper, choose_output
+from fastlrp.errors import CaptureError, module_text
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
@@ -59,48 +52,6 @@ class Captured:
     structure: Any
     fixed_batch: int | None
     unpacked: Unpacked | None = None
-
-
-class _Note:
-    structure: Any = None
-    after: Callable[[], None] | None = None
-    packs: bool = False
-    counts: bool = False
-
-
-class Wrapper(nn.Module):
-    """Calls the model and returns its tensors as a flat list, whatever it packs them in.
-
-    With a function of the model's output (``choose``) what that gives is the last tensor of the list.
-    """
-
-    def __init__(self, model: nn.Module, output: Output = None) -> None:
-        super().__init__()
-        self.model = model
-        self.chosen_output = Chooser(output) if callable(output) else None
-        # Outside the module's own state, which torch.export puts back after tracing.
-        self._note = _Note()
-        self._defaults = _without_cache(model)
-
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        found: list[Tensor] = []
-        with device_of_caller(), MethodsFollowed():
-            returned = self.model(*args, **{**self._defaults, **kwargs})
-        self._note.structure = structures.flatten(returned, found)
-        if self._note.after is not None:
-            self._note.after()
-        if self.chosen_output is not None:
-            with device_of_caller(), MethodsFollowed():
-                found.append(self.chosen_output(returned))
-        return found
-
-
-def _without_cache(model: nn.Module) -> dict[str, Any]:
-    """Keyword arguments that keep a language model from returning keys and values for the next token's pass."""
-    parameter = inspect.signature(model.forward).parameters.get("use_cache")
-    optional = parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    optional = optional or (parameter is not None and parameter.default in (None, True))
-    return {"use_cache": False} if optional else {}
 
 
 def capture(
@@ -126,7 +77,7 @@ def capture(
     refuse_unreadable(model)
     training = model.training
     wrapper = Wrapper(model, output)
-    wrapper.training, wrapper._note.after = training, after
+    wrapper.training, wrapper.note.after = training, after
     tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors:
         raise ValueError("the model's input has no tensor: pass x as a tensor, a tuple of tensors or a dict")
@@ -142,14 +93,14 @@ def capture(
     if chosen_by_floats(graph):
         raise failure(wrapper, args, kwargs, TypeError("rows of an embedding are chosen by floats, not by integers"))
     write_out_mapped(graph)
-    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
+    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper.note.structure, output)]
     standing = refuse_mixed_samples(graph, tensors, batch if fixed else None)
     if not fixed:
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
-    found = Captured(graph, wrapper._note.structure, batch if fixed else None)
-    if not wrapper._note.packs:
+    found = Captured(graph, wrapper.note.structure, batch if fixed else None)
+    if not wrapper.note.packs:
         return found
     alive = weakref.ref(model)  # A capture is kept as long as its model, not the other way round.
 
@@ -159,7 +110,7 @@ def capture(
         returned: list[Tensor] = Wrapper(own, output)(args, kwargs)
         return returned
 
-    unpacked = Unpacked(graph, model_outputs, fixed or wrapper._note.counts)
+    unpacked = Unpacked(graph, model_outputs, fixed or wrapper.note.counts)
     if batch:
         with torch.no_grad(), unchanged(wrapper):
             unpacked.compare(tensors, args, kwargs)
@@ -169,7 +120,7 @@ def capture(
 def refuse_unreadable(model: nn.Module) -> None:
     """Raise CaptureError for modules of which torch.export sees no operations: TorchScript, quantised layers."""
     for name, module in model.named_modules():
-        where = f"module '{name or '(the model itself)'}'"
+        where = f"module {module_text(name)}"
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
                 f"{where} is a TorchScript module (torch.jit), whose operations cannot be seen: build the model from "
@@ -252,7 +203,7 @@ def _export(wrapper: Wrapper, args: Any, kwargs: Any, batch: int) -> tuple[torch
                     raise mine from chooser.trouble
                 raise failure(wrapper, args, kwargs, trouble) from trouble
         finally:
-            wrapper._note.packs, wrapper._note.counts = bool(packed), packed.counted
+            wrapper.note.packs, wrapper.note.counts = bool(packed), packed.counted
 
 
 @contextlib.contextmanager
@@ -273,74 +224,3 @@ def tracing(wrapper: nn.Module) -> Iterator[Rows]:
     ):
         warnings.simplefilter("ignore")
         yield packed
-
-
-def failure(wrapper: Wrapper, args: Any, kwargs: Any, error: Exception) -> CaptureError:
-    """The error to raise for what torch.export raised; the model's own, if it does not take the input at all."""
-    if isinstance(error, CaptureError):
-        return error
-    if packs_sequences(error):
-        return CaptureError(PACKED)
-    if reads_data(error):
-        reads_sequences = any(isinstance(m, nn.RNNBase) for m in wrapper.modules())
-        return CaptureError(_explain(error, (LENGTHS if reads_sequences else "") + ways_out(wrapper)))
-    named = [*((str(i), leaf) for i, leaf in enumerate(args)), *kwargs.items()]
-    named_here = [("x", args[0])] if len(named) == len(args) == 1 else named
-    given = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in named_here if isinstance(t, Tensor))
-    try:
-        with unchanged(wrapper), packed_again():
-            wrapper(args, kwargs)
-    except Exception as own:
-        if _runs_with_gradients(wrapper, args, kwargs):
-            return CaptureError(f"the model could not be captured: {TAKES_GRADIENTS}")
-        hint = input_hints(wrapper.model, named)
-        failure = CaptureError(
-            f"the model could not be captured: it fails on this input itself ({given}): {type(own).__name__}: "
-            f"{without_symbols(str(own).strip())}.{hint}"
-        )
-        failure.of_input = True
-        return failure
-    hints = input_hints(wrapper.model, named)
-    sized = "size of tensor" in str(error)
-    shown = f" The input was {given}.{hints}" if hints or sized else ""
-    shown += other_attention(wrapper.model) if sized and not hints else ""
-    return CaptureError(_explain(error, shown + what_leaves_the_trace(error) + ways_out(wrapper)))
-
-
-def _runs_with_gradients(wrapper: Wrapper, args: Any, kwargs: Any) -> bool:
-    """Whether the model takes this input where gradients are recorded, having failed where they are not."""
-    free = torch.utils._pytree.tree_map_only(
-        Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), (args, kwargs)
-    )
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), unchanged(wrapper), packed_again():
-            wrapper(*free)
-    except Exception:
-        return False
-    return True
-
-
-def _explain(error: Exception, more: str = "") -> str:
-    text = str(error).strip().split("\nException raised from ")[0]  # What follows are addresses in PyTorch's libraries.
-    reason = without_symbols(text.split("\n\n")[0][:800])
-    hint = instead_of_a_branch(error) if reads_data(error) else ""
-    return (
-        f"the model could not be captured: {type(error).__name__}: {reason}.{hint}{more} "
-        "fastlrp uses torch.export; `torch.export.export(model, (x,))` shows the same error with its full trace."
-    )
-
-
-def choose_output(structure: Any, output: str | int | None) -> int:
-    names = structures.leaf_names(structure)
-    if output is None:
-        if len(names) == 1:
-            return 0
-        raise ValueError(
-            f"the model returns {len(names)} tensors ({', '.join(names)}): name one with output=, or give a "
-            "function of what the model returns, output=lambda out: …"
-        )
-    if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < len(names):
-        return output
-    if output in names:
-        return names.index(str(output))
-    raise ValueError(f"output={output!r} is not one of the model's outputs: {', '.join(names) or 'a bare tensor'}")

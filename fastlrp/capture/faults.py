@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastlrp.capture.graph import Value
 from fastlrp.capture.training import why_state_changes
+from fastlrp.errors import module_text
 from fastlrp.kinds.vocabulary import RANDOM
 
 
@@ -18,7 +19,7 @@ def random_numbers(name: str, path: str) -> str | None:
     if name not in RANDOM:
         return None
     return (
-        f"operation '{name}' in module '{path or '(the model itself)'}' draws random numbers, so that the "
+        f"operation '{name}' in module {module_text(path)} draws random numbers, so that the "
         "model's output is another one each time: draw them outside and pass them as an input, or leave them out in "
         "evaluation mode"
     )
@@ -33,7 +34,7 @@ def number_from_data(fx: torch.fx.Node, name: str, path: str) -> str | None:
     if not isinstance(meta, (torch.SymInt, torch.SymFloat, torch.SymBool)) or not free_unbacked_symbols(meta):
         return None
     return (
-        f"operation '{name}' in module '{path or '(the model itself)'}' makes a plain number out of data (as item, "
+        f"operation '{name}' in module {module_text(path)} makes a plain number out of data (as item, "
         "nonzero and boolean indices do), for all samples of a batch together: keep it a tensor with one entry per "
         "sample, and choose entries with torch.where or fixed integer indices"
     )
@@ -46,7 +47,7 @@ def strides(fx: torch.fx.Node, name: str, path: str) -> str | None:
     if name != "as_strided" or not isinstance(meta, Tensor) or meta.is_contiguous():
         return None
     return (
-        f"operation 'as_strided' in module '{path or '(the model itself)'}' reads a tensor that does not lie in memory "
+        f"operation 'as_strided' in module {module_text(path)} reads a tensor that does not lie in memory "
         "in the order of its axes, so that its entries depend on the layout: call .contiguous() first, or use unfold"
     )
 
@@ -59,7 +60,7 @@ def training_mode(name: str, bound: Mapping[str, Any], path: str, of_data: bool)
     """
     if "::" in name or ("dropout" not in name and name not in ("batch_norm", "instance_norm", "rrelu")):
         return None
-    where = f"{name} at '{path or '(the model itself)'}'"
+    where = f"{name} at {module_text(path)}"
     if name == "instance_norm" or (name == "batch_norm" and not of_data):
         # They say nothing of writing, and would change the model's own statistics in each of our forward passes.
         changes = bound.get("running_mean") is not None and (bound.get("use_input_stats") or bound.get("training"))
@@ -117,7 +118,7 @@ def complex_numbers(inputs: Iterable[Value], name: str, path: str) -> str | None
     if found is None:
         return None
     return (
-        f"operation '{name}' in module '{path or '(the model itself)'}' reads a complex input of the model "
+        f"operation '{name}' in module {module_text(path)} reads a complex input of the model "
         f"({found.dtype}): relevance of an input is defined for real numbers. Let the model take real and imaginary "
         "parts, torch.view_as_real(z), and make the complex tensor itself, torch.view_as_complex(x)"
     )

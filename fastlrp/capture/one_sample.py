@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fastlrp.capture import structure as structures
 from fastlrp.capture.carrying import mark_ids
 from fastlrp.capture.chosen import Output
-from fastlrp.capture.export import Captured, Wrapper, choose_output, failure, refuse_unreadable, tracing
+from fastlrp.capture.export import Captured, refuse_unreadable, tracing
+from fastlrp.capture.failure import failure
 from fastlrp.capture.graph import Graph, Node, Value, substitute
 from fastlrp.capture.lift.check import as_it_is
 from fastlrp.capture.lift.graphs import twin_of
@@ -26,6 +27,7 @@ from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.fixed import Fixed
 from fastlrp.capture.trace.traced import traced
 from fastlrp.capture.translate.program import Translator
+from fastlrp.capture.wrapper import Wrapper, choose_output
 from fastlrp.errors import CaptureError, UnsupportedOperationError
 
 
@@ -72,7 +74,7 @@ def capture_one(
     kept = {key: _copy(value) for key, value in items if key in fixed}
     wrapper = _OneSample(model, output, kept)
     training = model.training
-    wrapper.training, wrapper._note.after = training, after
+    wrapper.training, wrapper.note.after = training, after
     args = tuple(None if i in kept else item for i, item in enumerate(args))
     kwargs = {name: None if name in kept else item for name, item in kwargs.items()}
     with tracing(wrapper):
@@ -85,13 +87,13 @@ def capture_one(
                 raise mine from chooser.trouble
             raise failure(wrapper, args, kwargs, error) from error
     graph = Translator(program, model, False, 0).translate()
-    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper._note.structure, output)]
+    graph.output = graph.outputs[-1 if callable(output) else choose_output(wrapper.note.structure, output)]
     examples = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     with torch.no_grad():
         with unchanged(wrapper):
             own = wrapper.plain(args, kwargs)
         _lift(graph, examples, own)
-    return Captured(graph, structures.without_batch(wrapper._note.structure), None)
+    return Captured(graph, structures.without_batch(wrapper.note.structure), None)
 
 
 def _copy(tensor: Tensor) -> Tensor:

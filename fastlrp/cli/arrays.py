@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastlrp import io
+from fastlrp.byte_sizes import parse_bytes
 from fastlrp.cli import tables
 from fastlrp.cli.errors import Failure, InputFailure, one_line
-from fastlrp.explainer import parse_bytes
 
 _LOCK = threading.Lock()
 

@@ -138,7 +138,7 @@ def _gradients(model: nn.Module, x: Tensor) -> None:
 
 
 def _seconds(*calls: Callable[[], object]) -> list[float]:
-    """Medians of turns."""
+    """The median time of each call, all of them made in turns."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(-2, 9):
         for call, taken in zip(calls, times, strict=True):

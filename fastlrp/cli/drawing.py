@@ -120,7 +120,7 @@ class Look:
 
 
 def fixed_percent(share: float) -> str:
-    """A share for people."""
+    """A share of 1 as a percentage with three digits."""
     return f"{100 * share:.3g} %"
 
 

@@ -124,7 +124,7 @@ def of_texts(job: TextJob, options: dict[str, Any]) -> tuple[list[Parts], list[t
 
 
 def write(out: Path, pages: Sequence[Parts], options: dict[str, Any], about: str, rule: str, limit: int) -> None:
-    """The page."""
+    """Write the page of parts."""
     from fastlrp.report.parts_page import write_parts
 
     title = options["title"] or about

@@ -11,6 +11,7 @@ import click
 import torch
 from click.core import ParameterSource
 
+from fastlrp.byte_sizes import parse_bytes
 from fastlrp.cli import inputs, labels, models, preprocess, rules, weights
 from fastlrp.cli.arrays import limit
 from fastlrp.cli.engine import Engine
@@ -19,7 +20,7 @@ from fastlrp.cli.inputs import Item
 from fastlrp.cli.preprocess import Preprocessing
 from fastlrp.cli.reading import Reader, Sample
 from fastlrp.cli.screen import Screen
-from fastlrp.explainer import Explainer, parse_bytes
+from fastlrp.explainer import Explainer
 from fastlrp.info import package_version
 from fastlrp.precision import check_possible
 

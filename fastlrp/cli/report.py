@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 import numpy as np
 
+from fastlrp.byte_sizes import parse_bytes
 from fastlrp.cli import class_choice, parts, places, rules, text_commands, text_run
 from fastlrp.cli import options as shared
 from fastlrp.cli.engine import Engine
@@ -21,7 +22,6 @@ from fastlrp.cli.screen import Screen
 from fastlrp.cli.sections import Command, option
 from fastlrp.cli.stop import Stop
 from fastlrp.errors import CaptureError, NotFiniteError
-from fastlrp.explainer import parse_bytes
 
 _RESULT = option("Results")
 

@@ -84,12 +84,12 @@ def _tensor(values: tuple[float, ...]) -> Tensor:
 
 
 def initial(name: str, asked: str | None) -> str:
-    """``"output"`` or ``"one"``."""
+    """What relevance starts with: as asked for, else 1 for derivatives and the score for all others."""
     return asked or ("one" if name in DERIVATIVES else "output")
 
 
 def described(name: str, given: dict[str, Any], profile: str | None, start: str) -> str:
-    """For people."""
+    """Composite, parameters, profile and start in one line for people."""
     values = ((key, ",".join(map(str, v)) if isinstance(v, tuple) else str(v)) for key, v in given.items())
     numbers = ", ".join(f"{key}={value}" for key, value in values)
     extra = f", profile {profile}" if profile else ""

@@ -147,7 +147,7 @@ class Tally:
         return FAILED if self.failed else DONE
 
     def summary(self, interrupted: bool = False) -> None:
-        """The last line."""
+        """Print the last line: how many inputs were explained, and where the results are."""
         seconds = time.monotonic() - self.screen.begun
         left = self.left
         self.screen.data(

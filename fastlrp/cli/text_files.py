@@ -95,7 +95,7 @@ def arrays(explained: Sequence[Explained]) -> bytes:
 
 
 def record(one: Explained, files: Sequence[str]) -> dict[str, Any]:
-    """A line for machines."""
+    """What ``--json`` prints of one text."""
     targets = [
         {
             "class": one.classes[k], "name": one.targets[k], "at": None if one.positions is None else one.positions[k],

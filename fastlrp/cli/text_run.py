@@ -68,11 +68,11 @@ class TextJob:
     options: dict[str, Any]
 
     def name(self, number: int) -> str:
-        """Of a class or token."""
+        """The name of a class or token."""
         return self.reader.name(number) if self.names is None else self.names[number]
 
     def view(self, explained: Sequence[Explained]) -> Text:
-        """The coloured texts."""
+        """These texts with their relevance, to be shown in colours."""
         options = {"special": self.reader.special, "words": self.options["words"], "marks": self.reader.marks}
         alone = len(self.found) + len(self.failed) == 1
         rows = [

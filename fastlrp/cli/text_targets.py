@@ -105,7 +105,7 @@ def _near(wanted: str, reader: TextReader) -> list[str]:
 
 
 def named(target: Any, names: Any) -> str:
-    """A target for people."""
+    """What a target is called in output for people."""
     if isinstance(target, dict):
         first, second = target
         other = str(names(second))

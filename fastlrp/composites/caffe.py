@@ -208,7 +208,7 @@ def sensitivity(gradient: Tensor) -> Tensor:
 
 
 def _translated(parameters: Parameters) -> Parameters:
-    """Under our names."""
+    """The Caffe tool's parameters under the names that rules have here."""
     found: Parameters = {}
     for name, value in parameters.items():
         ours, convert = ALIASES.get(name, (name, None))

@@ -114,7 +114,7 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that decoding holds."""
+        """How many bytes decoding has to hold."""
         return len(self.data) if isinstance(self.data, (str, bytes, bytearray)) else 0
 
     def decode(self) -> np.ndarray:

@@ -61,7 +61,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
             mask = b.cache(lambda x: (x > 0).to(x.dtype), [x.index], x.numel)
         b.send(x, Flow(register, Factor(None, mask)))
     elif isinstance(rule, rules.Gradient):
-        if node.operation == "relu" and flow.factor.value is y:
+        if node.operation == "relu" and is_chained(flow, y):
             b.send(x, flow)  # relu(x) is already zero where the gradient is.
         elif "softmax" in node.operation:
             transpose_at(b, node, flow)

@@ -18,6 +18,7 @@ from fastlrp import rules
 from fastlrp.capture.aggregation import added
 from fastlrp.capture.graph import Constant, Node
 from fastlrp.kinds import textbook
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -63,7 +64,7 @@ def lower_largest(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         raise TypeError(f"{rule} is not defined for {node}: use Pass (the largest message takes all) or Gradient")
     x, y = node.sources[0], node.output
     axis, index, count = _places(node)
-    chained = flow.factor.value is y
+    chained = is_chained(flow, y)
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
 
     def shares(x: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:

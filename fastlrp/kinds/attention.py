@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
-from fastlrp.errors import UnsupportedOperationError
+from fastlrp.errors import UnsupportedOperationError, module_text
 from fastlrp.kinds import textbook
 from fastlrp.kinds.attention_step import Operands, Sharing, add_step
 from fastlrp.kinds.heads import lower_each, through_each
@@ -46,7 +46,7 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     )
     if bound.get("dropout_p"):
         node.attributes["fault"] = (
-            f"{node.operation} in module '{node.path or '(the model itself)'}' drops attention weights at random "
+            f"{node.operation} in module {module_text(node.path)} drops attention weights at random "
             f"(dropout_p={bound['dropout_p']}): its output is another one each time. Pass dropout_p=0.0, or "
             "self.dropout if self.training else 0.0"
         )

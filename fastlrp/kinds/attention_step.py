@@ -134,7 +134,7 @@ class _AttentionStep:
 
     @property
     def targets(self) -> tuple[Value, ...]:
-        """What relevance goes to."""
+        """The operands that get relevance: queries, keys and values, or the values alone."""
         return self.operands.values if self.uniform else self.operands.values[2:]
 
     @property

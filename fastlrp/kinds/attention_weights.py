@@ -71,7 +71,7 @@ def _axis(node: Node) -> int:
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
-    """As an activation's."""
+    """The attributes are those that an activation has."""
     return activation.read(node, bound)
 
 

@@ -37,7 +37,7 @@ MOST_WINDOWS = 16
 
 
 def read_adaptive(node: Node, bound: dict[str, Any]) -> str | None:
-    """The number of axes."""
+    """How many spatial axes an adaptive pool has."""
     node.attributes["dims"] = dims(node)
     if len(node.inputs[0].shape) != dims(node) + 2:
         return "unknown"

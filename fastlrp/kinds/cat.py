@@ -16,7 +16,7 @@ from fastlrp.plan.steps import Flow
 
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
-    """The axis."""
+    """The axis along which the parts stand side by side."""
     node.attributes.update(dim=bound.get("dim", 0))
     return None
 

@@ -19,6 +19,11 @@ def is_chained(flow: Flow, y: Value) -> bool:
     return flow.factor.value is y
 
 
+def pass_on(b: Builder, flow: Flow, y: Value, x: Value) -> None:
+    """Send ``x``, which holds the numbers of ``y`` in the same order, the relevance of ``y``."""
+    b.send(x, Flow(flow.register, Factor(x, flow.factor.scale)) if is_chained(flow, y) else flow)
+
+
 def send_times(b: Builder, node: Node, x: Value, others: list[Any], inverse: Any, part: float, flow: Flow) -> None:
     """Send ``c_x = c_y * part * others / inverse`` for an element-wise product ``y = x * others / inverse``.
 

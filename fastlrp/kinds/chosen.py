@@ -21,6 +21,7 @@ from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.broadcasting import sum_to_shape
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.bind import bind_forward
@@ -73,7 +74,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
 def _scale(b: Builder, node: Node, flow: Flow) -> tuple[bool, int | None]:
     """Whether the flow belongs to the result itself, and the slot of what else it has to be multiplied with."""
-    chained = flow.factor.value is node.output
+    chained = is_chained(flow, node.output)
     return chained, flow.factor.scale if chained else b.slot_of(flow.factor)
 
 

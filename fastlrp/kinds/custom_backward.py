@@ -15,15 +15,15 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value, leaves
-from fastlrp.errors import UnsupportedOperationError
+from fastlrp.errors import UnsupportedOperationError, module_text
 from fastlrp.kinds import textbook
+from fastlrp.kinds.chained import pass_on
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply
-from fastlrp.reference.redistribution import total
 from fastlrp.rules.gradient import GRADIENTS
 
 
@@ -34,8 +34,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     elif isinstance(rule, rules.Pass):
         y = node.args[0]
         if y in node.sources:
-            own = flow.factor.value is node.output
-            b.send(y, Flow(flow.register, Factor(y, flow.factor.scale)) if own else flow)
+            pass_on(b, flow, node.output, y)
     else:
         raise UnsupportedOperationError(
             f"{rule} cannot be applied to {node}: use Pass (the operations of its forward) or Gradient (its backward)"
@@ -70,7 +69,7 @@ def _read(node: Node) -> list[Value]:
 
 def _name(node: Node) -> str:
     call: Any = node.call
-    return f"{call.name} in '{node.path or '(the model itself)'}'"
+    return f"{call.name} in {module_text(node.path)}"
 
 
 def by_function(node: Node) -> Node:
@@ -135,11 +134,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     if isinstance(rule, GRADIENTS):
         found = by_function(node)
         return Share({v: _gradient(walk, found, v, R) for v in _read(node)}, None)
-    kept, y = textbook.nothing_kept(R), node.args[0]
-    if y in node.sources:
-        return Share({y: R}, kept)
-    kept.bias = total(R)
-    return Share({}, kept)
+    return textbook.all_to(node, node.args[:1], R)
 
 
 def _gradient(walk: Walk, node: Node, x: Value, R: Tensor) -> Tensor:

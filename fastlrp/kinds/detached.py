@@ -12,36 +12,30 @@ from torch import Tensor
 from fastlrp import rules
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
+from fastlrp.kinds.chained import pass_on
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.steps import Factor, Flow
-from fastlrp.reference.redistribution import total
+from fastlrp.plan.steps import Flow
 from fastlrp.rules.gradient import GRADIENTS
 
 _STOPS = (*GRADIENTS, rules.InputGradient)
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
-    """What arrives, or nothing."""
+    """Relevance goes on to what was cut off; a gradient ends, but for what was written over, to which it goes."""
     if isinstance(rule, _STOPS):
         for old in node.args[1:]:
             b.send(old, flow)
         return
     x = node.args[0]
-    if x not in node.sources:
-        return
-    b.send(x, Flow(flow.register, Factor(x, flow.factor.scale)) if flow.factor.value is node.output else flow)
+    if x in node.sources:
+        pass_on(b, flow, node.output, x)
 
 
 def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     """The textbook step."""
-    kept = textbook.nothing_kept(R)
-    to = node.args[1:] if isinstance(rule, _STOPS) else node.args[:1]
-    if to and to[0] in node.sources:
-        return Share({to[0]: R}, kept)
-    kept.bias = total(R)
-    return Share({}, kept)
+    return textbook.all_to(node, node.args[1:] if isinstance(rule, _STOPS) else node.args[:1], R)
 
 
 KIND = Kind(

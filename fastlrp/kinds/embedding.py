@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Constant, Node, Value
+from fastlrp.errors import module_text
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
@@ -56,7 +57,7 @@ def refuse_unknown(ids: Tensor, rows: int, node: Node) -> None:
         where = f"sample {place[0]}" + (f", position {', '.join(map(str, place[1:]))}" if place[1:] else "")
         raise IndexError(
             f"id {int(ids[tuple(place)])} ({where}) is not in the table of the embedding "
-            f"'{node.path or '(the model itself)'}', which has {rows} rows: ids go from 0 to {rows - 1}"
+            f"{module_text(node.path)}, which has {rows} rows: ids go from 0 to {rows - 1}"
         )
 
 

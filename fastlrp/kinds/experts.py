@@ -9,8 +9,6 @@ Source: Achtibat et al. 2024 (AttnLRP), eq. 8, for the one expert that computed 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -91,16 +89,10 @@ def _operands(node: Node) -> tuple[Constant, tuple[Value, Value]]:
     return weight, (x, ends)
 
 
-def read(node: Node, bound: dict[str, Any]) -> str | None:
-    """No attributes."""
-    return None
-
-
 KIND = Kind(
     name="experts",
     operations="transformers::grouped_mm_fallback _grouped_mm",
     lower=lower,
     textbook=textbook.in_proportion,
-    read=read,
     preset=lambda sums: sums,
 )

@@ -30,7 +30,7 @@ def own_forward_step(b: Builder, node: Node) -> None:
 
 
 def rule_itself(b: Builder, rule: Rule | None) -> Rule | str:
-    """Plans name the rule."""
+    """What a plan's table has in its column of rules: the rule itself."""
     return "" if rule is None else rule
 
 

@@ -11,6 +11,7 @@ from fastlrp import rules
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.avg_pool import as_average
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.pool_windows import lower_pool_rule, read_pool, shares_at_pools, through_windows
 from fastlrp.kinds.textbook import Share, Walk
@@ -68,7 +69,7 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
         as_average(b, node, flow, mode, max_pool_stabilizer(rule))
         return
     # c passes as it is when it belongs to the pool's own output; anything else becomes R here.
-    chained = flow.factor.value is y
+    chained = is_chained(flow, y)
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     if chained and a["dims"] == 2:  # Otherwise a dark window's relevance may be as large as a bright one's.
         b.passed.add(node)

@@ -14,6 +14,7 @@ from fastlrp.capture.graph import Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import copies, id_moves, places, write
+from fastlrp.kinds.chained import is_chained, pass_on
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.rows_taken import rows_taken
 from fastlrp.kinds.textbook import carry_back
@@ -51,7 +52,7 @@ def lower(b: Builder, node: Node, rule: None, flow: Flow) -> None:
         return
     inverse, one_to_one, origin, up = _inverse(node, x, y)
     if inverse is _unchanged and not node.attributes.get("mark"):  # A mark is there to have a step of its own.
-        b.send(x, Flow(flow.register, Factor(x, flow.factor.scale)) if flow.factor.value is y else flow)
+        pass_on(b, flow, y, x)
         return
     fill = node.attributes.get("fill", 0)
     if isinstance(fill, float) and not math.isfinite(fill):
@@ -78,7 +79,7 @@ def send_inverse(
 
     ``origin``: the same for single entries, if it is known. ``up``: the transpose of ``inverse``, the copy itself.
     """
-    chained = flow.factor.value is y
+    chained = is_chained(flow, y)
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     left = Factor(x) if chained else Factor()
     if scale is None or one_to_one:

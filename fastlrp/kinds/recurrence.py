@@ -7,29 +7,27 @@ block of targets from the last step to the first and on to the input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastlrp import rules
-from fastlrp.capture.graph import Constant, Node, Value
-from fastlrp.capture.trace.recurrent import Layer, in_order
+from fastlrp.capture.graph import Node, Value
+from fastlrp.capture.trace.recurrent import Layer
 from fastlrp.kinds import textbook
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.recurrent_coefficients import (
     Arriving,
     Coefficients,
-    States,
     coefficients,
     names_of,
     spread_coefficients,
-    states_of,
     within,
 )
+from fastlrp.kinds.recurrent_layer import RecurrentLayer
 from fastlrp.kinds.recurrent_textbook import Shares, Weights, through_layer
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
@@ -45,127 +43,6 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     return None if isinstance(node.call, Layer) else "unknown"
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One layer and direction with its sizes: ``T``, ``P`` of hidden states, ``H`` of the memory.
-
-    Where each sample has several sequences, ``(B, N, T, C)``, they are computed as ``(B N, T, C)``.
-    """
-
-    node: Node
-
-    @property
-    def layer(self) -> Layer:
-        call = self.node.call
-        assert isinstance(call, Layer)
-        return call
-
-    @property
-    def operands(self) -> list[Value | Constant | None]:
-        """Input, first hidden state, first memory."""
-        return list(self.node.args[:3])
-
-    @property
-    def input(self) -> Value:
-        x = self.node.args[0]
-        assert isinstance(x, Value)
-        return x
-
-    @property
-    def steps(self) -> int:
-        return self.input.sizes[-2]
-
-    @property
-    def several(self) -> int | None:
-        """Sequences of each sample, where that is an axis."""
-        return self.input.sizes[0] if len(self.input.sizes) == 3 else None
-
-    def folded(self, t: Tensor) -> Tensor:
-        """``(B, N, …)`` to ``(B N, …)``."""
-        return t if self.several is None else t.flatten(0, 1)
-
-    def unfolded(self, t: Tensor) -> Tensor:
-        """``(B N, …)`` to ``(B, N, …)``."""
-        return t if self.several is None else t.unflatten(0, (t.shape[0] // self.several, self.several))
-
-    def folded_targets(self, t: Tensor) -> Tensor:
-        """``(B, K, N, …)`` to ``(B N, K, …)``."""
-        return t if self.several is None else t.transpose(1, 2).flatten(0, 1)
-
-    def unfolded_targets(self, t: Tensor) -> Tensor:
-        """``(B N, K, …)`` to ``(B, K, N, …)``."""
-        return t if self.several is None else self.unfolded(t).transpose(1, 2)
-
-    @property
-    def hidden(self) -> int:
-        return int(self.weights()[1].shape[1])
-
-    @property
-    def size(self) -> int:
-        return int(self.weights()[0].shape[0]) // self.count
-
-    @property
-    def count(self) -> int:
-        """Blocks of the weights."""
-        return {"lstm": 4, "gru": 3}.get(self.layer.mode, 1)
-
-    @property
-    def projected(self) -> bool:
-        return self.node.args[7] is not None
-
-    def weights(self) -> tuple[Any, ...]:
-        """Of input and hidden states, their biases, and the projection's, as they are now."""
-        return tuple(None if w is None else w.tensor() for w in self.node.args[3:8])
-
-    @property
-    def given_lengths(self) -> Value | Constant | None:
-        """Of sequences that the model packs, ``(B)``."""
-        return self.node.args[8] if len(self.node.args) > 8 else None
-
-    def lengths(self, *read: Tensor) -> Tensor | None:
-        """The lengths, ``(B N)``, which are ``read`` where they are an activation."""
-        given = self.given_lengths
-        if given is None:
-            return None
-        return self.folded(read[0] if isinstance(given, Value) else given.tensor())
-
-    def lengths_among(self, inputs: Sequence[Tensor]) -> Tensor | None:
-        """The lengths, from the activations that the node reads."""
-        given = self.given_lengths
-        return self.lengths(*([inputs[self.node.inputs.index(given)]] if isinstance(given, Value) else []))
-
-    def chosen(self, weight: Tensor, gates: str) -> Tensor:
-        """The rows of a weight whose sums get relevance: those of the candidate alone if gates get nothing."""
-        if gates == "uniform" or self.count == 1:
-            return weight
-        return weight.chunk(self.count, 0)[2]
-
-    def parts(self, y: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
-        """Hidden states and the last memory, which stand side by side where both are results."""
-        if not self.layer.with_cell:
-            return y, None
-        end = self.steps * self.hidden
-        return y.narrow(axis, 0, end).unflatten(axis, (self.steps, self.hidden)), y.narrow(axis, end, self.size)
-
-    def ordered(self, t: Tensor, axis: int, lengths: Tensor | None) -> Tensor:
-        """As the layer reads the sequence, and back."""
-        return in_order(t, axis, lengths) if self.layer.reverse else t
-
-    def states(self, y: Tensor, *inputs: Tensor) -> States:
-        """From the output and the activations among the operands."""
-        table = dict(zip(self.node.inputs, inputs, strict=True))
-        x, h0, c0 = (self.folded(wide(table[v])) if isinstance(v, Value) else _tensor(v) for v in self.operands)
-        h, _ = self.parts(self.folded(wide(y)), 1)
-        assert x is not None
-        lengths, weights = self.lengths_among(inputs), tuple(map(wide, self.weights()))
-        ordered_x, ordered_h = self.ordered(x, 1, lengths), self.ordered(h, 1, lengths)
-        return states_of(self.layer.mode, ordered_x, ordered_h, h0, c0, weights, lengths)
-
-
-def _tensor(operand: Any) -> Any:
-    return wide(operand.tensor() if isinstance(operand, Constant) else operand)
-
-
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """See :func:`fastlrp.reference.recurrence.recurrence_relevance` for what flows."""
     if isinstance(rule, rules.Gradient):
@@ -178,9 +55,9 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if rule.bias_factor:
         _lower_spread(b, node, rule, flow)
         return
-    sequence, y = _Layer(node), node.output
+    sequence, y = RecurrentLayer(node), node.output
     mode, projected, with_cell = sequence.layer.mode, sequence.projected, sequence.layer.with_cell
-    chained = flow.factor.value is y
+    chained = is_chained(flow, y)
     factor = flow.factor.scale if chained else b.slot_of(flow.factor)
     names = names_of(mode, rule, projected, with_cell)
 
@@ -220,7 +97,7 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         b.send(x, Flow(register, Factor(x)))
 
 
-def _targets(sequence: _Layer) -> tuple[list[int], list[Value]]:
+def _targets(sequence: RecurrentLayer) -> tuple[list[int], list[Value]]:
     """Which operands get relevance, by position and themselves."""
     found = [(i, v) for i, v in enumerate(sequence.operands) if isinstance(v, Value) and v in sequence.node.sources]
     return [i for i, _ in found], [v for _, v in found]
@@ -228,7 +105,7 @@ def _targets(sequence: _Layer) -> tuple[list[int], list[Value]]:
 
 def _lower_spread(b: Builder, node: Node, rule: rules.Recurrent, flow: Flow) -> None:
     """Relevance itself, which shares that no input has a part in make a sum and not a multiple of it."""
-    sequence, y = _Layer(node), node.output
+    sequence, y = RecurrentLayer(node), node.output
     mode, projected = sequence.layer.mode, sequence.projected
     names = names_of(mode, rule, projected, sequence.layer.with_cell)
     register = b.relevance_register(flow, y.numel)
@@ -278,7 +155,7 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
     assert isinstance(rule, rules.Recurrent)
-    sequence, operands = _Layer(node), []
+    sequence, operands = RecurrentLayer(node), []
     for v in sequence.operands:
         operands.append(sequence.folded(walk.values[v]) if isinstance(v, Value) else textbook.double(v))
     x, h0, c0 = operands

@@ -124,7 +124,7 @@ class Arriving:
 
 
 def names_of(mode: str, rule: rules.Recurrent, projected: bool, with_cell: bool) -> tuple[str, ...]:
-    """Which coefficients there are."""
+    """The names of the coefficients that a layer has under this rule, in the order of their slots."""
     if rule.bias_factor:
         found = {"entry", "scale", "gates", "spread"} | ({"carry"} if mode in ("lstm", "gru") else set())
         found |= ({"reset"} if mode == "gru" else set()) | ({"output_scale"} if projected else set())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,18 @@ def carry_back(walk: Walk, node: Node, rule: None, R: Tensor) -> Share:
 def unchanged(node: Node, R: Tensor) -> Share:
     """For the rule that passes relevance on as it is."""
     return Share({node.sources[0]: R}, nothing_kept(R))
+
+
+def all_to(node: Node, operands: Sequence[Any], R: Tensor) -> Share:
+    """For an operand that gets all of it as it is: the first of these, if there is one and it depends on the input.
+
+    Otherwise the ledger has it, among the biases.
+    """
+    kept = nothing_kept(R)
+    if operands and operands[0] in node.sources:
+        return Share({operands[0]: R}, kept)
+    kept.bias = total(R)
+    return Share({}, kept)
 
 
 def stabilizer_of(sums: rules.Rule) -> float | Stabilizer:

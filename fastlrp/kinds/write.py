@@ -17,6 +17,7 @@ from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import id_moves
+from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import vjp_each
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
@@ -78,7 +79,7 @@ def lower_places(b: Builder, node: Node, flow: Flow) -> None:
     check_samples(node, b.graph.batch)
     y, sources = node.output, node.sources
     forward = bind_forward(node)
-    chained = flow.factor.value is y
+    chained = is_chained(flow, y)
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     wanted = [node.inputs.index(v) for v in sources]
     slots = [v.index for v in node.inputs]
@@ -164,7 +165,7 @@ def send_static(b: Builder, node: Node, x: Value, flow: Flow) -> None:
     sizes = x.sizes
     whole = places.numel() == y.numel and bool((places == torch.arange(y.numel)).all())
     same = whole and places.numel() == x.numel and torch.equal(index, places)
-    chained = flow.factor.value is y
+    chained = is_chained(flow, y)
     scale = flow.factor.scale if chained else b.slot_of(flow.factor)
     moved: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -266,7 +267,7 @@ def _bare(tree: Any) -> Any:
 
 
 def _plain(result: Any) -> Any:
-    """A result in float64."""
+    """The result in float64, if it is a tensor of floats."""
     return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
 
 

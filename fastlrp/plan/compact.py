@@ -54,7 +54,7 @@ class Pattern:
 
     @staticmethod
     def full(batch: int, sizes: tuple[int, ...], device: torch.device) -> Pattern:
-        """All neurons."""
+        """The pattern in which every neuron is alive."""
         positions = batch * torch.Size(sizes[1:]).numel()
         offsets = torch.arange(positions + 1, device=device) * sizes[0]
         channels = torch.arange(sizes[0], dtype=torch.int32, device=device).repeat(positions)

@@ -87,12 +87,12 @@ class Affine:
         return getattr(kernels_for(self.weights[0]), "merges_products", False)
 
     def reads(self, state: Sequence[Any]) -> dict[int, Any]:
-        """Its slots alone."""
+        """The slots that it reads, by number, out of a pass's state."""
         return {slot: state[slot] for slot in self.slots}
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """All that it reads."""
+        """The slots that it reads: coefficients, factors, and the input whose sign decides."""
         return (*self.coefficients, *(self.factors or ()), *(() if self.sign is None else (self.sign,)))
 
     def packed(self, split: bool, narrow: bool = False) -> list[Tensor]:

@@ -145,7 +145,7 @@ class AffineLayer:
 
 
 def geometry_of(node: Node) -> ConvGeometry:
-    """Of a convolution."""
+    """The geometry of a convolution, from its node's attributes."""
     a = node.attributes
     return ConvGeometry(a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"], a["groups"])
 

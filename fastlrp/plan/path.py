@@ -44,7 +44,7 @@ class Path:
 
     @property
     def way(self) -> Way:
-        """How it is computed."""
+        """The way that the layer went, as estimates and rates name it."""
         return ("sparse bf16" if self.narrow else "sparse") if self.sparse else "dense"
 
     def __str__(self) -> str:

@@ -27,16 +27,8 @@ from fastlrp.plan.passes.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.passes.moving import MOST_KNOWN, Known
 from fastlrp.plan.path import Path
 from fastlrp.plan.rows import Row
-from fastlrp.plan.steps import (
-    BLOCK,
-    BackwardStep,
-    Emission,
-    Flow,
-    Schedule,
-    Steps,
-    schedule_backward,
-    schedule_forward,
-)
+from fastlrp.plan.schedule import Schedule, schedule_backward, schedule_forward
+from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Flow, Steps
 from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
 from fastlrp.rules import Custom, Pass, Rule

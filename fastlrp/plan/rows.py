@@ -43,11 +43,11 @@ class Draft:
     looked: set[Filtered] = field(default_factory=set)
 
     def note(self, backend: str) -> None:
-        """Who computes."""
+        """Add a backend to those that compute the layer."""
         if backend not in self.backend.split("+"):
             self.backend = "+".join(filter(None, (self.backend, backend)))
 
     def row(self) -> Row:
-        """As it will stay."""
+        """The row that the plan keeps."""
         filtered, looked = frozenset(self.filtered), frozenset(self.looked)
         return Row(self.node, self.rule, self.flows, self.backend, tuple(self.slots), filtered, looked)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastlrp import markup
+from fastlrp.byte_sizes import size_text
 from fastlrp.plan.rows import Filtered, Row
 from fastlrp.plan.step_names import NO_RULE
 from fastlrp.plan.steps import Program
@@ -20,15 +21,6 @@ def align(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
-
-
-def size_text(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 @dataclass(frozen=True)

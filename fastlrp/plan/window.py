@@ -39,7 +39,7 @@ class Window:
 
     @property
     def end(self) -> int:
-        """Behind the last entry."""
+        """The place behind the last entry."""
         return self.start + (self.length - 1) * self.step + 1
 
 

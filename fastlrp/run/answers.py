@@ -14,7 +14,8 @@ from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.neck import Neck
 from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.steps import BLOCK, LANES, Emission, Schedule, Sink, Steps
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import BLOCK, LANES, Emission, Sink, Steps
 from fastlrp.progress import Progress
 from fastlrp.run import runner
 from fastlrp.run.basis import Reduce

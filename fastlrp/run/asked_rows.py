@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.steps import ForwardStep, Schedule
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import ForwardStep
 
 LEAST_SAVED = 1 << 24
 """Multiplications of one sample from which on it is worth it."""

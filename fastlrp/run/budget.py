@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fastlrp.capture.graph import Value
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.steps import LANES, Schedule, Steps
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import LANES, Steps
 from fastlrp.run import runner
 from fastlrp.run.sparse.specialize import Specialized
 

@@ -112,7 +112,7 @@ class ForwardPass(StaysHere):
         return sum(seen.values()) + sum(found.nbytes for found in self._answers.specialized)
 
     def _open(self) -> list[Any]:
-        """The slots, whole."""
+        """The slots, those in parts of the batch put together."""
         return join(self._as_it_lies())
 
     def _as_it_lies(self) -> list[Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture.graph import Graph
-from fastlrp.errors import CaptureError
+from fastlrp.errors import CaptureError, module_text
 from fastlrp.rules import Rule
 from fastlrp.rules.gradient import GRADIENTS
 from fastlrp.run.inputs import Inputs
@@ -67,7 +67,7 @@ def warn_of_backward_hooks(model: nn.Module, rules: Iterable[Rule | None]) -> No
         hook = next(iter((*module._backward_hooks.values(), *module._backward_pre_hooks.values())), None)
         if hook is not None:
             warnings.warn(
-                f"module '{name or '(the model itself)'}' ({type(module).__name__}) has a backward hook "
+                f"module {module_text(name)} ({type(module).__name__}) has a backward hook "
                 f"({getattr(hook, '__name__', type(hook).__name__)}), which is not called here: gradients are those of "
                 "the model without it. Hooks on tensors, h.register_hook(…) in the forward pass, are followed",
                 UserWarning,

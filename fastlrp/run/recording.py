@@ -25,7 +25,7 @@ class Recording(Protocol):
         """A call's work on the device, behind that of the call before. ``buffers``: memory that it writes to."""
 
     def replay(self) -> None:
-        """Repeat it."""
+        """Do again what was recorded, on the same memory."""
 
 
 class CudaGraph:

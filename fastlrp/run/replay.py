@@ -261,7 +261,7 @@ class _Pass(ForwardRecord):
         return [state[v.index] for v in self.plan.graph.outputs]
 
     def explain(self, asked: Targets, reduce: str | None) -> Relevance:
-        """Relevance of the input."""
+        """Relevance of the input for the targets, from the slots that the recorded pass has filled."""
         return self._answers.relevance(self._open(), asked, 0, asked.count, None, reduce, None)
 
 

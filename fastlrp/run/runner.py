@@ -21,8 +21,9 @@ from fastlrp.plan.passes import check as program_check
 from fastlrp.plan.passes.fusion import fuse_unpooling
 from fastlrp.plan.passes.joining import economize
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.schedule import Schedule
 from fastlrp.plan.step_names import note_forward, profiling, record_function
-from fastlrp.plan.steps import Emission, Schedule, Sink, Steps
+from fastlrp.plan.steps import Emission, Sink, Steps
 from fastlrp.run import descent as way_down
 from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import find_neck

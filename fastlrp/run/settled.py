@@ -17,8 +17,9 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.plan.lines import Line, backward_line
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.schedule import Schedule
 from fastlrp.plan.step_names import note_down, profiling
-from fastlrp.plan.steps import Emission, Schedule, Steps
+from fastlrp.plan.steps import Emission, Steps
 from fastlrp.run import runner
 from fastlrp.run.parted import Parted
 from fastlrp.targets.one_hot import AtPositions, OneHot

@@ -109,7 +109,7 @@ class OneHot:
 
     @property
     def terms(self) -> int:
-        """M."""
+        """M, the number of entries that a target has."""
         return self.index.shape[2]
 
     def dense(self) -> Tensor:

@@ -14,7 +14,8 @@ from fastlrp.capture.graph import Node, Value, substitute
 from fastlrp.kinds.jacobian import ask
 from fastlrp.kinds.textbook import Share, double, moderate
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.steps import BLOCK, Schedule
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import BLOCK
 from fastlrp.progress import Progress, Wish
 from fastlrp.rules.rule import stabilizers
 from fastlrp.run import runner

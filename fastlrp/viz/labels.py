@@ -27,7 +27,7 @@ class Pen:
         self._properties = need("matplotlib.font_manager").FontProperties
 
     def width(self, text: str, size: float) -> float:
-        """Of the longest line."""
+        """The width of the longest line."""
         font = self._properties(size=size)
         lines = [line for line in text.split("\n") if line]
         return max((self._renderer.get_text_width_height_descent(line, font, False)[0] for line in lines), default=0.0)

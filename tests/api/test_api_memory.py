@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastlrp import Explainer
-from fastlrp.explainer import parse_bytes
+from fastlrp.byte_sizes import parse_bytes
 from fastlrp.run import runner
 from tests.api.models import make, relative_error, samples, shared
 

@@ -11,7 +11,7 @@ import fastlrp.nn
 from fastlrp import explain
 from fastlrp.compat.captum import LRP
 from tests.api.models import make, relative_error, samples, shared
-from tests.api.test_replay import explainer_of, replay_of
+from tests.api.replays import explainer_of, replay_of
 
 LABELS = torch.tensor([3, 1])
 

@@ -31,10 +31,6 @@ class Frozen:
     hidden: Any = None
 
 
-class Ordered(collections.OrderedDict):
-    """As the outputs of transformers are: a mapping and a dataclass at once."""
-
-
 class Many(nn.Module):
     """(B, 4) -> logits (B, 3) and hidden (B, 5), packed in some way."""
 

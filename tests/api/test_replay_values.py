@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from fastlrp import Explainer
 from fastlrp.run.replay import Replay
 from tests.api.models import make, relative_error, samples
+from tests.api.replays import replay_of
 from tests.api.tape import Tape
-from tests.api.test_replay import replay_of
 
 
 class Attends(nn.Module):

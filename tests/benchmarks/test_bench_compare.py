@@ -11,7 +11,7 @@ import torch
 from benchmarks import compare, layers, measure, memory, providers
 from benchmarks.models import build
 from benchmarks.providers import Provider
-from benchmarks.scenarios import OTHERS, spread_out
+from benchmarks.rounds import OTHERS, spread_out
 from fastlrp.run import runner
 from tests.torchvision_models import import_models
 

@@ -9,7 +9,7 @@ import torch
 import fastlrp
 from benchmarks import toolbox
 from benchmarks.models import lenet5
-from benchmarks.scenarios import toolbox_rules
+from benchmarks.toolbox_rounds import toolbox_rules
 from tests import goldens
 
 

@@ -26,7 +26,7 @@ from tests.ops.cases import (
     same,
     widened,
 )
-from tests.ops.test_ops_pool import ADAPTIVE, ALL, AVG, COUNTS, MAX, POOLS, TIES, Pool, arguments, max_pool
+from tests.ops.pools import ADAPTIVE, ALL, AVG, COUNTS, MAX, POOLS, TIES, Pool, arguments, max_pool
 
 # Channels that fill whole vectors in every dtype too.
 EVERY = [*POOLS, *(replace(p, C=16) for p in POOLS if p.C == 3 and p.K > 0)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.gpu.cases import BACKENDS, DEVICE, PRODUCTS, bound, cast, check
-from tests.ops.test_ops_attention import CASES, OPS, RELEVANCE, arguments
+from tests.ops.attention_cases import CASES, OPS, RELEVANCE, arguments
 from tests.ops.test_ops_norm import OP as NORM
 from tests.ops.test_ops_norm import SHAPES, gains
 from tests.ops.test_ops_recurrence import FORMS

@@ -7,8 +7,8 @@ import torch
 
 from tests.gpu.cases import BACKENDS, DEVICE, NAMES, bound, check
 from tests.ops.cases import mixed
+from tests.ops.pools import POOLS, Pool
 from tests.ops.test_ops_elementwise import RULES, SIZES, arguments
-from tests.ops.test_ops_pool import POOLS, Pool
 
 pytestmark = pytest.mark.gpu
 

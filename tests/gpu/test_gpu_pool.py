@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tests.gpu.cases import BACKENDS, DEVICE, NAMES, bound, cast, check, relative
 from tests.ops.cases import mixed
-from tests.ops.test_ops_pool import ALL, AVERAGES, MAX, POOLS, Pool, arguments
+from tests.ops.pools import ALL, AVERAGES, MAX, POOLS, Pool, arguments
 
 pytestmark = pytest.mark.gpu
 

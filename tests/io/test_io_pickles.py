@@ -117,7 +117,7 @@ def test_chains_that_reach_for_a_function_are_refused_at_the_first_name(hostile,
 
 # By hand: operations that no honest writer uses.
 
-MARK, STOP = b"(", b"."
+MARK = b"("
 SEQUENTIAL = b"cmodules.sequential\nSequential\n"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,17 @@ def ieee() -> Iterator[None]:
     """float32 products are float32's, if a test does not say otherwise; PyTorch by default allows TF32 in some."""
     with precisions.using("float32"):
         yield
+
+
+@pytest.fixture
+def own_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No user's table of configurations, and none remembered."""
+    from fastlrp.kernels import configs
+
+    monkeypatch.setenv("FASTLRP_CACHE", str(tmp_path / "cache"))
+    configs.reload()
+    yield
+    configs.reload()
 
 
 @pytest.fixture

@@ -14,18 +14,11 @@ import torch
 from fastlrp.kernels import configs
 from fastlrp.kernels.configs import Config, TableError
 
+pytestmark = pytest.mark.usefixtures("own_tables")
+
 ROOT = Path(__file__).parent.parent.parent
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 NAME = "NVIDIA H100 80GB HBM3"
-
-
-@pytest.fixture(autouse=True)
-def _fresh(tmp_path, monkeypatch):
-    """No user's table, and none remembered."""
-    monkeypatch.setenv("FASTLRP_CACHE", str(tmp_path / "cache"))
-    configs.reload()
-    yield
-    configs.reload()
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends import dispatch
-from tests.ops.cases import reference, reversed_memory, with_gaps
-from tests.ops.test_ops_attention import (
+from tests.ops.attention_cases import (
     FORWARD,
     OPS,
     RELEVANCE,
@@ -20,6 +19,7 @@ from tests.ops.test_ops_attention import (
     changed,
     heads_last,
 )
+from tests.ops.cases import reference, reversed_memory, with_gaps
 
 pytest.importorskip("triton")
 from fastlrp.kernels import attention, configs

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastlrp.backends import dispatch
 from tests.ops.cases import assert_close, few_layouts, layouts, mixed, reference, terms
+from tests.ops.pools import ALL, AVG, Pool, max_pool
+from tests.ops.pools import arguments as pool_arguments
 from tests.ops.test_ops_elementwise import RULES
 from tests.ops.test_ops_elementwise import arguments as coefficient_arguments
-from tests.ops.test_ops_pool import ALL, AVG, Pool, max_pool
-from tests.ops.test_ops_pool import arguments as pool_arguments
 
 pytest.importorskip("triton")
 

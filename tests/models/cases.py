@@ -17,10 +17,14 @@ CONVOLUTIONS = tuple(name for name in oracle.AFFINE if name != "linear")
 EPSILON_PLUS = dict.fromkeys(CONVOLUTIONS, "zplus")
 
 
+Body = Callable[..., Any]
+"""Of a module and its input: the forward pass."""
+
+
 class Written(nn.Module):
     """A forward pass written out as a function of the module and its input."""
 
-    def __init__(self, body: Callable[..., Any], **members: Any) -> None:
+    def __init__(self, body: Body, **members: Any) -> None:
         super().__init__()
         self.body = body
         for name, member in members.items():

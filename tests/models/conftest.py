@@ -1,1 +1,1 @@
-from tests.fixtures import captured_once, seeded  # noqa: F401
+from tests.fixtures import captured_once, own_registry, seeded  # noqa: F401

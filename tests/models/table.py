@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.models.cases import Written, constant
+from tests.models.cases import Body, Written, constant
+from tests.models.table_constants import CONSTANTS
+from tests.models.table_writes import IN_PLACE
 
 # Made by hand: what stands between a linear layer and the sum that is explained, by the shape that it takes.
 VECTOR, SEQUENCE, IMAGE, VOLUME = (8,), (3, 8), (4, 6, 6), (4, 4, 4, 4)
-Body = Callable[..., Any]
 
 LAYERS: dict[tuple[int, ...], list[Callable[[], nn.Module]]] = {
     VECTOR: [
@@ -61,79 +61,6 @@ LAYERS: dict[tuple[int, ...], list[Callable[[], nn.Module]]] = {
         lambda: nn.Upsample(scale_factor=2, mode="trilinear"), lambda: nn.Dropout3d(),
     ],
 }  # fmt: skip
-
-
-def _scalar_of_a_weight(m: Any, x: Tensor) -> Tensor:
-    return x * m.p.sum().item()
-
-
-def _no_grad(m: Any, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        p = m.p * 2
-    return x * p
-
-
-def _autocast_off(m: Any, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
-        y = x * m.p
-    return y + 1
-
-
-def _grid(m: Any, x: Tensor) -> Tensor:
-    a, b = torch.meshgrid(torch.arange(2), torch.arange(4), indexing="ij")
-    return x * (a + b).flatten() * m.p
-
-
-def _relative_positions(m: Any, x: Tensor) -> Tensor:
-    n = torch.arange(x.shape[1])
-    return x * m.p[(n[:, None] - n[None, :]).abs().clamp(max=7)].sum(1)
-
-
-CONSTANTS: dict[str, Body] = {
-    "chunk": lambda m, x: x * m.p.chunk(2)[0].repeat(2) + m.p.chunk(2)[1].repeat(2),
-    "split": lambda m, x: x * torch.cat(m.p.split([3, 5])[::-1]),
-    "unbind": lambda m, x: x * m.p.unbind(0)[1],
-    "max": lambda m, x: x * m.p.max(0)[0] + m.p.max(0)[1],
-    "topk": lambda m, x: x * m.p.topk(3)[0].sum(),
-    "sort": lambda m, x: x * m.p.sort()[0],
-    "std_mean": lambda m, x: x * torch.std_mean(m.p)[0] + torch.std_mean(m.p)[1],
-    "meshgrid": _grid,
-    "float64": lambda m, x: x * m.p.to(torch.float64),
-    "float32_and_back": lambda m, x: x * m.p.float().double(),
-    "arange_of_a_size": lambda m, x: x * torch.arange(x.shape[1]) + m.p,
-    "positions": _relative_positions,
-    "zeros_of_the_batch": lambda m, x: x * m.p + torch.zeros(x.shape[0], 8),
-    "cat_zeros_of_the_batch": lambda m, x: torch.cat([torch.zeros(len(x), 3), x * m.p, x.new_ones(len(x), 1)], 1),
-    "parts_of_the_batch_size": lambda m, x: x * m.p + torch.ones(len(x), 8).chunk(2, 1)[0].repeat(1, 2),
-    "batch_of_indices": lambda m, x: x * m.p + torch.arange(len(x))[:, None] * 0,
-    "expand": lambda m, x: x * m.p.expand(len(x), -1),
-    "embedding": lambda m, x: x * F.embedding(torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]), m.p[:, None])[:, 0],
-    "svd": lambda m, x: x * torch.linalg.svd(torch.outer(m.p, m.p))[1],
-    "complex_inside": lambda m, x: x * torch.fft.fft(m.p).abs(),
-    "item": _scalar_of_a_weight,
-    "no_grad": _no_grad,
-    "autocast_off": _autocast_off,
-    "deep": lambda m, x: x * _deep(m.p),
-    "in_place": lambda m, x: x * (m.p * 1).mul_(2).add_(1),
-    "in_place_on_a_slice": lambda m, x: x * _sliced(m.p),
-    "index_put": lambda m, x: x * torch.zeros(8, dtype=m.p.dtype).index_put_((torch.tensor([1, 3]),), m.p[:2]),
-    "register_tokens": lambda m, x: torch.cat([m.p.view(1, 8).expand(len(x), -1), x], 1),
-    "random": lambda m, x: x + torch.rand(8),
-    "random_like": lambda m, x: x + torch.randn_like(x),
-}
-
-
-def _deep(p: Tensor) -> Tensor:
-    for _ in range(30):
-        p = p + p * 0.1
-    return p
-
-
-def _sliced(p: Tensor) -> Tensor:
-    q = torch.ones(8, dtype=p.dtype)
-    q[2:4] = p[:2]
-    q[0] = 0
-    return q
 
 
 VECTORS: dict[str, Body] = {
@@ -257,99 +184,6 @@ VECTORS: dict[str, Body] = {
     "size_from_data": lambda m, x: x[:, : int(x.argmax())],
     "nonzero": lambda m, x: x + x.nonzero().shape[0],
 }  # fmt: skip
-
-
-def _slice(m: Any, x: Tensor) -> Tensor:
-    y = x * 2
-    y[:, 1:3] = x[:, 4:6]
-    return y
-
-
-def _views_of_views(m: Any, x: Tensor) -> Tensor:
-    y = x * 2
-    a, b = y.view(-1, 2, 4).transpose(1, 2), y.unfold(1, 2, 2)
-    a[:, 1:, 0] *= 3
-    b[:, 0] += a[:, :2, 1]
-    a[:, 0].fill_(0.5)
-    return torch.cat([y, a.flatten(1), b.flatten(1)], 1)
-
-
-def _shifted(m: Any, x: Tensor) -> Tensor:
-    y = torch.zeros_like(x)
-    y[:, 1:] = x[:, :-1]
-    return x * m.p + y * (1 - m.p)
-
-
-def _filled(m: Any, x: Tensor) -> Tensor:
-    y = x.new_empty(len(x), 2, 8)
-    y[:, 0] = x * 2
-    y[:, 1] = x.relu()
-    return y
-
-
-def _windows(m: Any, x: Tensor) -> Tensor:
-    mask = torch.zeros(2, 4)
-    for number, part in enumerate((slice(0, 2), slice(2, 4))):
-        mask[:, part] = number
-    return x.view(-1, 2, 4) * mask
-
-
-def _chunks(m: Any, x: Tensor) -> Tensor:
-    y = x * 1
-    a, b = y.chunk(2, 1)
-    a.add_(b)
-    b.mul_(a)
-    return y
-
-
-def _before(m: Any, x: Tensor) -> Tensor:
-    y = x * 1
-    z = y[:, :4] + 1
-    y[:, :4].zero_()
-    return torch.cat([y, z], 1)
-
-
-IN_PLACE: dict[str, Body] = {
-    "slice": _slice,
-    "views_of_views": _views_of_views,
-    "shifted": _shifted,
-    "filled": _filled,
-    "windows": _windows,
-    "chunks": _chunks,
-    "before": _before,
-    "fill": lambda m, x: _changed(x, lambda y: y[:, :2].fill_(3)),
-    "zero": lambda m, x: _changed(x, lambda y: y[:, :2].zero_()),
-    "add": lambda m, x: _changed(x, lambda y: y[:, 2:].add_(x[:, 2:])),
-    "copy": lambda m, x: _changed(x, lambda y: y[:, 0].copy_(y[:, 1])),
-    "copy_broadcast": lambda m, x: _changed(x, lambda y: y[:, :3].copy_(x[:, :1])),
-    "copy_constant": lambda m, x: _changed(x, lambda y: y.copy_(m.p)),
-    "index_put": lambda m, x: _changed(
-        x, lambda y: torch.ops.aten.index_put_(y, [None, torch.tensor([1, 4])], x[:, :2])
-    ),
-    "list_index": lambda m, x: _changed(x, lambda y: y.__setitem__((slice(None), [0, 3]), y[:, [1, 2]])),
-    "mask_index": lambda m, x: _changed(x, lambda y: y.__setitem__(x < 0, 0.0)),
-    "constant_mask_index": lambda m, x: _changed(x, lambda y: y.__setitem__((slice(None), m.mask), 1.0)),
-    "masked_fill": lambda m, x: _changed(x, lambda y: y.masked_fill_(x > 1, 0.0)),
-    "scatter": lambda m, x: _changed(x, lambda y: y.scatter_(1, x.argsort(1)[:, :2], 0.0)),
-    "own_entry": lambda m, x: _changed(x, lambda y: y.__setitem__((torch.arange(len(x)), x.argmax(1)), 0.0)),
-    "first_sample": lambda m, x: _changed(x, lambda y: y.__setitem__(0, 0.0)),
-    "step": lambda m, x: _changed(x, lambda y: y[:, ::2].mul_(2)),
-    "transposed": lambda m, x: _changed(x, lambda y: y.view(-1, 2, 4).mT[:, 1].sub_(1)),
-    "diagonal": lambda m, x: _changed(x, lambda y: y.view(-1, 2, 4).diagonal(dim1=1, dim2=2).mul_(3)),
-    "relu_of_a_slice": lambda m, x: _changed(x, lambda y: F.relu_(y[:, 3:])),
-    "counter": lambda m, x: (m.count.add_(1), x * 2)[1],
-    "read_counter": lambda m, x: x * m.count.add_(1),
-    "weight": lambda m, x: (m.p.data[:2].zero_(), x * m.p)[1],
-    "squeezed": lambda m, x: _changed(x, lambda y: y.unsqueeze(1).squeeze(1)[:, 1].neg_()),
-    "reshape_of_a_view": lambda m, x: _changed(x, lambda y: y.reshape(-1, 2, 4)[:, 0].exp_()),
-    "dtype": lambda m, x: _changed(x, lambda y: y[:, :3].copy_(x[:, :3] > 0)),
-}
-
-
-def _changed(x: Tensor, change: Callable[[Tensor], Any]) -> Tensor:
-    y = x * 1.5
-    change(y)
-    return y
 
 
 def script() -> nn.Module:

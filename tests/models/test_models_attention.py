@@ -30,9 +30,6 @@ def composite(rule: rules.Rule) -> composites.Composite:
     return composites.attnlrp().with_entries((kind("attention"), rule))
 
 
-TWO_POSITIONS = [torch.tensor(n).double().view(1, 1, -1, 1) for n in ([1.0], [math.log(3), 0.0], [4.0, 8.0])]
-
-
 def test_two_positions_by_hand():
     """Scores ``(ln 3, 0)``, weights ``(3/4, 1/4)``, output ``4 * 3/4 + 8 * 1/4 = 5``, which is explained.
 

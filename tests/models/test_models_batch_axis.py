@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -17,21 +17,13 @@ from fastlrp import CaptureError, Stabilizer, UnsupportedOperationError, composi
 from fastlrp.capture import export as capture
 from fastlrp.capture.lift import probe
 from fastlrp.capture.lift.standing import Standing
-from fastlrp.plan import assign
 from tests.models.cases import Written, linear
 from tests.models.oracle import relative_error
+from tests.models.own_rules import Proportional
 from tests.models.random_graphs import RandomModel, random_model
-from tests.models.test_models_refused import Proportional
 
 ACCEPTED = 1e-7
-
-
-@pytest.fixture(autouse=True)
-def _registry() -> Iterator[None]:
-    before = dict(assign._REGISTERED)
-    yield
-    assign._REGISTERED.clear()
-    assign._REGISTERED.update(before)
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def check_samples(model: nn.Module, x: Tensor, composite: Any) -> bool:

@@ -15,7 +15,7 @@ from fastlrp import rules
 from fastlrp.capture.translate.complex_numbers import Translation
 from tests.directions.adjoint import LARGEST, errors_of_steps
 from tests.models.cases import Written
-from tests.models.test_models_kinds import relevance_of
+from tests.models.kind_cases import relevance_of
 
 
 def _spectral_convolution(m: Any, h: Tensor) -> Tensor:

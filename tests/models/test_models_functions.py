@@ -14,7 +14,7 @@ import fastlrp
 from fastlrp import UnsupportedOperationError
 from tests.directions.adjoint import LARGEST, errors_of_steps
 from tests.models.cases import Written, linear
-from tests.models.test_models_kinds import Case, check_definition, model_of, relevance_of
+from tests.models.kind_cases import Case, check_definition, model_of, relevance_of
 
 
 def _running(m: Any, h: Tensor) -> Tensor:

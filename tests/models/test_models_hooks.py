@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
-from tests.models.test_models_custom_backward import F64, Model, derivative, gradient
+from tests.models.custom_functions import Model, derivative, gradient
 
 
 def _twice(m: Any, h: Tensor) -> Tensor:
@@ -58,6 +58,9 @@ def _kept(m: Any, h: Tensor) -> Tensor:
     h.retain_grad()
     m.inner.weight.register_hook(lambda g: None)
     return h.tanh()
+
+
+F64 = torch.float64
 
 
 class OnInput(nn.Module):

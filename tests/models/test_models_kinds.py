@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import fastlrp
-from fastlrp import UnsupportedOperationError, composites, rules
-from tests.models.cases import Written, constant
-
-Body = Callable[[Any, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What stands between two linear layers, and whose input times gradient its relevance under LRP-0 is.
-
-    Attributes:
-        surrogate: a function whose ``h * gradient`` is the relevance of ``h``; the body itself where None is given.
-        degree: by which that is divided.
-        conserves: whether all that arrives is sent on.
-    """
-
-    body: Body
-    degree: int = 1
-    surrogate: Body | None = None
-    conserves: bool = True
-    shape: tuple[int, ...] = (8,)
+from fastlrp import composites, rules
+from tests.models.cases import Body
+from tests.models.kind_cases import Case, check_definition, model_of, relevance_of
 
 
 def _passes(function: Callable[[Tensor], Tensor]) -> Case:
@@ -56,7 +37,6 @@ def _soft_pair(a: Tensor, b: Tensor) -> Tensor:
     return (pair * (pair.softmax(0) * y / pair).detach()).sum(0)
 
 
-GRID = (7, 3, 2, 5)
 IMAGE = (2, 4, 4)
 MATRIX = (2, 4)
 CASES: dict[str, Case] = {
@@ -182,60 +162,9 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def model_of(case: Case) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(3)
-    size = torch.Size(case.shape).numel()
-    layers = {"a": nn.Linear(6, size), "p": constant(8), "w": constant(8, 8)}
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        return m.last(case.body(m, m.h(m.a(x))).flatten(1))
-
-    model = Written(forward, h=nn.Unflatten(1, case.shape), **layers).double()
-    with torch.no_grad():
-        outputs = case.body(model, model.h(model.a(torch.randn(3, 6).double()))).flatten(1).shape[1]
-    model.last = nn.Linear(outputs, 3, bias=False).double()
-    return model.eval(), torch.randn(3, 6).double()
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_relevance_by_the_definition(name: str) -> None:
     check_definition(CASES[name])
-
-
-def check_definition(case: Case) -> None:
-    """LRP-0: above stands ``W y``, so that what arrives is ``y W_k``, and relevance is ``h`` times a gradient."""
-    model, x = model_of(case)
-    explainer = fastlrp.Explainer(model, "lrp0")
-    found = explainer(x, "all", layers=["h"])["h"]
-    h = model.h(model.a(x)).detach().requires_grad_()
-    y = (case.surrogate or case.body)(model, h).flatten(1)
-    for k in range(3):
-        (gradient,) = torch.autograd.grad((y * model.last.weight[k]).sum(), h, retain_graph=True)
-        torch.testing.assert_close(found[:, k], h.detach() * gradient / case.degree, rtol=1e-9, atol=1e-10)
-    report = explainer.verify(x, "all")
-    assert report.ok, str(report)
-    assert abs(report.kept["unexplained"]) < 1e-9, str(report)
-    if case.conserves:
-        arrived = model(x).detach()
-        torch.testing.assert_close(found.flatten(2).sum(2), arrived, rtol=1e-8, atol=1e-9)
-    point = x.clone().requires_grad_()
-    output = model(point)
-    expected = [torch.autograd.grad(output[:, k].sum(), point, retain_graph=True)[0] for k in range(3)]
-    with explainer.forward(x) as record:
-        gradient = record.under("gradient").relevance("all", initial="one")
-        epsilon_plus = record.under("epsilon_plus").relevance("all")
-    torch.testing.assert_close(gradient, torch.stack(expected, 1), rtol=1e-9, atol=1e-9)
-    with explainer.forward(x[1:2]) as record:
-        alone = record.under("epsilon_plus").relevance("all")
-    torch.testing.assert_close(alone, epsilon_plus[1:2], rtol=1e-9, atol=1e-10)
-
-
-def relevance_of(function: Callable[[Tensor], Tensor], x: Tensor, composite: Any = "lrp0") -> Tensor:
-    """Relevance of a bare function's inputs for its own first output, ``(B, *x)``."""
-    model = Written(lambda m, x: function(x)).eval()
-    start = torch.zeros(1, 1, *function(x).shape[1:]).double()
-    start.view(-1)[0] = 12.0
-    return fastlrp.explain(model, x.double(), start, composite)[:, 0]
 
 
 def test_fractions_by_hand() -> None:
@@ -322,58 +251,3 @@ def test_weights_that_are_standardised_by_a_batch_norm() -> None:
     model.body = standardised
     report = fastlrp.Explainer(model, "epsilon_plus").verify(x, "all")
     assert report.ok, str(report)
-
-
-# Operations without a rule
-
-WITHOUT: dict[str, Body] = {
-    "atan2": lambda m, h: torch.atan2(h, h.flip(1)),
-    "hypot": lambda m, h: torch.hypot(h, h.flip(1) * m.p),
-    "logaddexp": lambda m, h: torch.logaddexp(h, m.p),
-    "linalg_inv": lambda m, h: torch.linalg.inv(h.view(-1, 2, 2, 2)),
-}
-
-
-@pytest.mark.parametrize("name", WITHOUT)
-def test_unsupported_takes_the_gradient_and_says_so(name: str) -> None:
-    case = Case(WITHOUT[name])
-    model, x = model_of(case)
-    with pytest.raises(UnsupportedOperationError, match=rf"no rule for operation '{name}'.*unsupported='gradient'"):
-        fastlrp.explain(model, x, [0], "lrp0")
-    explainer = fastlrp.Explainer(model, "lrp0", unsupported="gradient")
-    found = explainer(x, "all", layers=["h"])["h"]
-    h = model.h(model.a(x)).detach().requires_grad_()
-    y = case.body(model, h).flatten(1)
-    for k in range(3):
-        (gradient,) = torch.autograd.grad((y * model.last.weight[k]).sum(), h, retain_graph=True)
-        torch.testing.assert_close(found[:, k], h.detach() * gradient, rtol=1e-5, atol=1e-6)
-    with explainer.forward(x) as record:  # The other composite has no rule for it either.
-        torch.testing.assert_close(
-            record.under("epsilon").relevance("all"),
-            fastlrp.explain(model, x, "all", "epsilon", unsupported="gradient"),
-        )
-    table = str(explainer.plan)
-    assert f"{name}  " in table
-    assert "gradient (no rule)" in table
-    assert "unsupported='gradient'" in table
-    report = explainer.verify(x, "all")
-    assert report.ok, str(report)
-    assert f"without a rule, by input times gradient: {name} (model)" in str(report)
-    assert abs(report.kept["unexplained"]) < 1e-9
-    row = next(row for row in report.rows if row.operation == name)
-    assert row.rule == "gradient (no rule)"
-    assert (name == "hypot") == (abs(row.bias or 0.0) < 1e-4)  # It alone has degree one.
-
-
-def test_unsupported_changes_nothing_else() -> None:
-    model, x = model_of(CASES["norm"])
-    explainer = fastlrp.Explainer(model, "epsilon_plus", unsupported="gradient")
-    torch.testing.assert_close(explainer(x, "all"), fastlrp.explain(model, x, "all", "epsilon_plus"))
-    assert "no rule" not in str(explainer.plan)
-    assert "without a rule" not in str(explainer.verify(x, "all"))
-    with pytest.raises(ValueError, match="unsupported must be 'error' or 'gradient', got 'ignore'"):
-        fastlrp.Explainer(model, unsupported="ignore")  # type: ignore[arg-type]
-    model, x = model_of(Case(WITHOUT["hypot"]))
-    composite = composites.lrp0().with_entries((composites.operation("hypot"), rules.InputGradient()))
-    found = fastlrp.explain(model, x, "all", composite)
-    torch.testing.assert_close(found, fastlrp.explain(model, x, "all", "lrp0", unsupported="gradient"))

@@ -48,9 +48,7 @@ class Doubled(rules.Custom):
         return (2 * relevance,)
 
 
-@pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assign, "_REGISTERED", {})
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def model_with(name: str) -> tuple[nn.Module, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastlrp
 from fastlrp import composites, rules
-from tests.models.test_models_recurrent import LAYERS, by_rule, sequences
+from tests.models.recurrent import LAYERS, by_rule, sequences
 
 LENGTHS = torch.tensor([2, 5, 3])
 SORTED = torch.tensor([5, 3, 2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,13 +18,7 @@ from fastlrp.plan import assign
 from tests.models.cases import Written, conv, linear, vector, volume
 from tests.models.checks import unmodified
 
-
-@pytest.fixture(autouse=True)
-def _registry() -> Iterator[None]:
-    before = dict(assign._REGISTERED)
-    yield
-    assign._REGISTERED.clear()
-    assign._REGISTERED.update(before)
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def _loop(m: Any, x: Tensor) -> Tensor:
@@ -298,63 +292,6 @@ def test_output_that_does_not_depend_on_the_input() -> None:
         fastlrp.explain(model, vector(), [0])
 
 
-class Proportional(rules.Custom):
-    """Input times gradient times relevance over output: right for a function of degree one, as ``f(2 x) = 2 f(x)``."""
-
-    def propagate(
-        self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        found = []
-        for k in range(relevance.shape[1]):
-            points = [x.detach().requires_grad_(True) for x in inputs]
-            with torch.enable_grad():
-                y = forward(*points)
-            s = torch.where(output == 0, 0.0, relevance[:, k] / output)
-            gradients = torch.autograd.grad(y, points, s)
-            found.append([x * g for x, g in zip(inputs, gradients, strict=True)])
-        return tuple(torch.stack(parts, 1) for parts in zip(*found, strict=True))
-
-
-def _with_hypot() -> nn.Module:
-    return Written(
-        lambda m, x: m.last(torch.hypot(m.a(x), m.b(x))), a=nn.Linear(10, 16), b=nn.Linear(10, 16), last=linear(16)
-    ).double().eval()  # fmt: skip
-
-
-def _input_times_gradient(model: nn.Module, x: Tensor) -> Tensor:
-    point = x.clone().requires_grad_(True)
-    output = model(point)
-    return torch.stack([x * torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in (0, 2)], 1)
-
-
-@pytest.mark.parametrize("name", ["hypot", "aten::hypot", "aten.hypot.default"])
-def test_register_rule(name: str) -> None:
-    model, x = _with_hypot(), vector().double()
-    register_rule(name, Proportional())
-    explainer = fastlrp.Explainer(model, "lrp0")
-    torch.testing.assert_close(explainer(x, [0, 2]), _input_times_gradient(model, x))
-    assert explainer.verify(x, [0, 2]).ok
-
-
-def test_an_entry_of_the_composite() -> None:
-    model, x = _with_hypot(), vector().double()
-    for matcher in (lambda layer: layer.operation == "hypot", composites.kind("unknown")):
-        composite = composites.lrp0().with_entries((matcher, Proportional()))
-        torch.testing.assert_close(fastlrp.explain(model, x, [0, 2], composite), _input_times_gradient(model, x))
-
-
-def test_pass_and_gradient_for_an_operation_of_ones_own() -> None:
-    model = Written(lambda m, x: m.b(torch.digamma(m.a(x))), a=nn.Linear(10, 16), b=linear(16)).double().eval()
-    x = vector().double()
-    register_rule("digamma", rules.Pass())
-    found = fastlrp.explain(model, x, [1], "lrp0", layers=["a"])
-    torch.testing.assert_close(found["a"][:, 0], (model.b.weight[1] * torch.digamma(model.a(x))).detach())
-    point = x.clone().requires_grad_(True)
-    gradient = torch.autograd.grad(model(point)[:, 1].sum(), point)[0]
-    register_rule("digamma", rules.Gradient())
-    torch.testing.assert_close(fastlrp.explain(model, x, [1], "gradient", initial="one")[:, 0], gradient)
-
-
 def test_the_gradient_composite_needs_no_rules() -> None:
     model = Attention().double().eval()
     x = volume(1).double()
@@ -366,15 +303,3 @@ def test_the_gradient_composite_needs_no_rules() -> None:
     gradients = [torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in range(4)]
     found = fastlrp.explain(explained, x, "all", "gradient", initial="one")
     torch.testing.assert_close(found, torch.stack(gradients, 1))
-
-
-def test_a_wrong_rule_of_ones_own_is_told() -> None:
-    class Short(rules.Custom):
-        def propagate(self, forward: Any, inputs: Any, output: Tensor, relevance: Tensor) -> Any:
-            return (relevance,)
-
-    register_rule("hypot", Short())
-    with pytest.raises(TypeError, match="one entry for each of the 2 inputs of hypot"):
-        fastlrp.explain(_with_hypot(), vector().double(), [0])
-    with pytest.raises(TypeError, match="register_rule needs a fastlrp rule, got str"):
-        register_rule("hypot", "pass")  # type: ignore[arg-type]

@@ -14,93 +14,22 @@ from fastlrp import functional
 from fastlrp.aten import _attention as tiles
 from fastlrp.backends.dispatch import select
 from fastlrp.backends.extension import extension, extension_error
-from tests.ops.cases import TOLERANCE, backends, bound, in_dtypes, reference, reversed_memory, same, with_gaps
+from tests.ops.attention_cases import (
+    CASES,
+    FORWARD,
+    OPS,
+    RELEVANCE,
+    SHARES,
+    UP,
+    VALUE,
+    arguments,
+    assert_equal,
+    changed,
+    heads_last,
+)
+from tests.ops.cases import backends, bound, in_dtypes, reference, reversed_memory, same, with_gaps
 
-FORWARD, RELEVANCE, VALUE, UP = OPS = (
-    "attention_forward", "attention_relevance", "attention_value_relevance", "attention_up",
-)  # fmt: skip
 aten = importlib.import_module("fastlrp.aten.attention")
-SHARES = (0.25, 0.3, 0.5)
-# B, K, H, G, S, T, D, E; causal, mask, cap, epsilon
-CASES = [
-    (2, 3, 4, 4, 5, 5, 16, 16, False, None, 0.0, 0.0),
-    (2, 3, 4, 2, 7, 7, 5, 5, True, None, 0.0, 0.0),
-    (1, 2, 6, 1, 4, 9, 3, 3, True, None, 0.0, 0.1),
-    (2, 2, 3, 3, 9, 4, 7, 5, True, "bool", 0.0, 0.0),
-    (2, 2, 4, 2, 6, 8, 4, 6, False, "keys", 1.5, 0.0),
-    (2, 1, 4, 2, 13, 11, 8, 8, False, "bias", 0.0, 0.0),
-    (2, 5, 2, 2, 6, 6, 8, 8, True, "alibi", 2.0, 0.05),
-    (1, 3, 2, 1, 8, 8, 4, 4, False, "window", 0.0, 0.0),
-    (2, 2, 2, 2, 6, 5, 4, 4, False, "rows", 0.0, 0.0),
-    (2, 2, 2, 2, 6, 5, 4, 3, True, "rows", 2.0, 0.0),
-    (2, 3, 2, 1, 1, 1, 4, 4, True, None, 0.0, 0.0),
-    (1, 2, 2, 2, 1, 17, 1, 1, False, None, 0.0, 0.0),
-    (1, 1, 1, 1, 31, 37, 64, 64, False, None, 0.0, 0.0),
-    (1, 2, 2, 1, 65, 65, 33, 33, True, None, 0.0, 0.0),
-    (1, 2, 1, 1, 3, 4, 256, 256, False, "bias", 0.0, 0.0),
-    (1, 2, 2, 1, 270, 300, 4, 5, True, None, 0.0, 0.1),
-    (1, 2, 1, 1, 257, 523, 4, 4, False, "window", 1.5, 0.0),
-    (0, 2, 2, 1, 3, 4, 5, 5, False, None, 0.0, 0.0),
-    (2, 0, 2, 1, 3, 4, 5, 5, True, "bool", 0.0, 0.0),
-    (2, 2, 2, 1, 3, 0, 5, 5, False, None, 0.0, 0.0),
-    (2, 2, 2, 1, 0, 4, 5, 5, False, None, 0.0, 0.0),
-]  # fmt: skip
-
-
-def mask_of(kind: str | None, B: int, H: int, S: int, T: int, dtype: torch.dtype) -> Tensor | None:
-    rows, columns = torch.arange(S).unsqueeze(1), torch.arange(T)
-    masks = {
-        "bool": lambda: torch.rand(S, T) < 0.6,
-        "keys": lambda: torch.rand(B, 1, 1, T) < 0.7,
-        "bias": lambda: torch.randn(B, H, S, T, dtype=dtype),
-        "alibi": lambda: -torch.rand(H, 1, 1, dtype=dtype) * (rows - columns).abs().to(dtype),
-        "window": lambda: torch.where((rows - columns).abs() <= 2, 0.0, -torch.inf).to(dtype),
-        "rows": lambda: (torch.rand(B, 1, S, T) < 0.7) & (torch.arange(S) % 3 != 1).unsqueeze(1),
-    }
-    return None if kind is None else masks[kind]()
-
-
-def arguments(case: tuple[Any, ...], dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
-    """The arguments of each operation for a case."""
-    B, K, H, G, S, T, D, E, causal, kind, cap, epsilon = case
-    q, k, v = (torch.randn(size, dtype=dtype) for size in ((B, H, S, D), (B, G, T, D), (B, G, T, E)))
-    g = torch.randn(B, K, H, S, E, dtype=dtype)
-    how = (mask_of(kind, B, H, S, T, dtype), causal, 1.3 / math.sqrt(D), cap)
-    output, log_sum = reference(FORWARD)(q, k, v, *how)
-    return {
-        FORWARD: (q, k, v, *how),
-        RELEVANCE: (g, q, k, v, output, log_sum, *how, *SHARES, epsilon),
-        VALUE: (g, q, k, log_sum, *how),
-        UP: (q, k, v, output, log_sum, *_brought(q, k, v, K), *how, *SHARES, epsilon),
-    }
-
-
-def _brought(q: Tensor, k: Tensor, v: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """What groups bring to queries, keys and values."""
-    return tuple(torch.randn(len(t), groups, *t.shape[1:], dtype=t.dtype) for t in (q, k, v))
-
-
-def assert_equal(got: Any, expected: Any, given: tuple[Any, ...], tolerance: float | None = None) -> None:
-    """Up to rounding, relative to the result or, where that is rounding alone (one key), to the first argument."""
-    got, expected = tree_leaves(got), tree_leaves(expected)
-    assert len(got) == len(expected)
-    for found, right in zip(got, expected, strict=True):
-        assert found.shape == right.shape
-        assert found.dtype == right.dtype
-        assert torch.equal(found.isneginf(), right.isneginf())
-        found, right = (t.double().masked_fill(t.isneginf(), 0) for t in (found, right))
-        most = tolerance or TOLERANCE[given[0].dtype]
-        assert found.isfinite().all()
-        assert (found - right).norm() <= most * max(right.norm(), given[0].double().norm())
-
-
-def heads_last(t: Tensor) -> Tensor:
-    """The same values in memory (…, S, H, D), as a projection makes them."""
-    return t.transpose(-2, -3).contiguous().transpose(-2, -3) if t.dim() > 3 else t
-
-
-def changed(given: tuple[Any, ...], change: Any) -> tuple[Any, ...]:
-    return tuple(change(a) if isinstance(a, Tensor) else a for a in given)
 
 
 @pytest.mark.parametrize(("case", "dtype"), in_dtypes(CASES, every=2), ids=str)
@@ -342,43 +271,3 @@ def test_public_functions():
     for op, given in arguments(case, torch.float32).items():
         for backend in ("auto", "reference", "torch", "cpu"):
             assert_equal(getattr(functional, op)(*given, backend=backend), reference(op)(*given), given)
-
-
-GOOD = {
-    "relevance": torch.zeros(2, 3, 4, 5, 7), "query": torch.zeros(2, 4, 5, 8), "key": torch.zeros(2, 2, 6, 8),
-    "value": torch.zeros(2, 2, 6, 7), "output": torch.zeros(2, 4, 5, 7), "log_sum": torch.zeros(2, 4, 5),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"relevance": torch.zeros(2, 4, 5, 7)}, ValueError, r"relevance must have shape \(B, K, H, S, E\), got"),
-        ({"relevance": torch.zeros(2, 3, 4, 5, 8)}, ValueError, r"relevance must have shape .* = \(2, 3, 4, 5, 7\)"),
-        ({"query": torch.zeros(4, 5, 8)}, ValueError, r"query must have shape \(B, H, S, D\), got \(4, 5, 8\)"),
-        ({"query": torch.zeros(2, 4, 5, 8).int()}, TypeError, "query must have a floating-point dtype"),
-        ({"key": torch.zeros(2, 3, 6, 8)}, ValueError, "heads of query must be a multiple of that of key, got 4 and 3"),
-        ({"key": torch.zeros(2, 2, 6, 9)}, ValueError, r"key must have shape \(B, G, T, D\) = \(2, 2, 6, 8\)"),
-        ({"value": torch.zeros(2, 2, 5, 7)}, ValueError, r"value must have shape \(B, G, T, E\) = \(2, 2, 6, 7\)"),
-        ({"value": torch.zeros(2, 2, 6, 7).double()}, TypeError, "value must have dtype torch.float32"),
-        ({"output": None}, TypeError, "output must be a tensor, got None; attention_forward makes it"),
-        ({"output": torch.zeros(2, 4, 5, 8)}, ValueError, r"output must have shape \(B, H, S, E\) = \(2, 4, 5, 7\)"),
-        ({"log_sum": torch.zeros(2, 4, 6)}, ValueError, r"log_sum must have shape \(B, H, S\) = \(2, 4, 5\)"),
-        ({"log_sum": torch.zeros(2, 4, 5).double()}, TypeError, "log_sum must have dtype torch.float32"),
-        ({"mask": torch.zeros(2, 6)}, ValueError, r"mask must broadcast to \(B, H, S, T\) = .*, got \(2, 6\)"),
-        ({"mask": torch.zeros(5, 6).long()}, TypeError, "mask must be bool .* got torch.int64"),
-        ({"mask": [True]}, TypeError, "mask must be a tensor or None, got list"),
-        ({"mask": torch.zeros(5, 6, device="meta")}, ValueError, "mask must be on cpu, got meta; move it"),
-        ({"cap": -1.0}, ValueError, r"cap must be at least 0 \(0 is none\), got -1.0"),
-        ({"epsilon": math.nan}, ValueError, "epsilon must be at least 0"),
-        ({"backend": "fast"}, ValueError, "backend: expected 'auto' or one of"),
-    ],
-)  # fmt: skip
-def test_errors(change, error, message):
-    with pytest.raises(error, match=message):
-        functional.attention_relevance(**{**GOOD, **change})
-    for op, names in ((FORWARD, ("query", "key", "value")), (VALUE, ("relevance", "query", "key", "log_sum"))):
-        shared = next(iter(change)) in (*names, "mask", "cap", "backend")
-        if shared and not (op == VALUE and "relevance" in change and change["relevance"].dim() == 5):
-            with pytest.raises(error, match=message):
-                getattr(functional, op)(**{**{name: GOOD[name] for name in names}, **change})

@@ -16,7 +16,7 @@ from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.products import looked, looked_narrow, packed, winograd
 from fastlrp.plan.products.layouts import Layouts
 from fastlrp.precision import instruction_set
-from tests.plan.test_looked import Residual
+from tests.plan.looked_cases import Residual
 from tests.reference.cases import relative_error
 
 pytestmark = [

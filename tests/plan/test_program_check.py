@@ -12,7 +12,8 @@ import fastlrp
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.passes import check as program_check
 from fastlrp.plan.passes.check import ProgramError, check_backward, check_emissions, check_forward, check_program
-from fastlrp.plan.steps import Emission, Factor, Flow, Schedule
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import Emission, Factor, Flow
 
 
 class Net(nn.Module):

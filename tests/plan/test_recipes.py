@@ -1,4 +1,4 @@
-"""The recipes of docs/architecture.md, followed to the letter in a copy of the package: one file and one line each."""
+"""The recipes of docs/adding.md, followed to the letter in a copy of the package: one file and one line each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "adding.md"
 
 # In which file, after which line, which line: what the page says below each recipe.
 LINES = {

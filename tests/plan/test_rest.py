@@ -106,6 +106,17 @@ class Branches(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def explained(model, composite, x: Tensor, monkeypatch, **options) -> tuple[Tensor, int]:
+    """Relevance of two targets by dense ways, and how many products a forward pass takes."""
+    explainer = fastlrp.Explainer(copy.deepcopy(model), composite, paths="dense", **options)
+    explainer(x[:1], 0)
+    products, plain = [], Packed.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(Packed, "__call__", lambda self, *given: products.append(self) or plain(self, *given))
+        explainer.forward(x)
+    return explainer(x, [0, 1]), len(products)
+
+
 @pytest.mark.parametrize("alpha", [2.0, 1.0, 0.5, 0.0])
 def test_alpha_beta_saves_a_product_and_loses_no_digit(alpha, monkeypatch):
     monkeypatch.setattr(packed, "LEAST_WORK", 1)
@@ -113,24 +124,17 @@ def test_alpha_beta_saves_a_product_and_loses_no_digit(alpha, monkeypatch):
     composite = composites.uniform(rules.AlphaBeta(alpha, alpha - 1))
     right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
 
-    def explained(**options) -> tuple[Tensor, int]:
-        explainer = fastlrp.Explainer(copy.deepcopy(model), composite, **options)
-        explainer(x[:1], 0)
-        products, plain = [], Packed.__call__
-        with monkeypatch.context() as patch:
-            patch.setattr(Packed, "__call__", lambda self, *given: products.append(self) or plain(self, *given))
-            explainer.forward(x)
-        return explainer(x, [0, 1]), len(products)
-
-    found, products = explained(paths="dense")
-    _, all_products = explained(paths="dense", precision="float32")
+    found, products = explained(model, composite, x, monkeypatch)
+    _, all_products = explained(model, composite, x, monkeypatch, precision="float32")
     assert relative_error(found.double(), right) <= 1e-6  # Measured: 4e-7.
     assert all_products - products >= (3 if alpha not in (0, 1) else 0)
     alone = fastlrp.Explainer(copy.deepcopy(model), composite, paths="dense")(x[1:], [0, 1])
     assert relative_error(found[1:], alone) <= 1e-6
     if alpha == 2:
         monkeypatch.setattr(rest, "MOST_SHARE", 1e30)
-        assert relative_error(explained(paths="dense")[0].double(), right) > 1e-4  # Measured: 2e-3, and 4e-7 above.
+        assert (
+            relative_error(explained(model, composite, x, monkeypatch)[0].double(), right) > 1e-4
+        )  # Measured: 2e-3, and 4e-7 above.
 
 
 @pytest.mark.skipif(winograd._kernel() is None, reason="no processor that gains by the filtering")
@@ -174,22 +178,13 @@ def test_the_box_rule_saves_both_products_and_loses_no_digit(bounds, monkeypatch
     composite = composites.epsilon_plus().with_entries((composites.first(), rules.ZBox(low, high)))
     right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
 
-    def explained(**options) -> tuple[Tensor, int]:
-        explainer = fastlrp.Explainer(copy.deepcopy(model), composite, **options)
-        explainer(x, 0)
-        products, plain = [], Packed.__call__
-        with monkeypatch.context() as patch:
-            patch.setattr(Packed, "__call__", lambda self, *given: products.append(self) or plain(self, *given))
-            explainer.forward(x)
-        return explainer(x, [0, 1]), len(products)
-
-    found, products = explained(paths="dense")
-    _, all_products = explained(paths="dense", precision="float32")
+    found, products = explained(model, composite, x, monkeypatch)
+    _, all_products = explained(model, composite, x, monkeypatch, precision="float32")
     assert relative_error(found.double(), right) <= 1e-6  # Measured: 3e-7.
     assert all_products - products == (2 if bounds in ("numbers", "per channel") else 0)
     if products < all_products:
         monkeypatch.setattr(rest, "MOST_SHARE", 1e30)
-        assert relative_error(explained(paths="dense")[0].double(), right) > 1e-5
+        assert relative_error(explained(model, composite, x, monkeypatch)[0].double(), right) > 1e-5
 
 
 @pytest.mark.parametrize("bias", [1e4, -1e4])

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from benchmarks.zoo import families, state_space
 from fastlrp import Explainer
 from tests.models.oracle import relative_error
-from tests.transformers import aten_oracle, zoo, zoo_checks
+from tests.transformers import aten_oracle, zoo, zoo_checks, zoo_family
 
 pytestmark = pytest.mark.usefixtures("captured_once")
-MAMBA2 = zoo.Family(
-    zoo._plain("Mamba2ForCausalLM/Mamba2Config", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
+MAMBA2 = zoo_family.Family(
+    zoo.plain("Mamba2ForCausalLM/Mamba2Config", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
                num_heads=4, head_dim=8, n_groups=1, chunk_size=4),
-    lambda: {"input_ids": zoo.random_ids()}, zoo.last, tolerance=1e-6,
+    lambda: {"input_ids": zoo_family.random_ids()}, zoo_family.last, tolerance=1e-6,
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def built(name: str) -> tuple[torch.nn.Module, Any]:
 def other(name: str) -> tuple[families.Case, Tensor]:
     torch.manual_seed(0)
     case = families.family(name)
-    ids = zoo.random_ids()
+    ids = zoo_family.random_ids()
     with torch.no_grad():
         case.run({"input_ids": ids})  # RWKV rescales its weights when it first runs.
     return case, ids
@@ -98,7 +98,7 @@ def others(name: str) -> Any:
 @pytest.mark.parametrize("name", map(others, (*state_space.CONFIGURATIONS, "RWKV", "FNet")))
 def test_other_state_space_models(name: str, composite: str) -> None:
     case, ids = other(name)
-    family = zoo.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=2e-6)
+    family = zoo_family.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=2e-6)
     explainer = Explainer(case.model, composite, output=case.output)
     zoo_checks.equals_oracle(explainer, {"input_ids": ids}, family, composite)
     zoo_checks.is_verified(explainer, {"input_ids": ids}, family)

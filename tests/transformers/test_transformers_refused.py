@@ -11,7 +11,7 @@ import torch
 from fastlrp import Explainer
 from fastlrp.errors import CaptureError
 from fastlrp.run import given_ids
-from tests.transformers import zoo
+from tests.transformers import zoo, zoo_family
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_experts_in_a_loop_over_data(capfd: Any) -> None:
     model, x = zoo.build("qwen3_moe")
     model.set_experts_implementation("eager")
     with pytest.raises(CaptureError, match=r"set_experts_implementation\('grouped_mm'\)"):
-        Explainer(model, "attnlrp", output=zoo.last)(x, [0])
+        Explainer(model, "attnlrp", output=zoo_family.last)(x, [0])
     assert "def forward" not in capfd.readouterr().err
 
 
@@ -113,5 +113,5 @@ def test_flexible_attention(masked: bool) -> None:
     model.set_attn_implementation("flex_attention")
     x = x if masked else {"input_ids": x["input_ids"]}
     with pytest.raises(CaptureError, match=r"set_attn_implementation\('sdpa'\)") as error:
-        Explainer(model, "attnlrp", output=zoo.last)(x, [0])
+        Explainer(model, "attnlrp", output=zoo_family.last)(x, [0])
     assert "experts" not in str(error.value)

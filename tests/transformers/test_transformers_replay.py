@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlrp import Explainer
-from tests.api.test_replay import replay_of
+from tests.api.replays import replay_of
 from tests.transformers import zoo, zoo_checks
 
 pytestmark = pytest.mark.usefixtures("captured_once")

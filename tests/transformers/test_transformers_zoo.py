@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastlrp import Explainer
-from tests.transformers import zoo, zoo_checks
+from tests.transformers import zoo, zoo_checks, zoo_family
 
 pytestmark = pytest.mark.usefixtures("captured_once")
 COMMON = (
@@ -43,7 +43,7 @@ def families(*quick: str, every: Any, of: Any = zoo.ALL) -> list[Any]:
     return [pytest.param(name, marks=marks[name]) for name in of]
 
 
-def explained(name: str, composite: str) -> tuple[Explainer, Any, zoo.Family]:
+def explained(name: str, composite: str) -> tuple[Explainer, Any, zoo_family.Family]:
     model, x = zoo.built(name)
     family = zoo.ALL[name]
     return Explainer(model, composite, output=family.output), x, family
@@ -81,7 +81,7 @@ def test_epsilon_plus(name: str) -> None:
 )
 def test_padding_on_the_right_changes_nothing(name: str) -> None:
     family, (model, _) = zoo.ALL[name], zoo.built(name)
-    output = family.output if name in ENCODERS else zoo.fifth
+    output = family.output if name in ENCODERS else zoo_family.fifth
     zoo_checks.padding_changes_nothing(model, family, False, output)
 
 

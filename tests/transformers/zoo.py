@@ -7,17 +7,30 @@ its architecture has another with 2 here (``ONE``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastlrp.capture.chosen import Output
 from tests.torchvision_models import import_models
+from tests.transformers.zoo_family import (
+    Family,
+    centre,
+    first_query,
+    floats,
+    image,
+    last,
+    pair,
+    pooled,
+    prompt,
+    random_ids,
+    similarity,
+    text,
+)
+from tests.transformers.zoo_modules import TIMM, TORCH, TORCHVISION
 
 SIZES = {
     "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -29,87 +42,6 @@ VISION = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
     "patch_size": 8, "num_labels": 3,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model of a family, its input and what of its output is explained.
-
-    Attributes:
-        make: the model, given the library.
-        given: its input, two samples.
-        output: as :class:`fastlrp.Explainer` takes it.
-        library: that it comes from.
-        tolerance: relative, of relevance: 1e-9, or 1e-5 where the model's norms compute in float32.
-        targets: which outputs are explained.
-    """
-
-    make: Callable[[Any], nn.Module]
-    given: Callable[[], Any]
-    output: Output = None
-    library: str = "transformers"
-    tolerance: float = 1e-9
-    targets: tuple[int, ...] = (1, 2)
-
-
-def random_ids(samples: int = 2, positions: int = 7) -> Tensor:
-    return torch.randint(3, 50, (samples, positions), generator=torch.Generator().manual_seed(1))
-
-
-def image(side: int = 32, samples: int = 2) -> Tensor:
-    return torch.randn(samples, 3, side, side, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
-def floats(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-
-def text() -> dict[str, Tensor]:
-    """Ids of two samples, the second padded on the right."""
-    ids, mask = random_ids(), torch.ones(2, 7, dtype=torch.long)
-    ids[1, 5:], mask[1, 5:] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def prompt() -> dict[str, Tensor]:
-    """Ids of two samples for language models, the first padded on the left."""
-    ids, mask = random_ids(), torch.ones(2, 7, dtype=torch.long)
-    ids[0, :2], mask[0, :2] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def pair() -> dict[str, Tensor]:
-    """Ids of an encoder, padded, and of a decoder."""
-    return {**text(), "decoder_input_ids": random_ids(2, 4)}
-
-
-def last(out: Any) -> Tensor:
-    return out.logits[:, -1]
-
-
-def fifth(out: Any) -> Tensor:
-    return out.logits[:, 4]
-
-
-def pooled(out: Any) -> Tensor:
-    return out.last_hidden_state.mean(1)
-
-
-def first_position(out: Any) -> Tensor:
-    return out.last_hidden_state[:, 0]
-
-
-def first_query(out: Any) -> Tensor:
-    return out.logits[:, 0]
-
-
-def centre(out: Any) -> Tensor:
-    return out.logits.mean((2, 3))
-
-
-def similarity(out: Any) -> Tensor:
-    """Of each image and the text of its own."""
-    return (out.image_embeds * out.text_embeds).sum(-1, keepdim=True)
 
 
 def _classifier(name: str, **more: Any) -> Callable[[Any], nn.Module]:
@@ -136,14 +68,10 @@ def _images(name: str, model: str | None = None, **more: Any) -> Callable[[Any],
     return make
 
 
-def _plain(name: str, **settings: Any) -> Callable[[Any], nn.Module]:
+def plain(name: str, **settings: Any) -> Callable[[Any], nn.Module]:
     """A model of a configuration that takes these settings alone: ``"Class/ConfigClass"``."""
     model, config = name.split("/")
     return lambda t: getattr(t, model)(getattr(t, config)(**settings))
-
-
-def _timm(name: str, **settings: Any) -> Callable[[Any], nn.Module]:
-    return lambda t: t.create_model(name, pretrained=False, num_classes=3, **settings)
 
 
 def _two_towers(t: Any, name: str) -> nn.Module:
@@ -206,7 +134,7 @@ FAMILIES: dict[str, Family] = {
     "bert_eager": Family(_classifier("Bert", **ONE, attn_implementation="eager"), text),
     "roberta": Family(_classifier("Roberta", **ONE, max_position_embeddings=32), text),
     "distilbert": Family(
-        _plain(
+        plain(
             "DistilBertForSequenceClassification/DistilBertConfig",
             vocab_size=50, dim=32, n_layers=1, n_heads=4, hidden_dim=64, num_labels=3,
         ),
@@ -218,12 +146,12 @@ FAMILIES: dict[str, Family] = {
         _classifier("DebertaV2", **ONE, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8), text
     ),
     "gpt2": Family(
-        _plain("GPT2LMHeadModel/GPT2Config", vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1,
+        plain("GPT2LMHeadModel/GPT2Config", vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1,
                eos_token_id=2), prompt, last,
     ),
     "gpt_neox": Family(_language_model("GPTNeoX", **ONE), prompt, last, tolerance=1e-6),
     "opt": Family(
-        _plain("OPTForCausalLM/OPTConfig", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        plain("OPTForCausalLM/OPTConfig", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
                ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=32, pad_token_id=0), prompt, last,
     ),
     "llama": Family(_language_model("Llama", **GROUPED), prompt, last, tolerance=1e-5),
@@ -254,19 +182,19 @@ FAMILIES: dict[str, Family] = {
         _language_model("GptOss", **EXPERTS, sliding_window=3, attn_implementation="eager"), text, last,
         tolerance=1e-5,
     ),
-    "t5_encoder": Family(_plain("T5EncoderModel/T5Config", **T5), text, pooled, tolerance=1e-5),
-    "t5": Family(_plain("T5ForConditionalGeneration/T5Config", **T5), pair, last, tolerance=1e-5),
-    "bart": Family(_plain("BartForConditionalGeneration/BartConfig", **BART), pair, last),
+    "t5_encoder": Family(plain("T5EncoderModel/T5Config", **T5), text, pooled, tolerance=1e-5),
+    "t5": Family(plain("T5ForConditionalGeneration/T5Config", **T5), pair, last, tolerance=1e-5),
+    "bart": Family(plain("BartForConditionalGeneration/BartConfig", **BART), pair, last),
     "whisper": Family(
-        _plain("WhisperForConditionalGeneration/WhisperConfig", **WHISPER),
+        plain("WhisperForConditionalGeneration/WhisperConfig", **WHISPER),
         lambda: {"input_features": floats(2, 8, 20), "decoder_input_ids": random_ids(2, 4)}, last,
     ),
     "wav2vec2": Family(
-        _plain("Wav2Vec2ForSequenceClassification/Wav2Vec2Config", **WAV2VEC2),
+        plain("Wav2Vec2ForSequenceClassification/Wav2Vec2Config", **WAV2VEC2),
         lambda: {"input_values": floats(2, 200)},
     ),
     "wav2vec2_ctc": Family(
-        _plain("Wav2Vec2ForCTC/Wav2Vec2Config", **WAV2VEC2, feat_extract_norm="layer", do_stable_layer_norm=True),
+        plain("Wav2Vec2ForCTC/Wav2Vec2Config", **WAV2VEC2, feat_extract_norm="layer", do_stable_layer_norm=True),
         lambda: {"input_values": floats(2, 200)}, last,
     ),
     "vit": Family(_images("ViT"), image),
@@ -274,8 +202,8 @@ FAMILIES: dict[str, Family] = {
     "deit": Family(_images("DeiT", **ONE), image),
     "dinov2": Family(_images("Dinov2", **ONE, mlp_ratio=2), image),
     "beit": Family(_images("Beit", **ONE, use_relative_position_bias=True), image),
-    "swin": Family(_plain("SwinForImageClassification/SwinConfig", **SWIN), image),
-    "swinv2": Family(_plain("Swinv2ForImageClassification/Swinv2Config", **SWIN), image),
+    "swin": Family(plain("SwinForImageClassification/SwinConfig", **SWIN), image),
+    "swinv2": Family(plain("Swinv2ForImageClassification/Swinv2Config", **SWIN), image),
     "clip": Family(
         lambda t: _two_towers(t, "CLIP"), lambda: {**text(), "pixel_values": image()}, similarity, targets=(0,)
     ),
@@ -285,174 +213,14 @@ FAMILIES: dict[str, Family] = {
         lambda t: _two_towers(t, "Siglip"), lambda: {**text(), "pixel_values": image()}, similarity, targets=(0,)
     ),
     "siglip_image": Family(lambda t: _tower(t, "Siglip", "vision"), image, "pooler_output"),
-    "segformer": Family(_plain("SegformerForSemanticSegmentation/SegformerConfig", **SEGFORMER), image, centre),
+    "segformer": Family(plain("SegformerForSemanticSegmentation/SegformerConfig", **SEGFORMER), image, centre),
     "detr": Family(_detr, image, first_query),
     "mamba": Family(
-        _plain("MambaForCausalLM/MambaConfig", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
+        plain("MambaForCausalLM/MambaConfig", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
                use_mambapy=False), lambda: {"input_ids": random_ids()}, last, tolerance=1e-5,
     ),
 }
 # fmt: on
-
-# fmt: off
-TORCHVISION: dict[str, Family] = {
-    "tv_vit_b_16": Family(
-        lambda t: t.VisionTransformer(32, 8, 1, 4, 32, 64, num_classes=3), image, library="torchvision.models"
-    ),
-    "tv_swin_t": Family(
-        lambda t: t.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3), image,
-        library="torchvision.models",
-    ),
-    "tv_swin_v2_t": Family(
-        lambda t: t.swin_transformer.SwinTransformer(
-            [4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=3, block=t.swin_transformer.SwinTransformerBlockV2,
-            downsample_layer=t.swin_transformer.PatchMergingV2,
-        ), image, library="torchvision.models",
-    ),
-    "tv_maxvit_t": Family(
-        lambda t: t.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=3), image,
-        library="torchvision.models",
-    ),
-    "tv_mvit_v2_s": Family(lambda t: _mvit(t), lambda: floats(2, 3, 4, 16, 16), library="torchvision.models"),
-    "tv_swin3d_t": Family(
-        lambda t: t.video.swin_transformer.SwinTransformer3d(
-            [2, 4, 4], 16, [2, 2], [2, 4], [2, 2, 2], num_classes=3
-        ), lambda: floats(2, 3, 4, 16, 16), library="torchvision.models",
-    ),
-}
-# fmt: on
-
-
-def _mvit(t: Any) -> nn.Module:
-    mvit = t.video.mvit
-    blocks = [
-        mvit.MSBlockConfig(1, 16, 32, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2]),
-        mvit.MSBlockConfig(2, 32, 32, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
-    ]
-    return mvit.MViT(
-        (16, 16), 4, blocks, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True,
-        proj_after_attn=True, num_classes=3,
-    )  # fmt: skip
-
-
-SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8}
-
-# fmt: off
-TIMM: dict[str, Family] = {
-    "timm_vit": Family(_timm("vit_tiny_patch16_224", **{**SMALL, "depth": 1}), image, library="timm"),
-    "timm_deit": Family(_timm("deit_tiny_distilled_patch16_224", **SMALL), image, library="timm"),
-    "timm_swin": Family(
-        _timm("swin_tiny_patch4_window7_224", img_size=32, embed_dim=16, depths=(2, 2), num_heads=(2, 4),
-              window_size=4), image, library="timm",
-    ),
-    "timm_maxvit": Family(
-        _timm("maxvit_rmlp_pico_rw_256", img_size=64, embed_dim=(32, 32), depths=(1, 1), block_type=("M", "M"),
-              stem_width=8, transformer_partition_ratio=16), lambda: image(64), library="timm",
-    ),
-    "timm_coatnet": Family(
-        _timm("coatnet_pico_rw_224", img_size=64, embed_dim=(32, 32), depths=(1, 1), block_type=("C", "T"),
-              stem_width=8), lambda: image(64), library="timm",
-    ),
-    "timm_levit": Family(
-        _timm("levit_128s", img_size=64, embed_dim=(32, 32), depth=(1, 1), num_heads=(2, 2), key_dim=8),
-        lambda: image(64), library="timm",
-    ),
-    "timm_beit": Family(_timm("beit_base_patch16_224", **{**SMALL, "depth": 1}), image, library="timm"),
-    "timm_eva": Family(_timm("eva02_tiny_patch14_224", **{**SMALL, "depth": 1}), image, library="timm"),
-}
-# fmt: on
-
-
-class FromSources(nn.Module):
-    """``nn.Transformer`` from one input: the decoder's is its second half."""
-
-    def __init__(self, batch_first: bool) -> None:
-        super().__init__()
-        self.transformer = nn.Transformer(16, 2, 1, 1, 32, batch_first=batch_first)
-        self.classes, self.batch_first = nn.Linear(16, 3), batch_first
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.batch_first else x.transpose(0, 1)
-        positions = 1 if self.batch_first else 0
-        source, target = x.split([4, 3], positions)
-        return self.classes(self.transformer(source, target).mean(positions))
-
-
-class Attends(nn.Module):
-    """``nn.MultiheadAttention`` with any of its options, and a linear layer above the mean."""
-
-    def __init__(self, batch_first: bool = True, weights: bool = False, masked: bool = False, **options: Any) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=batch_first, **options)
-        self.classes, self.batch_first, self.weights = nn.Linear(16, 3), batch_first, weights
-        self.keys = nn.Linear(16, options.get("kdim", 16))
-        self.values = nn.Linear(16, options.get("vdim", 16))
-        self.mask: Tensor | None = torch.ones(7, 7, dtype=torch.bool).triu(1) if masked else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = x if self.batch_first else x.transpose(0, 1)
-        y, _ = self.attention(q, self.keys(q), self.values(q), need_weights=self.weights, attn_mask=self.mask)
-        return self.classes(y.mean(1 if self.batch_first else 0))
-
-
-class Encodes(nn.Module):
-    """``nn.TransformerEncoder`` and a linear layer above the mean."""
-
-    def __init__(self, batch_first: bool, norm_first: bool, activation: str = "relu") -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(
-            16, 2, 32, batch_first=batch_first, norm_first=norm_first, activation=activation
-        )
-        self.encoder = nn.TransformerEncoder(layer, 2)
-        self.classes, self.batch_first = nn.Linear(16, 3), batch_first
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.encoder(x if self.batch_first else x.transpose(0, 1))
-        return self.classes(y.mean(1 if self.batch_first else 0))
-
-
-class Decodes(nn.Module):
-    """``nn.TransformerDecoder`` with a causal mask, memory and targets from one input."""
-
-    def __init__(self, batch_first: bool) -> None:
-        super().__init__()
-        layer = nn.TransformerDecoderLayer(16, 2, 32, batch_first=batch_first)
-        self.decoder = nn.TransformerDecoder(layer, 2)
-        self.classes, self.batch_first = nn.Linear(16, 3), batch_first
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.batch_first else x.transpose(0, 1)
-        positions = 1 if self.batch_first else 0
-        memory, target = x.split([4, 3], positions)
-        mask = nn.Transformer.generate_square_subsequent_mask(3, dtype=x.dtype)
-        return self.classes(self.decoder(target, memory, tgt_mask=mask, tgt_is_causal=True).mean(positions))
-
-
-def tokens() -> Tensor:
-    return floats(2, 7, 16)
-
-
-def _torch(make: Callable[[], nn.Module]) -> Family:
-    return Family(lambda t: make(), tokens, library="torch")
-
-
-TORCH: dict[str, Family] = {
-    "nn_transformer": _torch(lambda: FromSources(True)),
-    "nn_transformer_seq": _torch(lambda: FromSources(False)),
-    "nn_encoder": _torch(lambda: Encodes(True, False)),
-    "nn_encoder_seq": _torch(lambda: Encodes(False, True, "gelu")),
-    "nn_decoder": _torch(lambda: Decodes(True)),
-    "nn_decoder_seq": _torch(lambda: Decodes(False)),
-    "mha": _torch(lambda: Attends()),
-    "mha_seq": _torch(lambda: Attends(False)),
-    "mha_weights": _torch(lambda: Attends(weights=True)),
-    "mha_weights_seq_mask": _torch(lambda: Attends(False, weights=True, masked=True)),
-    "mha_mask": _torch(lambda: Attends(masked=True)),
-    "mha_dims": _torch(lambda: Attends(kdim=12, vdim=20)),
-    "mha_bias_kv": _torch(lambda: Attends(add_bias_kv=True)),
-    "mha_zero": _torch(lambda: Attends(add_zero_attn=True)),
-    "mha_all": _torch(lambda: Attends(False, weights=True, add_bias_kv=True, add_zero_attn=True, kdim=12, vdim=20)),
-}
 
 ALL = {**FAMILIES, **TORCHVISION, **TIMM, **TORCH}
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastlrp import Explainer
 from tests.models.oracle import relative_error
-from tests.transformers import aten_oracle, zoo
-from tests.transformers.zoo import Family
+from tests.transformers import aten_oracle, zoo, zoo_family
+from tests.transformers.zoo_family import Family
 
 Found = dict[str, Tensor]
 
@@ -106,7 +106,7 @@ def targets_and_samples_are_apart(explainer: Explainer, x: Any, family: Family) 
 
 def padding_changes_nothing(model: nn.Module, family: Family, left: bool, output: Any) -> None:
     """The shorter text has the same relevance alone, and what pads it has none."""
-    ids = zoo.random_ids(2, 7)
+    ids = zoo_family.random_ids(2, 7)
     mask = torch.ones_like(ids)
     kept = slice(2, None) if left else slice(None, 5)
     padded = slice(None, 2) if left else slice(5, None)
@@ -133,7 +133,7 @@ def rows_give_what_ids_give(model: nn.Module, x: dict[str, Tensor], family: Fami
 def implementations_agree(name: str, first: str = "sdpa", second: str = "eager") -> None:
     """One attention implementation and another; padded on the right, since eager float64 gives NaN on the left."""
     model, x = zoo.built(name)
-    x = zoo.text() if isinstance(x, dict) and set(x) == {"input_ids", "attention_mask"} else x
+    x = zoo_family.text() if isinstance(x, dict) and set(x) == {"input_ids", "attention_mask"} else x
     family, found = zoo.ALL[name], []
     for implementation in (first, second):
         if implementation != model.config._attn_implementation:  # Another model, which a capture is not shared with.

@@ -20,6 +20,7 @@ from fastlrp.capture.lift.lifter import Lifter, UnliftableError, rows_reshaped
 from fastlrp.capture.lift.probe import SAMPLES, TOLERANCE, ancestors, called, called_in_double, close
 from fastlrp.capture.lift.proof import is_proved
 from fastlrp.capture.lift.standing import Standing
+from fastlrp.errors import module_text
 
 
 @dataclass(eq=False)
@@ -59,12 +60,11 @@ def check(graph: Graph, lifter: Lifter, lifted: list[Lifted], standing: Standing
 
 def _proved(lifter: Lifter, part: _Part, standing: Standing) -> bool:
     return all(
-        standing.place(e.node.output) is not None and is_proved(lifter, e.node, _own_nodes(lifter, e))
-        for e in part.entries
+        standing.place(e.node.output) is not None and is_proved(lifter, e.node, _own_nodes(e)) for e in part.entries
     )
 
 
-def _own_nodes(lifter: Lifter, entry: Lifted) -> list[Node]:
+def _own_nodes(entry: Lifted) -> list[Node]:
     """The nodes that stand for the entry's own operation, without exits of earlier ones."""
     leaving = {new for _, new in entry.exits}
     return [node for node in entry.new if node.output not in leaving]
@@ -73,7 +73,7 @@ def _own_nodes(lifter: Lifter, entry: Lifted) -> list[Node]:
 def _parts(lifter: Lifter, lifted: list[Lifted]) -> list[_Part]:
     """Entries whose new nodes read one another's results, those through reshapes that melted into one included."""
     entries = [e for e in lifted if e.node.output in lifter.twins]
-    made_by = {n.output: e for e in entries for n in _own_nodes(lifter, e)}
+    made_by = {n.output: e for e in entries for n in _own_nodes(e)}
     entry_of = {e.node.output: e for e in entries}
     leaving = {new: entry_of[old] for e in lifted for old, new in e.exits}
     leader = {e: e for e in entries}
@@ -84,7 +84,7 @@ def _parts(lifter: Lifter, lifted: list[Lifted]) -> list[_Part]:
         return e
 
     for e in entries:
-        read = [v for n in _own_nodes(lifter, e) for v in n.inputs] + [lifter.twins[e.node.output]]
+        read = [v for n in _own_nodes(e) for v in n.inputs] + [lifter.twins[e.node.output]]
         found = [made_by.get(v) or leaving.get(v) for v in read]
         found += [entry_of.get(v) for v in e.node.inputs]
         for other in filter(None, found):
@@ -190,7 +190,7 @@ def _with_exit(lifter: Lifter, part: _Part, entry: Lifted) -> list[Node]:
 
     Where the model only undoes an earlier reshape, both melt, and what is read is the value from before.
     """
-    new, leaving = _own_nodes(lifter, entry), part.exits.get(entry.node.output)
+    new, leaving = _own_nodes(entry), part.exits.get(entry.node.output)
     if leaving is None or leaving is lifter.twins[entry.node.output] or not _is_reshaped(leaving):
         return new
     assert leaving.producer is not None
@@ -235,7 +235,7 @@ def sizes_for(value: Value, count: int) -> tuple[int, ...] | None:
 def reason(node: Node, why: str) -> str:
     """A sentence for people whose model was not lifted."""
     return (
-        f"The batch axis leaves axis 0, and {node.operation} in module '{node.path or '(the model itself)'}' could not "
+        f"The batch axis leaves axis 0, and {node.operation} in module {module_text(node.path)} could not "
         f"be written for each sample alone: {why}"
     )
 

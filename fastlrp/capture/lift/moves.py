@@ -126,7 +126,7 @@ def expanded(lifter: Lifter) -> Value:
 
 
 def repeated(lifter: Lifter) -> Value:
-    """Once along the batch."""
+    """``repeat`` and ``tile``, which repeat nothing along the batch axis."""
     x, times = lifter.tree(lifter.node.args[:2])
     if not isinstance(x, Value):
         return lifter.mapped()

@@ -18,7 +18,7 @@ from fastlrp.capture import advice
 from fastlrp.capture.graph import Constant, Graph, Node, Value, substitute
 from fastlrp.capture.lift.batch_axis import keeps_samples_apart, shape_in_words, works_along
 from fastlrp.capture.lift.standing import Place, Standing, alone_symbolic
-from fastlrp.errors import UnsupportedOperationError
+from fastlrp.errors import UnsupportedOperationError, module_text
 
 SAMPLES = 3
 
@@ -142,8 +142,8 @@ class _Probe:
                     self.coarse.add(node.output)
                 return found
         raise UnsupportedOperationError(
-            f"{node.operation} in module '{_where(node)}' fails for {self.count} samples or for one alone, so that it "
-            f"cannot be told whether it mixes them: {reason}. {_WAYS_OUT}"
+            f"{node.operation} in module {module_text(node.path)} fails for {self.count} samples or for one alone, so "
+            f"that it cannot be told whether it mixes them: {reason}. {_WAYS_OUT}"
         ) from reason
 
     def _size(self, node: Node) -> tuple[Any, list[Any]]:
@@ -228,7 +228,7 @@ class _Probe:
 
     def _message(self, node: Node) -> str:
         first = self._culprit(node)
-        name = f"{first.operation} in module '{_where(first)}'"
+        name = f"{first.operation} in module {module_text(first.path)}"
         sized = next((v for v in first.inputs if v not in self.rows and v not in self.of_samples), None)
         axes = {0} if any(v in self.rows for v in first.inputs) else set()
         axes |= {self.moved[v] for v in first.inputs if v in self.moved}
@@ -245,7 +245,9 @@ class _Probe:
                 f"mixes samples along the batch axis, or is random: in a trial with {self.count} samples one of them "
                 "got another result than it gets without the others"
             )
-        reader = "" if first is node else f" ({node.operation} in module '{_where(node)}' brings it to all samples)"
+        reader = (
+            "" if first is node else f" ({node.operation} in module {module_text(node.path)} brings it to all samples)"
+        )
         ways = next(filter(None, (advice.mixing(n) for n in (first, node))), "")
         return f"{name} {reason}{reader}. {f'{ways}. ' if ways else ''}{_WAYS_OUT}"
 
@@ -283,10 +285,6 @@ def close(mine: Tensor, row: Tensor, tolerance: float) -> bool:
     finite = row[torch.isfinite(row)].abs()
     size = float(finite.max()) if finite.numel() else 0.0
     return torch.allclose(mine, row, rtol=tolerance, atol=tolerance * size, equal_nan=True)
-
-
-def _where(node: Node) -> str:
-    return node.path or "(the model itself)"
 
 
 def _seeded(number: int) -> torch.Generator:

@@ -252,7 +252,7 @@ def _chosen(standing: Standing, node: Node, a: dict[str, Any]) -> Place | None:
 
 
 def _each_class(standing: Standing, node: Node, a: dict[str, Any]) -> Place | None:
-    """One more axis behind."""
+    """``one_hot`` adds an axis of classes behind all others: the batch stands where it stood."""
     values = _tensors(node)
     return standing.place(values[0]) if values is not None and len(values) == 1 else None
 

@@ -40,7 +40,7 @@ def write_out_mapped(graph: Graph) -> None:
 
 
 class _Writer:
-    """One mapped function."""
+    """Writes one mapped function out: its operations for many samples, as nodes of the graph around it."""
 
     def __init__(self, graph: Graph, node: Node) -> None:
         self.graph, self.node = graph, node

@@ -111,7 +111,7 @@ class Marked:
 
     @property
     def name(self) -> str:
-        """The function's own."""
+        """The name of the function's class."""
         found: str = self.applied.function.__name__
         return found
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.errors import module_text
+
 _BY_INDEX = ("index", "_index", "_unsafe_index", "scatter", "masked_scatter", "put")
 """Operations that write where an index says, which is not looked at."""
 
@@ -25,7 +27,7 @@ def overlap(fx: torch.fx.Node, whole: Sequence[torch.fx.Node], name: str, path: 
     written, *others = (_tensor(node) for node in fx.all_input_nodes)
     if written is None:
         return None
-    where = f"operation '{name}_' in module '{path or '(the model itself)'}' writes in place"
+    where = f"operation '{name}_' in module {module_text(path)} writes in place"
     if any(x is not None and _overlaps_itself(x) for x in (written, *map(_tensor, whole))):
         return (
             f"{where} into a tensor of which several entries are one place in memory (as those of expand and unfold "

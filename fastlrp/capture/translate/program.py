@@ -231,13 +231,13 @@ class Translator:
         new = self.env[fx.name]
         for view in self.memory.written(fx):
             if view.call is not None:
-                new = self._written(fx, view, new, path, module_type)
+                new = self._written(view, new, path, module_type)
             self.env[view.parent] = new
         root = self.memory.root(fx.name)
         if root in self.state:
             self.written_state.setdefault(root, fx)
 
-    def _written(self, fx: torch.fx.Node, view: View, new: Any, path: str, module_type: type | None) -> Any:
+    def _written(self, view: View, new: Any, path: str, module_type: type | None) -> Any:
         base, base_fx = self.env[view.parent], self.nodes[view.parent]
         if (
             view.name == "slice"

@@ -13,7 +13,7 @@ from torch import nn
 from fastlrp.compat.zennit.effective import rebound
 from fastlrp.compat.zennit.fingerprint import STATE
 from fastlrp.compat.zennit.recognise import core
-from fastlrp.errors import UnsupportedOperationError
+from fastlrp.errors import UnsupportedOperationError, module_text
 
 _REPLACED = ("pre_forward", "post_forward", "pre_backward", "register")
 _LIBRARIES = ("torch", "torchvision", "zennit")
@@ -35,7 +35,7 @@ def refuse_own_steps(hook: Any, path: str) -> None:
     own = [name for name in _REPLACED if getattr(type(hook), name) is not getattr(base, name)]
     if own:
         raise UnsupportedOperationError(
-            f"the hook {type(hook).__name__} on {path or '(the model itself)'!r} has {' and '.join(own)} of its own, "
+            f"the hook {type(hook).__name__} on {module_text(path)} has {' and '.join(own)} of its own, "
             "which only Zennit's own hooks on a model can call: here a hook's forward and backward run. Put what it "
             "does there, or use zennit.attribution for this composite"
         )
@@ -56,7 +56,7 @@ def kept_state(hook: Any, before: dict[str, Any], path: str) -> bool:
     changed = [key for key, item in vars(hook).items() if key not in STATE and before.get(key, STATE) is not item]
     if changed:
         _say(
-            f"the hook {type(hook).__name__} on {path or '(the model itself)'!r} changes its attribute "
+            f"the hook {type(hook).__name__} on {module_text(path)} changes its attribute "
             f"{', '.join(map(repr, changed))}: here every call and every target gets a new copy of the hook, so that "
             "nothing is kept from one to the next"
         )
@@ -74,7 +74,7 @@ def held_modules(hooks: dict[str, Any], model: nn.Module, recognised: Iterable[s
         held = _held(hook, names)
         if held is not None:
             _say(
-                f"the hook {type(hook).__name__} on {path or '(the model itself)'!r} refers to the module {held!r} of "
+                f"the hook {type(hook).__name__} on {module_text(path)} refers to the module {held!r} of "
                 "the model. A hook runs with a copy of its module here, so that comparing modules by identity (`is`, "
                 "id()) tells it nothing: let it compare types or attributes, or decide in the composite's module_map"
             )
@@ -104,7 +104,7 @@ def side_effects(model: nn.Module) -> None:
         found = _effects(code)
         if found:
             _say(
-                f"forward of module {path or '(the model itself)'!r} ({type(module).__name__}) {found}. The model is "
+                f"forward of module {module_text(path)} ({type(module).__name__}) {found}. The model is "
                 "captured once and its Python code does not run again: such effects do not happen at later calls, "
                 "and values that change from call to call stay as they were at the capture"
             )

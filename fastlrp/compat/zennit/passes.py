@@ -16,7 +16,7 @@ from fastlrp.capture.canonizers import fold_batch_norm, norm_scale_shift
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.compat.zennit import notices
 from fastlrp.compat.zennit.choose import Hooked, scaled
-from fastlrp.errors import UnsupportedOperationError
+from fastlrp.errors import UnsupportedOperationError, module_text
 from fastlrp.kinds.registry import RULED_KINDS
 from fastlrp.plan.bind import bind_forward
 from fastlrp.rules import Norm
@@ -258,7 +258,7 @@ def _stacked(node: Node) -> tuple[Value, Value] | None:
 def _refused(hooked: Hooked, reason: str) -> UnsupportedOperationError:
     name = type(hooked.template).__name__
     return UnsupportedOperationError(
-        f"Zennit's hook {name} on {hooked.path or '(the model itself)'!r} ({type(hooked.module).__name__}) cannot be "
+        f"Zennit's hook {name} on {module_text(hooked.path)} ({type(hooked.module).__name__}) cannot be "
         f"translated: {reason}. Ways out: let the composite's module_map return None or another hook for this module "
         "(a NameMapComposite in front of it does), or explain the model with a fastlrp composite"
     )

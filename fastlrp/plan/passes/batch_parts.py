@@ -17,7 +17,8 @@ import torch
 
 from fastlrp.capture.graph import Graph, Node, Value, leaves
 from fastlrp.plan.layer import work_of
-from fastlrp.plan.steps import ForwardStep, Program, Schedule
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import ForwardStep, Program
 
 MAPPED_ANEW = 32 << 20
 """Bytes from which on the C library gives memory back to the system after each use. With maps of 25 MB (ResNet-50,

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastlrp.plan.forms import Affine, AvgPool, Form, MaxPool, Sum
-from fastlrp.plan.steps import BackwardStep, Emission, Program, Schedule, Steps
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import BackwardStep, Emission, Program, Steps
 
 ENABLED = os.environ.get("FASTLRP_CHECK", "0") not in ("", "0")
 """Whether every pass is checked."""

@@ -46,7 +46,7 @@ class Ways:
 
     @staticmethod
     def of(steps: Steps) -> Ways:
-        """Of steps in order."""
+        """Makers and readers of the registers of these steps."""
         found = Ways()
         for step, _ in steps:
             if type(step) is Emission:

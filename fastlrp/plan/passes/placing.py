@@ -70,7 +70,7 @@ class PartsOfWhole:
         return whole, self.rooms_of(whole)
 
     def rooms_of(self, whole: Tensor) -> Sequence[Tensor]:
-        """The parts."""
+        """The parts of the whole as views of it, one for each place."""
         first, steps, at = whole.shape[:2], whole.stride()[:2], whole.storage_offset()
         return [
             whole.as_strided((*first, *sizes), (*steps, *strides), at + offset)

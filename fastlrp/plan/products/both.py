@@ -17,6 +17,7 @@ from fastlrp.aten.conv import few_channels
 from fastlrp.backends.extension import loaded
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.products import looked, packed
+from fastlrp.plan.products.by_rows import Rows, by_rows
 
 
 def transpose_of_both(
@@ -82,24 +83,16 @@ def _filtered(layer: AffineLayer, positives: Sequence[Tensor], plain: Callable[.
         vs = given[:2]
         if not all(packed.fits(t) for t in (flow, *given)):
             return plain(flow, x, *given)
-        chosen = [row for row, even in enumerate(is_even(flow.flatten(0, 1), vs)) if even]
-        if not chosen:
-            return plain(flow, x, *given)
-        batch, targets = flow.shape[:2]
-        whole = len(chosen) == batch * targets
-        rows = flow if whole else flow.flatten(0, 1)[chosen].unsqueeze(1)
-        own = given if whole else [looked.of_rows(t, flow, chosen) for t in given]
-        sums = product(rows.flatten(0, 1), scale=own[0], second=own[1])
-        told = is_told(sums, rows.flatten(0, 1), own[:2], own[2])
-        if whole and all(told):
-            return sums.view(batch, targets, *sums.shape[1:])
-        kept = [row for row, is_kept in zip(chosen, told, strict=True) if is_kept]
-        if not kept:
-            return plain(flow, x, *given)
-        rest = sorted(set(range(batch * targets)) - set(kept))
-        alone = flow.flatten(0, 1)[rest].unsqueeze(1)
-        others = plain(alone, x, *(looked.of_rows(t, flow, rest) for t in given)).flatten(0, 1)
-        both = looked.joined(kept, sums[[at for at, is_kept in enumerate(told) if is_kept]], rest, others)
-        return both.view(batch, targets, *both.shape[1:])
+
+        def filtered(rows: Rows) -> tuple[Tensor, list[bool]]:
+            chosen, own = rows.of_flow(flow), [rows.of_samples(t) for t in given]
+            flat = chosen.flatten(0, 1)
+            sums = product(flat, scale=own[0], second=own[1])
+            return sums.view(*chosen.shape[:2], *sums.shape[1:]), is_told(sums, flat, own[:2], own[2])
+
+        def others(rows: Rows) -> Tensor:
+            return plain(rows.of_flow(flow), x, *(rows.of_samples(t) for t in given))
+
+        return by_rows(flow.shape[:2], is_even(flow.flatten(0, 1), vs), filtered, others)
 
     return through

@@ -81,7 +81,7 @@ class Layouts:
         return self._narrow.get(weight, turned, made)
 
     def narrow_bias(self, bias: Tensor) -> Tensor:
-        """In bfloat16."""
+        """The bias in bfloat16, made once."""
         return self._narrow_bias.get(bias, False, lambda _: bias.to(reduced.DTYPE))
 
     def packed(self, weight: Tensor, down: bool = False) -> Packed | None:

@@ -12,13 +12,14 @@ and what flows down is compared with the relevance that it makes (:meth:`Looked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp.backends.extension import loaded
+from fastlrp.plan.products.by_rows import Rows, by_rows
 from fastlrp.plan.products.winograd import LANES, Winograd, mixes
 
 MOST = 32.0
@@ -94,11 +95,12 @@ class Looked:
                 give the same. Plain sums are and do that by themselves.
         """
 
-        def filtered(rows: list[int] | None) -> Tensor:
-            own = None if least is None else _of(least, rows)
-            return self._filtered(_of(x, rows), bias, least=own, not_negative=least is not None, alike=alike)
+        def filtered(rows: Rows) -> tuple[Tensor, None]:
+            own = None if least is None else rows.of_samples(least)
+            given = rows.of_samples(x)
+            return self._filtered(given, bias, least=own, not_negative=least is not None, alike=alike), None
 
-        return _chosen(self._look(x), filtered, lambda rows: self._plain(_of(x, rows), bias))
+        return by_rows(x.shape[:1], self._look(x), filtered, lambda rows: self._plain(rows.of_samples(x), bias))
 
     def scaled(self, flow: Tensor, coefficient: Tensor, times: Tensor | None = None) -> Tensor:
         """``(B, K, Co, *S')`` times ``(B, Co, *S')`` through the weight: ``(B, K, Ci, *S)``.
@@ -106,31 +108,17 @@ class Looked:
         ``times``: what that is a factor of, ``(B, Ci, *S)``. A sum may read channels that are dark at a place where the
         others are bright; that is seen by what it makes of the relevance.
         """
-        even = self.look(flow, coefficient)
-        chosen = [row for row, is_even in enumerate(even) if is_even]
-        if not chosen:
-            return self._plainly(flow, coefficient)
-        if all(even):
-            found = self.filtered(flow, coefficient)
-            told = self.tell(found, flow, coefficient, times)
-            if all(told):
-                return found
-        else:  # Rows that are even are compared with what they make whatever the rows beside them are.
-            given, own = rows_of(flow, chosen), of_rows(coefficient, flow, chosen)
-            found = self.filtered(given, own)
-            told = self.tell(found, given, own, None if times is None else of_rows(times, flow, chosen))
-        kept = [row for row, is_told in zip(chosen, told, strict=True) if is_told]
-        if not kept:
-            return self._plainly(flow, coefficient)
-        others = sorted(set(range(len(even))) - set(kept))
-        some = found.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
-        plain = self._plainly(rows_of(flow, others), of_rows(coefficient, flow, others))
-        both = joined(kept, some, others, plain.flatten(0, 1))
-        return both.view(*flow.shape[:2], *both.shape[1:])
 
-    def _plainly(self, flow: Tensor, coefficient: Tensor) -> Tensor:
-        result: Tensor = self._plain.scaled(flow, coefficient)
-        return result
+        def filtered(rows: Rows) -> tuple[Tensor, list[bool]]:
+            given, own = rows.of_flow(flow), rows.of_samples(coefficient)
+            found = self.filtered(given, own)
+            return found, self.tell(found, given, own, None if times is None else rows.of_samples(times))
+
+        def plain(rows: Rows) -> Tensor:
+            result: Tensor = self._plain.scaled(rows.of_flow(flow), rows.of_samples(coefficient))
+            return result
+
+        return by_rows(flow.shape[:2], self.look(flow, coefficient), filtered, plain)
 
     def look(self, flow: Tensor, coefficient: Tensor) -> list[bool]:
         """Of each sample and target whether what flows, times its coefficient, is even."""
@@ -170,52 +158,18 @@ class Looked:
             even = [a and b for a, b in zip(even, few, strict=True)]
         filtered: Callable[..., Tensor] = self._filtered
 
-        def repaired(rows: list[int] | None) -> Tensor:
-            given, above = _of(x, rows), _of(divided, rows)
+        def repaired(rows: Rows) -> tuple[Tensor, None]:
+            given, above = rows.of_samples(x), rows.of_samples(divided)
             found = filtered(given, bias, not_negative=True)
             kept = kernel.winograd_repair(found, given, weight, bias, above, self._filtered.padding, MOST_SHARE)
             for row, is_kept in enumerate(kept):
                 if not is_kept:
                     found[row : row + 1] = self._plain(given[row : row + 1], bias)
-            return found
+            return found, None
 
-        return _chosen(even, repaired, lambda rows: self._plain(_of(x, rows), bias))
+        return by_rows(x.shape[:1], even, repaired, lambda rows: self._plain(rows.of_samples(x), bias))
 
     def _look(self, x: Tensor, scale: Tensor | None = None) -> list[bool]:
         kernel: Any = loaded()
         found: list[bool] = kernel.winograd_even(x, scale, self._filtered.padding, MOST)
         return found
-
-
-def of_rows(x: Tensor, flow: Tensor, rows: list[int]) -> Tensor:
-    """Of ``x``, which has the samples of ``flow``, that of each of these rows, which are samples by targets."""
-    return x[[row // flow.shape[1] for row in rows]]
-
-
-def rows_of(flow: Tensor, rows: list[int]) -> Tensor:
-    """Some rows of a flow, each a sample with one target."""
-    return flow.flatten(0, 1)[rows].unsqueeze(1)
-
-
-def _of(x: Tensor, rows: list[int] | None) -> Tensor:
-    return x if rows is None else x[rows]
-
-
-def _chosen(
-    even: Sequence[bool], filtered: Callable[[list[int] | None], Tensor], plain: Callable[[list[int] | None], Tensor]
-) -> Tensor:
-    """What each row's own way makes of it; a way is given None for all rows."""
-    if all(even):
-        return filtered(None)
-    if not any(even):
-        return plain(None)
-    first = [row for row, is_even in enumerate(even) if is_even]
-    second = [row for row, is_even in enumerate(even) if not is_even]
-    return joined(first, filtered(first), second, plain(second))
-
-
-def joined(first: list[int], some: Tensor, second: list[int], others: Tensor) -> Tensor:
-    """Some rows and all others as one tensor, channels-last."""
-    result = some.new_empty((len(first) + len(second), *some.shape[1:])).to(memory_format=torch.channels_last)
-    result[first], result[second] = some, others
-    return result

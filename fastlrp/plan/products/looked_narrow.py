@@ -8,14 +8,14 @@ bfloat16 for all terms, which then add up before they are rounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlrp.plan.products import packed, reduced
-from fastlrp.plan.products.looked import Looked, joined, of_rows, rows_of
+from fastlrp.plan.products.by_rows import Rows, by_rows
+from fastlrp.plan.products.looked import Looked
 
 LaidOut = Callable[[Tensor], Any]
 """Of a weight its transpose in the form that products want; what is not ``Looked`` leaves all to bfloat16. It reads the
@@ -56,19 +56,18 @@ def transposed(
         ]
         terms = [(product, coefficient) for product, coefficient in given if coefficient is not None]
 
-        def summed(results: list[Tensor], rows: list[int] | None) -> Tensor:
+        def summed(results: list[Tensor], rows: Rows) -> Tensor:
             *others, last = results
             if signed:
                 *others, above = others
-                last = _by_sign(x, above, last, flow, rows)
+                last = _by_sign(x, above, last, rows)
             return _added([*others, last])
 
-        def narrowed(rows: list[int]) -> Tensor:
-            own = [of_rows(t, flow, rows) if isinstance(t, Tensor) else t for t in (u, v, x)]
-            return narrow(rows_of(flow, rows), *own)
+        def narrowed(rows: Rows) -> Tensor:
+            own = [rows.of_samples(t) if isinstance(t, Tensor) else t for t in (u, v, x)]
+            return narrow(rows.of_flow(flow), *own)
 
-        whole = partial(narrow, flow, u, v, x)
-        return where_even(flow, terms, times, summed, lambda rows: whole() if rows is None else narrowed(rows))
+        return where_even(flow, terms, times, summed, narrowed)
 
     return through
 
@@ -88,16 +87,15 @@ def transposed_of_both(
         terms = [(laid_out(w), v) for w, v in zip(positives, vs, strict=True)]
         terms += list(zip(negatives, vs, strict=True)) if signed else []
 
-        def summed(results: list[Tensor], rows: list[int] | None) -> Tensor:
+        def summed(results: list[Tensor], rows: Rows) -> Tensor:
             above = _added(results[: len(vs)])
-            return _by_sign(x, above, _added(results[len(vs) :]), flow, rows) if signed else above
+            return _by_sign(x, above, _added(results[len(vs) :]), rows) if signed else above
 
-        def narrowed(rows: list[int]) -> Tensor:
-            own = [of_rows(v, flow, rows) for v in vs]
-            return narrow(rows_of(flow, rows), own, of_rows(x, flow, rows) if isinstance(x, Tensor) else x)
+        def narrowed(rows: Rows) -> Tensor:
+            own = [rows.of_samples(v) for v in vs]
+            return narrow(rows.of_flow(flow), own, rows.of_samples(x) if isinstance(x, Tensor) else x)
 
-        whole = partial(narrow, flow, vs, x)
-        return where_even(flow, terms, times, summed, lambda rows: whole() if rows is None else narrowed(rows))
+        return where_even(flow, terms, times, summed, narrowed)
 
     return through
 
@@ -109,9 +107,9 @@ def _added(results: list[Tensor]) -> Tensor:
     return total
 
 
-def _by_sign(x: Tensor, above: Tensor, below: Tensor, flow: Tensor, rows: list[int] | None) -> Tensor:
-    """What an input above zero gets, or one below it; ``rows``: of the flow, which these are of."""
-    sign = (x if rows is None else of_rows(x, flow, rows)).unsqueeze(1)
+def _by_sign(x: Tensor, above: Tensor, below: Tensor, rows: Rows) -> Tensor:
+    """What an input above zero gets, or one below it; ``rows``: that these are of."""
+    sign = rows.of_samples(x).unsqueeze(1)
     return torch.where(sign > 0, above, below).masked_fill_(sign == 0, 0)
 
 
@@ -119,45 +117,40 @@ def where_even(
     flow: Tensor,
     terms: Terms,
     times: Tensor | None,
-    summed: Callable[[list[Tensor], list[int] | None], Tensor],
-    narrow: Callable[[list[int] | None], Tensor],
+    summed: Callable[[list[Tensor], Rows], Tensor],
+    narrow: Callable[[Rows], Tensor],
 ) -> Tensor:
     """``(B, K, Ci, *S)``: of each sample and target what the filtering makes of all terms, or what ``narrow`` gives.
 
     Args:
         flow: ``(B, K, Co, *S')``, of float32 or bfloat16. times: what the result is a factor of, ``(B, Ci, *S)``.
-        summed: of the terms' results, for these rows or for all. narrow: of these rows, or of all.
+        summed: of the terms' results for these rows. narrow: the same by products of bfloat16.
     """
     if not all(isinstance(product, Looked) for product, _ in terms):
-        return narrow(None)
+        return narrow(Rows(flow.shape[:2]))
     wide = reduced.widened(flow)
     if not all(packed.fits(t) for t in (wide, *(coefficient for _, coefficient in terms))):
-        return narrow(None)
+        return narrow(Rows(flow.shape[:2]))
     times = times if times is not None and packed.fits(times) else None
     even = [True] * (flow.shape[0] * flow.shape[1])
     for product, coefficient in terms:
         found = product.look(wide, coefficient)
         even = [a and b for a, b in zip(even, found, strict=True)]
-    chosen = [row for row, is_even in enumerate(even) if is_even]
-    if not chosen:
-        return narrow(None)
-    is_whole, given, own_times, results = len(chosen) == len(even), wide, times, []
-    if not is_whole:
-        given = rows_of(wide, chosen)
-        own_times = None if times is None else of_rows(times, flow, chosen)
-    told = [True] * len(chosen)
-    for product, coefficient in terms:
-        own = coefficient if is_whole else of_rows(coefficient, flow, chosen)
-        results.append(product.filtered(given, own))
-        found = product.tell(results[-1], given, own, own_times)
-        told = [a and b for a, b in zip(told, found, strict=True)]
-        if not any(told):
-            return narrow(None)
-    total = summed(results, None if is_whole else chosen)
-    if is_whole and all(told):
-        return total
-    kept = [row for row, is_told in zip(chosen, told, strict=True) if is_told]
-    others = sorted(set(range(len(even))) - set(kept))
-    some = total.flatten(0, 1)[[at for at, is_told in enumerate(told) if is_told]]
-    both = joined(kept, some, others, reduced.widened(narrow(others)).flatten(0, 1))
-    return both.view(*flow.shape[:2], *both.shape[1:])
+
+    def filtered(rows: Rows) -> tuple[Tensor, list[bool]]:
+        given = rows.of_flow(wide)
+        own_times = None if times is None else rows.of_samples(times)
+        told, results = [True] * (given.shape[0] * given.shape[1]), []
+        for product, coefficient in terms:
+            own = rows.of_samples(coefficient)
+            results.append(product.filtered(given, own))
+            found = product.tell(results[-1], given, own, own_times)
+            told = [a and b for a, b in zip(told, found, strict=True)]
+            if not any(told):
+                return results[-1], told
+        return summed(results, rows), told
+
+    def rest(rows: Rows) -> Tensor:
+        return narrow(rows) if rows.numbers is None else reduced.widened(narrow(rows))
+
+    return by_rows(flow.shape[:2], even, filtered, rest)

@@ -10,7 +10,8 @@ from fastlrp.groups import Resolved
 from fastlrp.plan.forms import Affine, MaxPool
 from fastlrp.plan.path import Path
 from fastlrp.plan.plan import Plan
-from fastlrp.plan.steps import BackwardStep, Emission, Schedule
+from fastlrp.plan.schedule import Schedule
+from fastlrp.plan.steps import BackwardStep, Emission
 from fastlrp.run import runner
 from fastlrp.run.sparse.choose import estimate
 from fastlrp.run.sparse.rates import rates_of

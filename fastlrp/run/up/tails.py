@@ -47,7 +47,7 @@ class Tail:
         return torch.Size((*self.rows.shape[: self.axis], self.whole, *self.rows.shape[self.axis + 1 :]))
 
     def dense(self) -> Tensor:
-        """With zeros in front."""
+        """All positions, with zeros at those before the first that is held."""
         result = self.rows.new_empty(self.shape)
         result.narrow(self.axis, 0, self.first).zero_()
         result.narrow(self.axis, self.first, self.whole - self.first).copy_(self.rows)

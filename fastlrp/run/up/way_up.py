@@ -24,16 +24,13 @@ from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.up.ascent import (
     Ascent,
     Cotangent,
-    Frontier,
     Route,
-    at_positions,
-    combine_hot,
-    frontier,
     on_whole_map,
     register_shapes,
     route,
 )
 from fastlrp.run.up.boxes import Box, Boxed, Boxes, boxes_of_groups, growth, maps_of_zeros, planned
+from fastlrp.run.up.frontier import Frontier, at_positions, combine_hot, frontier
 from fastlrp.run.up.stages import blocks, stages
 from fastlrp.run.up.tails import Tails
 from fastlrp.targets.one_hot import OneHot

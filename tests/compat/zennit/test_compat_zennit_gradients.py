@@ -1,4 +1,4 @@
-"""Models that cut off their own gradient, by ``detach`` or ``torch.no_grad``: it ends where it ends for Zennit."""
+"""Models that change their own gradient, outside of hooked modules: what Zennit's autograd makes of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.compat.zennit.both import attribute, check, ours, seeded, theirs
+from tests.models.custom_functions import FUNCTIONS
 
 composites = pytest.importorskip("zennit.composites", exc_type=ImportError)
 
@@ -19,12 +20,14 @@ def _without_gradients(h: Tensor) -> Tensor:
     return h * gate
 
 
-PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "residual": lambda h: h.tanh() + h.detach(),
     "straight_through": lambda h: h + (h.round() - h).detach(),
     "gate": lambda h: h * h.sigmoid().detach(),
     "no_grad": _without_gradients,
 }
+
+PARTS = {**ENDS, **FUNCTIONS}
 
 
 class Part(nn.Module):
@@ -38,7 +41,9 @@ class Part(nn.Module):
 
 @pytest.mark.parametrize("composite", [None, composites.EpsilonPlus, composites.GuidedBackprop])
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_a_gradient_ends_there(part: Callable[[Tensor], Tensor], composite: Callable[[], object] | None) -> None:
+def test_the_gradient_is_the_models_own(
+    part: Callable[[Tensor], Tensor], composite: Callable[[], object] | None
+) -> None:
     model = seeded(nn.Conv2d(2, 3, 3), nn.ReLU(), Part(part), nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 3))
     x, start = torch.randn(2, 2, 6, 6, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[[0, 2]]
     made = None if composite is None else composite()
