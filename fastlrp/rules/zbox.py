@@ -76,17 +76,19 @@ class ZBox(WeightRule):
         stabilizer = Stabilizer.ensure(self.stabilizer)
         factor, epsilon = b.slot_of(flow.factor), stabilizer.epsilon
         exact = stabilizer.is_absolute and b.dtype in (torch.float32, torch.float64)
+        # Of an input outside the box the sums have terms of both signs, which cancel: digits of float32 are needed.
+        of_above, of_below = layer.of_input(wide(positive), None), layer.of_input(wide(negative), None)
         at_once = b.operation("elementwise_coefficients") if exact else None
         above = b.cache(lambda x: _minus(x, low), [x.index], x.numel)
         below = b.cache(lambda x: _minus(x, high), [x.index], x.numel)
 
         def coefficient(above: Tensor, below: Tensor, f: Tensor | None = None) -> Any:
-            z = layer.sum_of_one_sign(above, positive, None).add_(layer.sum_of_one_sign(below, negative, None))
+            z = of_above(wide(above)).add_(of_below(wide(below)))
             if at_once is not None:
                 return same_layout(layer, at_once(z, None, None, f, "epsilon", 1, epsilon)[0])
-            inverse = stabilizer.reciprocal(wide(z))
+            inverse = stabilizer.reciprocal(z)
             quotient = inverse if f is None else inverse * f
-            return same_layout(layer, representable(quotient, z, z.dtype))
+            return same_layout(layer, representable(quotient, z.to(b.dtype), b.dtype))
 
         made: tuple[Callable[..., Tensor], int] | None = None
         if at_once is not None:
