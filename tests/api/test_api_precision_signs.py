@@ -44,6 +44,19 @@ def test_denominators_of_the_box_rule_cancel_outside_the_box(layer):
     assert errors(model.eval(), x, rules.ZBox(0.0, 1.0)) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_16_bits_have_such_denominators_in_float32(dtype):
+    torch.manual_seed(0)
+    first = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+    model = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 5)).eval().to(dtype)
+    x, composite = torch.randn(2, 64, 16, 16).to(dtype), composites.epsilon_plus().with_entries(
+        (composites.first(), rules.ZBox(0.0, 1.0))
+    )  # fmt: skip
+    exact = Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1, 2])
+    # Measured: 6e-3 and 2e-3; with denominators of 16 bits 1e2 and 0.5.
+    assert relative_error(Explainer(model, composite)(x, [0, 1, 2]), exact) < 2e-2
+
+
 def test_the_flat_rule_adds_up_relevance_of_both_signs():
     """All inputs of a linear layer get the same sum, whose terms nearly cancel for some target."""
     torch.manual_seed(0)
