@@ -41,17 +41,30 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return
     if not isinstance(rule, (rules.Norm, rules.Epsilon)):
         raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
-    stabilizer = Stabilizer.ensure(rule.stabilizer)
+    stabilizer, z = Stabilizer.ensure(rule.stabilizer), y.index
+    if leaves_out_constant(node, rule):
+        ((x, c),) = terms
+        if c != 1 or x.shape != y.shape:
+            z = b.cache(lambda x, y: (x * c).expand_as(y), [x.index, y.index], y.numel)
+        else:
+            z = x.index
     if not stabilizer.in_limit:
         flow = b.finite_flow(y, flow)
     if b.dtype == torch.float16 and flow.factor == Factor() and all(x.shape == y.shape for x, _ in terms):
         for x, coefficient in terms:
             transpose = lambda f, s, c=coefficient: multiply(f, s * c)  # noqa: E731
-            b.send_shares(x, y.index, y.numel, flow, stabilizer, transpose)
+            b.send_shares(x, z, y.numel, flow, stabilizer, transpose)
         return
-    share = b.share(flow, y.index, y.numel, stabilizer)
+    share = b.share(flow, z, y.numel, stabilizer)
     for x, coefficient in terms:
         _send_scaled(b, x, coefficient, Flow(flow.register, Factor(None, share)), y, Factor(x))
+
+
+def leaves_out_constant(node: Node, rule: rules.Rule | None) -> bool:
+    """Whether the denominator of a sum has no part of its constant summand, as under ``Epsilon(zero_bias=True)``."""
+    if node.kind != "add" or not isinstance(rule, rules.Epsilon) or not rule.zero_bias:
+        return False
+    return not all(isinstance(v, Value) and v.is_differentiable for v, _ in node.attributes["terms"])
 
 
 def _send_scaled(b: Builder, x: Value, coefficient: Any, flow: Flow, y: Value, left: Factor) -> None:
@@ -83,7 +96,8 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         if not isinstance(term, Tensor):
             term = torch.full((1,) * R[:, 0].dim(), float(term), dtype=torch.float64, device=R.device)
         # Masked scores are minus infinity, and no relevance is there; or the lowest number, see verify/masked.py.
-        terms.append(textbook.moderate(torch.where(term.isinf(), 0.0, term)) * coefficient)
+        left_out = leaves_out_constant(node, rule) and not (isinstance(operand, Value) and operand.is_differentiable)
+        terms.append(textbook.moderate(torch.where(term.isinf(), 0.0, term)) * (0.0 if left_out else coefficient))
         sources.append(operand)
     parts, ledger = weightless.norm_sum(terms, R, Stabilizer.ensure(rule.stabilizer))
     found: dict[Value, Tensor] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastlrp import rules
@@ -79,6 +80,13 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return pooled if s is None else multiply(pooled, s)
 
     form_of = lambda scale: _average_form(b, node, scale, divisor)  # noqa: E731
+    if isinstance(rule, rules.Norm) and rule.of_sum and node.kind == "adaptive_avg_pool":
+        counts = _entries(node, b)
+        sums = b.cache(lambda y: y * counts, [y.index], y.numel)
+        down, back = (lambda f, s, call=call: call(f, s * counts) for call in (transposed, up))
+        of_sums = lambda scale: _average_form(b, node, scale, 1)  # noqa: E731
+        b.send_shares(x, sums, y.numel, flow, Stabilizer.ensure(rule.stabilizer), down, of_sums, back)
+        return
     if isinstance(rule, rules.Gradient):
         scale = b.slot_of(flow.factor)
         b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel, form=form_of(scale), up=up)))
@@ -114,6 +122,16 @@ def _average_form(b: Builder, node: Node, scale: int | None, divisor: int | None
     return AvgPool(scale, shares, arriving, leaving, geometry)
 
 
+def _entries(node: Node, b: Builder | None = None) -> Tensor:
+    """How many entries each window of an adaptive pool has, ``(1, 1, *S')``: of the builder's dtype, or in float64."""
+    x, y = node.inputs[0], node.output
+    counts = torch.ones((1, 1), dtype=torch.float64)
+    for size, out in zip(x.sizes[1:], y.sizes[1:], strict=True):
+        axis = [-(-(i + 1) * size // out) - i * size // out for i in range(out)]
+        counts = counts.unsqueeze(-1) * torch.tensor(axis, dtype=torch.float64)
+    return counts if b is None else counts.to(b.device, b.dtype)
+
+
 def through(walk: Walk, node: Node, rule: Any, R: Tensor) -> Share:
     """The textbook step."""
     x = node.sources[0]
@@ -123,8 +141,10 @@ def through(walk: Walk, node: Node, rule: Any, R: Tensor) -> Share:
         return textbook.unchanged(node, R)
     if shares_at_pools(rule) is not None:
         return through_windows(walk, node, rule, R)
-    sums = node.kind == "avg_pool" and isinstance(rule, rules.Norm) and rule.of_sum
-    forward = window_sums(node) if sums else walk.alone(node, x)
+    forward = walk.alone(node, x)
+    if isinstance(rule, rules.Norm) and rule.of_sum:
+        means, counts = forward, None if node.kind == "avg_pool" else _entries(node).to(R.device)
+        forward = window_sums(node) if counts is None else lambda x: means(x) * counts
     relevance, ledger = weightless.norm(forward, walk.values[x], R, Stabilizer.ensure(rule.stabilizer))
     return Share({x: relevance}, ledger)
 

@@ -79,6 +79,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     y, (table, ids, mode, padding) = node.output, node.args
     if isinstance(rule, rules.Gradient):
         scale = b.slot_of(flow.factor)
+    elif isinstance(rule, rules.Norm) and rule.of_sum and mode == "mean":
+        raise TypeError(f"{rule} is not defined for {node}: use Norm or Epsilon, which divide by the mean itself")
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
         scale = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer))
     else:

@@ -84,6 +84,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if isinstance(rule, rules.Gradient):
         transpose_at(b, node, flow)
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
+        if isinstance(rule, rules.Norm) and rule.of_sum and arguments(node).get("reduce") == "mean":
+            raise TypeError(f"{rule} is not defined for {node}: use Norm or Epsilon, which divide by the mean itself")
         send_shares(b, node, flow, Stabilizer.ensure(rule.stabilizer), node.sources, degree(node))
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")

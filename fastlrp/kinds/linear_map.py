@@ -15,10 +15,12 @@ from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_beside, vjp
 from fastlrp.kinds.kind import Kind
+from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply
+from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
 
 
@@ -38,10 +40,14 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     _refuse_left_product(node)
     forward = bind_forward(node)
     scale: int | None
+    entries = _entries(node, rule)
+    z = y.index if entries == 1 else b.cache(lambda y: y * entries, [y.index], y.numel)
     if isinstance(rule, rules.Gradient):
         scale, left = b.slot_of(flow.factor), Factor()
     elif isinstance(rule, (rules.Norm, rules.Epsilon)):
-        scale, left = b.share(flow, y.index, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
+        scale, left = b.share(flow, z, y.numel, Stabilizer.ensure(rule.stabilizer)), Factor(x)
+        if entries != 1 and scale is not None:
+            scale = b.cache(lambda s: s * entries, [scale], y.numel)
     else:
         raise TypeError(f"{rule} is not defined for {node}: use Norm, Epsilon or Gradient")
     if len(node.inputs) != 1 or b.graph.batch is not None:
@@ -52,9 +58,9 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if b.dtype == torch.float16 and alone and not isinstance(rule, rules.Gradient):
 
         def transpose(f: Tensor, s: Tensor | None) -> Tensor:
-            return vjp(forward, (zero.to(f.dtype),), f if s is None else multiply(f, s))[0]
+            return vjp(forward, (zero.to(f.dtype),), f if s is None else multiply(f, s * entries))[0]
 
-        b.send_shares(x, y.index, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose)
+        b.send_shares(x, z, y.numel, flow, Stabilizer.ensure(rule.stabilizer), transpose)
         return
 
     axes = _averaged_axes(node)
@@ -64,6 +70,24 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
         return vjp(forward, (zero,), given)[0] if axes is None else _spread_evenly(given, axes, x.sizes)
 
     b.send(x, Flow(b.step(transposed, [flow.register], [scale], x.numel), left))
+
+
+def _entries(node: Node, rule: rules.Rule) -> int:
+    """How many entries a mean is of, where its rule divides by their sum; 1 otherwise."""
+    x, y = node.sources[0], node.output
+    of_sum = node.operation == "mean" and isinstance(rule, rules.Norm) and rule.of_sum
+    return x.numel // max(y.numel, 1) if of_sum else 1
+
+
+def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
+    """The textbook step."""
+    entries = _entries(node, rule)
+    if entries == 1 or not isinstance(rule, rules.Norm):
+        return textbook.in_proportion(walk, node, rule, R)
+    x, mean = node.sources[0], walk.alone(node, node.sources[0])
+    st = Stabilizer.ensure(rule.stabilizer)
+    relevance, ledger = weightless.norm(lambda x: entries * mean(x), walk.values[x], R, st)
+    return Share({x: relevance}, ledger)
 
 
 def _averaged_axes(node: Node) -> tuple[int, ...] | None:
@@ -109,7 +133,7 @@ KIND = Kind(
         "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn stft istft"
     ),
     lower=lower,
-    textbook=textbook.in_proportion,
+    textbook=through,
     read=read,
     preset=lambda sums: sums,
 )

@@ -65,6 +65,11 @@ def _send(b: Builder, node: Node, rule: rules.Rule, flow: Flow, index: int) -> N
     if shares_at_pools(rule) == "equal":
         lower_pool_rule(b, node, rule, flow)
         return
+    if not isinstance(rule, (rules.Norm, rules.Epsilon, rules.Pass, rules.Gradient)):
+        raise TypeError(
+            f"{rule} is not defined for {node}, whose relevance goes by the composite's max_pool, here {mode!r}: use "
+            "Norm or Epsilon (the stabilizer of max_pool='average' and 'sum'), Flat, WSquare or Gradient"
+        )
     if mode in ("average", "sum") and not isinstance(rule, rules.Gradient):
         as_average(b, node, flow, mode, max_pool_stabilizer(rule))
         return
@@ -144,8 +149,6 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
     x, a = node.sources[0], node.attributes
     if isinstance(rule, rules.Gradient):
         return textbook.gradient(walk, node, R)
-    if isinstance(rule, rules.Pass):
-        return textbook.unchanged(node, R)
     if shares_at_pools(rule) == "equal":
         return through_windows(walk, node, rule, R)
     if a["adaptive"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from fastlrp import rules
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture import advice
-from fastlrp.capture.graph import Graph, Node
+from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.patterns.eager_attention import EagerAttention, find_eager_attention
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
@@ -48,6 +48,7 @@ def lower(
         b.finite[value] = b.cache(finite, [value.index], value.numel)
     written = {a.product: a for a in find_eager_attention(graph)}
     offers: dict[Node, tuple[EagerAttention, BackwardStep]] = {}
+    cancelling: set[Value] = set()
     for node in reversed(graph.nodes):
         flow = b.collect(node.output) if node.output.gets_relevance else None
         if flow is None or not (node.sources or KIND[node.kind].keeps):
@@ -58,6 +59,7 @@ def lower(
             b.divided.add(node.output)
         if divides_by_sum(b, node, assigned.get(node), flow):
             b.divided.update(node.inputs)
+            cancelling.update(() if all(map(b.is_nonnegative, node.inputs)) else node.inputs)
         lower_node(b, node, assigned.get(node), flow)
         if node in written:
             step = eager_attention.offer(b, written[node], assigned, flow)
@@ -65,6 +67,7 @@ def lower(
                 offers[node] = written[node], step
     eager_attention.settle(b, offers)
     _settle_comparisons(b, assigned)
+    _settle_cancelling(b, cancelling)
     for value in graph.inputs:
         if value.gets_relevance:
             b.collect(value)
@@ -95,6 +98,19 @@ def _settle_comparisons(b: Builder, assigned: Mapping[Node, rules.Rule | None]) 
             b.pooled.update(node.inputs)
         if node.output in b.compared or (compares(node, assigned.get(node)) and node not in b.passed):
             b.compared.update(node.inputs)
+
+
+def _settle_cancelling(b: Builder, terms: set[Value]) -> None:
+    """Where a sum of both signs divides what is no multiple of it, an error of its terms counts as much as one of its
+    own, and so does any below: all that its terms are made of is plain sums.
+
+    DenseNet-121 with fitted norms under ``epsilon_plus`` (1/f pictures, 128x128): median errors of 1.2e-2, as of plain
+    sums throughout, in place of 1.8e-2, for 2 percent of the time of one target.
+    """
+    for node in reversed(b.graph.nodes):
+        if node.output in terms:
+            terms.update(node.inputs)
+    b.divided |= terms
 
 
 def _check(graph: Graph, node: Node, rule: rules.Rule | None) -> None:

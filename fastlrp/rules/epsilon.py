@@ -23,7 +23,8 @@ class Epsilon(TwoCoefficientRule):
     Args:
         epsilon: number (absolute) or :class:`Stabilizer`. With ``Stabilizer.limit()`` what arrives in chained form
             passes the transposed weight undivided: gradient times input.
-        zero_bias: leave the bias out of the denominator.
+        zero_bias: leave the bias out of the denominator; at a sum its constant summand. Pools, linear maps and other
+            operations without a bias are the same with it.
 
     Example::
 

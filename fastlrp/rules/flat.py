@@ -57,6 +57,8 @@ class Flat(WeightRule):
             send_flat(b, layer, flow, u)
         elif layer.node.kind == "conv" and layer.geometry.groups == 1:
             _send_box_filter(b, layer, flow, weight, u, exact)
+        elif layer.node.kind == "linear":
+            _send_sum(b, layer, flow, u, exact)
         else:
             send_product(b, layer, flow, weight, u, exact)
 
@@ -89,3 +91,16 @@ def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor,
 
     run, back = (in_float32(box_filter, b.dtype), in_float32(up, b.dtype)) if exact else (box_filter, up)
     b.send(x, Flow(b.step(run, [flow.register], [u], x.numel, up=back)))
+
+
+def _send_sum(b: Builder, layer: AffineLayer, flow: Flow, u: int, exact: bool) -> None:
+    """All inputs of a linear layer get the same, one sum over its outputs: relevance of both signs, which cancels."""
+
+    def summed(flow: Tensor, u: Tensor) -> Tensor:
+        return multiply(flow, u).sum(-1, keepdim=True).expand(*flow.shape[:-1], layer.x.sizes[-1])
+
+    def up(t: Tensor, u: Tensor) -> Tensor:
+        return multiply(t.sum(-1, keepdim=True), u)
+
+    run, back = (in_float32(summed, b.dtype), in_float32(up, b.dtype)) if exact else (summed, up)
+    b.send(layer.x, Flow(b.step(run, [flow.register], [u], layer.x.numel, up=back)))

@@ -19,7 +19,8 @@ class HeldSelection(ValueOnly):
     Which factors select: :mod:`fastlrp.capture.patterns.selection`.
 
     Args:
-        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`. At an element-wise product nothing
+            is divided, and it has no effect.
 
     Example::
 

@@ -17,6 +17,10 @@ class ValueOnly(Rule):
     ``u``).
 
     Args:
+        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`. At an element-wise product nothing
+            is divided, and it has no effect.
+
+    Args:
         stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
 
     Example::

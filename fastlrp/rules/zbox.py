@@ -14,7 +14,7 @@ from fastlrp.plan.builder import Builder
 from fastlrp.plan.coefficients import only_positive_outputs
 from fastlrp.plan.input_terms import is_fused_input, send_from_input
 from fastlrp.plan.layer import AffineLayer, same_layout
-from fastlrp.plan.narrow import representable, wide
+from fastlrp.plan.narrow import NARROW, representable, wide
 from fastlrp.plan.products.rest import box_coefficient
 from fastlrp.plan.products.sparse_form import sparse_form
 from fastlrp.plan.products.transposes import transpose
@@ -39,8 +39,9 @@ class ZBox(WeightRule):
     """LRP-zB for inputs in a box: ``R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) / st(z_j - l W+ - h W-) R_j``.
 
     Args:
-        low, high: lowest and highest possible input, number or tensor that broadcasts to ``(B, C, H, W)``
-            (``(1, 3, 1, 1)`` for bounds per channel), in the units of the model's own (normalised) input.
+        low, high: lowest and highest possible input, number or tensor that broadcasts to ``(1, C, H, W)``
+            (``(1, 3, 1, 1)`` for bounds per channel), the same for all samples, in the units of the model's own
+            (normalised) input.
         stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
 
     Example::
@@ -76,24 +77,31 @@ class ZBox(WeightRule):
         stabilizer = Stabilizer.ensure(self.stabilizer)
         factor, epsilon = b.slot_of(flow.factor), stabilizer.epsilon
         exact = stabilizer.is_absolute and b.dtype in (torch.float32, torch.float64)
+        # Of an input outside the box the sums have terms of both signs, which cancel: digits of float32 are needed, in
+        # models of 16 bits also of the differences to the bounds.
+        of_above, of_below = layer.of_input(wide(positive), None), layer.of_input(wide(negative), None)
+        is_narrow, bounds = b.dtype in NARROW, (wide(low), wide(high))
         at_once = b.operation("elementwise_coefficients") if exact else None
         above = b.cache(lambda x: _minus(x, low), [x.index], x.numel)
         below = b.cache(lambda x: _minus(x, high), [x.index], x.numel)
 
         def coefficient(above: Tensor, below: Tensor, f: Tensor | None = None) -> Any:
-            z = layer.sum_of_one_sign(above, positive, None).add_(layer.sum_of_one_sign(below, negative, None))
+            if is_narrow:
+                above, below = (_minus(wide(x), bound) for x, bound in zip((above, below), bounds, strict=True))
+            z = of_above(above).add_(of_below(below))
             if at_once is not None:
                 return same_layout(layer, at_once(z, None, None, f, "epsilon", 1, epsilon)[0])
-            inverse = stabilizer.reciprocal(wide(z))
+            inverse = stabilizer.reciprocal(z)
             quotient = inverse if f is None else inverse * f
-            return same_layout(layer, representable(quotient, z, z.dtype))
+            return same_layout(layer, representable(quotient, z.to(b.dtype), b.dtype))
 
         made: tuple[Callable[..., Tensor], int] | None = None
         if at_once is not None:
             passed_relu, parts = only_positive_outputs(layer, flow), (positive, negative)
             made = box_coefficient(b, layer, flow, low, high, parts, epsilon, passed_relu, coefficient)
         run_u, output = (coefficient, []) if made is None else (made[0], [made[1]])
-        ins = [above, below, *output, *([] if factor is None else [factor])]
+        read = [x.index, x.index] if is_narrow else [above, below]
+        ins = [*read, *output, *([] if factor is None else [factor])]
         u = b.cache(run_u, ins, layer.y.numel)
         form = sparse_form(b, layer, [(positive, u, False), (negative, u, False)], factors=(above, below))
         if is_fused_input(b, layer):
@@ -184,9 +192,15 @@ def _minus(x: Tensor, bound: Tensor) -> Tensor:
     try:
         return x - bound.expand(x.shape[1:] if bound.dim() < x.dim() else (1, *x.shape[1:]))
     except RuntimeError as error:
+        shape, given = tuple(bound.shape), tuple(x.shape)
+        fitting = f"pass numbers, or tensors of shape {(1, *given[1:])} in which any size may be 1"
+        if len(shape) == len(given) and shape[0] != 1:
+            raise ValueError(
+                f"ZBox: bounds are the same for all samples, so that their first axis has to be 1, got shape {shape} "
+                f"at an input {given}: {fitting}; explain samples with bounds of their own one by one"
+            ) from error
         raise ValueError(
-            f"ZBox: bounds of shape {tuple(bound.shape)} do not broadcast to the layer's input {tuple(x.shape)}: "
-            "pass numbers or tensors of shape (1, C, 1, 1)"
+            f"ZBox: bounds of shape {shape} do not broadcast to the layer's input {given}: {fitting}"
         ) from error
 
 

@@ -110,6 +110,14 @@ def test_box_bounds_of_another_shape(shape):
         Explainer(make("convnet"), composite)(samples("convnet"), 0)
 
 
+def test_box_bounds_for_each_sample():
+    x = samples("convnet")
+    composite = composites.epsilon_gamma_box(torch.full((len(x), 1, 1, 1), -9.0), 9.0)
+    said = rf"same for all samples, .* first axis has to be 1, got shape \({len(x)}, 1, 1, 1\) .* one by one"
+    with pytest.raises(ValueError, match=said):
+        Explainer(make("convnet"), composite)(x, 0)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (8,), (3, 1, 1), (1, 3, 1, 1), (1, 3, 8, 8), (3, 8, 8)])
 def test_box_bounds_that_broadcast(shape):
     x = samples("convnet")

@@ -198,3 +198,19 @@ def test_terms_of_a_sum_that_divides_what_is_no_multiple_of_it_are_plain(monkeyp
     found = fastlrp.Explainer(model, composite, paths="dense")(x, 0)
     error, least = (relative_error(r.double(), right) for r in (found, plain))
     assert error <= 1.5 * least  # Measured: 1.0 times, and 6.7 where these terms are filtered.
+
+
+def test_what_such_terms_are_made_of_is_plain_too(monkeypatch):
+    """An error of a layer far below is as large beside a sum of nearly zero as one of the sum's own terms."""
+    monkeypatch.setattr(packed, "LEAST_WORK", 1)
+    below = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+    sums, x = nn.Sequential(below, Differences()).eval(), torch.rand(1, 32, 24, 24)
+    alone = nn.Sequential(below, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3)).eval()
+
+    def forward_filtered(model: nn.Module) -> list[bool]:
+        table = str(fastlrp.Explainer(model, composites.epsilon_plus(), example_inputs=x).plan).splitlines()
+        ways = [next(line for line in table if line.startswith(f"{path} ")) for path in ("0.0", "0.2")]
+        return ["winograd f" in way for way in ways]
+
+    assert forward_filtered(alone) == [True, True]
+    assert forward_filtered(sums) == [False, False]

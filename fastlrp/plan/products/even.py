@@ -71,6 +71,7 @@ def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> b
         return b.max_pool in ("winner", "ties") and not isinstance(rule, rules.WeightRule)
     if node.kind in _MEANS:
         shares = isinstance(rule, (rules.Norm, rules.Epsilon)) and _is_own(b, node.output, flow, _SHRINKING)
+        shares = shares and not _leaves_out(rule)
         return shares or isinstance(rule, (rules.Gradient, rules.Pass))
     # With sigma of whole maps; that of one place, or column, would make dark ones bright.
     whole = node.operation in ("group_norm", "instance_norm") and _is_map(node.inputs[0])
@@ -85,9 +86,15 @@ def divides_by_output(node: Node, rule: rules.Rule | None) -> bool:
 
 def divides_by_sum(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
     """Whether a sum or mean divides by itself what is no multiple of it: its terms need all of their digits then."""
-    return node.kind in _MEANS and isinstance(rule, (rules.Norm, rules.Epsilon)) and not _is_own(
-        b, node.output, flow, _SHRINKING | {"elu", "celu", "selu", "softsign", "prelu"}  # Zero at zero.
-    )  # fmt: skip
+    if node.kind not in _MEANS or not isinstance(rule, (rules.Norm, rules.Epsilon)):
+        return False
+    zero_at_zero = _SHRINKING | {"elu", "celu", "selu", "softsign", "prelu"}
+    return _leaves_out(rule) or not _is_own(b, node.output, flow, zero_at_zero)
+
+
+def _leaves_out(rule: rules.Rule | None) -> bool:
+    """Whether a sum's denominator may be without its constant summand, and so be no multiple of the sum."""
+    return isinstance(rule, rules.Epsilon) and rule.zero_bias
 
 
 def _is_map(value: Value) -> bool:

@@ -104,8 +104,8 @@ def box_coefficient(
             products, ``(x - l, x - h, factor)``.
     """
     inside = bool((low <= 0).all()) and bool((high >= 0).all())
-    known = layer.choice.subtracts and hasattr(loaded(), "conv_rest_of_box")
-    if not known or not inside or layer.choice.filters or not layer.geometry.is_plain:
+    known = layer.choice.packs and b.products.filtered and hasattr(loaded(), "conv_rest_of_box")
+    if not known or not inside or layer.choice.filters or not layer.geometry.is_plain or layer.geometry.groups != 1:
         return None
     value = flow.factor.value
     whole = value if passed_relu and value is not None else layer.y
