@@ -30,6 +30,7 @@ from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
+from fastlrp.capture.trace.interrupts import interrupted_afterwards
 from fastlrp.capture.trace.methods import MethodsFollowed
 from fastlrp.capture.trace.packed import Rows, kept_padded, packed_again
 from fastlrp.capture.trace.quick_shapes import shapes_by_definition
@@ -38,6 +39,7 @@ from fastlrp.capture.trace.recurrent import LENGTHS, PACKED, packs_sequences
 from fastlrp.capture.trace.settings import other_attention, ways_out
 from fastlrp.capture.trace.shape_memory import shapes_remembered
 from fastlrp.capture.trace.traced import traced
+from fastlrp.capture.trace.weight_cache import weights_made_anew
 from fastlrp.capture.translate.program import Translator
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wording import without_symbols
@@ -262,7 +264,9 @@ def tracing(wrapper: nn.Module) -> Iterator[Rows]:
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
     with (
         EXPORTING,
+        interrupted_afterwards(),
         undisturbed(wrapper),
+        weights_made_anew(),
         kept_padded(any(isinstance(m, nn.RNNBase) for m in wrapper.modules())) as packed,
         quiet(),
         shapes_remembered(wrapper),
