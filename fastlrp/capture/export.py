@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import threading
 import warnings
 import weakref
@@ -48,6 +49,10 @@ from fastlrp.errors import CaptureError
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
+
+if hasattr(os, "register_at_fork"):
+    # A child of a process that traces would find PyTorch half replaced, and wait for a thread that it does not have.
+    os.register_at_fork(before=EXPORTING.acquire, after_in_parent=EXPORTING.release, after_in_child=EXPORTING.release)
 
 
 @dataclass(eq=False)

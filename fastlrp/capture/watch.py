@@ -215,7 +215,9 @@ def outline(modules: Sequence[nn.Module]) -> list[Any]:
         plain = [(key, _weakly(value)) for key, value in table.counting().items()]
         own = table.values if isinstance(table.owner, nn.Module) and not table.path else {}
         hooks = [_weakly(hook) for name in _HOOKS for hook in own.get(name, {}).values()]
-        found.append((weakref.ref(type(table.owner)), table.path, plain, hooks))
+        # Captures hold the tensors, so that no other one gets the same number.
+        tensors = [id(tensor) for name in ("_parameters", "_buffers") for tensor in own.get(name, {}).values()]
+        found.append((weakref.ref(type(table.owner)), table.path, plain, hooks, tensors))
     return found
 
 

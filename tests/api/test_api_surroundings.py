@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from fastlrp import Explainer, composites
 from fastlrp.capture import fingerprint
+from fastlrp.capture.export import EXPORTING
 from fastlrp.capture.fingerprint import Fingerprint
 from tests.api.models import make, relative_error, samples, shared
 
@@ -132,3 +135,25 @@ def test_options_are_read_when_an_explainer_is_made(option):
         setattr(explainer, option, composites.resolve("gamma") if option == "composite" else None)
     again = copy.copy(explainer)
     assert getattr(again, option) is getattr(explainer, option)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_waits_for_another_threads_capture():
+    """The child would find PyTorch half replaced, by a thread that it does not have."""
+    begun, ended = threading.Event(), []
+
+    def trace():
+        with EXPORTING:
+            begun.set()
+            time.sleep(0.1)
+            ended.append(True)
+
+    thread = threading.Thread(target=trace)
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if ended and EXPORTING.acquire(timeout=10) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()

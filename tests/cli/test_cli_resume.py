@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="s
 
 
 def start(*words: object) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WAITS_FOR_CTRL_C": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "fastlrp", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT,
@@ -53,19 +53,19 @@ def many(tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_and_the_same_command_again(run, many, tmp_path):
-    slow = f"{HERE / 'models.py'}:slow"
-    words = ["explain", slow, many, "-t", "top2", "-f", "png,npz,raw", "--batch-size", 2, "--json"]
+    model = f"{HERE / 'models.py'}:interrupted"  # Which waits for it: however late this process sends it.
+    words = ["explain", model, many, "-t", "top2", "-f", "png,npz,raw", "--batch-size", 2, "--json"]
     process = start(*words, "-o", tmp_path / "out")
-    lines = [json.loads(process.stdout.readline()) for _ in range(3)]
+    _read_until(process, "waiting")
     process.send_signal(signal.SIGINT)
-    rest, err = finish(process)
-    lines += [json.loads(line) for line in rest.splitlines()]
+    out, err = finish(process)
+    lines = [json.loads(line) for line in out.splitlines()]
     assert process.returncode == 130, err
     assert "interrupted: finishing what is under way" in err
     *inputs, end = lines
     assert end["event"] == "end"
     assert end["interrupted"]
-    assert 3 <= end["done"] < 10
+    assert end["done"] == 6, "the batch under way is finished, and no other begun"
     assert end["left"] == 10 - end["done"] > 0
     assert f"interrupted after {end['done']} of 10 inputs: the same command goes on from here" in err
     assert [Path(line["input"]).name for line in inputs] == [f"{i}.png" for i in range(end["done"])]
