@@ -203,18 +203,33 @@ def _written(owner: Any) -> AbstractSet[str]:
     return _WRITTEN.get(owner, frozenset())
 
 
+def written_by_a_copy(model: nn.Module, copied: nn.Module) -> None:
+    """Take over which attributes forward passes write, from a copy of the model that was captured in its place."""
+    modules = dict(model.named_modules())
+    for path, module in copied.named_modules():
+        if path in modules and _written(module):
+            _WRITTEN.setdefault(modules[path], set()).update(_written(module))
+
+
 def _counts(key: str) -> bool:
     return not (key.startswith("__") or key in _OURS or key in _INTERNAL)
 
 
-def outline(modules: Sequence[nn.Module]) -> list[Any]:
+def held_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Tensors that modules hold otherwise than as their parameters and buffers."""
+    every, _, inside = _tables(modules)
+    others = every[len(modules) :]
+    return inside.tensors + [t for m in others for t in (*m.parameters(False), *m.buffers(False))]
+
+
+def outline(modules: Sequence[nn.Module], with_hooks: bool = True) -> list[Any]:
     """What :class:`Code` remembers, as something to compare (``==``) that keeps no module alive."""
     _, tables, inside = _tables(modules)
     found: list[Any] = [[hash(array.numpy().tobytes()) for array in bits(inside.arrays)]]
     for table in tables:
         plain = [(key, _weakly(value)) for key, value in table.counting().items()]
         own = table.values if isinstance(table.owner, nn.Module) and not table.path else {}
-        hooks = [_weakly(hook) for name in _HOOKS for hook in own.get(name, {}).values()]
+        hooks = [_weakly(hook) for name in _HOOKS if with_hooks for hook in own.get(name, {}).values()]
         # Captures hold the tensors, so that no other one gets the same number.
         tensors = [id(tensor) for name in ("_parameters", "_buffers") for tensor in own.get(name, {}).values()]
         found.append((weakref.ref(type(table.owner)), table.path, plain, hooks, tensors))
@@ -226,6 +241,8 @@ def _weakly(value: Any) -> Any:
         return [_weakly(item) for item in value]
     if isinstance(value, dict):
         return [(_weakly(key), _weakly(item)) for key, item in value.items()]
+    if isinstance(value, (set, frozenset)):
+        return {item if isinstance(item, PLAIN) else id(item) for item in value}
     if isinstance(value, types.MethodType):
         return (_weakly(value.__self__), _weakly(value.__func__))
     try:
