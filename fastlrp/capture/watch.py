@@ -68,18 +68,22 @@ class Code:
     and containers by what they are, other objects by identity. Objects that hold nothing else, such as configurations,
     are looked at like modules, and so are modules that stand in lists or objects (:mod:`fastlrp.capture.held`).
 
+    Args:
+        modules: whose code it is. with_hooks: whether hooks count.
+
     Attributes:
         modules: the given ones, and others that they hold without knowing them as modules.
         tensors: within lists, dicts and objects that modules hold.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], with_hooks: bool = True) -> None:
         self.modules, tables, inside = _tables(modules)
         self._tables = tables
         self.tensors = inside.tensors
         self._types = [type(m) for m in self.modules]
         hooks = [getattr(m, name) for m in self.modules for name in _HOOKS]
         hooks += [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
+        hooks = hooks if with_hooks else []
         self._hooks: list[tuple[dict[int, Any], tuple[Any, ...]]] = [(t, tuple(t.values())) for t in hooks if t]
         self._hookless = [t for t in hooks if not t]
         arrays = list(bits(inside.arrays))

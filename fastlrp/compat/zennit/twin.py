@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture.fingerprint import Fingerprint
-from fastlrp.capture.watch import held_tensors, outline
+from fastlrp.capture.watch import Code, held_tensors, outline
 from fastlrp.compat.zennit.effective import attributes, hidden, rebind, settle
 from fastlrp.compat.zennit.recognise import is_hook
 
@@ -38,7 +38,8 @@ class Seen:
         found = [item for table in tables for item in table.values()] + hiding if values else []
         tensors = [item for item in found if isinstance(item, Tensor)] + (held_tensors(modules) if held else [])
         self._numbers, self._other_numbers = Fingerprint(tensors), False
-        self._outline = outline(modules, with_hooks=False) if held else None
+        self._code = Code(modules[1:], with_hooks=False) if held else None
+        self._outline = outline([model], with_hooks=False) if held else None
 
     def changed(self, model: nn.Module) -> bool:
         """Whether the model is no longer what it was."""
@@ -52,7 +53,7 @@ class Seen:
                     return True
         if attributes(model) != self._root or any(attributes(module) != seen for module, seen in self._own):
             return True
-        if self._outline is not None and outline(list(model.modules()), with_hooks=False) != self._outline:
+        if self._code is not None and (self._code.changed() or outline([model], with_hooks=False) != self._outline):
             return True
         self._other_numbers |= self._numbers.changed()
         return self._other_numbers
