@@ -32,8 +32,11 @@ CONTAINERS = (tuple, list, dict, set, frozenset)
 _DEPTH = 4
 """How deep settings may stand within settings."""
 
+_DEEPEST = 16
+"""How deep containers may stand within containers."""
+
 _MOST = 4096
-"""Items of a container in settings: what has more is data."""
+"""Items of a container in settings, or of objects in any: what has more is data."""
 
 
 def items_of(value: Any) -> list[Any]:
@@ -41,19 +44,24 @@ def items_of(value: Any) -> list[Any]:
     return [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: Any, depth: int = _DEEPEST) -> bool:
     """Whether it is compared by value throughout."""
     if isinstance(value, CONTAINERS):
-        return all(map(is_plain, items_of(value)))
+        return depth > 0 and all(is_plain(item, depth - 1) for item in items_of(value))
     return isinstance(value, PLAIN)
 
 
-def held(value: Any) -> Any:
-    """A copy of a container in which each object equals itself alone, and numbers, text and the like their equals."""
+def held(value: Any, depth: int = _DEEPEST) -> Any:
+    """A copy of a container in which each object equals itself alone, and numbers, text and the like their equals.
+
+    Of what nests without end, and of very many objects, the container alone counts.
+    """
+    if isinstance(value, CONTAINERS) and (depth == 0 or (len(value) > _MOST and not is_plain(value))):
+        return Itself(value)
     if isinstance(value, dict):
-        return {key if isinstance(key, PLAIN) else Itself(key): held(item) for key, item in value.items()}
+        return {key if isinstance(key, PLAIN) else Itself(key): held(item, depth - 1) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [held(item) for item in value]
+        return [held(item, depth - 1) for item in value]
     if isinstance(value, (set, frozenset)):
         return frozenset(item if isinstance(item, PLAIN) else Itself(item) for item in value)
     return value if isinstance(value, PLAIN) else Itself(value)

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils._pytree import tree_leaves
 
 from fastlrp.capture.fingerprint import Fingerprint
 from fastlrp.capture.held import CONTAINERS, PLAIN, Inside, bits, held, is_plain, same
@@ -271,8 +270,8 @@ class Watch:
             tables = (module._modules, module._parameters, module._buffers)
             self._tables += tables
             links += [(table, key, item) for table in tables for key, item in table.items()]
-            own = {key: item for key, item in vars(module).items() if key not in _INTERNAL}
-            tensors += [item for table in (*tables[1:], own) for item in tree_leaves(table) if isinstance(item, Tensor)]
+            own = [item for key, item in vars(module).items() if key not in _INTERNAL]
+            tensors += [item for item in (*tables[1].values(), *tables[2].values(), *own) if isinstance(item, Tensor)]
         self._sizes = [*map(len, self._tables)]
         self._holders, self._keys, self._items = ([link[i] for link in links] for i in range(3))
         tensors += self.code.tensors

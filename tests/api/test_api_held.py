@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastlrp import Explainer
+from fastlrp.capture.held import held, is_plain
 from tests.api.models import relative_error
 
 # Measured: 0.
@@ -113,6 +114,21 @@ def test_what_is_held_and_unchanged(counts):
         model.notes, model.owner = [types.SimpleNamespace(by="me")], object()  # Nobody can have read them.
         explainer(x, 0)
     assert (counts.captured, counts.prepared) == (1, 1)
+
+
+def test_containers_without_end_and_of_very_many_objects():
+    model, x = holder(), torch.randn(2, 4, dtype=torch.float64)
+    endless: list[object] = [1]
+    endless.append(endless)
+    model.other, model.data = types.SimpleNamespace(endless=endless), [object() for _ in range(5000)]
+    assert not is_plain(endless)
+    assert held(endless) == held(endless)
+    explainer = Explainer(model)
+    first = explainer(x, 0)
+    model.data.append(object())
+    model.names.add("d")
+    assert relative_error(explainer(x, 0), 2 * first) <= 1e-2  # The output doubles; measured: 0.
+    assert torch.equal(explainer(x, 0), Explainer(model)(x, 0))
 
 
 def test_captum_interface_sees_inside_of_what_modules_hold():
