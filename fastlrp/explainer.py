@@ -82,6 +82,8 @@ class Explainer:
     _plans_of: Callable[..., Plans] = Plans
     """Makes the plans; the drop-in replacements of :mod:`fastlrp.compat` give it arguments of their own."""
 
+    _read_when_made = frozenset({"model", "composite", "backend", "precision", "max_memory", "labels"})
+
     @eager
     def __init__(
         self,
@@ -118,6 +120,15 @@ class Explainer:
         output, chooser = self._options["output"], Chooser(self._options["paths"])
         how = (self.model, self.composite, self.backend, output, chooser)
         self._plans = self._plans_of(*how, precision=self.precision, saves_memory=self.max_memory is not None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._read_when_made and "_plans" in self.__dict__:
+            raise AttributeError(
+                f"an explainer keeps the {name} that it was made with, which its plans were made from: make another "
+                f"one, fastlrp.Explainer(…, {name}=…)"
+                + (", or ask a record, record.under(composite)" if name == "composite" else "")
+            )
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """Model, composite and options: pickles and deep copies capture the model anew at their first call."""
@@ -201,8 +212,8 @@ class Explainer:
 
         Changed weights, modules, modes, attributes and hooks are noticed without it. What it is for: single entries
         of large tensors that were written without PyTorch's knowledge (through NumPy or ``.data``), which are noticed
-        at the latest after 32 calls, see :mod:`fastlrp.capture.fingerprint`; and settings inside an object that a
-        module holds, such as a configuration.
+        at the latest after 32 calls, see :mod:`fastlrp.capture.fingerprint`; what functions close over, and global
+        variables; and the inside of objects that are more than settings (:mod:`fastlrp.capture.held`).
 
         Example::
 

@@ -10,7 +10,7 @@ Source: Vielhaben, Lapuschkin, Montavon and Samek 2024, virtual inspection layer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -177,8 +177,10 @@ class _Transform:
     def transposed(self, c: Tensor) -> Tensor:
         """``A^T c`` of the inverse ``A``: ``(…, T)`` to parts."""
         with torch.inference_mode(False), torch.enable_grad():
+            # Copies: autograd keeps none that were made in inference mode.
+            own = self if self.window is None else replace(self, window=self.window.clone())
             point = torch.zeros_like(self.forward(c)).requires_grad_()
-            (found,) = torch.autograd.grad(self.inverse(point), point, c.clone())
+            (found,) = torch.autograd.grad(own.inverse(point), point, c.clone())
         return found
 
 

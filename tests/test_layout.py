@@ -97,6 +97,7 @@ ORDER = """
     capture.trace.quick_shapes capture.trace.functions
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
     capture.wording capture.branches capture.trace.quiet capture.trace.sequence_shapes
+    capture.trace.interrupts capture.trace.weight_cache
     tune.space tune.check
     capture.trace.settings capture.translate.module_paths capture.translate.overlap targets.classes
     targets.positions tune.attention capture.trace.shape_memory outputs
@@ -105,6 +106,7 @@ ORDER = """
     targets.spellings groups markup pickling progress run.reach precision transforms frequencies second_stage run.parted
     capture.translate.mapped targets.one_hot stabilizer eager plan.bounded
     plan.geometry tune.workloads files kinds.vocabulary hidden
+    capture.held
     plan.lines plan.window capture.identity
     functional
     library info

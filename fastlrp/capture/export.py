@@ -7,6 +7,7 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import warnings
 import weakref
@@ -26,12 +27,14 @@ from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
+from fastlrp.capture.trace.interrupts import interrupted_afterwards
 from fastlrp.capture.trace.packed import Rows, kept_padded
 from fastlrp.capture.trace.quick_shapes import shapes_by_definition
 from fastlrp.capture.trace.quiet import quiet
 from fastlrp.capture.trace.settings import ways_out
 from fastlrp.capture.trace.shape_memory import shapes_remembered
 from fastlrp.capture.trace.traced import traced
+from fastlrp.capture.trace.weight_cache import weights_made_anew
 from fastlrp.capture.translate.program import Translator
 from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wrapper import Wrapper, choose_output
@@ -39,6 +42,10 @@ from fastlrp.errors import CaptureError, module_text
 
 EXPORTING = threading.RLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
+
+if hasattr(os, "register_at_fork"):
+    # A child of a process that traces would find PyTorch half replaced, and wait for a thread that it does not have.
+    os.register_at_fork(before=EXPORTING.acquire, after_in_parent=EXPORTING.release, after_in_child=EXPORTING.release)
 
 
 @dataclass(eq=False)
@@ -213,7 +220,9 @@ def tracing(wrapper: nn.Module) -> Iterator[Rows]:
     inference = any(t.is_inference() for t in (*wrapper.parameters(), *wrapper.buffers()))
     with (
         EXPORTING,
+        interrupted_afterwards(),
         undisturbed(wrapper),
+        weights_made_anew(),
         kept_padded(any(isinstance(m, nn.RNNBase) for m in wrapper.modules())) as packed,
         quiet(),
         shapes_remembered(wrapper),

@@ -51,6 +51,8 @@ class Fingerprint:
         self._strided = [t for t in self._placed if t.layout is torch.strided]
         module = loaded()
         # The extension looks several times as fast at the many small tensors of a model. One built before has no Bits.
+        self._known: list[Any] = []
+        self._seen: Any = None
         self._compiled: Any = module if not isinstance(module, str) and hasattr(module, "Bits") else None
         self._remember()
 
@@ -83,7 +85,9 @@ class Fingerprint:
             return None
 
     def _remember(self) -> None:
-        self._known, self._seen = self._marks(), self._compiled_marks()
+        # Marks that never hold, until all is remembered: Ctrl-C may come in between, and the change is then seen again.
+        marks: Any = self._marks(), self._compiled_marks()
+        self._known, self._seen = [None], None
         self._exact: list[list[Tensor]] = []
         self._rows: list[Tensor] = []
         groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
@@ -97,6 +101,7 @@ class Fingerprint:
             self._bits, self._sums = self._kept()
         sizes = [rows.numel() * 8 for rows in self._rows]
         self._window, self._next = min(sum(sizes), max(_WINDOW, sum(sizes) // _WINDOWS)), 0
+        self._known, self._seen = marks
 
     def _kept(self) -> tuple[Any, list[Tensor]]:
         """Bits of all parts and sums of all rows: both by the extension where all lie on the CPU."""

@@ -8,26 +8,19 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
+from dataclasses import dataclass, field
 from operator import getitem, is_, itemgetter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils._pytree import tree_leaves
 
 from fastlrp.capture.fingerprint import Fingerprint
-from fastlrp.capture.identity import Itself
-
-_PLAIN = (
-    int, float, complex, bool, str, bytes, types.NoneType, types.FunctionType, types.BuiltinFunctionType,
-    types.MethodType, staticmethod, classmethod, property, partial, type, torch.dtype, torch.device,
-)  # fmt: skip
+from fastlrp.capture.held import CONTAINERS, PLAIN, Inside, bits, held, is_plain, same
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
-_INTERNAL = frozenset(key for key, value in vars(nn.Module()).items() if isinstance(value, dict))
+_INTERNAL = frozenset(key for key, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
 """Tables of every module, which are looked at as such."""
 
 _OURS = frozenset({"lrp_var", "lrp_param"})
@@ -37,85 +30,135 @@ _WRITTEN: MutableMapping[Any, set[str]] = weakref.WeakKeyDictionary()
 """Attributes that a module's own forward pass writes (counters, the latest size): they don't say what it computes."""
 
 
+@dataclass(eq=False)
+class _Table:
+    """Attributes of a module, of a class, or of an object that a module holds.
+
+    Attributes:
+        owner: the module or class. path: of the object within it, with a dot behind it; empty for its own attributes.
+        values: the attributes by name. shadows: where attributes of the same names are looked for next.
+        unread: names of attributes that somebody else keeps there.
+    """
+
+    owner: Any
+    path: str
+    values: Mapping[str, Any]
+    shadows: Sequence[type]
+    unread: set[str] = field(default_factory=set)
+
+    def counting(self) -> dict[str, Any]:
+        """The attributes that may say what is computed."""
+        path = self.path
+        out = {key[len(path) :] for key in _written(self.owner) if key.startswith(path)} | self.unread
+        return {key: value for key, value in self.values.items() if _counts(key) and key not in out}
+
+    def is_for_others(self, key: str) -> bool:
+        """Whether an attribute that is new was kept there for somebody else: ``forward`` cannot have read it."""
+        value = self.values[key]
+        if is_plain(value) and not isinstance(value, dict):
+            return False
+        return not any(key in vars(c) for c in self.shadows)
+
+
 class Code:
     """What a model's forward pass runs, apart from tensors: attributes, hooks and methods of its modules.
 
-    Attributes count where they hold numbers, text, functions, types, tensors, or tuples, lists and dicts of those, and
-    where the forward pass does not write them itself, see :meth:`written`. What an attribute of another kind holds
-    inside it, for instance a configuration object, is not looked at.
+    Attributes count unless the forward pass writes them itself, see :meth:`written`: numbers, text, functions, arrays
+    and containers by what they are, other objects by identity. Objects that hold nothing else, such as configurations,
+    are looked at like modules, and so are modules that stand in lists or objects (:mod:`fastlrp.capture.held`).
+
+    Args:
+        modules: whose code it is. with_hooks: whether hooks count.
+
+    Attributes:
+        modules: the given ones, and others that they hold without knowing them as modules.
+        tensors: within lists, dicts and objects that modules hold.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._owners: list[tuple[Any, Mapping[str, Any]]] = [
-            (owner, vars(owner)) for owner in (*modules, *_classes(modules))
-        ]
-        self._modules, self._types = list(modules), [type(m) for m in modules]
-        hooks = [getattr(m, name) for m in modules for name in _HOOKS]
+    def __init__(self, modules: Sequence[nn.Module], with_hooks: bool = True) -> None:
+        self.modules, tables, inside = _tables(modules)
+        self._tables = tables
+        self.tensors = inside.tensors
+        self._types = [type(m) for m in self.modules]
+        hooks = [getattr(m, name) for m in self.modules for name in _HOOKS]
         hooks += [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
+        hooks = hooks if with_hooks else []
         self._hooks: list[tuple[dict[int, Any], tuple[Any, ...]]] = [(t, tuple(t.values())) for t in hooks if t]
         self._hookless = [t for t in hooks if not t]
+        arrays = list(bits(inside.arrays))
+        self._arrays, self._written_arrays = Fingerprint(arrays) if arrays else None, False
         self._remember()
 
     def _remember(self) -> None:
-        self._known: list[dict[str, Any]] = []
-        self._read: list[tuple[Any, Callable[[Any], Any], Any]] = []
+        self._known = [table.counting() for table in self._tables]
+        self._equal: list[tuple[Any, Callable[[Any], Any], Any]] = []
+        self._identical: list[tuple[Any, Callable[[Any], Any], Any]] = []
         self._lists: list[tuple[Any, Any]] = []
         self._holding: list[tuple[Any, Any]] = []
-        for owner, table in self._owners:
-            known = {key: value for key, value in table.items() if _counts(owner, key, value)}
-            self._known.append(known)
-            if known:
-                get = itemgetter(*known)
-                self._read.append((table, get, get(table)))
-            for value in known.values():
-                if isinstance(value, (list, tuple, dict)) and any(_tensors(value)):
-                    self._holding.append((value, _held(value)))
-                elif isinstance(value, (list, dict)):
-                    self._lists.append((value, copy.deepcopy(value)))
-        self._tables = [table for _, table in self._owners]
-        self._sizes = [*map(len, self._tables)]
+        for table, known in zip(self._tables, self._known, strict=True):
+            plain = [key for key, value in known.items() if is_plain(value)]
+            others = [key for key in known if key not in set(plain)]
+            for keys, looks in ((plain, self._equal), (others, self._identical)):
+                if keys:
+                    get = itemgetter(*keys, keys[0])  # One more, so that it gives a tuple of one, too.
+                    looks.append((table.values, get, get(table.values)))
+            lists = [value for value in map(known.get, plain) if isinstance(value, (list, dict, set))]
+            self._lists += [(items, copy.deepcopy(items)) for items in lists]
+            self._holding += [(v, held(v)) for v in map(known.get, others) if isinstance(v, CONTAINERS)]
+        self._looked_at = [table.values for table in self._tables]
+        self._sizes = [*map(len, self._looked_at)]
 
     def changed(self) -> bool:
         """Whether the model now runs something else."""
         # Here as in Watch.restructured: no loops of Python where a function of C goes over a list.
-        if [*map(type, self._modules)] != self._types or any(self._hookless):
+        if [*map(type, self.modules)] != self._types or any(self._hookless):
             return True
         for hooks, before in self._hooks:
             if tuple(hooks.values()) != before:
                 return True
+        if self._arrays is not None and (self._written_arrays or self._arrays.changed()):
+            self._written_arrays = True
+            return True
         try:
-            for table, get, found in self._read:
+            for table, get, found in self._equal:
                 if get(table) != found:
+                    return self._differs()
+            for table, get, found in self._identical:
+                if not all(map(is_, get(table), found)):
                     return self._differs()
         except Exception:  # An attribute was deleted, or is now an array, which has no truth value.
             return self._differs()
         for items, known in self._lists:
             if items != known:
                 return self._differs()
-        for items, held in self._holding:
-            if _held(items) != held:
+        for items, before in self._holding:
+            if held(items) != before:
                 return self._differs()
-        return [*map(len, self._tables)] != self._sizes and self._differs()
+        return [*map(len, self._looked_at)] != self._sizes and self._differs()
 
     def _differs(self) -> bool:
         """The same look, with what forward passes write left out; if that was all, what there is now is remembered."""
         if any(True for _ in self._different()):
             return True
+        for table, known in zip(self._tables, self._known, strict=True):
+            table.unread |= {key for key in table.counting().keys() - known.keys() if table.is_for_others(key)}
         self._remember()
         return False
 
     def _different(self, kept: bool = False) -> Iterator[tuple[Any, str]]:
-        """Owner and name of each attribute that is not what it was; ``kept``: also of tensors that nothing read yet."""
-        lists = {id(items): known for items, known in (*self._lists, *self._holding)}
-        for (owner, table), known in zip(self._owners, self._known, strict=True):
-            counting = [key for key, value in table.items() if _counts(owner, key, value)]
-            for key in dict.fromkeys([*known, *counting]):
-                if key in _written(owner):
+        """Owner and name of each attribute that is not what it was; ``kept``: also of objects that nothing read yet."""
+        contents = {id(items): known for items, known in self._holding}
+        contents |= {id(items): held(known) for items, known in self._lists}
+        for table, known in zip(self._tables, self._known, strict=True):
+            written, values = _written(table.owner), table.values
+            for key in dict.fromkeys([*known, *table.counting()]):
+                if table.path + key in written:
                     continue
-                if not kept and key not in known and isinstance(table[key], (Tensor, dict)):
-                    continue  # Kept there for somebody else: forward can't have read it.
-                if key not in table or key not in known or not _same(table[key], known[key], lists):
-                    yield owner, key
+                if key not in known and not kept and table.is_for_others(key):
+                    continue
+                lost = key not in values or key not in known
+                if lost or not same(values[key], known[key], contents.get(id(known[key]))):
+                    yield table.owner, table.path + key
 
     def written(self) -> None:
         """To be called when a forward pass is just over: what differs now is what it writes."""
@@ -124,6 +167,33 @@ class Code:
             _WRITTEN.setdefault(owner, set()).add(key)
         if found:
             self._remember()
+
+
+def _tables(modules: Sequence[nn.Module]) -> tuple[list[nn.Module], list[_Table], Inside]:
+    """All modules, also those that the given ones hold as other attributes; their tables; and what else they hold."""
+    every, seen, inside = list(modules), set(map(id, modules)), Inside()
+    tables: list[_Table] = []
+    for module in every:  # Which grows meanwhile.
+        table = _Table(module, "", vars(module), type(module).__mro__)
+        tables += [table, *_settings(table, inside, seen)]
+        found, inside.modules = inside.modules, []
+        for other in (m for hidden in found for m in hidden.modules()):
+            if id(other) not in seen:
+                seen.add(id(other))
+                every.append(other)
+    for owner in _classes(every):
+        table = _Table(owner, "", vars(owner), owner.__mro__[1:])
+        tables += [table, *_settings(table, inside, seen)]
+    return every, tables, inside
+
+
+def _settings(table: _Table, inside: Inside, seen: set[int]) -> Iterator[_Table]:
+    """Tables of the objects that the attributes of a module or class hold."""
+    for key, value in table.counting().items():
+        inside.take(key, value, seen)
+    for path, found in inside.settings:
+        yield _Table(table.owner, f"{path}.", vars(found), type(found).__mro__)
+    inside.settings = []
 
 
 def _classes(modules: Sequence[nn.Module]) -> list[type]:
@@ -136,56 +206,36 @@ def _written(owner: Any) -> AbstractSet[str]:
     return _WRITTEN.get(owner, frozenset())
 
 
-def _counts(owner: Any, key: str, value: Any) -> bool:
-    return _is_plain(value) and not (key.startswith("__") or key in _OURS or key in _INTERNAL or key in _written(owner))
+def written_by_a_copy(model: nn.Module, copied: nn.Module) -> None:
+    """Take over which attributes forward passes write, from a copy of the model that was captured in its place."""
+    modules = dict(model.named_modules())
+    for path, module in copied.named_modules():
+        if path in modules and _written(module):
+            _WRITTEN.setdefault(modules[path], set()).update(_written(module))
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain(item) for item in value)
-    if isinstance(value, dict):
-        return all(_is_plain(part) for item in value.items() for part in item)
-    return isinstance(value, (*_PLAIN, Tensor))
+def _counts(key: str) -> bool:
+    return not (key.startswith("__") or key in _OURS or key in _INTERNAL)
 
 
-def _tensors(value: Any) -> Iterator[bool]:
-    """True for each tensor in a tuple, list or dict."""
-    for item in value.values() if isinstance(value, dict) else value:
-        if isinstance(item, (tuple, list, dict)):
-            yield from _tensors(item)
-        elif isinstance(item, Tensor):
-            yield True
+def held_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Tensors that modules hold otherwise than as their parameters and buffers."""
+    every, _, inside = _tables(modules)
+    others = every[len(modules) :]
+    return inside.tensors + [t for m in others for t in (*m.parameters(False), *m.buffers(False))]
 
 
-def _held(value: Any) -> Any:
-    """A copy of a tuple, list or dict in which each tensor equals itself alone."""
-    if isinstance(value, dict):
-        return {key: _held(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_held(item) for item in value]
-    return Itself(value) if isinstance(value, Tensor) else value
-
-
-def _same(now: Any, before: Any, lists: dict[int, Any]) -> bool:
-    if type(now) is not type(before):
-        return False
-    if isinstance(now, Tensor):
-        return now is before
-    if now is before:
-        return id(now) not in lists or bool(_held(now) == _held(lists[id(now)]))
-    return bool(_held(now) == _held(before))
-
-
-def outline(modules: Sequence[nn.Module]) -> list[Any]:
+def outline(modules: Sequence[nn.Module], with_hooks: bool = True) -> list[Any]:
     """What :class:`Code` remembers, as something to compare (``==``) that keeps no module alive."""
-    found: list[Any] = []
-    for owner in (*modules, *_classes(modules)):
-        table = vars(owner)
-        plain = [(k, _weakly(v)) for k, v in table.items() if _counts(owner, k, v)]
-        hooks = [*map(_weakly, (*table["_forward_hooks"].values(), *table["_forward_pre_hooks"].values()))] if (
-            isinstance(owner, nn.Module)
-        ) else []  # fmt: skip
-        found.append((weakref.ref(type(owner)), plain, hooks))
+    _, tables, inside = _tables(modules)
+    found: list[Any] = [[hash(array.numpy().tobytes()) for array in bits(inside.arrays)]]
+    for table in tables:
+        plain = [(key, _weakly(value)) for key, value in table.counting().items()]
+        own = table.values if isinstance(table.owner, nn.Module) and not table.path else {}
+        hooks = [_weakly(hook) for name in _HOOKS if with_hooks for hook in own.get(name, {}).values()]
+        # Captures hold the tensors, so that no other one gets the same number.
+        tensors = [id(tensor) for name in ("_parameters", "_buffers") for tensor in own.get(name, {}).values()]
+        found.append((weakref.ref(type(table.owner)), table.path, plain, hooks, tensors))
     return found
 
 
@@ -194,12 +244,14 @@ def _weakly(value: Any) -> Any:
         return [_weakly(item) for item in value]
     if isinstance(value, dict):
         return [(_weakly(key), _weakly(item)) for key, item in value.items()]
+    if isinstance(value, (set, frozenset)):
+        return {item if isinstance(item, PLAIN) else id(item) for item in value}
     if isinstance(value, types.MethodType):
         return (_weakly(value.__self__), _weakly(value.__func__))
     try:
-        return weakref.ref(value)
+        return (id(value), weakref.ref(value))  # Two that live are compared by what they are, hence the first.
     except TypeError:
-        return value if isinstance(value, _PLAIN) else id(value)
+        return value if isinstance(value, PLAIN) else id(value)
 
 
 class Watch:
@@ -213,16 +265,16 @@ class Watch:
         self._tables: list[dict[str, Any]] = []
         links: list[tuple[dict[str, Any], str, Any]] = []
         tensors: list[Tensor] = []
-        modules = list(model.modules())
-        for module in modules:
+        self.code = Code(list(model.modules()))
+        for module in self.code.modules:
             tables = (module._modules, module._parameters, module._buffers)
             self._tables += tables
             links += [(table, key, item) for table in tables for key, item in table.items()]
-            own = {key: item for key, item in vars(module).items() if key not in _INTERNAL}
-            tensors += [item for table in (*tables[1:], own) for item in tree_leaves(table) if isinstance(item, Tensor)]
+            own = [item for key, item in vars(module).items() if key not in _INTERNAL]
+            tensors += [item for item in (*tables[1].values(), *tables[2].values(), *own) if isinstance(item, Tensor)]
         self._sizes = [*map(len, self._tables)]
         self._holders, self._keys, self._items = ([link[i] for link in links] for i in range(3))
-        self.code = Code(modules)
+        tensors += self.code.tensors
         self._forms = [(t, t.shape, t.dtype) for t in tensors]
         self._tensors, self._times = Fingerprint(tensors), 0
         self._lock = threading.Lock()

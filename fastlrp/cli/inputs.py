@@ -39,6 +39,14 @@ class Item:
     def is_table(self) -> bool:
         return self.path.suffix.lower() == ".csv"
 
+    def stamp(self) -> list[int]:
+        """Size and time of the last change of its file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return [-1, -1]
+        return [status.st_size, status.st_mtime_ns]
+
     @property
     def label(self) -> str:
         """The input as people know it."""

@@ -73,6 +73,7 @@ def load(options: dict[str, Any]) -> Loaded:
         found.about += f", {options['dtype']}"
     found.output = options["output"] if options["output"] is not None else found.output
     found.facts |= {"model": options["model"], "output": found.output, "dtype": options["dtype"]}
+    found.facts["structure"] = weights.structure(found.module)
     return found
 
 
@@ -139,6 +140,7 @@ def _factory(path: Path, name: str, seed: int) -> Loaded:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
     sys.modules[spec.name] = module  # Dataclasses and pickles look their module up.
     sys.path.insert(0, str(path.resolve().parent))  # The file may import its neighbours.
     try:
@@ -159,8 +161,18 @@ def _factory(path: Path, name: str, seed: int) -> Loaded:
         sys.path.remove(str(path.resolve().parent))
     if not isinstance(model, nn.Module):
         raise Failure(f"{path}:{name} returned {type(model).__name__}, expected a torch.nn.Module")
-    code = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Loaded(model.eval(), f"{path}:{name} ({type(model).__name__})", {"code": code})
+    code = hashlib.sha256(path.read_bytes())
+    for neighbour in _neighbours(path.resolve().parent, before):
+        code.update(neighbour.read_bytes())
+    return Loaded(model.eval(), f"{path}:{name} ({type(model).__name__})", {"code": code.hexdigest()[:16]})
+
+
+def _neighbours(folder: Path, before: set[str]) -> list[Path]:
+    """The files in the folder of a model's file, and below it, that were imported for it."""
+    found = {Path(getattr(sys.modules[name], "__file__", None) or "/") for name in sys.modules.keys() - before}
+    here = {path.resolve() for path in found if path.suffix == ".py" and path.resolve().is_relative_to(folder)}
+    installed = {path for path in here if "site-packages" in path.relative_to(folder).parts}
+    return sorted(path for path in here - installed if path.is_file())
 
 
 def _functions(module: Any) -> list[str]:

@@ -35,12 +35,13 @@ class Sample:
 
     Attributes:
         x: the model's input without the batch axis. picture: what the model sees, for people; None for arrays that are
-            no picture.
+            no picture. stamp: of the file, from before it was read: what is written to it meanwhile is another input.
     """
 
     item: Item
     x: Tensor
     picture: Image | None
+    stamp: list[int]
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ class Reader:
         """
         if item.error is not None:
             raise InputFailure(item.error)
+        stamp = item.stamp()
         if item.is_array:
             x = arrays.sample(item.path, self.key, self.shape, item.sample, self.limit)
-            return Sample(item, x.to(self.device, self.dtype), _picture(x))
+            return Sample(item, x.to(self.device, self.dtype), _picture(x), stamp)
         picture = self._open(item.path)
-        return Sample(item, self.preprocessing.tensor(picture).to(self.device, self.dtype), picture)
+        return Sample(item, self.preprocessing.tensor(picture).to(self.device, self.dtype), picture, stamp)
 
     def _open(self, path: Path) -> Image:
         pil = need("PIL.Image", "pillow")

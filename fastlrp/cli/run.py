@@ -178,10 +178,10 @@ class Run:
         outputs, chosen = next(blocks)
         for row, (i, sample) in enumerate(group):
             if i in wanted:
-                stamp = self.store.prepare(sample.item)
+                self.store.prepare(sample.item)
                 sheets[row] = Pending(
                     Sheet(
-                        sample.item, stamp, self.wanted, chosen.classes[row], chosen.scores[row], outputs[row],
+                        sample.item, sample.stamp, self.wanted, chosen.classes[row], chosen.scores[row], outputs[row],
                         sample.picture, [self.names[number] for number in chosen.classes[row]],
                         None if chosen.winners is None else chosen.winners[row], self.names.__getitem__,
                     ),

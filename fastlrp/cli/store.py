@@ -169,16 +169,15 @@ class Store:
     def done(self, item: Item) -> Record | None:
         """The record of an item whose results are all there, and whose input has not changed since."""
         record = self._records.get(self.key(item))
-        if record is None or record["stamp"] != _stamp(item.path):
+        if record is None or record["stamp"] != item.stamp():
             return None
         return record if all((self.out / name).is_file() for name in record["files"]) else None
 
-    def prepare(self, item: Item) -> list[int]:
-        """Forget older results of an item that is to be explained. Gives its file's stamp, for :meth:`finish`."""
+    def prepare(self, item: Item) -> None:
+        """Forget older results of an item that is to be explained."""
         record = self._records.pop(self.key(item), None)
         if record is not None:
             self._remove(record)
-        return _stamp(item.path)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """A file in the folder: whole, or as it was before."""
@@ -202,7 +201,7 @@ class Store:
             raise Failure(f"--out: {error}: name another folder") from None
 
     def finish(self, item: Item, stamp: list[int], record: Record) -> None:
-        """All files of an item are written: from now on it is done."""
+        """All files of an item are written: from now on it is done, as long as its file has the ``stamp``."""
         line = {"key": self.key(item), "name": item.name, "stamp": stamp, **record}
         self._append(line)
         self._records[line["key"]] = line
@@ -224,15 +223,6 @@ def _check(record: Any) -> None:
     for file in (name, *files):
         if not is_inside(file) or not file.startswith(name):
             raise ValueError(f"it lists {file!r}, which is no name of a result here")
-
-
-def _stamp(path: Path) -> list[int]:
-    """Size and time of the last change of a file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return [-1, -1]
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

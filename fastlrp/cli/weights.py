@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,3 +153,12 @@ def digest(model: nn.Module) -> str:
         data = tensor.detach().cpu().contiguous().flatten()
         found.update(memoryview(data.view(torch.uint8).numpy()) if data.numel() else b"")
     return found.hexdigest()[:16]
+
+
+def structure(model: nn.Module) -> str:
+    """A fingerprint of what a model says of its layers, beside the weights: 16 hexadecimal digits."""
+    said = [repr(model)]
+    for module in model.modules():
+        said += [str(getattr(module, name)) for name in ("graph", "config") if hasattr(module, name)]
+    without_addresses = re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join(said))
+    return hashlib.sha256(without_addresses.encode()).hexdigest()[:16]

@@ -99,8 +99,9 @@ class Plans:
                 if restructured:
                     self._kept.clear()
                     self._watch = None
-            # PyTorch's switches decide where nothing else does, and may change between calls.
-            key = (*inputs.key(), switches() if self._precision == "auto" else None)
+            # PyTorch's switches decide where nothing else does, and may change between calls. So may the dtype that a
+            # model's code has where it names none.
+            key = (*inputs.key(), torch.get_default_dtype(), switches() if self._precision == "auto" else None)
             found = self._kept.get(key) or self._kept.get((*key, inputs.tensors[0].shape[0]))
             if found is None:
                 return self._capture(inputs, key)

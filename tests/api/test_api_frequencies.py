@@ -61,6 +61,15 @@ def test_conserves_and_is_the_explanation_of_the_whole(window, channels):
         torch.testing.assert_close(inspected.forward(z).scores, model(x))
 
 
+@pytest.mark.parametrize("window", [None, 8, 7, torch.ones(6, dtype=torch.float64)])
+def test_in_inference_mode(window):
+    x, relevance = torch.randn(2, 24).double(), torch.randn(2, 3, 24).double()
+    expected = in_frequencies(x, relevance, window)
+    with torch.inference_mode():
+        assert torch.equal(in_frequencies(x, relevance, window), expected)
+        assert torch.equal(in_frequencies(x.clone(), relevance.clone(), window), expected)
+
+
 def test_shapes_and_what_is_kept():
     x = torch.randn(2, 16)
     relevance = torch.randn(2, 16)

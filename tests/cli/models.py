@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,28 +78,43 @@ def branches() -> nn.Module:
     return Branches()
 
 
-def _slow(seconds: float) -> nn.Module:
-    """Each forward pass for an explanation takes this long, but for the first, which looks at the model."""
+def _before_passes(act: Callable[[int], None]) -> nn.Module:
+    """Does something before each forward pass for an explanation but the first, which looks at the model."""
     forward, calls = Explainer.forward, 0
 
     def wait(self: Explainer, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 1:
-            print("waiting", file=sys.stderr, flush=True)
-            time.sleep(seconds)
+            act(calls - 1)
         return forward(self, *args, **kwargs)
 
     Explainer.forward = wait  # type: ignore[method-assign]
     return factory()
 
 
-def slow() -> nn.Module:
-    return _slow(0.2)
+def interrupted() -> nn.Module:
+    """Waits for Ctrl-C before the third batch, in a process whose environment says so."""
+    if "WAITS_FOR_CTRL_C" not in os.environ:
+        return factory()
+    come, goes = os.pipe()
+    os.set_blocking(goes, False)
+    signal.set_wakeup_fd(goes)
+
+    def wait(batch: int) -> None:
+        if batch == 3:
+            print("waiting", file=sys.stderr, flush=True)
+            select.select([come], [], [], 120)
+
+    return _before_passes(wait)
 
 
 def very_slow() -> nn.Module:
-    return _slow(600.0)
+    def wait(batch: int) -> None:
+        print("waiting", file=sys.stderr, flush=True)
+        time.sleep(600.0)
+
+    return _before_passes(wait)
 
 
 def no_model() -> int:

@@ -42,9 +42,9 @@ def filled(tmp_path, **changes):
     source.write_bytes(b"x")
     item = Item(source, "x.png")
     with Store(out, {}) as store:
-        stamp = store.prepare(item)
+        store.prepare(item)
         store.write("x.png_1.png", b"result")
-        store.finish(item, stamp, {"files": ["x.png_1.png"]})
+        store.finish(item, item.stamp(), {"files": ["x.png_1.png"]})
     head, line = (out / MANIFEST).read_text().splitlines()
     (out / MANIFEST).write_text(f"{head}\n{json.dumps({**json.loads(line), **changes})}\n")
     return out, item

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.cli.conftest import HERE, MODEL, files
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="s
 
 
 def start(*words: object) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WAITS_FOR_CTRL_C": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "fastlrp", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT,
@@ -53,19 +54,19 @@ def many(tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_and_the_same_command_again(run, many, tmp_path):
-    slow = f"{HERE / 'models.py'}:slow"
-    words = ["explain", slow, many, "-t", "top2", "-f", "png,npz,raw", "--batch-size", 2, "--json"]
+    model = f"{HERE / 'models.py'}:interrupted"  # Which waits for it: however late this process sends it.
+    words = ["explain", model, many, "-t", "top2", "-f", "png,npz,raw", "--batch-size", 2, "--json"]
     process = start(*words, "-o", tmp_path / "out")
-    lines = [json.loads(process.stdout.readline()) for _ in range(3)]
+    _read_until(process, "waiting")
     process.send_signal(signal.SIGINT)
-    rest, err = finish(process)
-    lines += [json.loads(line) for line in rest.splitlines()]
+    out, err = finish(process)
+    lines = [json.loads(line) for line in out.splitlines()]
     assert process.returncode == 130, err
     assert "interrupted: finishing what is under way" in err
     *inputs, end = lines
     assert end["event"] == "end"
     assert end["interrupted"]
-    assert 3 <= end["done"] < 10
+    assert end["done"] == 6, "the batch under way is finished, and no other begun"
     assert end["left"] == 10 - end["done"] > 0
     assert f"interrupted after {end['done']} of 10 inputs: the same command goes on from here" in err
     assert [Path(line["input"]).name for line in inputs] == [f"{i}.png" for i in range(end["done"])]
@@ -251,3 +252,46 @@ def test_batches_do_not_depend_on_what_is_done(run, many, tmp_path):
     assert run(*words, "-o", tmp_path / "out").code == 0
     whole, out = written(tmp_path / "whole"), written(tmp_path / "out")
     assert {name: data for name, (_, data) in out.items()} == {name: data for name, (_, data) in whole.items()}
+
+
+def test_an_input_that_changes_after_it_was_read(run, many, tmp_path, monkeypatch):
+    from fastlrp.cli.engine import Engine
+
+    out, words = tmp_path / "out", ["explain", MODEL, many, "-o", tmp_path / "out", "-f", "npy", "--json"]
+    explain = Engine.explain
+
+    def late(self, samples):
+        if any(sample.item.path.name == "7.png" for sample in samples):
+            shutil.copy(many / "1.png", many / "7.png")
+        return explain(self, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "explain", late)
+        assert run(*words).code == 0
+    done = run(*words)
+    assert [i for i, line in enumerate(done.lines[:-1]) if line["status"] == "done"] == [7]
+    seven, one = (np.load(out / f"{i}.png_relevance.npy") for i in (7, 1))
+    assert np.allclose(seven, one, atol=1e-6)
+
+
+def test_another_model_of_the_same_name_and_weights(run, many, tmp_path):
+    """A file that the model's file imports; a program of other operations."""
+    (tmp_path / "made.py").write_text(
+        "from torch import nn\nimport parts_of_it\n\ndef make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(864, 4), parts_of_it.Last())\n"
+    )
+    part = "from torch import nn\n\nclass Last(nn.Module):\n    def forward(self, x):\n        return x.{}()\n"
+    flat = lambda last: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(864, 4), last).eval()  # noqa: E731
+    for number, (name, last) in enumerate((("relu", torch.nn.ReLU()), ("tanh", torch.nn.Tanh()))):
+        sys.modules.pop("parts_of_it", None)
+        (tmp_path / "parts_of_it.py").write_text(part.format(name) + "\n" * number)
+        torch.manual_seed(0)
+        program = torch.export.export(
+            flat(last), (torch.rand(2, 3, 16, 18),), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+        )
+        torch.export.save(program, tmp_path / "made.pt2")
+        for what, model in (("code", f"{tmp_path / 'made.py'}:make"), ("structure", tmp_path / "made.pt2")):
+            done = run("explain", model, many / "1.png", "-o", tmp_path / what, "-f", "npy")
+            assert done.code == (2 if number else 0), done.err
+            assert not number or f"{what}: " in done.err
+    sys.modules.pop("parts_of_it", None)

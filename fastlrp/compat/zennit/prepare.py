@@ -11,6 +11,7 @@ from torch import nn
 
 from fastlrp import composites
 from fastlrp.capture.export import EXPORTING
+from fastlrp.capture.watch import written_by_a_copy
 from fastlrp.compat.zennit import notices, resolve
 from fastlrp.compat.zennit.explainer import HookExplainer
 from fastlrp.compat.zennit.fingerprint import fingerprint
@@ -61,6 +62,7 @@ def prepare(model: nn.Module, composite: Any) -> Prepared:
         for found in kept:
             if key in found.keys:
                 kept.remove(found)
+                written_by_a_copy(model, found.explainer.model)
                 if not found.seen.changed(model):
                     kept.append(found)
                     return found
@@ -122,7 +124,7 @@ def _make(model: nn.Module, composite: Any, registered: bool) -> tuple[Explainer
             found, name = resolve.resolve(model, composite), f"Zennit's {type(composite).__name__}"
         else:
             explainer = Explainer(twin(model, share=True), "gradient" if composite is None else composite)
-            return explainer, Seen(model, values=False)
+            return explainer, Seen(model, values=False, held=True)
         explainer = HookExplainer(found, name)
         notices.held_modules(found.hooks, model, explainer.recognised)
-        return explainer, Seen(model, values=found.private)
+        return explainer, Seen(model, values=found.private, held=True)

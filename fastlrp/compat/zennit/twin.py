@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture.fingerprint import Fingerprint
+from fastlrp.capture.watch import Code, held_tensors, outline
 from fastlrp.compat.zennit.effective import attributes, hidden, rebind, settle
 from fastlrp.compat.zennit.recognise import is_hook
 
@@ -21,9 +22,11 @@ class Seen:
 
     Args:
         values: also notice other numbers in its parameters and buffers, not only other parameters and modules.
+        held: also notice changes of what its modules hold beside these: lists, arrays, settings, modules in lists. The
+            twin has copies of them.
     """
 
-    def __init__(self, model: nn.Module, values: bool) -> None:
+    def __init__(self, model: nn.Module, values: bool, held: bool = False) -> None:
         modules = list(model.modules())
         self._training = model.training
         self._modes = [(module, module.training) for module in modules[1:]]
@@ -32,9 +35,11 @@ class Seen:
         self._own = [(module, attributes(module)) for module in modules[1:]]
         self._root = attributes(model)
         hiding = [item for module in modules for _, _, item in hidden(module)]
-        held = [item for table in tables for item in table.values()] + hiding
-        held = [item for item in held if isinstance(item, Tensor)]
-        self._numbers, self._other_numbers = Fingerprint(held if values else []), False
+        found = [item for table in tables for item in table.values()] + hiding if values else []
+        tensors = [item for item in found if isinstance(item, Tensor)] + (held_tensors(modules) if held else [])
+        self._numbers, self._other_numbers = Fingerprint(tensors), False
+        self._code = Code(modules[1:], with_hooks=False) if held else None
+        self._outline = outline([model], with_hooks=False) if held else None
 
     def changed(self, model: nn.Module) -> bool:
         """Whether the model is no longer what it was."""
@@ -47,6 +52,8 @@ class Seen:
                 if table.get(key) is not item:
                     return True
         if attributes(model) != self._root or any(attributes(module) != seen for module, seen in self._own):
+            return True
+        if self._code is not None and (self._code.changed() or outline([model], with_hooks=False) != self._outline):
             return True
         self._other_numbers |= self._numbers.changed()
         return self._other_numbers
