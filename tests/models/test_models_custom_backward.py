@@ -70,6 +70,20 @@ class Swish(torch.autograd.Function):
         return g * (s * (1 + ctx.saved_tensors[0] * (1 - s)))
 
 
+class Quiet(torch.autograd.Function):
+    """Turns gradients off once more within its forward, where PyTorch has turned them off."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return 2 * ctx.saved_tensors[0] * g
+
+
 class Softmax(torch.autograd.Function):
     """Weights of attention, as DeBERTa had them."""
 
@@ -213,6 +227,8 @@ BEFORE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "attention": lambda m, h: _attention(m, h, Softmax.apply),
     "gate": lambda m, h: h * Gate.apply(m.inner(h)),
     "no_grad": lambda m, h: _without_gradients(h) + h.tanh(),
+    "no_grad within": lambda m, h: m.inner(Quiet.apply(h)),
+    "no_grad within, and behind": lambda m, h: _scaled(m.inner(Quiet.apply(h)), h),
     "written into": lambda m, h: Reversal.apply(h.clone(), 2.0).clone().relu_(),
 }
 
@@ -227,6 +243,12 @@ def _attention(m: Any, h: Tensor, softmax: Any) -> Tensor:
 def _without_gradients(h: Tensor) -> Tensor:
     with torch.no_grad():
         return Swish.apply(h)
+
+
+def _scaled(h: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = 1 + x.abs()
+    return h + x * scale
 
 
 class Model(nn.Module):

@@ -4,7 +4,7 @@ The model runs eagerly, each call is seen before autograd sees it, and relevance
 package nor ``torch.export`` is used, which would take thirty times as long. What is rewritten:
 
 - norms: sigma detached; activations: ``act(u) / u`` detached; quotients: the divisor detached;
-- products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid, or broadcast
+- products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid or softmax, or broadcast
   over the other), which is detached; a router's weight for its expert is no gate;
 - ``scaled_dot_product_attention``: written out, with quarters for queries and keys and half for values;
 - in CP-LRP, what a softmax made is detached where it multiplies something else, what an activation made where it
@@ -36,7 +36,7 @@ _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
     "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid", "log_sigmoid", "log",
 }  # fmt: skip
-_GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal"}
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
     "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "type_as",
@@ -158,8 +158,10 @@ class Oracle(SchemaCheckMode):
 
     _matmul = _bmm = _product
 
-    def _baddbmm(self, target: Any, first: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return first + self._product(aten.bmm, a, b)
+    def _baddbmm(
+        self, target: Any, first: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Tensor:
+        return beta * first + alpha * self._product(aten.bmm, a, b)
 
     def _einsum(self, target: Any, equation: str, operands: Any, **kwargs: Any) -> Tensor:
         return self._product(lambda a, b: torch.einsum(equation, a, b), *operands)
