@@ -146,6 +146,8 @@ class Oracle(SchemaCheckMode):
         grad_q, grad_k, grad_v = (t.requires_grad for t in (q, k, v))
         weights = 2.0 if grad_v and (grad_q or grad_k) else 1.0
         each = weights * (2.0 if grad_q and grad_k else 1.0)
+        if isinstance(mask, Tensor) and mask.requires_grad:  # A summand of the scores, which have half of the relevance.
+            mask = divided(mask, weights) if self.mode == "attnlrp" else mask.detach()
         return attention(q, k, v, mask, causal, scale, mode=self.mode, shares=(each, each, weights))
 
     def _product(self, target: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
