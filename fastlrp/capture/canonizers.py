@@ -12,12 +12,14 @@ from fastlrp.capture.patterns.attention_weights import find_attention_weights
 from fastlrp.capture.patterns.composed_activations import compose_activations
 from fastlrp.capture.patterns.segment_softmax import find_segment_softmax
 from fastlrp.capture.patterns.selection import find_selection
+from fastlrp.capture.patterns.written_softmax import find_written_softmax
 
 
 def canonize(graph: Graph) -> Graph:
     """Apply all of these passes to the graph, in order."""
     split_same_padding(graph)
     compose_activations(graph)
+    find_written_softmax(graph)
     find_attention_weights(graph)
     find_segment_softmax(graph)
     find_selection(graph)

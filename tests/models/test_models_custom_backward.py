@@ -22,6 +22,7 @@ from tests.models.custom_functions import (
     InPlace,
     Model,
     OfSizes,
+    Quiet,
     Reversal,
     Sign,
     Softmax,
@@ -53,6 +54,8 @@ BEFORE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "attention": lambda m, h: _attention(m, h, Softmax.apply),
     "gate": lambda m, h: h * Gate.apply(m.inner(h)),
     "no_grad": lambda m, h: _without_gradients(h) + h.tanh(),
+    "no_grad within": lambda m, h: m.inner(Quiet.apply(h)),
+    "no_grad within, and behind": lambda m, h: _scaled(m.inner(Quiet.apply(h)), h),
     "written into": lambda m, h: Reversal.apply(h.clone(), 2.0).clone().relu_(),
 }
 
@@ -67,6 +70,12 @@ def _attention(m: Any, h: Tensor, softmax: Any) -> Tensor:
 def _without_gradients(h: Tensor) -> Tensor:
     with torch.no_grad():
         return Swish.apply(h)
+
+
+def _scaled(h: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = 1 + x.abs()
+    return h + x * scale
 
 
 @pytest.mark.parametrize("name", BEFORE)

@@ -94,6 +94,10 @@ MIXES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "tokens": ("mixes samples", lambda h: h.reshape(-1, 8).softmax(0).view(h.shape)),
     "neighbour": ("roll .*works along axis 1", lambda h: h.roll(1, 1)),
     "wrong_view": ("mixes samples", lambda h: h.reshape(h.shape[1], -1, 8).transpose(0, 1)),
+    "first_rows": (
+        "slice .*axis 0, where 4 entries of each sample .*the first samples.*unflatten",
+        lambda h: h + h.transpose(0, 1).flatten(0, 1)[: h.shape[1]],
+    ),
     "batch_norm": ("mixes samples", lambda h: h / (1 + h.square().mean((0, 1)))),
 }
 

@@ -4,8 +4,8 @@ The model runs eagerly, each call is seen before autograd sees it, and relevance
 package nor ``torch.export`` is used, which would take thirty times as long. What is rewritten:
 
 - norms: sigma detached; activations: ``act(u) / u`` detached; quotients: the divisor detached;
-- products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid, or broadcast
-  over the other), which is detached; a router's weight for its expert is no gate;
+- products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid or softmax, or
+  broadcast over the other), which is detached; a router's weight for its expert is no gate;
 - ``scaled_dot_product_attention``: written out, with quarters for queries and keys and half for values;
 - in CP-LRP, what a softmax made is detached where it multiplies something else, what an activation made where it
   does so entry by entry;
@@ -36,10 +36,10 @@ _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
     "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid", "log_sigmoid", "log",
 }  # fmt: skip
-_GATES = {"sigmoid", "hardsigmoid", "rsqrt", "reciprocal"}
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
-    "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "type_as",
+    "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "unflatten", "type_as",
 }  # fmt: skip
 
 
@@ -146,6 +146,8 @@ class Oracle(SchemaCheckMode):
         grad_q, grad_k, grad_v = (t.requires_grad for t in (q, k, v))
         weights = 2.0 if grad_v and (grad_q or grad_k) else 1.0
         each = weights * (2.0 if grad_q and grad_k else 1.0)
+        if isinstance(mask, Tensor) and mask.requires_grad:  # A summand of the scores, which get half.
+            mask = divided(mask, weights) if self.mode == "attnlrp" else mask.detach()
         return attention(q, k, v, mask, causal, scale, mode=self.mode, shares=(each, each, weights))
 
     def _product(self, target: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -158,8 +160,10 @@ class Oracle(SchemaCheckMode):
 
     _matmul = _bmm = _product
 
-    def _baddbmm(self, target: Any, first: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return first + self._product(aten.bmm, a, b)
+    def _baddbmm(
+        self, target: Any, first: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Tensor:
+        return beta * first + alpha * self._product(aten.bmm, a, b)
 
     def _einsum(self, target: Any, equation: str, operands: Any, **kwargs: Any) -> Tensor:
         return self._product(lambda a, b: torch.einsum(equation, a, b), *operands)
@@ -178,6 +182,10 @@ class Oracle(SchemaCheckMode):
         if any(gates) and not all(gates):
             return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
         return divided(a, 2) * divided(b, 2)
+
+    def _glu(self, target: Any, x: Tensor, dim: int = -1) -> Tensor:
+        signal, gate = x.chunk(2, dim)
+        return signal * gate.sigmoid().detach()
 
     def _div(self, target: Any, a: Any, b: Any, **kwargs: Any) -> Tensor:
         if isinstance(b, Tensor) and b.requires_grad and "routing" not in self._tags(a):

@@ -24,7 +24,7 @@ LIKE_ANOTHER = (
     "mha_zero", "mha_mask",
 )  # fmt: skip
 """Families of parts that others have too, in a full run only: BERT's, Llama's, ViT's relatives, and eager ones."""
-APART = ("gpt2", "llama", "deberta_v2", "timm_levit", "tv_mvit_v2_s", "gpt_oss")
+APART = ("gpt2", "llama", "deberta_v2", "timm_levit", "tv_mvit_v2_s", "gpt_oss", "patchtsmixer")
 """Beside the common ones, those with operations of their own."""
 CAUSAL = (
     "gpt_neox", "opt", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "mixtral", "qwen3_moe",

@@ -215,6 +215,11 @@ FAMILIES: dict[str, Family] = {
     "siglip_image": Family(lambda t: _tower(t, "Siglip", "vision"), image, "pooler_output"),
     "segformer": Family(plain("SegformerForSemanticSegmentation/SegformerConfig", **SEGFORMER), image, centre),
     "detr": Family(_detr, image, first_query),
+    "patchtsmixer": Family(
+        _plain("PatchTSMixerForTimeSeriesClassification/PatchTSMixerConfig", context_length=32, patch_length=8,
+               patch_stride=8, num_input_channels=3, num_targets=3, d_model=16, num_layers=1),
+        lambda: {"past_values": floats(2, 32, 3)}, "prediction_outputs",
+    ),
     "mamba": Family(
         plain("MambaForCausalLM/MambaConfig", vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4,
                use_mambapy=False), lambda: {"input_ids": random_ids()}, last, tolerance=1e-5,

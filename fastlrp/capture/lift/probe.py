@@ -227,6 +227,14 @@ class _Probe:
     # Words
 
     def _message(self, node: Node) -> str:
+        each = self._folded(node)
+        if each > 1:
+            return (
+                f"{node.operation} in module '{_where(node)}' takes rows of axis 0, where {each} entries of each "
+                "sample lie one after the other (frames or windows that are folded into the batch): as many rows as "
+                "there are samples, but those of the first samples. Take the first ones of each sample, "
+                f"x.unflatten(0, (batch, -1))[:, 0] in the place of x[:batch]. {_WAYS_OUT}"
+            )
         first = self._culprit(node)
         name = f"{first.operation} in module {module_text(first.path)}"
         sized = next((v for v in first.inputs if v not in self.rows and v not in self.of_samples), None)
@@ -250,6 +258,14 @@ class _Probe:
         )
         ways = next(filter(None, (advice.mixing(n) for n in (first, node))), "")
         return f"{name} {reason}{reader}. {f'{ways}. ' if ways else ''}{_WAYS_OUT}"
+
+    def _folded(self, node: Node) -> int:
+        """How many entries of a sample axis 0 holds for an operation that takes a range of it; 1 for any other."""
+        x = node.args[0] if node.args else None
+        if node.operation not in ("slice", "narrow") or not isinstance(x, Value) or (*node.args[1:2], 0)[0] != 0:
+            return 1
+        whole = self._whole(x, self._random)
+        return whole.shape[0] // self.count if isinstance(whole, Tensor) and whole.shape[0] % self.count == 0 else 1
 
     def _culprit(self, node: Node) -> Node:
         """The operation at which the samples lost their places, from where ``node`` has it."""

@@ -41,8 +41,18 @@ def _read_scores_themselves(softmax: Node) -> None:
         return
     axis = int(softmax.attributes["parameters"]["dim"]) % len(x.shape)
     kept = tuple(1 if i == axis else n for i, n in enumerate(x.shape))
-    if largest.producer.operation in ("max", "amax") and x in largest.producer.sources and largest.shape == kept:
+    maximum = _attached(largest).producer
+    if maximum is None or maximum.operation not in ("max", "amax") or largest.shape != kept:
+        return
+    if any(_attached(v) is _attached(x) for v in maximum.sources):
         softmax.args, softmax.inputs = (x, *softmax.args[1:]), (x,)
+
+
+def _attached(value: Value) -> Value:
+    """The value behind ``detach``."""
+    while value.producer is not None and value.producer.kind == "detached":
+        value = value.producer.args[0]
+    return value
 
 
 def _softmax_of(value: Value) -> Node | None:

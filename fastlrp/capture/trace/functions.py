@@ -151,7 +151,7 @@ class _Following:
             return args[0](*args[2:])
         leaves, spec = tree_flatten((args, kwargs))
         if function is BackwardHookFunction or not any(isinstance(leaf, Tensor) for leaf in leaves):
-            return _apply(function, *args, **kwargs)
+            return _run(function, *args, **kwargs)
         read: list[Tensor] = []
         sizes: list[torch.SymInt] = []
         places: list[Any] = []
@@ -167,7 +167,7 @@ class _Following:
         writes = "mark_dirty" in _names(function)  # Then it writes into copies, which are written back marked.
         given = [leaf.clone() if writes and isinstance(leaf, Tensor) else leaf for leaf in leaves]
         own_args, own_kwargs = tree_unflatten(given, spec)
-        returned = _apply(function, *own_args, **own_kwargs)
+        returned = _run(function, *own_args, **own_kwargs)
         several = isinstance(returned, (tuple, list))
         results = []
         for i, result in enumerate(returned if several else [returned]):
@@ -209,6 +209,20 @@ _apply = _copy(_OWN)
 """``Function.apply`` as PyTorch has it."""
 _FOLLOWING: dict[int, _Following] = {}
 """What follows the functions of a thread, by the thread's number."""
+
+
+def _run(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """``function.apply(*args, **kwargs)``, after which the trace knows again whether gradients are on.
+
+    PyTorch turns them off around a forward and on again behind it, unseen by the tracer. A block under
+    ``torch.no_grad`` inside of the forward would end with them off, and so would all that the model computes after it.
+    """
+    are_on = torch.is_grad_enabled()
+    try:
+        return _apply(function, *args, **kwargs)
+    finally:
+        if are_on:
+            torch.set_grad_enabled(True)
 
 
 def _applied(function: Any, args: Any, kwargs: Any) -> Any:

@@ -1,0 +1,92 @@
+"""A softmax that a model spells out is the one that PyTorch has: the same relevance, whatever the form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlrp
+from tests.models.oracle import relative_error
+
+F64 = torch.float64
+
+
+def over_sum(e: Tensor) -> Tensor:
+    return e / e.sum(-1, keepdim=True)
+
+
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quotient": lambda z: over_sum(z.exp()),
+    "exponentials twice": lambda z: z.exp() / z.exp().sum(-1, keepdim=True),
+    "without the largest": lambda z: over_sum((z - z.amax(-1, keepdim=True)).exp()),
+    "without the largest, detached": lambda z: over_sum((z - z.detach().max(-1, keepdim=True)[0]).exp()),
+    "sum without its axis": lambda z: z.exp() / z.exp().sum(-1).unsqueeze(-1),
+    "logsumexp": lambda z: (z - z.logsumexp(-1, keepdim=True)).exp(),
+    "logsumexp without its axis": lambda z: (z - z.logsumexp(-1)[..., None]).exp(),
+    "log_softmax": lambda z: z.log_softmax(-1).exp(),
+}
+OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "detached sum": lambda z: z.exp() / z.exp().sum(-1, keepdim=True).detach(),
+    "detached logsumexp": lambda z: (z - z.logsumexp(-1, keepdim=True).detach()).exp(),
+    "two axes": lambda z: z.exp() / z.exp().sum((1, 2), keepdim=True),
+    "sum of another": lambda z: z.exp() / (2 * z).exp().sum(-1, keepdim=True),
+    "sums beside rows": lambda z: z.exp() / z.exp().sum(-1).unsqueeze(1),
+    "a part of the sum": lambda z: z.exp() / z[..., 1:].exp().sum(-1, keepdim=True),
+    "with something more": lambda z: z.exp() / (z.exp().sum(-1, keepdim=True) + 1),
+}
+"""What looks like one and is none."""
+
+
+class Attends(nn.Module):
+    """One head of attention, four positions."""
+
+    def __init__(self, weigh: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v, self.out = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.weigh = weigh
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weigh(self.q(x) @ self.k(x).mT)
+        return self.out((weights @ self.v(x)).mean(1))
+
+
+class Gates(Attends):
+    """Positions pooled by weights of their own, in the place of attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((self.v(x) * self.weigh(self.q(x))).sum(1))
+
+
+def entries() -> Tensor:
+    return torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=F64)
+
+
+def of(model: nn.Module, *composites: str) -> list[Tensor]:
+    with fastlrp.Explainer(model, composites[0]).forward(entries()) as record:
+        return [record.under(name).relevance([0, 1]) for name in composites]
+
+
+PRESETS = ("attnlrp", "cp_lrp", "epsilon_plus")
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("make", [Attends, Gates])
+def test_relevance_is_that_of_softmax(make: type[Attends], name: str) -> None:
+    """Measured: 4e-16. Operation by operation it was 0.6 to 4.9 away."""
+    pairs = zip(of(make(FORMS[name]), *PRESETS), of(make(lambda z: z.softmax(-1)), *PRESETS), strict=True)
+    for found, expected in pairs:
+        assert relative_error(found, expected) < 1e-14
+
+
+@pytest.mark.parametrize("name", [*FORMS, *OTHERS])
+def test_gradients_are_those_of_autograd(name: str) -> None:
+    model, x = Attends({**FORMS, **OTHERS}[name]), entries().requires_grad_()
+    expected = torch.stack([torch.autograd.grad(s, x, retain_graph=True)[0] for s in model(x)[:, :2].sum(0)], 1)
+    explainer = fastlrp.Explainer(model, "gradient")
+    assert relative_error(explainer(x.detach(), [0, 1], initial="one"), expected) < 1e-13
+    assert any(n.operation == "softmax" for n in explainer.plan.graph.nodes) == (name in FORMS)
