@@ -25,14 +25,17 @@ def find_attention_weights(graph: Graph) -> None:
     element-wise product notes ``node.attributes["routing"]``. Chosen weights that are divided by their sum are a
     softmax of the chosen ones.
     """
-    mixed = _Mixed()
+    behind: dict[Value, _Softmaxes] = {}
     for node in graph.nodes:
         if node.kind == "mul":
             _find_routing(node)
+        found = _softmaxes(node, behind)
+        if found:
+            behind[node.output] = found
         if node.kind != "product":
             continue
         for operand in node.sources:
-            for softmax in mixed.softmaxes(operand):
+            for softmax in behind.get(operand, ()):
                 softmax.kind = "attention_weights"
                 _read_scores_themselves(softmax)
                 node.attributes["weights"] = operand
@@ -55,31 +58,21 @@ def _read_scores_themselves(softmax: Node) -> None:
 _Coordinates = Callable[[], Tensor | None]
 """Where each entry of a value stands on the axis of the softmax that it comes from, for one sample, ``(1, *sizes)``;
 None if that cannot be said."""
+_Softmaxes = dict[Node, _Coordinates]
+"""Those whose results, moved and mixed by linear maps, a value is."""
 
 
-class _Mixed:
-    """The softmaxes whose results, moved and mixed by linear maps, a value is."""
-
-    def __init__(self) -> None:
-        self._found: dict[Value, list[tuple[Node, _Coordinates]]] = {}
-
-    def softmaxes(self, value: Value) -> list[Node]:
-        return [node for node, _ in self._of(value)]
-
-    def _of(self, value: Value) -> list[tuple[Node, _Coordinates]]:
-        if value not in self._found:
-            self._found[value] = [] if value.producer is None else self._behind(value.producer)
-        return self._found[value]
-
-    def _behind(self, node: Node) -> list[tuple[Node, _Coordinates]]:
-        if node.operation == "softmax" and node.kind in ("activation", "attention_weights"):
-            return [(node, lambda: _own_coordinates(node))]
-        if node.kind in _CARRIES and node.carried is not None:
-            return [(found, _moved(node, at)) for found, at in self._of(node.carried)]
-        if node.kind in _CHANNELS:
-            behind = [(found, _without_channels(node, at)) for found, at in self._of(node.inputs[0])]
-            return [(found, at) for found, at in behind if at() is not None]
-        return [found for x in _summands(node) for found in self._of(x)]
+def _softmaxes(node: Node, behind: dict[Value, _Softmaxes]) -> _Softmaxes:
+    """Of the node's output, by those of what it reads."""
+    if node.operation == "softmax" and node.kind in ("activation", "attention_weights"):
+        return {node: lambda: _own_coordinates(node)}
+    if node.kind in _CARRIES:
+        carried = {} if node.carried is None else behind.get(node.carried, {})
+        return {softmax: _moved(node, at) for softmax, at in carried.items()}
+    if node.kind in _CHANNELS:
+        mixed = {softmax: _without_channels(node, at) for softmax, at in behind.get(node.inputs[0], {}).items()}
+        return {softmax: at for softmax, at in mixed.items() if at() is not None}
+    return {softmax: at for x in _summands(node) for softmax, at in behind.get(x, {}).items()}
 
 
 _CHANNELS = {"linear": -1, "conv": 1, "batch_norm": 1}
