@@ -63,15 +63,16 @@ def fold_batch_norm(graph: Graph) -> None:
     ``b' = b + W (beta - s mean)``, if that layer does not pad. A batch norm with neither neighbour stays a layer of its
     own.
     """
-    consumers = graph.consumers()
+    consumers = _readers(graph)
     outputs = set(graph.outputs)
     for node in list(graph.nodes):
         if node.kind != "batch_norm":
             continue
         before, moves = _layer_before(node, consumers, outputs)
         if before is not None and _keeps_channels(before, moves):
-            _merge(graph, before, node, after=True, moves=bool(moves))
-            consumers = graph.consumers()
+            is_alone = not moves and len(graph.consumers()[before.output]) == 1
+            _merge(graph, before, node, after=True, stays=not is_alone)
+            consumers = _readers(graph)
             continue
         readers = consumers.get(node.output, [])
         if (
@@ -82,7 +83,13 @@ def fold_batch_norm(graph: Graph) -> None:
             and _takes_norm_before(readers[0])
         ):
             _merge(graph, readers[0], node, after=False)
-            consumers = graph.consumers()
+            consumers = _readers(graph)
+
+
+def _readers(graph: Graph) -> dict[Value, list[Node]]:
+    """Who reads entries of each value, and not its sizes alone (``y.reshape_as(x)`` of x)."""
+    found = graph.consumers().items()
+    return {v: [node for node in nodes if v not in node.attributes.get("unread", ())] for v, nodes in found}
 
 
 def _layer_before(
@@ -130,14 +137,14 @@ def _takes_norm_before(node: Node) -> bool:
     return not any(node.attributes["padding"]) and not node.attributes["transposed"]
 
 
-def _merge(graph: Graph, affine: Node, norm: Node, after: bool, moves: bool = False) -> None:
+def _merge(graph: Graph, affine: Node, norm: Node, after: bool, stays: bool = False) -> None:
     norm_input, norm_output = norm.inputs[0], norm.output
     key = "norm" if after else "norm_before"
     affine.attributes[key] = norm
     part = (affine.operation, affine.kind)
     graph.written.append(Written(norm.operation, norm.path, norm.module_type, (part,)))
-    if moves:
-        # The layer's own value is what the norm makes of it, which then takes the moves.
+    if stays:
+        # The layer's own value is what the norm makes of it, which then takes the moves; others read its sizes.
         affine.call = _Chain(affine.call, norm, into=0, axis=_channels_axis(affine))
         graph.nodes.remove(norm)
         graph.replace(norm_output, norm_input)

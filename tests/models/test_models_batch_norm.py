@@ -81,7 +81,7 @@ class Tokens(nn.Module):
 
     def __init__(self, move: str) -> None:
         super().__init__()
-        self.linear, self.norm, self.last = nn.Linear(10, 6), nn.BatchNorm1d(6), nn.Linear(30, 4)
+        self.linear, self.norm, self.last = nn.Linear(10, 6), nn.BatchNorm1d(6), nn.LazyLinear(4)
         self.move = move
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,11 +97,14 @@ class Tokens(nn.Module):
         return self.last(y.relu().flatten(1))
 
 
-@pytest.mark.parametrize("move", ["flattened", "transposed"])
-def test_behind_moves_that_keep_the_channels(move: str) -> None:
-    """Relevance is that of the merged layer, however the model brings its channels to the batch norm."""
+@pytest.mark.parametrize(("move", "tokens"), [("flattened", 5), ("transposed", 5), ("flattened", 1)])
+def test_behind_moves_that_keep_the_channels(move: str, tokens: int) -> None:
+    """Relevance is that of the merged layer, however the model brings its channels to the batch norm.
+
+    ``reshape_as`` reads the layer's output too, but its sizes alone: of one token nothing else says so.
+    """
     torch.manual_seed(0)
-    x = torch.randn(2, 5, 10)
+    x = torch.randn(2, tokens, 10)
     model, x = prepared(Tokens(move), x), x.double()
     merged = oracle.merged(model, [("linear", "norm")])
     expected = oracle.relevance(merged, x, list(TARGETS), epsilon=1e-6)
