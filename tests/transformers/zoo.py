@@ -216,7 +216,7 @@ FAMILIES: dict[str, Family] = {
     "segformer": Family(plain("SegformerForSemanticSegmentation/SegformerConfig", **SEGFORMER), image, centre),
     "detr": Family(_detr, image, first_query),
     "patchtsmixer": Family(
-        _plain("PatchTSMixerForTimeSeriesClassification/PatchTSMixerConfig", context_length=32, patch_length=8,
+        plain("PatchTSMixerForTimeSeriesClassification/PatchTSMixerConfig", context_length=32, patch_length=8,
                patch_stride=8, num_input_channels=3, num_targets=3, d_model=16, num_layers=1),
         lambda: {"past_values": floats(2, 32, 3)}, "prediction_outputs",
     ),
