@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,7 @@ class ZBox(WeightRule):
         """``R = (x-l) * W+^T s + (x-h) * W-^T s``, with ``z = W+ (x-l) + W- (x-h)``: two products, not three."""
         x = layer.x
         weight = layer.weight
-        low = torch.as_tensor(self.low, dtype=weight.dtype, device=weight.device)
-        high = torch.as_tensor(self.high, dtype=weight.dtype, device=weight.device)
+        low, high = (_bound(layer, bound) for bound in (self.low, self.high))
         positive, negative = weight.clamp(min=0), weight.clamp(max=0)
         stabilizer = Stabilizer.ensure(self.stabilizer)
         factor, epsilon = b.slot_of(flow.factor), stabilizer.epsilon
@@ -178,16 +177,31 @@ def _extent(bound: Any) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
+def _bound(layer: AffineLayer, bound: float | Tensor) -> Tensor:
+    """Of the layer's own input; where the layer pads that by itself, both bounds are zero as the padding is."""
+    found = torch.as_tensor(bound, dtype=layer.weight.dtype, device=layer.weight.device)
+    if "own_padding" not in layer.node.attributes:
+        return found
+    try:
+        return layer.of_each_input(found)
+    except RuntimeError as error:
+        raise _no_bounds(found, layer.x.sizes) from error
+
+
 def _minus(x: Tensor, bound: Tensor) -> Tensor:
     if bound.dim() == 0:
         return x - bound
     try:
         return x - bound.expand(x.shape[1:] if bound.dim() < x.dim() else (1, *x.shape[1:]))
     except RuntimeError as error:
-        raise ValueError(
-            f"ZBox: bounds of shape {tuple(bound.shape)} do not broadcast to the layer's input {tuple(x.shape)}: "
-            "pass numbers or tensors of shape (1, C, 1, 1)"
-        ) from error
+        raise _no_bounds(bound, x.shape) from error
+
+
+def _no_bounds(bound: Tensor, shape: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"ZBox: bounds of shape {tuple(bound.shape)} do not broadcast to the layer's input {tuple(shape)}: "
+        "pass numbers or tensors of shape (1, C, 1, 1)"
+    )
 
 
 def _expanded(bound: float | Tensor, x: Tensor) -> Tensor:
