@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from fastlrp import rules
 from fastlrp.backends.dispatch import FUSED
 from fastlrp.capture import advice
-from fastlrp.capture.graph import Graph, Node
+from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.patterns.eager_attention import EagerAttention, find_eager_attention
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
@@ -19,7 +19,7 @@ from fastlrp.plan.assign import registrable
 from fastlrp.plan.bottlenecks import kept_full
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.infinite import finite, masked_with_infinity
-from fastlrp.plan.products.even import begins_even, compares, divides_by_output, divides_by_sum, stays_even
+from fastlrp.plan.products.even import begins_even, compares, divides_by_output, divides_by_sum, evened_out, stays_even
 from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
 
@@ -65,6 +65,7 @@ def lower(
                 offers[node] = written[node], step
     eager_attention.settle(b, offers)
     _settle_comparisons(b, assigned)
+    _settle_gates(b)
     for value in graph.inputs:
         if value.gets_relevance:
             b.collect(value)
@@ -95,6 +96,19 @@ def _settle_comparisons(b: Builder, assigned: Mapping[Node, rules.Rule | None]) 
             b.pooled.update(node.inputs)
         if node.output in b.compared or (compares(node, assigned.get(node)) and node not in b.passed):
             b.compared.update(node.inputs)
+
+
+def _settle_gates(b: Builder) -> None:
+    """Values that no relevance comes to may need their digits where they are dark, too, and so does what is below."""
+    wanted: set[Value] = set()
+    for node in reversed(b.graph.nodes):
+        if node.output in wanted:
+            wanted.update(node.inputs)
+        elif node.output not in b.flows:
+            wanted.update(evened_out(node))
+        if node.attributes.get("divides"):
+            wanted.update(evened_out(node))
+    b.uneven.update(wanted)
 
 
 def _check(graph: Graph, node: Node, rule: rules.Rule | None) -> None:
