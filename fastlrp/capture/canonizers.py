@@ -50,6 +50,7 @@ def split_same_padding(graph: Graph) -> None:
         )
         graph.nodes.insert(graph.nodes.index(node), padded.producer)
         a = node.attributes
+        a["own_padding"] = amounts  # No inputs of the layer: rules that read no values must not count them.
         node.inputs = (padded,)
         node.args = (padded, a["weight"], a["bias"], a["stride"], a["padding"], a["dilation"], False, [0] * len(extra),
                      a["groups"])  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fastlrp import rules
 from fastlrp.aten import _product
@@ -208,8 +209,13 @@ def through(walk: Walk, node: Node, rule: rules.Rule, R: Tensor) -> Share:
         forward = lambda value: layer.apply(value, layer.weight, layer.bias)  # noqa: E731
         return Share({x: weightless.gradient(forward, walk.values[x], R)}, None)
     assert isinstance(rule, rules.WeightRule)
-    relevance, ledger = rule.textbook(layer, walk.values[x], R)
-    return Share({x: relevance}, ledger)
+    own = node.attributes.get("own_padding")
+    if own is None:
+        relevance, ledger = rule.textbook(layer, walk.values[x], R)
+        return Share({x: relevance}, ledger)
+    padded = Affine(lambda t, w, b: layer.apply(pad(t, own), w, b), layer.weight, layer.bias)
+    relevance, ledger = rule.textbook(padded, pad(walk.values[x], [-amount for amount in own]), R)
+    return Share({x: pad(relevance, own)}, ledger)
 
 
 CONV = Kind(

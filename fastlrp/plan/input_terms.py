@@ -119,7 +119,7 @@ def constant_shares(
 
     Weight and bias in float32 or wider, :func:`~fastlrp.plan.narrow.wide`, in which the shares stay if ``exact``.
     """
-    ones = torch.ones((1, *layer.x.sizes), dtype=weight.dtype, device=weight.device)
+    ones = layer.of_each_input(torch.ones((), dtype=weight.dtype, device=weight.device)).contiguous()
     inverse = scale * stabilizer.reciprocal(layer.apply(ones, weight, bias))
     inverse = inverse if exact else inverse.to(layer.weight.dtype)
     factor = b.slot_of(flow.factor)
@@ -141,8 +141,14 @@ def forms_shares_in_float32(b: Builder) -> bool:
 
 def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: int, exact: bool = False) -> None:
     """``R_in = W^T(u F)``, not times the input; ``exact``: in float32."""
-    transposed = transpose(b, layer, weight, None, signed=False, multiply=False)
-    form = None if exact else sparse_form(b, layer, [(weight, u, False)])
+    product = transpose(b, layer, weight, None, signed=False, multiply=False)
+    pads = "own_padding" in layer.node.attributes
+
+    def to_inputs(*given: Any) -> Tensor:
+        return layer.to_inputs(product(*given))
+
+    transposed = to_inputs if pads else product
+    form = None if exact or pads else sparse_form(b, layer, [(weight, u, False)])
     up, slots = up_through(b, layer, weight, None, signed=False), [u, None, None]
     if exact:
         transposed, up = in_float32(transposed, b.dtype), in_float32(up, b.dtype)

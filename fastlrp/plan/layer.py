@@ -82,6 +82,20 @@ class AffineLayer:
         """Floating-point operations of one product with the weight, per sample."""
         return self.x.numel if self.node.kind == "batch_norm" else work_of(self.node)
 
+    def of_each_input(self, numbers: Tensor) -> Tensor:
+        """``(1, *x.sizes)`` of numbers that broadcast to the layer's input, zeros where a padding of its own stands."""
+        own: list[int] = self.node.attributes.get("own_padding", [])
+        spatial = [size - more for size, more in zip(self.x.sizes[1:], own[::-1][::2], strict=True)] if own else []
+        sizes = (self.x.sizes[0], *spatial) if own else self.x.sizes
+        found = numbers.expand(1, *sizes)
+        return torch.nn.functional.pad(found, own) if own else found
+
+    def to_inputs(self, relevance: Tensor) -> Tensor:
+        """``(B, K, *x.sizes)``, zeros where a padding of the layer's own stands."""
+        own = self.node.attributes.get("own_padding")
+        pad = torch.nn.functional.pad
+        return relevance if own is None else pad(pad(relevance, [-amount for amount in own]), own)
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``weight x + bias``."""
         if self.node.kind == "conv":

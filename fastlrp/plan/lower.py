@@ -19,7 +19,7 @@ from fastlrp.plan.assign import registrable
 from fastlrp.plan.bottlenecks import kept_full
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.infinite import finite, masked_with_infinity
-from fastlrp.plan.products.even import begins_even, compares, divides_by_output, divides_by_sum, stays_even
+from fastlrp.plan.products.even import begins_even, compares, divides_by_output, divides_by_sum, evened_out, stays_even
 from fastlrp.plan.steps import BackwardStep, Flow, Program
 from fastlrp.stabilizer import Stabilizer
 
@@ -68,6 +68,7 @@ def lower(
     eager_attention.settle(b, offers)
     _settle_comparisons(b, assigned)
     _settle_cancelling(b, cancelling)
+    _settle_gates(b)
     for value in graph.inputs:
         if value.gets_relevance:
             b.collect(value)
@@ -111,6 +112,19 @@ def _settle_cancelling(b: Builder, terms: set[Value]) -> None:
         if node.output in terms:
             terms.update(node.inputs)
     b.divided |= terms
+
+
+def _settle_gates(b: Builder) -> None:
+    """Values that no relevance comes to may need their digits where they are dark, too, and so does what is below."""
+    wanted: set[Value] = set()
+    for node in reversed(b.graph.nodes):
+        if node.output in wanted:
+            wanted.update(node.inputs)
+        elif node.output not in b.flows:
+            wanted.update(evened_out(node))
+        if node.attributes.get("divides"):
+            wanted.update(evened_out(node))
+    b.uneven.update(wanted)
 
 
 def _check(graph: Graph, node: Node, rule: rules.Rule | None) -> None:

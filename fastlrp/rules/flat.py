@@ -80,7 +80,7 @@ def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor,
     def box_filter(flow: Tensor, u: Tensor) -> Tensor:
         summed = (flow * u.unsqueeze(1)).sum(2, keepdim=True)
         unit = summed.new_ones(1).expand(summed.shape[0], *summed.shape[2:])
-        return narrow(summed, unit, None, None).expand(-1, -1, x.sizes[0], *x.sizes[1:])
+        return layer.to_inputs(narrow(summed, unit, None, None)).expand(-1, -1, x.sizes[0], *x.sizes[1:])
 
     through_box = products_up(layer, weight[:1, :1], None, signed=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,7 @@ class ZBox(WeightRule):
         """``R = (x-l) * W+^T s + (x-h) * W-^T s``, with ``z = W+ (x-l) + W- (x-h)``: two products, not three."""
         x = layer.x
         weight = layer.weight
-        low = torch.as_tensor(self.low, dtype=weight.dtype, device=weight.device)
-        high = torch.as_tensor(self.high, dtype=weight.dtype, device=weight.device)
+        low, high = (_bound(layer, bound) for bound in (self.low, self.high))
         positive, negative = weight.clamp(min=0), weight.clamp(max=0)
         stabilizer = Stabilizer.ensure(self.stabilizer)
         factor, epsilon = b.slot_of(flow.factor), stabilizer.epsilon
@@ -186,22 +185,37 @@ def _extent(bound: Any) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
+def _bound(layer: AffineLayer, bound: float | Tensor) -> Tensor:
+    """Of the layer's own input; where the layer pads that by itself, both bounds are zero as the padding is."""
+    found = torch.as_tensor(bound, dtype=layer.weight.dtype, device=layer.weight.device)
+    if "own_padding" not in layer.node.attributes:
+        return found
+    try:
+        return layer.of_each_input(found)
+    except RuntimeError as error:
+        raise _no_bounds(found, layer.x.sizes) from error
+
+
 def _minus(x: Tensor, bound: Tensor) -> Tensor:
     if bound.dim() == 0:
         return x - bound
     try:
         return x - bound.expand(x.shape[1:] if bound.dim() < x.dim() else (1, *x.shape[1:]))
     except RuntimeError as error:
-        shape, given = tuple(bound.shape), tuple(x.shape)
-        fitting = f"pass numbers, or tensors of shape {(1, *given[1:])} in which any size may be 1"
-        if len(shape) == len(given) and shape[0] != 1:
-            raise ValueError(
-                f"ZBox: bounds are the same for all samples, so that their first axis has to be 1, got shape {shape} "
-                f"at an input {given}: {fitting}; explain samples with bounds of their own one by one"
-            ) from error
-        raise ValueError(
-            f"ZBox: bounds of shape {shape} do not broadcast to the layer's input {given}: {fitting}"
-        ) from error
+        raise _no_bounds(bound, x.shape) from error
+
+
+def _no_bounds(bound: Tensor, shape: Sequence[int]) -> ValueError:
+    given = tuple(shape)
+    fitting = f"pass numbers, or tensors of shape {(1, *given[1:])} in which any size may be 1"
+    if bound.dim() == len(given) and bound.shape[0] != 1:
+        return ValueError(
+            f"ZBox: bounds are the same for all samples, so that their first axis has to be 1, got shape "
+            f"{tuple(bound.shape)} at an input {given}: {fitting}; explain samples with bounds of their own one by one"
+        )
+    return ValueError(
+        f"ZBox: bounds of shape {tuple(bound.shape)} do not broadcast to the layer's input {given}: {fitting}"
+    )
 
 
 def _expanded(bound: float | Tensor, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fastlrp
+from fastlrp import rules
 from tests.models.cases import chain, check_case, conv, prepared, volume
 
 CONV = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
@@ -77,6 +78,36 @@ def test_same_padding_of_even_kernels_with_batch_norm_and_layers() -> None:
     found = fastlrp.explain(prepared(model, x.double()), x.double(), [1], layers=["0", "3"])
     assert found["0"].shape == (2, 1, 4, 7, 8)
     assert found["3"].shape == (2, 1, 2, 7, 8)
+
+
+@pytest.mark.parametrize("at", ["image", "map"])
+@pytest.mark.parametrize("name", ["flat", "wsquare", "box", "box of pixels"])
+def test_same_padding_is_no_input_whatever_the_kernel(name: str, at: str) -> None:
+    """Rules that read no values count what an output sees, and not the zeros beyond the border."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, (2, 4), padding="same", dilation=(3, 1)).double()
+    x, low = torch.rand(2, 3, 5, 6).double(), -torch.rand(1, 3, 5, 6).double()
+    ones, weight, bias = torch.ones_like(x), layer.weight.detach(), layer.bias.detach().view(-1, 1, 1)
+    box = low if name == "box of pixels" else torch.tensor(-0.5).double()
+    of_box = [(x, weight), (-box * ones, weight.clamp(min=0)), (-ones, weight.clamp(max=0))]
+    rule, parts, shift = {
+        "flat": (rules.Flat(0.0), [(ones, torch.ones_like(weight))], 0),
+        "wsquare": (rules.WSquare(0.0), [(ones, weight.square())], bias.square()),
+    }.get(name, (rules.ZBox(box, 1.0, 0.0), of_box, 0))
+
+    def through(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, w, padding="same", dilation=(3, 1))
+
+    R, leaves = torch.rand(2, 4, 5, 6).double(), [part.clone().requires_grad_() for part, _ in parts]
+    z = sum(through(leaf, w) for leaf, (_, w) in zip(leaves, parts, strict=True))
+    gradients = torch.autograd.grad(z, leaves, R / (z.detach() + shift))
+    expected = sum(part * gradient for (part, _), gradient in zip(parts, gradients, strict=True))
+    model, given = (layer, x) if at == "image" else (nn.Sequential(nn.Tanh(), layer), x.atanh())
+    explainer = fastlrp.Explainer(model.eval(), fastlrp.composites.uniform(rule))
+    torch.testing.assert_close(explainer(given, R.unsqueeze(1))[:, 0], expected)
+    report = explainer.verify(given, R.unsqueeze(1))
+    assert report.ok
+    assert report.end_to_end < 1e-12  # 1e-16.
 
 
 @pytest.mark.parametrize(

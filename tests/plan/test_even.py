@@ -145,3 +145,39 @@ def test_masks_are_those_of_plain_sums():
     x[..., 9:] *= 1e-2
     right = fastlrp.Explainer(copy.deepcopy(model).double(), "gradient")(x.double(), 0, "one")
     assert relative_error(fastlrp.Explainer(model, "gradient")(x, 0, "one").double(), right) <= 2e-6
+
+
+class Levelled(nn.Module):
+    """Each place by what its neighbours sum up to, which no relevance goes through."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.below, self.head = how, nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.Linear(32, 2)
+        self.sums, self.above = (nn.Conv2d(32, 32, 3, padding=1, bias=b) for b in (False, True))
+        self.norm = nn.LayerNorm(32, eps=1e-12)
+        with torch.no_grad():
+            self.sums.weight.abs_()
+
+    def forward(self, x):
+        h = self.below(x).relu()
+        around = self.sums(h)
+        small = around + 1e-9
+        made = {
+            "quotient": lambda: h / small, "root": lambda: h / small.square().sqrt(),
+            "factor": lambda: h * small.square().rsqrt(), "inverse": lambda: h * small.reciprocal(),
+            "norm": lambda: (x + 1) * self.norm(around.movedim(1, -1)).movedim(-1, 1).sigmoid(),
+        }[self.how]()  # fmt: skip
+        return self.head(self.above(made).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["quotient", "root", "factor", "inverse", "norm"])
+def test_divisors_are_right_in_the_dark(how):
+    """Measured: up to 1.4e-6, the output 1.2e-7; of filtered sums 5.7e-3 (behind a norm 1.2e-6), the output 2e-4."""
+    model, x = Levelled(how).eval(), picture()
+    x[..., 9:] *= 1e-2
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), "epsilon_plus")(x.double(), 0)
+    explainer = fastlrp.Explainer(model, "epsilon_plus")
+    assert relative_error(explainer(x, 0).double(), right) <= 4e-6
+    with explainer.forward(x) as record, torch.no_grad():
+        assert relative_error(record.output.double(), copy.deepcopy(model).double()(x.double())) <= 1e-6

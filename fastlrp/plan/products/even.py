@@ -8,6 +8,8 @@ wrong where pictures are bright, and the activations of dark places, which it ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
 from fastlrp.plan.builder import Builder
@@ -33,6 +35,9 @@ _WITHOUT_KINK = {
 _JUMPS = {"sign", "sgn", "floor", "ceil", "round", "trunc", "frac", "remainder", "fmod", "threshold", "hardshrink"}
 """Activations that jump themselves."""
 
+_OF_RATIOS = {"reciprocal", "rsqrt", "sqrt", "log", "log2", "log10"}
+"""Functions of which a small number's relative error makes as much as that of a large one."""
+
 _PLACES = {"move", "cat", "identity", "detached", "chosen"}
 _MEANS = {"avg_pool", "adaptive_avg_pool", "linear_map", "add"}
 
@@ -54,6 +59,21 @@ def compares(node: Node, rule: rules.Rule | None) -> bool:
     if node.kind == "activation" and isinstance(rule, (rules.Gradient, rules.GuidedBackprop)):
         return node.operation not in _WITHOUT_KINK or isinstance(rule, rules.GuidedBackprop)
     return node.kind in ("max_pool", "chosen") or node.operation in _JUMPS
+
+
+def evened_out(node: Node) -> Sequence[Value]:
+    """Those of a node's operands that it makes as much of where they are nearly dark as where they are bright.
+
+    Divisors, and what a norm, a logarithm or a root reads: all of their digits count, wherever they stand.
+    """
+    if node.attributes.get("divides"):
+        return [operand for operand in node.attributes["operands"][1:] if isinstance(operand, Value)]
+    small = node.operation in _OF_RATIOS or (node.operation == "pow" and not _is_power(node.args[1]))
+    return node.inputs if small or node.kind == "normalization" else ()
+
+
+def _is_power(exponent: object) -> bool:
+    return isinstance(exponent, (int, float)) and exponent >= 1
 
 
 def stays_even(b: Builder, node: Node, rule: rules.Rule | None, flow: Flow) -> bool:
