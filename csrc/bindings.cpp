@@ -108,7 +108,9 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("conv_few_transposed", &edge::conv_few_transposed, py::arg("x"), py::arg("scale").none(true), py::arg("weight"),
         py::arg("size"), py::arg("stride"), py::arg("padding"), release_gil());
-  m.def("conv_point_pack", &edge::conv_point_pack, py::arg("matrices"), release_gil());
+  m.def("conv_point_pack", &edge::conv_point_pack, py::arg("matrices"), py::arg("full") = false, release_gil());
+  m.def("conv_point", &edge::conv_point, py::arg("x"), py::arg("packed"), py::arg("bias").none(true), py::arg("stride"),
+        py::arg("not_negative"), release_gil());
   m.def("conv_point_coefficients", &edge::conv_point_coefficients, py::arg("x"), py::arg("packed"),
         py::arg("bias").none(true), py::arg("z").none(true), py::arg("factor").none(true), py::arg("rule"),
         py::arg("alpha"), py::arg("epsilon"), py::arg("stride"), release_gil());
