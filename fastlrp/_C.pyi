@@ -33,6 +33,9 @@ def elementwise_coefficients(
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 def elementwise_scaled(relevance: Tensor, coefficient: Tensor) -> Tensor: ...
+def elementwise_rectified_sum(
+    first: Tensor, second: Tensor, epsilon: float | None
+) -> tuple[Tensor, Tensor | None]: ...
 def winograd_even(x: Tensor, scale: Tensor | None, padding: list[int], most: float) -> list[bool]: ...
 def winograd_few_small(
     x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor, padding: list[int], most: float
@@ -58,6 +61,7 @@ def conv_point_coefficients(
     alpha: float,
     epsilon: float,
     stride: list[int],
+    times: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 def conv_point_transposed(
     relevance: Tensor, coefficients: list[Tensor], packed: Tensor, size: list[int], stride: list[int]

@@ -132,6 +132,15 @@ struct NotNegative {
   }
 };
 
+struct Times {
+  static FASTLRP_INLINE void run(int64_t count, const float* __restrict first, const float* __restrict second,
+                                 float* __restrict product) {
+    for (int64_t i = 0; i < count; ++i) {
+      product[i] = first[i] * second[i];
+    }
+  }
+};
+
 struct Raise {
   static FASTLRP_INLINE void run(int64_t count, const float* __restrict z, float share, float* __restrict sums) {
     for (int64_t i = 0; i < count; ++i) {
@@ -140,11 +149,18 @@ struct Raise {
   }
 };
 
-// From the sums of `count` outputs, of which the first is at `at` in the maps and that of channel `channel`.
+// From the sums of `count` outputs, at most kColumns, of which the first is at `at` in the maps and that of channel
+// `channel`.
 template <class Number>
 void finish(const ConvPointSums<Number>& p, int64_t at, int64_t channel, int64_t count, float* sums) {
   const auto from = [at](auto* data) { return data == nullptr ? nullptr : data + at; };
   const float* z = from(p.z);
+  const float* factor = from(p.factor);
+  float product[kColumns];
+  if (p.times != nullptr) {
+    run_best<Times>(count, factor, from(p.times), static_cast<float*>(product));
+    factor = product;
+  }
   if (p.bias != nullptr) {
     run_best<AddBias>(count, p.bias + channel, sums);
   }
@@ -152,7 +168,7 @@ void finish(const ConvPointSums<Number>& p, int64_t at, int64_t channel, int64_t
     run_best<Raise>(count, z, p.alpha, sums);
     z = sums;
   }
-  coefficients_of_row(p.rule, {z, sums, nullptr, from(p.factor), from(p.u), from(p.v), count, p.alpha, p.epsilon});
+  coefficients_of_row(p.rule, {z, sums, nullptr, factor, from(p.u), from(p.v), count, p.alpha, p.epsilon});
 }
 
 }  // namespace

@@ -47,6 +47,7 @@ struct ConvPointSums {
   float alpha, epsilon;
   const float* z;       // (N, H', W', Co); read by epsilon and gamma
   const float* factor;  // null for 1, or as large
+  const float* times;   // null, or as large, beside a factor: what that is multiplied with
   float* u;             // as large; written by all but zplus
   float* v;             // written by all but epsilon
 };

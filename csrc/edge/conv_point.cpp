@@ -126,7 +126,8 @@ Tensor conv_point(const Tensor& x_, const Tensor& packed, const OptionalTensor& 
 
 CoefficientTensors conv_point_coefficients(const Tensor& x_, const Tensor& packed, const OptionalTensor& bias_,
                                            const OptionalTensor& z_, const OptionalTensor& factor_,
-                                           const std::string& rule, double alpha, double epsilon, const Sizes& stride) {
+                                           const std::string& rule, double alpha, double epsilon, const Sizes& stride,
+                                           const OptionalTensor& times_) {
   const Check check{kCpu, "conv_point_coefficients"};
   check_input(check, x_);
   REQUIRE_VALUE(rule == "zplus" || rule == "gamma" || rule == "raised", check.op,
@@ -144,6 +145,8 @@ CoefficientTensors conv_point_coefficients(const Tensor& x_, const Tensor& packe
   };
   REQUIRE_VALUE(z_.has_value() || rule == "zplus", check.op, ": z must be given for the rule '", rule, "'");
   const Tensor z = given("z", rule == "zplus" ? OptionalTensor() : z_), factor = given("factor", factor_);
+  REQUIRE_VALUE(factor_.has_value() || !times_.has_value(), check.op, ": times must be given with a factor");
+  const Tensor times = given("times", times_);
   const Tensor bias = bias_of(check, bias_, x_, outputs);
   const auto made = [&](bool wanted) {
     OptionalTensor tensor;
@@ -162,7 +165,7 @@ CoefficientTensors conv_point_coefficients(const Tensor& x_, const Tensor& packe
       using Number = decltype(zero);
       cpu::conv_point_sums<Number>({maps, x_.size(1), outputs, read(x), data_of<Number>(packed), read(bias), which,
                                     static_cast<float>(alpha), static_cast<float>(epsilon), read(z), read(factor),
-                                    write(found.u), write(found.v)});
+                                    read(times), write(found.u), write(found.v)});
     };
     packed.scalar_type() == kFloat ? run(0.0f) : run(Bf16(0.0f));
   }

@@ -39,7 +39,10 @@ def coefficients(
     assert isinstance(weights, point.Point | point.Full)
     of_operands = point.fits if layer.choice.is_point else _fits_full
     stride, epsilon = list(layer.geometry.stride), st.epsilon
-    factor, reads_z = b.slot_of(flow.factor), rule != "zplus"
+    # A factor of two is multiplied in the same pass.
+    value, scale = flow.factor.value, flow.factor.scale
+    factors = [slot for slot in (None if value is None else value.index, scale) if slot is not None]
+    reads_z = rule != "zplus"
     op = b.operation("elementwise_coefficients")
 
     def apart(x: Tensor, z: Tensor | None, f: Tensor | None) -> Any:
@@ -54,15 +57,16 @@ def coefficients(
         rest = list(given)
         z = rest.pop(0) if reads_z else None
         f = rest.pop(0) if rest else None
-        if not of_operands(x, z, f):
+        times = rest.pop(0) if rest else None
+        if not of_operands(x, z, f, times):
+            f = f if f is None or times is None else f * times
             return tuple(same_layout(layer, t) for t in apart(x, z, f))
         kernel: Any = loaded()
-        return kernel.conv_point_coefficients(x, weights.packed, shift, z, f, rule, alpha, epsilon, stride)
+        return kernel.conv_point_coefficients(x, weights.packed, shift, z, f, rule, alpha, epsilon, stride, times)
 
     # Behind a ReLU, what it gives is the output wherever relevance stands, so that the ReLU may write over the output.
-    value = flow.factor.value if rule == "raised" else None
-    z_slot = layer.y.index if value is None else value.index
-    ins = [layer.x.index, *([z_slot] if reads_z else []), *([] if factor is None else [factor])]
+    z_slot = layer.y.index if rule != "raised" or value is None else value.index
+    ins = [layer.x.index, *([z_slot] if reads_z else []), *factors]
     first = b.cache(found, ins, layer.y.numel, outs=2)
     if rule != "gamma":
         b.slot_bytes[first + (rule == "raised")] = 0
