@@ -24,8 +24,8 @@ from fastlrp.plan.neck import Neck
 from fastlrp.plan.passes import check as program_check
 from fastlrp.plan.passes.batch_parts import BatchParts, batch_parts
 from fastlrp.plan.passes.fusion import fuse_relus, fuse_sweeps
-from fastlrp.plan.passes.residuals import fuse_residuals
 from fastlrp.plan.passes.moving import MOST_KNOWN, Known
+from fastlrp.plan.passes.residuals import fuse_residuals
 from fastlrp.plan.path import Path
 from fastlrp.plan.rows import Row
 from fastlrp.plan.steps import (

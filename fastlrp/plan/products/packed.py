@@ -159,7 +159,10 @@ def last(weight: Tensor) -> Tensor:
 
 
 def transposed(
-    weight: Prepared | None, positive: Prepared | None, negative: Prepared | None, plain: Callable[..., Tensor],
+    weight: Prepared | None,
+    positive: Prepared | None,
+    negative: Prepared | None,
+    plain: Callable[..., Tensor],
     both: Full | None = None,
 ) -> Callable[..., Tensor]:
     """``(register, u, v, input, times) -> c`` by weights that are laid out beforehand; ``times``: of ``Looked.scaled``.
