@@ -155,8 +155,10 @@ void compare_transposed(const Shape& s, int64_t targets, int64_t parts) {
     for (size_t at = 0; at < y.size(); ++at) {
       CHECK_FOR(std::abs(found[at] - expected[at]) <= std::abs(expected[at]) * rounding + largest * 1e-6, context(s));
     }
-    CHECK_FOR(native::on_any_threads("point down " + std::to_string(sizeof(From) + sizeof(Number)) + context(s), found),
-              context(s));
+    CHECK_FOR(
+        native::on_any_threads(
+            "point down " + std::to_string(sizeof(From) + sizeof(Number)) + std::to_string(parts) + context(s), found),
+        context(s));
   });
 }
 
