@@ -108,10 +108,12 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("conv_few_transposed", &edge::conv_few_transposed, py::arg("x"), py::arg("scale").none(true), py::arg("weight"),
         py::arg("size"), py::arg("stride"), py::arg("padding"), release_gil());
-  m.def("conv_point_pack", &edge::conv_point_pack, py::arg("matrices"), release_gil());
+  m.def("conv_point_pack", &edge::conv_point_pack, py::arg("matrices"), py::arg("full") = false, release_gil());
+  m.def("conv_point", &edge::conv_point, py::arg("x"), py::arg("packed"), py::arg("bias").none(true), py::arg("stride"),
+        py::arg("not_negative"), release_gil());
   m.def("conv_point_coefficients", &edge::conv_point_coefficients, py::arg("x"), py::arg("packed"),
         py::arg("bias").none(true), py::arg("z").none(true), py::arg("factor").none(true), py::arg("rule"),
-        py::arg("alpha"), py::arg("epsilon"), py::arg("stride"), release_gil());
+        py::arg("alpha"), py::arg("epsilon"), py::arg("stride"), py::arg("times") = py::none(), release_gil());
   m.def("conv_point_transposed", &edge::conv_point_transposed, py::arg("relevance"), py::arg("coefficients"),
         py::arg("packed"), py::arg("size"), py::arg("stride"), release_gil());
   m.def("conv_rest", &edge::conv_rest, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
@@ -240,6 +242,8 @@ PYBIND11_MODULE(FASTLRP_NAME, m) {
   bind_pool(m, edge::kPool);
   bind_elementwise(m, edge::elementwise_coefficients);
   bind_scaled(m, &edge::elementwise_scaled);
+  m.def("elementwise_rectified_sum", &edge::elementwise_rectified_sum, py::arg("first"), py::arg("second"),
+        py::arg("epsilon").none(true), release_gil());
   bind_attention(m, &edge::attention_relevance, &edge::attention_relevance_into, &edge::attention_value_relevance);
   bind_norm(m, &edge::norm_relevance);
   bind_recurrence(m, &edge::recurrence_relevance);

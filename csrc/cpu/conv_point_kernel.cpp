@@ -17,8 +17,8 @@ namespace {
 // The bits of _mm512_dpbf16_ps.
 struct ProductsSoftware {
   static FASTLRP_INLINE void run(int64_t rows, int64_t depth, int64_t columns, const Bf16* a, int64_t a_step,
-                                 const Bf16* b, float* c) {
-    for (int64_t row = 0; row < rows; ++row, a += a_step) {
+                                 const Bf16* b, float* c, int64_t c_step) {
+    for (int64_t row = 0; row < rows; ++row, a += a_step, c += c_step) {
       for (int64_t column = 0; column < columns; ++column) {
         const Bf16* pair = b + column / kPointPanel * kPointPanel * depth + column % kPointPanel * 2;
         float sum = 0;
@@ -26,7 +26,7 @@ struct ProductsSoftware {
           sum = flushed(std::fma(flushed(a[k + 1]), flushed(pair[1]), sum));
           sum = flushed(std::fma(flushed(a[k]), flushed(pair[0]), sum));
         }
-        *c++ = sum;
+        c[column] = sum;
       }
     }
   }
@@ -40,12 +40,12 @@ struct Rounded {
   }
 };
 
-template <class From>
+template <class From, class Number>
 struct RoundedProducts {
   static FASTLRP_INLINE void run(int64_t count, const From* __restrict from, const float* __restrict scale,
-                                 Bf16* __restrict to) {
+                                 Number* __restrict to) {
     for (int64_t i = 0; i < count; ++i) {
-      to[i] = Bf16(static_cast<float>(from[i]) * scale[i]);
+      to[i] = Number(static_cast<float>(from[i]) * scale[i]);
     }
   }
 };
@@ -94,22 +94,22 @@ FASTLRP_TARGET_AVX512_BF16 void panels(int64_t count, int64_t depth, const Bf16*
 }
 
 FASTLRP_TARGET_AVX512_BF16 void products_avx512(int64_t rows, int64_t depth, int64_t columns, const Bf16* a,
-                                                int64_t a_step, const Bf16* b, float* c) {
+                                                int64_t a_step, const Bf16* b, float* c, int64_t c_step) {
   // 6 x 4 sums and what they are made of fill 29 of 32 registers.
   for (int64_t left = columns / kPointPanel; left > 0;) {
     const int64_t here = left == 5 || left == 6 ? 3 : std::min<int64_t>(left, 4);
     switch (here) {
       case 4:
-        panels<4, 6>(rows, depth, a, a_step, b, c, columns);
+        panels<4, 6>(rows, depth, a, a_step, b, c, c_step);
         break;
       case 3:
-        panels<3, 8>(rows, depth, a, a_step, b, c, columns);
+        panels<3, 8>(rows, depth, a, a_step, b, c, c_step);
         break;
       case 2:
-        panels<2, 12>(rows, depth, a, a_step, b, c, columns);
+        panels<2, 12>(rows, depth, a, a_step, b, c, c_step);
         break;
       default:
-        panels<1, 16>(rows, depth, a, a_step, b, c, columns);
+        panels<1, 16>(rows, depth, a, a_step, b, c, c_step);
     }
     b += here * kPointPanel * depth, c += here * kPointPanel, left -= here;
   }
@@ -153,13 +153,13 @@ bool has_instructions() {
 }  // namespace
 
 void point_products(int64_t rows, int64_t depth, int64_t columns, const Bf16* a, int64_t a_step, const Bf16* b,
-                    float* c) {
+                    float* c, int64_t c_step) {
 #if FASTLRP_X86_BF16
   if (has_instructions()) {
-    return products_avx512(rows, depth, columns, a, a_step, b, c);
+    return products_avx512(rows, depth, columns, a, a_step, b, c, c_step);
   }
 #endif
-  run_best<ProductsSoftware>(rows, depth, columns, a, a_step, b, c);
+  run_best<ProductsSoftware>(rows, depth, columns, a, a_step, b, c, c_step);
 }
 
 void point_rounded(int64_t count, const float* from, Bf16* to) {
@@ -171,6 +171,8 @@ void point_rounded(int64_t count, const float* from, Bf16* to) {
   run_best<Rounded>(count, from, to);
 }
 
+void point_rounded(int64_t count, const float* from, float* to) { std::copy_n(from, count, to); }
+
 template <class From>
 void point_scaled(int64_t count, const From* from, const float* scale, Bf16* to) {
 #if FASTLRP_X86_BF16
@@ -178,10 +180,16 @@ void point_scaled(int64_t count, const From* from, const float* scale, Bf16* to)
     return scaled_avx512(count, from, scale, to);
   }
 #endif
-  run_best<RoundedProducts<From>>(count, from, scale, to);
+  run_best<RoundedProducts<From, Bf16>>(count, from, scale, to);
+}
+
+template <class From>
+void point_scaled(int64_t count, const From* from, const float* scale, float* to) {
+  run_best<RoundedProducts<From, float>>(count, from, scale, to);
 }
 
 template void point_scaled<float>(int64_t, const float*, const float*, Bf16*);
 template void point_scaled<Bf16>(int64_t, const Bf16*, const float*, Bf16*);
+template void point_scaled<float>(int64_t, const float*, const float*, float*);
 
 }  // namespace fastlrp::cpu

@@ -1,4 +1,4 @@
-// The inner product of conv_point on bfloat16, with sums in float32.
+// The inner products of conv_point, with sums in float32.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,18 @@ constexpr int64_t kPointPanel = 16;
 // the rows and columns beside it. A product is rounded once, with the sum that it is added to; numbers below 2^-126
 // count as zero. `b`: panels of (depth / 2, kPointPanel, 2). depth and columns: in multiples of kPointPanel.
 void point_products(int64_t rows, int64_t depth, int64_t columns, const Bf16* a, int64_t a_step, const Bf16* b,
-                    float* c);
+                    float* c, int64_t c_step);
 
-// to[i] = Bf16(from[i]), and Bf16(from[i] * scale[i]), for i < count, a multiple of kPointPanel.
+// The same of float32, one k after the other; `b`: panels of (depth, kPointPanel).
+void point_products(int64_t rows, int64_t depth, int64_t columns, const float* a, int64_t a_step, const float* b,
+                    float* c, int64_t c_step);
+
+// to[i] = from[i], and from[i] * scale[i], as they are or rounded, for i < count, a multiple of kPointPanel.
 void point_rounded(int64_t count, const float* from, Bf16* to);
+void point_rounded(int64_t count, const float* from, float* to);
 template <class From>
 void point_scaled(int64_t count, const From* from, const float* scale, Bf16* to);
+template <class From>
+void point_scaled(int64_t count, const From* from, const float* scale, float* to);
 
 }  // namespace fastlrp::cpu

@@ -5,6 +5,10 @@
 
 #include "../common/isa.h"
 
+#if FASTLRP_X86
+#include <immintrin.h>
+#endif
+
 namespace fastlrp::cpu {
 namespace {
 

@@ -73,6 +73,23 @@ struct ScaledRow {
   }
 };
 
+template <bool has_share>
+struct SumRow {
+  FASTLRP_INLINE static void run(const RectifiedSum* p, int64_t begin, int64_t end) {
+    const float* __restrict first = p->first, * __restrict second = p->second;
+    float* __restrict y = p->y, * __restrict share = p->share;
+    const float epsilon = p->epsilon;
+    for (int64_t i = begin; i < end; ++i) {
+      const float sum = first[i] + second[i];
+      const float left = sum <= 0.0f ? 0.0f : sum;
+      y[i] = left;
+      if constexpr (has_share) {
+        share[i] = quotient(left, left + epsilon);
+      }
+    }
+  }
+};
+
 }  // namespace
 
 template <class T>
@@ -107,6 +124,16 @@ void elementwise_scaled(const Scaled<From>& p) {
       run_best<ScaledRow<From>>(p.relevance + begin, p.coefficient + row / p.targets * p.count + first, p.out + begin,
                                 count);
       begin += count;
+    }
+  });
+}
+
+void elementwise_rectified_sum(const RectifiedSum& p) {
+  parallel_for(p.count, kGrain, [&p](int64_t begin, int64_t end) {
+    if (p.share == nullptr) {
+      run_best<SumRow<false>>(&p, begin, end);
+    } else {
+      run_best<SumRow<true>>(&p, begin, end);
     }
   });
 }

@@ -29,4 +29,17 @@ struct Scaled {
 template <class From>
 void elementwise_scaled(const Scaled<From>& p);
 
+// y = first + second, where that is not below zero, else 0; share = y / (y + epsilon), and 0 where y is. What is not a
+// number stays so.
+struct RectifiedSum {
+  const float* first;
+  const float* second;
+  float* y;
+  float* share;  // or null
+  int64_t count;
+  float epsilon;
+};
+
+void elementwise_rectified_sum(const RectifiedSum& p);
+
 }  // namespace fastlrp::cpu

@@ -40,19 +40,42 @@ cpu::PointMaps maps_of(const Check& check, int64_t samples, Ints size, Ints out,
 // The packed weight's columns, for products of `depth` numbers.
 int64_t columns_of(const Check& check, const Tensor& packed, const Tensor& first, int64_t depth) {
   check.beside("packed", packed, first);
-  const int64_t lanes = cpu::kPointLanes;
-  REQUIRE_VALUE(packed.scalar_type() == kBFloat16 && packed.dim() == 4 && packed.size(1) * 2 == depth &&
-                    packed.size(2) == lanes && packed.size(3) == 2 && packed.size(0) > 0 && packed.is_contiguous(),
+  const int64_t lanes = cpu::kPointLanes, together = packed.scalar_type() == kBFloat16 ? 2 : 1;
+  REQUIRE_VALUE((packed.scalar_type() == kBFloat16 || packed.scalar_type() == kFloat) && packed.dim() == 4 &&
+                    packed.size(1) * together == depth && packed.size(2) == lanes && packed.size(3) == together &&
+                    packed.size(0) > 0 && packed.is_contiguous(),
                 check.op, ": packed must be of conv_point_pack, for sums of ", depth, " numbers, got ",
                 packed.scalar_type(), " of ", packed.sizes());
   return packed.size(0) * lanes;
 }
 
-const Bf16* narrow_data(const Tensor& tensor) { return static_cast<const Bf16*>(tensor.const_data_ptr()); }
+template <class Number>
+const Number* data_of(const Tensor& tensor) {
+  return static_cast<const Number*>(tensor.const_data_ptr());
+}
+
+// What a convolution reads beside its maps, checked.
+Tensor bias_of(const Check& check, const OptionalTensor& bias, const Tensor& x, int64_t outputs) {
+  if (!bias.has_value()) {
+    return {};
+  }
+  check.like("bias", *bias, x);
+  check.sizes("bias", *bias, {outputs});
+  return bias->resolve_neg().contiguous();
+}
+
+void check_input(const Check& check, const Tensor& x) {
+  check.dtype("x", x, kFloat);
+  check.tensor("x", x);
+  REQUIRE_VALUE(x.dim() == 4 && x.size(2) > 0 && x.size(3) > 0, check.op, ": x must have shape (N, Ci, H, W), got ",
+                x.sizes());
+}
+
+const float* read(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
 }  // namespace
 
-Tensor conv_point_pack(const std::vector<Tensor>& matrices) {
+Tensor conv_point_pack(const std::vector<Tensor>& matrices, bool full) {
   const Check check{kCpu, "conv_point_pack"};
   REQUIRE_VALUE(!matrices.empty(), check.op, ": at least one matrix must be given");
   const Tensor& first = matrices.front();
@@ -64,33 +87,54 @@ Tensor conv_point_pack(const std::vector<Tensor>& matrices) {
                 first.sizes());
   const int64_t depth = first.size(0), columns = first.size(1);
   const int64_t all = depth * static_cast<int64_t>(matrices.size());
-  const Tensor packed = empty({columns / lanes, all / 2, lanes, 2}, first, kBFloat16);
+  const int64_t together = full ? 1 : 2;
+  const Tensor packed = empty({columns / lanes, all / together, lanes, together}, first, full ? kFloat : kBFloat16);
+  prefer_huge_pages(packed.mutable_data_ptr(), packed.nbytes());
   for (size_t part = 0; part < matrices.size(); ++part) {
     check.like("matrices", matrices[part], first);
     check.sizes("matrices", matrices[part], first.sizes());
     const Tensor matrix = matrices[part].resolve_neg();
-    cpu::conv_point_pack(depth, columns, matrix.const_data_ptr<float>(), matrix.stride(0), matrix.stride(1),
-                         depth * static_cast<int64_t>(part), all, static_cast<Bf16*>(packed.mutable_data_ptr()));
+    const auto pack = [&](auto zero) {
+      cpu::conv_point_pack(depth, columns, matrix.const_data_ptr<float>(), matrix.stride(0), matrix.stride(1),
+                           depth * static_cast<int64_t>(part), all,
+                           static_cast<decltype(zero)*>(packed.mutable_data_ptr()));
+    };
+    full ? pack(0.0f) : pack(Bf16(0.0f));
   }
   return packed;
 }
 
+Tensor conv_point(const Tensor& x_, const Tensor& packed, const OptionalTensor& bias_, const Sizes& stride,
+                  bool not_negative) {
+  const Check check{kCpu, "conv_point"};
+  check_input(check, x_);
+  const int64_t outputs = columns_of(check, packed, x_, x_.size(1));
+  check.dtype("packed", packed, kFloat);
+  cpu::ConvPoint p{maps_of(check, x_.size(0), x_.sizes().slice(2), {}, stride), x_.size(1), outputs};
+  const Sizes shape{x_.size(0), outputs, p.maps.out_size[0], p.maps.out_size[1]};
+  const Tensor bias = bias_of(check, bias_, x_, outputs);
+  const Tensor y = empty_strided(shape, strides_last(shape), x_);
+  if (y.numel() > 0) {
+    prefer_huge_pages(y.mutable_data_ptr(), y.nbytes());
+    const Tensor x = dense(x_);
+    p.x = read(x), p.weight = read(packed), p.bias = read(bias), p.not_negative = not_negative;
+    p.y = y.mutable_data_ptr<float>();
+    cpu::conv_point(p);
+  }
+  return y;
+}
+
 CoefficientTensors conv_point_coefficients(const Tensor& x_, const Tensor& packed, const OptionalTensor& bias_,
                                            const OptionalTensor& z_, const OptionalTensor& factor_,
-                                           const std::string& rule, double alpha, double epsilon, const Sizes& stride) {
+                                           const std::string& rule, double alpha, double epsilon, const Sizes& stride,
+                                           const OptionalTensor& times_) {
   const Check check{kCpu, "conv_point_coefficients"};
-  check.dtype("x", x_, kFloat);
-  check.tensor("x", x_);
-  REQUIRE_VALUE(x_.dim() == 4 && x_.size(2) > 0 && x_.size(3) > 0, check.op, ": x must have shape (N, Ci, H, W), got ",
-                x_.sizes());
+  check_input(check, x_);
   REQUIRE_VALUE(rule == "zplus" || rule == "gamma" || rule == "raised", check.op,
                 ": rule must be 'zplus', 'gamma' or 'raised', got '", rule, "'");
   const int64_t outputs = columns_of(check, packed, x_, x_.size(1));
-  cpu::ConvPointSums p{maps_of(check, x_.size(0), x_.sizes().slice(2), {}, stride), x_.size(1), outputs};
-  const Sizes shape{x_.size(0), outputs, p.maps.out_size[0], p.maps.out_size[1]};
-  p.rule = rule == "zplus" ? Rule::zplus : rule == "gamma" ? Rule::gamma : Rule::epsilon;
-  p.alpha = static_cast<float>(alpha);
-  p.epsilon = static_cast<float>(epsilon);
+  const cpu::PointMaps maps = maps_of(check, x_.size(0), x_.sizes().slice(2), {}, stride);
+  const Sizes shape{x_.size(0), outputs, maps.out_size[0], maps.out_size[1]};
   const auto given = [&](const char* name, const OptionalTensor& tensor) {
     if (!tensor.has_value()) {
       return Tensor();
@@ -101,12 +145,9 @@ CoefficientTensors conv_point_coefficients(const Tensor& x_, const Tensor& packe
   };
   REQUIRE_VALUE(z_.has_value() || rule == "zplus", check.op, ": z must be given for the rule '", rule, "'");
   const Tensor z = given("z", rule == "zplus" ? OptionalTensor() : z_), factor = given("factor", factor_);
-  Tensor bias;
-  if (bias_.has_value()) {
-    check.like("bias", *bias_, x_);
-    check.sizes("bias", *bias_, {outputs});
-    bias = bias_->resolve_neg().contiguous();
-  }
+  REQUIRE_VALUE(factor_.has_value() || !times_.has_value(), check.op, ": times must be given with a factor");
+  const Tensor times = given("times", times_);
+  const Tensor bias = bias_of(check, bias_, x_, outputs);
   const auto made = [&](bool wanted) {
     OptionalTensor tensor;
     if (wanted) {
@@ -118,11 +159,15 @@ CoefficientTensors conv_point_coefficients(const Tensor& x_, const Tensor& packe
   const CoefficientTensors found{made(rule != "zplus"), made(rule != "raised")};
   if (product(shape) > 0) {
     const Tensor x = dense(x_);
-    const auto read = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
     const auto write = [](const OptionalTensor& t) { return t.has_value() ? t->mutable_data_ptr<float>() : nullptr; };
-    p.x = read(x), p.weight = narrow_data(packed), p.bias = read(bias), p.z = read(z), p.factor = read(factor);
-    p.u = write(found.u), p.v = write(found.v);
-    cpu::conv_point_sums(p);
+    const Rule which = rule == "zplus" ? Rule::zplus : rule == "gamma" ? Rule::gamma : Rule::epsilon;
+    const auto run = [&](auto zero) {
+      using Number = decltype(zero);
+      cpu::conv_point_sums<Number>({maps, x_.size(1), outputs, read(x), data_of<Number>(packed), read(bias), which,
+                                    static_cast<float>(alpha), static_cast<float>(epsilon), read(z), read(factor),
+                                    read(times), write(found.u), write(found.v)});
+    };
+    packed.scalar_type() == kFloat ? run(0.0f) : run(Bf16(0.0f));
   }
   return found;
 }
@@ -152,19 +197,23 @@ Tensor conv_point_transposed(const Tensor& relevance_, const std::vector<Tensor>
     data.push_back(coefficients.back().const_data_ptr<float>());
   }
   const Sizes shape{samples, targets, inputs, size[0], size[1]};
-  const Tensor y = empty_strided(shape, strides_last(shape), relevance_, kBFloat16);
+  const bool full = packed.scalar_type() == kFloat;
+  REQUIRE_VALUE(!full || dtype == kFloat, check.op, ": relevance must be of float32 beside packed of float32, got ",
+                dtype);
+  const Tensor y = empty_strided(shape, strides_last(shape), relevance_, packed.scalar_type());
   if (y.numel() == 0) {
     return y;
   }
   prefer_huge_pages(y.mutable_data_ptr(), y.nbytes());
   const Tensor relevance = relevance_.resolve_neg().movedim(2, -1).contiguous();
-  const auto run = [&](auto zero) {
-    using From = decltype(zero);
-    cpu::conv_point_transposed<From>({maps, targets, outputs, inputs, parts,
-                                      static_cast<const From*>(relevance.const_data_ptr()), data.data(),
-                                      narrow_data(packed), static_cast<Bf16*>(y.mutable_data_ptr())});
+  const auto run = [&](auto from, auto number) {
+    using From = decltype(from);
+    using Number = decltype(number);
+    cpu::conv_point_transposed<From, Number>({maps, targets, outputs, inputs, parts, data_of<From>(relevance),
+                                              data.data(), data_of<Number>(packed),
+                                              static_cast<Number*>(y.mutable_data_ptr())});
   };
-  dtype == kFloat ? run(0.0f) : run(Bf16(0.0f));
+  full ? run(0.0f, 0.0f) : dtype == kFloat ? run(0.0f, Bf16(0.0f)) : run(Bf16(0.0f), Bf16(0.0f));
   return y;
 }
 

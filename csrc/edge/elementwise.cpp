@@ -81,4 +81,28 @@ Tensor elementwise_scaled(const Tensor& relevance_, const Tensor& coefficient_) 
   return out;
 }
 
+std::tuple<Tensor, OptionalTensor> elementwise_rectified_sum(const Tensor& first, const Tensor& second,
+                                                             std::optional<double> epsilon) {
+  const Check check{kCpu, "elementwise_rectified_sum"};
+  check.dtype("first", first, kFloat);
+  check.tensor("first", first);
+  check.like("second", second, first);
+  check.sizes("second", second, first.sizes());
+  REQUIRE_VALUE(first.is_non_overlapping_and_dense() && first.strides() == second.strides(), check.op,
+                ": first and second must lie in memory alike and without gaps, got strides ", first.strides(), " and ",
+                second.strides());
+  const Tensor a = first.resolve_neg(), b = second.resolve_neg();
+  const auto made = [&] {
+    const Tensor tensor = empty_strided(a.sizes(), a.strides(), a);
+    prefer_huge_pages(tensor.mutable_data_ptr(), tensor.nbytes());
+    return tensor;
+  };
+  const Tensor y = made();
+  const OptionalTensor share = epsilon.has_value() ? OptionalTensor(made()) : OptionalTensor();
+  cpu::elementwise_rectified_sum({a.const_data_ptr<float>(), b.const_data_ptr<float>(), y.mutable_data_ptr<float>(),
+                                  share.has_value() ? share->mutable_data_ptr<float>() : nullptr, a.numel(),
+                                  static_cast<float>(epsilon.value_or(0.0))});
+  return {y, share};
+}
+
 }  // namespace fastlrp::edge

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -27,5 +28,9 @@ ElementwiseCoefficients elementwise_coefficients;  // on a GPU, in four
 // relevance (B, K, *S) in float32 or bfloat16 times coefficient (B, *S) in float32, rounded to bfloat16 in the same
 // pass. The result lies in memory as the coefficient does.
 Tensor elementwise_scaled(const Tensor& relevance, const Tensor& coefficient);
+
+// The ReLU y of a sum of two tensors of the same shape and strides, and y / (y + epsilon); of no epsilon y alone.
+std::tuple<Tensor, OptionalTensor> elementwise_rectified_sum(const Tensor& first, const Tensor& second,
+                                                             std::optional<double> epsilon);
 
 }  // namespace fastlrp::edge

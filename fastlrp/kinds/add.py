@@ -14,7 +14,7 @@ from fastlrp.kinds.broadcasting import sum_to_shape
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.steps import Factor, Flow
+from fastlrp.plan.steps import Factor, Flow, SweepPart
 from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.stabilizer import Stabilizer
@@ -26,6 +26,13 @@ def read(node: Node, bound: dict[str, Any]) -> str | None:
     first, second = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.operation]
     node.attributes.update(alpha=min(first, second), terms=((node.args[0], first), (node.args[1], second)))
     return None
+
+
+def forward(b: Builder, node: Node) -> None:
+    """The sum of two maps may become one step with the ReLU that follows it."""
+    terms, y = node.attributes["terms"], node.output
+    maps = len(node.inputs) == 2 and all(isinstance(v, Value) and v.shape == y.shape and c == 1 for v, c in terms)
+    b.add_forward(node, part=SweepPart("sum") if maps else None)
 
 
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
@@ -116,5 +123,6 @@ KIND = Kind(
     lower=lower,
     textbook=through,
     read=read,
+    forward=forward,
     preset=lambda sums: sums,
 )

@@ -200,7 +200,8 @@ class ForwardBuilder:
 
         if dtype == torch.float16:
             return self.cache(lambda z, *f: representable(shares(z, *f), z, dtype), ins, numel)
-        return self.cache(shares, ins, numel)
+        part = SweepPart("share", (stabilizer.epsilon,), (z, factor)) if stabilizer.is_absolute else None
+        return self.cache(shares, ins, numel, part=part)
 
     def is_nonnegative(self, value: Value) -> bool:
         """True if the graph proves that no entry is below zero."""

@@ -15,7 +15,7 @@ from fastlrp.capture.canonizers import merged_parameters, norm_scale_shift
 from fastlrp.capture.graph import Node
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.products import packed, reduced, winograd
+from fastlrp.plan.products import packed, point, reduced, winograd
 from fastlrp.plan.products.channel_sizes import sizes_given
 from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.products.choice import choice_for
@@ -124,6 +124,8 @@ class AffineLayer:
             fits = product is not None and packed.fits(x)
             if fits and isinstance(product, winograd.Winograd):
                 return product(x, bias, least=least, not_negative=takes_least or rectified, alike=alike)
+            if fits and isinstance(product, point.Full):
+                return product(x, bias, rectified)
             found = product(x, bias) if fits and product is not None else self.apply(x, weight, bias)
             # In place, and not by oneDNN itself, which makes 0 of NaN.
             return torch.relu_(found) if rectified else found

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from fastlrp.backends.extension import extension, extension_error
+from fastlrp.backends.extension import extension, extension_error, loaded
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.composites import Composite
 from fastlrp.kinds.registry import RULED_KINDS
@@ -25,6 +25,7 @@ from fastlrp.plan.passes import check as program_check
 from fastlrp.plan.passes.batch_parts import BatchParts, batch_parts
 from fastlrp.plan.passes.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.passes.moving import MOST_KNOWN, Known
+from fastlrp.plan.passes.residuals import fuse_residuals
 from fastlrp.plan.path import Path
 from fastlrp.plan.rows import Row
 from fastlrp.plan.schedule import Schedule, schedule_backward, schedule_forward
@@ -232,6 +233,9 @@ class Plan(StaysHere):
         if keep == "coefficients" and program.sweep is not None:
             steps = fuse_sweeps(steps, kept, program.sweep)
         steps = fuse_relus(steps, kept)
+        known = hasattr(loaded(), "elementwise_rectified_sum")
+        if known and self.device.type == "cpu" and self.backend in ("auto", "cpu"):
+            steps = fuse_residuals(steps, kept)
         made = schedule_forward(steps, kept, program.inputs)
         if program_check.ENABLED:
             program_check.check_forward(made, program.inputs, program.slots)

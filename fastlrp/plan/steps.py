@@ -54,13 +54,14 @@ class SweepPart:
     """A step that one sweep over a layer's output can do with others.
 
     Attributes:
-        kind: a ReLU, the max-pool after it, or the coefficients of the layer before it.
+        kind: a ReLU, the max-pool after it, or the coefficients of the layer before it; or the sum of two maps before
+            a ReLU, or its share, what a proportional rule multiplies what arrives with.
         arguments: of the operation that a kernel does, as far as this step brings them: a pool's kernel size, stride,
             padding, dilation and ceil_mode; rule, alpha and epsilon.
-        slots: of coefficients: z, P, N and the factor, None where the rule takes none.
+        slots: of coefficients: z, P, N and the factor, None where the rule takes none; of a share: z and the factor.
     """
 
-    kind: Literal["relu", "pool", "coefficients"]
+    kind: Literal["relu", "pool", "coefficients", "sum", "share"]
     arguments: tuple[Any, ...] = ()
     slots: tuple[int | None, ...] = ()
 

@@ -88,3 +88,26 @@ TEST(scaled_relevance_is_the_product_rounded_to_bfloat16) {
     CHECK_FOR(close, "count " + std::to_string(count));
   }
 }
+
+TEST(rectified_sums_and_their_shares) {
+  for (const int64_t count : {0, 1, 15, 16, 17, 1009, 16385}) {
+    std::vector<float> first = native::mixed<float>(count);
+    const std::vector<float> second = native::mixed<float>(count);
+    if (count > 15) {
+      first[3] = std::numeric_limits<float>::quiet_NaN();
+    }
+    std::vector<float> y = native::poisoned<float>(count), alone = y, share = y;
+    fastlrp::cpu::elementwise_rectified_sum({first.data(), second.data(), y.data(), share.data(), count, 0.25f});
+    fastlrp::cpu::elementwise_rectified_sum({first.data(), second.data(), alone.data(), nullptr, count, 0.0f});
+    bool right = true;
+    for (int64_t i = 0; i < count; ++i) {
+      if (count > 15 && i == 3) {
+        right = right && y[i] != y[i] && alone[i] != alone[i] && share[i] != share[i];
+        continue;
+      }
+      const float sum = std::max(0.0f, first[i] + second[i]);
+      right = right && y[i] == sum && alone[i] == sum && share[i] == sum / (sum + 0.25f);
+    }
+    CHECK_FOR(right, "count " + std::to_string(count));
+  }
+}

@@ -1,7 +1,8 @@
-"""Convolutions of one pixel by products of bfloat16 that are one pass with what stands around them."""
+"""Convolutions of one pixel by products that are one pass with what stands around them, of bfloat16 and float32."""
 
 from __future__ import annotations
 
+import copy
 from unittest import mock
 
 import pytest
@@ -17,8 +18,11 @@ from tests.reference.cases import relative_error
 
 C = loaded()
 pytestmark = pytest.mark.skipif(
-    packed._operations() is None or getattr(C, "bf16_unit", str)() != "avx512_bf16",
+    packed._operations() is None or getattr(C, "isa", lambda: "portable")() == "portable",
     reason="no processor or PyTorch that takes them",
+)
+of_bfloat16 = pytest.mark.skipif(
+    getattr(C, "bf16_unit", str)() != "avx512_bf16", reason="no processor that takes products of bfloat16"
 )
 
 SHAPES = [(32, 48, (5, 7), [1, 1]), (48, 80, (6, 5), [2, 2]), (16, 32, (7, 4), [3, 1])]
@@ -134,6 +138,11 @@ class Block(nn.Module):
 RULES = [rules.ZPlus(), rules.Gamma(0.25), rules.AlphaBeta(2, 1), rules.Epsilon(1e-3), rules.ZPlus(zero_bias=True)]
 
 
+def _is_narrow(arguments):
+    """Whether a product's packed weight is of bfloat16."""
+    return any(isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 and t.dim() == 4 for t in arguments)
+
+
 @pytest.fixture(scope="module")
 def records():
     """Forward passes under the plain epsilon rule: with the kernel, without it, and of float32."""
@@ -149,6 +158,7 @@ def records():
     return made("bf16"), before, made("float32")
 
 
+@of_bfloat16
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_explanations_are_those_of_products_of_bfloat16(rule, records):
     composite = composites.epsilon_plus().with_entries((nn.Conv2d, rule))
@@ -156,14 +166,85 @@ def test_explanations_are_those_of_products_of_bfloat16(rule, records):
     sums = mock.Mock(side_effect=C.conv_point_coefficients)
     with mock.patch.object(C, "conv_point_transposed", calls), mock.patch.object(C, "conv_point_coefficients", sums):
         found, before, right = (record.under(composite).relevance([0, 1]) for record in records)
-    assert calls.call_count == 3
-    assert sums.call_count == {rules.Epsilon: 0, rules.AlphaBeta: 6}.get(type(rule), 3)
+    narrow = [given for made in (calls, sums) for given in made.call_args_list if _is_narrow(given.args)]
+    assert len(narrow) == 3 + {rules.Epsilon: 0, rules.AlphaBeta: 6}.get(type(rule), 3)
     # The errors are 2e-3 to 6e-3, the same with both to a tenth.
     assert 0 < relative_error(found, right) <= 1.2 * relative_error(before, right)
 
 
+@of_bfloat16
 def test_the_flat_rule_filters_one_channel(records):
     composite = composites.epsilon_plus().with_entries((nn.Conv2d, rules.Flat()))
     found, before, right = (record.under(composite).relevance([0, 1]) for record in records)
     assert torch.equal(found, before)
     assert relative_error(found, right) <= 3e-2  # 2.4e-2
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "size", "stride"), SHAPES, ids=str)
+def test_products_of_float32(inputs, outputs, size, stride):
+    torch.manual_seed(0)
+    weights = [torch.randn(outputs, inputs, 1, 1) for _ in range(2)]
+    x, bias = torch.randn(2, inputs, *size), torch.randn(outputs)
+    right = nn.functional.conv2d(x.double(), weights[0].double(), bias.double(), stride)
+    there = C.conv_point_pack([weights[0].flatten(1).t()], True)
+    assert relative_error(C.conv_point(x, there, bias, stride, False).double(), right) <= 1e-6  # 1.2e-7
+    assert torch.equal(C.conv_point(x, there, bias, stride, True), C.conv_point(x, there, bias, stride, False).relu())
+    image = torch.zeros(6, inputs, *size, dtype=torch.double, requires_grad=True)
+    relevance = torch.randn(2, 3, *right.shape[1:])
+    coefficients = [torch.randn(right.shape) for _ in range(2)]
+    wanted = 0
+    for w, c in zip(weights, coefficients, strict=True):
+        given = (relevance.double() * c.double().unsqueeze(1)).flatten(0, 1)
+        wanted = wanted + torch.autograd.grad(nn.functional.conv2d(image, w.double(), None, stride), image, given)[0]
+    back = C.conv_point_pack([w.flatten(1) for w in weights], True)
+    found = C.conv_point_transposed(relevance, coefficients, back, list(size), stride)
+    assert found.dtype == torch.float32
+    assert relative_error(found.flatten(0, 1).double(), wanted) <= 1e-6  # 1.5e-7
+    alone = C.conv_point_transposed(relevance[1:, 2:], [c[1:] for c in coefficients], back, list(size), stride)
+    assert torch.equal(found[1:, 2:], alone)
+
+
+def test_arguments_of_float32_are_checked():
+    x, full, narrow = (
+        torch.rand(1, 16, 2, 2),
+        *(C.conv_point_pack([torch.rand(16, 32)], is_full) for is_full in (True, False)),
+    )
+    assert C.conv_point(x[:0], full, None, [1, 1], False).shape == (0, 32, 2, 2)
+    with pytest.raises(TypeError, match="packed must be Float"):
+        C.conv_point(x, narrow, None, [1, 1], False)
+    with pytest.raises(ValueError, match="bias must have shape"):
+        C.conv_point(x, full, torch.rand(16), [1, 1], False)
+    with pytest.raises(ValueError, match="x must have shape"):
+        C.conv_point(x[0], full, None, [1, 1], False)
+    with pytest.raises(ValueError, match="relevance must be of float32 beside packed of float32"):
+        C.conv_point_transposed(x.bfloat16().unsqueeze(1), [x], full, [2, 2], [1, 1])
+    with pytest.raises(ValueError, match="times must be given with a factor"):
+        C.conv_point_coefficients(x, full, None, None, None, "zplus", 1.0, 1.0, [1, 1], torch.rand(1, 32, 2, 2))
+
+
+def test_a_factor_of_two_is_multiplied_in_the_same_pass():
+    torch.manual_seed(0)
+    x, matrix = torch.rand(2, 16, 3, 5), C.conv_point_pack([torch.rand(16, 48)], True)
+    first, second, z = (torch.randn(2, 48, 3, 5) for _ in range(3))
+    for rule in ("zplus", "gamma"):
+        given = x, matrix, None, z
+        found = C.conv_point_coefficients(*given, first, rule, 0.25, 1e-6, [1, 1], second)
+        wanted = C.conv_point_coefficients(*given, first * second, rule, 0.25, 1e-6, [1, 1])
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_explanations_of_float32(rule, monkeypatch):
+    monkeypatch.setattr(packed, "LEAST_WORK", 1)
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(2, 3, 16, 16)
+    composite = composites.epsilon_plus().with_entries((nn.Conv2d, rule))
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
+    calls = mock.Mock(side_effect=C.conv_point_transposed)
+    monkeypatch.setattr(C, "conv_point_transposed", calls)
+    explainer = fastlrp.Explainer(model, composite, precision="float32", paths="dense")
+    found = explainer(x, [0, 1])
+    # Both parts of alpha-beta go down through one product, as do both terms of gamma.
+    assert calls.call_count == 3
+    assert relative_error(found.double(), right) <= 1e-5  # 2e-7 to 3e-6
+    assert relative_error(explainer(x[1:], [0, 1]), found[1:]) <= 1e-6

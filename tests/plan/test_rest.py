@@ -113,6 +113,9 @@ def explained(model, composite, x: Tensor, monkeypatch, **options) -> tuple[Tens
     products, plain = [], Packed.__call__
     with monkeypatch.context() as patch:
         patch.setattr(Packed, "__call__", lambda self, *given: products.append(self) or plain(self, *given))
+        for name in ("conv_point", "conv_point_coefficients"):
+            made = getattr(C, name)
+            patch.setattr(C, name, lambda *given, made=made: products.append(made) or made(*given))
         explainer.forward(x)
     return explainer(x, [0, 1]), len(products)
 

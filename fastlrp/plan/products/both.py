@@ -39,6 +39,11 @@ def transpose_of_both(
         return _filtered(layer, positives, plain) if spread and len(positives) == 2 else None
     if few_channels(layer.weight, layer.geometry.transposed, 1):
         return None
+    of_point = layer.layouts.transpose_of_both(positives)
+    if of_point is not None:
+        return lambda flow, x, *vs: (
+            of_point.through(flow, vs) if all(packed.fits(t) for t in (flow, *vs)) else plain(flow, x, *vs)
+        )
     product = layer.layouts.transpose_of(lambda: packed.last(torch.cat([w.detach() for w in positives], 0)))
     if product is None:
         return None

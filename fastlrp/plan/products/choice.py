@@ -24,6 +24,7 @@ class Choice:
         is_reduced: whether they read bfloat16, :mod:`fastlrp.plan.products.reduced`.
         adds_in_one_product: whether then those of several weights can be one with these side by side.
         is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.products.point`.
+        is_full_point: whether those of float32 are.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.products.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.products.winograd`.
         filters_sums: whether denominators and what flows down may, too, which products of bfloat16 on AMX are faster
@@ -38,6 +39,7 @@ class Choice:
     is_reduced: bool
     adds_in_one_product: bool
     is_point: bool
+    is_full_point: bool
     packs: bool
     filters: bool
     filters_sums: bool
@@ -73,6 +75,7 @@ def choice_for(
         is_reduced=is_reduced,
         adds_in_one_product=is_reduced and (node.kind == "linear" or has_one_group),
         is_point=is_reduced and packs and point.pays(geometry, weight),
+        is_full_point=not is_reduced and packs and point.pays_full(geometry, weight),
         packs=packs,
         filters=filters,
         filters_sums=filters_sums,

@@ -17,7 +17,7 @@ from fastlrp.plan.products import reduced
 from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.products.looked import Looked, spreads
 from fastlrp.plan.products.packed import Packed, of_transpose
-from fastlrp.plan.products.point import Point
+from fastlrp.plan.products.point import Full, Point, pays_full
 from fastlrp.plan.products.winograd import Winograd
 
 T = TypeVar("T")
@@ -58,12 +58,12 @@ class Layouts:
         self._sizes = kernel, size, out
         self._narrow: _OfWeights[Tensor] = _OfWeights()
         self._narrow_bias: _OfWeights[Tensor] = _OfWeights()
-        self._packed: _OfWeights[Packed | None] = _OfWeights()
+        self._packed: _OfWeights[Packed | Full | None] = _OfWeights()
         self._narrow_packed: _OfWeights[Packed] = _OfWeights()
         self._point: _OfWeights[Point] = _OfWeights()
         self._filtered: _OfWeights[Winograd] = _OfWeights()
         self._both: _OfWeights[Winograd] = _OfWeights()
-        self._looked: _OfWeights[Looked | Packed | None] = _OfWeights()
+        self._looked: _OfWeights[Looked | Packed | Full | None] = _OfWeights()
 
     @property
     def _of_conv(self) -> ConvGeometry:
@@ -84,14 +84,22 @@ class Layouts:
         """The bias in bfloat16, made once."""
         return self._narrow_bias.get(bias, False, lambda _: bias.to(reduced.DTYPE))
 
-    def packed(self, weight: Tensor, down: bool = False) -> Packed | None:
-        """As oneDNN's kernels read it; ``down``: for the transpose."""
+    def packed(self, weight: Tensor, down: bool = False) -> Packed | Full | None:
+        """As oneDNN's kernels read it, or those of one pixel; ``down``: for the transpose."""
 
-        def made(kept: weakref.ref[Tensor]) -> Packed | None:
+        def made(kept: weakref.ref[Tensor]) -> Packed | Full | None:
             read = cast("Callable[[], Tensor]", kept)
+            if pays_full(self._of_conv, weight):
+                return Full(lambda: [read()], self._of_conv, self._sizes[1] if down else None)
             return of_transpose(read, self._of_conv, *self._sizes) if down else Packed(read, self._of_conv)
 
         return self._packed.get(weight, down, made)
+
+    def transpose_of_both(self, weights: Sequence[Tensor]) -> Full | None:
+        """Of the sum of both products in one, not remembered; None where there is no such way."""
+        if not all(pays_full(self._of_conv, weight) for weight in weights):
+            return None
+        return Full(lambda: weights, self._of_conv, self._sizes[1])
 
     def transpose_of(self, weight: Callable[[], Tensor], looked: bool = False) -> Looked | Packed | None:
         """The same for the transpose, not remembered. ``looked``: as :meth:`looked` gives it."""
@@ -144,11 +152,12 @@ class Layouts:
 
         return self._both.get(first, True, made)
 
-    def looked(self, weight: Tensor, down: bool = False) -> Looked | Packed | None:
+    def looked(self, weight: Tensor, down: bool = False) -> Looked | Packed | Full | None:
         """Filtered where a look at the numbers allows it; as :meth:`packed` for a weight that never allows it."""
 
-        def made(_: weakref.ref[Tensor]) -> Looked | Packed | None:
+        def made(_: weakref.ref[Tensor]) -> Looked | Packed | Full | None:
             plain = self.packed(weight, down)
-            return Looked(self.filtered(weight, down), plain) if plain is not None and spreads(weight, down) else plain
+            filtered = isinstance(plain, Packed) and spreads(weight, down)
+            return Looked(self.filtered(weight, down), plain) if filtered else plain
 
         return self._looked.get(weight, down, made)

@@ -18,6 +18,7 @@ from fastlrp.aten import conv as aten_conv
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.products import reduced
 from fastlrp.plan.products.looked import Looked
+from fastlrp.plan.products.point import Full
 from fastlrp.plan.products.winograd import Winograd
 
 LEAST_WORK = 1 << 22
@@ -148,7 +149,7 @@ def of_transpose(
     return Packed(weight, g, missing) if fitting and g.groups == 1 else None
 
 
-Prepared = Packed | Winograd | Looked
+Prepared = Packed | Winograd | Looked | Full
 """A convolution, or its transpose, by a weight in another form."""
 
 
@@ -158,18 +159,25 @@ def last(weight: Tensor) -> Tensor:
 
 
 def transposed(
-    weight: Prepared | None, positive: Prepared | None, negative: Prepared | None, plain: Callable[..., Tensor]
+    weight: Prepared | None,
+    positive: Prepared | None,
+    negative: Prepared | None,
+    plain: Callable[..., Tensor],
+    both: Full | None = None,
 ) -> Callable[..., Tensor]:
     """``(register, u, v, input, times) -> c`` by weights that are laid out beforehand; ``times``: of ``Looked.scaled``.
 
     Args:
         weight: of the first term. positive, negative: of the second; negative only where the input's sign decides.
-        plain: the same by the weights as they are, for operands that :func:`fits` is not true of.
+        plain: the same by the weights as they are, for operands that :func:`fits` is not true of. both: of both terms
+            in one product.
     """
 
     def through(flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any, times: Tensor | None = None) -> Tensor:
         if not fits(flow) or any(t is not None and reduced.is_traced(t) for t in (u, v)):
             return plain(flow, u, v, x)
+        if both is not None and u is not None and v is not None:
+            return both.through(flow, [u, v])
 
         def product(coefficient: Tensor, by: Prepared | None) -> Tensor:
             assert by is not None

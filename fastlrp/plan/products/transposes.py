@@ -121,7 +121,8 @@ def _by_packed(
     first, second = (None if w is None else laid_out(w, down=True) for w in (weight, positive))
     if first is None:  # A transpose that oneDNN has no kernel for.
         return plain
-    return packed.transposed(first, second, _opposite(layer, weight, positive, signed), plain)
+    both = None if positive is None or signed else layer.layouts.transpose_of_both([weight, positive])
+    return packed.transposed(first, second, _opposite(layer, weight, positive, signed), plain, both)
 
 
 def _of_bfloat16(
