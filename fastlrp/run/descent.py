@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.plan.compact import Compact
 from fastlrp.plan.products.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
@@ -47,12 +48,12 @@ class Descent:
             # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
             parts += reversed(self._advance(steps, parts.pop()))
 
-    def _advance(self, steps: Steps, part: _Part) -> list[_Part]:
+    def _advance(self, steps: Steps, part: _Part, end: int | None = None) -> list[_Part]:
         """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
         state, registers, count, batch = part.state, part.registers, part.count, part.batch
         position, may_part = part.position, part.rows is None and len(self.rows) > 0
         try:
-            for position in range(part.position, len(steps)):
+            for position in range(part.position, len(steps) if end is None else end):
                 step, frees = steps[position]
                 if may_part and any(type(state[slot]) is Parted for slot in step.slots):
                     return self._in_rows(replace(part, position=position))
@@ -76,7 +77,9 @@ class Descent:
                             return self._in_rows(replace(part, position=position))
                         fits = fitting(step, batch, self.itemsize, self.block_bytes, numel)
                         if fits < count:
-                            return _split(replace(part, position=position), fits)
+                            rest = replace(part, position=position)
+                            meeting = None if self.rows else _meeting(steps, rest)
+                            return _split(rest, fits) if meeting is None else [self._met(steps, rest, fits, meeting)]
                     ins, slots = step.ins, step.slots
                     if few is None:
                         for register in ins:
@@ -98,6 +101,22 @@ class Descent:
             note_down(error, steps[position][0].name)
             raise
         return []
+
+    def _met(self, steps: Steps, part: _Part, fits: int, meeting: int) -> _Part:
+        """A part before the step at ``meeting``, where its smaller blocks have come together again."""
+        registers, changed, offset = list(part.registers), {}, 0
+        for block in _split(part, fits):
+            given = list(block.registers)
+            rest = self._advance(steps, block, meeting)
+            for r, after in enumerate(rest[0].registers if rest else block.registers):
+                if after is not given[r]:
+                    changed[r] = None if after is None else _put(changed.get(r), after, offset, part.count)
+                block.registers[r] = None  # One block's rows are given back before the next one makes its own.
+            del rest, after, given
+            offset += block.count
+        for r, register in changed.items():
+            registers[r] = register
+        return replace(part, position=meeting, registers=registers)
 
     def _in_rows(self, part: _Part) -> list[_Part]:
         """The same targets for some samples after the other."""
@@ -173,6 +192,35 @@ class _Part:
             return [(self.first, 0, self.count)]
         starts = [i for i, n in enumerate(self.order) if i == 0 or n != self.order[i - 1] + 1]
         return [(self.order[i], i, end - i) for i, end in itertools.pairwise([*starts, len(self.order)])]
+
+
+def _meeting(steps: Steps, part: _Part) -> int | None:
+    """Where the smaller blocks of a part that is to be split come together again: before the first sparse step that
+    follows, which takes as many targets at the cost of one. None where none follows, or where a block is no slice."""
+    if part.reach is not None or any(isinstance(r, AtPositions) for r in part.registers):
+        return None
+    for position, (step, _) in enumerate(steps[part.position :], part.position):
+        if type(step) is Emission:
+            continue
+        if step.least > 1 and step.ins != step.outs:  # Not a change of form.
+            return position if position > part.position else None
+        if step.keeps_one_hot and isinstance(part.registers[step.ins[0]], OneHot):
+            return None
+    return None
+
+
+def _put(whole: Any, block: Any, offset: int, count: int) -> Any:
+    """A register of ``count`` targets, made for its first block, with those from ``offset`` on filled in."""
+    if isinstance(block, Compact):
+        if whole is None:
+            whole = replace(block, values=block.values.new_empty(len(block.values), count), count=count)
+        whole.values[:, offset : offset + block.count] = block.values[:, : block.count]
+        return whole
+    if whole is None:  # Channels innermost.
+        batch, _, channels, *size = block.shape
+        whole = block.new_empty(batch, count, *size, channels).movedim(-1, 2)
+    whole[:, offset : offset + block.shape[1]] = block
+    return whole
 
 
 def _split(part: _Part, fits: int) -> list[_Part]:
