@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -104,7 +104,8 @@ class Descent:
 
     def _met(self, steps: Steps, part: _Part, fits: int, meeting: int) -> _Part:
         """A part before the step at ``meeting``, where its smaller blocks have come together again."""
-        registers, changed, offset = list(part.registers), {}, 0
+        registers, offset = list(part.registers), 0
+        changed: dict[int, Any] = {}
         for block in _split(part, fits):
             given = list(block.registers)
             rest = self._advance(steps, block, meeting)
@@ -195,17 +196,21 @@ class _Part:
 
 
 def _meeting(steps: Steps, part: _Part) -> int | None:
-    """Where the smaller blocks of a part that is to be split come together again: before the first sparse step that
-    follows, which takes as many targets at the cost of one. None where none follows, or where a block is no slice."""
-    if part.reach is not None or any(isinstance(r, AtPositions) for r in part.registers):
+    """Where the smaller blocks of a part that is to be split come together again; None where they go to the end."""
+    meeting = _next_sparse(steps, part.position)
+    if meeting is None or part.reach is not None or any(isinstance(r, AtPositions) for r in part.registers):
         return None
-    for position, (step, _) in enumerate(steps[part.position :], part.position):
-        if type(step) is Emission:
-            continue
-        if step.least > 1 and step.ins != step.outs:  # Not a change of form.
-            return position if position > part.position else None
-        if step.keeps_one_hot and isinstance(part.registers[step.ins[0]], OneHot):
-            return None
+    between = [step for step, _ in steps[part.position : meeting] if type(step) is not Emission]
+    hot = any(step.keeps_one_hot and isinstance(part.registers[step.ins[0]], OneHot) for step in between)
+    return None if hot else meeting
+
+
+def _next_sparse(steps: Steps, position: int) -> int | None:
+    """The first sparse step below a dense one: it takes as many targets at the cost of one."""
+    for place in range(position, len(steps)):
+        step = steps[place][0]
+        if type(step) is not Emission and step.least > 1 and step.ins != step.outs:  # Not a change of form.
+            return place if place > position else None
     return None
 
 
@@ -278,6 +283,20 @@ def _even(count: int, fits: int) -> int:
     return min(fits, -(-size // BLOCK) * BLOCK)
 
 
+@dataclass
+class _Met:
+    """Where smaller blocks come together again, and what holds there: targets, bytes outside, the peak so far.
+
+    ``written``: registers that the blocks write until then.
+    """
+
+    position: int | None = None
+    count: int = 0
+    outside: int = 0
+    peak: int = 0
+    written: set[int] = field(default_factory=set)
+
+
 def peak_bytes(
     steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int,
     hot: dict[int, int] | None = None,
@@ -290,23 +309,34 @@ def peak_bytes(
     live, dense, hot = set(sizes), dict(sizes), dict(hot or {})
     sizes = {**sizes, **hot}
     peak = outside = 0  # Outside: what larger blocks hold while their smaller ones go down.
-    for step, frees in steps:
+    entries, met = dict(sizes), _Met()
+    for position, (step, frees) in enumerate(steps):
+        if position == met.position:  # One block's rows beside what all blocks leave.
+            count, outside = met.count, met.outside
+            sizes.update((r, entries[r]) for r in live & met.written)
+            peak = max(met.peak, peak + sum(sizes[r] for r in live) * batch * itemsize * count)
+            met = _Met()
         unit = batch * itemsize * count
         held = outside + sum(sizes[r] for r in live) * unit
         if type(step) is Emission:
             peak = max(peak, held + dense.get(step.register, sizes[step.register]) * unit)
         elif step.keeps_one_hot and step.ins[0] in hot:
             live.update(step.outs)
-            sizes[step.out] = hot[step.out] = hot[step.ins[0]]
+            sizes[step.out] = entries[step.out] = hot[step.out] = hot[step.ins[0]]
             dense[step.out] = step.numel
             peak = max(peak, held + 2 * hot[step.out] * unit)
         else:
             fits = fitting(step, batch, itemsize, block_bytes)
             if fits < count:
+                meeting = _next_sparse(steps, position)
+                if met.position is None and meeting is not None:
+                    met, peak = _Met(meeting, count, outside, peak), 0
                 count, outside = _even(count, fits), held
                 unit = batch * itemsize * count
                 held = outside + sum(sizes[r] for r in live) * unit
             live.update(step.outs)
+            met.written.update(step.outs)
+            entries.update(zip(step.outs, step.numels, strict=True))
             if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
                 sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)
                 peak = max(peak, held + sizes[step.out] * unit)
@@ -316,4 +346,4 @@ def peak_bytes(
                 made = 2 * step.numel + sum(step.numels)
                 peak = max(peak, held + (made + 2 * max(sizes[r] for r in step.ins)) * unit)
         live.difference_update(frees)
-    return peak
+    return max(peak, met.peak)

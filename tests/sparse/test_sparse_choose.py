@@ -198,6 +198,7 @@ def test_a_layer_that_changes_form_pays_for_maps_and_rows():
 
 def test_taking_tiles_apart_is_a_part_of_the_filtering():
     """64 channels at 56x56 gain less than 512 at 28x28, and maps of 14x14 fill 16 tiles."""
+
     def gain(form, rates=RATES):
         plain, filtered = (estimate(f, 0.5, 0.5, 8, 4, rates).dense for f in (form, replace(form, is_filtered=True)))
         return plain / filtered

@@ -123,3 +123,21 @@ def test_blocks_hand_out_their_own_relevance_before_they_come_together():
     with Explainer(model, "epsilon_plus", paths={"4": "dense", "*": "sparse"}).forward(x) as record:
         record.plan.block_bytes = 2 * 2 * 4 * 36 * 8
         assert_same(record.relevance(TARGETS, layers="all"), expected, TIGHT)
+
+
+def test_foretold_memory_holds_where_blocks_come_together(monkeypatch):
+    """All targets are there again below a dense layer that took a few of them at once."""
+    x = torch.rand(1, 3, 6, 6, dtype=torch.float64)
+    with Explainer(stack(), "epsilon_plus", paths={"4": "dense", "*": "sparse"}).forward(x) as record:
+        plan = record.plan
+        schedule = plan.schedule(plan.explained_inputs())
+        state = runner.complete(plan, record._as_it_lies(), schedule.slots)
+        steps = runner.specialize(plan, schedule.steps, state, 64, 1).steps
+        sizes = {plan.program.top: CLASSES}
+
+        rows = [step.numel for step, _ in steps if type(step) is not Emission and step.least > 1]
+        found = descent.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)
+    # What a sparse layer reads and writes, for all targets.
+    assert found >= 64 * 8 * 2 * min(rows[-3:])
+    monkeypatch.setattr(descent, "_next_sparse", lambda *_: None)
+    assert found > descent.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)

@@ -188,7 +188,9 @@ class Chooser:
             return "sparse"
         cost = estimate(form, above, below, count, itemsize, rates)
         best: Way = "sparse bf16" if cost.narrow < cost.sparse else "sparse"
-        dense = cost.dense + (_changed(form, above, below) * itemsize * OF_CHANGES / rates.memory if changes_form else 0.0)
+        dense = cost.dense + (
+            _changed(form, above, below) * itemsize * OF_CHANGES / rates.memory if changes_form else 0.0
+        )
         return best if wish == "sparse" or cost.of(best) < dense else "dense"
 
     def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> bool:

@@ -28,7 +28,7 @@ def cheapest(
         outlook: the way down with layers chosen so.
     """
     if rates is None:
-        return outlook(lambda form, *densities: chooser.way(form, *densities, count, itemsize, rates))
+        return outlook(lambda form, above, below: chooser.way(form, above, below, count, itemsize, None))
     known, asked = rates, set[Way]()
 
     def choose(form: Affine, above: float, below: float) -> Way:
