@@ -159,9 +159,9 @@ def test_layers_go_the_way_of_their_neighbours_where_changes_cost_more_than_they
     """Layer by layer the last one is dense."""
     forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)] + [layer(64, 256, 28, 1)], [0.5] * 3 + [0.9]
     choose = outlooks(forms, densities, 0)
-    alone = choose(lambda form, *d: Chooser().way(form, *d, 16, 4, RATES))
+    alone = choose(lambda form, *d: Chooser().way(form, *d, 8, 4, RATES))
     assert [path.sparse for path in alone.paths] == [True, True, True, False]
-    assert ways(forms, densities, 16, moved=10**7) == ["sparse"] * 4
+    assert ways(forms, densities, 8, moved=10**7) == ["sparse"] * 4
 
 
 def test_filtered_layers_beside_sparse_ones_are_dense():

@@ -133,8 +133,6 @@ def test_foretold_memory_holds_where_blocks_come_together(monkeypatch):
         schedule = plan.schedule(plan.explained_inputs())
         state = runner.complete(plan, record._as_it_lies(), schedule.slots)
         steps = runner.specialize(plan, schedule.steps, state, 64, 1).steps
-        sizes = {plan.program.top: CLASSES}
-
         rows = [step.numel for step, _ in steps if type(step) is not Emission and step.least > 1]
         found = descent.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)
     # What a sparse layer reads and writes, for all targets.
