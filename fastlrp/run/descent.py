@@ -18,6 +18,9 @@ from fastlrp.run.parted import Parted, Rows, of_rows
 from fastlrp.run.reach import Reach
 from fastlrp.targets.one_hot import AtPositions, OneHot
 
+NEARLY = 4 / 3
+"""Of ``block_bytes``, where blocks would have to come together again: the C library keeps buffers of 32 MiB."""
+
 
 @dataclass(eq=False)
 class Descent:
@@ -79,7 +82,10 @@ class Descent:
                         if fits < count:
                             rest = replace(part, position=position)
                             meeting = None if self.rows else _meeting(steps, rest)
-                            return _split(rest, fits) if meeting is None else [self._met(steps, rest, fits, meeting)]
+                            is_near = numel * batch * self.itemsize * count <= NEARLY * self.block_bytes
+                            if meeting is None or not is_near:
+                                whole = None if meeting is None else self._met(steps, rest, fits, meeting)
+                                return _split(rest, fits) if whole is None else [whole]
                     ins, slots = step.ins, step.slots
                     if few is None:
                         for register in ins:
@@ -285,10 +291,7 @@ def _even(count: int, fits: int) -> int:
 
 @dataclass
 class _Met:
-    """Where smaller blocks come together again, and what holds there: targets, bytes outside, the peak so far.
-
-    ``written``: registers that the blocks write until then.
-    """
+    """Where blocks meet, what holds there (targets, bytes outside, the peak so far), and registers that they write."""
 
     position: int | None = None
     count: int = 0

@@ -12,6 +12,7 @@ from fastlrp.plan.forms import Affine, Sum
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BackwardStep
+from fastlrp.run.sparse import wholes
 from fastlrp.run.sparse.choose import LEAST_TARGETS, OF_CHANGES, Chooser, estimate
 from fastlrp.run.sparse.rates import Rates
 from fastlrp.run.sparse.specialize import Outlook
@@ -157,11 +158,19 @@ def ways(forms, densities, count, wish="auto", moved=0, rates=RATES):
 
 def test_layers_go_the_way_of_their_neighbours_where_changes_cost_more_than_they_gain():
     """Layer by layer the last one is dense."""
-    forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)] + [layer(64, 256, 28, 1)], [0.5] * 3 + [0.9]
-    choose = outlooks(forms, densities, 0)
-    alone = choose(lambda form, *d: Chooser().way(form, *d, 8, 4, RATES))
+    forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)] + [layer(64, 256, 28, 1)], [0.3] * 3 + [0.9]
+    alone = outlooks(forms, densities, 0)(lambda form, *d: Chooser().way(form, *d, 8, 4, RATES))
     assert [path.sparse for path in alone.paths] == [True, True, True, False]
     assert ways(forms, densities, 8, moved=10**7) == ["sparse"] * 4
+
+
+@pytest.mark.parametrize(("of_mixed", "expected"), [(0.97, ["sparse"] * 3), (0.9, ["sparse", "dense", "dense"])])
+def test_a_mixed_way_has_to_gain_more_than_its_estimate_leaves_out(monkeypatch, of_mixed, expected):
+    def cost(way, *_):
+        return {1: 1.0, 2: of_mixed}[len({path.sparse for path in way.paths})]
+
+    monkeypatch.setattr(wholes, "cost_of_whole", cost)
+    assert ways([replace(layer(512, 512), is_filtered=True)] * 3, [0.15, 0.5, 0.5], 8) == expected
 
 
 def test_filtered_layers_beside_sparse_ones_are_dense():
