@@ -330,8 +330,9 @@ def peak_bytes(
             peak = max(peak, held + 2 * hot[step.out] * unit)
         else:
             fits = fitting(step, batch, itemsize, block_bytes)
-            if fits < count:
-                meeting = _next_sparse(steps, position)
+            meeting = _next_sparse(steps, position) if fits < count else None
+            is_near = meeting is not None and step.numel * unit <= NEARLY * block_bytes
+            if fits < count and not is_near:
                 if met.position is None and meeting is not None:
                     met, peak = _Met(meeting, count, outside, peak), 0
                 count, outside = _even(count, fits), held
