@@ -83,14 +83,64 @@ Entries sparse_pattern(const std::vector<Mask<T>>& masks, int64_t batch, int64_t
   return found;
 }
 
+namespace {
+
+// Channels and targets that change places together. Maps of several targets lie a multiple of 4 KB apart as a rule, so
+// that the lines of more than kWays of them at one place do not stay in a first-level cache while their numbers are
+// taken one by one (512 channels at 28x28, AMD EPYC, Zen 4: rows of 8 targets become a map in 4 ms, those of 15 in 23).
+constexpr int64_t kSquare = 16, kWays = 8;
+
+// Some channels of a position, for some targets: visit(the first channel, how many, the first target, how many).
+template <class Visit>
+FASTLRP_INLINE void over_squares(int64_t channels, int64_t targets, const Visit& visit) {
+  for (int64_t c = 0; c < channels; c += kSquare) {
+    for (int64_t k = 0; k < targets; k += kSquare) {
+      visit(c, std::min(kSquare, channels - c), k, std::min(kSquare, targets - k));
+    }
+  }
+}
+
+template <class T>
+void copy(const T* from, int64_t count, T* to) {
+  if (count == kSquare) {
+    std::memcpy(to, from, kSquare * sizeof(T));  // Of a size that is known, so that it is no call.
+  } else {
+    std::copy(from, from + count, to);
+  }
+}
+
+}  // namespace
+
 template <class T>
 void sparse_from_dense(const DenseMap<const T>& dense, const Pattern& pattern, T* values, int64_t stride) {
   over_positions(dense.batch, dense.spatial, [&](int64_t q, int64_t b, int64_t p) {
     const T* at = dense.data + b * dense.batch_stride + p * dense.position_stride;
+    const bool squares = dense.channel_stride == 1 && dense.targets > kWays;
+    if (squares) {
+      T square[kSquare][kSquare];
+      int64_t next = pattern.offsets[q], e = next;
+      over_squares(dense.channels, dense.targets, [&](int64_t c, int64_t channels, int64_t k, int64_t targets) {
+        e = k == 0 ? next : e;
+        next = advance(pattern, q, e, static_cast<int32_t>(c + channels));
+        if (next == e) {
+          return;
+        }
+        for (int64_t i = 0; i < targets; ++i) {
+          copy(at + c + (k + i) * dense.target_stride, channels, square[i]);
+        }
+        for (int64_t entry = e; entry < next; ++entry) {
+          const T* from = square[0] + pattern.channels[entry] - c;
+          T* to = values + entry * stride + k;
+          for (int64_t i = 0; i < targets; ++i) {
+            to[i] = from[i * kSquare];
+          }
+        }
+      });
+    }
     for (int64_t e = pattern.offsets[q]; e < pattern.offsets[q + 1]; ++e) {
       const T* from = at + pattern.channels[e] * dense.channel_stride;
       T* to = values + e * stride;
-      for (int64_t k = 0; k < dense.targets; ++k) {
+      for (int64_t k = 0; k < dense.targets && !squares; ++k) {
         to[k] = from[k * dense.target_stride];
       }
       for (int64_t k = dense.targets; k < stride; ++k) {
@@ -104,21 +154,29 @@ template <class T>
 void sparse_to_dense(const Rows<T>& rows, const DenseMap<T>& dense) {
   over_positions(dense.batch, dense.spatial, [&](int64_t q, int64_t b, int64_t p) {
     T* at = dense.data + b * dense.batch_stride + p * dense.position_stride;
-    int64_t e = rows.pattern.offsets[q];
-    const int64_t end = rows.pattern.offsets[q + 1];
-    for (int64_t c = 0; c < dense.channels; ++c) {
-      T* to = at + c * dense.channel_stride;
-      if (e < end && rows.pattern.channels[e] == c) {
-        const T* from = rows.row(e++);
-        for (int64_t k = 0; k < dense.targets; ++k) {
-          to[k * dense.target_stride] = from[k];
-        }
-      } else {
-        for (int64_t k = 0; k < dense.targets; ++k) {
-          to[k * dense.target_stride] = T(0);
+    int64_t next = rows.pattern.offsets[q], e = next;
+    over_squares(dense.channels, dense.targets, [&](int64_t c, int64_t channels, int64_t k, int64_t targets) {
+      T square[kSquare][kSquare] = {};
+      e = k == 0 ? next : e;
+      next = advance(rows.pattern, q, e, static_cast<int32_t>(c + channels));
+      for (int64_t entry = e; entry < next; ++entry) {
+        const T* from = rows.row(entry) + k;
+        T* to = square[0] + rows.pattern.channels[entry] - c;
+        for (int64_t i = 0; i < targets; ++i) {
+          to[i * kSquare] = from[i];
         }
       }
-    }
+      for (int64_t i = 0; i < targets; ++i) {
+        T* to = at + c * dense.channel_stride + (k + i) * dense.target_stride;
+        if (dense.channel_stride == 1) {
+          copy(square[i], channels, to);
+          continue;
+        }
+        for (int64_t j = 0; j < channels; ++j) {
+          to[j * dense.channel_stride] = square[i][j];
+        }
+      }
+    });
   });
 }
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlrp.plan.compact import Compact
 from fastlrp.plan.products.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
 from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
 from fastlrp.run.parted import Parted, Rows, of_rows
 from fastlrp.run.reach import Reach
 from fastlrp.targets.one_hot import AtPositions, OneHot
+
+NEARLY = 4 / 3
+"""Of ``block_bytes``, where blocks would have to come together again: the C library keeps buffers of 32 MiB."""
 
 
 @dataclass(eq=False)
@@ -47,12 +51,12 @@ class Descent:
             # The smaller blocks of a part come before what is left of the others: one block goes down to the end.
             parts += reversed(self._advance(steps, parts.pop()))
 
-    def _advance(self, steps: Steps, part: _Part) -> list[_Part]:
+    def _advance(self, steps: Steps, part: _Part, end: int | None = None) -> list[_Part]:
         """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
         state, registers, count, batch = part.state, part.registers, part.count, part.batch
         position, may_part = part.position, part.rows is None and len(self.rows) > 0
         try:
-            for position in range(part.position, len(steps)):
+            for position in range(part.position, len(steps) if end is None else end):
                 step, frees = steps[position]
                 if may_part and any(type(state[slot]) is Parted for slot in step.slots):
                     return self._in_rows(replace(part, position=position))
@@ -76,7 +80,12 @@ class Descent:
                             return self._in_rows(replace(part, position=position))
                         fits = fitting(step, batch, self.itemsize, self.block_bytes, numel)
                         if fits < count:
-                            return _split(replace(part, position=position), fits)
+                            rest = replace(part, position=position)
+                            meeting = None if self.rows else _meeting(steps, rest)
+                            is_near = numel * batch * self.itemsize * count <= NEARLY * self.block_bytes
+                            if meeting is None or not is_near:
+                                whole = None if meeting is None else self._met(steps, rest, fits, meeting)
+                                return _split(rest, fits) if whole is None else [whole]
                     ins, slots = step.ins, step.slots
                     if few is None:
                         for register in ins:
@@ -98,6 +107,23 @@ class Descent:
             note_down(error, steps[position][0].name)
             raise
         return []
+
+    def _met(self, steps: Steps, part: _Part, fits: int, meeting: int) -> _Part:
+        """A part before the step at ``meeting``, where its smaller blocks have come together again."""
+        registers, offset = list(part.registers), 0
+        changed: dict[int, Any] = {}
+        for block in _split(part, fits):
+            given = list(block.registers)
+            rest = self._advance(steps, block, meeting)
+            for r, after in enumerate(rest[0].registers if rest else block.registers):
+                if after is not given[r]:
+                    changed[r] = None if after is None else _put(changed.get(r), after, offset, part.count)
+                block.registers[r] = None  # One block's rows are given back before the next one makes its own.
+            del rest, after, given
+            offset += block.count
+        for r, register in changed.items():
+            registers[r] = register
+        return replace(part, position=meeting, registers=registers)
 
     def _in_rows(self, part: _Part) -> list[_Part]:
         """The same targets for some samples after the other."""
@@ -175,6 +201,39 @@ class _Part:
         return [(self.order[i], i, end - i) for i, end in itertools.pairwise([*starts, len(self.order)])]
 
 
+def _meeting(steps: Steps, part: _Part) -> int | None:
+    """Where the smaller blocks of a part that is to be split come together again; None where they go to the end."""
+    meeting = _next_sparse(steps, part.position)
+    if meeting is None or part.reach is not None or any(isinstance(r, AtPositions) for r in part.registers):
+        return None
+    between = [step for step, _ in steps[part.position : meeting] if type(step) is not Emission]
+    hot = any(step.keeps_one_hot and isinstance(part.registers[step.ins[0]], OneHot) for step in between)
+    return None if hot else meeting
+
+
+def _next_sparse(steps: Steps, position: int) -> int | None:
+    """The first sparse step below a dense one: it takes as many targets at the cost of one."""
+    for place in range(position, len(steps)):
+        step = steps[place][0]
+        if type(step) is not Emission and step.least > 1 and step.ins != step.outs:  # Not a change of form.
+            return place if place > position else None
+    return None
+
+
+def _put(whole: Any, block: Any, offset: int, count: int) -> Any:
+    """A register of ``count`` targets, made for its first block, with those from ``offset`` on filled in."""
+    if isinstance(block, Compact):
+        if whole is None:
+            whole = replace(block, values=block.values.new_empty(len(block.values), count), count=count)
+        whole.values[:, offset : offset + block.count] = block.values[:, : block.count]
+        return whole
+    if whole is None:  # Channels innermost.
+        batch, _, channels, *size = block.shape
+        whole = block.new_empty(batch, count, *size, channels).movedim(-1, 2)
+    whole[:, offset : offset + block.shape[1]] = block
+    return whole
+
+
 def _split(part: _Part, fits: int) -> list[_Part]:
     """The part in smaller blocks of targets, in order; by their positions, where relevance ends at these."""
     part = _by_position(part)
@@ -230,6 +289,17 @@ def _even(count: int, fits: int) -> int:
     return min(fits, -(-size // BLOCK) * BLOCK)
 
 
+@dataclass
+class _Met:
+    """Where blocks meet, what holds there (targets, bytes outside, the peak so far), and registers that they write."""
+
+    position: int | None = None
+    count: int = 0
+    outside: int = 0
+    peak: int = 0
+    written: set[int] = field(default_factory=set)
+
+
 def peak_bytes(
     steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int,
     hot: dict[int, int] | None = None,
@@ -242,23 +312,35 @@ def peak_bytes(
     live, dense, hot = set(sizes), dict(sizes), dict(hot or {})
     sizes = {**sizes, **hot}
     peak = outside = 0  # Outside: what larger blocks hold while their smaller ones go down.
-    for step, frees in steps:
+    entries, met = dict(sizes), _Met()
+    for position, (step, frees) in enumerate(steps):
+        if position == met.position:  # One block's rows beside what all blocks leave.
+            count, outside = met.count, met.outside
+            sizes.update((r, entries[r]) for r in live & met.written)
+            peak = max(met.peak, peak + sum(sizes[r] for r in live) * batch * itemsize * count)
+            met = _Met()
         unit = batch * itemsize * count
         held = outside + sum(sizes[r] for r in live) * unit
         if type(step) is Emission:
             peak = max(peak, held + dense.get(step.register, sizes[step.register]) * unit)
         elif step.keeps_one_hot and step.ins[0] in hot:
             live.update(step.outs)
-            sizes[step.out] = hot[step.out] = hot[step.ins[0]]
+            sizes[step.out] = entries[step.out] = hot[step.out] = hot[step.ins[0]]
             dense[step.out] = step.numel
             peak = max(peak, held + 2 * hot[step.out] * unit)
         else:
             fits = fitting(step, batch, itemsize, block_bytes)
-            if fits < count:
+            meeting = _next_sparse(steps, position) if fits < count else None
+            is_near = meeting is not None and step.numel * unit <= NEARLY * block_bytes
+            if fits < count and not is_near:
+                if met.position is None and meeting is not None:
+                    met, peak = _Met(meeting, count, outside, peak), 0
                 count, outside = _even(count, fits), held
                 unit = batch * itemsize * count
                 held = outside + sum(sizes[r] for r in live) * unit
             live.update(step.outs)
+            met.written.update(step.outs)
+            entries.update(zip(step.outs, step.numels, strict=True))
             if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
                 sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)
                 peak = max(peak, held + sizes[step.out] * unit)
@@ -268,4 +350,4 @@ def peak_bytes(
                 made = 2 * step.numel + sum(step.numels)
                 peak = max(peak, held + (made + 2 * max(sizes[r] for r in step.ins)) * unit)
         live.difference_update(frees)
-    return peak
+    return max(peak, met.peak)

@@ -12,7 +12,8 @@ from fastlrp.plan.forms import Affine, Sum
 from fastlrp.plan.geometry import ConvGeometry
 from fastlrp.plan.path import Path
 from fastlrp.plan.steps import BackwardStep
-from fastlrp.run.sparse.choose import LEAST_TARGETS, Chooser, estimate
+from fastlrp.run.sparse import wholes
+from fastlrp.run.sparse.choose import LEAST_TARGETS, OF_CHANGES, Chooser, estimate
 from fastlrp.run.sparse.rates import Rates
 from fastlrp.run.sparse.specialize import Outlook
 from fastlrp.run.sparse.specialize import outlook as outlook_of
@@ -93,7 +94,7 @@ def test_products_of_bfloat16_are_cheaper_where_they_are_dense():
 
 
 def test_all_ways_down_are_compared_as_a_whole():
-    """Half of the neurons are alive. Each dense layer wants all below it, which makes the next one dense too."""
+    """Half of the neurons are alive."""
     form, rates = replace(layer(), is_reduced=True), replace(RATES, reduced=2.5)
     sparse, dense = ([Path(form, s, 0.5, 0.5 if s else 1.0)] * 9 for s in (True, False))
     assert cost_of(sparse, 32, 4, rates) < cost_of(dense, 32, 4, rates)
@@ -144,8 +145,8 @@ def outlooks(forms, densities, moved):
             way = choose(form, above, wanted)
             changes += bool(paths) and paths[-1].sparse != (way != "dense")
             paths.append(Path(form, way != "dense", above, wanted, way == "sparse bf16", above))
-            wanted = above if way != "dense" else 1.0
-        return Outlook(None, paths[::-1], changes * moved)
+            wanted = above
+        return Outlook(None, paths[::-1], 0, changes * moved)
 
     return outlook
 
@@ -155,13 +156,29 @@ def ways(forms, densities, count, wish="auto", moved=0, rates=RATES):
     return ["sparse" if path.sparse else "dense" for path in found.paths]
 
 
-def test_layers_that_are_best_dense_alone_go_the_sparse_way_of_the_rest():
-    """Layer by layer the last one is dense, which wants everything of the one above."""
-    forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)] + [layer(64, 256, 28, 1)], [0.5] * 3 + [0.9]
-    choose = outlooks(forms, densities, 0)
-    alone = choose(lambda form, *d: Chooser().way(form, *d, 16, 4, RATES))
+def test_layers_go_the_way_of_their_neighbours_where_changes_cost_more_than_they_gain():
+    """Layer by layer the last one is dense."""
+    forms, densities = [layer(path=f"features.{n}") for n in (4, 3, 2)] + [layer(64, 256, 28, 1)], [0.3] * 3 + [0.9]
+    alone = outlooks(forms, densities, 0)(lambda form, *d: Chooser().way(form, *d, 8, 4, RATES))
     assert [path.sparse for path in alone.paths] == [True, True, True, False]
-    assert ways(forms, densities, 16) == ["sparse"] * 4
+    assert ways(forms, densities, 8, moved=10**7) == ["sparse"] * 4
+
+
+@pytest.mark.parametrize(("of_mixed", "expected"), [(0.97, ["sparse"] * 3), (0.9, ["sparse", "dense", "dense"])])
+def test_a_mixed_way_has_to_gain_more_than_its_estimate_leaves_out(monkeypatch, of_mixed, expected):
+    def cost(way, *_):
+        return {1: 1.0, 2: of_mixed}[len({path.sparse for path in way.paths})]
+
+    monkeypatch.setattr(wholes, "cost_of_whole", cost)
+    assert ways([replace(layer(512, 512), is_filtered=True)] * 3, [0.15, 0.5, 0.5], 8) == expected
+
+
+def test_filtered_layers_beside_sparse_ones_are_dense():
+    """VGG-16 with 8 targets: below a max-pool few neurons are given anything, elsewhere half of them is alive."""
+    forms, given = [replace(layer(512, 512), is_filtered=True)] * 3, [0.15, 0.5, 0.5]
+    assert ways(forms, given, 8, moved=10**6) == ["sparse", "dense", "dense"]
+    assert ways([layer(512, 512)] * 3, given, 8, moved=10**6)[:2] == ["sparse"] * 2, "as plain sums"
+    assert ways(forms, [0.15] * 3, 8, moved=10**6)[:2] == ["sparse"] * 2
 
 
 def test_changes_of_form_count():
@@ -170,19 +187,66 @@ def test_changes_of_form_count():
     assert ways(forms, densities, 16) == ["sparse", "sparse", "dense"]
     assert ways(forms, densities, 16, moved=10**8) in (["dense"] * 3, ["sparse"] * 3)
     mixed = outlooks(forms, densities, 10**6)(lambda form, above, below: "sparse" if above < 0.5 else "dense")
-    expected = OF_PATTERNS * (cost_of(mixed.paths, 16, 4, RATES) + 4 * 2e6 / RATES.memory)
+    sparse, dense = ([path for path in mixed.paths if path.sparse == is_sparse] for is_sparse in (True, False))
+    expected = OF_PATTERNS * cost_of(sparse, 16, 4, RATES) + cost_of(dense, 16, 4, RATES)
+    expected += 4 * OF_CHANGES * 2e6 / RATES.memory
     assert cost_of_whole(mixed, 16, 4, RATES) == pytest.approx(expected)
+    summed = replace(mixed, moved=10**6)
+    assert cost_of_whole(summed, 16, 4, RATES) == pytest.approx(expected + 4 * 1e6 / RATES.memory)
+
+
+def test_a_layer_that_changes_form_pays_for_maps_and_rows():
+    """Dense by itself, sparse if maps above it and rows below it have to be made for it."""
+    form = replace(layer(64, 64, 56), is_filtered=True)
+    cost = estimate(form, 0.5, 0.5, 8, 4, RATES)
+    changes = 4 * OF_CHANGES * 2 * 1.5 * 64 * 56 * 56 / RATES.memory
+    assert cost.dense < cost.sparse < cost.dense + changes
+    asked = form, 0.5, 0.5, 8, 4, RATES
+    assert [Chooser().way(*asked, changes_form=changes) for changes in (False, True)] == ["dense", "sparse"]
+
+
+def test_taking_tiles_apart_is_a_part_of_the_filtering():
+    """64 channels at 56x56 gain less than 512 at 28x28, and maps of 14x14 fill 16 tiles."""
+
+    def gain(form, rates=RATES):
+        plain, filtered = (estimate(f, 0.5, 0.5, 8, 4, rates).dense for f in (form, replace(form, is_filtered=True)))
+        return plain / filtered
+
+    assert 1.4 < gain(layer(64, 64, 224)) < 1.7 < 2.5 < gain(layer(512, 512, 28)) < RATES.filtered
+    free = replace(RATES, memory=1e30)
+    assert gain(layer(512, 512, 14), free) == pytest.approx(gain(layer(512, 512, 28), free) * (14 / 16) ** 2)
+
+
+def test_a_linear_layer_reads_its_weight_once_for_all_targets():
+    """Of dead neurons the sparse way reads no rows."""
+    slow = replace(RATES, dense=1e30, sparse=1e30, half_filled=1e30, call=1e-30)
+    form = linear(20000, 4000)
+    read = 4 * 20000 * 4000 / RATES.memory
+    few, many = (estimate(form, 0.5, 0.5, count, 4, slow) for count in (16, 32))
+    assert few.dense == pytest.approx(read / 16, rel=0.02)
+    assert many.dense == pytest.approx(read / 32, rel=0.04)
+    assert few.sparse == pytest.approx(read / 32, rel=0.04)
+    assert estimate(form, 0.5, 0.5, 8, 4, slow).sparse == pytest.approx(read / 16, rel=0.04)
 
 
 @pytest.mark.parametrize(
-    ("chosen_ways", "moved"),
+    ("chosen_ways", "moved", "changed"),
     [
-        (("dense", "dense", "dense"), 3 * 12), (("sparse", "sparse", "sparse"), 12 + 6),
-        (("dense", "sparse", "sparse"), 12 + 6), (("sparse", "dense", "sparse"), 3 * (12 + 6)),
-        (("sparse", "sparse", "dense"), 3 * 12 + 2 * (12 + 6)),
+        # The sum is dense, and its three maps are moved.
+        (("dense", "dense", "dense"), 3 * 12, 0),
+        # The initial relevance is made compact.
+        (("sparse", "sparse", "sparse"), 0, 12 + 6),
+        # What the dense layer gives is, at once.
+        (("dense", "sparse", "sparse"), 0, 12 + 6),
+        # And a map is made of the first layer's rows, which the sum reads; then rows of what the second one gives.
+        (("sparse", "dense", "sparse"), 0, 3 * (12 + 6)),
+        # The sum takes rows, as it is given some. Of its own a map is made.
+        (("sparse", "sparse", "dense"), 0, 2 * (12 + 6)),
+        # A map is made of the first layer's rows, which suits the sum as well.
+        (("sparse", "dense", "dense"), 3 * 12, 2 * (12 + 6)),
     ],
-)  # fmt: skip
-def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_ways, moved):
+)
+def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_ways, moved, changed):
     """Three layers of 12 neurons, half of them alive. The second reads the first, a sum reads both, the third the sum.
     A dense sum reads and writes three maps; a change of form, of the initial relevance too, reads one, writes 6 rows.
     """
@@ -204,8 +268,9 @@ def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_wa
     ]  # fmt: skip
     wished = dict(zip("abc", chosen_ways, strict=True))
     found = outlook_of(steps, [alive], lambda form, *_: wished[form.path])
-    assert found.moved == moved
+    assert (found.moved, found.changed) == (moved, changed)
     assert [path.way for path in found.paths] == list(chosen_ways)
+    assert [path.below for path in found.paths] == [0.5, 0.5, 1.0], "dense layers read no more than sparse ones"
 
 
 @pytest.mark.parametrize("count", [8, 16])

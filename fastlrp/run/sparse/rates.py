@@ -34,20 +34,21 @@ class Rates:
 
     ``lanes``: targets that the sparse kernels take at the cost of one. ``half_filled``: operations per second where
     one vector of lanes is all there is. ``reduced``: how many times as fast dense products of bfloat16 are as those of
-    float32; ``filtered``: those of float32 that go by Winograd's filtering, on a CPU (AMD EPYC: 1.5 to 2.7 times).
-    ``sparse_reduced``, ``half_reduced``: of bfloat16, for alive neurons only. The defaults were measured on an
-    AVX-512 Xeon at 2.3 to 3 GHz (float32, K = 32, ``python -m benchmarks.layers``); other CPUs are faster or slower in
-    about the same proportions.
+    float32; ``filtered``: those of float32 that go by Winograd's filtering, on a CPU, without what taking tiles apart
+    costs (AMD EPYC: Zen 5 2.9, Zen 4 3.5 times; 1.5 to 2.7 with it).
+    ``sparse_reduced``, ``half_reduced``: of bfloat16, for alive neurons only. The defaults stand between an AVX-512
+    Xeon at 2.3 to 3 GHz (float32, ``python -m benchmarks.layers``: sparse 125 and 90 beside 150 dense) and AMD EPYCs
+    (Zen 4 and 5: 130 and more), in the same proportions to what is dense.
     """
 
     dense: float = 150e9
-    sparse: float = 125e9
-    half_filled: float = 90e9
+    sparse: float = 135e9
+    half_filled: float = 110e9
     memory: float = 12e9
     call: float = 15e-9
     lanes: int = 16
     reduced: float = 1.0
-    filtered: float = 2.3
+    filtered: float = 3.0
     sparse_reduced: float = 1e6
     half_reduced: float = 1e6
 

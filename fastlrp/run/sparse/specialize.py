@@ -50,13 +50,14 @@ class Specialized:
 class Outlook:
     """A way down before its steps are written.
 
-    ``wants``: of its registers. ``paths``: what was chosen. ``moved``: entries of one sample and target that changes of
-    form and dense sums read and write between the layers.
+    ``wants``: of its registers. ``paths``: what was chosen. ``moved``: entries of one sample and target that dense sums
+    read and write between the layers; ``changed``: those of changes of form and of dense pools.
     """
 
     wants: Wants
     paths: list[Path]
     moved: int
+    changed: int = 0
 
 
 def outlook(
@@ -77,7 +78,7 @@ def outlook(
         wants.add(step)
     rewrite = _Rewrite(state, wants, dry=True)
     rewrite.rewritten(steps)
-    return Outlook(wants, wants.paths[::-1], rewrite.moved)
+    return Outlook(wants, wants.paths[::-1], rewrite.moved, rewrite.changed)
 
 
 def written(steps: Steps, state: Sequence[Any], found: Outlook) -> Specialized:
@@ -97,7 +98,7 @@ class _Rewrite:
         self.state, self.wants, self.dry = state, wants, dry
         self.compact: set[int] = set()
         self.winners: dict[int, float] = {}
-        self.nbytes = self.moved = 0
+        self.nbytes = self.moved = self.changed = 0
         self._seen: set[int] = set()
 
     def rewritten(self, steps: Steps) -> Specialized:
@@ -110,10 +111,10 @@ class _Rewrite:
         for position, (step, frees) in enumerate(steps):
             if position in joined:
                 continue  # The sum that follows does both.
-            if type(step) is Emission or id(step) not in self.wants.sparse:
+            if type(step) is Emission:
                 written.append((step, frees))
-                if type(step) is not Emission and isinstance(step.form, Sum):
-                    self.moved += (len(step.ins) + 1) * step.numel
+            elif not self._is_sparse(step):
+                written.append((self._dense(step), frees))
             elif position - 1 in joined:
                 affine, early = steps[position - 1]
                 written.append((self._affine_onto(affine, step), (*early, *(r for r in frees if r != affine.out))))
@@ -122,7 +123,12 @@ class _Rewrite:
             if type(step) is not Emission:
                 for register in step.outs:
                     self._convert(register, written, frees, step.name, step.node)
+                    self._open(register, written, frees, step)
         return Specialized(written, self.wants.paths[::-1], self.nbytes)
+
+    def _is_sparse(self, step: BackwardStep) -> bool:
+        given = id(step) in self.wants.either and not self.compact.isdisjoint(step.ins)
+        return given or id(step) in self.wants.sparse
 
     def _joined(self, steps: Steps) -> set[int]:
         """Positions of layers whose result only goes into the sum that follows at once: the sum is where they begin."""
@@ -130,9 +136,9 @@ class _Rewrite:
         for position, ((layer, _), (total, _)) in enumerate(pairwise(steps)):
             if type(layer) is Emission or type(total) is Emission or not isinstance(total.form, Sum):
                 continue
-            form, sparse = layer.form, self.wants.sparse
+            form, sparse, either = layer.form, self.wants.sparse, self.wants.either
             fits = isinstance(form, Affine) and form.factors is None and not form.is_split(self.state)
-            if not fits or id(layer) not in sparse or id(total) not in sparse or len(total.ins) != 2:
+            if not fits or id(layer) not in sparse or id(total) not in sparse | either or len(total.ins) != 2:
                 continue
             alone = total.ins.count(layer.out) == 1 and self.wants.readers[layer.out] == 1
             if alone and total.form.scales[total.ins.index(layer.out)] is None:
@@ -140,8 +146,8 @@ class _Rewrite:
         return found
 
     def _convert(self, register: int, written: Steps, frees: tuple[int, ...], name: str, node: Node | None) -> None:
-        """Make a dense register compact if that is what its readers want."""
-        if register in self.wants.ends:
+        """Make a dense register compact if that is what all its readers want."""
+        if register in self.wants.ends or register in self.wants.maps or register not in self.wants.rows:
             return  # What waits at the end of these steps is taken in either form.
         pattern = self._pattern(register)
         if pattern is not None and register not in self.compact and register not in frees:
@@ -149,7 +155,39 @@ class _Rewrite:
             written.append((BackwardStep(f"{name}, made compact", node, run, (register,), (), (register,), (numel,), 0,
                                          least=BLOCK), ()))  # fmt: skip
             self.compact.add(register)
-            self.moved += _changed(pattern)
+            self.changed += _changed(pattern)
+
+    def _open(self, register: int, written: Steps, frees: tuple[int, ...], step: BackwardStep) -> None:
+        """Make a compact register a map if all who read it are dense."""
+        if register not in self.compact or not self.wants.is_map(register) or register in frees:
+            return
+        pattern = self.wants.of(register)
+        assert pattern is not None
+        self.compact.discard(register)
+        self.changed += _changed(pattern)
+        numel = math.prod(pattern.sizes)
+        written.append((BackwardStep(f"{step.name}, made a map", step.node, Compact.dense, (register,), (), (register,),
+                                     (numel,), 0), ()))  # fmt: skip
+
+    def _dense(self, step: BackwardStep) -> BackwardStep:
+        """A dense step, which makes maps of what it reads where sparse ones read that too."""
+        if isinstance(step.form, Sum):
+            self.moved += (len(step.ins) + 1) * step.numel
+        elif isinstance(step.form, MaxPool):
+            self.changed += step.numel
+        compact = [register for register in step.ins if register in self.compact]
+        if not compact:
+            return step
+        for register in compact:
+            pattern = self.wants.of(register)
+            assert pattern is not None
+            self.changed += _changed(pattern)
+
+        def on_maps(*operands: Any) -> Any:
+            return step.run(*(each.dense() if type(each) is Compact else each for each in operands))
+
+        return BackwardStep(step.name, step.node, on_maps, step.ins, step.slots, step.outs, step.numels, step.work,
+                            step.form, takes_bf16=step.takes_bf16)  # fmt: skip
 
     def _pattern(self, register: int) -> Pattern | None:
         pattern = self.wants.of(register)
@@ -200,7 +238,7 @@ class _Rewrite:
         if register in self.compact:
             return lambda r: r
         pattern = pattern_of()
-        self.moved += _changed(pattern)
+        self.changed += _changed(pattern)
         return lambda r: Compact.of(r, pattern)
 
     def _affine_onto(self, layer: BackwardStep, total: BackwardStep) -> BackwardStep:

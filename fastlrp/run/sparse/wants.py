@@ -1,4 +1,8 @@
-"""What each register must hold so that all who read it have what they need: everything, or the entries of a pattern."""
+"""What each register must hold so that all who read it have what they need: everything, or the entries of a pattern.
+
+A dense layer needs a whole map too, but of its numbers only those that its coefficients do not multiply by zero: a
+sparse layer above it computes these alone, and the others are zeros.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.plan.compact import Mask, Pattern, picked
@@ -17,7 +22,7 @@ Patterns = dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]]
 """What was found, by the identities of the masks, which are kept with it."""
 
 Choose = Callable[[Affine, float, float], Way]
-"""``(layer, density of its output, density wanted of its input) -> way``."""
+"""``(layer, density of what its output is given, density wanted of its input) -> way``."""
 
 
 class Wants:
@@ -31,12 +36,15 @@ class Wants:
         masks: of each register. readers: how many each has. sparse, narrow: steps that are written anew, those with
             products of bfloat16 among them, by identity. paths: what was chosen; path_of: by the step's identity.
         above_pools: what a pool needs of its output. ends: registers that wait at the end of the steps.
+        rows, maps: registers of which some entries are enough, read by steps that take these alone, or by dense layers.
+        either: steps that are sparse if what they are given is, by identity.
     """
 
     def __init__(
         self, state: Sequence[Any], choose: Choose, steps: Steps, patterns: Patterns | None = None
     ) -> None:  # fmt: skip
         self.state, self.choose, self._produced = state, choose, _produced(steps)
+        self._pools = {s.out: s for s, _ in steps if type(s) is not Emission and isinstance(s.form, MaxPool)}
         self.masks: dict[int, list[Mask] | None] = {}
         self.readers: Counter[int] = Counter()
         self.sparse: set[int] = set()
@@ -44,6 +52,9 @@ class Wants:
         self.paths: list[Path] = []
         self.above_pools: dict[int, list[Mask]] = {}
         self.ends: set[int] = set()
+        self.rows: set[int] = set()
+        self.maps: set[int] = set()
+        self.either: set[int] = set()
         self.path_of: dict[int, Path] = {}
         self._patterns: Patterns = {} if patterns is None else patterns
 
@@ -63,11 +74,11 @@ class Wants:
         elif isinstance(form, (MaxPool, AvgPool)) and wanted is not None:
             self.above_pools[id(step)] = self._above_pool(form, wanted)
             self._some(step.ins[0], self.above_pools[id(step)])
-            self.sparse.add(id(step))
+            self._as_read(step)
         elif isinstance(form, Sum) and wanted is not None:
             for register in step.ins:
                 self._some(register, wanted)
-            self.sparse.add(id(step))
+            self._as_read(step)
         else:
             self._everything(step.ins)
 
@@ -77,17 +88,40 @@ class Wants:
         below = 1.0 if wanted is None else self.pattern(wanted).density
         # One-hot targets select rows of a weight, which nothing beats.
         selects = step.accepts_one_hot and step.ins[0] not in self._produced
-        way: Way = "dense" if selects else self.choose(form, above, below)
+        way: Way = "dense" if selects else self.choose(form, min(above, self._given(step.ins[0], coefficients)), below)
         sparse, narrow = way != "dense", way == "sparse bf16"
         self.path_of[id(step)] = path = Path(form, sparse, above, below, narrow, above)
         self.paths.append(path)
         if narrow:
             self.narrow.add(id(step))
+        if selects:
+            self._everything(step.ins)
+            return
+        self._some(step.ins[0], coefficients)
         if sparse:
             self.sparse.add(id(step))
-            self._some(step.ins[0], coefficients)
+        (self.rows if sparse else self.maps).update(step.ins)
+
+    def _given(self, register: int, masks: list[Mask]) -> float:
+        """Density of what comes down to a sparse reader: below a max-pool of the winners alone."""
+        pool = self._pools.get(register)
+        if pool is None:
+            return 1.0
+        assert isinstance(pool.form, MaxPool)
+        winners = self.pattern([_at_winners(mask, self.state[pool.form.index]) for mask in masks])
+        return winners.entries / max(1, winners.batch * torch.Size(pool.form.leaving).numel())
+
+    def _as_read(self, step: BackwardStep) -> None:
+        """A step without a weight takes what it is given where dense layers alone read what it gives."""
+        if self.is_map(step.out):
+            self.either.add(id(step))
         else:
-            self._everything(step.ins)
+            self.sparse.add(id(step))
+            self.rows.update(step.ins)
+
+    def is_map(self, register: int) -> bool:
+        """Whether dense layers alone read a register of which some entries are enough."""
+        return register in self.maps and register not in self.rows and register not in self.ends
 
     def _above_pool(self, form: MaxPool | AvgPool, wanted: list[Mask]) -> list[Mask]:
         """What a pool needs of its output, if that is wanted of its input."""
