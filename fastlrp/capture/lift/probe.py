@@ -230,8 +230,8 @@ class _Probe:
         each = self._folded(node)
         if each > 1:
             return (
-                f"{node.operation} in module {module_text(node.path)} takes rows of axis 0, where {each} "
-                "entries of each sample lie one after the other (frames or windows that are folded into the batch): as many "
+                f"{node.operation} in module {module_text(node.path)} takes rows of axis 0, where {each} entries of "
+                "each sample lie one after the other (frames or windows that are folded into the batch): as many "
                 "rows as there are samples, but those of the first samples. Take the first ones of each sample, "
                 f"x.unflatten(0, (batch, -1))[:, 0] in the place of x[:batch]. {_WAYS_OUT}"
             )
