@@ -80,9 +80,9 @@ ORDER = """
     plan.builder plan.passes.placing plan.products.choice plan.products.layouts
     plan.passes.summing plan.products.few plan.products.looked_narrow plan.products.channel_sizes
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
-    plan.forward_builder plan.path plan.products.packed
+    plan.forward_builder plan.paths.path plan.products.packed
     plan.neck plan.infinite plan.schedule plan.products.layer_calls plan.products.looked plan.products.point
-    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose capture.wrapper
+    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps plan.paths.choose capture.wrapper
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax capture.patterns.written_softmax
     capture.patterns.moved
@@ -90,7 +90,7 @@ ORDER = """
     plan.products.reduced plan.products.by_rows plan.step_names plan.absent plan.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
     capture.trace.recurrent capture.trace.padded
-    capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
+    capture.graph capture.chosen capture.watch run.lent plan.paths.rates plan.compact
     capture.trace.traced capture.trace.methods capture.training
     targets.target_names
     targets.targets
@@ -115,13 +115,13 @@ ORDER = """
     backends
     kernels
     reference aten errors byte_sizes _C
-    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.products targets
+    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.paths plan.products targets
     run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
 FILE_BY_FILE = (
     "plan.products", "targets",
-    "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes",
+    "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes", "plan.paths",
     "run", "run.sparse", "run.up", "verify", "tune",
 )  # fmt: skip
 """Folders whose files stand in the order one by one."""

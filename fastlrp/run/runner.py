@@ -20,6 +20,7 @@ from fastlrp.plan.neck import Neck
 from fastlrp.plan.passes import check as program_check
 from fastlrp.plan.passes.fusion import fuse_unpooling
 from fastlrp.plan.passes.joining import economize
+from fastlrp.plan.paths.rates import rates_of
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.schedule import Schedule
 from fastlrp.plan.step_names import note_forward, profiling, record_function
@@ -30,7 +31,6 @@ from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.parted import Rows, join, of_rows, rows_of_parts, together
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.specialize import Outlook, Specialized
 from fastlrp.run.sparse.wants import Choose, Patterns
 from fastlrp.run.sparse.wholes import cheapest

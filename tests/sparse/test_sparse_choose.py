@@ -10,11 +10,11 @@ import torch
 
 from fastlrp.plan.forms import Affine, Sum
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.choose import LEAST_TARGETS, OF_CHANGES, Chooser, estimate
+from fastlrp.plan.paths.path import Path
+from fastlrp.plan.paths.rates import Rates
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse import wholes
-from fastlrp.run.sparse.choose import LEAST_TARGETS, OF_CHANGES, Chooser, estimate
-from fastlrp.run.sparse.rates import Rates
 from fastlrp.run.sparse.specialize import Outlook
 from fastlrp.run.sparse.specialize import outlook as outlook_of
 from fastlrp.run.sparse.wholes import OF_PATTERNS, cheapest, cost_of, cost_of_whole

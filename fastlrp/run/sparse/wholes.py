@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fastlrp.plan.forms import Affine, Way
-from fastlrp.plan.path import Path
-from fastlrp.run.sparse.choose import OF_CHANGES, Chooser, Cost, estimate
-from fastlrp.run.sparse.rates import Rates
+from fastlrp.plan.paths.choose import OF_CHANGES, Chooser, Cost, estimate
+from fastlrp.plan.paths.path import Path
+from fastlrp.plan.paths.rates import Rates
 from fastlrp.run.sparse.specialize import Outlook
 from fastlrp.run.sparse.wants import Choose
 

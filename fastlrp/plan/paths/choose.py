@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from fastlrp.plan.forms import Affine, Way
-from fastlrp.run.sparse.rates import Rates
+from fastlrp.plan.paths.rates import Rates
 
 PathName = Literal["auto", "dense", "sparse"]
 PATHS = ("auto", "dense", "sparse")
