@@ -87,7 +87,7 @@ ORDER = """
     capture.patterns.composed_activations capture.patterns.segment_softmax capture.patterns.written_softmax
     capture.patterns.moved
     capture.arguments plan.forms plan.narrow plan.products.channels_last
-    plan.products.reduced plan.products.by_rows plan.step_names plan.absent plan.bind
+    plan.products.reduced plan.products.by_rows plan.step_names plan.absent capture.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
     capture.trace.recurrent capture.trace.padded
     capture.graph capture.chosen capture.watch run.lent plan.paths.rates plan.compact
