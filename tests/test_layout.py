@@ -67,7 +67,7 @@ ORDER = """
     run.given_ids run.hints
     run.graph_inputs
     run.accept run.inputs run.sink run.threads plan.table
-    run.finite
+    run.finite run.blocks
     plan.transpose plan.products.even plan.bottlenecks
     rules
     plan.two_coefficients
@@ -115,14 +115,14 @@ ORDER = """
     backends
     kernels
     reference aten errors byte_sizes _C
-    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.paths plan.products targets
-    run run.sparse run.up verify tune
+    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.paths plan.products
+    targets run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
 FILE_BY_FILE = (
     "plan.products", "targets",
-    "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes", "plan.paths",
-    "run", "run.sparse", "run.up", "verify", "tune",
+    "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes",
+    "plan.paths", "run", "run.sparse", "run.up", "verify", "tune",
 )  # fmt: skip
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
@@ -221,6 +221,20 @@ def test_imports_point_down():
     assert not wrong, "\n".join(wrong)
     gone = [name for name in LEVEL if name not in ("fastlrp", "_C") and f"fastlrp.{name}" not in MODULES]
     assert not gone, f"ORDER names files that are gone: {', '.join(gone)}"
+
+
+@pytest.mark.parametrize(("package", "later"), [("capture", ("plan", "run")), ("plan", ("run",))])
+def test_data_flows_from_capture_to_plan_to_run(package, later):
+    """What comes first knows nothing of what comes after it, whatever lines of :data:`ORDER` their files stand in."""
+    files = {module: path for module, path in MODULES.items() if module.split(".")[1:2] == [package]}
+    wrong = [
+        f"{module} imports {imported}"
+        for module, path in files.items()
+        for imported in sorted(imports(path))
+        if imported.startswith("fastlrp.") and imported.split(".")[1] in later
+    ]
+    assert files
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_private_name_is_imported():
