@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastlrp.run.sparse.rates import processor
+from fastlrp.plan.paths.rates import processor
 
 WRITTEN = ("benchmarks/results", "benchmarks/README.md", "README.md")
 """What running and rendering benchmarks writes: a change there is no change of what is measured."""

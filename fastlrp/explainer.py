@@ -18,6 +18,7 @@ from fastlrp.composites.composite import Unsupported
 from fastlrp.eager import eager
 from fastlrp.groups import Groups
 from fastlrp.pickling import Carried, plain
+from fastlrp.plan.paths.choose import Chooser, PathName
 from fastlrp.plan.plan import Plan
 from fastlrp.precision import Precision, check_wish
 from fastlrp.progress import Wish
@@ -27,7 +28,6 @@ from fastlrp.run.inputs import Relevance
 from fastlrp.run.plans import Plans
 from fastlrp.run.record import ForwardRecord
 from fastlrp.run.replay import Replay
-from fastlrp.run.sparse.choose import Chooser, PathName
 from fastlrp.run.up.direction import Direction
 from fastlrp.targets.class_names import Labels, Names, of_model
 from fastlrp.targets.initial import Initial

@@ -15,12 +15,12 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.capture.lift.lifter import rows_reshaped
 from fastlrp.eager import eager
 from fastlrp.explainer import Explainer
+from fastlrp.plan.paths.choose import Chooser
 from fastlrp.plan.steps import BLOCK, Emission, Steps
 from fastlrp.run import runner
 from fastlrp.run.descent import Descent
 from fastlrp.run.plans import Plans
 from fastlrp.run.record import ForwardRecord
-from fastlrp.run.sparse.choose import Chooser
 from fastlrp.targets.initial import Initial
 
 _AGGREGATES = ("aggregate", "aggregate_max")

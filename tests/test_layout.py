@@ -67,7 +67,7 @@ ORDER = """
     run.given_ids run.hints
     run.graph_inputs
     run.accept run.inputs run.sink run.threads plan.table
-    run.finite
+    run.finite run.blocks
     plan.transpose plan.products.even plan.bottlenecks
     rules
     plan.two_coefficients
@@ -80,17 +80,17 @@ ORDER = """
     plan.builder plan.passes.placing plan.products.choice plan.products.layouts
     plan.passes.summing plan.products.few plan.products.looked_narrow plan.products.channel_sizes
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
-    plan.forward_builder plan.path plan.products.packed
+    plan.forward_builder plan.paths.path plan.products.packed
     plan.neck plan.infinite plan.schedule plan.products.layer_calls plan.products.looked plan.products.point
-    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose capture.wrapper
+    capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps plan.paths.choose capture.wrapper
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax capture.patterns.written_softmax
     capture.patterns.moved
     capture.arguments plan.forms plan.narrow plan.products.channels_last
-    plan.products.reduced plan.products.by_rows plan.step_names plan.absent plan.bind
+    plan.products.reduced plan.products.by_rows plan.step_names plan.absent capture.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints
     capture.trace.recurrent capture.trace.padded
-    capture.graph capture.chosen capture.watch run.lent run.sparse.rates plan.compact
+    capture.graph capture.chosen capture.watch run.lent plan.paths.rates plan.compact
     capture.trace.traced capture.trace.methods capture.training
     targets.target_names
     targets.targets
@@ -115,14 +115,14 @@ ORDER = """
     backends
     kernels
     reference aten errors byte_sizes _C
-    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.products targets
-    run run.sparse run.up verify tune
+    capture capture.lift capture.patterns capture.trace capture.translate plan plan.passes plan.paths plan.products
+    targets run run.sparse run.up verify tune
     looking
 """.strip().splitlines()
 FILE_BY_FILE = (
     "plan.products", "targets",
     "capture", "capture.lift", "capture.patterns", "capture.trace", "capture.translate", "plan", "plan.passes",
-    "run", "run.sparse", "run.up", "verify", "tune",
+    "plan.paths", "run", "run.sparse", "run.up", "verify", "tune",
 )  # fmt: skip
 """Folders whose files stand in the order one by one."""
 LEVEL = {entry: number for number, line in enumerate(ORDER) for entry in line.split()}
@@ -221,6 +221,20 @@ def test_imports_point_down():
     assert not wrong, "\n".join(wrong)
     gone = [name for name in LEVEL if name not in ("fastlrp", "_C") and f"fastlrp.{name}" not in MODULES]
     assert not gone, f"ORDER names files that are gone: {', '.join(gone)}"
+
+
+@pytest.mark.parametrize(("package", "later"), [("capture", ("plan", "run")), ("plan", ("run",))])
+def test_data_flows_from_capture_to_plan_to_run(package, later):
+    """What comes first knows nothing of what comes after it, whatever lines of :data:`ORDER` their files stand in."""
+    files = {module: path for module, path in MODULES.items() if module.split(".")[1:2] == [package]}
+    wrong = [
+        f"{module} imports {imported}"
+        for module, path in files.items()
+        for imported in sorted(imports(path))
+        if imported.startswith("fastlrp.") and imported.split(".")[1] in later
+    ]
+    assert files
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_private_name_is_imported():

@@ -1,8 +1,8 @@
 """What an attribute of a module holds: whether it is the same, and what stands inside it that can change by itself.
 
 Numbers, text, arrays' and sets' contents are compared by value, containers item by item, all other objects by identity.
-Inside of an attribute may stand modules that no module knows of (a list of them), arrays, and settings: objects that
-hold nothing but such values, as configurations and small callable objects do.
+Inside of an attribute may stand modules that are not registered as submodules (those in a plain list), arrays, and
+settings: objects that hold nothing but such values, as configurations and small callable objects do.
 """
 
 from __future__ import annotations

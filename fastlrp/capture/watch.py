@@ -71,7 +71,7 @@ class Code:
         modules: whose code it is. with_hooks: whether hooks count.
 
     Attributes:
-        modules: the given ones, and others that they hold without knowing them as modules.
+        modules: the given ones, and others that they hold without having them as submodules.
         tensors: within lists, dicts and objects that modules hold.
     """
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastlrp import rules
 from fastlrp.capture.arguments import dims
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
@@ -23,7 +24,6 @@ from fastlrp.kinds.pool_windows import (
     window_sums,
 )
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.forms import AvgPool
 from fastlrp.plan.geometry import PoolGeometry

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.arguments import bind
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node
 from fastlrp.kinds import textbook
 from fastlrp.kinds.broadcasting import sum_to_shape
 from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node, Value, leaves
 from fastlrp.errors import UnsupportedOperationError, module_text
 from fastlrp.kinds import textbook
 from fastlrp.kinds.chained import pass_on
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply

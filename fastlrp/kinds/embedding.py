@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Constant, Node, Value
 from fastlrp.errors import module_text
 from fastlrp.kinds import textbook
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.looking import may_wait
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply

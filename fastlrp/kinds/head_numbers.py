@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.plan.bind import bind_forward
 
 _SAME_ENTRIES = (
     "write",

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node, Value, substitute, with_tensors
 from fastlrp.capture.wording import shape_text
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 

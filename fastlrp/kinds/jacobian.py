@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node, Value
 from fastlrp.errors import UnsupportedOperationError
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply

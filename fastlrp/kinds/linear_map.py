@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Constant, Node, Value, leaves
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds import textbook
 from fastlrp.kinds.jacobian import transpose_beside, vjp
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fastlrp import rules
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node
 from fastlrp.kinds.jacobian import transpose_at, vjp
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk, nothing_kept
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Flow
 from fastlrp.plan.total import multiply

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture import advice
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text, without_symbols
 from fastlrp.errors import UnsupportedOperationError
@@ -18,7 +19,6 @@ from fastlrp.kinds.chained import is_chained, pass_on
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.rows_taken import rows_taken
 from fastlrp.kinds.textbook import carry_back
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.steps import Factor, Flow

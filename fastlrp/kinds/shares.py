@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node, Value
 from fastlrp.kinds.jacobian import vjp, vjp_each
 from fastlrp.kinds.textbook import Share, Walk
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply

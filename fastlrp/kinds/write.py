@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.carrying import moved
 from fastlrp.capture.graph import Constant, Node, Value, leaves, substitute
 from fastlrp.capture.wording import shape_text
@@ -21,7 +22,6 @@ from fastlrp.kinds.chained import is_chained
 from fastlrp.kinds.jacobian import vjp_each
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import carry_back
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 from fastlrp.plan.total import multiply

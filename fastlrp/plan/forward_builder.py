@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastlrp.backends.dispatch import BACKEND, compiled_backend, select, sparse_kernels
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.signs import nonnegative
 from fastlrp.looking import may_look
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.narrow import representable, wide
 from fastlrp.plan.rows import Draft, Filtered
 from fastlrp.plan.steps import Factor, Flow, ForwardStep, SweepPart, step_name

@@ -102,8 +102,10 @@ def _settle_comparisons(b: Builder, assigned: Mapping[Node, rules.Rule | None]) 
 
 
 def _settle_cancelling(b: Builder, terms: set[Value]) -> None:
-    """Where a sum of both signs divides what is no multiple of it, an error of its terms counts as much as one of its
-    own, and so does any below: all that its terms are made of is plain sums.
+    """The convolutions below such a sum, all of which keep plain sums.
+
+    Where a sum has terms of both signs and divides what is no multiple of it, an error of a term counts as much as one
+    of the sum itself, and so does an error of anything that the term is made of.
 
     DenseNet-121 with fitted norms under ``epsilon_plus`` (1/f pictures, 128x128): median errors of 1.2e-2, as of plain
     sums throughout, in place of 1.8e-2, for 2 percent of the time of one target.
@@ -115,7 +117,10 @@ def _settle_cancelling(b: Builder, terms: set[Value]) -> None:
 
 
 def _settle_gates(b: Builder) -> None:
-    """Values that no relevance comes to may need their digits where they are dark, too, and so does what is below."""
+    """Note values of which nearly dark places must be as exact as bright ones although no relevance comes to them.
+
+    Gates and divisors read them: what a divisor, norm, logarithm or root reads, and all that this is made of.
+    """
     wanted: set[Value] = set()
     for node in reversed(b.graph.nodes):
         if node.output in wanted:

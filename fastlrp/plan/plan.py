@@ -26,7 +26,8 @@ from fastlrp.plan.passes.batch_parts import BatchParts, batch_parts
 from fastlrp.plan.passes.fusion import fuse_relus, fuse_sweeps
 from fastlrp.plan.passes.moving import MOST_KNOWN, Known
 from fastlrp.plan.passes.residuals import fuse_residuals
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.choose import Chooser
+from fastlrp.plan.paths.path import Path
 from fastlrp.plan.rows import Row
 from fastlrp.plan.schedule import Schedule, schedule_backward, schedule_forward
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Flow, Steps
@@ -34,7 +35,6 @@ from fastlrp.plan.table import PlanTable, plan_table
 from fastlrp.precision import FULL, Products
 from fastlrp.rules import Custom, Pass, Rule
 from fastlrp.rules.rule import all_rules, stabilizers
-from fastlrp.run.sparse.choose import Chooser
 
 KEPT_APART = 8
 """Plans in which some values have registers of their own: those of the latest sets of layers asked for."""

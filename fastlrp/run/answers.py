@@ -12,7 +12,8 @@ from fastlrp.capture.graph import Value
 from fastlrp.errors import NotFiniteError
 from fastlrp.plan.bounded import Bounded
 from fastlrp.plan.neck import Neck
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.choose import LEAST_TARGETS
+from fastlrp.plan.paths.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.schedule import Schedule
 from fastlrp.plan.steps import BLOCK, LANES, Emission, Sink, Steps
@@ -28,7 +29,6 @@ from fastlrp.run.names import input_values, layer_values
 from fastlrp.run.parted import Rows, joined, of_rows, rows_of_parts
 from fastlrp.run.settled import Settled, settle
 from fastlrp.run.sink import Result, destination
-from fastlrp.run.sparse.choose import LEAST_TARGETS
 from fastlrp.run.sparse.specialize import Specialized
 from fastlrp.run.threads import Computing
 from fastlrp.run.up.direction import Choice

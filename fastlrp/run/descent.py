@@ -1,10 +1,10 @@
-"""Executes backward steps on a block of targets, in smaller blocks where maps get large, and foretells their memory."""
+"""Executes backward steps on a block of targets, in smaller blocks where maps get large."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,11 @@ from torch import Tensor
 from fastlrp.plan.compact import Compact
 from fastlrp.plan.products.reduced import widened
 from fastlrp.plan.step_names import note_down, profiling, record_function
-from fastlrp.plan.steps import BLOCK, LANES, BackwardStep, Emission, Sink, Steps
+from fastlrp.plan.steps import BackwardStep, Emission, Sink, Steps
+from fastlrp.run.blocks import NEARLY, even, fitting, next_sparse
 from fastlrp.run.parted import Parted, Rows, of_rows
 from fastlrp.run.reach import Reach
 from fastlrp.targets.one_hot import AtPositions, OneHot
-
-NEARLY = 4 / 3
-"""Of ``block_bytes``, where blocks would have to come together again: the C library keeps buffers of 32 MiB."""
 
 
 @dataclass(eq=False)
@@ -203,21 +201,12 @@ class _Part:
 
 def _meeting(steps: Steps, part: _Part) -> int | None:
     """Where the smaller blocks of a part that is to be split come together again; None where they go to the end."""
-    meeting = _next_sparse(steps, part.position)
+    meeting = next_sparse(steps, part.position)
     if meeting is None or part.reach is not None or any(isinstance(r, AtPositions) for r in part.registers):
         return None
     between = [step for step, _ in steps[part.position : meeting] if type(step) is not Emission]
     hot = any(step.keeps_one_hot and isinstance(part.registers[step.ins[0]], OneHot) for step in between)
     return None if hot else meeting
-
-
-def _next_sparse(steps: Steps, position: int) -> int | None:
-    """The first sparse step below a dense one: it takes as many targets at the cost of one."""
-    for place in range(position, len(steps)):
-        step = steps[place][0]
-        if type(step) is not Emission and step.least > 1 and step.ins != step.outs:  # Not a change of form.
-            return place if place > position else None
-    return None
 
 
 def _put(whole: Any, block: Any, offset: int, count: int) -> Any:
@@ -237,7 +226,7 @@ def _put(whole: Any, block: Any, offset: int, count: int) -> Any:
 def _split(part: _Part, fits: int) -> list[_Part]:
     """The part in smaller blocks of targets, in order; by their positions, where relevance ends at these."""
     part = _by_position(part)
-    size = _even(part.count, fits)
+    size = even(part.count, fits)
     found = []
     for offset in range(0, part.count, size):
         length = min(size, part.count - offset)
@@ -272,82 +261,3 @@ def _profiled(step: BackwardStep) -> BackwardStep:
             return step.run(*operands)
 
     return replace(step, run=in_profile)
-
-
-def fitting(step: BackwardStep, batch: int, itemsize: int, block_bytes: int, numel: int | None = None) -> int:
-    """How many targets at once keep a step's register within ``block_bytes``, at least as many as it takes at once.
-
-    ``numel``: entries of the register, if they are fewer than the step's own.
-    """
-    fits = block_bytes // max(1, (step.numel if numel is None else numel) * max(1, batch) * itemsize)
-    return max(1, step.least, fits // BLOCK * BLOCK if fits >= BLOCK else fits)
-
-
-def _even(count: int, fits: int) -> int:
-    """Size of about equal blocks of at most ``fits``, whole :data:`fastlrp.plan.steps.BLOCK` where that is possible."""
-    size = -(-count // -(-count // fits))
-    return min(fits, -(-size // BLOCK) * BLOCK)
-
-
-@dataclass
-class _Met:
-    """Where blocks meet, what holds there (targets, bytes outside, the peak so far), and registers that they write."""
-
-    position: int | None = None
-    count: int = 0
-    outside: int = 0
-    peak: int = 0
-    written: set[int] = field(default_factory=set)
-
-
-def peak_bytes(
-    steps: Steps, sizes: dict[int, int], batch: int, count: int, itemsize: int, block_bytes: int,
-    hot: dict[int, int] | None = None,
-) -> int:  # fmt: skip
-    """Bytes that ``count`` targets need at once on their way down, results not included.
-
-    ``sizes``: entries per sample and target of the registers that exist at the start. ``hot``: of those of them that
-    are one-hot, what this takes in their place; they are made dense where they are asked for.
-    """
-    live, dense, hot = set(sizes), dict(sizes), dict(hot or {})
-    sizes = {**sizes, **hot}
-    peak = outside = 0  # Outside: what larger blocks hold while their smaller ones go down.
-    entries, met = dict(sizes), _Met()
-    for position, (step, frees) in enumerate(steps):
-        if position == met.position:  # One block's rows beside what all blocks leave.
-            count, outside = met.count, met.outside
-            sizes.update((r, entries[r]) for r in live & met.written)
-            peak = max(met.peak, peak + sum(sizes[r] for r in live) * batch * itemsize * count)
-            met = _Met()
-        unit = batch * itemsize * count
-        held = outside + sum(sizes[r] for r in live) * unit
-        if type(step) is Emission:
-            peak = max(peak, held + dense.get(step.register, sizes[step.register]) * unit)
-        elif step.keeps_one_hot and step.ins[0] in hot:
-            live.update(step.outs)
-            sizes[step.out] = entries[step.out] = hot[step.out] = hot[step.ins[0]]
-            dense[step.out] = step.numel
-            peak = max(peak, held + 2 * hot[step.out] * unit)
-        else:
-            fits = fitting(step, batch, itemsize, block_bytes)
-            meeting = _next_sparse(steps, position) if fits < count else None
-            is_near = meeting is not None and step.numel * unit <= NEARLY * block_bytes
-            if fits < count and not is_near:
-                if met.position is None and meeting is not None:
-                    met, peak = _Met(meeting, count, outside, peak), 0
-                count, outside = _even(count, fits), held
-                unit = batch * itemsize * count
-                held = outside + sum(sizes[r] for r in live) * unit
-            live.update(step.outs)
-            met.written.update(step.outs)
-            entries.update(zip(step.outs, step.numels, strict=True))
-            if step.least > 1:  # Sparse: rows are padded, and nothing is made but the result.
-                sizes[step.out] = -(-step.numel * (-(-count // LANES) * LANES) // count)
-                peak = max(peak, held + sizes[step.out] * unit)
-            else:
-                # A step makes its scaled operand, once more in another layout, and up to three parts of its result.
-                sizes.update(zip(step.outs, step.numels, strict=True))
-                made = 2 * step.numel + sum(step.numels)
-                peak = max(peak, held + (made + 2 * max(sizes[r] for r in step.ins)) * unit)
-        live.difference_update(frees)
-    return max(peak, met.peak)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node, Value
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.plan import Plan
 from fastlrp.run import runner
 from fastlrp.run.finite import all_finite

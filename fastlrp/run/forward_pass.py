@@ -9,7 +9,7 @@ from torch import Tensor
 from fastlrp.capture import structure as structures
 from fastlrp.pickling import StaysHere
 from fastlrp.plan.kept import Keep
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.path import Path
 from fastlrp.run import runner
 from fastlrp.run.answers import Answers
 from fastlrp.run.budget import Budget

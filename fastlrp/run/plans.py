@@ -21,13 +21,13 @@ from fastlrp.capture.translate.mask_sizes import count_of
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
 from fastlrp.errors import CaptureError
+from fastlrp.plan.paths.choose import Chooser
 from fastlrp.plan.plan import Plan
 from fastlrp.precision import Precision, products_of, switches
 from fastlrp.run.accept import accepted
 from fastlrp.run.hints import warn_of_backward_hooks, warn_of_unread, with_hint
 from fastlrp.run.inputs import Inputs, checked, not_defined, refuse_autocast
 from fastlrp.run.prepared import Prepared
-from fastlrp.run.sparse.choose import Chooser
 
 Trace = Callable[[nn.Module, Inputs, Output, Watch], Captured]
 """From a model, an input and the output to explain to the captured model; tells the watch what a pass writes."""

@@ -11,10 +11,10 @@ import torch
 from fastlrp.capture.export import Captured
 from fastlrp.capture.watch import Watch
 from fastlrp.composites import Composite
+from fastlrp.plan.paths.choose import Chooser
 from fastlrp.plan.plan import Plan
 from fastlrp.precision import FULL, Products
 from fastlrp.run.finite import check_numbers
-from fastlrp.run.sparse.choose import Chooser
 
 _KEPT_OTHERS = 16
 

@@ -20,17 +20,17 @@ from fastlrp.plan.neck import Neck
 from fastlrp.plan.passes import check as program_check
 from fastlrp.plan.passes.fusion import fuse_unpooling
 from fastlrp.plan.passes.joining import economize
+from fastlrp.plan.paths.rates import rates_of
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.schedule import Schedule
 from fastlrp.plan.step_names import note_forward, profiling, record_function
 from fastlrp.plan.steps import Emission, Sink, Steps
-from fastlrp.run import descent as way_down
+from fastlrp.run import blocks
 from fastlrp.run.asked_rows import only_rows
 from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.parted import Rows, join, of_rows, rows_of_parts, together
 from fastlrp.run.sparse import specialize as alive
-from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.specialize import Outlook, Specialized
 from fastlrp.run.sparse.wants import Choose, Patterns
 from fastlrp.run.sparse.wholes import cheapest
@@ -183,7 +183,7 @@ def peak_bytes(plan: Plan, steps: Steps, batch: int, count: int, terms: int | No
     sizes = {top: plan.graph.output.numel}
     # The values and, in eight bytes each, their places.
     hot = {} if terms is None else {top: terms * (1 + -(-8 // plan.dtype.itemsize))}
-    return way_down.peak_bytes(steps, sizes, batch, count, plan.dtype.itemsize, plan.block_bytes, hot)
+    return blocks.peak_bytes(steps, sizes, batch, count, plan.dtype.itemsize, plan.block_bytes, hot)
 
 
 def neck(plan: Plan, schedule: Schedule, values: Sequence[Value], count: int) -> Neck | None:

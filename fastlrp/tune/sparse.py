@@ -21,8 +21,8 @@ from fastlrp.backends.dispatch import select, sparse_kernels
 from fastlrp.plan.compact import Compact, Pattern
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.paths.rates import Rates, bf16_unit, cpu_name, own_path, write
 from fastlrp.plan.products import reduced
-from fastlrp.run.sparse.rates import Rates, bf16_unit, cpu_name, own_path, write
 
 Timer = Callable[[Callable[[], object]], float]
 """Seconds of one run."""

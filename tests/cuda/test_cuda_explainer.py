@@ -11,8 +11,8 @@ from fastlrp import composites, groups
 from fastlrp.backends import cuda as backend
 from fastlrp.backends import dispatch, triton
 from fastlrp.plan.compact import Compact
+from fastlrp.plan.paths import choose
 from fastlrp.run import runner
-from fastlrp.run.sparse import choose
 from fastlrp.run.up import way_up
 from fastlrp.run.up.way_up import WayUp
 from tests.cuda.emulated import ORDERS, emulated, order

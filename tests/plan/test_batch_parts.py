@@ -9,7 +9,7 @@ from torch import nn
 import fastlrp
 from fastlrp import Stabilizer, composites, rules
 from fastlrp.plan.passes import batch_parts
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.path import Path
 from fastlrp.run.parted import Parted
 
 BATCH = 5

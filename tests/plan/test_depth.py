@@ -17,7 +17,8 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.kinds.move import _for_one_sample
 from fastlrp.plan.passes.fusion import fuse_sweeps
 from fastlrp.plan.steps import BackwardStep, ForwardStep, SweepPart
-from fastlrp.run.descent import Descent, Emission, peak_bytes
+from fastlrp.run.blocks import peak_bytes
+from fastlrp.run.descent import Descent, Emission
 from tests.fixtures import one_thread  # noqa: F401
 
 LAYERS = 2000

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastlrp import Explainer, composites
+from fastlrp.plan.paths import rates
 from fastlrp.plan.products import reduced
-from fastlrp.run.sparse import rates
 from tests.sparse import emulated
 from tests.sparse.cases import KERNELS, Problem
 from tests.sparse.test_sparse_bf16 import LAYERS, network

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastlrp import Explainer, composites
 from fastlrp.plan.forms import Affine
 from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.paths.choose import Chooser
+from fastlrp.plan.paths.rates import Rates, shipped
 from fastlrp.plan.products import reduced
-from fastlrp.run.sparse.choose import Chooser
-from fastlrp.run.sparse.rates import Rates, shipped
 from tests.sparse import cases
 from tests.sparse.cases import KERNELS, Layer, Problem, pattern_of, relevance, rows_of, scaled
 

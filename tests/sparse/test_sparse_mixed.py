@@ -11,7 +11,7 @@ from torch import nn
 
 from fastlrp import Explainer
 from fastlrp.plan.steps import Emission
-from fastlrp.run import descent, runner
+from fastlrp.run import blocks, descent, runner
 from tests.sparse.nets import CLASSES, COMPOSITES, NETS, assert_same, make, samples
 
 TIGHT = 1e-13  # Measured: 6e-16.
@@ -134,8 +134,8 @@ def test_foretold_memory_holds_where_blocks_come_together(monkeypatch):
         state = runner.complete(plan, record._as_it_lies(), schedule.slots)
         steps = runner.specialize(plan, schedule.steps, state, 64, 1).steps
         rows = [step.numel for step, _ in steps if type(step) is not Emission and step.least > 1]
-        found = descent.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)
+        found = blocks.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)
     # What a sparse layer reads and writes, for all targets.
     assert found >= 64 * 8 * 2 * min(rows[-3:])
-    monkeypatch.setattr(descent, "_next_sparse", lambda *_: None)
-    assert found > descent.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)
+    monkeypatch.setattr(blocks, "next_sparse", lambda *_: None)
+    assert found > blocks.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlrp.run.sparse import rates as files
-from fastlrp.run.sparse.rates import Rates, RatesError, own_path, rates_of, read, write
+from fastlrp.plan.paths import rates as files
+from fastlrp.plan.paths.rates import Rates, RatesError, own_path, rates_of, read, write
 from fastlrp.tune import sparse as measuring
 from fastlrp.tune.sparse import Sample, Shape, main, measure
 

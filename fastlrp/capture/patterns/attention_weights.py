@@ -69,11 +69,11 @@ _Coordinates = Callable[[], Tensor | None]
 """Where each entry of a value stands on the axis of the softmax that it comes from, for one sample, ``(1, *sizes)``;
 None if that cannot be said."""
 _Softmaxes = dict[Node, _Coordinates]
-"""Those whose results, moved and mixed by linear maps, a value is."""
+"""The softmaxes whose results a value is made of by moves and linear maps alone, and where their entries stand."""
 
 
 def _softmaxes(node: Node, behind: dict[Value, _Softmaxes]) -> _Softmaxes:
-    """Of the node's output, by those of what it reads."""
+    """The softmaxes of the node's output; ``behind``: those of the values that it reads."""
     if node.operation == "softmax" and node.kind in ("activation", "attention_weights"):
         return {node: lambda: _own_coordinates(node)}
     if node.kind in _CARRIES:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Node, Value
-from fastlrp.plan.bind import bind_forward
 
 
 def moved(node: Node, x: Tensor) -> Tensor | None:

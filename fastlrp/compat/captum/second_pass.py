@@ -16,12 +16,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.compat.captum.graph import TIMES, before
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.kinds.jacobian import transpose_from
 from fastlrp.kinds.max_pool import max_pool_form, max_pool_forward
-from fastlrp.plan.bind import bind_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 

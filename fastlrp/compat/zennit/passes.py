@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.canonizers import fold_batch_norm, norm_scale_shift
 from fastlrp.capture.graph import Constant, Graph, Node, Value
 from fastlrp.compat.zennit import notices
 from fastlrp.compat.zennit.choose import Hooked, scaled
 from fastlrp.errors import UnsupportedOperationError, module_text
 from fastlrp.kinds.registry import RULED_KINDS
-from fastlrp.plan.bind import bind_forward
 from fastlrp.rules import Norm
 
 _CARRIES = ("move", "cat")

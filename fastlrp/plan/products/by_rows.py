@@ -1,6 +1,7 @@
-"""Two ways to make a product, of which each row of a batch, a sample or a sample with one target, takes its own.
+"""Products that are made in two ways, some rows of a batch in one and all others in the other.
 
-Which way a row takes hangs on this row alone, so that a sample alone has the same bits as in a batch.
+A row is a sample, or a sample with one target. Which way it takes depends on this row alone, so that a sample by itself
+has the same bits as in a batch.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Rows:
         return self.shape[1] if len(self.shape) > 1 else 1
 
     def of_flow(self, flow: Tensor) -> Tensor:
-        """Of what has every row, ``(B, K, ...)``, these: all as they are, or ``(N, 1, ...)``."""
+        """The entries of these rows in ``(B, K, ...)``: that itself if they are all rows, else ``(N, 1, ...)``."""
         return flow if self.numbers is None else flow.flatten(0, 1)[self.numbers].unsqueeze(1)
 
     def of_samples(self, x: Tensor) -> Tensor:
-        """Of what each sample has, ``(B, ...)``: all as it is, or for each of these rows that of its sample."""
+        """What samples have, ``(B, ...)``, for these rows: that itself if they are all rows, else ``(N, ...)``."""
         return x if self.numbers is None else x[[row // self.targets for row in self.numbers]]
 
 

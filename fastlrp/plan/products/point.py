@@ -53,15 +53,16 @@ def _is_of_one_pixel(geometry: ConvGeometry | None, weight: Tensor) -> bool:
     return lanes and set(geometry.padding) == {0}
 
 
-class Point:
-    """Weights ``(Co, Ci, 1, 1)`` of bfloat16, whose products are added up, as the kernel reads them.
+class _Packed:
+    """Weights ``(Co, Ci, 1, 1)``, whose products are added up, as the kernel reads them.
 
     Args:
         weights: gives them when they are first needed. down: whether products go from outputs to inputs.
+        full: whether they are of float32, not bfloat16.
     """
 
-    def __init__(self, weights: Callable[[], Sequence[Tensor]], down: bool) -> None:
-        self._make, self._down = weights, down
+    def __init__(self, weights: Callable[[], Sequence[Tensor]], down: bool, full: bool) -> None:
+        self._make, self._down, self._full = weights, down, full
         self._packed: Tensor | None = None
 
     @property
@@ -69,12 +70,19 @@ class Point:
         if self._packed is None:
             kernel: Any = loaded()
             matrices = [weight.detach().flatten(1) for weight in self._make()]
-            self._packed = kernel.conv_point_pack(matrices if self._down else [m.t() for m in matrices])
+            self._packed = kernel.conv_point_pack(matrices if self._down else [m.t() for m in matrices], self._full)
         return self._packed
 
 
-class Full:
-    """Weights ``(Co, Ci, 1, 1)`` of float32, whose products are added up, as the kernel reads them.
+class Point(_Packed):
+    """Weights of one-pixel convolutions in bfloat16."""
+
+    def __init__(self, weights: Callable[[], Sequence[Tensor]], down: bool) -> None:
+        super().__init__(weights, down, full=False)
+
+
+class Full(_Packed):
+    """Weights of one-pixel convolutions in float32, and their products.
 
     Args:
         weights: gives them when they are first needed. geometry: of the convolution. down: the input's size ``(H, W)``
@@ -84,17 +92,9 @@ class Full:
     def __init__(
         self, weights: Callable[[], Sequence[Tensor]], geometry: ConvGeometry, down: Sequence[int] | None = None
     ) -> None:
-        self._make, self._stride = weights, list(geometry.stride)
+        super().__init__(weights, down is not None, full=True)
+        self._stride = list(geometry.stride)
         self._size = None if down is None else list(down)
-        self._packed: Tensor | None = None
-
-    @property
-    def packed(self) -> Tensor:
-        if self._packed is None:
-            kernel: Any = loaded()
-            matrices = [weight.detach().flatten(1) for weight in self._make()]
-            self._packed = kernel.conv_point_pack([m.t() for m in matrices] if self._size is None else matrices, True)
-        return self._packed
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, not_negative: bool = False) -> Tensor:
         """``W x + bias``, for operands that :func:`fastlrp.plan.products.packed.fits` is true of."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Node
 from fastlrp.plan.compact import Compact, Pattern, kernels_for
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
 from fastlrp.run.sparse.wants import Choose, Patterns, Wants
 

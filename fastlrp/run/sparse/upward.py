@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fastlrp.plan.compact import Compact, Mask, Pattern, kernels_for, picked
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
+from fastlrp.plan.paths.choose import estimate
+from fastlrp.plan.paths.rates import Rates
 from fastlrp.plan.steps import BackwardStep
-from fastlrp.run.sparse.choose import estimate
-from fastlrp.run.sparse.rates import Rates
 
 AROUND = 1.35
 """How much longer a layer takes than by the rates of the way down, for what stands around the product: rows are made of

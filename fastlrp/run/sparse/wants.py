@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlrp.plan.compact import Mask, Pattern, picked
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum, Way
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.path import Path
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
 
 Patterns = dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]]

@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fastlrp.plan.forms import Affine, Way
-from fastlrp.plan.path import Path
-from fastlrp.run.sparse.choose import OF_CHANGES, Chooser, Cost, estimate
-from fastlrp.run.sparse.rates import Rates
+from fastlrp.plan.paths.choose import OF_CHANGES, Chooser, Cost, estimate
+from fastlrp.plan.paths.path import Path
+from fastlrp.plan.paths.rates import Rates
 from fastlrp.run.sparse.specialize import Outlook
 from fastlrp.run.sparse.wants import Choose
 
 OF_PATTERNS = 1.15
-"""What sparse layers cost with their patterns, of what is estimated for the layers alone."""
+"""How many times as long as :func:`estimate` says sparse layers take when finding their patterns is counted too."""
 
 OF_MIXED = 1.05
-"""What a way of dense and sparse layers has to gain at the least, as its estimate leaves out further steps and blocks
-of targets that come together again. Set by hand, not fitted: ResNet-50 with 8 targets in bfloat16 still goes a mixed
-way, in 1.05 times the time of all dense (AMD EPYC, Zen 4, busy)."""
+"""How many times as long as estimated a way of both dense and sparse layers is taken to need: the estimate leaves out
+further steps, and blocks of targets that come together again. Set by hand, not fitted: ResNet-50 with 8 targets in
+bfloat16 still goes a mixed way, in 1.05 times the time of all dense (AMD EPYC, Zen 4, busy)."""
 
 
 def cheapest(

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from fastlrp.groups import Resolved
 from fastlrp.plan.forms import Affine, MaxPool
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.choose import estimate
+from fastlrp.plan.paths.path import Path
+from fastlrp.plan.paths.rates import rates_of
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.schedule import Schedule
 from fastlrp.plan.steps import BackwardStep, Emission
 from fastlrp.run import runner
-from fastlrp.run.sparse.choose import estimate
-from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.up.ascent import not_linear
 from fastlrp.run.up.boxes import Boxes, form_of

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.groups import Groups, Part, Resolved, resolve
-from fastlrp.plan.path import Path
+from fastlrp.plan.paths.path import Path
 from fastlrp.plan.plan import Plan
 from fastlrp.run.up import middle
 from fastlrp.run.up.direction import Choice, Costs, Direction, chosen, estimated

@@ -12,14 +12,14 @@ from fastlrp.backends.dispatch import sparse_kernels
 from fastlrp.groups import Resolved
 from fastlrp.looking import LOOKS
 from fastlrp.plan.forms import Affine
+from fastlrp.plan.paths.choose import LEAST_TARGETS
+from fastlrp.plan.paths.rates import rates_of
 from fastlrp.plan.plan import Plan
 from fastlrp.plan.steps import LANES, BackwardStep
 from fastlrp.plan.total import in_one_axis
 from fastlrp.plan.transpose import Shape
 from fastlrp.run import runner
 from fastlrp.run.sparse import upward
-from fastlrp.run.sparse.choose import LEAST_TARGETS
-from fastlrp.run.sparse.rates import rates_of
 from fastlrp.run.sparse.upward import SparseUp
 from fastlrp.run.up.ascent import (
     Ascent,

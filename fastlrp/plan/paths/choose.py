@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from fastlrp.plan.forms import Affine, Way
-from fastlrp.run.sparse.rates import Rates
+from fastlrp.plan.paths.rates import Rates
 
 PathName = Literal["auto", "dense", "sparse"]
 PATHS = ("auto", "dense", "sparse")
@@ -20,26 +20,21 @@ PATHS = ("auto", "dense", "sparse")
 LEAST_TARGETS = 8
 """Below it most lanes of the sparse kernels would be empty."""
 
-
 FEW_CHANNELS = 8
 """Dense products into fewer channels leave most of a vector empty: those of a picture's three take 2.4 to 3.1 times as
 long as their operations say (VGG-16's and ResNet-50's first layers, AMD EPYC)."""
-
 
 OF_CHANGES = 2.0
 """How many times as long as a copy a change of form takes, which turns targets and channels round: 5 to 7 GB/s where
 maps are larger than the caches (ResNet-50's and VGG-16's, AMD EPYC, Zen 4, busy)."""
 
-
 TILE = 4
 """Outputs of the filtering along each axis of a tile."""
-
 
 OF_TILES = 2.0
 """How many times as long as plain products read and write their maps the filtering takes tiles apart and puts them
 together. 3.7 GFLOP take 5.4 ms for 512 channels at 28x28 and 9.3 for 64 at 224x224 (AMD EPYC, Zen 5; Zen 4: 11 and 21
 milliseconds)."""
-
 
 LEAST_WORK = 1 << 26
 """Below so many operations in all, looking for dead neurons costs more than it saves (a small network's digit)."""
