@@ -20,20 +20,21 @@ Function = Callable[[Tensor], Tensor]
 class Between(nn.Module):
     """A convolution, activation modules, functional code, and a linear layer."""
 
-    def __init__(self, activations: Sequence[nn.Module], function: Function, width: int = 6, beside: str = "") -> None:
+    def __init__(self, activations: Sequence[nn.Module], function: Function, read_between: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 6, 3, padding=1)
         self.row: Any = nn.Sequential(*activations) if activations else ()  # An empty one is a layer to Captum.
-        self.last = nn.Linear(width, 4)
-        self.function, self.beside = function, beside
+        self.last = nn.Linear(6, 4)
+        self.function, self.read_between = function, read_between
 
     def forward(self, x: Tensor) -> Tensor:
-        h = above = self.first(x)
-        for i, activation in enumerate(self.row):
-            above, h = h, activation(h)
-            if i == 0 and self.beside == "function":
-                return self.last(self.function(self.row[1:](h) + 0.5 * h))
-        return self.last(self.function(h + above if self.beside == "last" else h))
+        h = self.first(x)
+        if self.read_between:
+            h = self.row[0](h)
+            return self.last(self.function(self.row[1:](h) + 0.5 * h))
+        for activation in self.row:
+            h = activation(h)
+        return self.last(self.function(h))
 
 
 def _mean(h: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def test_a_row_before_a_layer(last: nn.Module) -> None:
 
 def test_a_row_that_functional_code_reads_in_between() -> None:
     def script(lib: Library) -> Any:
-        model = prepared(Between([nn.Tanh(), nn.Tanh(), nn.Tanh()], _mean, beside="function"))
+        model = prepared(Between([nn.Tanh(), nn.Tanh(), nn.Tanh()], _mean, read_between=True))
         return lib.LRP(model).attribute(images(size=5), target=1)
 
     agree(script, only=mixed)
@@ -127,6 +128,21 @@ def test_derivatives_are_those_of_the_second_pass(function: str) -> None:
             model.first.rule = rule
             found.append(lib.LRP(model).attribute(images(size=5), target=1))
         return found
+
+    agree(script, only=mixed)
+
+
+@pytest.mark.parametrize(
+    ("row", "ruled"),
+    [([nn.ReLU], 0), ([nn.Dropout], 0), ([nn.ReLU, nn.Tanh], 1), ([nn.Tanh, nn.Dropout], 1), ([nn.Tanh, nn.Tanh], 0)],
+)
+def test_an_activation_with_a_rule_is_given_its_first_inputs_again(row: list[type[nn.Module]], ruled: int) -> None:
+    """Captum ignores the rule, but writes the first pass's values over the tensor that the activation reads."""
+
+    def script(lib: Library) -> Any:
+        model = prepared(Between([make() for make in row], lambda h: _mean(h * h.sigmoid()) + h.amax((2, 3))))
+        model.first.rule, model.row[ruled].rule = lib.Alpha1_Beta0_Rule(), lib.EpsilonRule()
+        return lib.LRP(model).attribute(images(size=5), target=1)
 
     agree(script, only=mixed)
 

@@ -29,7 +29,7 @@ _INTO, _AND = "into ", ", "
 """The path of a :data:`TIMES` names the layers that read the tensor."""
 
 _MOVES = ("move", "cat")
-_DERIVATIVE = "derivative"
+_DERIVATIVE = ".derivative"
 """What the path of an activation module ends with where it is treated as functional code is."""
 
 
@@ -169,7 +169,7 @@ def _take_turns(graph: Graph, layers: Mapping[str, nn.Module], hooked: Sequence[
             if node.path in further:
                 further.remove(node.path)
             if not latest[value][1]:
-                node.path = f"{node.path}.{_DERIVATIVE}"
+                node.path += _DERIVATIVE
         follow(value, further)
 
 
@@ -185,6 +185,11 @@ def _insert_times(graph: Graph, known: set[str]) -> None:
             _reread(node, value, times)
         at = 0 if value.producer is None else graph.nodes.index(value.producer) + 1
         graph.nodes.insert(at, times.producer)
+
+
+def layer_of(node: Node) -> str:
+    """The path of the module that a node stands in, treated as functional code or not."""
+    return node.path.removesuffix(_DERIVATIVE)
 
 
 def layers_behind(path: str) -> list[str]:

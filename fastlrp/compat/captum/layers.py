@@ -63,7 +63,7 @@ def asked_of(module: nn.Module, path: str) -> Asked:
     """The module's rule, or the default of its type."""
     rule = getattr(module, "rule", None)
     if type(module) in HOOKED:
-        return Asked("pass")
+        return Asked("pass", given_again=rule is not None)
     if rule is not None:
         return read_rule(rule, path)
     if isinstance(module, _PROPORTIONAL) or is_addition(module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp.capture.graph import Graph, Node, Value
-from fastlrp.compat.captum.graph import TIMES, before
+from fastlrp.compat.captum.graph import TIMES, before, layer_of
 from fastlrp.compat.captum.rules import Asked
 from fastlrp.errors import UnsupportedOperationError
 from fastlrp.kinds.jacobian import transpose_beside, transpose_from
@@ -74,15 +74,27 @@ class SecondPass:
         self._reset: dict[Value, int] = {}
         """When a layer with a rule first reads a tensor: from then on it has its first values again."""
         if self._changed:
-            for node in graph.nodes:
-                if node.path in asked and asked[node.path].name in _RULED:
-                    for value in node.inputs:
-                        self._reset.setdefault(value, self._order[node])
+            self._find_resets(graph)
         self._made: dict[Value, int] = {}
+
+    def _find_resets(self, graph: Graph) -> None:
+        for path, value in graph.modules.items():  # A dropout reads the tensor that it stands at, and no node does so.
+            made, path = value.producer, path.split("@")[0]
+            if made is not None and path != layer_of(made) and path in self._asked and self._asked[path].given_again:
+                self._reset[value] = self._order[made]
+        for node in graph.nodes:
+            if self._is_given_again(node):
+                for value in node.inputs:
+                    self._reset.setdefault(value, self._order[node])
+
+    def _is_given_again(self, node: Node) -> bool:
+        """True for a layer that has the inputs of the first pass in the second."""
+        asked = self._asked.get(layer_of(node))
+        return asked is not None and (asked.name in _RULED or asked.given_again)
 
     def lower(self, b: Builder, node: Node, flow: Flow) -> bool:
         """Lower functional code whose inputs are not those of the first pass. False if they are."""
-        if not self._changed or node.operation == TIMES or node.path in self._asked:
+        if not self._changed or node.operation == TIMES or node.path in self._asked or self._is_given_again(node):
             return False
         # What is kept of an input is read in the backward pass, when all layers have written theirs.
         when = self._order[node] if node.operation in _BY_RESULT else len(self._order)
@@ -135,7 +147,7 @@ class SecondPass:
 
     def _keeps(self, node: Node) -> bool:
         """True for a layer whose second pass has the values of the first."""
-        return node.path in self._asked and self._asked[node.path].name in (*_RULED, "own")
+        return self._is_given_again(node) or (node.path in self._asked and self._asked[node.path].name == "own")
 
     def _make(self, b: Builder, value: Value, node: Node) -> int:
         numel = value.numel if value.is_tensor and value.has_batch_first else 0
