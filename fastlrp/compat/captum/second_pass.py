@@ -103,8 +103,8 @@ class SecondPass:
             return False
         if node.kind == "custom_backward":
             raise UnsupportedOperationError(
-                f"{node}: the backward of a torch.autograd.Function behind a layer with GammaRule or Alpha1_Beta0_Rule, "
-                "which Captum calls in a second forward pass. Attach EpsilonRule to the layers above it"
+                f"{node}: its backward stands behind a layer with GammaRule or Alpha1_Beta0_Rule, where Captum calls it in "
+                "a second forward pass at other values than the model's. Attach EpsilonRule to the layers that it reads"
             )
         slots = [self._slot(b, value, when) for value in node.inputs]
         b.begin(node, "Gradient(), second pass")
