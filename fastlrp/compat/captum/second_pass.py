@@ -103,8 +103,8 @@ class SecondPass:
             return False
         if node.kind == "custom_backward":
             raise UnsupportedOperationError(
-                f"{node}: its backward stands behind a layer with GammaRule or Alpha1_Beta0_Rule, where Captum calls it in "
-                "a second forward pass at other values than the model's. Attach EpsilonRule to the layers that it reads"
+                f"{node}: its backward stands behind a layer with GammaRule or Alpha1_Beta0_Rule, where Captum calls "
+                "it in a second forward pass at other values than the model's. Attach EpsilonRule to the layers that it reads"
             )
         slots = [self._slot(b, value, when) for value in node.inputs]
         b.begin(node, "Gradient(), second pass")
