@@ -104,7 +104,7 @@ class SecondPass:
         if node.kind == "custom_backward":
             raise UnsupportedOperationError(
                 f"{node}: its backward stands behind a layer with GammaRule or Alpha1_Beta0_Rule, where Captum calls "
-                "it in a second forward pass at other values than the model's. Attach EpsilonRule to the layers that it reads"
+                "it in a second forward pass at other values than the model's. Attach EpsilonRule to those layers"
             )
         slots = [self._slot(b, value, when) for value in node.inputs]
         b.begin(node, "Gradient(), second pass")
