@@ -127,10 +127,17 @@ def transpose_from(
         b.send(x, Flow(register))
 
 
-def transpose_beside(b: Builder, node: Node, flow: Flow, factor: int | None, left: Factor | None = None) -> None:
-    """The gradient of an operation that also reads sizes, integers or masks."""
+def transpose_beside(
+    b: Builder,
+    node: Node,
+    flow: Flow,
+    factor: int | None,
+    left: Factor | None = None,
+    slots: Sequence[int] | None = None,
+) -> None:
+    """The gradient of an operation that also reads sizes, integers or masks, at what the slots hold, or its inputs."""
     forward = bind_forward(node)
-    slots = [v.index for v in node.inputs]
+    slots = [v.index for v in node.inputs] if slots is None else slots
     for x in node.sources:
 
         def transposed(f: Tensor, s: Tensor | None, *values: Any, position: int = node.inputs.index(x)) -> Tensor:

@@ -176,20 +176,6 @@ def test_identity_behind_an_activation() -> None:
     assert relative_error(their_below, their_above) > 0.1
 
 
-def test_two_activations_in_a_row() -> None:
-    """Captum takes the second one's gradient, which for Dropout and ReLU is the same. Here relevance passes both."""
-
-    def script(lib: Library, *layers: nn.Module) -> Any:
-        model = prepared(Chain(*layers))
-        return lib.LayerLRP(model, [model.last, model.first]).attribute(X.clone(), target=1)
-
-    for second in (nn.ReLU(), nn.Dropout()):
-        (_, below), (_, theirs_below) = both(lambda lib, s=second: script(lib, nn.ReLU(), s))
-        assert relative_error(below, theirs_below) <= 1e-9
-    (_, below), (_, theirs_below) = both(lambda lib: script(lib, nn.ReLU(), nn.Tanh()))
-    assert relative_error(below, theirs_below) > 0.1
-
-
 def test_an_activation_beside_another_reader() -> None:
     """Captum's hook on the activation's input overwrites what others sent there. Here it is added."""
 

@@ -17,7 +17,7 @@ from fastlrp.capture.graph import Node
 from fastlrp.capture.watch import Watch, outline
 from fastlrp.compat.captum.composite import ModuleRules, TimesInput
 from fastlrp.compat.captum.graph import canonize
-from fastlrp.compat.captum.layers import named_layers
+from fastlrp.compat.captum.layers import HOOKED, named_layers
 from fastlrp.compat.captum.second_pass import SecondPass
 from fastlrp.composites import Composite
 from fastlrp.explainer import Explainer
@@ -81,7 +81,7 @@ class ModulePlan(Plan):
         if isinstance(rule, TimesInput):
             b.begin(node, rule)
             b.send(node.inputs[0], Flow(flow.register, Factor(node.inputs[0], b.slot_of(flow.factor))))
-        elif not (isinstance(rule, rules.Gradient) and self._second.lower(b, node, flow)):
+        elif not ((rule is None or isinstance(rule, rules.Gradient)) and self._second.lower(b, node, flow)):
             super().lower_node(b, node, rule, flow)
 
 
@@ -100,7 +100,7 @@ def _trace(model: nn.Module, inputs: Inputs, output: Output, watch: Watch) -> Ca
     if structure is not None and found is not None and structure.still_holds(model):
         return found
     found = capture(model, inputs.args, inputs.kwargs, output, watch.code.written)
-    canonize(found.graph, [path for path, _ in named_layers(model)])
+    canonize(found.graph, dict(named_layers(model)), HOOKED)
     structure = Structure(model)  # Now that it is known which attributes a forward pass writes.
     with _LOCK:
         graphs[key if found.fixed_batch is None else (*key, batch)] = (structure, found)

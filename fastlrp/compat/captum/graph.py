@@ -1,11 +1,12 @@
 """A captured model in the form that Captum's rules are defined for: by modules, not by operations.
 
 Captum hooks tensors at the edges of modules. What is between modules is the plain gradient, and the tensor that enters
-a layer with a rule multiplies all that arrives there, from whomever. Three changes of the graph say the same:
+a layer with a rule multiplies all that arrives there, from whomever. Four changes of the graph say the same:
 
 * A module of several operations becomes one node.
 * Behind max-pools and modules that only move entries stands a :data:`PART`: ``R y / st(y)``, the part of relevance
   that :class:`EpsilonRule` keeps there.
+* Activation modules in a row pass relevance and take their derivative in turns, see :func:`_take_turns`.
 * Where functional code reads a tensor that a layer reads, too, it does so through a :data:`TIMES`: ``R x``.
 
 Nothing here depends on rules, so that a graph serves every assignment of them.
@@ -13,10 +14,10 @@ Nothing here depends on rules, so that a graph serves every assignment of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlrp.capture.canonizers import split_same_padding
 from fastlrp.capture.graph import Graph, Node, Value, substitute, with_tensors
@@ -28,10 +29,15 @@ _INTO, _AND = "into ", ", "
 """The path of a :data:`TIMES` names the layers that read the tensor."""
 
 _MOVES = ("move", "cat")
+_DERIVATIVE = ".derivative"
+"""What the path of an activation module ends with where it is treated as functional code is."""
 
 
-def canonize(graph: Graph, layers: Iterable[str]) -> Graph:
-    """All changes, in order. ``layers``: the paths of the model's layers.
+def canonize(graph: Graph, layers: Mapping[str, nn.Module], hooked: Sequence[type[nn.Module]]) -> Graph:
+    """All changes, in order.
+
+    Args:
+        layers: the model's layers by path. hooked: types of activations that Captum has a hook for.
 
     Raises:
         UnsupportedOperationError: for a module of several operations that cannot be taken as one.
@@ -43,6 +49,7 @@ def canonize(graph: Graph, layers: Iterable[str]) -> Graph:
             _fuse(graph, nodes)
         elif not working or working[0].kind == "max_pool":
             _insert_part(graph, nodes[-1])
+    _take_turns(graph, layers, hooked)
     _insert_times(graph, known)
     split_same_padding(graph)
     graph.drop_dead()
@@ -127,6 +134,45 @@ def _insert_part(graph: Graph, after: Node) -> None:
     graph.nodes.insert(graph.nodes.index(after) + 1, kept.producer)
 
 
+def _take_turns(graph: Graph, layers: Mapping[str, nn.Module], hooked: Sequence[type[nn.Module]]) -> None:
+    """In a row of activation modules every other one is functional code.
+
+    Captum's hook lets an activation's input have the gradient of its output as it is before other hooks on that tensor.
+    Where another activation reads it, that is the gradient behind the other one's own derivative. A module that
+    reads its own output sees its earlier call's gradient, so that it takes its derivative in each call but the first.
+    """
+    ends: dict[Value, list[str]] = {}
+    for name, value in graph.modules.items():
+        path = name.split("@")[0]
+        if path in layers:
+            ends.setdefault(value, []).append(path)
+    latest: dict[Value, tuple[nn.Module, bool]] = {}
+    """The activation that a tensor comes from, and whether relevance passes it."""
+
+    def passes(module: nn.Module, x: Value | None) -> bool:
+        above = None if x is None else latest.get(x)
+        return above is None or not (above[1] or above[0] is module)
+
+    def follow(value: Value, paths: list[str]) -> None:
+        for path in paths:  # Dropouts that compute nothing, and other layers.
+            if type(layers[path]) in hooked:
+                latest[value] = layers[path], passes(layers[path], value)
+            else:
+                latest.pop(value, None)
+
+    for value in graph.inputs:
+        follow(value, ends.get(value, []))
+    for node in graph.nodes:
+        value, further = node.output, ends.get(node.output, []).copy()
+        if node.path in layers and type(layers[node.path]) in hooked and len(node.inputs) == 1:
+            latest[value] = layers[node.path], passes(layers[node.path], node.inputs[0])
+            if node.path in further:
+                further.remove(node.path)
+            if not latest[value][1]:
+                node.path += _DERIVATIVE
+        follow(value, further)
+
+
 def _insert_times(graph: Graph, known: set[str]) -> None:
     for value, readers in graph.consumers().items():
         layers = list(dict.fromkeys(node.path for node in readers if node.path in known and node.operation != PART))
@@ -139,6 +185,11 @@ def _insert_times(graph: Graph, known: set[str]) -> None:
             _reread(node, value, times)
         at = 0 if value.producer is None else graph.nodes.index(value.producer) + 1
         graph.nodes.insert(at, times.producer)
+
+
+def layer_of(node: Node) -> str:
+    """The path of the module that a node stands in, treated as functional code or not."""
+    return node.path.removesuffix(_DERIVATIVE)
 
 
 def layers_behind(path: str) -> list[str]:

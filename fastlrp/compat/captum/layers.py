@@ -18,11 +18,11 @@ _PROPORTIONAL: tuple[type[nn.Module], ...] = (
     nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.Upsample,
 )
-_IGNORES_RULES = (nn.ReLU, nn.Dropout, nn.Tanh)
-"""Captum passes relevance through these whatever rule is attached to them."""
+HOOKED = (nn.ReLU, nn.Dropout, nn.Tanh)
+"""Activations that Captum has a hook for: it passes relevance through these whatever rule is attached to them."""
 
 _PASSES: tuple[type[nn.Module], ...] = (
-    *_IGNORES_RULES, nn.modules.dropout._DropoutNd,
+    *HOOKED, nn.modules.dropout._DropoutNd,
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
     nn.LogSoftmax, nn.Mish, nn.PReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softmax, nn.Softmax2d,
     nn.Softmin, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanhshrink, nn.Threshold,
@@ -62,8 +62,8 @@ def check_rules(model: nn.Module) -> None:
 def asked_of(module: nn.Module, path: str) -> Asked:
     """The module's rule, or the default of its type."""
     rule = getattr(module, "rule", None)
-    if type(module) in _IGNORES_RULES:
-        return Asked("pass")
+    if type(module) in HOOKED:
+        return Asked("pass", given_again=rule is not None)
     if rule is not None:
         return read_rule(rule, path)
     if isinstance(module, _PROPORTIONAL) or is_addition(module):

@@ -133,6 +133,7 @@ class Asked:
         name: the rule; ``pass`` and ``carry`` are defaults of activations and of what only moves entries, ``own`` a
             rule of fastlrp's, ``none`` a module without rule and default.
         epsilon, gamma, zero_bias: the rule's numbers. own: fastlrp's rule.
+        given_again: whether Captum gives an activation its first inputs again, as it does layers with a rule.
     """
 
     name: Name
@@ -140,6 +141,7 @@ class Asked:
     gamma: float = 0.0
     zero_bias: bool = False
     own: rules.Rule | None = None
+    given_again: bool = False
 
     @property
     def multiplies_by_input(self) -> bool:

@@ -18,17 +18,25 @@ from torch import Tensor, nn
 
 from fastlrp.capture.bind import bind_forward
 from fastlrp.capture.graph import Graph, Node, Value
-from fastlrp.compat.captum.graph import TIMES, before
+from fastlrp.compat.captum.graph import TIMES, before, layer_of
 from fastlrp.compat.captum.rules import Asked
-from fastlrp.kinds.jacobian import transpose_from
+from fastlrp.errors import UnsupportedOperationError
+from fastlrp.kinds.jacobian import transpose_beside, transpose_from
 from fastlrp.kinds.max_pool import max_pool_form, max_pool_forward
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.steps import Factor, Flow
 
-_WITH_VALUES = ("activation", "normalization", "mul", "max_pool", "unknown")
-"""Kinds whose derivative depends on where it is taken."""
+_LINEAR = (
+    "add", "aggregate", "cat", "move", "identity", "detached", "write", "conv", "linear", "batch_norm", "linear_map",
+    "avg_pool", "adaptive_avg_pool", "embedding", "embedding_bag",
+)  # fmt: skip
+"""Kinds whose derivative is the same everywhere, but for masks and indices that they read."""
 
-_BY_RESULT = ("relu", "sigmoid", "tanh", "softmax", "log_softmax", "exp", "max_pool1d", "max_pool2d", "max_pool3d")
+_BY_RESULT = (
+    "relu", "sigmoid", "tanh", "softmax", "log_softmax", "exp", "expm1", "sqrt", "rsqrt", "reciprocal",
+    "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "max", "min", "topk", "sort", "median", "nanmedian", "mode", "kthvalue", "cummax", "cummin",
+)  # fmt: skip
 """Operations whose derivative autograd takes from what they computed, not from their input."""
 
 _RULED = ("epsilon", "gamma", "alpha1_beta0", "identity")
@@ -66,21 +74,39 @@ class SecondPass:
         self._reset: dict[Value, int] = {}
         """When a layer with a rule first reads a tensor: from then on it has its first values again."""
         if self._changed:
-            for node in graph.nodes:
-                if node.path in asked and asked[node.path].name in _RULED:
-                    for value in node.inputs:
-                        self._reset.setdefault(value, self._order[node])
+            self._find_resets(graph)
         self._made: dict[Value, int] = {}
+
+    def _find_resets(self, graph: Graph) -> None:
+        for path, value in graph.modules.items():  # A dropout reads the tensor that it stands at, and no node does so.
+            made, path = value.producer, path.split("@")[0]
+            if made is not None and path != layer_of(made) and path in self._asked and self._asked[path].given_again:
+                self._reset[value] = self._order[made]
+        for node in graph.nodes:
+            if self._is_given_again(node):
+                for value in node.inputs:
+                    self._reset.setdefault(value, self._order[node])
+
+    def _is_given_again(self, node: Node) -> bool:
+        """True for a layer that has the inputs of the first pass in the second."""
+        asked = self._asked.get(layer_of(node))
+        return asked is not None and (asked.name in _RULED or asked.given_again)
 
     def lower(self, b: Builder, node: Node, flow: Flow) -> bool:
         """Lower functional code whose inputs are not those of the first pass. False if they are."""
-        if not self._changed or node.kind not in _WITH_VALUES or node.operation == TIMES or node.path in self._asked:
+        if not self._changed or node.operation == TIMES or node.path in self._asked or self._is_given_again(node):
             return False
         # What is kept of an input is read in the backward pass, when all layers have written theirs.
         when = self._order[node] if node.operation in _BY_RESULT else len(self._order)
-        slots = [self._slot(b, value, when) for value in node.inputs]
-        if slots == [value.index for value in node.inputs]:
+        matters = [value for value in node.inputs if node.kind not in _LINEAR or value not in node.sources]
+        if all(self._slot(b, value, when) == value.index for value in matters):
             return False
+        if node.kind == "custom_backward":
+            raise UnsupportedOperationError(
+                f"{node}: its backward stands behind a layer with GammaRule or Alpha1_Beta0_Rule, where Captum calls "
+                "it in a second forward pass at other values than the model's. Attach EpsilonRule to those layers"
+            )
+        slots = [self._slot(b, value, when) for value in node.inputs]
         b.begin(node, "Gradient(), second pass")
         if node.kind == "max_pool":
             _lower_max(b, node, flow, slots[0])
@@ -121,7 +147,7 @@ class SecondPass:
 
     def _keeps(self, node: Node) -> bool:
         """True for a layer whose second pass has the values of the first."""
-        return node.path in self._asked and self._asked[node.path].name in (*_RULED, "own")
+        return self._is_given_again(node) or (node.path in self._asked and self._asked[node.path].name == "own")
 
     def _make(self, b: Builder, value: Value, node: Node) -> int:
         numel = value.numel if value.is_tensor and value.has_batch_first else 0
@@ -187,5 +213,7 @@ def _lower_max(b: Builder, node: Node, flow: Flow, at: int) -> None:
 
 def _lower_any(b: Builder, node: Node, flow: Flow, slots: list[int]) -> None:
     """By autograd, as :func:`fastlrp.kinds.jacobian.transpose_at` does."""
-    pairs = [(v, slot) for v, slot in zip(node.inputs, slots, strict=True) if v.is_differentiable]
-    transpose_from(b, bind_forward(node), [v for v, _ in pairs], [slot for _, slot in pairs], flow)
+    if len(node.sources) == len(node.inputs) and b.graph.batch is None:
+        transpose_from(b, bind_forward(node), node.inputs, slots, flow)
+    else:
+        transpose_beside(b, node, flow, b.slot_of(flow.factor), slots=slots)
