@@ -85,6 +85,7 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps run.sparse.choose
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax capture.patterns.written_softmax
+    capture.patterns.moved
     capture.arguments plan.forms plan.narrow plan.products.channels_last
     plan.products.reduced plan.step_names plan.absent plan.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Constant, Graph, Node, Written
+from fastlrp.capture.graph import Constant, Graph, Node, Value, Written
 from fastlrp.capture.patterns.attention_weights import find_attention_weights
 from fastlrp.capture.patterns.composed_activations import compose_activations
+from fastlrp.capture.patterns.moved import moved
 from fastlrp.capture.patterns.segment_softmax import find_segment_softmax
 from fastlrp.capture.patterns.selection import find_selection
 from fastlrp.capture.patterns.written_softmax import find_written_softmax
@@ -63,22 +65,16 @@ def fold_batch_norm(graph: Graph) -> None:
     ``b' = b + W (beta - s mean)``, if that layer does not pad. A batch norm with neither neighbour stays a layer of its
     own.
     """
-    consumers = graph.consumers()
+    consumers = _readers(graph)
     outputs = set(graph.outputs)
     for node in list(graph.nodes):
         if node.kind != "batch_norm":
             continue
-        before = node.inputs[0].producer
-        if (
-            before is not None
-            and before.kind in ("conv", "linear")
-            and "norm" not in before.attributes
-            and _channels_last_axis(before) == 1
-            and len(consumers.get(before.output, [])) == 1
-            and before.output not in outputs
-        ):
-            _merge(graph, before, node, after=True)
-            consumers = graph.consumers()
+        before, moves = _layer_before(node, consumers, outputs)
+        if before is not None and _keeps_channels(before, moves):
+            is_alone = not moves and len(graph.consumers()[before.output]) == 1
+            _merge(graph, before, node, after=True, stays=not is_alone)
+            consumers = _readers(graph)
             continue
         readers = consumers.get(node.output, [])
         if (
@@ -89,10 +85,50 @@ def fold_batch_norm(graph: Graph) -> None:
             and _takes_norm_before(readers[0])
         ):
             _merge(graph, readers[0], node, after=False)
-            consumers = graph.consumers()
+            consumers = _readers(graph)
 
 
-def _channels_last_axis(node: Node) -> int:
+def _readers(graph: Graph) -> dict[Value, list[Node]]:
+    """Who reads entries of each value, and not its sizes alone (``y.reshape_as(x)`` of x)."""
+    found = graph.consumers().items()
+    return {v: [node for node in nodes if v not in node.attributes.get("unread", ())] for v, nodes in found}
+
+
+def _layer_before(
+    norm: Node, consumers: dict[Value, list[Node]], outputs: set[Value]
+) -> tuple[Node | None, list[Node]]:
+    """The layer whose output the batch norm alone reads, and the moves in between, in order."""
+    value, moves = norm.inputs[0], list[Node]()
+    while value.producer is not None and len(consumers.get(value, [])) == 1 and value not in outputs:
+        node = value.producer
+        if node.kind in ("conv", "linear"):
+            return (None if "norm" in node.attributes else node), moves
+        if node.kind != "move" or node.carried is None:
+            break
+        moves.insert(0, node)
+        value = node.carried
+    return None, []
+
+
+def _keeps_channels(layer: Node, moves: list[Node]) -> bool:
+    """Whether axis 1 behind the moves, that of a batch norm, is the layer's channels, and no entry is lost or new."""
+    axis = _channels_axis(layer)
+    if not moves:
+        return axis == 1
+    y = layer.output
+    if not y.has_batch_first or axis == 0:
+        return False
+    places: Tensor | None = torch.arange(y.numel).view(1, *y.sizes)
+    for node in moves:
+        places = None if places is None else moved(node, places)
+    if places is None or places.numel() != y.numel or places.dim() < 2 or places.shape[1] != y.sizes[axis - 1]:
+        return False
+    channels = places // math.prod(y.sizes[axis:]) % y.sizes[axis - 1]
+    own = torch.arange(places.shape[1]).view(1, -1, *[1] * (places.dim() - 2))
+    return bool((channels == own).all()) and len(places.unique()) == y.numel
+
+
+def _channels_axis(node: Node) -> int:
     """The axis on which an affine layer has its output channels; batch norm works on axis 1."""
     return 1 if node.kind == "conv" else len(node.output.shape) - 1
 
@@ -103,13 +139,18 @@ def _takes_norm_before(node: Node) -> bool:
     return not any(node.attributes["padding"]) and not node.attributes["transposed"]
 
 
-def _merge(graph: Graph, affine: Node, norm: Node, after: bool) -> None:
+def _merge(graph: Graph, affine: Node, norm: Node, after: bool, stays: bool = False) -> None:
     norm_input, norm_output = norm.inputs[0], norm.output
     key = "norm" if after else "norm_before"
     affine.attributes[key] = norm
     part = (affine.operation, affine.kind)
     graph.written.append(Written(norm.operation, norm.path, norm.module_type, (part,)))
-    if after:
+    if stays:
+        # The layer's own value is what the norm makes of it, which then takes the moves; others read its sizes.
+        affine.call = _Chain(affine.call, norm, into=0, axis=_channels_axis(affine))
+        graph.nodes.remove(norm)
+        graph.replace(norm_output, norm_input)
+    elif after:
         # One node: y = norm(affine(x)). Both module paths mean its output.
         affine_output = affine.output
         affine.output = norm_output
@@ -128,14 +169,14 @@ def _merge(graph: Graph, affine: Node, norm: Node, after: bool) -> None:
 class _Chain:
     """Forward of an affine layer with its batch norm, in the model's own order and arithmetic."""
 
-    def __init__(self, call: Any, norm: Node, into: int) -> None:
-        self.call, self.norm, self.into = call, norm, into
+    def __init__(self, call: Any, norm: Node, into: int, axis: int = 1) -> None:
+        self.call, self.norm, self.into, self.axis = call, norm, into, axis
         self.rest = norm.args[1:]
 
     def _norm(self, x: Tensor) -> Tensor:
         rest = [a.tensor() if isinstance(a, Constant) else a for a in self.rest]
-        result: Tensor = self.norm.call(x, *rest, **self.norm.kwargs)
-        return result
+        result: Tensor = self.norm.call(x.movedim(self.axis, 1), *rest, **self.norm.kwargs)
+        return result.movedim(1, self.axis)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.into == 1:

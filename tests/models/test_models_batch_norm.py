@@ -76,6 +76,58 @@ def test_before_a_linear_layer() -> None:
     assert oracle.relative_error(relevance, _input_times_gradient(model, x)) <= 1e-13
 
 
+class Tokens(nn.Module):
+    """A linear layer over tokens ``(B, 5, 10)`` with a batch norm behind a move of the channels."""
+
+    def __init__(self, move: str) -> None:
+        super().__init__()
+        self.linear, self.norm, self.last = nn.Linear(10, 6), nn.BatchNorm1d(6), nn.LazyLinear(4)
+        self.move = move
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if self.move == "flattened":
+            y = self.norm(y.flatten(0, 1)).reshape_as(y)
+        elif self.move == "transposed":
+            y = self.norm(y.transpose(1, 2)).transpose(1, 2)
+        elif self.move == "padded":
+            y = self.norm(nn.functional.pad(y.transpose(1, 2), (1, 0)))[..., 1:]
+        else:  # Its channels are others than the layer's.
+            y = self.norm(y.reshape(-1, 6, 5))
+        return self.last(y.relu().flatten(1))
+
+
+@pytest.mark.parametrize(("move", "tokens"), [("flattened", 5), ("transposed", 5), ("flattened", 1)])
+def test_behind_moves_that_keep_the_channels(move: str, tokens: int) -> None:
+    """Relevance is that of the merged layer, however the model brings its channels to the batch norm.
+
+    ``reshape_as`` reads the layer's output too, but its sizes alone: of one token nothing else says so.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(2, tokens, 10)
+    model, x = prepared(Tokens(move), x), x.double()
+    merged = oracle.merged(model, [("linear", "norm")])
+    expected = oracle.relevance(merged, x, list(TARGETS), epsilon=1e-6)
+    for graph, found in (
+        ("model", fastlrp.Explainer(model, "epsilon")),
+        ("merged", fastlrp.Explainer(merged, "epsilon")),
+    ):
+        assert oracle.relative_error(found(x, list(TARGETS)), expected) <= 1e-12, graph
+    explainer = fastlrp.Explainer(model, "epsilon_plus")
+    assert explainer.verify(x, list(TARGETS)).ok
+    torch.testing.assert_close(explainer.forward(x).output, model(x), rtol=1e-13, atol=1e-13)
+    assert not any(row.node.kind == "batch_norm" for row in explainer.plan.rows)
+    found = explainer(x, [1], layers=["linear", "norm"])
+    torch.testing.assert_close(found["linear"].flatten(1).sum(1), found["norm"].flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("move", ["padded", "reshaped"])
+def test_behind_moves_that_do_not_keep_the_channels_it_is_alone(move: str) -> None:
+    x = torch.randn(2, 5, 10)
+    explainer = fastlrp.Explainer(prepared(Tokens(move), x), "epsilon", example_inputs=x.double())
+    assert sum(row.node.kind == "batch_norm" for row in explainer.plan.rows) == 1
+
+
 def test_alone_passes_relevance() -> None:
     """Between activations, or before a layer that pads, there is nothing to merge it into."""
     model = chain(conv(3, 4), nn.Tanh(), nn.BatchNorm2d(4), nn.SiLU(), nn.BatchNorm2d(4), conv(4, 4), nn.ReLU())

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from fastlrp.capture.graph import Graph, Node, Value
+from fastlrp.capture.patterns.moved import moved
 
 _CARRIES = {"move", "write", "identity", "detached", "custom_backward"}
 """Kinds through which weights stay weights: dropout, conversions, views, what is masked out of them."""
@@ -11,21 +17,25 @@ _CARRIES = {"move", "write", "identity", "detached", "custom_backward"}
 def find_attention_weights(graph: Graph) -> None:
     """Give every softmax that a product of two activations reads the kind ``attention_weights``.
 
-    What lies between, dropout, conversions to another dtype and moves, changes nothing. The product notes which of its
-    factors the weights are, as ``node.attributes["weights"]``.
+    What lies between, dropout, conversions to another dtype and moves, changes nothing, and neither do linear maps that
+    mix heads or mix in other weights (talking heads, a mixture with fixed weights and its normalisation). The product
+    notes which of its factors the weights are, as ``node.attributes["weights"]``.
 
     The same for a router's softmax, of which the largest are chosen and multiply what the chosen experts computed: the
     element-wise product notes ``node.attributes["routing"]``. Chosen weights that are divided by their sum are a
     softmax of the chosen ones.
     """
+    behind: dict[Value, _Softmaxes] = {}
     for node in graph.nodes:
         if node.kind == "mul":
             _find_routing(node)
+        found = _softmaxes(node, behind)
+        if found:
+            behind[node.output] = found
         if node.kind != "product":
             continue
         for operand in node.sources:
-            softmax = _softmax_of(operand)
-            if softmax is not None:
+            for softmax in behind.get(operand, ()):
                 softmax.kind = "attention_weights"
                 _read_scores_themselves(softmax)
                 node.attributes["weights"] = operand
@@ -55,13 +65,79 @@ def _attached(value: Value) -> Value:
     return value
 
 
-def _softmax_of(value: Value) -> Node | None:
-    producer = value.producer
-    while producer is not None and producer.kind in _CARRIES and producer.carried is not None:
-        producer = producer.carried.producer
-    if producer is None or producer.operation != "softmax" or producer.kind not in ("activation", "attention_weights"):
+_Coordinates = Callable[[], Tensor | None]
+"""Where each entry of a value stands on the axis of the softmax that it comes from, for one sample, ``(1, *sizes)``;
+None if that cannot be said."""
+_Softmaxes = dict[Node, _Coordinates]
+"""Those whose results, moved and mixed by linear maps, a value is."""
+
+
+def _softmaxes(node: Node, behind: dict[Value, _Softmaxes]) -> _Softmaxes:
+    """Of the node's output, by those of what it reads."""
+    if node.operation == "softmax" and node.kind in ("activation", "attention_weights"):
+        return {node: lambda: _own_coordinates(node)}
+    if node.kind in _CARRIES:
+        carried = {} if node.carried is None else behind.get(node.carried, {})
+        return {softmax: _moved(node, at) for softmax, at in carried.items()}
+    if node.kind in _CHANNELS:
+        mixed = {softmax: _without_channels(node, at) for softmax, at in behind.get(node.inputs[0], {}).items()}
+        return {softmax: at for softmax, at in mixed.items() if at() is not None}
+    return {softmax: at for x in _summands(node) for softmax, at in behind.get(x, {}).items()}
+
+
+_CHANNELS = {"linear": -1, "conv": 1, "batch_norm": 1}
+"""The axis over which a layer sums up or scales, by kind: of attention weights that of the heads."""
+
+
+def _summands(node: Node) -> list[Value]:
+    """What an operation adds up, entry by entry, or multiplies with a constant or one number for each row."""
+    y = node.output
+    if node.kind == "add":
+        found = list(node.sources)
+    elif node.kind == "mul" and node.attributes.get("divides"):
+        found = [v for v in node.sources if v is node.args[0] and _is_normalised(node)]
+    elif node.kind == "mul" and len(node.sources) == 1:
+        found = list(node.sources)
+    else:
+        found = []
+    return [v for v in found if v.shape == y.shape]
+
+
+def _own_coordinates(softmax: Node) -> Tensor | None:
+    y = softmax.output
+    axis = int(softmax.attributes["parameters"]["dim"]) % len(y.shape)
+    if not y.has_batch_first or axis == 0:
         return None
-    return producer
+    shape = [1] * len(y.shape)
+    shape[axis] = y.sizes[axis - 1]
+    return torch.arange(shape[axis]).view(shape).expand(1, *y.sizes)
+
+
+def _moved(node: Node, at: _Coordinates) -> _Coordinates:
+    if node.kind != "move":
+        return at
+
+    def after() -> Tensor | None:
+        before = at()
+        return None if before is None else moved(node, before)
+
+    return after
+
+
+def _without_channels(node: Node, at: _Coordinates) -> _Coordinates:
+    """None where the axis of the softmax is the one over which the layer sums up."""
+    axis = _CHANNELS[node.kind]
+
+    def after() -> Tensor | None:
+        before, y = at(), node.output
+        if before is None or not y.has_batch_first:
+            return None
+        first = before.narrow(axis, 0, 1)
+        size = list(before.shape)
+        size[axis] = (1, *y.sizes)[axis]
+        return first.expand(size) if tuple(size[1:]) == y.sizes and bool((before == first).all()) else None
+
+    return after
 
 
 def _find_routing(node: Node) -> None:
