@@ -75,7 +75,7 @@ ORDER = """
     plan.late plan.input_terms plan.products.looked_sums plan.products.point_sums plan.products.rest plan.products.both
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts plan.products.transposes
     plan.products.fused plan.products.sparse_form
-    capture.translate.rewrite_attention capture.translate.rewrite_losses
+    capture.translate.rewrite_attention capture.translate.rewrite_losses capture.translate.rewrite_masked_scatter
     plan.kept plan.layer plan.passes.fusion plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.products.choice plan.products.layouts
     plan.passes.summing plan.products.few plan.products.looked_narrow plan.products.channel_sizes
