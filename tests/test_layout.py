@@ -76,6 +76,7 @@ ORDER = """
     capture.translate.rewrite_functions plan.ups plan.passes.batch_parts plan.products.transposes
     plan.products.fused plan.products.sparse_form
     capture.translate.rewrite_attention capture.translate.rewrite_losses
+    capture.translate.rewrite_masked_scatter
     plan.kept plan.layer plan.passes.fusion plan.passes.residuals plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.products.choice plan.products.layouts
     plan.passes.summing plan.products.few plan.products.looked_narrow plan.products.channel_sizes

@@ -158,7 +158,8 @@ Row = tuple[str, Tensor, bool]
 def _rows(case: Case) -> Iterator[list[Row]]:
     """The input's name and the rows that its ids look up, each time the model looks them up while this holds.
 
-    The last entry says that it did so with the sequence in front of the batch (XLNet).
+    The last entry says that it did so with the sequence in front of the batch (XLNet). The model gets a copy of the
+    rows, into which it may write (BLIP adds positions in place).
     """
     kept: list[Row] = []
     given = case.inputs if isinstance(case.inputs, dict) else {"": case.inputs}
@@ -173,6 +174,7 @@ def _rows(case: Case) -> Iterator[list[Row]]:
             turned = not straight and t.dim() == 2 and torch.equal(looked_up, t.t())
             if straight or turned:
                 kept.append((name, rows, turned))
+                return rows.clone()
         return rows
 
     with mock.patch.object(nn.functional, "embedding", embedding):

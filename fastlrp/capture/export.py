@@ -152,14 +152,28 @@ def _from_one_sample(wrapper: Wrapper, args: Any, kwargs: Any, several: Graph, t
         return None
     first = lambda t: t[:1] if batch else t.new_zeros(1, *t.shape[1:])  # noqa: E731
     example = torch.utils._pytree.tree_map_only(Tensor, first, (args, kwargs))
+    returned = wrapper._note.structure
     try:
         with tracing(wrapper):
             program = traced(wrapper, example)
         graph = Translator(program, wrapper.model, True, 1).translate()
     except Exception:  # It holds on to another batch size.
+        graph = None
+    own, wrapper._note.structure = wrapper._note.structure, returned
+    if graph is None:
+        return None
+    if len(graph.outputs) != len(several.outputs):
+        counts = f"{len(several.outputs)} tensors for {batch} samples and {len(graph.outputs)} for one"
+        several.not_lifted = (
+            f"The model gives {counts}, a list with an entry for each sample: wrap it in a module that returns only "
+            "what is explained"
+        )
         return None
     graph.output = graph.outputs[several.outputs.index(several.output)]
-    return graph if lift_all(graph, several, tensors, batch) else None
+    if not lift_all(graph, several, tensors, batch):
+        return None
+    wrapper._note.structure = own
+    return graph
 
 
 def _two_samples(tree: Any, batch: int) -> Any:

@@ -120,6 +120,32 @@ def test_relevance_of_each_input_of_ids_is_compared(wrong: bool) -> None:
     assert sweep.judgement(row) == ("wrong" if wrong else "explained")
 
 
+class AddsPositions(nn.Module):
+    """Writes the positions into the rows that it has looked up, in front of a norm."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__()
+        self.words, self.norm, self.head, self.last = (
+            nn.Embedding(9, 4),
+            nn.LayerNorm(4),
+            nn.Linear(4, 3),
+            Doubled(wrong),
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.words(input_ids)
+        x += torch.arange(4, dtype=x.dtype)
+        return self.last(self.head(torch.tanh(self.norm(x).sum(1))))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_rows_are_compared_as_they_were_looked_up(wrong: bool) -> None:
+    row: dict[str, Any] = {}
+    torch.manual_seed(0)
+    examine(lambda: Case(AddsPositions(wrong).double().eval(), torch.tensor([[1, 8, 3], [4, 5, 2]])), row.update)
+    assert row["gradient_error"] == (pytest.approx(0.5) if wrong else pytest.approx(0.0, abs=1e-12))
+
+
 def _sleeps(make: Any, tell: Any) -> None:
     tell({"step": make})
     if make == "works":

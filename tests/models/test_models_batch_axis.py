@@ -114,6 +114,7 @@ MIXES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "distances": ("cdist .*mixes samples", lambda h: torch.cdist(h, h) @ h),
     "triangle": ("tril .*mixes samples", lambda h: h.tril()),
     "reshape": ("reshape .*mixes samples", lambda h: h.t().reshape(h.shape[0], 8)),
+    "folded": ("slice .*lie one after the other", lambda h: h.view(-1, 4)[: h.shape[0]].repeat(1, 2)),
     "repeat": ("repeat .*mixes samples", lambda h: h.repeat(2, 1)[::2]),
     "repeat_interleave": ("repeat_interleave .*axis 0", lambda h: h.repeat_interleave(2, 0)[: h.shape[0]]),
     "expand": ("slice .*axis 0.*expand", lambda h: h[0:1].expand(h.shape[0], 8)),

@@ -75,13 +75,7 @@ def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: in
         with torch.no_grad():
             lifter, lifted = _lifted(graph, rows, wanted, examples, whole=True)
             commit(graph, lifter, lifted)
-            samples = [random_example(x, count, i) for i, x in enumerate(examples)]
-            double, call = True, called_in_double
-            try:
-                own, ours = _run(several, samples, call), _run(graph, samples, call)
-            except Exception:  # An operation that insists on the model's own dtype.
-                double, call = False, as_it_is
-                own, ours = _run(several, samples, call), _run(graph, samples, call)
+            own, ours, double = _both(graph, several, examples, count)
     except Exception:  # Whatever fails, there is the graph for this batch size.
         return False
     graph.batch = None
@@ -89,6 +83,27 @@ def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: in
         a.shape == b.shape and close(a, b, tolerance(v, double))
         for v, a, b in zip(graph.outputs, ours, own, strict=True)
     )
+
+
+def _both(
+    graph: Graph, several: Graph, examples: Sequence[Tensor], count: int
+) -> tuple[list[Tensor], list[Tensor], bool]:
+    """What the model and the lifted graph give for random samples; True if in float64.
+
+    Where an operation insists on the model's own dtype it gets that, where it takes only some integers (as many places
+    for an image as it has features) those of the example.
+    """
+    random = [random_example(x, count, i) for i, x in enumerate(examples)]
+    sensible = [r if x.is_floating_point() else x for r, x in zip(random, examples, strict=True)]
+    trouble: Exception | None = None
+    for samples in (random, sensible):
+        for double, call in ((True, called_in_double), (False, as_it_is)):
+            try:
+                return _run(several, samples, call), _run(graph, samples, call), double
+            except Exception as error:  # Any operation may refuse any input in any way.
+                trouble = error
+    assert trouble is not None
+    raise trouble
 
 
 def _run(graph: Graph, samples: Sequence[Tensor], call: Callable[[Node, dict[Value, Any]], Any]) -> list[Tensor]:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.lift.lifter import Lifter, aten, derived, sizes_of
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, derived, sizes_of
 from fastlrp.capture.lift.messages import sparse_product
 from fastlrp.capture.lift.moves import Form, aligned, as_it_is
+from fastlrp.capture.translate.rewrite import Step
+from fastlrp.capture.translate.rewrite_masked_scatter import filled_in_order
 from fastlrp.kinds.experts import rows_by_expert
 
 _CONVOLUTIONS = {1: aten.conv2d.default, 2: aten.conv3d.default}
@@ -265,6 +267,22 @@ def grouped(lifter: Lifter) -> Value:
     return lifter.emit(lifter.node.operation, rows_by_expert, (x, weight, ends), lifter.shape)
 
 
+def placed(lifter: Lifter) -> Value:
+    """``masked_scatter``: each sample's places from its own entries."""
+    given = {name: lifter.rows(operand) for name, operand in lifter.arguments().items()}
+    mask, sizes = given["mask"], lifter.shape
+    given["mask"] = lifter.reshape(mask, (*[1] * (len(sizes) - len(mask.sizes)), *mask.sizes))
+    steps = filled_in_order(given, (None, *sizes))
+    if steps is None:
+        raise UnliftableError("its operands do not have the batch in front")
+    made: list[Value] = []
+    for call, name, args, kwargs, *form in steps:
+        shape, dtype = form or ((None, *sizes), None)
+        args = tuple(made[a.position] if isinstance(a, Step) else a for a in args)
+        made.append(lifter.emit(name, call, args, shape[1:], kwargs, dtype))
+    return made[-1]
+
+
 LAYERS: tuple[tuple[str, Form], ...] = (
     ("linear", linear),
     ("matmul mm bmm mv dot _sparse_mm", multiplied),
@@ -277,6 +295,7 @@ LAYERS: tuple[tuple[str, Form], ...] = (
     ("group_norm instance_norm", group_normed),
     ("scaled_dot_product_attention", attention),
     ("lstm gru rnn_tanh rnn_relu", recurrent),
+    ("masked_scatter", placed),
     ("transformers::grouped_mm_fallback _grouped_mm", grouped),
 )
 """Operations and their lifted forms."""

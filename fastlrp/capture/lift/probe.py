@@ -264,8 +264,10 @@ class _Probe:
         x = node.args[0] if node.args else None
         if node.operation not in ("slice", "narrow") or not isinstance(x, Value) or (*node.args[1:2], 0)[0] != 0:
             return 1
-        whole = self._whole(x, self._random)
-        return whole.shape[0] // self.count if isinstance(whole, Tensor) and whole.shape[0] % self.count == 0 else 1
+        if (*node.args[4:5], node.kwargs.get("step", 1))[0] != 1:
+            return 1
+        place = self.standing.place(x)
+        return place.after if place is not None and place.axis == 0 and place.before == 1 else 1
 
     def _culprit(self, node: Node) -> Node:
         """The operation at which the samples lost their places, from where ``node`` has it."""

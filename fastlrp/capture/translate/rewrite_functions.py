@@ -13,6 +13,7 @@ from fastlrp.capture.translate import rewrite
 from fastlrp.capture.translate.rewrite import Step, Steps, shape_of
 from fastlrp.capture.translate.rewrite_attention import written_out
 from fastlrp.capture.translate.rewrite_losses import negative_log_likelihood
+from fastlrp.capture.translate.rewrite_masked_scatter import filled_in_order
 
 aten = torch.ops.aten
 
@@ -111,6 +112,7 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "outer": _outer,
     "ger": _outer,
     "scaled_dot_product_attention": written_out,
+    "masked_scatter": filled_in_order,
     "cross_entropy_loss": negative_log_likelihood(of_logits=True),
     "nll_loss": negative_log_likelihood(of_logits=False),
     "nll_loss_nd": negative_log_likelihood(of_logits=False),
