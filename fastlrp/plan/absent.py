@@ -18,7 +18,13 @@ def without_absent(
         others["overwrites"] = {at: _with_absent(call, registers, absent) for at, call in over.items()}
     if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
         others["unpooled"] = _with_absent(others["unpooled"], registers + 2, absent)
-    for name, first in (("into", 2 + registers), ("up", results), ("up_at", 1 + results), ("up_from", 1 + results)):
+    for name, first in (
+        ("in_full", registers),
+        ("into", 2 + registers),
+        ("up", results),
+        ("up_at", 1 + results),
+        ("up_from", 1 + results),
+    ):
         if others.get(name) is not None:
             others[name] = _with_absent(others[name], first, absent)
     return _with_absent(run, registers, absent), others
