@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -40,12 +41,10 @@ def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool])
 
         return without_the_last
 
-    places = [registers + place for place, missing in enumerate(absent) if missing]
+    given = iter(range(registers + len(absent)))
+    chosen = itemgetter(*(-1 if missing else next(given) for missing in [False] * registers + absent))
 
     def with_absent(*operands: Tensor) -> Tensor:
-        arguments: list[Any] = list(operands)
-        for place in places:
-            arguments.insert(place, None)
-        return run(*arguments)
+        return run(*chosen((*operands, None)))
 
     return with_absent
