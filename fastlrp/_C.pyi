@@ -62,7 +62,12 @@ def conv_point_coefficients(
     times: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]: ...
 def conv_point_transposed(
-    relevance: Tensor, coefficients: list[Tensor], packed: Tensor, size: list[int], stride: list[int]
+    relevance: Tensor,
+    coefficients: list[Tensor],
+    packed: Tensor,
+    size: list[int],
+    stride: list[int],
+    in_full: bool = False,
 ) -> Tensor: ...
 def conv_rest(
     whole: Tensor,

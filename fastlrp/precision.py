@@ -116,10 +116,10 @@ def switches() -> tuple[bool, bool]:
     ``torch.set_float32_matmul_precision("medium")`` sets the second.
     """
 
-    return _switch("conv") == "bf16", _switch("matmul") == "bf16"
+    return switch("conv") == "bf16", switch("matmul") == "bf16"
 
 
-def _switch(name: str) -> str:
+def switch(name: str) -> str:
     """``torch.backends.mkldnn.<name>.fp32_precision``, without the way through its modules, which every call takes."""
     getter = getattr(torch._C, "_get_fp32_precision_getter", None)
     if getter is not None:

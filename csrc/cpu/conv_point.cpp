@@ -208,15 +208,14 @@ void conv_point_sums(const ConvPointSums<Number>& p) {
 template void conv_point_sums<float>(const ConvPointSums<float>&);
 template void conv_point_sums<Bf16>(const ConvPointSums<Bf16>&);
 
-template <class From, class Number>
-void conv_point_transposed(const ConvPointTransposed<From, Number>& p) {
+template <class From, class Number, class To>
+void conv_point_transposed(const ConvPointTransposed<From, Number, To>& p) {
   const PointMaps& maps = p.maps;
   const int64_t area = maps.out_area(), all = maps.samples * p.targets, depth = p.parts * p.outputs;
   const bool strided = is_strided(maps);
   if (strided) {
     const int64_t map = maps.size[0] * maps.size[1] * p.inputs;
-    parallel_for(all, 1,
-                 [&](int64_t begin, int64_t end) { std::fill(p.y + begin * map, p.y + end * map, Number(0.0f)); });
+    parallel_for(all, 1, [&](int64_t begin, int64_t end) { std::fill(p.y + begin * map, p.y + end * map, To(0.0f)); });
   }
   const int64_t step = step_of(depth);
   in_blocks<Number>(all * area, depth, p.inputs, [&](const Block& block, const auto& room) {
@@ -229,7 +228,7 @@ void conv_point_transposed(const ConvPointTransposed<From, Number>& p) {
     }
     in_columns(block, [&](int64_t column, int64_t width) {
       const Number* weight = p.weight + column * depth;
-      if constexpr (std::is_same_v<Number, float>) {
+      if constexpr (std::is_same_v<To, float>) {
         if (!strided) {
           float* y = p.y + block.first * p.inputs + column;
           return point_products(block.rows(), depth, width, room.copies(), step, weight, y, p.inputs);
@@ -244,9 +243,11 @@ void conv_point_transposed(const ConvPointTransposed<From, Number>& p) {
   });
 }
 
-template void conv_point_transposed<float, float>(const ConvPointTransposed<float, float>&);
-template void conv_point_transposed<float, Bf16>(const ConvPointTransposed<float, Bf16>&);
-template void conv_point_transposed<Bf16, Bf16>(const ConvPointTransposed<Bf16, Bf16>&);
+template void conv_point_transposed(const ConvPointTransposed<float, float, float>&);
+template void conv_point_transposed(const ConvPointTransposed<float, Bf16, Bf16>&);
+template void conv_point_transposed(const ConvPointTransposed<float, Bf16, float>&);
+template void conv_point_transposed(const ConvPointTransposed<Bf16, Bf16, Bf16>&);
+template void conv_point_transposed(const ConvPointTransposed<Bf16, Bf16, float>&);
 
 template <class Number>
 void conv_point_pack(int64_t depth, int64_t columns, const float* matrix, int64_t depth_step, int64_t column_step,

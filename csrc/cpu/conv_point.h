@@ -56,19 +56,19 @@ template <class Number>
 void conv_point_sums(const ConvPointSums<Number>& p);
 
 // y = sum over parts of W_part^T (coefficient_part * relevance), for some targets of each sample. Entries of y that no
-// output reads are zero. Products and y are of Number.
-template <class From, class Number>
+// output reads are zero. Products are of Number, y is of To: the same, or float.
+template <class From, class Number, class To>
 struct ConvPointTransposed {
   PointMaps maps;
   int64_t targets, outputs, inputs, parts;
   const From* relevance;             // (N, targets, H', W', Co)
   const float* const* coefficients;  // (N, H', W', Co) each
   const Number* weight;              // from conv_point_pack, parts one behind the other
-  Number* y;                         // (N, targets, H, W, Ci)
+  To* y;                             // (N, targets, H, W, Ci)
 };
 
-template <class From, class Number>
-void conv_point_transposed(const ConvPointTransposed<From, Number>& p);
+template <class From, class Number, class To>
+void conv_point_transposed(const ConvPointTransposed<From, Number, To>& p);
 
 // A matrix (depth, columns) as the kernels read it, both in multiples of kPointLanes, of element (d, c) at
 // matrix[d * depth_step + c * column_step]. The rows of one product are `depth` of `all` that are summed up, from

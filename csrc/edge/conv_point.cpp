@@ -173,7 +173,7 @@ CoefficientTensors conv_point_coefficients(const Tensor& x_, const Tensor& packe
 }
 
 Tensor conv_point_transposed(const Tensor& relevance_, const std::vector<Tensor>& coefficients_, const Tensor& packed,
-                             const Sizes& size, const Sizes& stride) {
+                             const Sizes& size, const Sizes& stride, bool in_full) {
   const Check check{kCpu, "conv_point_transposed"};
   const ScalarType dtype = relevance_.scalar_type();
   REQUIRE_VALUE(relevance_.is_cpu() && (dtype == kFloat || dtype == kBFloat16), check.op,
@@ -200,20 +200,22 @@ Tensor conv_point_transposed(const Tensor& relevance_, const std::vector<Tensor>
   const bool full = packed.scalar_type() == kFloat;
   REQUIRE_VALUE(!full || dtype == kFloat, check.op, ": relevance must be of float32 beside packed of float32, got ",
                 dtype);
-  const Tensor y = empty_strided(shape, strides_last(shape), relevance_, packed.scalar_type());
+  const Tensor y = empty_strided(shape, strides_last(shape), relevance_, in_full ? kFloat : packed.scalar_type());
   if (y.numel() == 0) {
     return y;
   }
   prefer_huge_pages(y.mutable_data_ptr(), y.nbytes());
   const Tensor relevance = relevance_.resolve_neg().movedim(2, -1).contiguous();
-  const auto run = [&](auto from, auto number) {
+  const auto run = [&](auto from, auto number, auto to) {
     using From = decltype(from);
     using Number = decltype(number);
-    cpu::conv_point_transposed<From, Number>({maps, targets, outputs, inputs, parts, data_of<From>(relevance),
-                                              data.data(), data_of<Number>(packed),
-                                              static_cast<Number*>(y.mutable_data_ptr())});
+    using To = decltype(to);
+    cpu::conv_point_transposed<From, Number, To>({maps, targets, outputs, inputs, parts, data_of<From>(relevance),
+                                                  data.data(), data_of<Number>(packed),
+                                                  static_cast<To*>(y.mutable_data_ptr())});
   };
-  full ? run(0.0f, 0.0f) : dtype == kFloat ? run(0.0f, Bf16(0.0f)) : run(Bf16(0.0f), Bf16(0.0f));
+  const auto narrow = [&](auto from) { in_full ? run(from, Bf16(0.0f), 0.0f) : run(from, Bf16(0.0f), Bf16(0.0f)); };
+  full ? run(0.0f, 0.0f, 0.0f) : dtype == kFloat ? narrow(0.0f) : narrow(Bf16(0.0f));
   return y;
 }
 

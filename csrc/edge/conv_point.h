@@ -24,8 +24,8 @@ CoefficientTensors conv_point_coefficients(const Tensor& x, const Tensor& packed
 
 // The sum of W^T (coefficient * relevance) over several weights and their coefficients: relevance (B, K, Co, H', W') of
 // float32 or bfloat16, coefficients (B, Co, H', W'), `packed` of the weights (Co, Ci). To (B, K, Ci, *size) in
-// the dtype of `packed`; that of float32 takes no relevance of bfloat16.
+// the dtype of `packed`, or in float32 for `in_full`; packed of float32 takes no relevance of bfloat16.
 Tensor conv_point_transposed(const Tensor& relevance, const std::vector<Tensor>& coefficients, const Tensor& packed,
-                             const Sizes& size, const Sizes& stride);
+                             const Sizes& size, const Sizes& stride, bool in_full = false);
 
 }  // namespace fastlrp::edge

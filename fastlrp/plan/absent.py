@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,13 @@ def without_absent(
         others["overwrites"] = {at: _with_absent(call, registers, absent) for at, call in over.items()}
     if others.get("unpooled") is not None:  # It takes the pool's index and geometry before the slots.
         others["unpooled"] = _with_absent(others["unpooled"], registers + 2, absent)
-    for name, first in (("into", 2 + registers), ("up", results), ("up_at", 1 + results), ("up_from", 1 + results)):
+    for name, first in (
+        ("in_full", registers),
+        ("into", 2 + registers),
+        ("up", results),
+        ("up_at", 1 + results),
+        ("up_from", 1 + results),
+    ):
         if others.get(name) is not None:
             others[name] = _with_absent(others[name], first, absent)
     return _with_absent(run, registers, absent), others
@@ -34,12 +41,10 @@ def _with_absent(run: Callable[..., Tensor], registers: int, absent: list[bool])
 
         return without_the_last
 
-    places = [registers + place for place, missing in enumerate(absent) if missing]
+    given = iter(range(registers + len(absent)))
+    chosen = itemgetter(*(-1 if missing else next(given) for missing in [False] * registers + absent))
 
     def with_absent(*operands: Tensor) -> Tensor:
-        arguments: list[Any] = list(operands)
-        for place in places:
-            arguments.insert(place, None)
-        return run(*arguments)
+        return run(*chosen((*operands, None)))
 
     return with_absent

@@ -124,7 +124,7 @@ class Builder(ForwardBuilder):
         ``numel``: entries of the result, ``work``: floating-point operations, both per sample and target; ``others``:
         ``reduced``, ``unpool``, ``unpooled``, ``accepts_one_hot``, ``keeps_one_hot``, ``embeds``, ``fresh``,
         ``by_position``, ``moves_from``, ``into``, ``numbers``, ``overwrites``, ``takes_bf16``, ``up``, ``up_at``,
-        ``up_from``, ``senders`` and ``is_linear`` of :class:`~fastlrp.plan.steps.BackwardStep`.
+        ``up_from``, ``senders``, ``in_full`` and ``is_linear`` of :class:`~fastlrp.plan.steps.BackwardStep`.
         """
         return self._append(run, registers, slots, (numel,), work or numel, form=form, **others)[0]
 

@@ -134,6 +134,8 @@ class BackwardStep:
         senders: of the sum of what several readers of a value send to it, the node that sent each operand.
         takes_bf16: whether its registers may be of bfloat16 although the plan is of float32: it multiplies them with
             weights of bfloat16, or only moves and adds them. Others get them in float32.
+        in_full: the same as ``run`` with a result of float32, where that one's is of bfloat16; it writes into memory of
+            its own. :mod:`fastlrp.plan.passes.widening` takes it where a reader wants float32.
         out, numel: of the first, as a rule the only result, and of the largest.
     """
 
@@ -166,6 +168,7 @@ class BackwardStep:
     numbers: Mapping[int, float] = field(default_factory=dict)
     into: Callable[..., Tensor] | None = None
     senders: tuple[Node | None, ...] = ()
+    in_full: Callable[..., Tensor] | None = None
     out: int = field(init=False)
     numel: int = field(init=False)
 

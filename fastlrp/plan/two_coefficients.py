@@ -19,6 +19,7 @@ from fastlrp.plan.input_terms import Term, is_fused_input, send_from_input, spli
 from fastlrp.plan.late import is_late, send_late
 from fastlrp.plan.layer import AffineLayer
 from fastlrp.plan.narrow import in_float32, wide
+from fastlrp.plan.products import point
 from fastlrp.plan.products.fused import unpooled_transpose
 from fastlrp.plan.products.sparse_form import sparse_form
 from fastlrp.plan.products.transposes import plain_products, transpose
@@ -46,6 +47,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
     exact = goes_in_float32(b, layer, flow)
     for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
     product = transpose(b, layer, for_product[0], for_product[1], split, multiply=False, bounded=found.bounded)
+    in_full = point.in_full(product)
     # Without positions two coefficients are the sparse kernels' matter.
     one_hot = layer.node.kind == "linear" and (v is None or len(x.shape) > 2)
     if one_hot:
@@ -76,7 +78,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
         accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
         by_position=layer.node.kind == "linear" and len(x.shape) > 2, up=up, up_at=None if exact else at,
-        takes_bf16=layer.choice.is_reduced and not layer.goes_filtered(found.bounded, split),
+        takes_bf16=layer.choice.is_reduced and not layer.goes_filtered(found.bounded, split), in_full=in_full,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 

@@ -2,7 +2,8 @@
 
 A small network's products take a few microseconds each, and so do questions about a schedule, its targets and its
 budget. Where all targets of an input's relevance go down at once through dense layers, their steps are remembered by
-the plan, and as a plain loop where no register may hold some positions alone. (:mod:`fastlrp.run.replay` is for GPUs,
+the plan, and as a plain loop where no register may hold some positions alone. Where registers may be of bfloat16, lines
+of their own bring them to float32 before a step that wants that. (:mod:`fastlrp.run.replay` is for GPUs,
 and repeats recorded launches on memory that stays where it is. Here steps are remembered, and every call takes them.)
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -17,9 +19,10 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.plan.lines import Line, backward_line
 from fastlrp.plan.plan import Plan
+from fastlrp.plan.products.reduced import widened
 from fastlrp.plan.schedule import Schedule
 from fastlrp.plan.step_names import note_down, profiling
-from fastlrp.plan.steps import Emission, Steps
+from fastlrp.plan.steps import BackwardStep, Emission, Steps
 from fastlrp.run import runner
 from fastlrp.run.parted import Parted
 from fastlrp.targets.one_hot import AtPositions, OneHot
@@ -79,6 +82,8 @@ class Settled:
         register = cells[emission.register]
         if type(register) is OneHot:
             register = register.dense()
+        if plan.mixes_dtypes:
+            register = widened(register)
         return register, tuple([state[slot] for slot in emission.slots])
 
     def _step_by_step(
@@ -95,7 +100,7 @@ def settle(plan: Plan, schedule: Schedule, count: int, batch: int, size: int) ->
     ``size``: for how many targets layers are chosen, see :meth:`fastlrp.run.answers.Answers.specialize`.
     """
     steps = runner.dense_steps(plan, schedule.steps, size, batch)
-    if steps is None or plan.mixes_dtypes:
+    if steps is None:
         return None
     emission, path = steps[-1][0], [step for step, _ in steps[:-1]]
     if type(emission) is not Emission or any(type(step) is Emission for step in path):
@@ -106,7 +111,14 @@ def settle(plan: Plan, schedule: Schedule, count: int, batch: int, size: int) ->
     slots = tuple(dict.fromkeys(slot for step, _ in steps for slot in step.slots))
     straight = None
     if not any(step.embeds is not None and step.embeds.is_few for step in path):
-        straight = tuple(backward_line(step, frees, plan.program.registers) for step, frees in steps[:-1])
+        straight = tuple(line for step, frees in steps[:-1] for line in _lines(plan, step, frees))
     moves_one_hot = any(step.keeps_one_hot and plan.program.top in step.ins for step in path)
     work = plan.work * batch * count
     return Settled(emission.value, schedule, emission, steps, slots, straight, moves_one_hot, work)
+
+
+def _lines(plan: Plan, step: BackwardStep, frees: tuple[int, ...]) -> list[Line]:
+    """A step as lines: what it reads is brought to float32 before, if it takes no bfloat16."""
+    widening = dict.fromkeys(step.ins) if plan.mixes_dtypes and not step.takes_bf16 else ()
+    before = [Line(step.name, widened, itemgetter(slice(at, at + 1)), at, ()) for at in widening]
+    return [*before, backward_line(step, frees, plan.program.registers)]

@@ -108,9 +108,9 @@ void compare_sums(const Shape& s, Rule rule, bool plain) {
   });
 }
 
-template <class From, class Number>
+template <class From, class Number, class To>
 void compare_transposed(const Shape& s, int64_t targets, int64_t parts) {
-  ConvPointTransposed<From, Number> p{maps_of(s), targets, s.outputs, s.inputs, parts};
+  ConvPointTransposed<From, Number, To> p{maps_of(s), targets, s.outputs, s.inputs, parts};
   const int64_t area = p.maps.out_area(), map = s.size[0] * s.size[1] * s.inputs, all = s.samples * targets;
   std::vector<From> relevance;
   for (const float value : native::mixed<float>(all * area * s.outputs)) {
@@ -118,7 +118,8 @@ void compare_transposed(const Shape& s, int64_t targets, int64_t parts) {
   }
   std::vector<std::vector<float>> coefficients, weights;
   std::vector<const float*> data;
-  std::vector<Number> packed(parts * s.outputs * s.inputs), y(all * map);
+  std::vector<Number> packed(parts * s.outputs * s.inputs);
+  std::vector<To> y(all * map);
   for (int64_t part = 0; part < parts; ++part) {
     coefficients.push_back(native::mixed<float>(s.samples * area * s.outputs));
     weights.push_back(native::mixed<float>(s.outputs * s.inputs));
@@ -142,7 +143,7 @@ void compare_transposed(const Shape& s, int64_t targets, int64_t parts) {
   }
   p.relevance = relevance.data(), p.coefficients = data.data(), p.weight = packed.data(), p.y = y.data();
   with_units([&] {
-    std::fill(y.begin(), y.end(), Number(std::numeric_limits<float>::quiet_NaN()));
+    std::fill(y.begin(), y.end(), To(std::numeric_limits<float>::quiet_NaN()));
     fastlrp::cpu::conv_point_transposed(p);
     double largest = 1;
     std::vector<float> found;
@@ -151,14 +152,14 @@ void compare_transposed(const Shape& s, int64_t targets, int64_t parts) {
       found.push_back(y[at]);
     }
     // Rounded once, to 8 bits or not at all, beside the rounding of float's sums.
-    const double rounding = std::is_same_v<Number, float> ? 0 : 1.0 / 256;
+    const double rounding = std::is_same_v<To, float> ? 0 : 1.0 / 256;
     for (size_t at = 0; at < y.size(); ++at) {
       CHECK_FOR(std::abs(found[at] - expected[at]) <= std::abs(expected[at]) * rounding + largest * 1e-6, context(s));
     }
-    CHECK_FOR(
-        native::on_any_threads(
-            "point down " + std::to_string(sizeof(From) + sizeof(Number)) + std::to_string(parts) + context(s), found),
-        context(s));
+    CHECK_FOR(native::on_any_threads("point down " + std::to_string(sizeof(From)) + std::to_string(sizeof(Number)) +
+                                         std::to_string(sizeof(To)) + std::to_string(parts) + context(s),
+                                     found),
+              context(s));
   });
 }
 
@@ -214,17 +215,19 @@ TEST(conv_point_sums) {
 
 TEST(conv_point_transposed) {
   for (const Shape& shape : kShapes) {
-    compare_transposed<float, Bf16>(shape, 1, 1);
-    compare_transposed<Bf16, Bf16>(shape, 3, 2);
-    compare_transposed<float, float>(shape, 1, 1);
-    compare_transposed<float, float>(shape, 3, 2);
+    compare_transposed<float, Bf16, Bf16>(shape, 1, 1);
+    compare_transposed<Bf16, Bf16, Bf16>(shape, 3, 2);
+    compare_transposed<float, Bf16, float>(shape, 1, 1);
+    compare_transposed<Bf16, Bf16, float>(shape, 3, 2);
+    compare_transposed<float, float, float>(shape, 1, 1);
+    compare_transposed<float, float, float>(shape, 3, 2);
   }
 }
 
 // What is not a number reaches the channels of its own pixel alone.
 TEST(conv_point_not_a_number) {
   const Shape s{1, 16, 32, {4, 5}, {1, 1}};
-  ConvPointTransposed<float, Bf16> p{maps_of(s), 1, s.outputs, s.inputs, 1};
+  ConvPointTransposed<float, Bf16, Bf16> p{maps_of(s), 1, s.outputs, s.inputs, 1};
   std::vector<float> relevance = native::mixed<float>(20 * s.outputs), coefficient(20 * s.outputs, 1.0f);
   relevance[7 * s.outputs + 3] = std::numeric_limits<float>::quiet_NaN();
   std::vector<Bf16> packed(s.outputs * s.inputs), y(20 * s.inputs);

@@ -13,6 +13,7 @@ import fastlrp
 from fastlrp import composites, rules
 from fastlrp.aten.elementwise import elementwise_coefficients
 from fastlrp.backends.extension import loaded
+from fastlrp.plan.passes import joining
 from fastlrp.plan.products import packed, point
 from tests.reference.cases import relative_error
 
@@ -42,7 +43,7 @@ def test_the_way_down_is_the_transpose(inputs, outputs, size, stride, dtype):
     torch.manual_seed(0)
     weights = [torch.randn(outputs, inputs, 1, 1) for _ in range(2)]
     image = torch.zeros(6, inputs, *size, dtype=torch.double, requires_grad=True)
-    there = [by_definition(image, w, stride) for w in weights]
+    there = [nn.functional.conv2d(image, narrow(w), None, stride) for w in weights]
     relevance = torch.randn(2, 3, *there[0].shape[1:]).to(dtype)
     coefficients = [torch.randn(2, *there[0].shape[1:]) for _ in range(2)]
     given = [narrow(relevance.float() * c.unsqueeze(1)).flatten(0, 1) for c in coefficients]
@@ -52,6 +53,10 @@ def test_the_way_down_is_the_transpose(inputs, outputs, size, stride, dtype):
     assert found.shape == (2, 3, inputs, *size)
     assert found.dtype == torch.bfloat16
     assert relative_error(found.flatten(0, 1).double(), right) <= 3e-3  # 1.7e-3: one rounding to 8 bits.
+    full = C.conv_point_transposed(relevance, coefficients, matrices, list(size), stride, in_full=True)
+    assert full.dtype == torch.float32
+    assert relative_error(full.flatten(0, 1).double(), right) <= 1e-6  # 2e-7: sums of float32.
+    assert torch.equal(full.to(torch.bfloat16), found), "the same sums, not rounded"
     alone = C.conv_point_transposed(
         relevance[1:, 2:].contiguous(memory_format=torch.contiguous_format), [c[1:] for c in coefficients], matrices,
         list(size), stride,
@@ -170,6 +175,46 @@ def test_explanations_are_those_of_products_of_bfloat16(rule, records):
     assert len(narrow) == 3 + {rules.Epsilon: 0, rules.AlphaBeta: 6}.get(type(rule), 3)
     # The errors are 2e-3 to 6e-3, the same with both to a tenth.
     assert 0 < relative_error(found, right) <= 1.2 * relative_error(before, right)
+
+
+class Bottlenecks(nn.Module):
+    """Two residual blocks, whose sums below the last one have a factor: a reader that wants float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Conv2d(3, 64, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(64, 32, 1), nn.ReLU(), nn.Conv2d(32, 64, 1)) for _ in range(3)
+        )
+        self.last = nn.Sequential(*(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()) for _ in range(4)))
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x):
+        x = self.into(x).relu()
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.head(self.last(x).mean((2, 3)))
+
+
+@of_bfloat16
+def test_what_a_sum_in_float32_reads_is_never_rounded():
+    torch.manual_seed(0)
+    model, x = Bottlenecks().eval(), torch.randn(2, 3, 32, 32)
+
+    def relevance(precision):
+        return fastlrp.Explainer(model, "epsilon_plus", precision=precision, example_inputs=x)(x, [0, 1])
+
+    calls = mock.Mock(side_effect=C.conv_point_transposed)
+    with mock.patch.object(C, "conv_point_transposed", calls):
+        found = relevance("bf16")
+    with mock.patch.object(joining, "widen", lambda steps: steps):
+        before = relevance("bf16")
+    full = [given.args[-1] for given in calls.call_args_list if _is_narrow(given.args)]
+    assert full == [False, True] * 3, "each block's last layer goes down in bfloat16, its first one to the sum"
+    right = relevance("float32")
+    assert not torch.equal(found, before)
+    # Both 1.8e-3: what the 3x3 layers round.
+    assert 0 < relative_error(found, right) <= 1.05 * relative_error(before, right)
 
 
 @of_bfloat16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import fastlrp
 from benchmarks.models import lenet, small_network
 from fastlrp.capture import fingerprint
 from fastlrp.kinds.jacobian import vjp
-from fastlrp.run import finite
+from fastlrp.run import finite, settled
 from fastlrp.run.answers import Answers
+from tests.plan.test_point import Bottlenecks
 
 
 class Averages(nn.Module):
@@ -78,11 +80,26 @@ def test_the_same_bits_as_step_by_step(name, composite, monkeypatch):
     explainer, x = made(name, 2, composite)
     asked = [0, [2, 1], "all", torch.tensor([[1], [0]]), "top1", {0: 1.0, 1: -1.0}]
     at_once = [explainer(x, t) for t in asked]
-    settled = [found for found in explainer.plan.settled if found is not None]
-    assert settled, "no way down was settled: nothing is tested"
-    assert any(found.straight for found in settled) == (name not in ("last", "lstm"))
+    known = [found for found in explainer.plan.settled if found is not None]
+    assert known, "no way down was settled: nothing is tested"
+    assert any(found.straight for found in known) == (name not in ("last", "lstm"))
     monkeypatch.setattr(Answers, "may_settle", False)
     for targets, found in zip(asked, at_once, strict=True):
+        assert torch.equal(explainer(x, targets), found), targets
+
+
+@pytest.mark.filterwarnings("ignore:.*bf16")  # Of a processor that gains nothing by it.
+def test_registers_of_bfloat16_are_widened_where_a_step_wants_that(monkeypatch):
+    torch.manual_seed(1)
+    explainer, x = fastlrp.Explainer(Bottlenecks().eval(), "epsilon_plus", precision="bf16"), torch.randn(2, 3, 32, 32)
+    read = mock.Mock(side_effect=settled.widened)
+    monkeypatch.setattr(settled, "widened", read)
+    at_once = [explainer(x, t) for t in (0, [2, 1], "top1")]
+    assert all(found.straight for found in explainer.plan.settled), "no plain loop: nothing is tested"
+    registers = [call.args[0] for call in read.call_args_list]
+    assert any(isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 for t in registers)
+    monkeypatch.setattr(Answers, "may_settle", False)
+    for targets, found in zip((0, [2, 1], "top1"), at_once, strict=True):
         assert torch.equal(explainer(x, targets), found), targets
 
 

@@ -7,8 +7,8 @@ that step, if no other one looks at the same memory.
 
 :func:`economize` is all of it, in this order: :mod:`~fastlrp.plan.passes.placing` lets an operation write parts where
 they go, :mod:`~fastlrp.plan.passes.moving` makes moves that follow one another one copy; here parts are put side by
-side; :mod:`~fastlrp.plan.passes.summing` adds parts to sums where they do not fill a whole; then steps write over
-registers.
+side; :mod:`~fastlrp.plan.passes.summing` adds parts to sums where they do not fill a whole;
+:mod:`~fastlrp.plan.passes.widening` lets products write what their reader wants; then steps write over registers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from fastlrp.plan.passes.moving import Known, Ways, gather_moves
 from fastlrp.plan.passes.placing import place_parts
 from fastlrp.plan.passes.summing import sum_windows
+from fastlrp.plan.passes.widening import widen
 from fastlrp.plan.steps import BackwardStep, Emission, Steps
 
 
@@ -36,7 +37,7 @@ def economize(steps: Steps, known: Known | None = None) -> Steps:
     summed = sum_windows(joined)
     if len(summed) < len(joined):
         joined = with_frees(summed, joined)
-    return write_over(joined)
+    return write_over(widen(joined))
 
 
 def join_parts(steps: Steps) -> Steps:

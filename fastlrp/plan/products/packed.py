@@ -20,6 +20,7 @@ from fastlrp.plan.products import reduced
 from fastlrp.plan.products.looked import Looked
 from fastlrp.plan.products.point import Full
 from fastlrp.plan.products.winograd import Winograd
+from fastlrp.precision import switch
 
 LEAST_WORK = 1 << 22
 """Floating-point operations per sample below which a layer's call costs more than its weight's layout."""
@@ -96,15 +97,14 @@ class Packed:
 
 def fits(x: Tensor) -> bool:
     """Whether the operations take an operand: not where a derivative, a transform or a switch of PyTorch looks on."""
-    plain = type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    return plain and not reduced.is_traced(x) and torch._C._get_mkldnn_enabled() and _switch() in ("none", "ieee")
+    plain = reduced.is_plain(x) and x.dtype == torch.float32 and torch._C._get_mkldnn_enabled()
+    return plain and switch("conv") in ("none", "ieee")
 
 
 def fits_narrow(x: Tensor, stride: Sequence[int] = (1, 1)) -> bool:
     """The same for an operand of bfloat16, of maps not shorter than the strides (``convolution`` of aten)."""
-    plain = type(x) is Tensor and x.dtype == reduced.DTYPE and x.device.type == "cpu" and x.numel() > 0
-    large = all(size >= step for size, step in zip(x.shape[-2:], stride, strict=True))
-    return plain and large and not reduced.is_traced(x) and torch._C._get_mkldnn_enabled()
+    plain = reduced.is_plain(x) and x.dtype == reduced.DTYPE and torch._C._get_mkldnn_enabled()
+    return plain and all(size >= step for size, step in zip(x.shape[-2:], stride, strict=True))
 
 
 def narrow_products(weights: Mapping[int, Packed]) -> Callable[[Tensor, Tensor], Tensor | None]:
@@ -122,12 +122,6 @@ def narrow_products(weights: Mapping[int, Packed]) -> Callable[[Tensor, Tensor],
         return result.view(*rows.shape[:2], *result.shape[1:])
 
     return product
-
-
-def _switch() -> str:
-    """``torch.backends.mkldnn.conv.fp32_precision``."""
-    conv = getattr(torch.backends.mkldnn, "conv", None)
-    return str(getattr(conv, "fp32_precision", "none"))
 
 
 def of_transpose(

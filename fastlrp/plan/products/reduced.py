@@ -37,6 +37,8 @@ NEAREST_AT_MOST = 1 / 6
 
 DTYPE = torch.bfloat16
 
+_level = torch._C._functorch.maybe_get_level
+
 
 @dataclass(frozen=True)
 class Share:
@@ -123,7 +125,16 @@ def scaled_side_by_side(relevance: Tensor, coefficients: Sequence[Tensor], chann
 
 def is_traced(t: Tensor) -> bool:
     """Whether a derivative or a transform looks on, which know PyTorch's operations alone."""
-    return (t.requires_grad and torch.is_grad_enabled()) or torch._C._functorch.maybe_get_level(t) != -1
+    return (t.requires_grad and torch.is_grad_enabled()) or _level(t) != -1
+
+
+def is_plain(t: Any) -> bool:
+    """Whether it is a tensor on a CPU that is not empty, and no derivative or transform looks on.
+
+    Each product asks so of each operand, with its own numbers in the caches and not the interpreter's: the question is
+    as short as it can be.
+    """
+    return type(t) is Tensor and t.is_cpu and t.numel() > 0 and not is_traced(t)
 
 
 def turned(geometry: ConvGeometry, kernel: tuple[int, ...]) -> ConvGeometry | None:

@@ -147,7 +147,7 @@ def _narrow(
     if layer.choice.is_point and whole and not signed and not multiply:
         plain = cache(lambda: _narrow_by_torch(layer, weights, positives, signed, multiply))
         size, stride = list(layer.x.sizes[1:]), list(layer.geometry.stride)
-        return point.transposed(weights[0], positives, size, stride, lambda *given: plain()(*given))
+        return point.Transposed(weights[0], positives, size, stride, lambda *given: plain()(*given))
     return _narrow_by_torch(layer, weights, positives, signed, multiply)
 
 
