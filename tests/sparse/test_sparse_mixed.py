@@ -3,6 +3,7 @@ that a dense layer reads have to be there."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from fastlrp import Explainer
 from fastlrp.plan.steps import Emission
 from fastlrp.run import blocks, descent, runner
+from tests.models.cases import Written
 from tests.sparse.nets import CLASSES, COMPOSITES, NETS, assert_same, make, samples
 
 TIGHT = 1e-13  # Measured: 6e-16.
@@ -47,6 +49,23 @@ def test_any_mix_of_ways_gives_the_same(name, composite):
     for paths in mixes(name):
         made = Explainer(model, rule, paths=paths)
         assert_same(made(x, TARGETS), expected, TIGHT, paths)
+
+
+def test_layers_side_by_side_above_dense_ones_go_any_way():
+    """Their sum begins with what the dense one gives, whether or not those below want rows."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        x = m.b(m.a(x).relu()).relu()
+        return m.head((m.c(x) + m.d(x)).relu().flatten(1))
+
+    torch.manual_seed(0)
+    convs = {name: nn.Conv2d(3 if name == "a" else 4, 4, 3, padding=1) for name in "abcd"}
+    model = Written(body, **convs, head=nn.Linear(100, CLASSES)).double().eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    expected = Explainer(model, "epsilon_plus", paths="dense")(x, TARGETS)
+    for ways in itertools.product(("dense", "sparse"), repeat=3):
+        paths: Any = {**dict(zip("bcd", ways, strict=True)), "*": "dense"}
+        assert_same(Explainer(model, "epsilon_plus", paths=paths)(x, TARGETS), expected, TIGHT, paths)
 
 
 @pytest.mark.parametrize("name", ["vgg", "residual", "shared_sums"])

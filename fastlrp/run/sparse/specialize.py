@@ -113,11 +113,11 @@ class _Rewrite:
                 continue  # The sum that follows does both.
             if type(step) is Emission:
                 written.append((step, frees))
-            elif not self._is_sparse(step):
-                written.append((self._dense(step), frees))
             elif position - 1 in joined:
                 affine, early = steps[position - 1]
                 written.append((self._affine_onto(affine, step), (*early, *(r for r in frees if r != affine.out))))
+            elif not self._is_sparse(step):
+                written.append((self._dense(step), frees))
             else:
                 written.append((self._sparse(step), frees))
             if type(step) is not Emission:
