@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
+from fastlrp.capture.signs import proves
 from tests.models.oracle import relative_error
 
 F64 = torch.float64
@@ -90,6 +91,12 @@ def test_gradients_are_those_of_autograd(name: str) -> None:
     explainer = fastlrp.Explainer(model, "gradient")
     assert relative_error(explainer(x.detach(), [0, 1], initial="one"), expected) < 1e-13
     assert any(n.operation == "softmax" for n in explainer.plan.graph.nodes) == (name in FORMS)
+
+
+def test_its_results_are_known_to_be_above_zero() -> None:
+    graph = fastlrp.Explainer(Attends(FORMS["quotient"]), example_inputs=entries()).plan.graph
+    softmax = next(n for n in graph.nodes if n.operation == "softmax")
+    assert proves(softmax, set())
 
 
 def test_exponentials_that_overflow_are_told() -> None:
