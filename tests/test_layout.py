@@ -99,7 +99,7 @@ ORDER = """
     capture.trace.quick_shapes capture.trace.functions
     capture.aggregation capture.trace.fixed capture.translate.mask_sizes
     capture.wording capture.branches capture.trace.quiet capture.trace.sequence_shapes
-    capture.trace.interrupts capture.trace.weight_cache
+    capture.trace.forks capture.trace.interrupts capture.trace.weight_cache
     tune.space tune.check
     capture.trace.settings capture.translate.module_paths capture.translate.overlap targets.classes
     targets.positions tune.attention capture.trace.shape_memory outputs

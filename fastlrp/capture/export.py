@@ -7,8 +7,6 @@ own parameters, so that trained weights are seen without another capture.
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,6 +25,7 @@ from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
+from fastlrp.capture.trace.forks import ForkLock
 from fastlrp.capture.trace.interrupts import interrupted_afterwards
 from fastlrp.capture.trace.packed import Rows, kept_padded
 from fastlrp.capture.trace.quick_shapes import shapes_by_definition
@@ -40,12 +39,8 @@ from fastlrp.capture.unpacked import Unpacked
 from fastlrp.capture.wrapper import Wrapper, choose_output
 from fastlrp.errors import CaptureError, module_text
 
-EXPORTING = threading.RLock()
+EXPORTING = ForkLock()
 """torch.export patches global state while it traces: one capture at a time in the whole process."""
-
-if hasattr(os, "register_at_fork"):
-    # A child of a process that traces would find PyTorch half replaced, and wait for a thread that it does not have.
-    os.register_at_fork(before=EXPORTING.acquire, after_in_parent=EXPORTING.release, after_in_child=EXPORTING.release)
 
 
 @dataclass(eq=False)

@@ -211,6 +211,8 @@ class Graph:
                 node.inputs = tuple(new if v is old else v for v in node.inputs)
                 node.args = substitute(node.args, {old: new})
                 node.kwargs = substitute(node.kwargs, {old: new})
+                # Kinds note there which summand, factor or operand is which.
+                node.attributes = substitute(node.attributes, {old: new})
         self.outputs = [new if v is old else v for v in self.outputs]
         self.output = new if self.output is old else self.output
         self.modules = {path: new if v is old else v for path, v in self.modules.items()}

@@ -8,7 +8,6 @@ settings: objects that hold nothing but such values, as configurations and small
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -81,12 +80,12 @@ class Inside:
     """What stands inside the attributes of a module.
 
     Attributes:
-        modules: that are not among its own. arrays: of NumPy. tensors: within containers and settings. settings: with
-            the paths of attributes that lead to them.
+        modules: that are not among its own. tensors: within containers and settings. arrays, settings: with the paths
+            of attributes that lead to them; arrays are NumPy's.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
-    arrays: list[Any] = field(default_factory=list)
+    arrays: list[tuple[str, Any]] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     settings: list[tuple[str, Any]] = field(default_factory=list)
 
@@ -101,7 +100,7 @@ class Inside:
         elif isinstance(value, nn.Module):
             self.modules.append(value)
         elif isinstance(value, np.ndarray):
-            self.arrays.append(value)
+            self.arrays.append((path, value))
         elif isinstance(value, Tensor):
             self.tensors.append(value)
         elif _are_settings(value, _DEPTH):
@@ -123,12 +122,12 @@ def _are_settings(value: Any, depth: int) -> bool:
     return all(_are_settings(item, depth - 1) for item in table.values())
 
 
-def bits(arrays: list[Any]) -> Iterator[Tensor]:
-    """The memory of arrays as tensors; arrays of other things than numbers have none."""
-    for array in arrays:
-        try:
-            writable = array.view()
-            if array.size and array.dtype.kind in "biufc":
-                yield torch.from_numpy(writable if writable.flags.writeable else np.array(writable))
-        except (TypeError, ValueError):  # A type that PyTorch has not, strides that go backward.
-            continue
+def bits(array: Any) -> Tensor | None:
+    """The memory of an array as a tensor; None if it holds other things than numbers."""
+    try:
+        writable = array.view()
+        if not array.size or array.dtype.kind not in "biufc":
+            return None
+        return torch.from_numpy(writable if writable.flags.writeable else np.array(writable))
+    except (TypeError, ValueError):  # A type that PyTorch has not, strides that go backward.
+        return None

@@ -20,10 +20,13 @@ from torch import Tensor
 from fastlrp.capture.aggregation import added, largest, segment_softmax
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Graph, Node, Value
+from fastlrp.capture.patterns.written_softmax import spelt_out
 
 _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
-_OURS: dict[str, Any] = {"aggregate": added, "aggregate_max": largest, "segment_softmax": segment_softmax}
+_OURS: dict[str, Any] = {
+    "aggregate": added, "aggregate_max": largest, "segment_softmax": segment_softmax, "softmax": spelt_out
+}  # fmt: skip
 """Operations of ours that are no ATen overloads."""
 
 _PARTS = {

@@ -13,7 +13,9 @@ from operator import getitem, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastlrp.capture.fingerprint import Fingerprint
 from fastlrp.capture.held import CONTAINERS, PLAIN, Inside, bits, held, is_plain, same
@@ -76,7 +78,7 @@ class Code:
     """
 
     def __init__(self, modules: Sequence[nn.Module], with_hooks: bool = True) -> None:
-        self.modules, tables, inside = _tables(modules)
+        self.modules, tables, inside, arrays = _tables(modules)
         self._tables = tables
         self.tensors = inside.tensors
         self._types = [type(m) for m in self.modules]
@@ -85,8 +87,8 @@ class Code:
         hooks = hooks if with_hooks else []
         self._hooks: list[tuple[dict[int, Any], tuple[Any, ...]]] = [(t, tuple(t.values())) for t in hooks if t]
         self._hookless = [t for t in hooks if not t]
-        arrays = list(bits(inside.arrays))
-        self._arrays, self._written_arrays = Fingerprint(arrays) if arrays else None, False
+        self._arrays = [(owner, path, Fingerprint([tensor])) for owner, path, tensor in _memory(arrays)]
+        self._written_to = False
         self._remember()
 
     def _remember(self) -> None:
@@ -116,8 +118,8 @@ class Code:
         for hooks, before in self._hooks:
             if tuple(hooks.values()) != before:
                 return True
-        if self._arrays is not None and (self._written_arrays or self._arrays.changed()):
-            self._written_arrays = True
+        if self._arrays and (self._written_to or any(array.changed() for _, _, array in self._arrays)):
+            self._written_to = True  # An array is remembered as it is now, and the next look has to give the same.
             return True
         try:
             for table, get, found in self._equal:
@@ -163,19 +165,30 @@ class Code:
     def written(self) -> None:
         """To be called when a forward pass is just over: what differs now is what it writes."""
         found = list(self._different(kept=True))
-        for owner, key in found:
+        arrays = list[tuple[Any, str]]()
+        if self._arrays:
+            with _disable_current_modes(), DisableTorchFunction():  # A trace's, which has tensors without numbers.
+                arrays += [(owner, path) for owner, path, array in self._arrays if array.changed()]
+        for owner, key in (*found, *arrays):
             _WRITTEN.setdefault(owner, set()).add(key)
         if found:
             self._remember()
+        if arrays:
+            self._arrays = [(owner, path, array) for owner, path, array in self._arrays if path not in _written(owner)]
 
 
-def _tables(modules: Sequence[nn.Module]) -> tuple[list[nn.Module], list[_Table], Inside]:
+_Arrays = list[tuple[Any, str, Any]]
+"""Arrays of NumPy, each with the module or class that holds it and its path of attributes there."""
+
+
+def _tables(modules: Sequence[nn.Module]) -> tuple[list[nn.Module], list[_Table], Inside, _Arrays]:
     """All modules, also those that the given ones hold as other attributes; their tables; and what else they hold."""
+    arrays: _Arrays = []
     every, seen, inside = list(modules), set(map(id, modules)), Inside()
     tables: list[_Table] = []
     for module in every:  # Which grows meanwhile.
         table = _Table(module, "", vars(module), type(module).__mro__)
-        tables += [table, *_settings(table, inside, seen)]
+        tables += [table, *_settings(table, inside, arrays, seen)]
         found, inside.modules = inside.modules, []
         for other in (m for hidden in found for m in hidden.modules()):
             if id(other) not in seen:
@@ -183,17 +196,27 @@ def _tables(modules: Sequence[nn.Module]) -> tuple[list[nn.Module], list[_Table]
                 every.append(other)
     for owner in _classes(every):
         table = _Table(owner, "", vars(owner), owner.__mro__[1:])
-        tables += [table, *_settings(table, inside, seen)]
-    return every, tables, inside
+        tables += [table, *_settings(table, inside, arrays, seen)]
+    return every, tables, inside, arrays
 
 
-def _settings(table: _Table, inside: Inside, seen: set[int]) -> Iterator[_Table]:
+def _settings(table: _Table, inside: Inside, arrays: _Arrays, seen: set[int]) -> Iterator[_Table]:
     """Tables of the objects that the attributes of a module or class hold."""
     for key, value in table.counting().items():
         inside.take(key, value, seen)
     for path, found in inside.settings:
         yield _Table(table.owner, f"{path}.", vars(found), type(found).__mro__)
-    inside.settings = []
+    written = _written(table.owner)
+    arrays += [(table.owner, path, array) for path, array in inside.arrays if path not in written]
+    inside.settings, inside.arrays = [], []
+
+
+def _memory(arrays: _Arrays) -> Iterator[tuple[Any, str, Tensor]]:
+    """The same with the arrays' memory, of those that have numbers."""
+    for owner, path, array in arrays:
+        tensor = bits(array)
+        if tensor is not None:
+            yield owner, path, tensor
 
 
 def _classes(modules: Sequence[nn.Module]) -> list[type]:
@@ -220,15 +243,15 @@ def _counts(key: str) -> bool:
 
 def held_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
     """Tensors that modules hold otherwise than as their parameters and buffers."""
-    every, _, inside = _tables(modules)
+    every, _, inside, _ = _tables(modules)
     others = every[len(modules) :]
     return inside.tensors + [t for m in others for t in (*m.parameters(False), *m.buffers(False))]
 
 
 def outline(modules: Sequence[nn.Module], with_hooks: bool = True) -> list[Any]:
     """What :class:`Code` remembers, as something to compare (``==``) that keeps no module alive."""
-    _, tables, inside = _tables(modules)
-    found: list[Any] = [[hash(array.numpy().tobytes()) for array in bits(inside.arrays)]]
+    _, tables, _, arrays = _tables(modules)
+    found: list[Any] = [[hash(tensor.numpy().tobytes()) for _, _, tensor in _memory(arrays)]]
     for table in tables:
         plain = [(key, _weakly(value)) for key, value in table.counting().items()]
         own = table.values if isinstance(table.owner, nn.Module) and not table.path else {}

@@ -116,6 +116,34 @@ def test_what_is_held_and_unchanged(counts):
     assert (counts.captured, counts.prepared) == (1, 1)
 
 
+class Tallies(nn.Module):
+    """A forward pass that keeps count in arrays of NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.act, self.scale = nn.Linear(4, 3).double(), Scaled(2.0), np.array([2.0])
+        self.calls, self.act.seen = np.zeros(1), [np.zeros(2)]
+
+    def forward(self, x):
+        self.calls += 1
+        self.act.seen[0] += x.shape[1]
+        return self.act(self.last(x)) * float(self.scale[0])
+
+
+def test_arrays_that_a_forward_pass_writes(counts):
+    """They say nothing about what is computed; others beside them do."""
+    model, x = Tallies().eval(), torch.randn(2, 4, dtype=torch.float64)
+    explainer = Explainer(model)
+    for _ in range(3):
+        model(x)
+        explainer(x, 0)
+    assert (counts.captured, counts.prepared) == (1, 1)
+    model.scale *= 3
+    assert relative_error(explainer.forward(x).scores, model(x).detach()) <= TIGHT
+    explainer(x, 0)
+    assert counts.captured == 2
+
+
 def test_containers_without_end_and_of_very_many_objects():
     model, x = holder(), torch.randn(2, 4, dtype=torch.float64)
     endless: list[object] = [1]

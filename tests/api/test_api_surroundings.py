@@ -17,6 +17,7 @@ from fastlrp import Explainer, composites
 from fastlrp.capture import fingerprint
 from fastlrp.capture.export import EXPORTING
 from fastlrp.capture.fingerprint import Fingerprint
+from fastlrp.capture.trace import forks
 from tests.api.models import make, relative_error, samples, shared
 
 # Measured: 0.
@@ -157,3 +158,28 @@ def test_a_fork_waits_for_another_threads_capture():
         os._exit(0 if ended and EXPORTING.acquire(timeout=10) else 1)
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_does_not_wait_for_a_capture_that_waits_for_it(monkeypatch):
+    """A forward pass may start a thread that forks, and join it."""
+    monkeypatch.setattr(forks, "LONGEST", 0.1)
+    codes = []
+
+    def fork():
+        child = os.fork()
+        if not child:
+            os._exit(0 if EXPORTING.acquire(timeout=10) else 1)
+        codes.append(os.waitpid(child, 0)[1])
+
+    with EXPORTING:
+        thread = threading.Thread(target=fork, daemon=True)
+        thread.start()
+        thread.join(20)
+    assert codes == [0]
+    free = []
+    thread = threading.Thread(target=lambda: free.append(EXPORTING.acquire(timeout=10) and EXPORTING.release() is None))
+    thread.start()
+    thread.join()
+    assert free == [True]

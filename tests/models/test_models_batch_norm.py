@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -126,6 +128,40 @@ def test_behind_moves_that_do_not_keep_the_channels_it_is_alone(move: str) -> No
     x = torch.randn(2, 5, 10)
     explainer = fastlrp.Explainer(prepared(Tokens(move), x), "epsilon", example_inputs=x.double())
     assert sum(row.node.kind == "batch_norm" for row in explainer.plan.rows) == 1
+
+
+READERS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": lambda y, other: y + other,
+    "itself": lambda y, other: y * y.sigmoid(),
+    "product": lambda y, other: y * other,
+    "constant": lambda y, other: (y * 6).relu(),
+    "quotient": lambda y, other: y / y.norm(dim=1, keepdim=True),
+    "attention": lambda y, other: nn.functional.scaled_dot_product_attention(y, other, other),
+}
+
+
+class Read(nn.Module):
+    """A batch norm behind a move, and an operation that tells its operands apart."""
+
+    def __init__(self, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.linear, self.norm, self.other = nn.Linear(10, 6), nn.BatchNorm1d(6), nn.Linear(10, 6)
+        self.last, self.read = nn.LazyLinear(4), read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.linear(x).transpose(1, 2))
+        return self.last(self.read(y, self.other(x).transpose(1, 2)).flatten(1))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_behind_moves_whoever_reads_it(name: str) -> None:
+    """The same relevance as of the layer that is merged by hand. Measured: 3e-16."""
+    x = torch.randn(2, 5, 10)
+    model, x = prepared(Read(READERS[name]), x), x.double()
+    merged = oracle.merged(model, [("linear", "norm")])
+    for composite in ("epsilon_plus", "attnlrp"):
+        found, expected = (fastlrp.Explainer(m, composite)(x, list(TARGETS)) for m in (model, merged))
+        assert oracle.relative_error(found, expected) <= 1e-14
 
 
 def test_alone_passes_relevance() -> None:

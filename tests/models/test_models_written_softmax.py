@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlrp
+from fastlrp.capture.signs import proves
 from tests.models.oracle import relative_error
 
 F64 = torch.float64
@@ -90,3 +91,23 @@ def test_gradients_are_those_of_autograd(name: str) -> None:
     explainer = fastlrp.Explainer(model, "gradient")
     assert relative_error(explainer(x.detach(), [0, 1], initial="one"), expected) < 1e-13
     assert any(n.operation == "softmax" for n in explainer.plan.graph.nodes) == (name in FORMS)
+
+
+def test_its_results_are_known_to_be_above_zero() -> None:
+    graph = fastlrp.Explainer(Attends(FORMS["quotient"]), example_inputs=entries()).plan.graph
+    softmax = next(n for n in graph.nodes if n.operation == "softmax")
+    assert proves(softmax, set())
+
+
+def test_exponentials_that_overflow_are_told() -> None:
+    """Where the model gives NaN its explanation must not look as if it gave numbers."""
+    model, x = Attends(FORMS["quotient"]), entries()
+    fastlrp.Explainer(model)(x, [0])
+    torch.testing.assert_close(fastlrp.Explainer(model).forward(x).output, model(x), rtol=0, atol=0)
+    assert model(x * 100).isnan().all()
+    with pytest.raises(fastlrp.NotFiniteError, match="NaN"):
+        fastlrp.Explainer(model)(x * 100, [0])
+    steady = Attends(FORMS["without the largest"])
+    torch.testing.assert_close(
+        fastlrp.Explainer(steady).forward(x * 100).output, steady(x * 100), rtol=1e-13, atol=1e-13
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.patterns.moved import moved
+from fastlrp.capture.patterns.written_softmax import spelt_out
 
 _CARRIES = {"move", "write", "identity", "detached", "custom_backward"}
 """Kinds through which weights stay weights: dropout, conversions, views, what is masked out of them."""
@@ -56,6 +57,8 @@ def _read_scores_themselves(softmax: Node) -> None:
         return
     if any(_attached(v) is _attached(x) for v in maximum.sources):
         softmax.args, softmax.inputs = (x, *softmax.args[1:]), (x,)
+        if softmax.call is spelt_out:
+            softmax.call = torch.ops.aten.softmax.int
 
 
 def _attached(value: Value) -> Value:

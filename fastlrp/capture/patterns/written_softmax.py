@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastlrp.capture.graph import Graph, Node, Value
 
@@ -20,15 +21,26 @@ _SHAPES = {"unsqueeze", "view", "reshape"}
 def find_written_softmax(graph: Graph) -> None:
     """Give each such quotient or exponential the operation ``softmax``."""
     for node in graph.nodes:
-        found = _of_quotient(node) if node.operation == "div" else _of_logarithm(node)
+        divides = node.operation == "div"
+        found = _of_quotient(node) if divides else _of_logarithm(node)
         if found is None:
             continue
         x, axis = found
         if x.dtype != node.output.dtype or x.shape != node.output.shape:
             continue
-        node.kind, node.operation, node.call = "activation", "softmax", torch.ops.aten.softmax.int
+        node.kind, node.operation, node.call = (
+            "activation",
+            "softmax",
+            spelt_out if divides else torch.ops.aten.softmax.int,
+        )
         node.args, node.kwargs, node.inputs = (x, axis), {}, (x,)
         node.attributes = {"low": None, "parameters": {"dim": axis, "dtype": None}}
+
+
+def spelt_out(x: Tensor, axis: int) -> Tensor:
+    """As the model computes it: where exponentials overflow it has NaN, and an explanation must not hide that."""
+    exponentials = x.exp()
+    return exponentials / exponentials.sum(axis, keepdim=True)
 
 
 def _of_quotient(node: Node) -> tuple[Value, int] | None:
