@@ -52,7 +52,8 @@ class _Table:
         """The attributes that may say what is computed."""
         path = self.path
         out = {key[len(path) :] for key in _written(self.owner) if key.startswith(path)} | self.unread
-        return {key: value for key, value in self.values.items() if _counts(key) and key not in out}
+        counting = (item for item in self.values.items() if _counts(item[0]) and item[0] not in out)
+        return {key: value for key, value in counting if not _is_rule(value)}
 
     def is_for_others(self, key: str) -> bool:
         """Whether an attribute that is new was kept there for somebody else: ``forward`` cannot have read it."""
@@ -239,6 +240,12 @@ def written_by_a_copy(model: nn.Module, copied: nn.Module) -> None:
 
 def _counts(key: str) -> bool:
     return not (key.startswith("__") or key in _OURS or key in _INTERNAL)
+
+
+def _is_rule(value: Any) -> bool:
+    """Whether it says how to explain, not what to compute: Captum's rules, and fastlrp's in their place."""
+    names = ((cls.__name__, cls.__module__.partition(".")[0]) for cls in type(value).__mro__)
+    return any(name in ("Rule", "PropagationRule") and package in ("captum", "fastlrp") for name, package in names)
 
 
 def held_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
