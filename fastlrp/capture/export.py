@@ -147,14 +147,14 @@ def _from_one_sample(wrapper: Wrapper, args: Any, kwargs: Any, several: Graph, t
         return None
     first = lambda t: t[:1] if batch else t.new_zeros(1, *t.shape[1:])  # noqa: E731
     example = torch.utils._pytree.tree_map_only(Tensor, first, (args, kwargs))
-    returned = wrapper._note.structure
+    returned = wrapper.note.structure
     try:
         with tracing(wrapper):
             program = traced(wrapper, example)
         graph = Translator(program, wrapper.model, True, 1).translate()
     except Exception:  # It holds on to another batch size.
         graph = None
-    own, wrapper._note.structure = wrapper._note.structure, returned
+    own, wrapper.note.structure = wrapper.note.structure, returned
     if graph is None:
         return None
     if len(graph.outputs) != len(several.outputs):
@@ -167,7 +167,7 @@ def _from_one_sample(wrapper: Wrapper, args: Any, kwargs: Any, several: Graph, t
     graph.output = graph.outputs[several.outputs.index(several.output)]
     if not lift_all(graph, several, tensors, batch):
         return None
-    wrapper._note.structure = own
+    wrapper.note.structure = own
     return graph
 
 

@@ -279,7 +279,7 @@ def placed(lifter: Lifter) -> Value:
     for call, name, args, kwargs, *form in steps:
         shape, dtype = form or ((None, *sizes), None)
         args = tuple(made[a.position] if isinstance(a, Step) else a for a in args)
-        made.append(lifter.emit(name, call, args, shape[1:], kwargs, dtype))
+        made.append(lifter.emit(name, call, args, [n for n in shape[1:] if n is not None], kwargs, dtype))
     return made[-1]
 
 
