@@ -52,9 +52,12 @@ def seeded_apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rules that a test registers are its own."""
-    monkeypatch.setattr(assign, "_REGISTERED", dict(assign._REGISTERED))
+def own_registry() -> Iterator[None]:
+    """Rules that a test registers are its own. The table itself is restored, as capture looks into it too."""
+    before = dict(assign._REGISTERED)
+    yield
+    assign._REGISTERED.clear()
+    assign._REGISTERED.update(before)
 
 
 @pytest.fixture
