@@ -96,6 +96,8 @@ class Oracle(SchemaCheckMode):
             tags.add("weight")
         if name == "topk":
             tags.add("routing")
+        if name in ("add", "sub"):  # Weights that are mixed with fixed weights are weights still.
+            tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
             tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
         for t in result if isinstance(result, (tuple, list)) else [result]:

