@@ -7,6 +7,7 @@ package nor ``torch.export`` is used, which would take thirty times as long. Wha
 - products of two activations: each factor's gradient halved, unless one is a gate (made by a sigmoid or softmax, or
   broadcast over the other), which is detached; a router's weight for its expert is no gate;
 - ``scaled_dot_product_attention``: written out, with quarters for queries and keys and half for values;
+- ``detach``, which relevance passes, does nothing; the grid of ``grid_sample``, a condition, is detached;
 - in CP-LRP, what a softmax made is detached where it multiplies something else, what an activation made where it
   does so entry by entry;
 - everything else, softmax included, has its own gradient.
@@ -34,7 +35,8 @@ aten = torch.ops.aten
 VOCABULARY = 50
 _ACTS = {
     "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
-    "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid", "log_sigmoid", "log",
+    "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid", "log_sigmoid", "log", "sin",
+    "cos",
 }  # fmt: skip
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
@@ -94,6 +96,8 @@ class Oracle(SchemaCheckMode):
             tags.add("weight")
         if name == "topk":
             tags.add("routing")
+        if name in ("add", "sub"):  # Weights that are mixed with fixed weights are weights still.
+            tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
             tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
         for t in result if isinstance(result, (tuple, list)) else [result]:
@@ -194,6 +198,13 @@ class Oracle(SchemaCheckMode):
 
     def _add(self, target: Any, a: Any, b: Any, **kwargs: Any) -> Tensor:
         return aten.add(a, b, **kwargs)
+
+    def _detach(self, target: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    def _grid_sampler(self, target: Any, image: Tensor, grid: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = target(image, grid.detach(), *args, **kwargs)
+        return result
 
     def _grouped_mm(self, target: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         experts = torch.bucketize(torch.arange(len(x)), ends.long(), right=True)

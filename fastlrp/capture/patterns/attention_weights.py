@@ -98,7 +98,7 @@ def _summands(node: Node) -> list[Value]:
     if node.kind == "add":
         found = list(node.sources)
     elif node.kind == "mul" and node.attributes.get("divides"):
-        found = [v for v in node.sources if v is node.args[0] and _is_normalised(node)]
+        found = [v for v in node.sources if v is node.args[0] and _is_normalised(node, padded=True)]
     elif node.kind == "mul" and len(node.sources) == 1:
         found = list(node.sources)
     else:
@@ -166,13 +166,15 @@ def _find_routing(node: Node) -> None:
         node.attributes["routing"] = operand
 
 
-def _is_normalised(node: Node) -> bool:
-    """``x / x.sum(-1, keepdim=True)``."""
+def _is_normalised(node: Node, padded: bool = False) -> bool:
+    """``x / x.sum(-1, keepdim=True)``; if ``padded`` also with a constant added to the sum."""
     if not node.attributes.get("divides") or not all(isinstance(v, Value) for v in node.args[:2]):
         return False
     x, total = node.args[:2]
     producer = total.producer
     while producer is not None and producer.kind in _CARRIES and producer.carried is not None:
         producer = producer.carried.producer
+    if padded and producer is not None and producer.kind == "add" and len(producer.sources) == 1:
+        producer = producer.sources[0].producer
     summed = producer is not None and producer.operation == "sum" and producer.sources == (x,)
     return summed and total.shape == (*x.shape[:-1], 1)
