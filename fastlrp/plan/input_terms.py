@@ -149,7 +149,12 @@ def send_product(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor, u: 
 
     transposed = to_inputs if pads else product
     form = None if exact or pads else sparse_form(b, layer, [(weight, u, False)])
-    up, slots = up_through(b, layer, weight, None, signed=False), [u, None, None]
+    through, slots = up_through(b, layer, weight, None, signed=False), [u, None, None]
+
+    def of_inputs(t: Tensor, *given: Any) -> Tensor:
+        return through(layer.to_inputs(t), *given)
+
+    up = of_inputs if pads else through
     if exact:
         transposed, up = in_float32(transposed, b.dtype), in_float32(up, b.dtype)
     place = [flow.register], slots, layer.x.numel, layer.work, form

@@ -85,7 +85,7 @@ def _send_box_filter(b: Builder, layer: AffineLayer, flow: Flow, weight: Tensor,
     through_box = products_up(layer, weight[:1, :1], None, signed=False)
 
     def up(t: Tensor, u: Tensor) -> Tensor:
-        summed = t.sum(2, keepdim=True)
+        summed = layer.to_inputs(t).sum(2, keepdim=True)
         unit = summed.new_ones(1).expand(summed.shape[0], 1, *layer.y.sizes[1:])
         return multiply(through_box(summed, unit, None, None), u)
 
