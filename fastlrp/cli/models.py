@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import modulefinder
 import re
 import sys
 import traceback
@@ -140,7 +141,6 @@ def _factory(path: Path, name: str, seed: int) -> Loaded:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    before = set(sys.modules)
     sys.modules[spec.name] = module  # Dataclasses and pickles look their module up.
     sys.path.insert(0, str(path.resolve().parent))  # The file may import its neighbours.
     try:
@@ -162,17 +162,21 @@ def _factory(path: Path, name: str, seed: int) -> Loaded:
     if not isinstance(model, nn.Module):
         raise Failure(f"{path}:{name} returned {type(model).__name__}, expected a torch.nn.Module")
     code = hashlib.sha256(path.read_bytes())
-    for neighbour in _neighbours(path.resolve().parent, before):
+    for neighbour in _neighbours(path.resolve()):
         code.update(neighbour.read_bytes())
     return Loaded(model.eval(), f"{path}:{name} ({type(model).__name__})", {"code": code.hexdigest()[:16]})
 
 
-def _neighbours(folder: Path, before: set[str]) -> list[Path]:
-    """The files in the folder of a model's file, and below it, that were imported for it."""
-    found = {Path(getattr(sys.modules[name], "__file__", None) or "/") for name in sys.modules.keys() - before}
-    here = {path.resolve() for path in found if path.suffix == ".py" and path.resolve().is_relative_to(folder)}
-    installed = {path for path in here if "site-packages" in path.relative_to(folder).parts}
-    return sorted(path for path in here - installed if path.is_file())
+def _neighbours(path: Path) -> list[Path]:
+    """The files in the folder of a model's file, and below it, that it imports, or that those import.
+
+    By what stands in them, so that it does not matter what this process has imported before.
+    """
+    finder = modulefinder.ModuleFinder(path=[str(path.parent)])
+    finder.run_script(str(path))
+    files = (getattr(module, "__file__", None) for module in finder.modules.values())
+    found = {Path(file).resolve() for file in files if file is not None}
+    return sorted(file for file in found - {path} if file.suffix == ".py")
 
 
 def _functions(module: Any) -> list[str]:
