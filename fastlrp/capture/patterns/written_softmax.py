@@ -28,11 +28,8 @@ def find_written_softmax(graph: Graph) -> None:
         x, axis = found
         if x.dtype != node.output.dtype or x.shape != node.output.shape:
             continue
-        node.kind, node.operation, node.call = (
-            "activation",
-            "softmax",
-            spelt_out if divides else torch.ops.aten.softmax.int,
-        )
+        node.kind, node.operation = "activation", "softmax"
+        node.call = spelt_out if divides else torch.ops.aten.softmax.int
         node.args, node.kwargs, node.inputs = (x, axis), {}, (x,)
         node.attributes = {"low": None, "parameters": {"dim": axis, "dtype": None}}
 
