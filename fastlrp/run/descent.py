@@ -51,60 +51,79 @@ class Descent:
 
     def _advance(self, steps: Steps, part: _Part, end: int | None = None) -> list[_Part]:
         """Execute the steps of one part to the end, or to a map too large for it: then in which parts to go on."""
-        state, registers, count, batch = part.state, part.registers, part.count, part.batch
-        position, may_part = part.position, part.rows is None and len(self.rows) > 0
+        state, registers, position = part.state, part.registers, part.position
+        may_part = part.rows is None and len(self.rows) > 0
         try:
             for position in range(part.position, len(steps) if end is None else end):
                 step, frees = steps[position]
                 if may_part and any(type(state[slot]) is Parted for slot in step.slots):
                     return self._in_rows(replace(part, position=position))
                 if type(step) is Emission:
-                    value = registers[step.register]
-                    value = value.dense() if type(value) in (OneHot, AtPositions) else value
-                    value = widened(value) if self.mixes_dtypes else value
-                    factors = tuple(state[slot] for slot in step.slots)
-                    for target, place, length in part.runs():
-                        some = value if length == count else value.narrow(1, place, length)
-                        if part.rows is None:
-                            self.sink(step.value, target, some, factors)
-                        else:
-                            self.sink(step.value, target, some, factors, rows=part.rows)
+                    self._emit(step, part)
                 else:
                     few = self._few_positions(step, registers, part.reach) if step.by_position else None
                     hot = step.keeps_one_hot and type(registers[step.ins[0]]) is OneHot
                     numel = step.numel if few is None else -(-step.numel * len(few.positions) // few.whole)
-                    if (count > 1 or may_part) and not hot and numel * batch * self.itemsize * count > self.block_bytes:
-                        if may_part:
-                            return self._in_rows(replace(part, position=position))
-                        fits = fitting(step, batch, self.itemsize, self.block_bytes, numel)
-                        if fits < count:
-                            rest = replace(part, position=position)
-                            meeting = None if self.rows else _meeting(steps, rest)
-                            is_near = numel * batch * self.itemsize * count <= NEARLY * self.block_bytes
-                            if meeting is None or not is_near:
-                                whole = None if meeting is None else self._met(steps, rest, fits, meeting)
-                                return _split(rest, fits) if whole is None else [whole]
-                    ins, slots = step.ins, step.slots
-                    if few is None:
-                        for register in ins:
-                            if type(registers[register]) is AtPositions:
-                                registers[register] = registers[register].dense()
-                    if self.mixes_dtypes and not step.takes_bf16:
-                        registers_in_float32(step, registers)
-                    if few is not None:
-                        registers[step.out] = self._run_at_positions(step, registers, few, state)
-                    elif len(step.outs) > 1:
-                        _run_for_several(step, registers, state)
-                    elif len(ins) == 1:
-                        registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
-                    else:
-                        registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
+                    nbytes = numel * part.batch * self.itemsize * part.count
+                    if nbytes > self.block_bytes and (part.count > 1 or may_part) and not hot:
+                        smaller = self._smaller(steps, replace(part, position=position), numel, nbytes, may_part)
+                        if smaller:
+                            return smaller
+                    self._execute(step, registers, few, state)
                 for register in frees:
                     registers[register] = None
         except Exception as error:
             note_down(error, steps[position][0].name)
             raise
         return []
+
+    def _emit(self, emission: Emission, part: _Part) -> None:
+        """Hand a register to the sink, in runs of targets whose numbers follow each other."""
+        value = part.registers[emission.register]
+        value = value.dense() if type(value) in (OneHot, AtPositions) else value
+        value = widened(value) if self.mixes_dtypes else value
+        factors = tuple(part.state[slot] for slot in emission.slots)
+        for target, place, length in part.runs():
+            some = value if length == part.count else value.narrow(1, place, length)
+            if part.rows is None:
+                self.sink(emission.value, target, some, factors)
+            else:
+                self.sink(emission.value, target, some, factors, rows=part.rows)
+
+    def _smaller(self, steps: Steps, part: _Part, numel: int, nbytes: int, may_part: bool) -> list[_Part]:
+        """In which parts to go on before a step whose result of ``nbytes`` is too large; none: with the same part.
+
+        ``numel``: entries of that result for one sample and target. ``may_part``: whether the batch may be divided.
+        """
+        if may_part:
+            return self._in_rows(part)
+        fits = fitting(steps[part.position][0], part.batch, self.itemsize, self.block_bytes, numel)
+        if fits >= part.count:
+            return []
+        meeting = None if self.rows else _meeting(steps, part)
+        if meeting is None:
+            return _split(part, fits)
+        return [] if nbytes <= NEARLY * self.block_bytes else [self._met(steps, part, fits, meeting)]
+
+    def _execute(self, step: BackwardStep, registers: list[Any], few: AtPositions | None, state: list[Any]) -> None:
+        """Fill the registers that one step writes; ``few``: the positions to which it is restricted."""
+        ins, slots = step.ins, step.slots
+        if few is None:
+            for register in ins:
+                if type(registers[register]) is AtPositions:
+                    registers[register] = registers[register].dense()
+        if self.mixes_dtypes and not step.takes_bf16:
+            registers_in_float32(step, registers)
+        if few is not None:
+            registers[step.out] = self._run_at_positions(step, registers, few, state)
+        elif len(step.outs) > 1:
+            results = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
+            for out, result in zip(step.outs, results, strict=True):
+                registers[out] = result
+        elif len(ins) == 1:
+            registers[step.out] = step.run(registers[ins[0]], *[state[slot] for slot in slots])
+        else:
+            registers[step.out] = step.run(*[registers[r] for r in ins], *[state[slot] for slot in slots])
 
     def _met(self, steps: Steps, part: _Part, fits: int, meeting: int) -> _Part:
         """A part before the step at ``meeting``, where its smaller blocks have come together again."""
@@ -159,12 +178,6 @@ class Descent:
         for r, register in zip(step.ins, cut, strict=True):
             registers[r] = register
         return cut[0]
-
-
-def _run_for_several(step: BackwardStep, registers: list[Any], state: list[Any]) -> None:
-    results = step.run(*[registers[r] for r in step.ins], *[state[slot] for slot in step.slots])
-    for out, result in zip(step.outs, results, strict=True):
-        registers[out] = result
 
 
 def registers_in_float32(step: BackwardStep, registers: list[Any]) -> None:
