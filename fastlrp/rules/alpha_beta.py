@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -84,86 +84,131 @@ class AlphaBeta(WeightRule):
         empty B is up to 1/epsilon, and A would be read off the difference of two numbers a million times its size.
         Products with W+ and W- cost the same and lose nothing. The negative part is the positive part of ``-W``.
         """
-        x, st = layer.x, Stabilizer.ensure(self.stabilizer)
-        signed = not b.is_nonnegative(x)
-        exact = goes_in_float32(b, layer, flow)
-        parts: list[Any] = []
-        ups: list[Any] = []
-        unpooled: list[Any] = []
-        terms: list[Term] = []
-        shares = self.alpha, -self.beta
-        in_one_product, narrow = all(shares) and layer.choice.adds_in_one_product, layer.choice.is_reduced
-        at_once = all(shares) and subtracts(layer, st, signed, self.zero_bias)
-        if at_once:
+        x, signed, exact = layer.x, not b.is_nonnegative(layer.x), goes_in_float32(b, layer, flow)
+        in_one_product = self.alpha != 0 != self.beta and layer.choice.adds_in_one_product
+        halves = self._halves(b, layer, flow, signed, exact, in_one_product)
+        sign_of = b.sign_slot(x) if signed else None
+        if is_fused_input(b, layer):
+            send_from_input(b, layer, flow, _input_terms(b, layer, halves, signed), None)
+            return
+        run = _down_in_one(b, layer, signed) if in_one_product else _down(layer, halves, signed, exact)
+        up, unpooled = _up(halves), _down_unpooled(halves)
+        if exact:
+            run, up = in_float32(run, b.dtype), in_float32(up, b.dtype)
+        form = None if exact else sparse_form(b, layer, [(half.weight, half.v, True) for half in halves], sign_of)
+        slots = [sign_of, *(half.v for half in halves)]
+        times = layer.factor_of(bounded=False, signed=signed)
+        if times is not None:
+            slots, up, unpooled = [*slots, times], without_last(up), unpooled and without_last(unpooled)
+        narrow = layer.choice.is_reduced and not any(layer.goes_filtered(half.bounded, signed) for half in halves)
+        place = [flow.register], slots, x.numel, layer.work * len(halves), form
+        register = b.step(run, *place, unpooled=unpooled, takes_bf16=narrow, up=up)
+        b.send(x, Flow(register, Factor(x)))
+
+    def _halves(
+        self, b: Builder, layer: AffineLayer, flow: Flow, signed: bool, exact: bool, in_one_product: bool
+    ) -> list[_Half]:
+        """The positive part and the negative one, without that whose share is zero."""
+        st, shares = Stabilizer.ensure(self.stabilizer), (self.alpha, -self.beta)
+        vs_of_both = None
+        if all(shares) and subtracts(layer, st, signed, self.zero_bias):
             sums = part(b, layer, self.zero_bias, flow=flow, in_full=True)
             passed_relu = only_positive_outputs(layer, flow)
             vs_of_both = both_coefficients(b, layer, flow, st.epsilon, shares, sums, passed_relu)
-        for negative, share in enumerate(shares):
+        halves = []
+        for negative, share in zip((False, True), shares, strict=True):
             if share:
-                apart = (st.mirrored() if negative else st), self.zero_bias, bool(negative)
-                fused = None if at_once else point_coefficients(b, layer, flow, "zplus", share, *apart)
-                if at_once:
-                    v = vs_of_both[negative]
-                elif fused is not None:
-                    v = fused[1]
-                else:
-                    sums = part(b, layer, self.zero_bias, bool(negative), flow)
-                    v = part_coefficient(b, layer, flow, st, sums, share, bool(negative))
+                v = vs_of_both[negative] if vs_of_both else self._coefficient(b, layer, flow, st, share, negative)
                 weight = layer.negated if negative else layer.weight
                 positive = layer.negated_positive if negative else layer.positive
-                for_product = (wide(weight), wide(positive)) if exact else (weight, positive)
+                whole, part_of_it = (wide(weight), wide(positive)) if exact else (weight, positive)
                 may_be_bounded = not (negative or exact or in_one_product)
                 bounded = may_be_bounded and is_bounded(b, layer, flow, self.zero_bias)
-                product = cast("Callable[..., Tensor] | None", None)
+                product: Callable[..., Tensor] | None = None
                 if not in_one_product:
-                    w, part_of_w = for_product
-                    product = transpose(b, layer, w, part_of_w, signed, multiply=False, bounded=bounded)
-                parts.append((product, v, weight))
-                narrow = narrow and not layer.goes_filtered(bounded, signed)
-                ups.append(up_through(b, layer, for_product[0], for_product[1], signed))
-                if is_fused_input(b, layer):
-                    terms += split_terms(b, layer, weight, positive, v) if signed else [(positive, v, x.index)]
-                unpooled.append(None if exact else unpooled_transpose(b, layer, weight, positive, signed))
-        sign_of = b.sign_slot(x) if signed else None
-        times = None if terms else layer.factor_of(bounded=False, signed=signed)
+                    product = transpose(b, layer, whole, part_of_it, signed, multiply=False, bounded=bounded)
+                up = up_through(b, layer, whole, part_of_it, signed)
+                unpooled = None if exact else unpooled_transpose(b, layer, weight, positive, signed)
+                halves.append(_Half(weight, positive, v, bounded, product, up, unpooled))
+        return halves
 
-        def total(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
-            vs, rest = given[: len(parts)], given[len(parts) :]
-            results = [transposed(flow, None, v, x, *rest) for (transposed, *_), v in zip(parts, vs, strict=True)]
-            return results[0] if len(results) == 1 else results[0].add_(results[1])
+    def _coefficient(
+        self, b: Builder, layer: AffineLayer, flow: Flow, st: Stabilizer, share: float, negative: bool
+    ) -> int:
+        """The slot of a share over the sums of one part."""
+        mirrored = st.mirrored() if negative else st
+        fused = point_coefficients(b, layer, flow, "zplus", share, mirrored, self.zero_bias, negative)
+        if fused is not None:
+            return fused[1]
+        sums = part(b, layer, self.zero_bias, negative, flow)
+        return part_coefficient(b, layer, flow, st, sums, share, negative)
 
-        if in_one_product:
-            weights = [layer.weight, layer.negated], [layer.positive, layer.negated_positive]
-            both_parts = reduced_transpose_of_both(b, layer, *weights, signed)
 
-            def total(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
-                return both_parts(flow, given[:2], x, *given[2:])
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """The positive or the negative part of one layer.
 
-        elif len(parts) == 2 and not signed and not exact:
-            total = transpose_of_both(layer, [layer.positive, layer.negated_positive], total) or total
+    Attributes:
+        weight, positive: the layer's weight, negated for the negative part, and what of it is positive.
+        v: the slot of its coefficient. bounded: see :func:`fastlrp.plan.coefficients.is_bounded`.
+        product, unpooled: one product of the way down, and that from below a max-pool. up: one of the way up.
+    """
 
-        def total_up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
-            results = [up(t, None, v, x) for up, v in zip(ups, vs, strict=True)]
-            return results[0] if len(results) == 1 else results[0].add_(results[1])
+    weight: Any
+    positive: Any
+    v: int
+    bounded: bool
+    product: Callable[..., Tensor] | None
+    up: Callable[..., Tensor]
+    unpooled: Callable[..., Tensor] | None
 
-        def total_unpooled(flow: Tensor, index: Tensor, pool: Any, x: Tensor | None, *vs: Tensor) -> Tensor:
-            results = [transposed(flow, index, pool, None, v, x) for transposed, v in zip(unpooled, vs, strict=True)]
-            return results[0] if len(results) == 1 else results[0].add_(results[1])
 
-        form = None if exact else sparse_form(b, layer, [(weight, v, True) for _, v, weight in parts], sign_of)
-        if terms:
-            send_from_input(b, layer, flow, terms, None)
-            return
-        slots = [sign_of, *(v for _, v, _ in parts)]
-        both = None if None in unpooled else total_unpooled
-        run = in_float32(total, b.dtype) if exact else total
-        up = in_float32(total_up, b.dtype) if exact else total_up
-        if times is not None:
-            slots, up, both = [*slots, times], without_last(up), both and without_last(both)
-        work = layer.work * len(parts)
-        place = [flow.register], slots, x.numel, work, form
-        register = b.step(run, *place, unpooled=both, takes_bf16=narrow, up=up)
-        b.send(x, Flow(register, Factor(x)))
+def _input_terms(b: Builder, layer: AffineLayer, halves: Sequence[_Half], signed: bool) -> list[Term]:
+    if not signed:
+        return [(half.positive, half.v, layer.x.index) for half in halves]
+    return [term for half in halves for term in split_terms(b, layer, half.weight, half.positive, half.v)]
+
+
+def _down(layer: AffineLayer, halves: Sequence[_Half], signed: bool, exact: bool) -> Callable[..., Tensor]:
+    products: list[Any] = [half.product for half in halves]
+
+    def apart(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
+        vs, rest = given[: len(products)], given[len(products) :]
+        return _added([product(flow, None, v, x, *rest) for product, v in zip(products, vs, strict=True)])
+
+    if len(halves) < 2 or signed or exact:
+        return apart
+    return transpose_of_both(layer, [half.positive for half in halves], apart) or apart
+
+
+def _down_in_one(b: Builder, layer: AffineLayer, signed: bool) -> Callable[..., Tensor]:
+    weights = [layer.weight, layer.negated], [layer.positive, layer.negated_positive]
+    product = reduced_transpose_of_both(b, layer, *weights, signed)
+    return lambda flow, x, *given: product(flow, given[:2], x, *given[2:])
+
+
+def _up(halves: Sequence[_Half]) -> Callable[..., Tensor]:
+    ups = [half.up for half in halves]
+
+    def up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
+        return _added([up(t, None, v, x) for up, v in zip(ups, vs, strict=True)])
+
+    return up
+
+
+def _down_unpooled(halves: Sequence[_Half]) -> Callable[..., Tensor] | None:
+    products = [half.unpooled for half in halves if half.unpooled is not None]
+    if len(products) < len(halves):
+        return None
+
+    def unpooled(flow: Tensor, index: Tensor, pool: Any, x: Tensor | None, *vs: Tensor) -> Tensor:
+        return _added([product(flow, index, pool, None, v, x) for product, v in zip(products, vs, strict=True)])
+
+    return unpooled
+
+
+def _added(results: Sequence[Tensor]) -> Tensor:
+    return results[0] if len(results) == 1 else results[0].add_(results[1])
 
 
 def textbook(
