@@ -46,50 +46,58 @@ def lower(
     b.start()
     for value in masked_with_infinity(graph):
         b.finite[value] = b.cache(finite, [value.index], value.numel)
+    _lower_nodes(b, assigned, lower_node)
+    _settle_comparisons(b, assigned)
+    _settle_gates(b)
+    for value in graph.inputs:
+        if value.gets_relevance:
+            b.collect(value)
+    if not any(v in b.flows for v in graph.inputs) and (graph.output.is_float or not graph.output.depends):
+        raise UnsupportedOperationError(_nothing_arrives(graph, assigned))
+    fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
+    return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
+
+
+def _lower_nodes(b: Builder, assigned: Mapping[Node, rules.Rule | None], lower_node: LowerNode) -> None:
+    """Append the steps of all nodes that relevance reaches, from the output up to the input."""
+    graph = b.graph
     written = {a.product: a for a in find_eager_attention(graph)}
     offers: dict[Node, tuple[EagerAttention, BackwardStep]] = {}
     cancelling: set[Value] = set()
     for node in reversed(graph.nodes):
-        flow = b.collect(node.output) if node.output.gets_relevance else None
+        flow, rule = b.collect(node.output) if node.output.gets_relevance else None, assigned.get(node)
         if flow is None or not (node.sources or KIND[node.kind].keeps):
             continue
-        _check(graph, node, assigned.get(node))
-        b.sends_evenly = node.output not in b.uneven and stays_even(b, node, assigned.get(node), flow)
-        if not b.sends_evenly and divides_by_output(node, assigned.get(node)):
+        _check(graph, node, rule)
+        b.sends_evenly = node.output not in b.uneven and stays_even(b, node, rule, flow)
+        if not b.sends_evenly and divides_by_output(node, rule):
             b.divided.add(node.output)
-        if divides_by_sum(b, node, assigned.get(node), flow):
+        if divides_by_sum(b, node, rule, flow):
             b.divided.update(node.inputs)
             cancelling.update(() if all(map(b.is_nonnegative, node.inputs)) else node.inputs)
-        lower_node(b, node, assigned.get(node), flow)
+        lower_node(b, node, rule, flow)
         if node in written:
             step = eager_attention.offer(b, written[node], assigned, flow)
             if step is not None:
                 offers[node] = written[node], step
     eager_attention.settle(b, offers)
-    _settle_comparisons(b, assigned)
     _settle_cancelling(b, cancelling)
-    _settle_gates(b)
-    for value in graph.inputs:
-        if value.gets_relevance:
-            b.collect(value)
-    output = graph.output
-    if (output.is_float or not output.depends) and not any(v in b.flows for v in graph.inputs):
-        cut = next(
-            (n for n in graph.nodes if n.kind == "detached" and not isinstance(assigned.get(n), rules.Pass)), None
-        )
-        if cut is not None:
-            raise UnsupportedOperationError(
-                f"nothing reaches the model's input: its gradient is cut off in '{cut.path or 'the model itself'}', by "
-                "detach or torch.no_grad, where gradients end. Take that out of the forward pass, or give what is cut "
-                "off rules.Pass(), composite.with_entries((fastlrp.composites.kind('detached'), rules.Pass()))"
-            )
-        raise UnsupportedOperationError(
+
+
+def _nothing_arrives(graph: Graph, assigned: Mapping[Node, rules.Rule | None]) -> str:
+    """The message for a model to whose input no relevance comes."""
+    cut = next((n for n in graph.nodes if n.kind == "detached" and not isinstance(assigned.get(n), rules.Pass)), None)
+    if cut is None:
+        return (
             "no relevance reaches the model's input: the explained output depends on it through integers only that "
             "choose no rows of an embedding, or on no input's entries at all. Give floats in the place of integers "
             "that the model computes with"
         )
-    fuses = b.backend_of("elementwise_pooled_coefficients") in FUSED
-    return b.build(b.operation("elementwise_pooled_coefficients") if fuses else None)
+    return (
+        f"nothing reaches the model's input: its gradient is cut off in '{cut.path or 'the model itself'}', by "
+        "detach or torch.no_grad, where gradients end. Take that out of the forward pass, or give what is cut "
+        "off rules.Pass(), composite.with_entries((fastlrp.composites.kind('detached'), rules.Pass()))"
+    )
 
 
 def _settle_comparisons(b: Builder, assigned: Mapping[Node, rules.Rule | None]) -> None:
