@@ -51,12 +51,11 @@ def attention_up(
         ``(B, G, H, S, E)``; with ``first`` its positions from there on, before which it is zero too.
     """
     if query.dtype in (torch.float16, torch.bfloat16):  # Weights and sums over keys in float32.
-        wide = [None if t is None else t.float() for t in (*arriving, query, key, value, output)]
-        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
-        t_q, t_k, t_v, q, k, v, o = wide
+        t_q, t_k, t_v, q, k, v, o = [None if t is None else t.float() for t in (*arriving, query, key, value, output)]
         assert q is not None
         assert k is not None
         assert v is not None
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
         narrow = attention_up(
             (t_q, t_k, t_v), q, k, v, o, log_sum.float(), mask, causal, scale, cap, shares, epsilon, first
         )  # fmt: skip
@@ -66,21 +65,15 @@ def attention_up(
         # Under causal order nothing of a token reaches the positions before it, also where a mask says so.
         first = min(leading_zeros(t, 3) for t in arriving if t is not None) if causal else 0
         if first:
-            own = [None if t is None else t[:, :, :, first:] for t in arriving]
+            t_q, t_k, t_v = [None if t is None else t[:, :, :, first:] for t in arriving]
             rows = attention_up(
-                (own[0], own[1], own[2]), query, key, value, output, log_sum, mask, causal, scale, cap, shares, epsilon,
-                first,
+                (t_q, t_k, t_v), query, key, value, output, log_sum, mask, causal, scale, cap, shares, epsilon, first
             )  # fmt: skip
             return torch.nn.functional.pad(rows, (0, 0, first, 0))
     batch, heads, queries, _ = query.shape
-    given_t = next(t for t in arriving if t is not None)
-    groups, times = given_t.shape[1], heads // key.shape[1]
+    groups, times = next(t for t in arriving if t is not None).shape[1], heads // key.shape[1]
     keys, values = (_each_head(t, times, 1) for t in (key, value))
-    of_query, of_key, of_value = arriving
-    of_query = None if of_query is None else of_query.permute(0, 2, 3, 1, 4).contiguous()  # (B, H, S, G, D)
-    of_key = None if of_key is None else _each_head(of_key, times, 2).transpose(1, 2).contiguous()  # (B, H, G, T, D)
-    if of_value is not None:
-        of_value = _each_head(of_value, times, 2).permute(0, 2, 3, 1, 4).contiguous()  # (B, H, T, G, E)
+    of_query, of_key, of_value = _behind_positions(arriving, times)
     each = batch * heads * groups * keys.shape[2] * query.element_size()
     size = max(1, TILE_BYTES // max(1, each))
     result = query.new_empty(batch, heads, queries - first, groups, value.shape[-1])
@@ -102,14 +95,31 @@ def attention_up(
         t_k = None if of_key is None else of_key[:, :, :, : seen - first]
         scores = _scores(t_q, t_k, q, k, first, shares)
         if scores is not None:
-            scores = scores.mul_((p * scale * _share(u, cap, epsilon)).unsqueeze(3))
-            through = (scores.flatten(2, 3) @ with_ones[:, :, :seen]).unflatten(2, (end - start, groups))
-            found = through[..., :-1] if found is None else found.add_(through[..., :-1])
             assert output is not None
-            found = torch.addcmul(found, through[..., -1:], output[:, :, start:end].unsqueeze(3), value=-1)
+            scores = scores.mul_((p * scale * _share(u, cap, epsilon)).unsqueeze(3))
+            found = _through_scores(scores, with_ones[:, :, :seen], output[:, :, start:end], found)
         assert found is not None
         result[:, :, start - first : end - first] = found
     return result.permute(0, 3, 1, 2, 4)
+
+
+def _behind_positions(
+    arriving: tuple[Tensor | None, Tensor | None, Tensor | None], times: int
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What arrives at queries ``(B, H, S, G, D)``, keys ``(B, H, G, T, D)`` and values ``(B, H, T, G, E)``."""
+    query, key, value = arriving
+    return (
+        None if query is None else query.permute(0, 2, 3, 1, 4).contiguous(),
+        None if key is None else _each_head(key, times, 2).transpose(1, 2).contiguous(),
+        None if value is None else _each_head(value, times, 2).permute(0, 2, 3, 1, 4).contiguous(),
+    )
+
+
+def _through_scores(scores: Tensor, with_ones: Tensor, output: Tensor, found: Tensor | None) -> Tensor:
+    """``found + t_s v - (sum_t t_s) o`` of a tile of scores ``t_s``, ``(B, H, S, G, T)``."""
+    through = (scores.flatten(2, 3) @ with_ones).unflatten(2, scores.shape[2:4])
+    found = through[..., :-1] if found is None else found.add_(through[..., :-1])
+    return torch.addcmul(found, through[..., -1:], output.unsqueeze(3), value=-1)
 
 
 def hides_later(mask: Tensor | None, queries: int, keys: int) -> bool:

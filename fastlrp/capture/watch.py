@@ -122,22 +122,25 @@ class Code:
         if self._arrays and (self._written_to or any(array.changed() for _, _, array in self._arrays)):
             self._written_to = True  # An array is remembered as it is now, and the next look has to give the same.
             return True
+        if self._looks_other() or [*map(len, self._looked_at)] != self._sizes:
+            return self._differs()
+        return False
+
+    def _looks_other(self) -> bool:
+        """Whether an attribute that counted is another now, or a container holds something else."""
         try:
             for table, get, found in self._equal:
                 if get(table) != found:
-                    return self._differs()
+                    return True
             for table, get, found in self._identical:
                 if not all(map(is_, get(table), found)):
-                    return self._differs()
+                    return True
         except Exception:  # An attribute was deleted, or is now an array, which has no truth value.
-            return self._differs()
+            return True
         for items, known in self._lists:
             if items != known:
-                return self._differs()
-        for items, before in self._holding:
-            if held(items) != before:
-                return self._differs()
-        return [*map(len, self._looked_at)] != self._sizes and self._differs()
+                return True
+        return any(held(items) != before for items, before in self._holding)
 
     def _differs(self) -> bool:
         """The same look, with what forward passes write left out; if that was all, what there is now is remembered."""

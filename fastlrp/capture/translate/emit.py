@@ -85,53 +85,56 @@ class Emitter:
 
     def emit(self, c: Call) -> Any:
         """The value, constant or number that an operation gives."""
-        fx, name, call, args, kwargs = c.fx, c.name, c.call, c.args, c.kwargs
-        part_name = ""
-        if call is operator.getitem and isinstance(args[0], (tuple, list)):
-            return args[0][args[1]]
-        if name == "getitem" and isinstance(args[0], Value) and args[0].producer is not None:
-            # One part of a chunk, split or unbind: a move of its own, straight from the whole.
-            whole, position = args[0].producer, args[1]
-            target = whole.attributes.get("target")
-            args, kwargs, call, name = whole.args, whole.kwargs, part(whole.call, position), whole.operation
-            part_name = f"{name}.{position}"
-            c = Call(fx, name, call, args, kwargs, target, c.path, c.module_type)
+        if c.call is operator.getitem and isinstance(c.args[0], (tuple, list)):
+            return c.args[0][c.args[1]]
+        rewritten_as = c.name
+        if c.name == "getitem" and isinstance(c.args[0], Value) and c.args[0].producer is not None:
+            c, rewritten_as = _part_of_whole(c, c.args[0].producer, c.args[1])
         before = len(self.graph.nodes)
+        fx, name, args = c.fx, c.name, c.args
         if KIND_OF.get(name) == "detached" and args and isinstance(args[0], Pair):
             return self.detached(args[0], fx)
         if self._is_complex(c):
             made = self._of_parts(c)
             self._note(c, before)
             return made
-        if name == "sym_size" and self.known and isinstance(fx.meta.get("val"), torch.SymInt):
-            size = settled(fx.meta["val"], self.known)
+        meta = fx.meta.get("val")
+        if name == "sym_size" and self.known and isinstance(meta, torch.SymInt):
+            size = settled(meta, self.known)
             if size.is_Integer:
                 return int(size)
         state = recurrent.one_state(name, args)
         if state is not None:
             return state
-        rewrite = None if name in REGISTERED else REWRITES.get(part_name or name)
-        if rewrite is not None and any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
-            meta = fx.meta.get("val")
-            found = rewrite(bind(c.target, args, kwargs), self.shape(meta)) if meta is not None else None
-            if found is not None:
-                result = self._rewritten(c, found)
-                self._note(c, before)
-                return result
-        meta = fx.meta.get("val")
+        steps = self._steps_instead(c, rewritten_as, meta)
+        if steps is not None:
+            result = self._rewritten(c, steps)
+            self._note(c, before)
+            return result
         args = self._of_sizes_alone(name, args, meta)
-        if not any(isinstance(leaf, Value) for leaf in leaves((args, kwargs))):
-            return fold(fx.name, call, args, kwargs, meta, faults.random_numbers(name, c.path))
-        kind = "write" if isinstance(call, Write) else KIND_OF.get(name, "unknown")
+        if not any(isinstance(leaf, Value) for leaf in leaves((args, c.kwargs))):
+            return fold(fx.name, c.call, args, c.kwargs, meta, faults.random_numbers(name, c.path))
+        return self._same_or_made(c, args)
+
+    def _steps_instead(self, c: Call, name: str, meta: Any) -> Steps | None:
+        """The operations that stand for this one, which is looked up as ``name``; None if it stands for itself."""
+        rewrite = None if c.name in REGISTERED else REWRITES.get(name)
+        if rewrite is None or meta is None or not any(isinstance(leaf, Value) for leaf in leaves((c.args, c.kwargs))):
+            return None
+        return rewrite(bind(c.target, c.args, c.kwargs), self.shape(meta))
+
+    def _same_or_made(self, c: Call, args: Any) -> Any:
+        """The operand, where the operation gives back its very numbers; else the value of a node of its own."""
+        kind = "write" if isinstance(c.call, Write) else KIND_OF.get(c.name, "unknown")
         first = args[0] if args else None
         if kind == "detached" and not (isinstance(first, Value) and first.is_float and first.carries):
             kind = "identity"
         if kind == "identity" and isinstance(first, Value):
-            if same_dtype(fx, first):
-                self.graph.written.append(Written(name, c.path, c.module_type))
+            if same_dtype(c.fx, first):
+                self.graph.written.append(Written(c.name, c.path, c.module_type))
                 return first
             kind = "move"  # A conversion to another dtype.
-        if name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(fx, args[1], self.batch):
+        if c.name == "copy" and isinstance(args[1], (Value, Constant)) and is_whole_copy(c.fx, args[1], self.batch):
             return args[1]
         return self.make(c, kind)
 
@@ -271,6 +274,13 @@ class Emitter:
         value.producer = node
         self.graph.nodes.append(node)
         return value
+
+
+def _part_of_whole(c: Call, whole: Node, position: int) -> tuple[Call, str]:
+    """One part of a chunk, split or unbind as a move of its own, straight from the whole; and its name for rewrites."""
+    target, call = whole.attributes.get("target"), part(whole.call, position)
+    made = Call(c.fx, whole.operation, call, whole.args, whole.kwargs, target, c.path, c.module_type)
+    return made, f"{whole.operation}.{position}"
 
 
 def _unread(c: Call) -> tuple[int, ...]:
