@@ -101,7 +101,7 @@ def _converted(chain: list[nn.Module], x: Tensor) -> Iterator[tuple[nn.Module, n
     for layer in chain:
         if isinstance(layer, nn.Flatten):
             if layer.start_dim != 1 or layer.end_dim not in (-1, x.dim() - 1):
-                raise ValueError(f"{layer} does not flatten all axes but the first")
+                raise ValueError(f"{layer} must flatten all axes but the first to become convolutions: nn.Flatten()")
             flattened = True
             continue
         new = _dense(layer, x) if flattened else _spatial(layer, x)
@@ -115,7 +115,10 @@ def _converted(chain: list[nn.Module], x: Tensor) -> Iterator[tuple[nn.Module, n
 def _spatial(layer: nn.Module, x: Tensor) -> nn.Module | None:
     """A layer on feature maps: as it is, but for adaptive pools, which would undo a larger input."""
     if isinstance(layer, nn.Linear):
-        raise TypeError(f"{layer} comes before any flattening: it would act on the width of {tuple(x.shape)}")
+        raise TypeError(
+            f"{layer} comes before any flattening: it would act on the width of {tuple(x.shape)}. Put nn.Flatten() "
+            "before it"
+        )
     if not isinstance(layer, nn.AdaptiveAvgPool2d):
         return layer
     size, wanted = tuple(x.shape[2:]), tuple(layer(x).shape[2:])

@@ -69,8 +69,9 @@ def _numbers(boxes: Tensor | Sequence[Box]) -> list[list[float]]:
         ) from error
     if not known or any(not isinstance(box, list) or len(box) != 4 for box in known):
         raise ValueError("boxes must be (N, 4), left, top, right, bottom, one at least")
-    if not all(math.isfinite(n) for box in known for n in box):
-        raise ValueError("boxes must be finite")
+    wrong = next((box for box in known if not all(map(math.isfinite, box))), None)
+    if wrong is not None:
+        raise ValueError(f"boxes must be finite numbers, got {wrong}: leave such boxes out")
     return known
 
 

@@ -55,7 +55,7 @@ def _one(word: str, reader: TextReader, labels: Mapping[int, str] | None, classe
         # "A vs B": the one space before B parts it from "vs", a further one is the token's own.
         first, second = (_index(part, reader, labels, classes) for part in parts)
         if first == second:
-            raise Failure(f"--targets: {word!r} is a target against itself")
+            raise Failure(f"--targets: {word!r} sets a target against itself: name two different ones")
         return {first: 1.0, second: -1.0}
     return _index(word, reader, labels, classes)
 

@@ -85,7 +85,10 @@ def _operands(node: Node) -> tuple[Constant, tuple[Value, Value]]:
         )
     x, weight, ends = node.args
     if not isinstance(weight, Constant) or not isinstance(x, Value) or not isinstance(ends, Value):
-        raise UnsupportedOperationError(f"{node}: experts whose matrices are computed from the input have no rule")
+        raise UnsupportedOperationError(
+            f"{node}: experts whose matrices are computed from the input have no rule: keep the matrices as parameters "
+            "or buffers of the model"
+        )
     return weight, (x, ends)
 
 

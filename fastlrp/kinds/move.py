@@ -194,7 +194,7 @@ def _by_index(node: Node, x: Value, y: Value) -> tuple[Inverse, bool, places.Pla
     if source.shape != (1, *y.sizes):
         raise UnsupportedOperationError(
             f"{node}: cannot tell where its entries come from, since it makes {tuple(source.shape[1:])} of one sample "
-            f"and {y.sizes} of each in a batch"
+            f"and {y.sizes} of each in a batch. Compute its sizes from one sample's axes, not from the batch"
         )
     copied = (source == -negative) & (source != 0)
     filled = (source == negative) | (source.isnan() & negative.isnan())

@@ -40,7 +40,8 @@ class Maps:
             raise ValueError(f"a block of shape {block.shape} at {first} does not fit into maps {self.shape}")
         values = block.astype(np.float64)
         if not np.isfinite(values).all():
-            raise ValueError("relevance contains NaN or infinity")
+            bad = int((~np.isfinite(values)).sum())
+            raise ValueError(f"relevance has {bad} NaN or infinite entries of {values.size}: give finite numbers")
         at = slice(first, first + count)
         self._scale[at] = np.abs(values).max((1, 2)) / _TOP
         divisor = np.where(self._scale[at] > 0, self._scale[at], 1.0)[:, None, None]

@@ -42,9 +42,11 @@ def given_relevance(targets: Any, output: Tensor, initial: Initial, at: Any) -> 
     if relevance.shape[1] == 0:
         raise ValueError("targets is empty: give at least one initial relevance")
     if relevance.device != output.device:
-        raise ValueError(f"targets are on {relevance.device}, the model's output is on {output.device}")
+        raise ValueError(
+            f"targets are on {relevance.device}, the model's output is on {output.device}: use targets.to(…)"
+        )
     if not bool(torch.isfinite(relevance).all()):
-        raise ValueError("targets (initial relevance) contain NaN or infinity")
+        raise ValueError("targets (initial relevance) contain NaN or infinity: give finite numbers")
     return relevance.to(output.dtype)
 
 

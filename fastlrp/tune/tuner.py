@@ -56,7 +56,9 @@ class Tried:
         """
         complete = [c for c in self._tried() if all(c in times for times in self.times.values())]
         if not complete:
-            raise ValueError("no candidate computed every shape")
+            raise ValueError(
+                "no candidate computed every shape: `refused` and `wrong` say why of each; give fewer shapes"
+            )
         return min(complete, key=self.slowdown)
 
     def slowdown(self, config: Config) -> float:

@@ -130,7 +130,7 @@ def usual(maps: Iterable[np.ndarray]) -> float:
 
 def _some(found: list[Any]) -> list[Any]:
     if not found:
-        raise ValueError("there is no map to take a level from")
+        raise ValueError("there is no map to take a level from: give at least one")
     return found
 
 

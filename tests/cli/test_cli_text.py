@@ -142,7 +142,7 @@ def test_what_fails_does_not_stop_the_others(run, folders, tmp_path):
     [
         ("words", ["--text", ""], 1, "the text is empty"),
         ("words", ["--text", TEXT, "-t", " parsi"], 2, "' parsi' is no token of the vocabulary"),
-        ("words", ["--text", TEXT, "-t", " paris vs  paris"], 2, "is a target against itself"),
+        ("words", ["--text", TEXT, "-t", " paris vs  paris"], 2, "sets a target against itself"),
         ("words", ["--text", TEXT, "-t", "99999"], 2, "99999 is out of range: the model scores"),
         ("words", ["--text", TEXT, "-t", "a,,b"], 2, "has an empty entry"),
         ("words", ["--text", TEXT, "--at", "9"], 1, "has 5 tokens, 0 to 4: --at 9 is out of range"),

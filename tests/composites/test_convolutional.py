@@ -190,7 +190,7 @@ class Branch(nn.Module):
         (lambda: nn.Linear(3, 4), SIZE, TypeError, r"takes an nn.Sequential, .* got Linear: pass its layers in order"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 2, ValueError, r"needs a convolution below the linear"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(5, 2)), 5, TypeError, r"comes before any flattening"),
-        (lambda: [nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Linear(25, 2)], 5, ValueError, r"does not flatten all"),
+        (lambda: [nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Linear(25, 2)], 5, ValueError, r"must flatten all"),
         (lambda: [nn.Conv2d(3, 4, 1), nn.Flatten(), nn.LayerNorm(100)], 5, TypeError, r"LayerNorm.* is neither linear"),
         (lambda: [nn.Conv2d(3, 4, 1), Branch(), nn.Linear(4, 2)], 5, TypeError, r"returns \(2, 4\): layers before"),
     ],

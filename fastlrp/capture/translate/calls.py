@@ -39,7 +39,10 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
             name = plain_name(name[:-1])
             return name, copied if name == "copy" else same, True
     if target._schema.is_mutable:
-        raise CaptureError(f"{target} writes into a tensor in place: relevance cannot be traced through it")
+        raise CaptureError(
+            f"{target} writes into a tensor in place, and no operation is known that does the same without writing: "
+            "let the model call one that gives a new tensor"
+        )
     if name == "as_strided" and target.namespace == "aten":
         return name, strided, False
     if "empty" in name and target.namespace == "aten":
