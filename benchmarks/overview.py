@@ -46,8 +46,8 @@ def _one_image(rows: list[Row]) -> Part:
     differences = [row["error"] for (precision, *_), row in found.items() if precision == "bfloat16"]
     differs = f" Products of bfloat16 change the relevance by at most {max(differences):.0e}." if differences else ""
     lead = (
-        "Times faster per target than Zennit, and in brackets the time of a target in plain gradients, forward passes "
-        f"included; the faster of each one's ways counts.{differs}"
+        "How many times faster than Zennit one target is explained; in brackets its time, where a plain gradient takes "
+        f"1. Forward passes are included. Of the ways to use Zennit, and PyTorch, the fastest is taken.{differs}"
     )
     return [(f"{lead}\n\n{table}", list(found.values()))]
 
@@ -79,8 +79,8 @@ def _few_alive(rows: list[Row]) -> Part:
     alike: dict[str, list[Row]] = {}
     for r in found:
         alike.setdefault(
-            f"Where {r['density_asked']:g} of the neurons are alive, each of {r['targets']} targets takes this share "
-            f"of a gradient's time under `{r['composite']}`",
+            f"Where only {r['density_asked']:g} of the neurons are alive, each of {r['targets']} targets takes this "
+            f"part of a gradient's time under `{r['composite']}`",
             [],
         ).append(r)
     return [
@@ -93,8 +93,8 @@ def _small(rows: list[Row]) -> Part:
     found = [r for r in ours(rows, "small") if r.get("times_one_gradient") is not None][-1:]
     return [
         (
-            "Ten classes of one 8×8 digit on a small network, forward pass included, cost "
-            f"{r['times_one_gradient']:.1f} times one forward pass and one gradient, measured in turns.",
+            "A small network's forward pass and the relevance of all ten classes of one 8×8 digit cost "
+            f"{r['times_one_gradient']:.1f} times one forward pass with one gradient.",
             [r],
         )
         for r in found
@@ -114,7 +114,7 @@ def _toolbox(rows: list[Row]) -> Part:
     ]
     return parts + [
         (
-            "The same under three epsilons, after one forward pass: "
+            "The same ten classes under three epsilons, from one forward pass: "
             f"{r['times_faster_than_toolbox']:.0f} times faster.",
             [r],
         )
@@ -128,10 +128,10 @@ def _stream(rows: list[Row]) -> Part:
         return []
     few, many = streamed[0], streamed[-1]
     over = mebibytes("peak_over_one_target")(many)
-    memory = "" if over is None else f"; {over:.0f} MiB more memory than for one"
+    memory = "" if over is None else f", with {over:.0f} MiB more memory than one target takes"
     sentence = (
-        f"{many['targets']} targets of {many['model']} in a stream: {many['seconds_per_target']:.3f} s each, "
-        f"{few['targets']} of them {few['seconds_per_target']:.3f} s each{memory}."
+        f"{many['targets']} targets of {many['model']} in a stream take {many['seconds_per_target']:.3f} s each, where "
+        f"{few['targets']} take {few['seconds_per_target']:.3f} s each{memory}."
     )
     return [(sentence, [few, many])]
 

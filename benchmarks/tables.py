@@ -150,7 +150,8 @@ def source(rows: list[Row]) -> str:
 
 def place(row: Row) -> str:
     """The commit, machine, libraries and date of one measurement."""
-    return f"commit {row['commit']}, {row['machine']}, PyTorch {row['torch']}{_peers(row)}, {row['date']}"
+    machine = row["machine"].replace(", 1 threads", ", 1 thread")
+    return f"commit {row['commit']}, {machine}, PyTorch {row['torch']}{_peers(row)}, {row['date']}"
 
 
 def _peers(row: Row) -> str:

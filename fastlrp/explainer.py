@@ -60,8 +60,8 @@ class Explainer:
         profile: whose stabilizers, biases and pools a preset given by name has; a key of
             :data:`fastlrp.composites.PROFILES`.
         precision: how products with weights are made on a CPU. ``"float32"``: in the model's own dtype, as plain sums.
-            ``"bf16"``: of bfloat16, with sums, coefficients and results in float32 (2 to 8 times as fast with
-            AVX512-BF16 or AMX, about three digits). ``"auto"``: as ``"float32"``, but 3x3 convolutions by Winograd's
+            ``"bf16"``: of bfloat16, with sums, coefficients and results in float32 (1.0 to 1.9 times as fast with
+            AVX512-BF16, unmeasured with AMX; about three digits). ``"auto"``: as ``"float32"``, but 3x3 convolutions by Winograd's
             filtering where nothing is divided by small sums (about twice as fast, nearly as exact); and of bfloat16 if
             the processor gains by it and PyTorch's own switches allow it, which are
             ``torch.backends.mkldnn.{conv,matmul}.fp32_precision = "bf16"`` and
