@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LOADED_ON_USE = ("compat", "frequencies", "functional", "info", "io", "nn", "outputs", "report", "tune", "viz")
-"""Packages that ``import fastlrp`` does not load, and ``fastlrp.io`` does."""
+"""Packages that are loaded when they are first named, as in ``fastlrp.io``, and not by ``import fastlrp``."""
 
 __all__ = [
     "BackendError",

@@ -42,7 +42,7 @@ def contrastive(
         ``(B, K, G)``.
 
     Raises:
-        ValueError: for an output that has no classes, or as many rivals as there are no targets.
+        ValueError: for an output that has no classes, or if there are neither one rival nor as many as targets.
 
     Example::
 

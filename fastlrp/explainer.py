@@ -61,9 +61,9 @@ class Explainer:
             :data:`fastlrp.composites.PROFILES`.
         precision: how products with weights are made on a CPU. ``"float32"``: in the model's own dtype, as plain sums.
             ``"bf16"``: of bfloat16, with sums, coefficients and results in float32 (1.0 to 1.9 times as fast with
-            AVX512-BF16, unmeasured with AMX; about three digits). ``"auto"``: as ``"float32"``, but 3x3 convolutions by Winograd's
-            filtering where nothing is divided by small sums (about twice as fast, nearly as exact); and of bfloat16 if
-            the processor gains by it and PyTorch's own switches allow it, which are
+            AVX512-BF16, unmeasured with AMX; about three digits). ``"auto"``: as ``"float32"``, but 3x3 convolutions by
+            Winograd's filtering where nothing is divided by small sums (about twice as fast, nearly as exact); and of
+            bfloat16 if the processor gains by it and PyTorch's own switches allow it, which are
             ``torch.backends.mkldnn.{conv,matmul}.fp32_precision = "bf16"`` and
             ``torch.set_float32_matmul_precision("medium")``. The model's output differs in its last bits at most.
 
@@ -73,10 +73,10 @@ class Explainer:
         relevance = explainer(x, targets="top5")        # (B, 5, *x.shape[1:])
 
     Raises:
-        TypeError: for a model that is none. ValueError: for an unknown composite, backend, budget or precision, and
-            from the first call on for ``paths`` that match no layer, or a model that ``"bf16"`` is not for (float16,
-            float64, on a GPU). Capture raises
-            :class:`fastlrp.CaptureError`; an operation without a rule :class:`fastlrp.UnsupportedOperationError`.
+        TypeError: for a model that is no ``nn.Module``. ValueError: for an unknown composite, backend, budget or
+            precision, and from the first call on for ``paths`` that match no layer, or a model that ``"bf16"`` is not
+            for (float16, float64, on a GPU). Capture raises :class:`fastlrp.CaptureError`; an operation without a rule
+            :class:`fastlrp.UnsupportedOperationError`.
     """
 
     _plans_of: Callable[..., Plans] = Plans

@@ -132,7 +132,7 @@ def all_walks(edge_index: Tensor, length: int, nodes: int | None = None, self_lo
 
     Args:
         edge_index: ``(2, E)``, sources and targets. length: L, the number of layers. nodes: how many there are.
-        self_loops: whether a walk may stay at a node, as layers let it that add self-loops or the node's own state.
+        self_loops: whether a walk may stay at a node, which layers that add self-loops or the node's own state allow.
 
     Example::
 
@@ -179,7 +179,7 @@ def walk_relevance(
 
     Raises:
         KeyError: for a module without an output. ValueError: for walks of another length, layers whose output has no
-        nodes as its first axis, or rules that are not linear in relevance. IndexError: for a node that there is not.
+        nodes as its first axis, or rules that are not linear in relevance. IndexError: for a node that is not there.
 
     Source: Schnake et al. 2021 (GNN-LRP), with the rules of the explainer's composite in each layer.
     """

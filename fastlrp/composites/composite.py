@@ -143,7 +143,7 @@ class Composite:
         entries: ``(matcher, rule)`` in order of precedence.
         max_pool: who takes the relevance of a max-pool's output: the ``"winner"``, all ``"ties"`` in equal shares, or
             all entries of the window as in an ``"average"`` or ``"sum"`` pool.
-        name: for people.
+        name: how tables and errors call it.
         unsupported: ``"error"``; or ``"gradient"``: operations without a rule take
             :class:`~fastlrp.rules.InputGradient`, and plans and verifications say so.
 

@@ -23,8 +23,8 @@ def register_rule(operation: str, rule: rules.Rule) -> None:
 
     Raises:
         TypeError: if ``rule`` is not a rule.
-        ValueError: for an operation that fastlrp knows: composites decide about those, or it only carries entries; for
-            a name without namespace that is none of ATen's.
+        ValueError: for an operation that fastlrp knows: composites decide about those, and one that only moves entries
+            takes no rule; for a name without namespace that is none of ATen's.
 
     Example::
 

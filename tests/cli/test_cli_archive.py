@@ -246,7 +246,7 @@ CODE = [
 
 
 @pytest.mark.parametrize("text", SIZES)
-def test_sizes(text):
+def test_an_expression_of_sizes_is_not_refused(text):
     archive_graph._check_expression(text)
 
 
