@@ -95,6 +95,11 @@ class Constant:
         return self.source.detach() if isinstance(self.source, Tensor) else self.source()
 
 
+def derived(constant: Constant, change: Callable[[Tensor], Tensor]) -> Constant:
+    """A constant computed from another whenever it is asked for."""
+    return Constant(constant.name, lambda: change(constant.tensor()), constant.fault)
+
+
 @dataclass(eq=False, repr=False)
 class Node:
     """One operation.

@@ -11,8 +11,8 @@ from fastlrp.stabilizer import Stabilizer
 Number = float | Stabilizer
 
 
-def everything_else(stabilizer: Number, sums: Rule | None = None) -> tuple[tuple[Matcher, Rule], ...]:
-    """The rule of every kind that has one in the presets; ``sums``: of those that share in proportion."""
-    proportional = sums or rules.Norm(stabilizer)
+def everything_else(stabilizer: Number) -> tuple[tuple[Matcher, Rule], ...]:
+    """The rule of every kind that has one in the presets."""
+    proportional = rules.Norm(stabilizer)
     given = [(known.name, known.preset(proportional)) for known in KIND.values() if known.preset is not None]
     return tuple((kind(name), rule) for name, rule in given)

@@ -20,13 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from fastlrp import rules
 from fastlrp.composites.advice import no_composite, unknown_preset
 from fastlrp.composites.composite import Composite, MaxPoolMode, kind
 from fastlrp.composites.everything_else import Number, everything_else
 from fastlrp.composites.presets import PRESETS
+from fastlrp.reference.redistribution import positive_part
 from fastlrp.rules import Rule
 from fastlrp.stabilizer import Stabilizer
 
@@ -116,16 +115,12 @@ def _as_toolbox(rule: Rule) -> Rule:
     return rules.Flat(0.0) if isinstance(rule, rules.Flat) else rule
 
 
-def _positive_weights(w: Tensor) -> Tensor:
-    return w.clamp(min=0)
-
-
 def _as_captum(rule: Rule) -> Rule:
     if isinstance(rule, rules.Gamma):
         return rules.PlainGamma(rule.gamma, rule.stabilizer, rule.zero_bias, modify_bias=False)
     if isinstance(rule, rules.ZPlus):
         name = "Alpha1_Beta0"
-        return rules.ModifiedWeights(_positive_weights, rule.stabilizer, rule.zero_bias, name, modify_bias=False)
+        return rules.ModifiedWeights(positive_part, rule.stabilizer, rule.zero_bias, name, modify_bias=False)
     return rule
 
 

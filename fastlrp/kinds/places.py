@@ -130,13 +130,14 @@ def at_positions(inverse: Callable[[Tensor], Tensor], window: Window) -> Callabl
     return few
 
 
+def on_each_device(places: Tensor) -> Callable[[torch.device], Tensor]:
+    """The places on a device, brought there once: a copy from the host would wait for it."""
+    return cache(lambda device: places.to(device))
+
+
 def listed(places: Tensor) -> Places:
     """Of any other copy: ``places`` has one for each entry of the result."""
-
-    @cache  # Moved to a device once: a copy from the host would wait for it.
-    def on(device: torch.device) -> Tensor:
-        return places.to(device)
-
+    on = on_each_device(places)
     return lambda index: on(index.device)[index]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Node, Value
-from fastlrp.kinds.places import Places
+from fastlrp.kinds.places import Places, on_each_device
 
 Copy = Callable[[Tensor], Tensor]
 
@@ -30,10 +29,7 @@ def rows_taken(node: Node, x: Value, y: Value) -> tuple[Copy, bool, Places, Copy
         return None
     size, once = x.sizes[axis - 1], places.unique().numel() == places.numel()
     inner = math.prod(x.sizes[axis:])
-
-    @cache  # Moved to a device once: a copy from the host would wait for it.
-    def on(device: torch.device) -> Tensor:
-        return places.to(device)
+    on = on_each_device(places)
 
     def add_back(f: Tensor) -> Tensor:
         sizes = [*f.shape]

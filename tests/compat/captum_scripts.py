@@ -96,6 +96,7 @@ def same(found: Any, expected: Any, tolerance: float = TOLERANCE, where: str = "
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach(), expected.detach()
+    assert found.shape == expected.shape, f"{tuple(found.shape)} and {tuple(expected.shape)}"
     size = float(expected.norm())
     return float((found - expected).norm()) / size if size else float(found.norm())
 

@@ -31,6 +31,7 @@ from tests.composites.caffe_tool import (
     their_zbox,
 )
 from tests.fixtures import seeded_apart
+from tests.models.oracle import relative_error
 from tests.torchvision_models import import_models
 
 # Measured: 4.6e-15.
@@ -51,13 +52,6 @@ CASES: dict[int, tuple[Rule, Rule, dict[int, Rule], dict[str, Any]]] = {
     114: (EPS, EPS, {0: AB, 1: AB, 2: AB}, {"beta": BETA, "epsilon": EPSILON, "lowest": 3}),
 }
 DERIVATIVES = (11, 26, 99, 166)
-
-
-def relative_error(ours: Tensor, expected: Tensor) -> float:
-    assert ours.shape == expected.shape
-    size = expected.flatten(2).norm(dim=2)
-    assert bool((size > 0).all())
-    return float(((ours - expected).flatten(2).norm(dim=2) / size).max())
 
 
 @cache

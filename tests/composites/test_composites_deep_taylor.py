@@ -12,6 +12,7 @@ import fastlrp
 from fastlrp import Stabilizer, rules
 from fastlrp.composites import deep_taylor, zplus
 from tests.api.oracle import walk
+from tests.models.oracle import relative_error
 from tests.torchvision_models import import_models
 
 # Measured: 7e-16.
@@ -35,13 +36,6 @@ def network(bias: str = "any") -> nn.Sequential:
 
 def images() -> Tensor:
     return LOW + (HIGH - LOW) * torch.rand(3, 3, 12, 12, dtype=torch.float64)
-
-
-def relative_error(ours: Tensor, expected: Tensor) -> float:
-    assert ours.shape == expected.shape
-    size = expected.flatten(2).norm(dim=2)
-    assert bool((size > 0).all())
-    return float(((ours - expected).flatten(2).norm(dim=2) / size).max())
 
 
 def test_by_hand() -> None:

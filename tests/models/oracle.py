@@ -177,3 +177,10 @@ def relative_error(ours: Tensor, expected: Tensor) -> float:
     difference, size = (ours - expected).flatten(2).norm(dim=2), expected.flatten(2).norm(dim=2)
     assert bool((size > 0).all()), "the oracle's relevance is zero: nothing is compared"
     return float((difference / size).max())
+
+
+def input_times_gradient(model: nn.Module, x: Tensor) -> Tensor:
+    """Of outputs 0 and 2 of ``(B, C)``, by autograd."""
+    point = x.clone().requires_grad_(True)
+    output = model(point)
+    return torch.stack([x * torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in (0, 2)], 1)

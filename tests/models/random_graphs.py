@@ -14,7 +14,7 @@ Step = Callable[[Tensor], Tensor]
 BATCH = 3
 
 
-def _constant(rng: random.Random, *shape: int) -> Tensor:
+def constant(rng: random.Random, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(1 << 30)), dtype=torch.float64)
 
 
@@ -91,9 +91,9 @@ def _whole(rng: random.Random, h: Tensor, d: int) -> Step:
 def _layers(rng: random.Random, h: Tensor, d: int) -> Step:
     """Layers with a weight, norms, pools, products."""
     n = h.shape[-1]
-    weight, left, table = _constant(rng, 4, n), _constant(rng, h.shape[-2] if h.dim() > 1 else 1, 4), _constant(rng, n)
+    weight, left, table = constant(rng, 4, n), constant(rng, h.shape[-2] if h.dim() > 1 else 1, 4), constant(rng, n)
     channels = h.shape[1] if h.dim() > 1 else 1
-    kernel = _constant(rng, 4, channels, *[2] * max(1, h.dim() - 2))
+    kernel = constant(rng, 4, channels, *[2] * max(1, h.dim() - 2))
     ones, groups = torch.ones(channels, dtype=h.dtype), rng.choice([1, channels])
     last = tuple(h.shape[d:])
     convolution = {1: F.conv1d, 2: F.conv2d}.get(h.dim() - 2, F.conv1d)

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.models.random_graphs import constant
+
 Step = Callable[[Tensor, int], tuple[Tensor, int]]
 """From a tensor and the place of its batch axis to the next."""
-
-
-def _constant(rng: random.Random, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(1 << 30)), dtype=torch.float64)
 
 
 def _kept(change: Callable[[Tensor], Tensor]) -> Step:
@@ -39,7 +37,7 @@ def _fold(rng: random.Random, h: Tensor, at: int) -> Step:
     inner = rng.choice(["linear", "norm", "conv", "relu", "softmax", "pool", "view", "cat"])
     major = rng.random() < 0.5
     last = h.movedim(at, 0).shape[-1]
-    weight, kernel = _constant(rng, last, last), _constant(rng, 1, 1, 3)
+    weight, kernel = constant(rng, last, last), constant(rng, 1, 1, 3)
 
     def step(h: Tensor, at: int) -> tuple[Tensor, int]:
         h = h.movedim(at, 0)
@@ -77,8 +75,8 @@ def _along(rng: random.Random, h: Tensor, at: int) -> Step:
     n = h.shape[d]
     shape = [1] * h.dim()
     shape[d] = n
-    table, order = _constant(rng, *shape), torch.randperm(n, generator=torch.Generator().manual_seed(rng.randrange(99)))
-    matrix = _constant(rng, n, n)
+    table, order = constant(rng, *shape), torch.randperm(n, generator=torch.Generator().manual_seed(rng.randrange(99)))
+    matrix = constant(rng, n, n)
     letters = "abcdef"[: h.dim()]
     equation = f"{letters},{letters[d]}z->{letters.replace(letters[d], 'z')}"
     summed, down = f"{letters}->{letters.replace(letters[d], '')}", at - (d < at)

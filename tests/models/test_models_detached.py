@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import composites, groups, rules
+from tests.models.custom_functions import derivative
 
 F64 = torch.float64
 
@@ -34,18 +35,12 @@ class Cut(nn.Module):
         return self.above(h * stop(h.sigmoid()) + stop(h) + scale * h + twice + 0.3 * copied + h)
 
 
-def _derivative(model: nn.Module, x: Tensor) -> Tensor:
-    x = x.clone().requires_grad_()
-    scores = model(x).sum(0)
-    return torch.stack([torch.autograd.grad(score, x, retain_graph=True)[0] for score in scores], 1)
-
-
 def test_a_gradient_ends_there() -> None:
     model, x = Cut(), torch.randn(2, 4, dtype=F64)
     with fastlrp.Explainer(model, "gradient").forward(x) as record:
         down = record.relevance("all", initial="one")
         up = record.relevance("all", initial="one", groups=groups.features(range(4)), direction="up")
-    torch.testing.assert_close(down, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(down, derivative(model, x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(up, down, rtol=1e-12, atol=1e-12)
 
 
@@ -92,7 +87,7 @@ def test_a_model_that_is_cut_off_as_a_whole() -> None:
         fastlrp.explain(model, x, "all", "gradient")
     followed = composites.gradient().with_entries((composites.kind("detached"), rules.Pass()))
     found = fastlrp.explain(model, x, "all", followed, initial="one")
-    torch.testing.assert_close(found, _derivative(whole, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, derivative(whole, x), rtol=1e-12, atol=1e-12)
 
 
 class Spectrum(nn.Module):
@@ -113,7 +108,7 @@ class Spectrum(nn.Module):
 def test_a_gradient_of_complex_numbers_ends_there(block: bool) -> None:
     model, x = Spectrum(block).eval(), torch.randn(2, 4, dtype=F64)
     found = fastlrp.explain(model, x, "all", "gradient", initial="one")
-    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, derivative(model, x), rtol=1e-12, atol=1e-12)
     followed = fastlrp.explain(model, x, "all", "lrp0")
     torch.testing.assert_close(followed, 3 * x.unsqueeze(1) * torch.eye(3, 4, dtype=F64), rtol=1e-9, atol=1e-11)
 
@@ -155,7 +150,7 @@ class Written(nn.Module):
 def test_what_is_written_and_viewed_without_gradients() -> None:
     model, x = Written(), torch.randn(2, 4, dtype=F64)
     found = fastlrp.Explainer(model, "gradient").forward(x).relevance("all", initial="one")
-    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, derivative(model, x), rtol=1e-12, atol=1e-12)
     explainer = fastlrp.Explainer(model, "epsilon")
     torch.testing.assert_close(explainer.forward(x).output, model(x).detach(), rtol=1e-12, atol=1e-12)
     assert explainer.verify(x, "all").ok
@@ -173,7 +168,7 @@ class Inferred(nn.Sequential):
 def test_inference_mode_ends_a_gradient() -> None:
     model, x = Inferred(nn.Linear(4, 4), nn.Linear(4, 3)).double().eval(), torch.randn(2, 4, dtype=F64)
     found = fastlrp.Explainer(model, "gradient").forward(x).relevance("all", initial="one")
-    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, derivative(model, x), rtol=1e-12, atol=1e-12)
     with torch.inference_mode():
         assert model(x).is_inference()
 
@@ -255,7 +250,7 @@ def test_what_autograd_does_not_see_leaves_the_gradient_as_it_was(name: str) -> 
     with torch.no_grad():
         torch.testing.assert_close(fastlrp.Explainer(model, "epsilon").forward(x).output, model(x))
     found = fastlrp.Explainer(model, "gradient").forward(x).relevance("all", initial="one")
-    torch.testing.assert_close(found, _derivative(model, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, derivative(model, x), rtol=1e-12, atol=1e-12)
     for composite in ("epsilon", "gradient"):
         assert fastlrp.Explainer(model, composite).verify(x, "all").ok
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import fastlrp
 from fastlrp import UnsupportedOperationError
 from tests.models.cases import Written, conv
+from tests.models.oracle import input_times_gradient
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Largest measured: 1.4e-16, 7.3e-8, 6.0e-4, 4.7e-3."""
@@ -37,12 +38,6 @@ MOVES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
 }
 
 
-def _input_times_gradient(model: nn.Module, x: Tensor) -> Tensor:
-    point = x.clone().requires_grad_(True)
-    output = model(point)
-    return torch.stack([x * torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in (0, 2)], 1)
-
-
 @pytest.mark.each_value
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("name", list(MOVES))
@@ -57,7 +52,7 @@ def test_linear_layer_behind_a_move(name: str, dtype: torch.dtype) -> None:
     relevance = explainer(x, [0, 2]).double()
     report = explainer.verify(x, [0, 2])
     assert report.ok, str(report)
-    expected = _input_times_gradient(model.double(), x.double())
+    expected = input_times_gradient(model.double(), x.double())
     assert float((relevance - expected).norm()) <= TOLERANCE[dtype] * float(expected.norm())
 
 

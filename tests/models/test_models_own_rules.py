@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fastlrp
 from fastlrp import composites, register_rule, rules
 from tests.models.cases import Written, linear, vector
+from tests.models.oracle import input_times_gradient
 from tests.models.own_rules import Proportional
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -22,18 +23,12 @@ def _with_hypot() -> nn.Module:
     ).double().eval()  # fmt: skip
 
 
-def _input_times_gradient(model: nn.Module, x: Tensor) -> Tensor:
-    point = x.clone().requires_grad_(True)
-    output = model(point)
-    return torch.stack([x * torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in (0, 2)], 1)
-
-
 @pytest.mark.parametrize("name", ["hypot", "aten::hypot", "aten.hypot.default"])
 def test_register_rule(name: str) -> None:
     model, x = _with_hypot(), vector().double()
     register_rule(name, Proportional())
     explainer = fastlrp.Explainer(model, "lrp0")
-    torch.testing.assert_close(explainer(x, [0, 2]), _input_times_gradient(model, x))
+    torch.testing.assert_close(explainer(x, [0, 2]), input_times_gradient(model, x))
     assert explainer.verify(x, [0, 2]).ok
 
 
@@ -41,7 +36,7 @@ def test_an_entry_of_the_composite() -> None:
     model, x = _with_hypot(), vector().double()
     for matcher in (lambda layer: layer.operation == "hypot", composites.kind("unknown")):
         composite = composites.lrp0().with_entries((matcher, Proportional()))
-        torch.testing.assert_close(fastlrp.explain(model, x, [0, 2], composite), _input_times_gradient(model, x))
+        torch.testing.assert_close(fastlrp.explain(model, x, [0, 2], composite), input_times_gradient(model, x))
 
 
 def test_pass_and_gradient_for_an_operation_of_ones_own() -> None:

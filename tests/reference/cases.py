@@ -83,6 +83,7 @@ every_layer = pytest.mark.parametrize("name", list(LAYERS))
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """``|got - expected| / |expected|`` in the 2-norm."""
+    assert got.shape == expected.shape, f"{tuple(got.shape)} and {tuple(expected.shape)}"
     return float((got - expected).norm() / expected.norm().clamp(min=1e-300))
 
 

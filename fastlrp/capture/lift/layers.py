@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, derived, sizes_of
+from fastlrp.capture.graph import Constant, Value, derived
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, sizes_of
 from fastlrp.capture.lift.messages import sparse_product
 from fastlrp.capture.lift.moves import Form, aligned, as_it_is
 from fastlrp.capture.translate.rewrite import Step

@@ -220,8 +220,3 @@ def sizes_of(operand: Any) -> tuple[int, ...]:
     if isinstance(operand, Value):
         return operand.sizes
     return tuple(operand.tensor().shape) if isinstance(operand, Constant) else ()
-
-
-def derived(constant: Constant, change: Callable[[Tensor], Tensor]) -> Constant:
-    """A constant computed from another whenever it is asked for."""
-    return Constant(constant.name, lambda: change(constant.tensor()), constant.fault)

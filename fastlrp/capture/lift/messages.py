@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastlrp.capture.aggregation import added, counted, largest
-from fastlrp.capture.graph import Constant, Value
-from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, derived, sizes_of
+from fastlrp.capture.graph import Constant, Value, derived
+from fastlrp.capture.lift.lifter import Lifter, UnliftableError, aten, sizes_of
 from fastlrp.capture.lift.moves import Form, aligned
 
 

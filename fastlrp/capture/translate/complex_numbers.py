@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from fastlrp.capture.graph import Constant, Value, leaves
+from fastlrp.capture.graph import Constant, Value, derived, leaves
 from fastlrp.capture.translate.calls import part
-from fastlrp.capture.translate.pairs import Pair, Translation, derived, is_complex
+from fastlrp.capture.translate.pairs import Pair, Translation, is_complex
 
 aten = torch.ops.aten
 

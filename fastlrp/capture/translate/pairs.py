@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from fastlrp.capture.graph import Constant, Value
+from fastlrp.capture.graph import Constant, Value, derived
 from fastlrp.kinds.registry import KIND_OF
 
 aten = torch.ops.aten
@@ -148,11 +148,6 @@ class Translation:
     def _transforms(self) -> bool:
         """Whether it is a Fourier transform, which is linear."""
         return self.name.startswith("fft_") or self.name in ("stft", "istft")
-
-
-def derived(constant: Constant, change: Callable[[Tensor], Tensor]) -> Constant:
-    """A constant computed from another whenever it is asked for."""
-    return Constant(constant.name, lambda: change(constant.tensor()), constant.fault)
 
 
 def _parts(t: Tensor) -> Tensor:
