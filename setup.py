@@ -51,7 +51,7 @@ def pybind11_headers() -> str:
             return str(Path(torch.__path__[0]) / "include")
     raise SystemExit(
         "fastlrp's extension is bound with pybind11, which is not installed. Install it first (pip install "
-        "'pybind11>=2.13' setuptools wheel ninja), or let pip do it: leave --no-build-isolation away."
+        "'pybind11>=2.13' setuptools wheel ninja), or let pip do it: leave out --no-build-isolation."
     )
 
 
@@ -62,7 +62,7 @@ def sources(pattern: str) -> list[str]:
 def cuda_reason() -> str | None:
     """Why csrc/cuda cannot be built here, or None."""
     if not sources("csrc/cuda/*.cu"):
-        return "it has no .cu file yet"
+        return "it has no .cu file"
     if torch is None:
         return "there is no PyTorch to build it for (with pip: --no-build-isolation)"
     if torch.version.cuda is None:

@@ -64,8 +64,8 @@ def test_one_line_says_why_cuda_is_not_built(tree, said):
     assert said("0") == "fastlrp: csrc/cuda is not built: FASTLRP_BUILD_CUDA=0\n"
     for file in (tree / "csrc" / "cuda").glob("*.cu") if (tree / "csrc" / "cuda").exists() else ():
         file.unlink()
-    assert said("auto") == "fastlrp: csrc/cuda is not built: it has no .cu file yet\n"
-    assert said("1") == "FASTLRP_BUILD_CUDA=1, but csrc/cuda cannot be built: it has no .cu file yet"
+    assert said("auto") == "fastlrp: csrc/cuda is not built: it has no .cu file\n"
+    assert said("1") == "FASTLRP_BUILD_CUDA=1, but csrc/cuda cannot be built: it has no .cu file"
     assert said("yes") == "FASTLRP_BUILD_CUDA: expected 0, 1 or auto, got 'yes'"
 
 

@@ -15,7 +15,7 @@ from fastlrp.kernels.configs import Config, Measured, TableError
 from fastlrp.tune import command as tune
 from fastlrp.tune import tuner as tuning
 from fastlrp.tune.tuner import Tuner
-from tests.kernels.tuning import CPU, A, B, C, Clock
+from tests.kernels.tuning import CPU, A, B, C, Clock, shapes
 
 pytestmark = pytest.mark.usefixtures("own_tables")
 
@@ -23,12 +23,6 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 GOOD = {"op": "conv_relevance", "inputs": 8, "outputs": 4, "size": [6, 7]}
-
-
-def shapes(tmp_path, content):
-    path = tmp_path / "shapes.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
 
 
 # Writing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from fastlrp.backends import dispatch
 from fastlrp.tune import attention, space, workloads
 from fastlrp.tune.workloads import Workload
+from tests.kernels.tuning import shapes
 
 CPU = torch.device("cpu")
 CONV = Workload("conv_relevance", 4, 5, (5, 4), 3, padding=1, targets=2)
@@ -57,12 +57,6 @@ def test_maps_are_channels_last():
     assert v.is_contiguous(memory_format=torch.channels_last)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert 0.3 < float((v == 0).double().mean()) < 0.7
-
-
-def shapes(tmp_path, content):
-    path = tmp_path / "shapes.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
 
 
 def test_a_users_shapes(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from fastlrp.kernels.configs import Config
@@ -30,3 +32,10 @@ def tuner(clock, spaces=(A, B, C), **options):
     made = Tuner(CPU, clock, 1 << 20, 1 << 30, lines.append, True, lambda *asked: list(spaces), **options)
     made.lines = lines
     return made
+
+
+def shapes(folder, content):
+    """A file of a user's own shapes."""
+    path = folder / "shapes.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path

@@ -35,6 +35,19 @@ class Reader(nn.Module):
         return self.head(found)  # type: ignore[no-any-return]
 
 
+class LastValid(nn.Module):
+    """A layer, and a linear one on its result at the last step of each padded sequence."""
+
+    def __init__(self, layer: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, head
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y, _ = self.layer(x)
+        last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])
+        return self.head(y.gather(1, last).squeeze(1))  # type: ignore[no-any-return]
+
+
 def by_rule(rule: rules.Rule, epsilon: Any = 1e-3) -> composites.Composite:
     return composites.epsilon(epsilon).with_entries((composites.kind("recurrence"), rule))
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastlrp
 from fastlrp import composites, rules
-from tests.models.recurrent import LAYERS, by_rule, sequences
+from tests.models.recurrent import LAYERS, LastValid, by_rule, sequences
 
 LENGTHS = torch.tensor([2, 5, 3])
 SORTED = torch.tensor([5, 3, 2])
@@ -88,19 +88,8 @@ def test_bias_factor(options: dict[str, int]) -> None:
 
 def test_equals_the_layer_without_packing() -> None:
     """An LSTM that reads forward: the last valid step of the padded sequences, by hand."""
-
-    class Padded(nn.Module):
-        def __init__(self, packer: Packer) -> None:
-            super().__init__()
-            self.layer, self.head = packer.layer, packer.head
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            y, _ = self.layer(x)
-            last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])
-            return self.head(y.gather(1, last).squeeze(1))  # type: ignore[no-any-return]
-
     packer = Packer(nn.LSTM(4, 6, batch_first=True), "last", 6).double().eval()
-    both = (fastlrp.Explainer(model, "epsilon") for model in (packer, Padded(packer)))
+    both = (fastlrp.Explainer(model, "epsilon") for model in (packer, LastValid(packer.layer, packer.head)))
     got, expected = (relevance(explainer, sequences(), LENGTHS) for explainer in both)
     assert torch.allclose(got, expected, atol=1e-14)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastlrp
 from fastlrp import composites, rules
-from tests.models.recurrent import LAYERS, Reader, by_rule, check, sequences
+from tests.models.recurrent import LAYERS, LastValid, Reader, by_rule, check, sequences
 
 
 class Given(nn.Module):
@@ -137,18 +137,7 @@ def test_short_and_empty(name: str, size: tuple[int, ...]) -> None:
 
 def test_lengths_by_gather() -> None:
     """Padding behind the last valid step gets nothing; what is before it is as if it ended there."""
-
-    class Valid(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            y, _ = self.layer(x)
-            last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2])
-            return self.head(y.gather(1, last).squeeze(1))  # type: ignore[no-any-return]
-
-    model, x = Valid().double().eval(), sequences()
+    model, x = LastValid(nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)).double().eval(), sequences()
     explainer = fastlrp.Explainer(model, "epsilon")
     got = explainer((x, torch.tensor([5, 2, 3])), "all")
     got = got[0] if isinstance(got, tuple) else got
