@@ -107,15 +107,15 @@ class ForwardPass(StaysHere):
     @property
     def cached_bytes(self) -> int:
         """Bytes of everything that the record holds on to, the model's inputs and outputs included."""
-        storages = [t.untyped_storage() for t in tensors(self._as_it_lies())]
+        storages = [t.untyped_storage() for t in tensors(self._slots_in_parts())]
         seen = {storage.data_ptr(): storage.nbytes() for storage in storages}
         return sum(seen.values()) + sum(found.nbytes for found in self._answers.specialized)
 
-    def _open(self) -> list[Any]:
+    def _slots(self) -> list[Any]:
         """The slots, those in parts of the batch put together."""
-        return join(self._as_it_lies())
+        return join(self._slots_in_parts())
 
-    def _as_it_lies(self) -> list[Any]:
+    def _slots_in_parts(self) -> list[Any]:
         """The slots, of which some may be in parts: see :mod:`fastlrp.run.parted`."""
         if self._state is None:
             raise RuntimeError("this record is closed: call explainer.forward(x) again")
@@ -135,7 +135,7 @@ class ForwardPass(StaysHere):
         Raises:
             RuntimeError: if the record is closed, or weights, input or output have changed since.
         """
-        state = self._open()
+        state = self._slots()
         self._refuse_stale()
         return state
 

@@ -167,7 +167,7 @@ class ForwardRecord(ForwardPass):
         if direction != "auto":
             raise ValueError(f"direction={direction!r} needs groups=: relevance of every entry goes down")
         with Progress(asked.count, progress, "target") as bar:
-            return self._answers.relevance(self._as_it_lies(), asked, 0, asked.count, layers, reduce, out, bar)
+            return self._answers.relevance(self._slots_in_parts(), asked, 0, asked.count, layers, reduce, out, bar)
 
     @eager
     def asked(self, targets: Any, initial: Initial = "output", at: Any = None) -> Targets:
@@ -187,7 +187,7 @@ class ForwardRecord(ForwardPass):
             return asked
         asked_for, few = asked.asked_for(), asked.terms is not None
         if asked_for is not None and (bool(asked_for.isnan().any()) or (few and not all_finite(asked_for))):
-            raise NotFiniteError(not_finite(self.plan, self._open(), asked.block(0, 1)) or "")
+            raise NotFiniteError(not_finite(self.plan, self._slots(), asked.block(0, 1)) or "")
         return asked
 
     @eager_blocks
@@ -235,7 +235,7 @@ class ForwardRecord(ForwardPass):
             return
         size = block
         if size is None and about is None:
-            size = self._answers.block_of_targets(self._as_it_lies(), asked, layers, reduce)
+            size = self._answers.block_of_targets(self._slots_in_parts(), asked, layers, reduce)
         elif size is None and about is not None:
             size = about.block_of_targets()
         check_block(size, block)
@@ -248,11 +248,11 @@ class ForwardRecord(ForwardPass):
                 continue
             yield (
                 range(start, start + length),
-                self._answers.relevance(self._as_it_lies(), asked, start, length, layers, reduce, None),
+                self._answers.relevance(self._slots_in_parts(), asked, start, length, layers, reduce, None),
             )
 
     def _of_groups(self, asked: Targets, groups: Groups, direction: Direction) -> GroupAnswers:
-        return GroupAnswers(self._answers, self._open(), asked, groups, direction)
+        return GroupAnswers(self._answers, self._slots(), asked, groups, direction)
 
     @eager
     def estimate(self, targets: Any, initial: Initial = "output", at: Any = None, groups: Groups = None) -> Choice:
@@ -301,7 +301,7 @@ class ForwardRecord(ForwardPass):
         """
         self._refuse_stale()
         with torch.no_grad():
-            return contributions_asked(self._answers, self._open(), groups, layers, readout).whole(ledger)
+            return contributions_asked(self._answers, self._slots(), groups, layers, readout).whole(ledger)
 
     @eager_blocks
     def stream_contributions(
@@ -325,7 +325,7 @@ class ForwardRecord(ForwardPass):
                 assert brought["3"].shape == (2, len(parts), 16, 8, 8)
         """
         self._refuse_stale()
-        found = contributions_asked(self._answers, self._open(), groups, layers, readout).blocks()
+        found = contributions_asked(self._answers, self._slots(), groups, layers, readout).blocks()
         while True:
             self._refuse_stale()
             with torch.no_grad():

@@ -257,12 +257,12 @@ class _Pass(ForwardRecord):
 
     def outputs(self) -> list[Tensor]:
         """All tensors that the model returns."""
-        state = self._open()
+        state = self._slots()
         return [state[v.index] for v in self.plan.graph.outputs]
 
     def explain(self, asked: Targets, reduce: str | None) -> Relevance:
         """Relevance of the input for the targets, from the slots that the recorded pass has filled."""
-        return self._answers.relevance(self._open(), asked, 0, asked.count, None, reduce, None)
+        return self._answers.relevance(self._slots(), asked, 0, asked.count, None, reduce, None)
 
 
 class _Checked(Targets):

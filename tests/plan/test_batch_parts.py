@@ -46,7 +46,7 @@ def made(composite: Any = "epsilon_plus", **options: Any) -> tuple[fastlrp.Expla
 
 
 def parts_of(record: fastlrp.ForwardRecord) -> list[tuple[int, ...]]:
-    return [item.lengths for item in record._as_it_lies() if type(item) is Parted]
+    return [item.lengths for item in record._slots_in_parts() if type(item) is Parted]
 
 
 @pytest.mark.parametrize("count", [1, 40])

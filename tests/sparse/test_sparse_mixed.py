@@ -150,7 +150,7 @@ def test_foretold_memory_holds_where_blocks_come_together(monkeypatch):
     with Explainer(stack(), "epsilon_plus", paths={"4": "dense", "*": "sparse"}).forward(x) as record:
         plan = record.plan
         schedule = plan.schedule(plan.explained_inputs())
-        state = runner.complete(plan, record._as_it_lies(), schedule.slots)
+        state = runner.complete(plan, record._slots_in_parts(), schedule.slots)
         steps = runner.specialize(plan, schedule.steps, state, 64, 1).steps
         rows = [step.numel for step, _ in steps if type(step) is not Emission and step.least > 1]
         found = blocks.peak_bytes(steps, {plan.program.top: CLASSES}, 1, 64, 8, 2 * 4 * 36 * 8)
