@@ -40,36 +40,22 @@ def is_attention(node: Node) -> bool:
 
 def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     """The message for an operation without a rule."""
-    name, where = node.operation, f"module {module_text(node.path)}{_type_name(node)}"
-    what, custom, passes = "", "a fastlrp.rules.Custom rule", ""
-    if name in _RECURRENT:
-        what = f": this use of a recurrent layer ({name}) is not supported, {_RECURRENT_FORM}"
-    elif node.kind in ("product", "attention"):
-        what = ": a product of two activations (as in attention) is not supported by this composite"
-        custom = "fastlrp.rules.Uniform() (half of it to each factor), fastlrp.rules.ValueOnly()"
-    elif is_attention(node):
-        what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
-    elif name.startswith("conv") and len(node.sources) > 1:
-        what = (
-            ": its kernel is computed from the input, so that this is a product of two activations, for which no rule "
-            "is known: write it as products (unfold, then matmul)"
-        )
-    elif name in _REASONS:
-        what = f": {_REASONS[name]}"
-    elif name.startswith("complex_"):
-        what = ": it is not linear in complex numbers. Write it with real tensors, z.real and z.imag"
+    name, what = node.operation, _why_no_rule(node)
+    found = f"no rule for operation '{name}' in module {module_text(node.path)}{_type_name(node)}{what}"
     missing = [v for v in (node.output, *node.sources) if not v.has_batch_first]
     if missing:
         return (
-            f"no rule for operation '{name}' in {where}{what}. None can be given either: a tensor of shape "
-            f"{shape_text(missing[0].shape)} does not keep the batch as axis 0. {keep_the_batch(graph, node)}"
+            f"{found}. None can be given either: a tensor of shape {shape_text(missing[0].shape)} does not keep the "
+            f"batch as axis 0. {keep_the_batch(graph, node)}"
         )
+    rules = []
+    if len(node.sources) == len(node.inputs):
+        of_products = "fastlrp.rules.Uniform() (half of it to each factor), fastlrp.rules.ValueOnly()"
+        rules.append(of_products if node.kind in ("product", "attention") else "a fastlrp.rules.Custom rule")
     if len(node.sources) == 1 and node.sources[0].shape == node.output.shape and not what:
-        passes = "Pass() for an element-wise operation, "
-    if len(node.sources) != len(node.inputs):
-        rule = f"{passes or 'a rule, '}or Gradient() (the derivative, which is no relevance)".replace("a rule, or ", "")
-    else:
-        rule = f"{custom}, {passes}or Gradient() (the derivative, which is no relevance)"
+        rules.append("Pass() for an element-wise operation")
+    rule = "".join(f"{other}, " for other in rules) + "or " * bool(rules)
+    rule += "Gradient() (the derivative, which is no relevance)"
     ways = (
         f"add an entry for it to the composite, composite.with_entries((fastlrp.composites.operation('{name}'), rule))"
     )
@@ -78,9 +64,30 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
     if registrable:
         ways += f"; or fastlrp.register_rule('{name}', rule)"
     return (
-        f"no rule for operation '{name}' in {where}{what}. Ways out: {ways}; the rule being {rule}. Or let all "
-        "operations without a rule take input times gradient, marked as such: Explainer(..., unsupported='gradient')."
+        f"{found}. Ways out: {ways}; the rule being {rule}. Or let all operations without a rule take input times "
+        "gradient, marked as such: Explainer(..., unsupported='gradient')."
     )
+
+
+def _why_no_rule(node: Node) -> str:
+    """What is special about an operation without a rule, with a colon before it; nothing if it is merely unknown."""
+    name = node.operation
+    if name in _RECURRENT:
+        return f": this use of a recurrent layer ({name}) is not supported, {_RECURRENT_FORM}"
+    if node.kind in ("product", "attention"):
+        return ": a product of two activations (as in attention) is not supported by this composite"
+    if is_attention(node):
+        return ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
+    if name.startswith("conv") and len(node.sources) > 1:
+        return (
+            ": its kernel is computed from the input, so that this is a product of two activations, for which no rule "
+            "is known: write it as products (unfold, then matmul)"
+        )
+    if name in _REASONS:
+        return f": {_REASONS[name]}"
+    if name.startswith("complex_"):
+        return ": it is not linear in complex numbers. Write it with real tensors, z.real and z.imag"
+    return ""
 
 
 def mixing(node: Node) -> str:
