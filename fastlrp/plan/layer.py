@@ -38,14 +38,14 @@ class AffineLayer:
     ) -> None:  # fmt: skip
         self.node = node
         self.x, self.y = node.inputs[0], node.output
+        self.bias: Tensor | None
         if node.kind == "batch_norm":
             scale, shift = norm_scale_shift(node)
             tail = (1,) * (len(self.x.shape) - 2)
             self.weight, self.bias = scale.view(-1, *tail), shift.view(-1, *tail)
         else:
-            weight, merged = merged_parameters(node)
+            weight, self.bias = merged_parameters(node)
             self.weight = channels_last(weight) if node.kind == "conv" else weight
-            self.bias = merged if merged is not None else None  # type: ignore[assignment]
         if node.kind == "conv":
             self.geometry = geometry_of(node)
         share, geometry = share or reduced.Share(), getattr(self, "geometry", None)

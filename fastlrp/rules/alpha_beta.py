@@ -92,7 +92,8 @@ class AlphaBeta(WeightRule):
             send_from_input(b, layer, flow, _input_terms(b, layer, halves, signed), None)
             return
         run = _down_in_one(b, layer, signed) if in_one_product else _down(layer, halves, signed, exact)
-        up, unpooled = _up(halves), _down_unpooled(halves)
+        up, pooled = _sum_of([half.up for half in halves]), [half.unpooled for half in halves]
+        unpooled = None if None in pooled else _sum_of(pooled, before=3)
         if exact:
             run, up = in_float32(run, b.dtype), in_float32(up, b.dtype)
         form = None if exact else sparse_form(b, layer, [(half.weight, half.v, True) for half in halves], sign_of)
@@ -170,12 +171,7 @@ def _input_terms(b: Builder, layer: AffineLayer, halves: Sequence[_Half], signed
 
 
 def _down(layer: AffineLayer, halves: Sequence[_Half], signed: bool, exact: bool) -> Callable[..., Tensor]:
-    products: list[Any] = [half.product for half in halves]
-
-    def apart(flow: Tensor, x: Tensor | None, *given: Tensor) -> Tensor:
-        vs, rest = given[: len(products)], given[len(products) :]
-        return _added([product(flow, None, v, x, *rest) for product, v in zip(products, vs, strict=True)])
-
+    apart = _sum_of([half.product for half in halves])
     if len(halves) < 2 or signed or exact:
         return apart
     return transpose_of_both(layer, [half.positive for half in halves], apart) or apart
@@ -187,28 +183,16 @@ def _down_in_one(b: Builder, layer: AffineLayer, signed: bool) -> Callable[..., 
     return lambda flow, x, *given: product(flow, given[:2], x, *given[2:])
 
 
-def _up(halves: Sequence[_Half]) -> Callable[..., Tensor]:
-    ups = [half.up for half in halves]
+def _sum_of(products: Sequence[Any], before: int = 1) -> Callable[..., Tensor]:
+    """All products added up, ``(*first, x, v of each, *rest)``; ``before``: how many operands come first."""
 
-    def up(t: Tensor, x: Tensor | None, *vs: Tensor) -> Tensor:
-        return _added([up(t, None, v, x) for up, v in zip(ups, vs, strict=True)])
+    def added(*given: Any) -> Tensor:
+        first, x, vs = given[:before], given[before], given[before + 1 :]
+        rest = vs[len(products) :]
+        results = [product(*first, None, v, x, *rest) for product, v in zip(products, vs, strict=False)]
+        return results[0] if len(results) == 1 else results[0].add_(results[1])
 
-    return up
-
-
-def _down_unpooled(halves: Sequence[_Half]) -> Callable[..., Tensor] | None:
-    products = [half.unpooled for half in halves if half.unpooled is not None]
-    if len(products) < len(halves):
-        return None
-
-    def unpooled(flow: Tensor, index: Tensor, pool: Any, x: Tensor | None, *vs: Tensor) -> Tensor:
-        return _added([product(flow, index, pool, None, v, x) for product, v in zip(products, vs, strict=True)])
-
-    return unpooled
-
-
-def _added(results: Sequence[Tensor]) -> Tensor:
-    return results[0] if len(results) == 1 else results[0].add_(results[1])
+    return added
 
 
 def textbook(
