@@ -60,14 +60,14 @@ def test_two_networks_in_one_weight_are_plain(monkeypatch):
     assert error("auto") > 20 * plain
 
 
-class Opponent(nn.Module):
-    """Half of the channels are bright on the left, the others on the right; what raises an output is on the left."""
+class Streams(nn.Module):
+    """A sum whose weights have these signs, beside a large one: two streams, say, that inhibit each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, signs: Tensor) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.beside, self.head = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 1), nn.Linear(32, 3)
-        self.conv.weight.data.uniform_(0.5, 1)[:, 17:] *= -1
+        self.conv.weight.data.uniform_(0.5, 1).mul_(signs)
         nn.init.constant_(self.beside.bias, 400.0)
 
     def forward(self, x):
@@ -76,7 +76,9 @@ class Opponent(nn.Module):
 
 
 def test_denominators_far_below_the_others_of_a_tile_are_exact(monkeypatch):
-    model, x = Opponent().eval(), torch.rand(1, 32, 24, 24)
+    signs = torch.ones(32, 32, 1, 1)
+    signs[:, 17:] = -1  # Half of the channels are bright on the left and raise an output, the others on the right.
+    model, x = Streams(signs).eval(), torch.rand(1, 32, 24, 24)
     x[:, :17, :, 9:] *= 1e-5
     x[:, 17:, :, :9] *= 1e-5
     composite = composites.uniform(rules.ZPlus(0.0))
@@ -117,21 +119,6 @@ def test_residual_sums_and_signed_activations_are_filtered(activation, composite
     assert not torch.equal(found, plain(x, range(3)))
     assert relative_error(found[1:], fast(x[1:], range(3))) <= 1e-6, "the products of the last layer have other sizes"
     assert str(fast.plan).count("d?") == 2 - (composite == "gamma" and isinstance(activation, nn.ReLU))
-
-
-class Streams(nn.Module):
-    """Two streams that inhibit each other: half of the outputs is raised by half of the inputs, beside a large sum."""
-
-    def __init__(self, signs: Tensor) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.beside, self.head = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 1), nn.Linear(32, 3)
-        self.conv.weight.data.uniform_(0.5, 1).mul_(signs)
-        nn.init.constant_(self.beside.bias, 400.0)
-
-    def forward(self, x):
-        y = self.conv(torch.relu(x)) + torch.relu(self.beside(x))
-        return self.head(torch.relu(y).mean((2, 3)))
 
 
 def by_channels() -> tuple[Tensor, Tensor]:
