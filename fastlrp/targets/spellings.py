@@ -59,7 +59,7 @@ def each(values: Any) -> Each:
         return values
     if not hasattr(values, "dtype"):
         if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, (Sequence, range)):
-            raise TypeError(f"each() takes a list with one entry for each sample, (B,), got {type(values).__name__}")
+            raise TypeError(f"each() takes one entry for each sample, (B,), got {type(values).__name__}")
         if any(isinstance(item, (Mapping, tuple, str)) for item in values):
             return Each(tuple(values))
     try:
