@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -174,13 +175,19 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Those of a file, in functions and for the type checker too."""
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imports(path: Path) -> set[str]:
-    """What a file imports, in functions and for the type checker too."""
+    """What a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: imports are absolute"
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in MODULES or name == "fastlrp._C" else str(node.module) for name in inside}
@@ -242,7 +249,7 @@ def test_no_private_name_is_imported():
     """What begins with an underscore is its own file's: a file of that name belongs to its folder."""
     wrong = []
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in import_statements(path):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fastlrp"):
                 names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
                 wrong += [f"{module}: {name}" for name in names if name not in MODULES and name != "fastlrp._C"]
