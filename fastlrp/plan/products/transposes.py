@@ -114,7 +114,8 @@ def _by_packed(
     """:func:`transpose` with weights that are laid out beforehand; ``plain`` where there is no such way."""
     geometry = layer.geometry
     if few.pays(geometry, weight):
-        return few.transposed(weight, positive, list(layer.x.sizes[1:]), geometry, signed, plain)
+        narrow = layer.choice.is_narrow_few
+        return few.transposed(weight, positive, list(layer.x.sizes[1:]), geometry, signed, plain, narrow)
     if few_channels(weight, geometry.transposed, geometry.groups):
         return plain
     laid_out = layer.layouts.looked if layer.choice.looks_down else layer.layouts.packed
