@@ -51,7 +51,8 @@ const Number* operands(const ConvFewOf<From, Number>& p, int64_t at_x, int64_t a
 // Rows [first, last) of y of one sample. `products`: room for kPositions * columns numbers, `room` for kPositions *
 // outputs.
 template <class From, class Number>
-void rows(const ConvFewOf<From, Number>& p, int64_t sample, int64_t first, int64_t last, float* products, Number* room) {
+void rows(const ConvFewOf<From, Number>& p, int64_t sample, int64_t first, int64_t last, float* products,
+          Number* room) {
   const AddUp add_up = best_add_up();
   float* y = p.y + sample * p.size[0] * p.size[1] * p.channels;
   std::fill(y + first * p.size[1] * p.channels, y + last * p.size[1] * p.channels, 0.0f);

@@ -71,8 +71,8 @@ def transposed(
         kernel: Any = loaded()
 
         def product(coefficient: Tensor | None, matrix: Tensor) -> Tensor:
-            rows = flow.flatten(0, 1)
-            found: Tensor = kernel.conv_few_transposed(rows, coefficient, matrix.detach(), size, stride, padding, narrow)
+            operands = flow.flatten(0, 1), coefficient, matrix.detach()
+            found: Tensor = kernel.conv_few_transposed(*operands, size, stride, padding, narrow)
             return found.view(*flow.shape[:2], *found.shape[1:])
 
         return combine(product, weight, u, v, given, positive, split, False, joint=True)
