@@ -107,7 +107,7 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
   m.def("winograd_repair", &edge::winograd_repair, py::arg("y"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("conv_few_transposed", &edge::conv_few_transposed, py::arg("x"), py::arg("scale").none(true), py::arg("weight"),
-        py::arg("size"), py::arg("stride"), py::arg("padding"), release_gil());
+        py::arg("size"), py::arg("stride"), py::arg("padding"), py::arg("narrow") = false, release_gil());
   m.def("conv_point_pack", &edge::conv_point_pack, py::arg("matrices"), py::arg("full") = false, release_gil());
   m.def("conv_point", &edge::conv_point, py::arg("x"), py::arg("packed"), py::arg("bias").none(true), py::arg("stride"),
         py::arg("not_negative"), release_gil());

@@ -45,7 +45,13 @@ def winograd_repair(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor, padding: list[int], most: float
 ) -> list[bool]: ...
 def conv_few_transposed(
-    x: Tensor, scale: Tensor | None, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
+    x: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    size: list[int],
+    stride: list[int],
+    padding: list[int],
+    narrow: bool = False,
 ) -> Tensor: ...
 def conv_point_pack(matrices: list[Tensor], full: bool = False) -> Tensor: ...
 def conv_point(x: Tensor, packed: Tensor, bias: Tensor | None, stride: list[int], not_negative: bool) -> Tensor: ...

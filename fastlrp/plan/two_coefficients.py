@@ -78,7 +78,7 @@ def send_two_coefficients(b: Builder, layer: AffineLayer, flow: Flow, found: Coe
         product, [flow.register], slots, x.numel, layer.work * len(products), form, unpooled=unpooled,
         accepts_one_hot=one_hot, fresh=layer.node.kind == "linear", overwrites=over,
         by_position=layer.node.kind == "linear" and len(x.shape) > 2, up=up, up_at=None if exact else at,
-        takes_bf16=layer.choice.is_reduced and not layer.goes_filtered(found.bounded, split), in_full=in_full,
+        takes_bf16=layer.choice.takes_bf16 and not layer.goes_filtered(found.bounded, split), in_full=in_full,
     )  # fmt: skip
     b.send(x, Flow(register, Factor(x)))
 
@@ -125,7 +125,7 @@ def send_gradient(b: Builder, layer: AffineLayer, flow: Flow) -> None:
         accepts_one_hot=one_hot,
         up=up,
         up_at=at,
-        takes_bf16=layer.choice.is_reduced and not layer.goes_filtered(even, signed=False),
+        takes_bf16=layer.choice.takes_bf16 and not layer.goes_filtered(even, signed=False),
     )
     b.send(x, Flow(register))
 

@@ -116,7 +116,9 @@ class ZBox(WeightRule):
 
         slots = [u, above, below]
         place = [flow.register], slots, x.numel, 2 * layer.work, form
-        b.send(x, Flow(b.step(run, *place, takes_bf16=layer.choice.is_reduced, up=up)))
+        # Of both parts side by side there may be too many channels for the kernel that takes them few.
+        few = layer.choice.is_narrow_few and few_channels(torch.cat([positive, negative], 1), False, 1)
+        b.send(x, Flow(b.step(run, *place, takes_bf16=layer.choice.is_reduced or few, up=up)))
 
 
 def _has_few_inputs(layer: AffineLayer) -> bool:

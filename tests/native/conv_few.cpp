@@ -3,9 +3,13 @@
 
 #include <algorithm>
 
+#include "../../csrc/common/bf16_unit.h"
 #include "check.h"
 
+using fastlrp::Bf16;
 using fastlrp::cpu::ConvFew;
+using fastlrp::cpu::ConvFewOf;
+using fastlrp::cpu::FewShape;
 
 namespace {
 
@@ -32,8 +36,8 @@ ConvFew convolution(const Shape& s) {
   return p;
 }
 
-int64_t out_map(const ConvFew& p) { return p.out_size[0] * p.out_size[1] * p.outputs; }
-int64_t map(const ConvFew& p) { return p.size[0] * p.size[1] * p.channels; }
+int64_t out_map(const FewShape& p) { return p.out_size[0] * p.out_size[1] * p.outputs; }
+int64_t map(const FewShape& p) { return p.size[0] * p.size[1] * p.channels; }
 
 std::vector<double> definition(const ConvFew& p, const std::vector<float>& weight) {
   std::vector<double> y(p.samples * map(p));
@@ -77,6 +81,47 @@ void compare(const Shape& s, bool scaled) {
   }
 }
 
+// Products of bfloat16, whose operands are what the definition is given: each unit gives the same bits.
+template <class From>
+void compare_narrow(const Shape& s, bool scaled) {
+  ConvFew exact = convolution(s);
+  exact.targets = s.samples % 2 == 0 ? 2 : 1;
+  ConvFewOf<From, Bf16> p{exact};
+  std::vector<From> x;
+  for (const float value : native::mixed<float>(s.samples * out_map(p))) {
+    x.emplace_back(value);
+  }
+  const std::vector<float> scale = native::mixed<float>(scaled ? s.samples / p.targets * out_map(p) : 0);
+  std::vector<float> weight = native::mixed<float>(s.outputs * s.channels * s.kernel[0] * s.kernel[1]);
+  std::vector<float> rows;
+  for (int64_t at = 0; at < s.samples * out_map(p); ++at) {
+    const float times = scaled ? scale[at / out_map(p) / p.targets * out_map(p) + at % out_map(p)] : 1.0f;
+    rows.push_back(Bf16(static_cast<float>(x[at]) * times));
+  }
+  std::vector<Bf16> packed(s.outputs * p.columns());
+  std::vector<float> y = native::poisoned<float>(s.samples * map(p));
+  fastlrp::cpu::conv_few_pack(p, weight.data(), packed.data());
+  p.x = x.data(), p.scale = scaled ? scale.data() : nullptr, p.weight = packed.data(), p.y = y.data();
+  for (float& value : weight) {
+    value = Bf16(value);
+  }
+  exact.x = rows.data(), exact.scale = nullptr;
+  std::vector<float> first;
+  for (const std::string& unit : fastlrp::available_bf16_units()) {
+    if (unit == "software" || unit == "avx512_bf16") {
+      fastlrp::set_bf16_unit(unit);
+      std::fill(y.begin(), y.end(), std::numeric_limits<float>::quiet_NaN());
+      fastlrp::cpu::conv_few(p);
+      CHECK_FOR(native::close(y, definition(exact, weight)), context(s));
+      first = first.empty() ? y : first;
+      CHECK_FOR(y == first, context(s));
+    }
+  }
+  fastlrp::set_bf16_unit("auto");
+  const std::string name = "narrow few " + std::to_string(sizeof(From)) + std::to_string(scaled) + context(s);
+  CHECK_FOR(native::on_any_threads(name, y), context(s));
+}
+
 // One row, one column, one pixel; kernels as large as the map with its padding; padding larger than the map, whose
 // outermost outputs read none of it; strides longer than the kernel, which leave rows and columns out; columns in one
 // panel, in a whole number of panels and one more; more positions than are multiplied at once.
@@ -93,6 +138,10 @@ TEST(conv_few) {
   for (const Shape& shape : kShapes) {
     compare(shape, false);
     compare(shape, true);
+    for (const bool scaled : {false, true}) {
+      compare_narrow<float>(shape, scaled);
+      compare_narrow<Bf16>(shape, scaled);
+    }
   }
 }
 

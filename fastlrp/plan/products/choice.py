@@ -22,6 +22,8 @@ class Choice:
 
     Attributes:
         is_reduced: whether they read bfloat16, :mod:`fastlrp.plan.products.reduced`.
+        is_narrow_few: whether those of what flows down do where others are of float32,
+            :mod:`fastlrp.plan.products.few`.
         adds_in_one_product: whether then those of several weights can be one with these side by side.
         is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.products.point`.
         is_full_point: whether those of float32 are.
@@ -37,6 +39,7 @@ class Choice:
     """
 
     is_reduced: bool
+    is_narrow_few: bool
     adds_in_one_product: bool
     is_point: bool
     is_full_point: bool
@@ -47,6 +50,11 @@ class Choice:
     looks: bool
     looks_down: bool
     subtracts: bool
+
+    @property
+    def takes_bf16(self) -> bool:
+        """Whether what flows down may be of bfloat16."""
+        return self.is_reduced or self.is_narrow_few
 
 
 def choice_for(
@@ -64,8 +72,9 @@ def choice_for(
     wanted = products.convolutions if node.kind == "conv" else products.matrices
     is_reduced = wanted and reduced.pays(node.kind, work, share, geometry, dims > 2)
     packs = may_pack and packed.pays(node.kind, work, dims, geometry, weight)
-    if is_reduced and packs and not has_amx:
-        is_reduced = not few.pays(geometry, weight)  # As fast in float32.
+    is_narrow_few = False
+    if is_reduced and packs and not has_amx and few.pays(geometry, weight):
+        is_reduced, is_narrow_few = False, few.pays_narrow(geometry, weight)
     has_one_group = geometry is not None and geometry.groups == 1
     filters = packs and products.filtered and winograd.pays(geometry, weight, size, inputs)
     filters_sums = filters and not (is_reduced and has_amx)
@@ -73,6 +82,7 @@ def choice_for(
     looks = filters_sums and looks_ahead
     return Choice(
         is_reduced=is_reduced,
+        is_narrow_few=is_narrow_few,
         adds_in_one_product=is_reduced and (node.kind == "linear" or has_one_group),
         is_point=is_reduced and packs and point.pays(geometry, weight),
         is_full_point=not is_reduced and packs and point.pays_full(geometry, weight),

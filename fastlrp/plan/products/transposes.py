@@ -46,6 +46,8 @@ def transpose(
         first, second = (None if w is None else layer.layouts.filtered(w, down=True) for w in (weight, weight_positive))
         return packed.transposed(first, second, None, plain)
     packs = choice.packs and not fused and not multiply
+    if packs and choice.is_narrow_few and few.pays(layer.geometry, weight):
+        b.note("bf16")
     if packs and choice.looks_down:
         b.note_filtered("down", looked=True)
     return _by_packed(layer, weight, weight_positive, signed, plain) if packs else plain
@@ -114,7 +116,8 @@ def _by_packed(
     """:func:`transpose` with weights that are laid out beforehand; ``plain`` where there is no such way."""
     geometry = layer.geometry
     if few.pays(geometry, weight):
-        return few.transposed(weight, positive, list(layer.x.sizes[1:]), geometry, signed, plain)
+        narrow = layer.choice.is_narrow_few
+        return few.transposed(weight, positive, list(layer.x.sizes[1:]), geometry, signed, plain, narrow)
     if few_channels(weight, geometry.transposed, geometry.groups):
         return plain
     laid_out = layer.layouts.looked if layer.choice.looks_down else layer.layouts.packed
