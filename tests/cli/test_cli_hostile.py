@@ -16,6 +16,7 @@ from fastlrp.cli.errors import Failure, InputFailure
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.preprocess import Preprocessing
 from fastlrp.cli.reading import Reader
+from fastlrp.files import whole
 from tests.cli.conftest import MODEL
 
 READER = Reader(Preprocessing(), torch.float32, torch.device("cpu"))
@@ -200,3 +201,16 @@ def test_a_name_is_a_line(tmp_path):
 def test_the_class_that_is_none_is_named():
     with pytest.raises(Failure, match=r"x.json names class -1, and the model has 10 classes"):
         labels.check({2: "cat", -1: "dog"}, "x.json", 10)
+
+
+def test_a_report_takes_no_devices_place(run, photos, tmp_path):
+    """Renamed over, as root may, ``/dev/null`` would be a file from then on."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = run("report", MODEL, photos / "a.png", "-o", pipe)
+    assert done.code == 2
+    assert "is a device, socket or pipe: name a file, for instance report.html" in done.err
+    with pytest.raises(FileExistsError, match="it is no regular file, and is not replaced"), whole(pipe):
+        pass
+    assert pipe.is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "pipe"]
