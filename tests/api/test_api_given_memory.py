@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlrp import Explainer, groups
 from fastlrp.run.shared_memory import share_entries
@@ -130,3 +133,32 @@ def test_weights_of_groups_are_finite() -> None:
 def test_groups_of_no_sample(direction: str, targets: object) -> None:
     found = explainer()(samples("convnet")[:0], targets, groups=groups.patches(4), direction=direction)
     assert found.shape == (0, {0: 1, "all": 5, "top2": 2}[targets], 4)
+
+
+class Returns(nn.Module):
+    """A linear layer, and whatever is made of its output."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.make = nn.Linear(4, 3), make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda h: None, "the model returns no tensor, .*: return the scores"),
+        (lambda h: ("scores", 3), "the model returns no tensor, .*: return the scores"),
+        (lambda h: h[:, :0], r"target 0 is out of range: the output \(2, 0\) has no class"),
+    ],
+)
+def test_models_without_scores(make: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises((ValueError, IndexError), match=message):
+        Explainer(Returns(make).eval())(torch.rand(2, 4), 0)
+
+
+def test_no_composite_at_all() -> None:
+    with pytest.raises(TypeError, match=r"composite must be a name or a Composite, got NoneType$"):
+        Explainer(nn.Linear(4, 3), None)  # type: ignore[arg-type]
