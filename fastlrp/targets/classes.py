@@ -103,11 +103,13 @@ def refuse_special(targets: Tensor) -> None:
     """Only a dense tensor with numbers says which targets are meant.
 
     Raises:
-        TypeError: for others.
+        TypeError: for another layout. ValueError: for classes on the meta device.
     """
-    if targets.is_meta or targets.is_nested or targets.layout != torch.strided:
-        kind = "on meta, a device without numbers" if targets.is_meta else "nested" if targets.is_nested else None
-        raise TypeError(f"targets is {kind or targets.layout}: give a dense tensor on the model's device, or a list")
+    if targets.is_nested or targets.layout != torch.strided:
+        kind = "nested" if targets.is_nested else targets.layout
+        raise TypeError(f"targets is {kind}: give a dense tensor on the model's device, or a list")
+    if targets.is_meta and not targets.is_floating_point():
+        raise ValueError("targets are on meta, a device without numbers: give them on the model's device, or a list")
 
 
 def has_contrasts(targets: Any) -> bool:

@@ -83,13 +83,13 @@ def test_memory_that_cannot_be_written(out: Tensor, message: str) -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (torch.ones(1, 5, device="meta"), "targets is on meta, a device without numbers: give a dense tensor"),
-        (torch.ones(2, 1, dtype=torch.long, device="meta"), "targets is on meta, a device without numbers"),
+        (torch.ones(1, 5, device="meta"), "targets are on meta, the model's output is on cpu"),
+        (torch.ones(2, 1, dtype=torch.long, device="meta"), "targets are on meta, a device without numbers"),
         (torch.ones(1, 5).to_sparse(), "targets is torch.sparse_coo: give a dense tensor"),
     ],
 )
 def test_targets_without_numbers(targets: Tensor, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         explainer()(samples("convnet"), targets)
 
 
