@@ -69,7 +69,11 @@ def whole(path: Path, prefix: str = ".") -> Iterator[BinaryIO]:
 
     Until then, and after an error or an interrupt, ``path`` is what it was. The temporary file lies in the same
     folder, because a file can be renamed within one file system only; its name begins with ``prefix``.
+
+    Raises:
+        FileExistsError: where a folder, a device, a socket or a pipe would be replaced.
     """
+    refuse_special(path)
     temporary = path.with_name(f"{prefix}{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as stream:
@@ -79,6 +83,12 @@ def whole(path: Path, prefix: str = ".") -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_special(path: Path) -> None:
+    """Raise FileExistsError for what is there and no file: renamed over, ``/dev/null`` would be one from then on."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is no regular file, and is not replaced", str(path))
 
 
 @contextmanager

@@ -304,6 +304,8 @@ def _weighted(weights: Tensor, part: Part) -> Resolved:
         )
     if weights.is_complex() or weights.shape[0] == 0:
         raise ValueError("groups as weights must be real numbers of at least one group")
+    if weights.is_floating_point() and not bool(torch.isfinite(weights).all()):
+        raise ValueError("groups as weights contain NaN or infinity: give finite numbers")
     weights = weights.to(part.device)
     return Resolved(len(weights), (weights if weights.is_floating_point() else weights.double(),))
 

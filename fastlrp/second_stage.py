@@ -40,7 +40,7 @@ def roi_align(
         ``(B, N, C, *size)``.
 
     Raises:
-        ValueError: for other shapes. TypeError: for boxes that are computed inside of the model.
+        ValueError: for other shapes, sizes and scales. TypeError: for boxes that are computed inside of the model.
 
     Example::
 
@@ -50,13 +50,25 @@ def roi_align(
     """
     if features.dim() != 4:
         raise ValueError(f"features must be (B, C, H, W), got {tuple(features.shape)}")
-    rows, columns = (size, size) if isinstance(size, int) else size
+    rows, columns = _places(size)
+    if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be the size of the features by that of the image, such as 0.25, got {scale!r}")
+    if not isinstance(sampling_ratio, int):
+        raise TypeError(f"sampling_ratio must be an int, -1 for as many as there are features, got {sampling_ratio!r}")
     rule = (scale, sampling_ratio, aligned)
     known = _numbers(boxes)
     down = [_samples(box[1], box[3], rows, int(features.shape[2]), *rule) for box in known]
     across = [_samples(box[0], box[2], columns, int(features.shape[3]), *rule) for box in known]
     vertical, horizontal = (torch.tensor(m, dtype=features.dtype, device=features.device) for m in (down, across))
     return torch.einsum("bchw,nph,nqw->bncpq", features, vertical, horizontal)
+
+
+def _places(size: Any) -> tuple[int, int]:
+    """Rows and columns."""
+    sizes = (size, size) if isinstance(size, int) else size
+    if not isinstance(sizes, (tuple, list)) or len(sizes) != 2 or any(not isinstance(n, int) or n < 1 for n in sizes):
+        raise ValueError(f"size must be a number of places of at least 1, or (rows, columns), got {size!r}")
+    return sizes[0], sizes[1]
 
 
 def _numbers(boxes: Tensor | Sequence[Box]) -> list[list[float]]:
@@ -67,7 +79,8 @@ def _numbers(boxes: Tensor | Sequence[Box]) -> list[list[float]]:
             "boxes must be numbers (left, top, right, bottom) that are known beforehand: compute them before the model "
             "runs, and give them as a list"
         ) from error
-    if not known or any(not isinstance(box, list) or len(box) != 4 for box in known):
+    rows = isinstance(known, list) and all(isinstance(box, list) and len(box) == 4 for box in known)
+    if not known or not rows or any(isinstance(n, (list, complex)) for box in known for n in box):
         raise ValueError("boxes must be (N, 4), left, top, right, bottom, one at least")
     wrong = next((box for box in known if not all(map(math.isfinite, box))), None)
     if wrong is not None:

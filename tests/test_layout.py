@@ -68,7 +68,7 @@ ORDER = """
     run.given_ids run.hints
     run.graph_inputs
     run.accept run.inputs run.sink run.threads plan.table
-    run.finite run.blocks
+    run.finite run.blocks run.shared_memory
     plan.transpose plan.products.even plan.bottlenecks
     rules
     plan.two_coefficients

@@ -11,6 +11,7 @@ import types
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,32 @@ def held(value: Any, depth: int = _DEEPEST) -> Any:
     if isinstance(value, (set, frozenset)):
         return frozenset(item if isinstance(item, PLAIN) else Itself(item) for item in value)
     return value if isinstance(value, PLAIN) else Itself(value)
+
+
+class Holding:
+    """A container with objects in it, and what it held.
+
+    Attributes:
+        items: the container. contents: a copy, :func:`held`.
+    """
+
+    def __init__(self, items: Any) -> None:
+        self.items, self.contents = items, held(items)
+        found = _flat(items)
+        self._objects = None if any(isinstance(item, CONTAINERS) for item in found) else found
+
+    def changed(self) -> bool:
+        """Whether it holds something else now."""
+        # By one function of C where nothing nests: this runs before every explanation, and a copy of 3000 tensors'
+        # container takes 2.6 ms.
+        now, before = _flat(self.items), self._objects
+        if before is not None and len(now) == len(before) and all(map(is_, now, before)):
+            return False
+        return bool(held(self.items) != self.contents)
+
+
+def _flat(items: Any) -> list[Any]:
+    return [*items, *items.values()] if isinstance(items, dict) else [*items]
 
 
 def same(now: Any, before: Any, contents: Any = None) -> bool:

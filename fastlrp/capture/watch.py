@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fastlrp.capture.fingerprint import Fingerprint
-from fastlrp.capture.held import CONTAINERS, PLAIN, Inside, bits, held, is_plain, same
+from fastlrp.capture.held import CONTAINERS, PLAIN, Holding, Inside, bits, held, is_plain, same
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -97,7 +97,7 @@ class Code:
         self._equal: list[tuple[Any, Callable[[Any], Any], Any]] = []
         self._identical: list[tuple[Any, Callable[[Any], Any], Any]] = []
         self._lists: list[tuple[Any, Any]] = []
-        self._holding: list[tuple[Any, Any]] = []
+        self._holding: list[Holding] = []
         for table, known in zip(self._tables, self._known, strict=True):
             plain = [key for key, value in known.items() if is_plain(value)]
             others = [key for key in known if key not in set(plain)]
@@ -107,7 +107,7 @@ class Code:
                     looks.append((table.values, get, get(table.values)))
             lists = [value for value in map(known.get, plain) if isinstance(value, (list, dict, set))]
             self._lists += [(items, copy.deepcopy(items)) for items in lists]
-            self._holding += [(v, held(v)) for v in map(known.get, others) if isinstance(v, CONTAINERS)]
+            self._holding += [Holding(v) for v in map(known.get, others) if isinstance(v, CONTAINERS)]
         self._looked_at = [table.values for table in self._tables]
         self._sizes = [*map(len, self._looked_at)]
 
@@ -140,7 +140,7 @@ class Code:
         for items, known in self._lists:
             if items != known:
                 return True
-        return any(held(items) != before for items, before in self._holding)
+        return any(container.changed() for container in self._holding)
 
     def _differs(self) -> bool:
         """The same look, with what forward passes write left out; if that was all, what there is now is remembered."""
@@ -153,7 +153,7 @@ class Code:
 
     def _different(self, kept: bool = False) -> Iterator[tuple[Any, str]]:
         """Owner and name of each attribute that is not what it was; ``kept``: also of objects that nothing read yet."""
-        contents = {id(items): known for items, known in self._holding}
+        contents = {id(container.items): container.contents for container in self._holding}
         contents |= {id(items): held(known) for items, known in self._lists}
         for table, known in zip(self._tables, self._known, strict=True):
             written, values = _written(table.owner), table.values

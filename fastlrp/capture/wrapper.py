@@ -70,6 +70,11 @@ def choose_output(structure: Any, output: str | int | None) -> int:
         ValueError: if it does not name one of them, or names none of several.
     """
     names = structures.leaf_names(structure)
+    if not names:
+        raise ValueError(
+            "the model returns no tensor, beside what may be numbers, text and None: return the scores, as a tensor or "
+            "in a tuple, list, dict or dataclass"
+        )
     if output is None:
         if len(names) == 1:
             return 0

@@ -30,7 +30,7 @@ def limit(options: dict[str, Any]) -> int | None:
     try:
         return None if asked is None else parse_bytes(asked)
     except ValueError as error:
-        raise Failure(f"--max-input: {error}") from error
+        raise Failure(f"--max-input: {str(error).replace('max_memory', 'the size')}") from error
 
 
 def count(path: Path, key: str | None, shape: tuple[int, ...] | None, limit: int | None = None) -> int | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlrp import viz
-from fastlrp.cli import digits, places
+from fastlrp.cli import digits, parse, places
 from fastlrp.cli import options as shared
 from fastlrp.cli.errors import DONE, FAILED, Failure, one_line
 from fastlrp.cli.screen import Screen
@@ -29,7 +29,10 @@ _COMPOSITES = [name for name in PRESETS if name != "epsilon_gamma_box"]
 
 
 @click.command(short_help="Try it in seconds: no data, no download.")
-@click.option("-o", "--out", default="fastlrp-demo", show_default=True, metavar="FOLDER", help="Where everything goes.")
+@click.option(
+    "-o", "--out", type=parse.PLACE, default="fastlrp-demo", show_default=True, metavar="FOLDER",
+    help="Where everything goes.",
+)  # fmt: skip
 @click.option(
     "-c", "--composite", type=click.Choice(_COMPOSITES), metavar="NAME", default="epsilon_plus", show_default=True
 )

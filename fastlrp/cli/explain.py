@@ -30,7 +30,10 @@ _AGAIN = "the same command goes on from here"
 @click.argument("inputs", nargs=-1)
 @shared.targets("top1")
 @shared.layers
-@_RESULT("-o", "--out", default="fastlrp-out", show_default=True, metavar="FOLDER", help="Where results go.")
+@_RESULT(
+    "-o", "--out", type=parse.PLACE, default="fastlrp-out", show_default=True, metavar="FOLDER",
+    help="Where results go.",
+)  # fmt: skip
 @_RESULT(
     "-f",
     "--format",
@@ -50,7 +53,8 @@ _AGAIN = "the same command goes on from here"
 )
 @_RESULT(
     "--level",
-    type=click.FloatRange(0, min_open=True),
+    type=parse.POSITIVE,
+    metavar="R",
     help="|R| at the end of the colour map; each map's largest unless given.",
 )
 @_RESULT("--plain", is_flag=True, help="The pixels of each map alone, without class, score and colour bar.")

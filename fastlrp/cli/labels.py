@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastlrp.cli import texts
 from fastlrp.cli.errors import Failure
+
+_SYNSET = re.compile(r"n\d{8}")
 
 
 def read(path: Path) -> dict[int, str]:
@@ -24,7 +27,7 @@ def read(path: Path) -> dict[int, str]:
         raise Failure(f"--labels: {path} is no UTF-8 text: {error}") from error
     if path.suffix.lower() == ".json":
         return _json(text, path)
-    lines = text.splitlines()
+    lines = text.replace("\r\n", "\n").split("\n")  # Not splitlines: names may hold what else ends lines for Python.
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
@@ -33,19 +36,43 @@ def read(path: Path) -> dict[int, str]:
 
 
 def _json(text: str, path: Path) -> dict[int, str]:
+    wanted = f'--labels: {path} is neither a JSON list of names nor {{"0": "name", …}}'
     try:
-        found = json.loads(text)
-        if isinstance(found, list):
-            return {number: str(name) for number, name in enumerate(found)}
-        return {int(number): str(name) for number, name in found.items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise Failure(f'--labels: {path} is neither a JSON list of names nor {{"0": "name", …}}: {error}') from error
+        found = json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        raise Failure(f"{wanted}: {error}") from error
+    if not isinstance(found, list):
+        raise Failure(f"{wanted}: it holds {found!r:.60}")
+    names: dict[int, str] = {}
+    for key, name in found if isinstance(found, _Pairs) else enumerate(found):
+        try:
+            number = int(key)
+        except ValueError:
+            turned = ": it leads from name to number, turn it around" if isinstance(name, int) else ""
+            raise Failure(f"{wanted}: {key!r} is no number{turned}") from None
+        if number in names:
+            raise Failure(f"{wanted}: it names class {number} twice, {names[number]!r} and {name!r:.60}")
+        names[number] = _name(name, number, wanted)
+    return names
+
+
+class _Pairs(list[tuple[str, object]]):
+    """A JSON object, with what it says twice."""
+
+
+def _name(name: object, number: int, wanted: str) -> str:
+    """Text; or that of ImageNet's index, ``["n02123045", "tabby"]``, number of a synset and name."""
+    if isinstance(name, list) and len(name) == 2 and _SYNSET.fullmatch(str(name[0])):
+        name = name[1]
+    if not isinstance(name, str):
+        raise Failure(f"{wanted}: class {number} is called {name!r:.60}, which is no text")
+    return name
 
 
 def check(known: Mapping[int, str], path: str, classes: int) -> None:
     """Raise Failure if the names of a file cannot be those of a model's classes."""
-    beyond = max(known, default=-1)
-    if beyond >= classes or min(known, default=0) < 0:
+    beyond = next((number for number in known if not 0 <= number < classes), None)
+    if beyond is not None:
         raise Failure(f"--labels: {path} names class {beyond}, and the model has {classes} classes, 0 to {classes - 1}")
     if not path.lower().endswith(".json") and len(known) != classes:
         raise Failure(f"--labels: {path} has {len(known)} names, and the model has {classes} classes")

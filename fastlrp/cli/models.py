@@ -83,6 +83,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise Failure(f"--device {name}: there is no device of that name, expected cpu, cuda or cuda:1") from None
+    if device.type == "meta":
+        raise Failure(f"--device {name}: it has no numbers to explain; --device cpu is always there")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -28,10 +29,32 @@ class Parsed(click.ParamType):
 
 def numbers(text: str) -> tuple[float, ...]:
     """``0.5`` or ``0.485,0.456,0.406``."""
+    wrong = f"{text!r} is not a list of numbers, such as 0.5 or 0.485,0.456,0.406"
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r} is not a list of numbers, such as 0.5 or 0.485,0.456,0.406") from None
+        raise ValueError(wrong) from None
+    if not all(map(math.isfinite, found)):
+        raise ValueError(wrong)
+    return found
+
+
+def positive(text: str) -> float:
+    """``0.5``."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not (math.isfinite(found) and found > 0):
+        raise ValueError(f"{text!r} is not a number above 0, such as 0.5")
+    return found
+
+
+def place(text: str) -> str:
+    """The name of a file or folder of results."""
+    if not text.strip():
+        raise ValueError("it is empty: name where results go")
+    return text
 
 
 def limits(text: str) -> tuple[float, float]:
@@ -127,4 +150,5 @@ def places(text: str) -> list[int]:
 
 SIZE, PAIR, SIZES = Parsed("size", size), Parsed("size", pair), Parsed("sizes", sizes)
 NUMBERS, LIMITS, WORDS = Parsed("numbers", numbers), Parsed("low,high", limits), Parsed("names", words)
+POSITIVE, PLACE = Parsed("number", positive), Parsed("path", place)
 ASSIGNMENT, TARGETS, PLACES = Parsed("key=value", assignment), Targets(), Parsed("positions", places)

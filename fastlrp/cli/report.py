@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from fastlrp.byte_sizes import parse_bytes
-from fastlrp.cli import class_choice, parts, places, rules, text_commands, text_run
+from fastlrp.cli import class_choice, parse, parts, places, rules, text_commands, text_run
 from fastlrp.cli import options as shared
 from fastlrp.cli.engine import Engine
 from fastlrp.cli.errors import DONE, FAILED, INTERRUPTED, Failure, InputFailure, need, one_line
@@ -31,7 +31,7 @@ _RESULT = option("Results")
 @click.argument("inputs", nargs=-1)
 @shared.targets("top5")
 @shared.layers
-@_RESULT("-o", "--out", default="report.html", show_default=True, metavar="FILE", help="The report.")
+@_RESULT("-o", "--out", type=parse.PLACE, default="report.html", show_default=True, metavar="FILE", help="The report.")
 @_RESULT("--title", help="Of the page; the model unless given.")
 @_RESULT(
     "--compare", multiple=True, metavar="NAME",
@@ -118,6 +118,8 @@ def _limit(text: str, out: Path) -> int:
         raise Failure(f"--max-size: {str(error).replace('max_memory', 'the size')}") from error
     if out.is_dir():
         raise Failure(f"--out: {str(out)!r} is a folder: name the file, for instance {out / 'report.html'}")
+    if out.exists() and not out.is_file():
+        raise Failure(f"--out: {str(out)!r} is a device, socket or pipe: name a file, for instance report.html")
     assert limit is not None
     return limit
 

@@ -22,7 +22,7 @@ def no_composite(value: Any, presets: Mapping[str, Any]) -> str:
     """The message for what is neither a name nor a composite."""
     name = getattr(value, "__name__", "")
     hint = ""
-    if presets.get(name) is value:
+    if name and presets.get(name) is value:
         hint = f": call it, {name}(), or give its name, {name!r}"
     elif isinstance(value, Rule) or (isinstance(value, type) and issubclass(value, Rule)):
         rule = f"{name}()" if isinstance(value, type) else str(value)

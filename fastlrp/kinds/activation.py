@@ -24,6 +24,13 @@ from fastlrp.plan.total import multiply
 from fastlrp.reference import weightless
 from fastlrp.reference.redistribution import total
 
+_MASKS = (
+    "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "hardshrink", "softshrink", "sign",
+    "sgn", "floor", "ceil", "round", "trunc",
+)  # fmt: skip
+"""Where their derivative is 0 nothing passes, also where that of what follows is infinite: autograd does not multiply
+by 0 there."""
+
 
 def read(node: Node, bound: dict[str, Any]) -> str | None:
     """The lower bound, for proofs of sign; parameters that are numbers or constants."""
@@ -73,13 +80,16 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
 def send_slope(b: Builder, node: Node, flow: Flow) -> None:
     """The gradient of an element-wise operation of one input: its derivative is a cached factor."""
-    x = node.inputs[0]
+    x, masks = node.inputs[0], node.operation in _MASKS
     derivative = _derivative(bind_forward(node), node.operation)
     factor = b.slot_of(flow.factor)
     ins = [x.index] + ([] if factor is None else [factor])
 
     def slope(x: Tensor, factor: Tensor | None = None) -> Tensor:
-        return derivative(x) if factor is None else derivative(x) * factor
+        found = derivative(x)
+        if factor is None:
+            return found
+        return torch.where(found == 0, found, found * factor) if masks else found * factor
 
     b.send(x, Flow(flow.register, Factor(None, b.cache(slope, ins, x.numel))))
 

@@ -19,7 +19,7 @@ from fastlrp.kinds.jacobian import transpose_at
 from fastlrp.kinds.kind import Kind
 from fastlrp.kinds.textbook import Share, Walk
 from fastlrp.plan.builder import Builder
-from fastlrp.plan.steps import Flow
+from fastlrp.plan.steps import Factor, Flow
 from fastlrp.reference.redistribution import vjp
 from fastlrp.stabilizer import Stabilizer
 
@@ -124,6 +124,8 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     if isinstance(rule, rules.Gradient):
         if len(node.inputs) == 1 and node.inputs[0].shape == y.shape:
             send_slope(b, node, flow)
+        elif _are_two_alike(node):
+            _send_slopes_of_two(b, node, flow)
         else:
             transpose_at(b, node, flow)
         return
@@ -146,6 +148,32 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
             share = Flow(b.step(equal_part, [flow.register], [], y.numel, up=equal_part), flow.factor)
         b.send(x, sum_to_shape(b, share, y, x))
+
+
+def _are_two_alike(node: Node) -> bool:
+    """Whether it is the product of two activations, of which none is broadcast or converted."""
+    y, operands = node.output, node.attributes["operands"]
+    if node.operation != "mul" or len(operands) != 2 or operands[0] is operands[1]:
+        return False
+    if y.dtype is None or y.dtype.is_complex:
+        return False
+    return all(
+        isinstance(v, Value) and v.is_differentiable and (v.shape, v.dtype) == (y.shape, y.dtype) for v in operands
+    )
+
+
+def _send_slopes_of_two(b: Builder, node: Node, flow: Flow) -> None:
+    """The gradient of ``x * t`` is ``t`` times what arrives: a factor, which meets those above before any target.
+
+    So an infinite one ends at a mask below (``lp_pool2d``: a root, a product, a ReLU), as for autograd.
+    """
+    first, second = node.attributes["operands"]
+    factor = b.slot_of(flow.factor)
+    for x, other in ((first, second), (second, first)):
+        scale = other.index
+        if factor is not None:
+            scale = b.cache(lambda t, f: t * f, [other.index, factor], node.output.numel)
+        b.send(x, Flow(flow.register, Factor(None, scale)))
 
 
 def _flows_chained(rule: rules.Pass | rules.ValueOnly) -> bool:

@@ -16,6 +16,14 @@ class Gradient(Rule):
         gradients = record.under(composites.uniform(rules.Gradient())).relevance("top1", initial="one")
     """
 
+    @property
+    def grows(self) -> str:
+        return (
+            "What flows is the layer's own derivative, which is infinite or undefined at some inputs, as that of a "
+            "root is at 0, or too large for the dtype: another rule there, numbers away from that place, or a float64 "
+            "copy of the model (copy.deepcopy(model).double(), x.double())"
+        )
+
 
 @dataclass(frozen=True)
 class Deconvnet(Rule):

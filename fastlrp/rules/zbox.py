@@ -36,7 +36,9 @@ from fastlrp.stabilizer import Stabilizer
 
 @dataclass(frozen=True, eq=False)
 class ZBox(WeightRule):
-    """LRP-zB for inputs in a box: ``R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) / st(z_j - l W+ - h W-) R_j``.
+    """LRP-zB for inputs in a box: ``R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) / st(W x - l W+ - h W-)_j R_j``.
+
+    The denominator is the sum of the numerators: biases cancel.
 
     Args:
         low, high: lowest and highest possible input, number or tensor that broadcasts to ``(1, C, H, W)``

@@ -47,6 +47,11 @@ def _part(value: Any, name: str, home: Tensor | None) -> Any:
 
 
 def _tensor(array: np.ndarray, label: str, home: Tensor | None) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray) and array.mask is not np.ma.nomask and array.mask.any():
+        raise TypeError(
+            f"{label} is a masked array, and a model reads what is masked as well: give array.filled(…) with the "
+            "number that it should see there"
+        )
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{label} is an array of {array.dtype}: relevance is defined for numbers")
     dtype = None

@@ -28,7 +28,7 @@ from fastlrp.run.inputs import Inputs, Relevance
 from fastlrp.run.names import input_values, layer_values
 from fastlrp.run.parted import Rows, joined, of_rows, rows_of_parts
 from fastlrp.run.settled import Settled, settle
-from fastlrp.run.sink import Result, destination
+from fastlrp.run.sink import Result, destination, refuse_shared_memory
 from fastlrp.run.sparse.specialize import Specialized
 from fastlrp.run.threads import Computing
 from fastlrp.run.up.direction import Choice
@@ -132,6 +132,7 @@ class Answers:
             name: Result(name, value, self.batch, count, reduce, destination(out, name, names), len(names) == 1)
             for name, value in names.items()
         }
+        refuse_shared_memory(results, [*self.inputs.tensors, asked.output, asked.given])
         self._fill(results, names, state, asked, range(start, start + count), reduce, bar)
         given = {name: result.finish() for name, result in results.items()}
         if layers is not None:

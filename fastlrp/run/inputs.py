@@ -46,6 +46,12 @@ class Inputs:
             x = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
         if isinstance(x, Mapping):
             args, kwargs, form = (), dict(x), "dict"
+            number = next((k for k in kwargs if not isinstance(k, str)), None)
+            if number is not None:
+                raise TypeError(
+                    f"x is a dict with the key {number!r}: its keys are names of the model's arguments, as in "
+                    "model(**x); positional inputs are a tuple"
+                )
             items = [(str(k), v) for k, v in x.items()]
         elif isinstance(x, (tuple, list)):
             args, kwargs, form = tuple(x), {}, "tuple"
@@ -119,6 +125,11 @@ def checked(x: Any, home: Tensor | None, find_home: Callable[[], Tensor | None])
     batch, explainable = None, False
     for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
         label = "x" if inputs.form == "tensor" else f"input {name!r}"
+        if tensor.is_nested:
+            raise TypeError(
+                f"{label} is a nested tensor: relevance is defined for dense tensors, use x.to_padded_tensor(0.0), "
+                "with a mask if the model takes one"
+            )
         if tensor.layout != torch.strided:
             raise TypeError(f"{label} is {tensor.layout}: relevance is defined for dense tensors, use x.to_dense()")
         if tensor.dim() == 0:

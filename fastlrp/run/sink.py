@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlrp.capture.graph import Value
 from fastlrp.run.finite import all_finite, total
 from fastlrp.run.parted import Rows
+from fastlrp.run.shared_memory import share_entries
 
 
 class Result:
@@ -38,12 +39,15 @@ class Result:
         elif isinstance(out, Tensor):
             if not out.is_floating_point():
                 raise TypeError(f"out for {name!r} must be of a floating-point dtype, got {out.dtype}")
+            if out.layout != torch.strided or out.is_meta:
+                where = "on meta, a device without numbers" if out.is_meta else str(out.layout)
+                raise TypeError(f"out for {name!r} is {where}: give a dense tensor, torch.empty({self.shape})")
             shape = tuple(out.shape)
         else:
             raise TypeError(f"out for {name!r} must be a tensor or a NumPy array, got {type(out).__name__}")
         if tuple(shape) != self.shape:
             raise ValueError(f"out for {name!r} must have the shape {self.shape}, got {tuple(shape)}")
-        found = out.detach() if isinstance(out, Tensor) else torch.from_numpy(out)
+        found = out.detach() if isinstance(out, Tensor) else _tensor_of(out, name)
         if any(stride == 0 and size > 1 for stride, size in zip(found.stride(), found.shape, strict=True)):
             raise ValueError(
                 f"out for {name!r} is expanded: several of its entries share memory; give a tensor of its own"
@@ -110,6 +114,16 @@ class Result:
         return self.given if self.given is not None else self.target
 
 
+def _tensor_of(array: np.ndarray, name: str) -> Tensor:
+    try:
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:  # Strides that go backward, another order of bytes, long doubles.
+        raise TypeError(
+            f"out for {name!r} is an array of {array.dtype} with the strides {array.strides}, which PyTorch cannot "
+            f"write to: give np.empty({array.shape}, np.float32)"
+        ) from error
+
+
 def _channel_sum(register: Tensor, factor: Tensor | None) -> Tensor:
     """``sum_c (register * factor)``, without a product of full size."""
     if factor is None:
@@ -136,3 +150,19 @@ def destination(out: Any, name: str, names: Mapping[str, Value]) -> Any:
     if unknown:
         raise ValueError(f"out has entries for {sorted(unknown)}, the results are {', '.join(names)}")
     return out.get(name)
+
+
+def refuse_shared_memory(results: Mapping[str, Result], read: Sequence[Tensor | None]) -> None:
+    """Results are written while the input and the targets are still read, for the next block of targets.
+
+    Raises:
+        ValueError: if the memory that was given for a result is theirs, or that of another result.
+    """
+    given = [(name, result.target) for name, result in results.items() if result.given is not None]
+    for number, (name, target) in enumerate(given):
+        assert target is not None
+        other = next((f"that for {b!r}" for b, t in given[:number] if t is not None and share_entries(target, t)), None)
+        if other is None and any(t is not None and share_entries(target, t) for t in read):
+            other = "the input, the output or the targets"
+        if other is not None:
+            raise ValueError(f"out for {name!r} lies in the memory of {other}: give a tensor of its own")

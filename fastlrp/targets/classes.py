@@ -69,6 +69,7 @@ def is_relevance(targets: Any, shape: tuple[int, ...]) -> bool:
     if not hasattr(targets, "dtype"):
         return False
     tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
+    refuse_special(tensor)
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         return True
     if tensor.is_complex() or len(shape) < 2 or tensor.dim() == 0 or not tensor.numel():
@@ -96,6 +97,19 @@ def is_relevance(targets: Any, shape: tuple[int, ...]) -> bool:
             "for all samples"
         )
     return False
+
+
+def refuse_special(targets: Tensor) -> None:
+    """Only a dense tensor with numbers says which targets are meant.
+
+    Raises:
+        TypeError: for another layout. ValueError: for classes on the meta device.
+    """
+    if targets.is_nested or targets.layout != torch.strided:
+        kind = "nested" if targets.is_nested else targets.layout
+        raise TypeError(f"targets is {kind}: give a dense tensor on the model's device, or a list")
+    if targets.is_meta and not targets.is_floating_point():
+        raise ValueError("targets are on meta, a device without numbers: give them on the model's device, or a list")
 
 
 def has_contrasts(targets: Any) -> bool:

@@ -146,6 +146,7 @@ class Targets:
         if least < 0 or most >= classes:
             wrong = least if least < 0 else most
             has = f"has {classes} classes, 0 to {classes - 1}" if classes > 1 else "has one class, 0"
+            has = has if classes else "has no class"
             raise IndexError(f"target {wrong} is out of range: the output {tuple(self.output.shape)} {has}")
 
     def _named(self, name: str) -> Terms:

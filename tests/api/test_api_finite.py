@@ -163,3 +163,41 @@ def test_a_score_that_is_not_finite(value, initial):
         with pytest.raises(ValueError, match=r"output is NaN or infinite .* is linear \(6\)"):
             explainer(x, targets, initial=initial)
     assert explainer(x, [0, 2], initial=initial).isfinite().all()
+
+
+def dead(*layers: nn.Module) -> nn.Module:
+    """Behind a linear layer that is zero, or less, everywhere for zeros."""
+    return nn.Sequential(nn.Linear(4, 4, bias=False), *layers, nn.LazyLinear(3)).double().eval()
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.ReLU(), nn.LPPool1d(2, 2)], [nn.LPPool1d(2, 2)], [nn.LPPool1d(3, 2)], [nn.ReLU(), Root()],
+        [nn.Hardtanh(0.0, 1.0), Root()], [nn.ReLU6(), nn.Identity(), Root()], [nn.Softshrink(), Root()],
+    ],
+)  # fmt: skip
+def test_nothing_passes_where_a_mask_is_zero(layers):
+    """The derivative of a root at 0 is infinite, and a ReLU below it stops it: as autograd has it."""
+    model, x = dead(*layers), torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+    model(x)
+    with torch.no_grad():
+        x[1].copy_(torch.tensor([0.3, 0.4, -0.1, 0.9]))
+        model[0].weight.copy_(torch.eye(4))
+        model[0].weight[3, 1] = 0.5
+    (gradient,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
+    assert gradient.isfinite().all()
+    found = explain(model, x, 0, "gradient", initial="one")
+    torch.testing.assert_close(found[:, 0], gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_an_infinite_derivative_is_not_a_matter_of_epsilon():
+    model, x = dead(Root()), torch.zeros(2, 4, dtype=torch.float64)
+    model(x)
+    with pytest.raises(ValueError, match=r"at sqrt \(1\) under Gradient\(\).*derivative, which is infinite"):
+        explain(model, x, 0, "gradient")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from fastlrp import Explainer
-from fastlrp.capture.held import held, is_plain
+from fastlrp.capture import held as holds
+from fastlrp.capture.held import Holding, held, is_plain
 from tests.api.models import relative_error
 
 # Measured: 0.
@@ -178,3 +179,34 @@ def test_captum_interface_sees_inside_of_what_modules_hold():
         fresh.load_state_dict(model.state_dict())
         fresh.config, fresh.array = model.config, model.array
         assert torch.equal(LRP(model).attribute(x, 0), LRP(fresh).attribute(x, 0))
+
+
+def replace_one(items):
+    items[1] = torch.zeros(2)
+
+
+def swap(items):
+    items[0], items[1] = items[1], items[0]
+
+
+@pytest.mark.parametrize("change", [replace_one, swap, lambda items: items.append(0), lambda items: items.pop()])
+def test_a_flat_container_is_compared_without_a_copy(change, monkeypatch):
+    """A copy of a list of 3000 tensors took 2.6 ms of each call."""
+    items = [torch.zeros(2) for _ in range(4)]
+    holding, nested = Holding(items), Holding({"a": [items[0]], "b": items[1]})
+    nested.items["a"][0] = items[2]
+    assert nested.changed()
+    with monkeypatch.context() as patch:
+        patch.setattr(holds, "held", lambda value: pytest.fail("a copy was made"))
+        assert not holding.changed()
+    change(items)
+    assert holding.changed()
+
+
+def test_what_is_equal_but_another_object_has_not_changed():
+    items = {"a": 10**20, "b": object(), 3: 1.5}
+    holding = Holding(items)
+    items["a"] = int("1" + "0" * 20)
+    assert not holding.changed()
+    items[3] = 2.5
+    assert holding.changed()

@@ -16,6 +16,7 @@ from fastlrp.cli.errors import Failure, InputFailure
 from fastlrp.cli.inputs import Item
 from fastlrp.cli.preprocess import Preprocessing
 from fastlrp.cli.reading import Reader
+from fastlrp.files import whole
 from tests.cli.conftest import MODEL
 
 READER = Reader(Preprocessing(), torch.float32, torch.device("cpu"))
@@ -163,3 +164,53 @@ def test_weights_cut_anywhere_are_refused(tmp_path):
         (tmp_path / "w.pt").write_bytes(whole[:end])
         with pytest.raises(Failure):
             weights.read(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"0": "cat", "1": "dog", "0": "fox"}', "names class 0 twice, 'cat' and 'fox'"),
+        ('{"0": "cat", "00": "fox"}', "names class 0 twice, 'cat' and 'fox'"),
+        ('{"cat": 0, "dog": 1}', "'cat' is no number: it leads from name to number, turn it around"),
+        ('["cat", null]', "class 1 is called None, which is no text"),
+        ('{"0": ["cat", "dog"]}', r"class 0 is called \['cat', 'dog'\], which is no text"),
+        ('"abcd"', 'neither a JSON list of names nor {"0": "name", …}: it holds \'abcd\''),
+        ("[" * 100_000, "neither a JSON list of names"),
+    ],
+)
+def test_names_that_would_be_others(text, says, tmp_path):
+    path = tmp_path / "names.json"
+    path.write_text(text)
+    with pytest.raises(Failure, match=says):
+        labels.read(path)
+
+
+def test_names_of_imagenets_index(tmp_path):
+    path = tmp_path / "imagenet_class_index.json"
+    path.write_text('{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}')
+    assert labels.read(path) == {0: "tench", 1: "goldfish"}
+
+
+def test_a_name_is_a_line(tmp_path):
+    """Not what else ends a line for Python: the classes behind it would have the name of the one before."""
+    path = tmp_path / "names.txt"
+    path.write_bytes("cat\u2028kitten\r\ndog\x0c\nfox\x85\n".encode())
+    assert labels.read(path) == {0: "cat\u2028kitten", 1: "dog", 2: "fox"}
+
+
+def test_the_class_that_is_none_is_named():
+    with pytest.raises(Failure, match=r"x.json names class -1, and the model has 10 classes"):
+        labels.check({2: "cat", -1: "dog"}, "x.json", 10)
+
+
+def test_a_report_takes_no_devices_place(run, photos, tmp_path):
+    """Renamed over, as root may, ``/dev/null`` would be a file from then on."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = run("report", MODEL, photos / "a.png", "-o", pipe)
+    assert done.code == 2
+    assert "is a device, socket or pipe: name a file, for instance report.html" in done.err
+    with pytest.raises(FileExistsError, match="it is no regular file, and is not replaced"), whole(pipe):
+        pass
+    assert pipe.is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "pipe"]

@@ -63,6 +63,23 @@ def test_by_hand() -> None:
     assert found.flatten().tolist() == [0.0, 5.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"boxes": torch.ones(2, 4, 1)}, r"boxes must be \(N, 4\), left, top, right, bottom"),
+        ({"size": 0}, r"size must be a number of places of at least 1, or \(rows, columns\), got 0"),
+        ({"size": (1, 2, 3)}, r"size must be a number of places .* got \(1, 2, 3\)"),
+        ({"size": 1.5}, r"size must be a number of places .* got 1.5"),
+        ({"scale": 0}, "scale must be the size of the features by that of the image, such as 0.25, got 0"),
+        ({"scale": float("nan")}, "scale must be the size of the features .* got nan"),
+        ({"sampling_ratio": 1.5}, "sampling_ratio must be an int, -1 for as many as there are features, got 1.5"),
+    ],
+)
+def test_what_cannot_be_sampled(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        roi_align(torch.rand(1, 2, 4, 4), **{"boxes": [[0.0, 0.0, 2.0, 2.0]], **given})
+
+
 class Pyramid(nn.Module):
     """Maps of a half and a quarter of the image."""
 

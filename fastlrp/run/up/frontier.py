@@ -70,7 +70,9 @@ def combine_hot(t: Tensor, hot: OneHot) -> Tensor:
 
 
 def _is_same_for_all(index: Tensor) -> bool:
-    return index.shape[0] == 1 or bool((index == index[:1]).all())
+    """Whether every sample has the same targets; of no sample there is no row that could be taken for all."""
+    batch = index.shape[0]
+    return batch == 1 or (batch > 1 and bool((index == index[:1]).all()))
 
 
 def _is_everything(hot: OneHot) -> bool:
