@@ -49,11 +49,6 @@ def no_rule(graph: Graph, node: Node, registrable: bool) -> str:
         custom = "fastlrp.rules.Uniform() (half of it to each factor), fastlrp.rules.ValueOnly()"
     elif is_attention(node):
         what = ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
-    elif name.startswith("conv") and len(node.sources) > 1:
-        what = (
-            ": its kernel is computed from the input, so that this is a product of two activations, for which no rule "
-            "is known: write it as products (unfold, then matmul)"
-        )
     elif name in _REASONS:
         what = f": {_REASONS[name]}"
     elif name.startswith("complex_"):
