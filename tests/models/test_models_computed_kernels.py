@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ import fastlrp
 from fastlrp import composites, rules
 from fastlrp.composites import kind
 
-CALLS = {
+CALLS: dict[str, Any] = {
     "plain": (F.conv2d, (6, 2, 3, 3), {"stride": 2, "padding": 1}),
     "bias": (F.conv2d, (6, 2, 3, 3), {"stride": 2, "padding": 1}),
     "dilated": (F.conv2d, (6, 2, 2, 3), {"dilation": (1, 2), "padding": "same"}),
@@ -74,6 +76,8 @@ def test_relevance_is_gradient_times_input_of_the_definition(form: str, rule: ru
 
 def test_over_a_constant_it_is_linear_in_the_kernel() -> None:
     class OverConstant(nn.Module):
+        picture: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("picture", torch.randn(1, 2, 5, 5))
