@@ -14,8 +14,8 @@ class Uniform(Rule):
 
     For ``y = A B`` where both factors are activations: matrix products, einsum, convolutions with a computed kernel.
     With ``epsilon = 0`` the two halves add up to ``R``. At attention ``softmax(Q K^T) V`` both products have it, and
-    the softmax in between has :class:`~fastlrp.rules.Taylor`: in terms of gradients the shares of ``Q``, ``K``, ``V`` are
-    1/4, 1/4, 1/2.
+    the softmax in between has :class:`~fastlrp.rules.Taylor`: in terms of gradients the shares of ``Q``, ``K``, ``V``
+    are 1/4, 1/4, 1/2.
 
     Args:
         stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
