@@ -24,6 +24,7 @@ from fastlrp.reference.redistribution import vjp
 from fastlrp.stabilizer import Stabilizer
 
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
+_CLAMPS = {"clamp", "clamp_min", "clamp_max"}
 _COPIES = {"move", "identity", "detached", "custom_backward"}
 _SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
@@ -68,10 +69,12 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing.
 
-    What lies between, a conversion to another dtype or a view, leaves it one: a model that computes its gates in
-    float32 has the same ones in every dtype.
+    What lies between, a conversion to another dtype, a view or a clamp, leaves it one: a model that computes its gates
+    in float32 has the same ones in every dtype.
     """
     node = _source(value)
+    while node is not None and node.operation in _CLAMPS and node.sources:
+        node = _source(node.sources[0])
     if node is not None and node.operation in _GATES:
         return True
     while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:
@@ -98,7 +101,13 @@ def _source(value: Value) -> Node | None:
 
 
 def _is_made_by_activation(value: Value) -> bool:
+    """A clamp at a number below zero is none, but leaves what it clamps what it is."""
     producer = _source(value)
+    while producer is not None and producer.operation in _CLAMPS and producer.sources:
+        low = producer.attributes.get("low")
+        if low is not None and low >= 0:  # A ReLU.
+            break
+        producer = _source(producer.sources[0])
     return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
 
 
