@@ -20,9 +20,6 @@ class ValueOnly(Rule):
         stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`. At an element-wise product nothing
             is divided, and it has no effect.
 
-    Args:
-        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
-
     Example::
 
         mine = composites.attnlrp().with_entries((composites.kind("attention"), rules.ValueOnly()))
