@@ -14,7 +14,8 @@ class ValueOnly(Rule):
 
     At a product of two activations: all to the factor that is no attention weight, half to each where none is; nothing
     to the kernel of a convolution that is computed from the input. At an element-wise product: all to the signal, where
-    what an activation made counts as a gate too (``act(g) * u``: all to ``u``), clamped or not.
+    what an activation made counts as a gate too (``act(g) * u``: all to ``u``), also if it is written out
+    (``g * sigmoid(g)``), masked, clamped, or times a constant.
 
     Args:
         stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`. At an element-wise product nothing

@@ -1,4 +1,4 @@
-"""A gate stays one through conversions, moves and clamps, in every dtype: the signal takes all (Arras et al. 2017)."""
+"""A gate stays one through conversions, moves, factors and clamps, in every dtype: signals take all (Arras 2017)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ CARRIED: dict[str, Callable[[Tensor], Tensor]] = {
     "squeezed": lambda h: torch.sigmoid(h.unsqueeze(1)).squeeze(1),
     "a part": lambda h: torch.sigmoid(torch.cat([h, h], 1))[:, 6:],
     "softmax, converted": lambda h: h.float().softmax(-1).to(h.dtype),
+    "a multiple": lambda h: -2 * torch.sigmoid(h) / 3,
+    "masked": lambda h: torch.sigmoid(h).masked_fill(torch.arange(6) < 2, 0.5) * (torch.arange(6) < 4),
     "clamped": lambda h: torch.sigmoid(h).clamp(min=0.3),
     "scale of a norm, converted": lambda h: torch.rsqrt(h.float().square() + 1).to(h.dtype),
 }
@@ -102,4 +104,29 @@ def test_a_clamp_at_zero_is_an_activation_of_cp_lrp() -> None:
     found = fastlrp.explain(model, x, "all", "cp_lrp")
     gate = model.control(x).clamp(min=0).detach()
     expected = x.unsqueeze(1) * gate.unsqueeze(-1) * model.signal.weight.detach()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def _swish(h: Tensor) -> Tensor:
+    return h * (1.7 * h).sigmoid()
+
+
+WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": lambda h: h * torch.sigmoid(h),
+    "quick GELU": lambda h: torch.sigmoid(1.702 * h) * h,
+    "clamped swish": lambda h: _swish(h.clamp(max=0.9)),
+    "a multiple": lambda h: 1.7 * nn.functional.silu(h) / 2,
+    "masked": lambda h: nn.functional.gelu(h).masked_fill(torch.arange(6) < 2, 0.0),
+}
+
+
+@pytest.mark.parametrize("activation", WRITTEN.values(), ids=WRITTEN.keys())
+def test_what_a_written_activation_made_is_a_gate_of_cp_lrp(activation: Callable[[Tensor], Tensor]) -> None:
+    """As what one operation made (GPT-OSS writes its swish): all relevance goes to the other factor."""
+    model = Gated(activation).double().eval()
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64).view(2, 4)
+    found = fastlrp.explain(model, x, "all", "cp_lrp")
+    with torch.no_grad():
+        gate = activation(model.control(x)).unsqueeze(1)
+        expected = x.unsqueeze(1) * ((gate * model.head.weight) @ model.signal.weight)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

@@ -59,6 +59,7 @@ class Oracle(SchemaCheckMode):
         self.tags: dict[int, set[str]] = {}
         self.held: list[Any] = []
         self.written: dict[int, Tensor] = {}
+        self.function_of: dict[int, int] = {}
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = target._schema.name.split("::")[-1]
@@ -100,10 +101,28 @@ class Oracle(SchemaCheckMode):
             tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
             tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
+        tags |= self._role(name, args, result)
         for t in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(t, Tensor):
                 self.held.append(t)
                 self.tags[id(t)] = set(tags)
+
+    def _role(self, name: str, args: Any, result: Any) -> set[str]:
+        """Of a multiple that of what it is a multiple of; ``x * sigmoid(c x)`` is made by an activation."""
+        factors = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
+        if not factors or not isinstance(result, Tensor):
+            return set()
+        first = factors[0]
+        multiple = len(factors) == 1 and (name in ("mul", "mul_", "neg") or (name == "div" and args[0] is first))
+        if multiple or name.rstrip("_") in ("sigmoid", "hardsigmoid"):
+            self.function_of[id(result)] = self.function_of.get(id(first), id(first))
+        if multiple and "made" in self._tags(first):
+            return {"made", "gate"} & self._tags(first)
+        pairs = [(first, factors[-1]), (factors[-1], first)]
+        is_swish = name in ("mul", "mul_") and any(
+            "gate" in self._tags(g) and self.function_of.get(id(g)) == id(x) for g, x in pairs if g is not x
+        )
+        return {"made"} if is_swish else set()
 
     def _tags(self, t: Tensor) -> set[str]:
         return self.tags.get(id(t), set())
