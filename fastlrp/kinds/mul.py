@@ -75,8 +75,18 @@ def _is_gate(value: Value) -> bool:
     """
     node = _source(value)
     while node is not None and node.operation not in _GATES and not node.attributes.get("inverts"):
-        node = _changed_by(node)
+        node = _changed_by(node) or _complemented(node)
     return node is not None
+
+
+def _complemented(node: Node) -> Node | None:
+    """The sigmoid of ``1 - sigmoid(x)``, which is ``sigmoid(-x)``; None for any other operation."""
+    if node.kind != "add" or len(node.sources) != 1:
+        return None
+    terms = dict(reversed(term) for term in node.attributes["terms"])
+    made = _source(node.sources[0])
+    is_complement = terms.get(-1) is node.sources[0] and terms.get(1) == 1
+    return made if is_complement and made is not None and made.operation in ("sigmoid", "hardsigmoid") else None
 
 
 def _changed_by(node: Node) -> Node | None:

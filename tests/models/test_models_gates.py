@@ -17,6 +17,7 @@ CARRIED: dict[str, Callable[[Tensor], Tensor]] = {
     "squeezed": lambda h: torch.sigmoid(h.unsqueeze(1)).squeeze(1),
     "a part": lambda h: torch.sigmoid(torch.cat([h, h], 1))[:, 6:],
     "softmax, converted": lambda h: h.float().softmax(-1).to(h.dtype),
+    "complement": lambda h: 1 - torch.sigmoid(h),
     "a multiple": lambda h: -2 * torch.sigmoid(h) / 3,
     "masked": lambda h: torch.sigmoid(h).masked_fill(torch.arange(6) < 2, 0.5) * (torch.arange(6) < 4),
     "clamped": lambda h: torch.sigmoid(h).clamp(min=0.3),

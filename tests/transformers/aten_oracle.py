@@ -116,6 +116,7 @@ class Oracle(SchemaCheckMode):
         multiple = len(factors) == 1 and (name in ("mul", "mul_", "neg") or (name == "div" and args[0] is first))
         if multiple or name.rstrip("_") in ("sigmoid", "hardsigmoid"):
             self.function_of[id(result)] = self.function_of.get(id(first), id(first))
+        multiple = multiple or (name == "rsub" and args[1] == 1 and "gate" in self._tags(first))
         if multiple and "made" in self._tags(first):
             return {"made", "gate"} & self._tags(first)
         pairs = [(first, factors[-1]), (factors[-1], first)]
