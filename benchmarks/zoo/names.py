@@ -54,9 +54,9 @@ TIMM_FILES = {
 TIMM_FAMILIES = (
     "bat_resnext26ts", "beit3_base_patch16_224", "beitv2_base_patch16_224", "botnet26t_256", "coatnet_pico_rw_224",
     "convformer_s18", "convnextv2_atto", "eca_halonext26ts", "eca_nfnet_l0", "eca_vovnet39b", "ecaresnet26t",
-    "flexivit_small", "gcresnext26ts", "ghostnetv2_100", "gmixer_12_224", "lambda_resnet26t", "levit_conv_128",
-    "mixer_s16_224", "mobilenetv4_hybrid_medium", "mobilevitv2_050", "resmlp_12_224", "sebotnet33ts_256",
-    "swin_s3_tiny_224", "twins_pcpvt_small", "vit_pe_core_tiny_patch16_384",
+    "efficientnet_cc_b0_4e", "flexivit_small", "gcresnext26ts", "ghostnetv2_100", "gmixer_12_224", "lambda_resnet26t",
+    "levit_conv_128", "mixer_s16_224", "mobilenetv4_hybrid_medium", "mobilevitv2_050", "regnetz_005", "resmlp_12_224",
+    "resnetv2_50d_frn", "sebotnet33ts_256", "swin_s3_tiny_224", "twins_pcpvt_small", "vit_pe_core_tiny_patch16_384",
 )  # fmt: skip
 # Fewer blocks of the same kind are enough.
 SHALLOW = (

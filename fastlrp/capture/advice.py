@@ -78,11 +78,6 @@ def _why_no_rule(node: Node) -> str:
         return ": a product of two activations (as in attention) is not supported by this composite"
     if is_attention(node):
         return ": a product of two activations (as in attention) is not supported, it has no relevance rule yet"
-    if name.startswith("conv") and len(node.sources) > 1:
-        return (
-            ": its kernel is computed from the input, so that this is a product of two activations, for which no rule "
-            "is known: write it as products (unfold, then matmul)"
-        )
     if name in _REASONS:
         return f": {_REASONS[name]}"
     if name.startswith("complex_"):

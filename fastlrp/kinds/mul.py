@@ -24,6 +24,8 @@ from fastlrp.reference.redistribution import vjp
 from fastlrp.stabilizer import Stabilizer
 
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
+_ACTIVATIONS = {"activation", "attention_weights", "segment_softmax"}
+_CLAMPS = {"clamp", "clamp_min", "clamp_max"}
 _COPIES = {"move", "identity", "detached", "custom_backward"}
 _SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
@@ -68,15 +70,34 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing.
 
-    What lies between, a conversion to another dtype or a view, leaves it one: a model that computes its gates in
-    float32 has the same ones in every dtype.
+    What lies between, a conversion to another dtype, a view, a clamp, a mask or a constant factor, leaves it one: a
+    model that computes its gates in float32 has the same ones in every dtype.
     """
     node = _source(value)
-    if node is not None and node.operation in _GATES:
-        return True
-    while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:
-        node = _source(node.sources[0])
-    return node is not None and (node.operation == "reciprocal" or bool(node.attributes.get("inverts")))
+    while node is not None and node.operation not in _GATES and not node.attributes.get("inverts"):
+        node = _changed_by(node) or _complemented(node)
+    return node is not None
+
+
+def _complemented(node: Node) -> Node | None:
+    """The sigmoid of ``1 - sigmoid(x)``, which is ``sigmoid(-x)``; None for any other operation."""
+    if node.kind != "add" or len(node.sources) != 1:
+        return None
+    terms = dict(reversed(term) for term in node.attributes["terms"])
+    made = _source(node.sources[0])
+    is_complement = terms.get(-1) is node.sources[0] and terms.get(1) == 1
+    return made if is_complement and made is not None and made.operation in ("sigmoid", "hardsigmoid") else None
+
+
+def _changed_by(node: Node) -> Node | None:
+    """What computed the entries that a clamp, a mask or a constant factor changes; None for any other operation."""
+    changes = node.operation in _CLAMPS or node.kind == "write" or _is_multiple(node)
+    return _source(node.sources[0]) if changes and len(node.sources) == 1 else None
+
+
+def _is_multiple(node: Node) -> bool:
+    """Whether it is an activation times, or over, a constant."""
+    return node.kind == "mul" and len(node.sources) == 1 and not node.attributes.get("inverts")
 
 
 def _is_scale(value: Value) -> bool:
@@ -98,8 +119,32 @@ def _source(value: Value) -> Node | None:
 
 
 def _is_made_by_activation(value: Value) -> bool:
-    producer = _source(value)
-    return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
+    """Also masked, or times a constant. A clamp below zero is none, but leaves what it clamps what it is."""
+    node = _source(value)
+    while node is not None:
+        low = node.attributes.get("low") if node.operation in _CLAMPS else 0
+        is_activation = node.kind in _ACTIVATIONS and low is not None and low >= 0  # A clamp at 0 is a ReLU.
+        if is_activation or _is_swish(node):
+            return True
+        node = _changed_by(node)
+    return False
+
+
+def _is_swish(node: Node) -> bool:
+    """``x * sigmoid(c x)``, which is ``silu(x)`` or its like written out."""
+    if node.kind != "mul" or node.attributes.get("divides") or len(node.sources) != 2:
+        return False
+    for gate, x in (node.sources, node.sources[::-1]):
+        made = _source(gate)
+        if made is None or made.operation not in ("sigmoid", "hardsigmoid"):
+            continue
+        inner: Value | None = made.sources[0]
+        while inner is not None and inner is not x:
+            factor = inner.producer
+            inner = factor.sources[0] if factor is not None and _is_multiple(factor) else None
+        if inner is x:
+            return True
+    return False
 
 
 def _signals(node: Node, rule: rules.Rule) -> list[Value]:

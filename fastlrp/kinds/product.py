@@ -1,4 +1,7 @@
-"""Matrix products of two activations, as in attention: half to each factor, all to the values, or the gradient."""
+"""Products of two activations, as in attention: half to each factor, all to the values, or the gradient.
+
+A convolution whose kernel is computed from the input is one: the kernel stands for the weights, its input for values.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from fastlrp.stabilizer import Stabilizer
 def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
     """``c_A = s B^T / 2`` and ``c_B = A^T s / 2`` with ``s`` the relevance per output, by one step for both.
 
-    ``ValueOnly``: all of it to the factor that is no attention weight.
+    ``ValueOnly``: all of it to the factor that is no attention weight, and no kernel.
     """
     if isinstance(rule, rules.Heads):
         lower_each(b, node, rule, flow, lower)
@@ -103,7 +106,7 @@ def _parts(node: Node, rule: rules.Uniform | rules.ValueOnly) -> dict[Value, flo
         # A factor that stands there twice gets its part twice.
         factors = [x for x in leaves((node.args, node.kwargs)) if isinstance(x, Value) and x in signals]
         return dict.fromkeys(signals, 1 / len(factors))
-    weights = node.attributes.get("weights")
+    weights = node.args[1] if node.operation.startswith("conv") else node.attributes.get("weights")
     values = [x for x in node.sources if x is not weights]
     if isinstance(rule, rules.ValueOnly) and weights is not None and len(values) == 1:
         return {values[0]: 1.0}

@@ -30,11 +30,16 @@ from fastlrp.reference.redistribution import Affine
 
 
 def read_conv(node: Node, bound: dict[str, Any]) -> str | None:
-    """Weight, bias and geometry."""
+    """Weight, bias and geometry. With a kernel that is computed from the input it is a product of two activations, or
+    a linear map of the kernel where what it moves over is a constant.
+    """
     n = dims(node)
-    weight, bias = bound["weight"], bound.get("bias")
+    x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
     if not isinstance(weight, Constant) or isinstance(bias, Value):
-        return "unknown"
+        factors = [v for v in (x, weight) if isinstance(v, Value) and v.is_differentiable]
+        if bias is not None or weight not in factors:
+            return "unknown"
+        return "product" if len(factors) == 2 else "linear_map"
     stride, dilation = listed(bound["stride"], n, 1), listed(bound["dilation"], n, 1)
     padding = bound["padding"]
     if isinstance(padding, str):

@@ -12,16 +12,14 @@ from fastlrp.stabilizer import Stabilizer
 class ValueOnly(Rule):
     """Attention weights and gates are held constant: ``R_V = V * (P^T (R / st(y)))``, nothing to queries and keys.
 
-    At a product of two activations: all to the factor that is no attention weight, half to each where none is. At an
-    element-wise product: all to the signal, where what an activation made counts as a gate too (``act(g) * u``: all to
-    ``u``).
+    At a product of two activations: all to the factor that is no attention weight, half to each where none is; nothing
+    to the kernel of a convolution that is computed from the input. At an element-wise product: all to the signal, where
+    what an activation made counts as a gate too (``act(g) * u``: all to ``u``), also if it is written out
+    (``g * sigmoid(g)``), masked, clamped, or times a constant.
 
     Args:
         stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`. At an element-wise product nothing
             is divided, and it has no effect.
-
-    Args:
-        stabilizer: of the denominators, a number or a :class:`~fastlrp.Stabilizer`.
 
     Example::
 

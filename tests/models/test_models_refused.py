@@ -303,16 +303,3 @@ def test_the_gradient_composite_needs_no_rules() -> None:
     gradients = [torch.autograd.grad(output[:, t].sum(), point, retain_graph=True)[0] for t in range(4)]
     found = fastlrp.explain(explained, x, "all", "gradient", initial="one")
     torch.testing.assert_close(found, torch.stack(gradients, 1))
-
-
-def test_a_kernel_that_is_computed_from_the_input() -> None:
-    """As in CondConv."""
-
-    class Conditional(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            kernel = (x.mean((2, 3)).view(-1, 1, 1, 1, 3) * torch.ones(4, 1, 1, 3)).permute(0, 1, 4, 2, 3)
-            y = nn.functional.conv2d(x.reshape(1, -1, 6, 6), kernel.reshape(-1, 3, 1, 1), groups=len(x))
-            return y.view(-1, 4, 6, 6).sum((2, 3))
-
-    with pytest.raises(fastlrp.UnsupportedOperationError, match="its kernel is computed from the input"):
-        fastlrp.explain(Conditional().eval(), torch.rand(2, 3, 6, 6), [0])

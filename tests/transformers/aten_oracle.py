@@ -34,14 +34,14 @@ from tests.transformers.oracle import act, attention, divided
 aten = torch.ops.aten
 VOCABULARY = 50
 _ACTS = {
-    "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "relu_", "silu_", "tanh_",
-    "hardswish_", "hardtanh", "exp", "pow", "square", "sqrt", "sigmoid", "hardsigmoid", "log_sigmoid", "log", "sin",
-    "cos",
+    "gelu", "silu", "relu", "tanh", "hardswish", "leaky_relu", "elu", "mish", "softplus", "hardtanh", "exp", "pow",
+    "square", "sqrt", "sigmoid", "hardsigmoid", "log_sigmoid", "log", "sin", "cos",
 }  # fmt: skip
 _GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
-    "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "unflatten", "type_as",
+    "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "unflatten", "type_as", "expand_as",
+    "clamp",
 }  # fmt: skip
 
 
@@ -59,13 +59,14 @@ class Oracle(SchemaCheckMode):
         self.tags: dict[int, set[str]] = {}
         self.held: list[Any] = []
         self.written: dict[int, Tensor] = {}
+        self.function_of: dict[int, int] = {}
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = target._schema.name.split("::")[-1]
         self.held.append(args)  # An id stays that of one tensor.
         args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._current, (args, kwargs or {}))
         rule: Callable[..., Any] | None = getattr(self, f"_{name.strip('_')}", None)
-        if name in _ACTS and isinstance(args[0], Tensor) and args[0].requires_grad:
+        if name.rstrip("_") in _ACTS and isinstance(args[0], Tensor) and args[0].requires_grad:
             result = act(args[0], lambda u: target(u.clone(), *args[1:], **kwargs))
         elif name == "view":  # Of memory that the graph's own clones would have put in order.
             result = args[0].reshape(args[1])
@@ -86,11 +87,11 @@ class Oracle(SchemaCheckMode):
 
     def _tag(self, name: str, args: Any, result: Any) -> None:
         tags: set[str] = set()
-        if name in _GATES:
+        if name.rstrip("_") in _GATES:
             tags.add("gate")
         if name in ("expand", "expand_as"):
             tags.add("gate")
-        if name in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
+        if name.rstrip("_") in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
             tags.add("made")
         if name == "softmax":
             tags.add("weight")
@@ -100,10 +101,29 @@ class Oracle(SchemaCheckMode):
             tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
             tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
+        tags |= self._role(name, args, result)
         for t in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(t, Tensor):
                 self.held.append(t)
                 self.tags[id(t)] = set(tags)
+
+    def _role(self, name: str, args: Any, result: Any) -> set[str]:
+        """Of a multiple that of what it is a multiple of; ``x * sigmoid(c x)`` is made by an activation."""
+        factors = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
+        if not factors or not isinstance(result, Tensor):
+            return set()
+        first = factors[0]
+        multiple = len(factors) == 1 and (name in ("mul", "mul_", "neg") or (name == "div" and args[0] is first))
+        if multiple or name.rstrip("_") in ("sigmoid", "hardsigmoid"):
+            self.function_of[id(result)] = self.function_of.get(id(first), id(first))
+        multiple = multiple or (name == "rsub" and args[1] == 1 and "gate" in self._tags(first))
+        if multiple and "made" in self._tags(first):
+            return {"made", "gate"} & self._tags(first)
+        pairs = [(first, factors[-1]), (factors[-1], first)]
+        is_swish = name in ("mul", "mul_") and any(
+            "gate" in self._tags(g) and self.function_of.get(id(g)) == id(x) for g, x in pairs if g is not x
+        )
+        return {"made"} if is_swish else set()
 
     def _tags(self, t: Tensor) -> set[str]:
         return self.tags.get(id(t), set())
@@ -176,15 +196,14 @@ class Oracle(SchemaCheckMode):
         if not all(isinstance(t, Tensor) and t.requires_grad for t in (a, b)):
             return a * b
         shape = torch.broadcast_shapes(a.shape, b.shape)
+        routing = "routing" in self._tags(a) | self._tags(b)
+        gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
+        if any(gates) and not all(gates) and not routing:
+            return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
         if self.mode == "cp_lrp":
             made = ["made" in self._tags(t) or "routing" in self._tags(t) for t in (a, b)]
             if made[0] != made[1]:
                 return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
-        if "routing" in self._tags(a) | self._tags(b):
-            return divided(a, 2) * divided(b, 2)
-        gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
-        if any(gates) and not all(gates):
-            return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
         return divided(a, 2) * divided(b, 2)
 
     def _glu(self, target: Any, x: Tensor, dim: int = -1) -> Tensor:

@@ -156,7 +156,8 @@ class Lifter:
         kind = "move" if kind == "identity" else kind
         mapped = isinstance(call, PerSample)
         if mapped and kind not in _GENERIC:
-            kind = "unknown"
+            # A convolution whose kernel is computed from the input is a product, which its own arguments said.
+            kind = self.node.kind if self.node.kind in _GENERIC else "unknown"
         node = Node(kind, name, call, args, kwargs, inputs, value, self.node.path, self.node.module_type)
         node.attributes["unread"] = unread
         value.carries = carries(node, read)

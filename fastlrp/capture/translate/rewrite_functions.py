@@ -103,6 +103,39 @@ def _outer(a: dict[str, Any], shape: Any) -> Steps | None:
     ]
 
 
+def _computed_bias(name: str) -> Callable[[dict[str, Any], Any], Steps | None]:
+    """A convolution whose bias is computed from the input: without one, then the sum."""
+    transposed = ["stride", "padding", "output_padding", "groups", "dilation"]
+    geometry = transposed if "transpose" in name else ["stride", "padding", "dilation", "groups"]
+
+    def steps(a: dict[str, Any], shape: Any) -> Steps | None:
+        bias = a.get("bias")
+        if not isinstance(bias, Value):
+            return None
+        overloads = getattr(aten, name)
+        call = getattr(overloads, "padding" if isinstance(a["padding"], str) else overloads.overloads()[0])
+        sizes = [-1, *[1] * int(name[-2])]
+        return [
+            (call, name, (a["input"], a["weight"], None, *(a[key] for key in geometry)), {}),
+            (aten.reshape.default, "reshape", (bias, sizes), {}, (*bias.shape, *sizes[1:])),
+            (aten.add.Tensor, "add", (Step(0), Step(1)), {}),
+        ]
+
+    return steps
+
+
+def _computed_matrix(a: dict[str, Any], shape: Any) -> Steps | None:
+    """A linear layer whose matrix is computed from the input: a product with its transpose, then the bias."""
+    weight, bias = a["weight"], a.get("bias")
+    if not isinstance(weight, Value) or len(weight.shape) != 2:
+        return None
+    product: Steps = [
+        (aten.t.default, "t", (weight,), {}, weight.shape[::-1], weight.dtype),
+        (aten.matmul.default, "matmul", (a["input"], Step(0)), {}),
+    ]
+    return product if bias is None else [*product, (aten.add.Tensor, "add", (Step(1), bias), {})]
+
+
 REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     **rewrite.REWRITES,
     "diff": _difference,
@@ -116,5 +149,8 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "cross_entropy_loss": negative_log_likelihood(of_logits=True),
     "nll_loss": negative_log_likelihood(of_logits=False),
     "nll_loss_nd": negative_log_likelihood(of_logits=False),
+    "linear": _computed_matrix,
+    **{f"conv{n}d": _computed_bias(f"conv{n}d") for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _computed_bias(f"conv_transpose{n}d") for n in (1, 2, 3)},
 }
 """All of :data:`fastlrp.capture.translate.rewrite.REWRITES` and these, by the operation's name."""
