@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Node
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.products import few, looked, looked_narrow, packed, point, reduced, winograd
+from fastlrp.plan.products import depth, few, looked, looked_narrow, packed, point, reduced, winograd
 from fastlrp.precision import Products, instruction_set
 
 
@@ -25,6 +25,7 @@ class Choice:
         adds_in_one_product: whether then those of several weights can be one with these side by side.
         is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.products.point`.
         is_full_point: whether those of float32 are.
+        is_depth: whether relevance goes down by the kernel of depthwise layers, :mod:`fastlrp.plan.products.depth`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.products.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.products.winograd`.
         filters_sums: whether denominators and what flows down may, too, which products of bfloat16 on AMX are faster
@@ -40,6 +41,7 @@ class Choice:
     adds_in_one_product: bool
     is_point: bool
     is_full_point: bool
+    is_depth: bool
     packs: bool
     filters: bool
     filters_sums: bool
@@ -66,6 +68,8 @@ def choice_for(
     packs = may_pack and packed.pays(node.kind, work, dims, geometry, weight)
     if is_reduced and packs and not has_amx:
         is_reduced = not few.pays(geometry, weight)  # As fast in float32.
+    is_depth = may_pack and depth.pays(geometry, weight, work)
+    is_reduced = is_reduced and not is_depth
     has_one_group = geometry is not None and geometry.groups == 1
     filters = packs and products.filtered and winograd.pays(geometry, weight, size, inputs)
     filters_sums = filters and not (is_reduced and has_amx)
@@ -75,6 +79,7 @@ def choice_for(
         is_reduced=is_reduced,
         adds_in_one_product=is_reduced and (node.kind == "linear" or has_one_group),
         is_point=is_reduced and packs and point.pays(geometry, weight),
+        is_depth=is_depth,
         is_full_point=not is_reduced and packs and point.pays_full(geometry, weight),
         packs=packs,
         filters=filters,

@@ -17,7 +17,7 @@ from fastlrp.aten import _product
 from fastlrp.aten.conv import few_channels
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.products import few, layer_calls, looked_narrow, packed, point, reduced
+from fastlrp.plan.products import depth, few, layer_calls, looked_narrow, packed, point, reduced
 from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.products.fused import for_kernel, is_fused
 
@@ -45,6 +45,8 @@ def transpose(
         b.note_filtered("down")
         first, second = (None if w is None else layer.layouts.filtered(w, down=True) for w in (weight, weight_positive))
         return packed.transposed(first, second, None, plain)
+    if choice.is_depth and weight.shape == layer.weight.shape and not fused and not multiply:
+        return depth.transposed(weight, weight_positive, list(layer.x.sizes[1:]), layer.geometry, signed, plain)
     packs = choice.packs and not fused and not multiply
     if packs and choice.looks_down:
         b.note_filtered("down", looked=True)
