@@ -120,6 +120,8 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("alpha"), py::arg("epsilon"), py::arg("stride"), py::arg("times") = py::none(), release_gil());
   m.def("conv_point_transposed", &edge::conv_point_transposed, py::arg("relevance"), py::arg("coefficients"),
         py::arg("packed"), py::arg("size"), py::arg("stride"), py::arg("in_full") = false, release_gil());
+  m.def("conv_point_chosen", &edge::conv_point_chosen, py::arg("relevance"), py::arg("coefficients"), py::arg("above"),
+        py::arg("below"), py::arg("sign"), py::arg("stride"), release_gil());
   m.def("conv_rest", &edge::conv_rest, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("factor").none(true), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("most"), py::arg("alpha"), py::arg("beta"), py::arg("epsilon"), release_gil());

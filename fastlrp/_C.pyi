@@ -80,6 +80,14 @@ def conv_point_transposed(
     stride: list[int],
     in_full: bool = False,
 ) -> Tensor: ...
+def conv_point_chosen(
+    relevance: Tensor,
+    coefficients: list[Tensor],
+    above: Tensor,
+    below: Tensor,
+    sign: Tensor,
+    stride: list[int],
+) -> Tensor: ...
 def conv_rest(
     whole: Tensor,
     part: Tensor,

@@ -1,5 +1,6 @@
 #include "conv_depth.h"
 
+#include "../common/memory.h"
 #include "../cpu/conv_depth.h"
 #include "conv_winograd_arguments.h"
 #include "require.h"
@@ -76,6 +77,7 @@ Tensor conv_depth_transposed(const Tensor& x_, const OptionalTensor& scale_, con
   const Tensor y = empty_strided({p.samples, p.channels, size[0], size[1]},
                                  {p.channels * area, 1, size[1] * p.channels, p.channels}, x_);
   if (y.numel() > 0) {
+    prefer_huge_pages(y.mutable_data_ptr(), y.nbytes());
     const Tensor x = dense(x_), weight = weight_.resolve_neg().contiguous();
     const int64_t taps = p.kernel[0] * p.kernel[1];
     const Tensor packed = empty({sign.defined() ? 2 : 1, taps, p.channels}, weight);

@@ -124,7 +124,10 @@ def _by_packed(
     if first is None:  # A transpose that oneDNN has no kernel for.
         return plain
     both = None if positive is None or signed else layer.layouts.transpose_of_both([weight, positive])
-    return packed.transposed(first, second, _opposite(layer, weight, positive, signed), plain, both)
+    through = packed.transposed(first, second, _opposite(layer, weight, positive, signed), plain, both)
+    if positive is None or not signed or not point.pays_chosen(geometry, weight):
+        return through
+    return point.Chosen(weight, positive, geometry, through, packed.fits)
 
 
 def _of_bfloat16(
