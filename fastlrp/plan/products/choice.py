@@ -25,6 +25,8 @@ class Choice:
         adds_in_one_product: whether then those of several weights can be one with these side by side.
         is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.products.point`.
         is_full_point: whether those of float32 are.
+        chooses_full: whether those of float32 are, where the input's sign chooses between two weights; without AMX also
+            where others read bfloat16, since two products and the choice between them take longer.
         is_depth: whether relevance goes down by the kernel of depthwise layers, :mod:`fastlrp.plan.products.depth`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.products.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.products.winograd`.
@@ -41,6 +43,7 @@ class Choice:
     adds_in_one_product: bool
     is_point: bool
     is_full_point: bool
+    chooses_full: bool
     is_depth: bool
     packs: bool
     filters: bool
@@ -79,6 +82,7 @@ def choice_for(
         is_reduced=is_reduced,
         adds_in_one_product=is_reduced and (node.kind == "linear" or has_one_group),
         is_point=is_reduced and packs and point.pays(geometry, weight),
+        chooses_full=packs and point.pays_chosen(geometry, weight) and not (is_reduced and has_amx),
         is_depth=is_depth,
         is_full_point=not is_reduced and packs and point.pays_full(geometry, weight),
         packs=packs,

@@ -3,9 +3,9 @@
 Where the input's sign chooses between two weights, oneDNN makes a product of each, and both are read again to choose.
 The kernel reads what flows once, multiplies it with its coefficient, and writes what is chosen.
 
-Four targets, one thread, AMD EPYC (Zen 4), loaded, milliseconds: 96 channels from 56x56 to 112x112 with two weights 62
-(of maps just mapped) become 4.5, 144 channels at 56x56 15 become 3.0, 672 channels 5x5 at 14x14 5.0 become 0.9; with one
-weight 3.4 become 2.0 and 0.85 become 0.64. The results are oneDNN's bit for bit.
+Four targets, one thread, AMD EPYC (Zen 4), loaded, milliseconds: with two weights 144 channels at 56x56 15 become 3.0,
+672 channels 5x5 at 14x14 5.0 become 0.9; with one weight 3.4 become 2.0 and 0.85 become 0.64. MobileNet-V2
+in bfloat16 with eight targets takes 1.01 of its time with depthwise products of bfloat16, which round.
 """
 
 from __future__ import annotations

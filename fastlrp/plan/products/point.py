@@ -9,7 +9,8 @@ One thread, AMD EPYC (Zen 4), loaded, milliseconds: 1,024 to 256 channels at 14x
 0.56, the way down by two coefficients 1.34 become 1.03; 64 to 256 at 56x56, 1.70 become 1.24 and 2.10 become 1.44.
 
 Where the input's sign chooses between two weights, both products and the choice are one pass, in float32: 144 to 24
-channels at 56x56, eight targets, 20 milliseconds become 6.
+channels at 56x56, eight targets, 20 milliseconds become 6. Of bfloat16 that would be two products and a choice, which
+take longer: all of MobileNet-V2's on the way down of 32 targets 297 milliseconds, in float32 by the kernel 250.
 
 In float32 the same kernel takes the place of oneDNN's, whose sums have the same order: all 1x1 layers of ResNet-50 in
 the forward pass 25.4 and 21.7, on the way down 29.2 and 24.2.
@@ -141,10 +142,11 @@ class Chosen:
         self._rest, self._fits = rest, fits
 
     def __call__(self, flow: Tensor, u: Tensor | None, v: Tensor | None, x: Any, times: Any = None) -> Tensor:
-        if v is None or not isinstance(x, Tensor) or not all(map(self._fits, (flow, x, v))):
+        wide = flow.float() if flow.dtype == reduced.DTYPE and fits(flow) else flow
+        if v is None or not isinstance(x, Tensor) or not all(map(self._fits, (wide, x, v))):
             return self._rest(flow, u, v, x, times)
         kernel: Any = loaded()
-        found: Tensor = kernel.conv_point_chosen(flow, [v], *self._weights, x, self._stride)
+        found: Tensor = kernel.conv_point_chosen(wide, [v], *self._weights, x, self._stride)
         return found if u is None else self._rest(flow, u, None, x, times).add_(found)
 
     @cached_property

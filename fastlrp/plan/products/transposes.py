@@ -125,7 +125,7 @@ def _by_packed(
         return plain
     both = None if positive is None or signed else layer.layouts.transpose_of_both([weight, positive])
     through = packed.transposed(first, second, _opposite(layer, weight, positive, signed), plain, both)
-    if positive is None or not signed or not point.pays_chosen(geometry, weight):
+    if positive is None or not signed or not layer.choice.chooses_full:
         return through
     return point.Chosen(weight, positive, geometry, through, packed.fits)
 
@@ -135,6 +135,8 @@ def _of_bfloat16(
 ) -> Callable[..., Tensor]:
     """:func:`transpose` with products of bfloat16, or filtered where a look at the numbers allows it."""
     narrow = _narrow(b, layer, [weight], [] if positive is None else [positive], signed, multiply)
+    if signed and positive is not None and layer.choice.chooses_full and not multiply:
+        return point.Chosen(weight, positive, layer.geometry, narrow, packed.fits)
     if multiply or not layer.choice.looks_down or is_fused(b, layer):
         return narrow
     b.note_filtered("down", looked=True)
