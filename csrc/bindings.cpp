@@ -12,6 +12,7 @@
 #include "common/parallel.h"
 #include "edge/attention.h"
 #include "edge/bits.h"
+#include "edge/conv_depth.h"
 #include "edge/conv_evenness.h"
 #include "edge/conv_few.h"
 #include "edge/conv_point.h"
@@ -106,6 +107,9 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("sizes"), py::arg("padding"), py::arg("most"), release_gil());
   m.def("winograd_repair", &edge::winograd_repair, py::arg("y"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("divided"), py::arg("padding"), py::arg("most"), release_gil());
+  m.def("conv_depth_transposed", &edge::conv_depth_transposed, py::arg("x"), py::arg("scale").none(true),
+        py::arg("weight"), py::arg("positive").none(true), py::arg("sign").none(true), py::arg("size"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), release_gil());
   m.def("conv_few_transposed", &edge::conv_few_transposed, py::arg("x"), py::arg("scale").none(true), py::arg("weight"),
         py::arg("size"), py::arg("stride"), py::arg("padding"), py::arg("narrow") = false, release_gil());
   m.def("conv_point_pack", &edge::conv_point_pack, py::arg("matrices"), py::arg("full") = false, release_gil());
@@ -116,6 +120,8 @@ void bind_pool(py::module_& m, const edge::PoolFunctions& pool) {
         py::arg("alpha"), py::arg("epsilon"), py::arg("stride"), py::arg("times") = py::none(), release_gil());
   m.def("conv_point_transposed", &edge::conv_point_transposed, py::arg("relevance"), py::arg("coefficients"),
         py::arg("packed"), py::arg("size"), py::arg("stride"), py::arg("in_full") = false, release_gil());
+  m.def("conv_point_chosen", &edge::conv_point_chosen, py::arg("relevance"), py::arg("coefficients"), py::arg("above"),
+        py::arg("below"), py::arg("sign"), py::arg("stride"), release_gil());
   m.def("conv_rest", &edge::conv_rest, py::arg("whole"), py::arg("part"), py::arg("x"), py::arg("weight"),
         py::arg("bias").none(true), py::arg("factor").none(true), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("most"), py::arg("alpha"), py::arg("beta"), py::arg("epsilon"), release_gil());

@@ -44,6 +44,17 @@ def winograd_tells(
 def winograd_repair(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, divided: Tensor, padding: list[int], most: float
 ) -> list[bool]: ...
+def conv_depth_transposed(
+    x: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    positive: Tensor | None,
+    sign: Tensor | None,
+    size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor: ...
 def conv_few_transposed(
     x: Tensor,
     scale: Tensor | None,
@@ -74,6 +85,14 @@ def conv_point_transposed(
     size: list[int],
     stride: list[int],
     in_full: bool = False,
+) -> Tensor: ...
+def conv_point_chosen(
+    relevance: Tensor,
+    coefficients: list[Tensor],
+    above: Tensor,
+    below: Tensor,
+    sign: Tensor,
+    stride: list[int],
 ) -> Tensor: ...
 def conv_rest(
     whole: Tensor,

@@ -80,7 +80,8 @@ ORDER = """
     capture.translate.rewrite_masked_scatter
     plan.kept plan.layer plan.passes.fusion plan.passes.residuals plan.passes.joining plan.passes.check
     plan.builder plan.passes.placing plan.products.choice plan.products.layouts
-    plan.passes.summing plan.passes.widening plan.products.few plan.products.looked_narrow plan.products.channel_sizes
+    plan.passes.summing plan.passes.widening plan.products.few plan.products.depth plan.products.looked_narrow
+    plan.products.channel_sizes
     plan.passes.moving capture.translate.rewrite capture.faults capture.translate.folding
     plan.forward_builder plan.paths.path plan.products.packed
     plan.neck plan.infinite plan.schedule plan.products.layer_calls plan.products.looked plan.products.point

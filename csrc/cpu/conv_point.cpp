@@ -22,23 +22,24 @@ constexpr int64_t kPartedColumns = 64;
 // Copied rows begin at different sets of a first-level cache.
 int64_t step_of(int64_t depth) { return depth + 2 * kPointLanes; }
 
-// Memory of one thread: copies of rows, and some columns of their sums.
+// Memory of one thread: copies of rows, and some columns of their sums, of one product or several.
 template <class Number>
 class Room {
  public:
-  Room(int64_t rows, int64_t depth)
-      : data_(BufferPool::shared().acquire(rows * (step_of(depth) * sizeof(Number) + kColumns * sizeof(float)))),
-        rows_(rows) {}
+  Room(int64_t rows, int64_t depth, int64_t sums)
+      : data_(BufferPool::shared().acquire(rows * (step_of(depth) * sizeof(Number) + sums * kColumns * sizeof(float)))),
+        rows_(rows),
+        sums_(sums) {}
   Room(const Room&) = delete;
   Room& operator=(const Room&) = delete;
   ~Room() { BufferPool::shared().release(data_); }
 
-  float* sums() const { return static_cast<float*>(data_); }
-  Number* copies() const { return reinterpret_cast<Number*>(sums() + rows_ * kColumns); }
+  float* sums(int64_t number = 0) const { return static_cast<float*>(data_) + number * rows_ * kColumns; }
+  Number* copies() const { return reinterpret_cast<Number*>(sums(sums_)); }
 
  private:
   void* data_;
-  int64_t rows_;
+  int64_t rows_, sums_;
 };
 
 // Rows [first, last) of all outputs, and columns [begin, end) of their sums.
@@ -48,9 +49,10 @@ struct Block {
   int64_t rows() const { return last - first; }
 };
 
-// Runs body(block, room) for all blocks of `columns` columns of sums of `depth` products each.
+// Runs body(block, room) for all blocks of `columns` columns of sums of `depth` products each; `sums`: of how many
+// products the room holds them.
 template <class Number, class Body>
-void in_blocks(int64_t rows, int64_t depth, int64_t columns, const Body& body) {
+void in_blocks(int64_t rows, int64_t depth, int64_t columns, const Body& body, int64_t sums = 1) {
   if (rows == 0) {
     return;
   }
@@ -63,7 +65,7 @@ void in_blocks(int64_t rows, int64_t depth, int64_t columns, const Body& body) {
   const int64_t across = std::min((threads + parts - 1) / parts, most_across);
   const int64_t wide = (most_across + across - 1) / across * kPartedColumns;
   parallel_for(parts * across, 1, [&](int64_t begin, int64_t end) {
-    const Room<Number> room(each, depth);
+    const Room<Number> room(each, depth, sums);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = part / across * each, column = part % across * wide;
       const Block block{first, std::min(rows, first + each), column, std::min(columns, column + wide)};
@@ -137,6 +139,16 @@ struct Times {
                                  float* __restrict product) {
     for (int64_t i = 0; i < count; ++i) {
       product[i] = first[i] * second[i];
+    }
+  }
+};
+
+struct Choose {
+  static FASTLRP_INLINE void run(int64_t count, const float* __restrict sign, const float* __restrict above,
+                                 const float* __restrict below, float* __restrict y) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = sign[i] > 0 ? above[i] : below[i];
+      y[i] = sign[i] == 0 ? 0 : value;
     }
   }
 };
@@ -248,6 +260,41 @@ template void conv_point_transposed(const ConvPointTransposed<float, Bf16, Bf16>
 template void conv_point_transposed(const ConvPointTransposed<float, Bf16, float>&);
 template void conv_point_transposed(const ConvPointTransposed<Bf16, Bf16, Bf16>&);
 template void conv_point_transposed(const ConvPointTransposed<Bf16, Bf16, float>&);
+
+void conv_point_chosen(const ConvPointChosen& p) {
+  const PointMaps& maps = p.maps;
+  const int64_t area = maps.out_area(), all = maps.samples * p.targets, wide = point_lanes(p.outputs);
+  const int64_t depth = p.parts * wide, step = step_of(depth), map = maps.size[0] * maps.size[1];
+  const bool strided = is_strided(maps);
+  if (strided) {
+    parallel_for(all, 1, [&](int64_t begin, int64_t end) {
+      std::fill(p.y + begin * map * p.inputs, p.y + end * map * p.inputs, 0.0f);
+    });
+  }
+  const auto in_room = [&](const Block& block, const Room<float>& room) {
+    for (int64_t row = block.first; row < block.last; ++row) {
+      const int64_t coefficient = row / area / p.targets * area + row % area;
+      for (int64_t part = 0; part < p.parts; ++part) {
+        float* copy = room.copies() + (row - block.first) * step + part * wide;
+        point_scaled(p.outputs, p.relevance + row * p.outputs, p.coefficients[part] + coefficient * p.outputs, copy);
+        std::fill(copy + p.outputs, copy + wide, 0.0f);
+      }
+    }
+    in_columns(block, [&](int64_t column, int64_t width) {
+      float *above = room.sums(0), *below = room.sums(1);
+      point_products(block.rows(), depth, width, room.copies(), step, p.above + column * depth, above, width);
+      point_products(block.rows(), depth, width, room.copies(), step, p.below + column * depth, below, width);
+      const int64_t count = std::min(width, p.inputs - column);
+      for (int64_t row = block.first; row < block.last; ++row, above += width, below += width) {
+        const int64_t at = strided ? at_input(maps, row) : row;
+        const int64_t own = at / map / p.targets * map + at % map;
+        run_best<Choose>(count, p.sign + own * p.inputs + column, static_cast<const float*>(above),
+                         static_cast<const float*>(below), p.y + at * p.inputs + column);
+      }
+    });
+  };
+  in_blocks<float>(all * area, depth, point_lanes(p.inputs), in_room, 2);
+}
 
 template <class Number>
 void conv_point_pack(int64_t depth, int64_t columns, const float* matrix, int64_t depth_step, int64_t column_step,

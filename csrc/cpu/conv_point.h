@@ -70,6 +70,23 @@ struct ConvPointTransposed {
 template <class From, class Number, class To>
 void conv_point_transposed(const ConvPointTransposed<From, Number, To>& p);
 
+// The same where the input's sign chooses between two weights of each part: `above` zero, or `below` and for what is
+// not a number; y is zero where the input is. Numbers of channels are any; those of the packed weights are whole lanes.
+struct ConvPointChosen {
+  PointMaps maps;
+  int64_t targets, outputs, inputs, parts;
+  const float* relevance;            // (N, targets, H', W', Co)
+  const float* const* coefficients;  // (N, H', W', Co) each
+  const float *above, *below;        // from conv_point_pack, parts one behind the other
+  const float* sign;                 // (N, H, W, Ci)
+  float* y;                          // (N, targets, H, W, Ci)
+};
+
+void conv_point_chosen(const ConvPointChosen& p);
+
+// In whole lanes.
+constexpr int64_t point_lanes(int64_t channels) { return (channels + kPointLanes - 1) / kPointLanes * kPointLanes; }
+
 // A matrix (depth, columns) as the kernels read it, both in multiples of kPointLanes, of element (d, c) at
 // matrix[d * depth_step + c * column_step]. The rows of one product are `depth` of `all` that are summed up, from
 // `first` on.

@@ -219,4 +219,45 @@ Tensor conv_point_transposed(const Tensor& relevance_, const std::vector<Tensor>
   return y;
 }
 
+Tensor conv_point_chosen(const Tensor& relevance_, const std::vector<Tensor>& coefficients_, const Tensor& above,
+                         const Tensor& below, const Tensor& sign_, const Sizes& stride) {
+  const Check check{kCpu, "conv_point_chosen"};
+  check.dtype("relevance", relevance_, kFloat);
+  check.tensor("relevance", relevance_);
+  REQUIRE_VALUE(relevance_.dim() == 5 && relevance_.size(2) > 0, check.op,
+                ": relevance must have shape (B, K, Co, H', W'), got ", relevance_.sizes());
+  REQUIRE_VALUE(!coefficients_.empty(), check.op, ": at least one coefficient must be given");
+  check.like("sign", sign_, relevance_);
+  REQUIRE_VALUE(sign_.dim() == 4 && sign_.size(0) == relevance_.size(0) && sign_.size(1) > 0 && sign_.size(2) > 0 &&
+                    sign_.size(3) > 0,
+                check.op, ": sign must have shape (", relevance_.size(0), ", Ci, H, W), got ", sign_.sizes());
+  const int64_t samples = relevance_.size(0), targets = relevance_.size(1), outputs = relevance_.size(2);
+  const int64_t inputs = sign_.size(1), parts = static_cast<int64_t>(coefficients_.size());
+  for (const Tensor* packed : {&above, &below}) {
+    check.dtype("packed", *packed, kFloat);
+    const int64_t columns = columns_of(check, *packed, relevance_, parts * cpu::point_lanes(outputs));
+    REQUIRE_VALUE(columns == cpu::point_lanes(inputs), check.op, ": packed must have ", cpu::point_lanes(inputs),
+                  " columns for a sign of ", inputs, " channels, got ", columns);
+  }
+  const Sizes size{sign_.size(2), sign_.size(3)};
+  const cpu::PointMaps maps = maps_of(check, samples, size, relevance_.sizes().slice(3), stride);
+  std::vector<Tensor> coefficients;
+  std::vector<const float*> data;
+  for (const Tensor& coefficient : coefficients_) {
+    check.like("coefficients", coefficient, relevance_);
+    check.sizes("coefficients", coefficient, {samples, outputs, maps.out_size[0], maps.out_size[1]});
+    coefficients.push_back(dense(coefficient));
+    data.push_back(coefficients.back().const_data_ptr<float>());
+  }
+  const Sizes shape{samples, targets, inputs, size[0], size[1]};
+  const Tensor y = empty_strided(shape, strides_last(shape), relevance_);
+  if (y.numel() > 0) {
+    prefer_huge_pages(y.mutable_data_ptr(), y.nbytes());
+    const Tensor relevance = relevance_.resolve_neg().movedim(2, -1).contiguous(), sign = dense(sign_);
+    cpu::conv_point_chosen({maps, targets, outputs, inputs, parts, read(relevance), data.data(), read(above),
+                            read(below), read(sign), y.mutable_data_ptr<float>()});
+  }
+  return y;
+}
+
 }  // namespace fastlrp::edge

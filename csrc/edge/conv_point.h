@@ -28,4 +28,9 @@ CoefficientTensors conv_point_coefficients(const Tensor& x, const Tensor& packed
 Tensor conv_point_transposed(const Tensor& relevance, const std::vector<Tensor>& coefficients, const Tensor& packed,
                              const Sizes& size, const Sizes& stride, bool in_full = false);
 
+// The same in float32 where sign (B, Ci, H, W) chooses: by the weights of `above` where that is above zero, of `below`
+// elsewhere, and 0 where it is zero. Both are packed of float32, of weights that zeros fill up to multiples of 16.
+Tensor conv_point_chosen(const Tensor& relevance, const std::vector<Tensor>& coefficients, const Tensor& above,
+                         const Tensor& below, const Tensor& sign, const Sizes& stride);
+
 }  // namespace fastlrp::edge

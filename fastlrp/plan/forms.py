@@ -34,6 +34,7 @@ class Affine:
         work: floating-point operations of one product for one sample and target.
         is_reduced: whether its products may read bfloat16; its dense ones then do.
         is_filtered: whether its dense products go by Winograd's filtering, in float32.
+        is_chosen: whether its dense products are of float32 because the input's sign chooses between them.
     """
 
     weights: tuple[Tensor, ...]
@@ -49,6 +50,7 @@ class Affine:
     gamma: float | None = None
     is_reduced: bool = False
     is_filtered: bool = False
+    is_chosen: bool = False
     _packed: dict[Any, list[Tensor]] = field(default_factory=dict)
 
     @property
@@ -79,7 +81,7 @@ class Affine:
     @property
     def is_narrow(self) -> bool:
         """Whether its dense products read bfloat16."""
-        return self.is_reduced and not self.is_filtered
+        return self.is_reduced and not self.is_filtered and not self.is_chosen
 
     @property
     def merges_products(self) -> bool:

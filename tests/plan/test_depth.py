@@ -1,137 +1,127 @@
-"""Graphs of 2,000 operations: nothing recurses from one operation to the next."""
+"""The way down through a depthwise convolution."""
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import fastlrp.run.plans
-from fastlrp import Explainer
-from fastlrp.capture import structure as outputs
-from fastlrp.capture.export import Captured
-from fastlrp.capture.graph import Constant, Graph, Node, Value
-from fastlrp.kinds.move import _for_one_sample
-from fastlrp.plan.passes.fusion import fuse_sweeps
-from fastlrp.plan.steps import BackwardStep, ForwardStep, SweepPart
-from fastlrp.run.blocks import peak_bytes
-from fastlrp.run.descent import Descent, Emission
-from tests.fixtures import one_thread  # noqa: F401
+import fastlrp
+from fastlrp import composites, rules
+from fastlrp.backends.extension import loaded
+from fastlrp.plan.geometry import ConvGeometry
+from fastlrp.plan.products import depth, winograd
+from tests.reference.cases import relative_error
 
-LAYERS = 2000
-aten = torch.ops.aten
+C = loaded()
+pytestmark = pytest.mark.skipif(winograd._kernel() is None, reason="no processor that gains by it")
 
 
-class Deep(nn.Module):
-    """Linear layers and ReLUs in turn, then many ReLUs in a row; written out as a graph without torch.export."""
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "dilation", "size"),
+    [(16, (3, 3), [1, 1], [1, 1], [1, 1], [9, 31]), (72, (5, 5), [2, 2], [2, 2], [1, 1], [14, 15]),
+     (24, (1, 3), [1, 3], [0, 2], [1, 1], [1, 8]), (19, (3, 2), [1, 2], [2, 0], [2, 3], [7, 12]),
+     (40, (2, 2), [3, 4], [0, 1], [1, 1], [8, 6]), (33, (7, 1), [1, 1], [6, 0], [1, 1], [3, 1])],
+    ids=str,
+)  # fmt: skip
+def test_it_is_the_transpose(channels, kernel, stride, padding, dilation, size, isa):
+    torch.manual_seed(0)
+    weight, image = torch.randn(channels, 1, *kernel), torch.zeros(4, channels, *size, dtype=torch.double)
+    image.requires_grad_()
+    positive, sign = weight.clamp(min=0), torch.randn(2, channels, *size)
+    sign[:, :, 0, 0], sign[:, 1, -1, -1] = 0, torch.nan
+    shape = nn.functional.conv2d(image, weight.double(), None, stride, padding, dilation, channels).shape
+    x, scale = torch.randn(shape), torch.rand(2, *shape[1:])
 
-    def __init__(self) -> None:
-        super().__init__()
-        rotation = torch.tensor([[0.96, 0.28], [-0.28, 0.96]], dtype=torch.float64)
-        self.weights = nn.ParameterList([rotation.abs() / 1.24 for _ in range(LAYERS // 10)])
+    def right(matrix, flow):
+        there = nn.functional.conv2d(image, matrix.double(), None, stride, padding, dilation, channels)
+        return torch.autograd.grad(there, image, flow)[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        for weight in self.weights:
-            x = (x @ weight.T).relu()
-        return x
+    def found(x, scale, positive=None, sign=None):
+        return C.conv_depth_transposed(x, scale, weight, positive, sign, size, stride, padding, dilation)
 
-    def graph(self) -> Graph:
-        x = Value(0, "x", (None, 2), torch.float64)
-        graph = Graph([], [x], [], x, {}, 1)
-
-        def add(kind: str, operation: str, call: Any, *args: Any, **attributes: Any) -> None:
-            y = graph.new_value(operation, (None, 2), torch.float64)
-            x = graph.output
-            y.producer = Node(kind, operation, call, (x, *args), {}, (x,), y, "", None, attributes)
-            graph.nodes.append(y.producer)
-            graph.output = y
-
-        for i, weight in enumerate(self.weights):
-            constant = Constant(f"weights.{i}", weight)
-            add("linear", "linear", aten.linear.default, constant, weight=constant, bias=None)
-            add("activation", "relu", aten.relu.default)
-        while len(graph.nodes) < LAYERS:
-            add("activation", "relu", aten.relu.default)
-        graph.outputs = [graph.output]
-        return graph
-
-
-@pytest.fixture
-def deep(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    model = Deep()
-    captured = Captured(model.graph(), outputs.flatten(torch.zeros(1), []), None)
-    monkeypatch.setattr(fastlrp.run.plans, "capture", lambda *_: captured)
-    assert sys.getrecursionlimit() < LAYERS
-    return model
-
-
-@pytest.mark.parametrize("composite", ["epsilon_plus", "gamma", "gradient"])
-def test_a_deep_model_is_explained(deep: nn.Module, composite: str) -> None:
-    x = torch.rand(2, 2, dtype=torch.float64)
-    explainer = Explainer(deep, composite)
-    found = explainer(x, [0, 1], initial="one" if composite == "gradient" else "output")
-    point = x.clone().requires_grad_()
-    for k in range(2):
-        (gradient,) = torch.autograd.grad(deep(point)[:, k].sum(), point)
-        # Without biases and with positive numbers all of these rules are gradient times input.
-        expected = gradient if composite == "gradient" else gradient * x
-        torch.testing.assert_close(found[:, k], expected, rtol=5e-3, atol=1e-9)  # Epsilon, 200 times.
-    assert "relu" in str(explainer.plan)
+    scaled, by = x.double() * scale.double().repeat_interleave(2, 0), sign.repeat_interleave(2, 0)
+    above, below = right(positive, scaled), right(weight - positive, scaled)
+    chosen = torch.where(by > 0, above, below).masked_fill(by == 0, 0)
+    assert relative_error(found(x, None).double(), right(weight, x.double())) <= 1e-6
+    assert relative_error(found(x, scale).double(), right(weight, scaled)) <= 1e-6
+    assert relative_error(found(x, scale, positive, sign).double(), chosen) <= 1e-6
+    whole, alone = found(x, scale, positive, sign), []
+    for i in range(4):
+        own = slice(i // 2, i // 2 + 1)
+        alone.append(found(x[i : i + 1], scale[own], positive, sign[own]))
+    assert torch.equal(whole, torch.cat(alone))
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        assert torch.equal(whole[:1], found(x[:1], scale[:1], positive, sign[:1]))
+    finally:
+        torch.set_num_threads(before)
+    x[0, :, 0, 0] = torch.nan
+    read = torch.zeros(1, 1, *shape[2:])
+    read[..., 0, 0] = 1
+    hit = right(torch.ones_like(weight), read.expand(4, channels, *shape[2:]).double())[0] != 0
+    assert torch.equal(found(x, None)[0].isnan(), hit), "pixels that it reads, and no others"
 
 
-@pytest.mark.slow
-def test_a_deep_model_is_verified(deep: nn.Module) -> None:
-    report = Explainer(deep, "epsilon").verify(torch.rand(1, 2, dtype=torch.float64), [1])
-    assert report.ok
-    assert len(report.rows) == LAYERS
+def test_arguments_are_checked():
+    weight = torch.rand(16, 1, 3, 3)
+    given = {"x": torch.rand(2, 16, 4, 4), "scale": None, "weight": weight, "positive": None, "sign": None,
+             "size": [6, 6], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]}  # fmt: skip
+    by = {"positive": weight, "sign": torch.rand(1, 16, 6, 6)}
+    assert C.conv_depth_transposed(**given).shape == (2, 16, 6, 6)
+    assert C.conv_depth_transposed(**(given | by)).shape == (2, 16, 6, 6)
+    assert C.conv_depth_transposed(**(given | {"x": given["x"][:0]})).shape == (0, 16, 6, 6)
+    for words, change in {
+        "x must have shape": {"x": torch.rand(2, 15, 4, 4)},
+        "weight must have shape": {"weight": torch.rand(16, 2, 3, 3)},
+        "with h and w at most": {"weight": torch.rand(16, 1, 3, 33)},
+        "scale must have shape": {"scale": torch.rand(2, 16, 4, 3)},
+        "must be given together": {"sign": by["sign"]},
+        "positive must have the weight's shape": by | {"positive": weight[..., :2]},
+        "sign must have shape": by | {"sign": torch.rand(1, 16, 4, 4)},
+        "as many samples as scale": by | {"scale": torch.rand(2, 16, 4, 4)},
+        "does not give x": {"size": [7, 6]},
+        "stride": {"stride": [0, 1]},
+        "padding": {"padding": [-1, 0]},
+        "dilation": {"dilation": [1, 0]},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            C.conv_depth_transposed(**(given | change))
 
 
-def test_a_way_down_in_ever_smaller_blocks() -> None:
-    """Every step is a little larger than the one before, so that blocks of targets are cut again and again."""
-    count = 100
-    steps = [
-        (BackwardStep(f"step {i}", None, lambda r: r, (i,), (), (i + 1,), (1 + i,), 1), (i,)) for i in range(count)
-    ]
-    assert peak_bytes(steps, {0: 1}, 1, count, 1, count) > 0
-    got: list[int] = []
-    emission = Emission(Value(0, "x", (None, 1), torch.float32), count, ())
-    down = Descent([], lambda value, first, register, factors: got.extend(register.flatten().tolist()), 1, 1, count)
-    registers = [torch.arange(count).view(1, count, 1), *[None] * count]
-    down.descend([*steps, (emission, (count,))], 0, registers, 0, count)
-    assert got == list(range(count))
+RULES = [rules.AlphaBeta(2, 1), rules.ZPlus(), rules.Gamma(0.25), rules.Epsilon(1e-3), rules.Flat()]
 
 
-def test_a_chain_of_sizes() -> None:
-    x = Value(0, "x", (None, 3), torch.float64)
-    size = Value(1, "size", (), None)
-    size.depends = False
-    size.producer = Node("scalar", "sym_size", lambda *_: 0, (x, 1), {}, (x,), size)
-    for i in range(LAYERS):
-        new = Value(i + 2, "sum", (), None)
-        new.depends = False  # On the entries of the input: on its size alone.
-        new.producer = Node("scalar", "add", lambda a, b: a + b, (size, 1), {}, (size,), new)
-        size = new
-    assert _for_one_sample((x, [size]), x) == (x, [LAYERS + 3])
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_layers_go_so(rule, activation, precision, monkeypatch):
+    torch.manual_seed(0)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 3))
+    middle = (nn.Conv2d(3, 24, 3), activation(), nn.Conv2d(24, 24, 5, 2, 2, groups=24), activation())
+    model = nn.Sequential(*middle, *head).eval()
+    composite = composites.uniform(rules.ZPlus()).with_entries(("2", rule))
+    x = torch.randn(2, 3, 21, 18)
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
+    calls, through = [], depth.transposed
+    monkeypatch.setattr(depth, "transposed", lambda *given: calls.append(given) or through(*given))
+    found = fastlrp.Explainer(model, composite, precision=precision, paths="dense")(x, [0, 1])
+    assert calls
+    assert relative_error(found.double(), right) <= (2e-2 if precision == "bf16" else 5e-6)
 
 
-def test_a_chain_of_caches_before_a_sweep() -> None:
-    """Slots: 0 the layer's output, 1 its ReLU, 2 and 3 the pool, then the chain, then u and v."""
-    chain = [
-        ForwardStep("chain", None, lambda z: z, (0 if i == 0 else 3 + i,), (4 + i,), is_cache=True)
-        for i in range(LAYERS)
-    ]
-    last = 3 + LAYERS
-    steps = [
-        ForwardStep("relu", None, torch.relu, (0,), (1,), is_cache=False, part=SweepPart("relu")),
-        ForwardStep("pool", None, lambda a: (a, a), (1,), (2, 3), is_cache=False, part=SweepPart("pool", ([2],))),
-        *chain,
-        ForwardStep(
-            "coefficients", None, lambda *_: (0, 0), (0, last, 1), (last + 1, last + 2), is_cache=True,
-            part=SweepPart("coefficients", ("zplus", 1, 1e-6), (None, last, None, 1)),
-        ),
-    ]  # fmt: skip
-    fused = fuse_sweeps(steps, frozenset({2, 3, last + 1, last + 2}), lambda *_: None)
-    assert [step.outs for step in fused] == [*(step.outs for step in chain), (2, 3, last + 1, last + 2)]
+def test_others_do_not():
+    weight, plain = torch.rand(32, 1, 3, 3), ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 32)
+    assert depth.pays(plain, weight, 1 << 16)
+    assert not depth.pays(plain, weight, (1 << 16) - 1)
+    assert not depth.pays(plain, weight.double(), 1 << 16)
+    assert not depth.pays(plain, torch.rand(32, 1, 3, 33), 1 << 16)
+    assert not depth.pays(plain, torch.rand(32, 1, 3), 1 << 16)
+    assert not depth.pays(ConvGeometry([1, 1], [1, 1], [1, 1], True, [0, 0], 32), weight, 1 << 16)
+    assert not depth.pays(ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 16), torch.rand(32, 2, 3, 3), 1 << 16)
+    assert not depth.pays(ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 16), torch.rand(32, 1, 3, 3), 1 << 16)
+    assert not depth.pays(ConvGeometry([1, 1], [1, 1], [1, 1], False, [0, 0], 8), torch.rand(8, 1, 3, 3), 1 << 16)
+    assert not depth.pays(None, weight, 1 << 16)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
 
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.paths.choose import LEAST_TARGETS, OF_CHANGES, Chooser, estimate
+from fastlrp.plan.paths.choose import LEAST_TARGETS, OF_CHANGES, OF_MAPS, Chooser, estimate
+from fastlrp.plan.paths.rates import Rates
 from tests.sparse.forms import FORMS, RATES, layer, linear
 
 DENSITIES = [0.0, 0.05, 0.1, 0.25, 0.3, 0.5, 0.75, 1.0]
@@ -33,6 +35,13 @@ def test_cost_grows_with_density(name, itemsize):
             assert len({c.dense for c in costs}) == 1, "the dense way does not look at densities"
 
 
+def test_rows_of_all_inputs_become_maps():
+    form = FORMS["vgg"]
+    nearly, all_of_them = (cost(form, 0.3, below, 32).sparse for below in (1 - 1e-9, 1.0))
+    written = OF_MAPS * 2 * 4 * math.prod(form.leaving) / Rates().memory
+    assert all_of_them - nearly == pytest.approx(written, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_cost_of_a_target_shrinks_with_full_lanes(name):
     """Sixteen targets share what one costs; full blocks all cost the same for each target."""
@@ -41,7 +50,10 @@ def test_cost_of_a_target_shrinks_with_full_lanes(name):
     assert each[32] < each[16]
     assert each[17] > each[32]
     assert each[64] <= each[32]
-    assert each[8] == pytest.approx(2 * each[16])
+    # Rows of whole lanes cost what they hold; maps that are made of them do not.
+    maps = FORMS[name].sign is not None or FORMS[name].factors is not None
+    written = OF_MAPS * 2 * 4 * math.prod(FORMS[name].leaving) / Rates().memory if maps else 0.0
+    assert each[8] - written == pytest.approx(2 * (each[16] - written))
 
 
 def test_double_costs_more_both_ways():

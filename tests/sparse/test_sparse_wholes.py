@@ -98,7 +98,7 @@ def test_changes_of_form_count():
         # What the dense layer gives is, at once.
         (("dense", "sparse", "sparse"), 0, 12 + 6),
         # And a map is made of the first layer's rows, which the sum reads; then rows of what the second one gives.
-        (("sparse", "dense", "sparse"), 0, 3 * (12 + 6)),
+        (("sparse", "dense", "sparse"), 3 * 6, 3 * (12 + 6)),
         # The sum takes rows, as it is given some. Of its own a map is made.
         (("sparse", "sparse", "dense"), 0, 2 * (12 + 6)),
         # A map is made of the first layer's rows, which suits the sum as well.
@@ -107,7 +107,8 @@ def test_changes_of_form_count():
 )
 def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_ways, moved, changed):
     """Three layers of 12 neurons, half of them alive. The second reads the first, a sum reads both, the third the sum.
-    A dense sum reads and writes three maps; a change of form, of the initial relevance too, reads one, writes 6 rows.
+    A dense sum reads and writes three maps, one of rows three times six entries; a change of form, of the initial
+    relevance too, reads one map and writes 6 rows.
     """
     alive = torch.zeros(1, 3, 2, 2)
     alive[:, :, 0] = 1

@@ -28,6 +28,14 @@ OF_CHANGES = 2.0
 """How many times as long as a copy a change of form takes, which turns targets and channels round: 5 to 7 GB/s where
 maps are larger than the caches (ResNet-50's and VGG-16's, AMD EPYC, Zen 4, busy)."""
 
+OF_MAPS = 4.0
+"""How many times as long as a copy a sparse layer takes to write rows of all its inputs as maps: 0.9 to 2.4 GB/s
+(DenseNet-121's, SqueezeNet's and MobileNet-V2's, 32 targets, AMD EPYC, Zen 4, busy)."""
+
+OF_DEPTH = 0.65
+"""How long a depthwise layer's dense kernel is with its maps, which it reads and writes once, beside other products
+(MobileNet-V2's, 32 targets, AMD EPYC, Zen 4, busy: 0.6 to 0.8)."""
+
 TILE = 4
 """Outputs of the filtering along each axis of a tile."""
 
@@ -85,13 +93,14 @@ def estimate(
     rate = rates.sparse if padded > rates.lanes else rates.half_filled
     if itemsize == 8:
         rate /= 2
-    gain = rates.filtered / _in_tiles(form) if form.is_filtered else rates.reduced if form.is_reduced else 1
+    gain = rates.filtered / _in_tiles(form) if form.is_filtered else rates.reduced if form.is_narrow else 1
     few = max(1.0, FEW_CHANNELS / form.leaving[0]) if form.kernel and form.groups == 1 else 1.0
     dense = work * few * (2 if doubled else 1) / rates.dense * itemsize / 4 / gain
     # Products of one register by several coefficients are made from maps of float32.
     halved = form.is_narrow and (products == 1 or form.gamma is not None)
     maps = (itemsize / 2 if halved else itemsize) * (3 * products * outs + 2 * products * ins) / rates.memory
-    dense += OF_TILES * maps if form.is_filtered else maps
+    is_depthwise = form.groups == form.arriving[0] == form.leaving[0] > 1
+    dense += maps * (OF_TILES if form.is_filtered else OF_DEPTH if is_depthwise else 1.0)
     given = min(above, arriving)
     if not form.kernel:  # A linear layer's weight is read once for all targets, of alive neurons alone or all of it.
         read = itemsize * sum(w.numel() for w in form.weights) / max(1, count) / rates.memory
@@ -106,11 +115,15 @@ def estimate(
         positions /= math.prod(geometry.stride)
     blocks = -(-form.arriving[0] // (128 * form.groups)) * -(-form.leaving[0] // (64 * form.groups)) * form.groups
     called = positions * taps * blocks * sparse_products * rates.call / padded
+    if is_depthwise:  # One weight and no block of them to each.
+        called /= 2
+    # Where all inputs are wanted, and where there are two rows to each, what leaves is a map.
+    written = OF_MAPS * 2 * itemsize * ins / rates.memory if form.kernel and (below >= 1 or doubled) else 0.0
     narrow = math.inf
     if form.has_pairs:
         narrow_rate = rates.sparse_reduced if padded > rates.lanes else rates.half_reduced
-        narrow = (made / narrow_rate + moved + called) * filled
-    return Cost(dense, (made / rate + moved + called) * filled, narrow)
+        narrow = (made / narrow_rate + moved + called) * filled + written
+    return Cost(dense, (made / rate + moved + called) * filled + written, narrow)
 
 
 def _in_tiles(form: Affine) -> float:

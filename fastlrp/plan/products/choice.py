@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlrp.capture.graph import Node
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.products import few, looked, looked_narrow, packed, point, reduced, winograd
+from fastlrp.plan.products import depth, few, looked, looked_narrow, packed, point, reduced, winograd
 from fastlrp.precision import Products, instruction_set
 
 
@@ -27,6 +27,9 @@ class Choice:
         adds_in_one_product: whether then those of several weights can be one with these side by side.
         is_point: whether these are one pass with what stands before and behind, :mod:`fastlrp.plan.products.point`.
         is_full_point: whether those of float32 are.
+        chooses_full: whether those of float32 are, where the input's sign chooses between two weights; without AMX also
+            where others read bfloat16, since two products and the choice between them take longer.
+        is_depth: whether relevance goes down by the kernel of depthwise layers, :mod:`fastlrp.plan.products.depth`.
         packs: whether those of float32 have weights that are laid out beforehand, :mod:`fastlrp.plan.products.packed`.
         filters: whether these may go by Winograd's filtering, :mod:`fastlrp.plan.products.winograd`.
         filters_sums: whether denominators and what flows down may, too, which products of bfloat16 on AMX are faster
@@ -43,6 +46,8 @@ class Choice:
     adds_in_one_product: bool
     is_point: bool
     is_full_point: bool
+    chooses_full: bool
+    is_depth: bool
     packs: bool
     filters: bool
     filters_sums: bool
@@ -75,6 +80,8 @@ def choice_for(
     is_narrow_few = False
     if is_reduced and packs and not has_amx and few.pays(geometry, weight):
         is_reduced, is_narrow_few = False, few.pays_narrow(geometry, weight)
+    is_depth = may_pack and depth.pays(geometry, weight, work)
+    is_reduced = is_reduced and not is_depth
     has_one_group = geometry is not None and geometry.groups == 1
     filters = packs and products.filtered and winograd.pays(geometry, weight, size, inputs)
     filters_sums = filters and not (is_reduced and has_amx)
@@ -85,6 +92,8 @@ def choice_for(
         is_narrow_few=is_narrow_few,
         adds_in_one_product=is_reduced and (node.kind == "linear" or has_one_group),
         is_point=is_reduced and packs and point.pays(geometry, weight),
+        chooses_full=packs and point.pays_chosen(geometry, weight) and not (is_reduced and has_amx),
+        is_depth=is_depth,
         is_full_point=not is_reduced and packs and point.pays_full(geometry, weight),
         packs=packs,
         filters=filters,

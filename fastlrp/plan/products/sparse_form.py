@@ -42,4 +42,5 @@ def sparse_form(
     unique = tuple(dict.fromkeys(slots)) if factors is not None else slots
     affine = (weights, unique, splits, sign, factors, geometry, y.sizes, x.sizes, layer.work, node.path, gamma)
     filtered = layer.goes_filtered(bounded, sign is not None) or choice.looks_down
-    return Affine(*affine, is_reduced=choice.is_reduced, is_filtered=filtered)
+    chosen = choice.chooses_full and sign is not None
+    return Affine(*affine, is_reduced=choice.is_reduced, is_filtered=filtered, is_chosen=chosen)

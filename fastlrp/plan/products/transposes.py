@@ -17,7 +17,7 @@ from fastlrp.aten import _product
 from fastlrp.aten.conv import few_channels
 from fastlrp.plan.builder import Builder
 from fastlrp.plan.layer import AffineLayer
-from fastlrp.plan.products import few, layer_calls, looked_narrow, packed, point, reduced
+from fastlrp.plan.products import depth, few, layer_calls, looked_narrow, packed, point, reduced
 from fastlrp.plan.products.channels_last import channels_last
 from fastlrp.plan.products.fused import for_kernel, is_fused
 
@@ -45,6 +45,8 @@ def transpose(
         b.note_filtered("down")
         first, second = (None if w is None else layer.layouts.filtered(w, down=True) for w in (weight, weight_positive))
         return packed.transposed(first, second, None, plain)
+    if choice.is_depth and weight.shape == layer.weight.shape and not fused and not multiply:
+        return depth.transposed(weight, weight_positive, list(layer.x.sizes[1:]), layer.geometry, signed, plain)
     packs = choice.packs and not fused and not multiply
     if packs and choice.is_narrow_few and few.pays(layer.geometry, weight):
         b.note("bf16")
@@ -125,7 +127,10 @@ def _by_packed(
     if first is None:  # A transpose that oneDNN has no kernel for.
         return plain
     both = None if positive is None or signed else layer.layouts.transpose_of_both([weight, positive])
-    return packed.transposed(first, second, _opposite(layer, weight, positive, signed), plain, both)
+    through = packed.transposed(first, second, _opposite(layer, weight, positive, signed), plain, both)
+    if positive is None or not signed or not layer.choice.chooses_full:
+        return through
+    return point.Chosen(weight, positive, geometry, through, packed.fits)
 
 
 def _of_bfloat16(
@@ -133,6 +138,8 @@ def _of_bfloat16(
 ) -> Callable[..., Tensor]:
     """:func:`transpose` with products of bfloat16, or filtered where a look at the numbers allows it."""
     narrow = _narrow(b, layer, [weight], [] if positive is None else [positive], signed, multiply)
+    if signed and positive is not None and layer.choice.chooses_full and not multiply:
+        return point.Chosen(weight, positive, layer.geometry, narrow, packed.fits)
     if multiply or not layer.choice.looks_down or is_fused(b, layer):
         return narrow
     b.note_filtered("down", looked=True)

@@ -50,8 +50,9 @@ class Specialized:
 class Outlook:
     """A way down before its steps are written.
 
-    ``wants``: of its registers. ``paths``: what was chosen. ``moved``: entries of one sample and target that dense sums
-    read and write between the layers; ``changed``: those of changes of form and of dense pools.
+    ``wants``: of its registers. ``paths``: what was chosen. ``moved``: entries of one sample and target that sums
+    read and write between the layers, of rows those of their patterns; ``changed``: those of changes of form and of
+    dense pools.
     """
 
     wants: Wants
@@ -312,6 +313,7 @@ class _Rewrite:
     def _sum(self, step: BackwardStep, form: Sum, pattern: Pattern) -> BackwardStep:
         scales = [None if slot is None else self.state[slot] for slot in form.scales]
         changes = [self._compacted(register, lambda: pattern) for register in step.ins]
+        self.moved += (len(step.ins) + 1) * _rows(pattern)
 
         def summed(*operands: Any) -> Compact:
             registers = [change(operand) for change, operand in zip(changes, operands, strict=True)]
