@@ -221,6 +221,8 @@ def _with_plain_gelu(model: nn.Module) -> nn.Module:
 
 def _forward_alone(function: Any, *args: Any) -> Any:
     """In the place of ``torch.autograd.Function.apply``: what it computes has the derivative of its own calls."""
+    if function.setup_context is not torch.autograd.Function.setup_context:
+        return function.forward(*args)  # The context is filled apart.
     return function.forward(SimpleNamespace(save_for_backward=lambda *kept: None), *args)
 
 
