@@ -42,6 +42,7 @@ _GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
     "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "unflatten", "type_as",
+    "chunk", "split", "split_with_sizes", "unbind",
 }  # fmt: skip
 
 
@@ -176,16 +177,20 @@ class Oracle(SchemaCheckMode):
         if not all(isinstance(t, Tensor) and t.requires_grad for t in (a, b)):
             return a * b
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        if self.mode == "cp_lrp":
-            made = ["made" in self._tags(t) or "routing" in self._tags(t) for t in (a, b)]
-            if made[0] != made[1]:
-                return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
-        if "routing" in self._tags(a) | self._tags(b):
+        routed = ["routing" in self._tags(t) for t in (a, b)]
+        if self.mode == "cp_lrp" and routed[0] != routed[1]:
+            return (a.detach() if routed[0] else a) * (b.detach() if routed[1] else b)
+        if any(routed):
             return divided(a, 2) * divided(b, 2)
         gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
         if any(gates) and not all(gates):
             return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
+        made = ["made" in self._tags(t) for t in (a, b)]
+        if self.mode == "cp_lrp" and made[0] != made[1]:
+            return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
         return divided(a, 2) * divided(b, 2)
+
+    _multiply = _mul
 
     def _glu(self, target: Any, x: Tensor, dim: int = -1) -> Tensor:
         signal, gate = x.chunk(2, dim)
@@ -195,6 +200,8 @@ class Oracle(SchemaCheckMode):
         if isinstance(b, Tensor) and b.requires_grad and "routing" not in self._tags(a):
             b = b.detach()
         return aten.div(a, b, **kwargs)
+
+    _divide = _true_divide = _div
 
     def _add(self, target: Any, a: Any, b: Any, **kwargs: Any) -> Tensor:
         return aten.add(a, b, **kwargs)

@@ -28,6 +28,7 @@ def overlap(fx: torch.fx.Node, whole: Sequence[torch.fx.Node], name: str, path: 
     if written is None:
         return None
     where = f"operation '{name}_' in module {module_text(path)} writes in place"
+    others = [] if name.startswith(_BY_INDEX) else others
     if any(x is not None and _sized_by_data(x) for x in (written, *map(_tensor, whole), *others)):
         return (
             f"{where} where sizes are computed from data (as those of nonzero and boolean indices are), for all "
@@ -40,7 +41,7 @@ def overlap(fx: torch.fx.Node, whole: Sequence[torch.fx.Node], name: str, path: 
             "are), so that what it leaves depends on the order of writing: call .clone() before, or write the "
             "operation without the underscore"
         )
-    for other in others if not name.startswith(_BY_INDEX) else ():
+    for other in others:
         if other is not None and _shares_memory(other, written) and _overlaps(written, other):
             return (
                 f"{where} into a part of a tensor from which it reads another part that overlaps with it, so that what "
