@@ -42,7 +42,7 @@ _GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
     "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "unflatten", "type_as",
-    "chunk", "split", "split_with_sizes", "unbind",
+    "chunk", "split", "split_with_sizes", "unbind", "mT", "t",
 }  # fmt: skip
 
 

@@ -46,9 +46,30 @@ class Hard(nn.Module):
         return self.classes((hard - soft.detach() + soft).transpose(1, 2) @ x).square().mean(1)
 
 
+class Streams(nn.Module):
+    """Streams are mixed by a matrix whose rows and columns are made one in total, as hyper-connections do."""
+
+    def __init__(self, floor: float | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.floor, self.mixes, self.classes = floor, nn.Linear(6, 5), nn.Linear(6, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.mixes(x).softmax(-1) + 1e-3
+        for axis in (-2, -1, -2):
+            total = w.sum(axis, keepdim=True)
+            w = w / (total + 1e-3 if self.floor is None else total.clamp(min=self.floor))
+        return self.classes(w.mT @ x).square().mean(1)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "mode"),
     [
+        (Streams(None), (2, 5, 6), "attnlrp"),
+        (Streams(None), (2, 5, 6), "cp_lrp"),
+        (Streams(0.1), (2, 5, 6), "attnlrp"),
+        (Streams(0.1), (2, 5, 6), "cp_lrp"),
         (Sampling(), (2, 2, 5, 6), "attnlrp"),
         (Sampling(), (2, 2, 5, 6), "cp_lrp"),
         (Hard(), (2, 5, 6), "attnlrp"),
