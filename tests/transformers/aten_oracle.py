@@ -90,7 +90,7 @@ class Oracle(SchemaCheckMode):
         if name in _GATES:
             tags.add("gate")
         if name in ("expand", "expand_as"):
-            tags.add("gate")
+            tags.add("expanded")
         if name in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
             tags.add("made")
         if name == "softmax":
@@ -100,7 +100,7 @@ class Oracle(SchemaCheckMode):
         if name in ("add", "sub"):  # Weights that are mixed with fixed weights are weights still.
             tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
-            tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
+            tags |= self._tags(args[0]) - ({"gate", "expanded"} if name in ("softmax", "div", "div_") else set())
         for t in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(t, Tensor):
                 self.held.append(t)
@@ -182,9 +182,12 @@ class Oracle(SchemaCheckMode):
             return (a.detach() if routed[0] else a) * (b.detach() if routed[1] else b)
         if any(routed):
             return divided(a, 2) * divided(b, 2)
-        gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
-        if any(gates) and not all(gates):
-            return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
+        smaller = [t.shape != shape for t in (a, b)]
+        expanded = ["expanded" in self._tags(t) for t in (a, b)]
+        gates = ["gate" in self._tags(t) for t in (a, b)]
+        for held in (gates, [s or e for s, e in zip(smaller, expanded, strict=True)], smaller) if not all(gates) else ():
+            if held[0] != held[1]:
+                return (a.detach() if held[0] else a) * (b.detach() if held[1] else b)
         made = ["made" in self._tags(t) for t in (a, b)]
         if self.mode == "cp_lrp" and made[0] != made[1]:
             return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)

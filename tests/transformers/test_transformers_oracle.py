@@ -63,9 +63,27 @@ class Streams(nn.Module):
         return self.classes(w.mT @ x).square().mean(1)
 
 
+class Expanded(nn.Module):
+    """Streams that begin as copies of the tokens, each with a norm and a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights, self.classes = nn.Linear(12, 2), nn.Linear(6, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = x.unsqueeze(2).expand(-1, -1, 2, -1).contiguous()
+        flat = streams.flatten(2)
+        flat = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
+        return self.classes((self.weights(flat).unsqueeze(-1) * streams).sum(2)).square().mean(1)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "mode"),
     [
+        (Expanded(), (2, 5, 6), "attnlrp"),
+        (Expanded(), (2, 5, 6), "cp_lrp"),
         (Streams(None), (2, 5, 6), "attnlrp"),
         (Streams(None), (2, 5, 6), "cp_lrp"),
         (Streams(0.1), (2, 5, 6), "attnlrp"),
