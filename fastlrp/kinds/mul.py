@@ -62,7 +62,8 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
     # What was expanded before is the signal still where the other factor is broadcast over it here.
     found = [v for v in whole if not _is_scale(v)] or whole or signals or operands
     if activations and len(found) > 1:
-        found = [v for v in found if not _is_made_by_activation(v)] or found
+        bounded = [v for v in found if _is_bounded(v)]  # Of silu(gate) * up.clamp(-7, 7) the signal is up.
+        found = [v for v in found if not _is_made_by_activation(v)] or bounded or found
     return found
 
 
@@ -101,6 +102,11 @@ def _source(value: Value) -> Node | None:
 def _is_made_by_activation(value: Value) -> bool:
     producer = _source(value)
     return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
+
+
+def _is_bounded(value: Value) -> bool:
+    producer = _source(value)
+    return producer is not None and producer.operation == "clamp"
 
 
 def _signals(node: Node, rule: rules.Rule) -> list[Value]:

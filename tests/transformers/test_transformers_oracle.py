@@ -79,9 +79,24 @@ class Expanded(nn.Module):
         return self.classes((self.weights(flat).unsqueeze(-1) * streams).sum(2)).square().mean(1)
 
 
+class Bounded(nn.Module):
+    """A gated layer whose factors are both kept within bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up, self.classes = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = F.silu(self.gate(x).clamp(max=9.0)), self.up(x).clamp(min=-9.0, max=9.0)
+        return self.classes(gate * up).mean(1)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "mode"),
     [
+        (Bounded(), (2, 5, 6), "cp_lrp"),
         (Expanded(), (2, 5, 6), "attnlrp"),
         (Expanded(), (2, 5, 6), "cp_lrp"),
         (Streams(None), (2, 5, 6), "attnlrp"),
