@@ -185,7 +185,9 @@ class Oracle(SchemaCheckMode):
         smaller = [t.shape != shape for t in (a, b)]
         expanded = ["expanded" in self._tags(t) for t in (a, b)]
         gates = ["gate" in self._tags(t) for t in (a, b)]
-        for held in (gates, [s or e for s, e in zip(smaller, expanded, strict=True)], smaller) if not all(gates) else ():
+        for held in (
+            (gates, [s or e for s, e in zip(smaller, expanded, strict=True)], smaller) if not all(gates) else ()
+        ):
             if held[0] != held[1]:
                 return (a.detach() if held[0] else a) * (b.detach() if held[1] else b)
         made = ["made" in self._tags(t) for t in (a, b)]

@@ -91,7 +91,7 @@ def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: in
 
 
 def _batch_axis(alone: Value, several: Value, count: int) -> int | None:
-    """Where an output has the batch: the axis that has as many times the entries for ``count`` samples; None if unknown.
+    """The axis of an output that has ``count`` times the entries for as many samples: the batch; None if unknown.
 
     Args:
         alone: the output for one sample. several: for ``count``.

@@ -19,8 +19,8 @@ def find_attention_weights(graph: Graph) -> None:
     """Give every softmax that a product of two activations reads the kind ``attention_weights``.
 
     What lies between, dropout, conversions to another dtype and moves, changes nothing, and neither do linear maps that
-    mix heads or mix in other weights (talking heads, a mixture with fixed weights), and divisions (Sinkhorn's). The product
-    notes which of its factors the weights are, as ``node.attributes["weights"]``.
+    mix heads or mix in other weights (talking heads, a mixture with fixed weights), and divisions (Sinkhorn's).
+    The product notes which of its factors the weights are, as ``node.attributes["weights"]``.
 
     The same for a router's softmax, of which the largest are chosen and multiply what the chosen experts computed: the
     element-wise product notes ``node.attributes["routing"]``. Chosen weights that are divided by their sum are a
