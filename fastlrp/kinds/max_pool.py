@@ -32,7 +32,7 @@ def max_pool_forward(node: Node) -> Any:
     """``x -> (y, index)``: the pool with the winners' flat indices."""
     a, n = node.attributes, node.attributes["dims"]
     if a["adaptive"]:
-        size = list(node.output.sizes[1:])
+        size = list(node.output.shape[2:])  # Also where frames stand in the batch.
         return lambda x: _ADAPTIVE_MAX[n](x, size, return_indices=True)
     geometry = (a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
 

@@ -60,8 +60,9 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
     if node.attributes.get("routing") in operands and not activations:
         return operands  # What an expert computed, and the router's weight for it: half to each.
     signals = [v for v in operands if not _is_gate(v)]
-    full = [v for v in signals if v.shape == node.output.shape and not _is_scale(v)]
-    found = full or signals or operands
+    whole = [v for v in signals if v.shape == node.output.shape]
+    # What was expanded before is the signal still where the other factor is broadcast over it here.
+    found = [v for v in whole if not _is_scale(v)] or whole or signals or operands
     if activations and len(found) > 1:
         found = [v for v in found if not _is_made_by_activation(v)] or found
     return found

@@ -119,7 +119,9 @@ def lower(b: Builder, node: Node, rule: rules.Rule, flow: Flow) -> None:
 
 def forward_conv(b: Builder, node: Node) -> None:
     """The operation itself; on a CPU by a weight that is laid out beforehand, with batch norms merged in."""
-    layer = AffineLayer.of(b, node) if isinstance(plain_call(node), torch._ops.OpOverload) else None
+    # Of a result that nobody explains, frames may still stand in the batch: it has no layer.
+    alone = all(v.has_batch_first for v in (*node.inputs, node.output))
+    layer = AffineLayer.of(b, node) if alone and isinstance(plain_call(node), torch._ops.OpOverload) else None
     if layer is None or not layer.choice.packs or node.inputs != node.args[:1]:
         b.add_forward(node)
         return

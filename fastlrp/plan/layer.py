@@ -170,7 +170,8 @@ def shares_of(b: Builder) -> dict[Node, reduced.Share]:
     """Of the work of the builder's graph, by convolution and linear layer."""
 
     def shares() -> dict[Node, reduced.Share]:
-        weighted = [node for node in b.graph.nodes if node.kind in ("conv", "linear")]
+        nodes = [node for node in b.graph.nodes if node.kind in ("conv", "linear")]
+        weighted = [n for n in nodes if all(v.has_batch_first for v in (n.inputs[0], n.output))]
         return reduced.shares([(node, node.kind == "conv", work_of(node)) for node in weighted])
 
     found: dict[Node, reduced.Share] = b.constant(("shares",), shares)

@@ -62,6 +62,15 @@ def _before(m: Any, x: Tensor) -> Tensor:
     return torch.cat([y, z], 1)
 
 
+def _chosen(m: Any, x: Tensor) -> Tensor:
+    """``|=`` and its kin write in place, too."""
+    chosen = x > 0
+    chosen |= x < -1
+    chosen &= x < 2
+    chosen ^= x > 1
+    return torch.where(chosen, x, m.p)
+
+
 IN_PLACE: dict[str, Body] = {
     "slice": _slice,
     "views_of_views": _views_of_views,
@@ -70,6 +79,7 @@ IN_PLACE: dict[str, Body] = {
     "windows": _windows,
     "chunks": _chunks,
     "before": _before,
+    "chosen": _chosen,
     "fill": lambda m, x: _changed(x, lambda y: y[:, :2].fill_(3)),
     "zero": lambda m, x: _changed(x, lambda y: y[:, :2].zero_()),
     "add": lambda m, x: _changed(x, lambda y: y[:, 2:].add_(x[:, 2:])),

@@ -169,6 +169,10 @@ SAYS: dict[str, tuple[Callable[..., Any], str]] = {
         r"calls cond.*torch\.where",
     ),
     "item": (lambda m, x: m.last(x * x.sum().item()), "'item'.*plain number out of data"),
+    "boolean_index_written": (
+        lambda m, x: m.last(x + x[x > 0].relu_().sum()),
+        r"'relu_'.*writes in place where sizes are computed from data.*torch\.where",
+    ),
     "boolean_index": (lambda m, x: m.last(x[:, x[0] > 0][:, :1].expand(-1, 10)), "data"),
     "random": (lambda m, x: m.last(x + torch.rand_like(x)), "'rand_like'.*random numbers"),
     "index_from_another_sample": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -256,3 +257,33 @@ def test_samples_of_a_grid_from_channels_folded_into_the_batch() -> None:
     explainer = fastlrp.Explainer(model, "epsilon_plus")
     torch.testing.assert_close(explainer(x[1:], [0, 3]), explainer(x, [0, 3])[1:], rtol=1e-10, atol=1e-12)
     assert explainer.verify(x, [0, 3]).ok
+
+
+class Frames(nn.Module):
+    """Frames are folded into the batch, and beside the scores it returns the features of each."""
+
+    def __init__(self, layers: nn.Module, both: bool, any_batch: bool) -> None:
+        super().__init__()
+        self.layers, self.both, self.any_batch = layers, both, any_batch
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.layers(x.flatten(0, 1))
+        frames = h.view(-1, 4, *h.shape[1:]) if self.any_batch else h.unflatten(0, (len(x), -1))
+        scores = frames.flatten(2).mean(1)
+        return {"scores": scores, "frames": h} if self.both else scores
+
+
+@pytest.mark.parametrize("any_batch", [True, False])
+@pytest.mark.parametrize("layer", ["conv", "batch_norm", "linear", "adaptive_max_pool"])
+def test_a_result_with_frames_in_the_batch_that_nobody_explains(layer: str, any_batch: bool) -> None:
+    torch.manual_seed(0)
+    parts = {"conv": [], "batch_norm": [nn.BatchNorm2d(5), nn.ReLU()], "linear": [nn.Flatten(), nn.Linear(180, 4)],
+             "adaptive_max_pool": [nn.AdaptiveMaxPool2d(2)]}  # fmt: skip
+    layers = nn.Sequential(nn.Conv2d(3, 5, 3), *parts[layer]).double().eval()
+    x = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    found = fastlrp.explain(Frames(layers, True, any_batch).eval(), x, [0, 2], "epsilon_plus", output="scores")
+    torch.testing.assert_close(
+        found, fastlrp.explain(Frames(layers, False, any_batch).eval(), x, [0, 2], "epsilon_plus")
+    )
+    with pytest.raises(UnsupportedOperationError, match="does not keep the batch as axis 0"):
+        fastlrp.explain(Frames(layers, True, any_batch).eval(), x, [0, 2], "epsilon_plus", output="frames")

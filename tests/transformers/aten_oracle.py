@@ -41,7 +41,7 @@ _GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
     "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "unflatten", "type_as", "expand_as",
-    "clamp",
+    "clamp", "chunk", "split", "split_with_sizes", "unbind", "mT", "t",
 }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ class Oracle(SchemaCheckMode):
         if name.rstrip("_") in _GATES:
             tags.add("gate")
         if name in ("expand", "expand_as"):
-            tags.add("gate")
+            tags.add("expanded")
         if name.rstrip("_") in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
             tags.add("made")
         if name == "softmax":
@@ -100,7 +100,7 @@ class Oracle(SchemaCheckMode):
         if name in ("add", "sub"):  # Weights that are mixed with fixed weights are weights still.
             tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
-            tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
+            tags |= self._tags(args[0]) - ({"gate", "expanded"} if name in ("softmax", "div", "div_") else set())
         tags |= self._role(name, args, result)
         for t in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(t, Tensor):
@@ -196,15 +196,25 @@ class Oracle(SchemaCheckMode):
         if not all(isinstance(t, Tensor) and t.requires_grad for t in (a, b)):
             return a * b
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        routing = "routing" in self._tags(a) | self._tags(b)
-        gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
-        if any(gates) and not all(gates) and not routing:
-            return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
-        if self.mode == "cp_lrp":
-            made = ["made" in self._tags(t) or "routing" in self._tags(t) for t in (a, b)]
-            if made[0] != made[1]:
-                return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
+        routed = ["routing" in self._tags(t) for t in (a, b)]
+        if self.mode == "cp_lrp" and routed[0] != routed[1]:
+            return (a.detach() if routed[0] else a) * (b.detach() if routed[1] else b)
+        if any(routed):
+            return divided(a, 2) * divided(b, 2)
+        smaller = [t.shape != shape for t in (a, b)]
+        expanded = ["expanded" in self._tags(t) for t in (a, b)]
+        gates = ["gate" in self._tags(t) for t in (a, b)]
+        for held in (
+            (gates, [s or e for s, e in zip(smaller, expanded, strict=True)], smaller) if not all(gates) else ()
+        ):
+            if held[0] != held[1]:
+                return (a.detach() if held[0] else a) * (b.detach() if held[1] else b)
+        made = ["made" in self._tags(t) for t in (a, b)]
+        if self.mode == "cp_lrp" and made[0] != made[1]:
+            return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
         return divided(a, 2) * divided(b, 2)
+
+    _multiply = _mul
 
     def _glu(self, target: Any, x: Tensor, dim: int = -1) -> Tensor:
         signal, gate = x.chunk(2, dim)
@@ -214,6 +224,8 @@ class Oracle(SchemaCheckMode):
         if isinstance(b, Tensor) and b.requires_grad and "routing" not in self._tags(a):
             b = b.detach()
         return aten.div(a, b, **kwargs)
+
+    _divide = _true_divide = _div
 
     def _add(self, target: Any, a: Any, b: Any, **kwargs: Any) -> Tensor:
         return aten.add(a, b, **kwargs)
@@ -240,6 +252,8 @@ def _with_plain_gelu(model: nn.Module) -> nn.Module:
 
 def _forward_alone(function: Any, *args: Any) -> Any:
     """In the place of ``torch.autograd.Function.apply``: what it computes has the derivative of its own calls."""
+    if function.setup_context is not torch.autograd.Function.setup_context:
+        return function.forward(*args)  # The context is filled apart.
     return function.forward(SimpleNamespace(save_for_backward=lambda *kept: None), *args)
 
 

@@ -46,9 +46,63 @@ class Hard(nn.Module):
         return self.classes((hard - soft.detach() + soft).transpose(1, 2) @ x).square().mean(1)
 
 
+class Streams(nn.Module):
+    """Streams are mixed by a matrix whose rows and columns are made one in total, as hyper-connections do."""
+
+    def __init__(self, floor: float | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.floor, self.mixes, self.classes = floor, nn.Linear(6, 5), nn.Linear(6, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.mixes(x).softmax(-1) + 1e-3
+        for axis in (-2, -1, -2):
+            total = w.sum(axis, keepdim=True)
+            w = w / (total + 1e-3 if self.floor is None else total.clamp(min=self.floor))
+        return self.classes(w.mT @ x).square().mean(1)
+
+
+class Expanded(nn.Module):
+    """Streams that begin as copies of the tokens, each with a norm and a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights, self.classes = nn.Linear(12, 2), nn.Linear(6, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = x.unsqueeze(2).expand(-1, -1, 2, -1).contiguous()
+        flat = streams.flatten(2)
+        flat = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
+        return self.classes((self.weights(flat).unsqueeze(-1) * streams).sum(2)).square().mean(1)
+
+
+class Bounded(nn.Module):
+    """A gated layer whose factors are both kept within bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up, self.classes = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = F.silu(self.gate(x).clamp(max=9.0)), self.up(x).clamp(min=-9.0, max=9.0)
+        return self.classes(gate * up).mean(1)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "mode"),
     [
+        (Bounded(), (2, 5, 6), "cp_lrp"),
+        (Expanded(), (2, 5, 6), "attnlrp"),
+        (Expanded(), (2, 5, 6), "cp_lrp"),
+        (Streams(None), (2, 5, 6), "attnlrp"),
+        (Streams(None), (2, 5, 6), "cp_lrp"),
+        (Streams(0.1), (2, 5, 6), "attnlrp"),
+        (Streams(0.1), (2, 5, 6), "cp_lrp"),
         (Sampling(), (2, 2, 5, 6), "attnlrp"),
         (Sampling(), (2, 2, 5, 6), "cp_lrp"),
         (Hard(), (2, 5, 6), "attnlrp"),

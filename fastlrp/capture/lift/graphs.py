@@ -13,6 +13,7 @@ left as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,13 +68,17 @@ def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: in
         several: the same model captured for ``count`` samples, with which the result is compared.
         examples: the inputs of ``several``.
     """
-    if not all(v.has_batch_first for v in (*graph.inputs, *graph.outputs)):
+    if not all(v.has_batch_first for v in (*graph.inputs, graph.output)):
+        return False
+    axes = {v: _batch_axis(v, w, count) for v, w in zip(graph.outputs, several.outputs, strict=True)}
+    if None in axes.values():
         return False
     wanted = set().union(*(ancestors(graph, v) for v in graph.outputs))
-    rows = {*graph.inputs, *graph.outputs}
+    rows = {*graph.inputs, *(v for v in graph.outputs if v.has_batch_first)}
     try:
         with torch.no_grad():
             lifter, lifted = _lifted(graph, rows, wanted, examples, whole=True)
+            _put_back(lifter, lifted[-1], {v: a for v, a in axes.items() if a is not None and not v.has_batch_first})
             commit(graph, lifter, lifted)
             own, ours, double = _both(graph, several, examples, count)
     except Exception:  # Whatever fails, there is the graph for this batch size.
@@ -83,6 +88,39 @@ def lift_all(graph: Graph, several: Graph, examples: Sequence[Tensor], count: in
         a.shape == b.shape and close(a, b, tolerance(v, double))
         for v, a, b in zip(graph.outputs, ours, own, strict=True)
     )
+
+
+def _batch_axis(alone: Value, several: Value, count: int) -> int | None:
+    """The axis of an output that has ``count`` times the entries for as many samples: the batch; None if unknown.
+
+    Args:
+        alone: the output for one sample. several: for ``count``.
+    """
+    if alone.has_batch_first or not alone.depends:
+        return 0
+    one, many = ([n or size for n in v.shape] for v, size in ((alone, 1), (several, count)))
+    differ = [i for i, (a, b) in enumerate(zip(one, many, strict=True)) if a != b] if len(one) == len(many) else []
+    if len(differ) != 1 or many[differ[0]] != one[differ[0]] * count:
+        return None
+    return differ[0]
+
+
+def _put_back(lifter: Lifter, made: Lifted, axes: dict[Value, int]) -> None:
+    """Outputs that nobody explains in the model's own layout, with the batch at these axes."""
+    for value, axis in axes.items():
+        if value not in lifter.twins:
+            continue
+        assert value.producer is not None
+        lifter.node, lifter.made, twin = value.producer, made.new, lifter.twins[value]
+        moved = lifter.emit("batch_put_back", partial(_with_batch_at, axis=axis), (twin,), twin.sizes)
+        n = value.shape[axis]
+        moved.shape = (*value.shape[:axis], None if n == 1 else f"{n}*batch", *value.shape[axis + 1 :])
+        lifter.natural[value] = moved
+
+
+def _with_batch_at(x: Tensor, axis: int) -> Tensor:
+    """``f(B)`` of ``(B, *f(1))``."""
+    return x.movedim(0, axis).flatten(axis, axis + 1)
 
 
 def _both(
@@ -141,7 +179,7 @@ def _lifted(
             elif y.is_tensor:
                 lifter.twins[y] = twin_of(lifter, node)
     for value in graph.outputs if whole else [graph.output]:
-        if value in lifter.twins:
+        if value in lifter.twins and value.has_batch_first:
             _leave(lifter, value, result[-1])
     return lifter, result
 

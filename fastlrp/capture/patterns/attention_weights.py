@@ -19,8 +19,8 @@ def find_attention_weights(graph: Graph) -> None:
     """Give every softmax that a product of two activations reads the kind ``attention_weights``.
 
     What lies between, dropout, conversions to another dtype and moves, changes nothing, and neither do linear maps that
-    mix heads or mix in other weights (talking heads, a mixture with fixed weights and its normalisation). The product
-    notes which of its factors the weights are, as ``node.attributes["weights"]``.
+    mix heads or mix in other weights (talking heads, a mixture with fixed weights), and divisions (Sinkhorn's).
+    The product notes which of its factors the weights are, as ``node.attributes["weights"]``.
 
     The same for a router's softmax, of which the largest are chosen and multiply what the chosen experts computed: the
     element-wise product notes ``node.attributes["routing"]``. Chosen weights that are divided by their sum are a
@@ -93,12 +93,12 @@ _CHANNELS = {"linear": -1, "conv": 1, "batch_norm": 1}
 
 
 def _summands(node: Node) -> list[Value]:
-    """What an operation adds up, entry by entry, or multiplies with a constant or one number for each row."""
+    """What an operation adds up, entry by entry, multiplies with a constant, or divides: divisors are held."""
     y = node.output
     if node.kind == "add":
         found = list(node.sources)
     elif node.kind == "mul" and node.attributes.get("divides"):
-        found = [v for v in node.sources if v is node.args[0] and _is_normalised(node, padded=True)]
+        found = [v for v in node.sources if v is node.args[0]]
     elif node.kind == "mul" and len(node.sources) == 1:
         found = list(node.sources)
     else:
@@ -166,15 +166,13 @@ def _find_routing(node: Node) -> None:
         node.attributes["routing"] = operand
 
 
-def _is_normalised(node: Node, padded: bool = False) -> bool:
-    """``x / x.sum(-1, keepdim=True)``; if ``padded`` also with a constant added to the sum."""
+def _is_normalised(node: Node) -> bool:
+    """``x / x.sum(-1, keepdim=True)``."""
     if not node.attributes.get("divides") or not all(isinstance(v, Value) for v in node.args[:2]):
         return False
     x, total = node.args[:2]
     producer = total.producer
     while producer is not None and producer.kind in _CARRIES and producer.carried is not None:
         producer = producer.carried.producer
-    if padded and producer is not None and producer.kind == "add" and len(producer.sources) == 1:
-        producer = producer.sources[0].producer
     summed = producer is not None and producer.operation == "sum" and producer.sources == (x,)
     return summed and total.shape == (*x.shape[:-1], 1)

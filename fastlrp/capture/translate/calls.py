@@ -33,10 +33,11 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
         return getattr(target, "__name__", str(target)), target, False
     name = plain_name(target._schema.name)
     if target._schema.is_mutable and name.endswith("_"):
-        packet = getattr(getattr(torch.ops, target.namespace), name.split("::")[-1][:-1], None)
+        plain = _without_side_effects(name)
+        packet = getattr(getattr(torch.ops, target.namespace), plain.split("::")[-1], None)
         same = None if packet is None else _of_same_arguments(packet, target)
         if same is not None:
-            name = plain_name(name[:-1])
+            name = plain_name(plain)
             return name, copied if name == "copy" else same, True
     if target._schema.is_mutable:
         raise CaptureError(
@@ -49,6 +50,11 @@ def operation(target: Any) -> tuple[str, Callable[..., Any], bool]:
         return name, zeroed(target), False
     # Capture drops `contiguous` and `clone`, after which a view need not be one.
     return name, _COPIES_IF_NEEDED.get(target, target), False
+
+
+def _without_side_effects(name: str) -> str:
+    """``add`` of ``add_``, ``__or__`` of ``__ior__``, which is what ``|=`` calls."""
+    return f"__{name[3:]}" if name.startswith("__i") and name.endswith("__") else name[:-1]
 
 
 def written_operands(fx: torch.fx.Node) -> list[torch.fx.Node]:

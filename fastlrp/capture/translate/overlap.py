@@ -28,13 +28,20 @@ def overlap(fx: torch.fx.Node, whole: Sequence[torch.fx.Node], name: str, path: 
     if written is None:
         return None
     where = f"operation '{name}_' in module {module_text(path)} writes in place"
+    others = [] if name.startswith(_BY_INDEX) else others
+    if any(x is not None and _sized_by_data(x) for x in (written, *map(_tensor, whole), *others)):
+        return (
+            f"{where} where sizes are computed from data (as those of nonzero and boolean indices are), for all "
+            "samples of a batch together: keep one entry per sample, and choose entries with torch.where or fixed "
+            "integer indices"
+        )
     if any(x is not None and _overlaps_itself(x) for x in (written, *map(_tensor, whole))):
         return (
             f"{where} into a tensor of which several entries are one place in memory (as those of expand and unfold "
             "are), so that what it leaves depends on the order of writing: call .clone() before, or write the "
             "operation without the underscore"
         )
-    for other in others if not name.startswith(_BY_INDEX) else ():
+    for other in others:
         if other is not None and _shares_memory(other, written) and _overlaps(written, other):
             return (
                 f"{where} into a part of a tensor from which it reads another part that overlaps with it, so that what "
@@ -49,9 +56,13 @@ def _tensor(node: torch.fx.Node) -> Tensor | None:
     return meta if isinstance(meta, Tensor) and meta.layout == torch.strided else None
 
 
-def _plain(numbers: Any) -> list[int]:
-    """Sizes of the example, where they are symbolic."""
+def _plain(numbers: Any) -> list[Any]:
+    """Sizes of the example, where they are symbolic; None for those that only data tells."""
     return [n.node.hint if isinstance(n, torch.SymInt) else int(n) for n in numbers]
+
+
+def _sized_by_data(x: Tensor) -> bool:
+    return any(n is None for n in _plain((*x.shape, *x.stride(), x.storage_offset())))
 
 
 def _overlaps_itself(x: Tensor) -> bool:
