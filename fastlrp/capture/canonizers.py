@@ -12,6 +12,7 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value, Written
 from fastlrp.capture.patterns.attention_weights import find_attention_weights
 from fastlrp.capture.patterns.composed_activations import compose_activations
 from fastlrp.capture.patterns.moved import moved
+from fastlrp.capture.patterns.quotients import find_quotients
 from fastlrp.capture.patterns.segment_softmax import find_segment_softmax
 from fastlrp.capture.patterns.selection import find_selection
 from fastlrp.capture.patterns.written_softmax import find_written_softmax
@@ -21,6 +22,7 @@ def canonize(graph: Graph) -> Graph:
     """Apply all of these passes to the graph, in order."""
     split_same_padding(graph)
     compose_activations(graph)
+    find_quotients(graph)
     find_written_softmax(graph)
     find_attention_weights(graph)
     find_segment_softmax(graph)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
+from fastlrp.capture.patterns.attention_weights import keeps_shares
 from fastlrp.kinds import textbook
 from fastlrp.kinds.activation import send_slope
 from fastlrp.kinds.broadcasting import sum_to_shape
@@ -69,23 +70,48 @@ def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing.
 
     What lies between, a conversion to another dtype or a view, leaves it one: a model that computes its gates in
-    float32 has the same ones in every dtype.
+    float32 has the same ones in every dtype. So do constants, ``2 z``, ``1 - z``; a product of gates is one, and a gate
+    divided by a sum.
     """
     node = _source(value)
-    if node is not None and node.operation in _GATES:
+    if node is None:
+        return False
+    if node.operation in _GATES or node.attributes.get("inverts") or _is_inverse_power(node):
         return True
-    while node is not None and node.operation in ("mul", "neg") and len(node.sources) == 1:
-        node = _source(node.sources[0])
-    return node is not None and (node.operation == "reciprocal" or bool(node.attributes.get("inverts")))
+    operands: Sequence[Any] = _unscaled(node)
+    if node.kind == "mul" and not operands:
+        operands = node.args[:1] if node.attributes.get("divides") else node.attributes["operands"]
+    return bool(operands) and all(isinstance(v, Value) and _is_gate(v) for v in operands)
+
+
+def _unscaled(node: Node) -> tuple[Value, ...]:
+    """What it is a multiple of, or that and a constant; what it bounds by numbers that a gate keeps."""
+    if node.kind in ("mul", "add") and not node.attributes.get("divides") and len(node.sources) == 1:
+        return node.sources
+    return node.sources if keeps_shares(node) else ()
+
+
+def _is_inverse_power(node: Node) -> bool:
+    """``d ** -p``."""
+    exponent = node.args[1] if node.operation == "pow" else None
+    return isinstance(exponent, (int, float)) and exponent < 0
 
 
 def _is_scale(value: Value) -> bool:
-    """Whether it is a norm's scale, or was broadcast by ``expand`` in the place of the product."""
+    """Whether it is a norm's scale, or was broadcast in the place of the product, by ``expand`` or by constants."""
     producer = value.producer
-    while producer is not None and producer.kind in _COPIES and producer.carried is not None:
-        if producer.operation in ("expand", "expand_as"):
-            return True
-        producer = producer.carried.producer
+    while producer is not None:
+        if producer.kind in _COPIES and producer.carried is not None:
+            if producer.operation in ("expand", "expand_as"):
+                return True
+            value = producer.carried
+        elif producer.kind == "mul" and _unscaled(producer):
+            (value,) = producer.sources
+            if value.shape != producer.output.shape:
+                return True
+        else:
+            break
+        producer = value.producer
     return producer is not None and producer.operation in _SCALES
 
 
@@ -99,6 +125,8 @@ def _source(value: Value) -> Node | None:
 
 def _is_made_by_activation(value: Value) -> bool:
     producer = _source(value)
+    while producer is not None and _unscaled(producer):
+        producer = _source(producer.sources[0])
     return producer is not None and producer.kind in ("activation", "attention_weights", "segment_softmax")
 
 
