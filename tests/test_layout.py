@@ -50,6 +50,7 @@ ORDER = """
     run.descent run.sparse.wants
     capture.lift.unmapped
     capture.lift.graphs
+    capture.state
     capture.lift.check capture.unpacked
     capture.lift.probe capture.lift.proof composites
     capture.lift.layers
