@@ -57,6 +57,7 @@ class Oracle(SchemaCheckMode):
         self.table, self.mode = table, mode
         self.rows: list[tuple[Tensor, Tensor]] = []
         self.tags: dict[int, set[str]] = {}
+        self.roots: dict[int, int] = {}  # Of what it is a function, entry by entry.
         self.held: list[Any] = []
         self.written: dict[int, Tensor] = {}
 
@@ -89,7 +90,8 @@ class Oracle(SchemaCheckMode):
         if name in _GATES:
             tags.add("gate")
         if name in ("expand", "expand_as"):
-            tags.add("gate")
+            tags.add("copied")
+        tags |= self._of_constants(name.strip("_"), args, result)
         if name in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
             tags.add("made")
         if name == "softmax":
@@ -99,11 +101,31 @@ class Oracle(SchemaCheckMode):
         if name in ("add", "sub"):  # Weights that are mixed with fixed weights are weights still.
             tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
-            tags |= self._tags(args[0]) - ({"gate"} if name in ("softmax", "div", "div_") else set())
+            tags |= self._tags(args[0]) - ({"gate", "copied"} if name in ("softmax", "div", "div_") else set())
+        operands = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
+        entrywise = name in _ACTS or name.strip("_") in ("mul", "add", "sub", "rsub", "neg", "div")
+        roots = {self.roots.get(id(t), id(t)) for t in operands}
+        if entrywise and len(roots) == 1 and result.shape == operands[0].shape:
+            self.roots[id(result)] = roots.pop()
+            if name == "mul" and len(operands) == 2:  # ``x sigmoid(1.7 x)`` is an activation.
+                tags.add("made")
         for t in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(t, Tensor):
                 self.held.append(t)
                 self.tags[id(t)] = set(tags)
+
+    def _of_constants(self, name: str, args: Any, result: Any) -> set[str]:
+        """A gate times a constant or beside one is a gate still, as are a product of gates and a gate divided."""
+        if name not in ("mul", "div", "add", "sub", "rsub", "neg"):
+            return set()
+        found = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
+        if len(found) == 1 and not (name == "div" and found[0] is not args[0]):
+            kept = {"gate", "made"} if name in ("add", "sub", "rsub") else {"gate", "made", "copied"}
+            copied = {"copied"} if name in ("mul", "div", "neg") and found[0].shape != result.shape else set()
+            return (self._tags(found[0]) & kept) | copied
+        if name == "mul" and len(found) == 2:
+            return {"gate"} & self._tags(found[0]) & self._tags(found[1])
+        return {"gate"} & self._tags(args[0]) if name == "div" and len(found) == 2 else set()
 
     def _tags(self, t: Tensor) -> set[str]:
         return self.tags.get(id(t), set())
@@ -182,7 +204,7 @@ class Oracle(SchemaCheckMode):
                 return (a.detach() if made[0] else a) * (b.detach() if made[1] else b)
         if "routing" in self._tags(a) | self._tags(b):
             return divided(a, 2) * divided(b, 2)
-        gates = [("gate" in self._tags(t)) or t.shape != shape for t in (a, b)]
+        gates = [bool({"gate", "copied"} & self._tags(t)) or t.shape != shape for t in (a, b)]
         if any(gates) and not all(gates):
             return (a.detach() if gates[0] else a) * (b.detach() if gates[1] else b)
         return divided(a, 2) * divided(b, 2)

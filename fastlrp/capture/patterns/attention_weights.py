@@ -224,7 +224,7 @@ def _masked_quotients(weights: Value, behind: dict[Value, _Softmaxes]) -> list[N
 
     Only along the axis of that softmax: over another one the sum is a divisor as any, which takes nothing.
     """
-    found, node = [], weights.producer
+    found, node = list[Node](), weights.producer
     while node is not None and node.operation != "softmax" and len(node.sources) > 0:
         if node.attributes.get("divides"):
             x = node.args[0]

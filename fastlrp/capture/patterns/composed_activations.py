@@ -71,8 +71,9 @@ def _function_of_one(
             bends = any(node.operation in _BENDS for node in ordered)
             if is_product:
                 return (root, ordered) if alike and bends else None
-            if alike and bends and _are_fixed(ordered) and _known(_composed(root, ordered)) is not None:
-                return root, ordered
+            known = _known(_composed(root, ordered)) if alike and bends and _are_fixed(ordered) else None
+            if known is not None and not any(n.operation == known[0] and n.inputs[0] is root for n in ordered):
+                return root, ordered  # Not ``relu(x) + 0``, as sum() begins.
         latest = max(frontier, key=lambda v: -1 if v.producer is None else position.get(v.producer, -1))
         node = latest.producer
         if node is None or latest in graph.outputs or not _is_elementwise(node, last):
@@ -92,7 +93,7 @@ def _is_elementwise(node: Node, last: Node) -> bool:
         else node.output.dtype == y.dtype and node.output.is_differentiable
     )
     constants = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Constant)]
-    plain = all(constant.tensor().numel() == 1 for constant in constants)
+    plain = all(torch.as_tensor(constant.tensor()).numel() == 1 for constant in constants)
     return node.operation in _ELEMENTWISE and same and plain and all(v.shape == y.shape for v in node.inputs)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Constant, Graph, Node, Value
@@ -177,6 +178,7 @@ def _guard(node: Node) -> Callable[[Tensor], Tensor] | None:
 
 
 def _number(arg: Any) -> float | None:
-    if isinstance(arg, Constant) and arg.tensor().numel() == 1:
-        return float(arg.tensor())
+    if isinstance(arg, Constant):
+        number = torch.as_tensor(arg.tensor())
+        return float(number) if number.numel() == 1 else None
     return float(arg) if isinstance(arg, (int, float)) else None

@@ -28,9 +28,13 @@ def find_scale_and_shift(graph: Graph, readers: Mapping[Value, list[Node]]) -> N
         if layer.kind not in ("conv", "linear"):
             continue
         axis = 1 if layer.kind == "conv" else len(layer.output.shape) - 1
+        if not isinstance(layer.output.shape[axis], int):
+            continue
         chain, value = list[Node](), layer.output
         while value not in outputs and len(found := readers.get(value, [])) == 1:
-            if not _is_constant_map(found[0], value, axis):
+            if not _is_constant_map(found[0], value, axis) or (
+                graph.batch is not None and _may_be_of_samples(found[0])
+            ):
                 break
             chain.append(found[0])
             value = found[0].output
@@ -52,25 +56,32 @@ def _is_constant_map(node: Node, x: Value, axis: int) -> bool:
     return all(_per_channel(other, x, axis) is not None for other in others)
 
 
+def _may_be_of_samples(node: Node) -> bool:
+    """Whether a constant has an axis where the samples stand: made for one batch size it may differ between them."""
+    rank = len(node.output.shape)
+    constants = [arg for arg in node.args if isinstance(arg, Constant)]
+    return any(torch.as_tensor(constant.tensor()).dim() >= rank for constant in constants)
+
+
 def _per_channel(constant: Any, x: Value, axis: int) -> Callable[[], Tensor] | None:
     """One number for each channel, or for all, in float64; None if it is something else."""
     if isinstance(constant, (int, float)):
         return lambda: torch.tensor(float(constant), dtype=torch.float64)
     if not isinstance(constant, Constant):
         return None
-    shape = tuple(constant.tensor().shape)
+    shape = tuple(torch.as_tensor(constant.tensor()).shape)  # A weight's item() is a number.
     behind = len(x.shape) - axis
     is_channels = len(shape) >= behind and shape[-behind] == x.shape[axis]
     if any(n != 1 for i, n in enumerate(shape) if not (is_channels and i == len(shape) - behind)):
         return None
-    return lambda: constant.tensor().to(torch.float64).reshape(-1)
+    return lambda: torch.as_tensor(constant.tensor()).to(torch.float64).reshape(-1)
 
 
 def _replace(graph: Graph, layer: Node, chain: list[Node], axis: int) -> None:
     x, last = layer.output, chain[-1]
     steps = [(node.call, node.args, node.kwargs, node.inputs[0]) for node in chain]
     constants = [arg for node in chain for arg in node.args if isinstance(arg, Constant)]
-    channels = x.shape[axis]
+    channels = int(x.shape[axis] or 0)
 
     def whole(x: Tensor, *tensors: Tensor) -> Tensor:
         rest = iter(tensors)
@@ -87,7 +98,8 @@ def _replace(graph: Graph, layer: Node, chain: list[Node], axis: int) -> None:
 
         return number
 
-    zero, one = (Constant(f"{layer.output.name} {n}", lambda n=n: _full(layer, channels, n)) for n in (0.0, 1.0))
+    zero = Constant(f"{layer.output.name} zeros", lambda: _full(layer, channels, 0.0))
+    one = Constant(f"{layer.output.name} ones", lambda: _full(layer, channels, 1.0))
     node = Node("batch_norm", OPERATION, whole, (x, *constants), {}, (x,), last.output, last.path, last.module_type)
     node.attributes = {
         "weight": Constant(f"{last.output.name} scale", of(0)), "bias": Constant(f"{last.output.name} shift", of(1)),
@@ -101,8 +113,9 @@ def _replace(graph: Graph, layer: Node, chain: list[Node], axis: int) -> None:
     last.output.producer = node
 
 
-def _full(layer: Node, channels: Any, number: float) -> Tensor:
-    return layer.attributes["weight"].tensor().new_full((channels,), number)
+def _full(layer: Node, channels: int, number: float) -> Tensor:
+    like: Tensor = layer.attributes["weight"].tensor()
+    return like.new_full((channels,), number)
 
 
 def _composed(chain: list[Node], x: Value, axis: int) -> tuple[Tensor, Tensor]:
