@@ -152,6 +152,9 @@ def test_a_constant_beside_the_sum_is_a_score_without_a_key() -> None:
     sink = Attends(lambda z: torch.cat([z, torch.zeros_like(z[..., :1])], -1).softmax(-1)[..., :-1])
     for found, expected in zip(of(beside, "attnlrp", "cp_lrp"), of(sink, "attnlrp", "cp_lrp"), strict=True):
         assert relative_error(found, expected) < 1e-14
+    explainer = fastlrp.Explainer(beside, "attnlrp")
+    assert explainer.verify(entries(), [0, 1]).ok
+    assert relative_error(explainer(5 * entries(), [0]), fastlrp.Explainer(sink, "attnlrp")(5 * entries(), [0])) < 1e-13
 
 
 def test_its_results_are_known_to_be_above_zero() -> None:

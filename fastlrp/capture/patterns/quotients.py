@@ -64,16 +64,17 @@ def _before_copies(value: Value) -> Value:
     return value
 
 
-def are_same(a: Any, b: Any) -> bool:
-    """Whether two values are one, or what a model computes twice by the same operation of the same."""
+def are_same(a: Any, b: Any, depth: int = 3) -> bool:
+    """Whether two values are one, or what a model computes twice by the same few operations of the same."""
     if a is b:
         return True
     if not isinstance(a, Value) or not isinstance(b, Value):
         return isinstance(a, (int, float, str)) and type(a) is type(b) and a == b
     one, other = a.producer, b.producer
-    if one is None or other is None or one.call is not other.call or one.kwargs or other.kwargs:
+    if not depth or one is None or other is None or one.call is not other.call or one.kwargs or other.kwargs:
         return False
-    return len(one.args) == len(other.args) and all(map(are_same, one.args, other.args))
+    pairs = zip(one.args, other.args, strict=False)
+    return len(one.args) == len(other.args) and all(are_same(x, y, depth - 1) for x, y in pairs)
 
 
 @dataclass(frozen=True)

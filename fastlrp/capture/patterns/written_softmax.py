@@ -33,7 +33,8 @@ def find_written_softmax(graph: Graph) -> None:
             continue
         node.kind, node.operation, node.call = "activation", "softmax", call
         node.args, node.kwargs, node.inputs = (x, axis), {}, (x,)
-        node.attributes = {"low": None, "parameters": {"dim": axis, "dtype": None}}
+        is_exact = not isinstance(call, SpeltOut) or call.is_exact
+        node.attributes = {"low": None, "parameters": {"dim": axis, "dtype": None}, "is_exact": is_exact}
 
 
 def spelt_out(x: Tensor, axis: int) -> Tensor:

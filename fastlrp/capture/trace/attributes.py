@@ -42,8 +42,9 @@ class Before:
     """What the modules of a model and their classes hold."""
 
     def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self._names = {id(module): name for name, module in model.named_modules()}
+        named = list(model.named_modules())  # Once: a tracer may give other objects the next time.
+        modules = [module for _, module in named]
+        self._names = {id(module): name for name, module in named}
         self._tables = {(id(m), kept): dict(vars(m).get(kept) or {}) for m in modules for kept in _TABLES}
         classes = dict.fromkeys(
             c for m in modules for c in type(m).__mro__ if issubclass(c, nn.Module) and c is not nn.Module
