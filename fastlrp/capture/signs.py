@@ -105,7 +105,8 @@ def proves(node: Node, known: set[Value]) -> bool:
 
 
 def _is_ours(node: Node) -> bool:
-    return node.call is _OURS.get(node.operation) or (node.operation == "softmax" and isinstance(node.call, SpeltOut))
+    call = node.call
+    return call is _OURS.get(node.operation) or (isinstance(call, SpeltOut) and not call.masks)
 
 
 def _chosen(f: Facts) -> bool:

@@ -63,6 +63,10 @@ MASKED: dict[str, Callable[[Tensor], Tensor]] = {
     "filled with 0": lambda z: over_sum(z.softmax(-1).masked_fill(SEEN == 0, 0)),
     "tril": lambda z: over_sum(z.softmax(-1).tril(1)),
     "F.normalize": lambda z: F.normalize(z.softmax(-1).tril(1), p=1, dim=-1),
+    "exponentials times 0": lambda z: over_sum(z.exp() * SEEN.to(z.dtype)),
+    "exponentials filled": lambda z: over_sum((z - z.amax(-1, keepdim=True)).exp().masked_fill(SEEN == 0, 0)),
+    "exponentials, and a little": lambda z: (lambda e: e / (e.sum(-1, keepdim=True) + 1e-20))(z.exp().tril(1)),
+    "a mask of sizes": lambda z: over_sum(z.exp() * torch.ones_like(z).tril(1)),
 }
 """A softmax in which entries are masked out afterwards, and the others made 1 in total again."""
 OTHERS: dict[str, Callable[[Tensor], Tensor]] = {

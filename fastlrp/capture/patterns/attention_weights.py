@@ -60,7 +60,7 @@ def _read_scores_themselves(softmax: Node) -> None:
     if maximum is None or maximum.operation not in ("max", "amax") or largest.shape != kept:
         return
     if any(_attached(v) is _attached(x) for v in maximum.sources):
-        softmax.args, softmax.inputs = (x, *softmax.args[1:]), (x,)
+        softmax.args, softmax.inputs = (x, *softmax.args[1:]), (x, *softmax.inputs[1:])
         if isinstance(softmax.call, SpeltOut) and not softmax.call.is_exact:
             # What stands beside the sum is compared with exponentials that are at most 1.
             softmax.call = replace(

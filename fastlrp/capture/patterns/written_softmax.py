@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlrp.capture.graph import Graph, Node, Value
+from fastlrp.capture.graph import Graph, Node, Value, with_tensors
 from fastlrp.capture.patterns.quotients import are_same, total_of
 
 
@@ -28,11 +28,11 @@ def find_written_softmax(graph: Graph) -> None:
         found = _of_quotient(node) if node.operation == "div" else _of_logarithm(node)
         if found is None:
             continue
-        x, axis, call = found
+        x, axis, call, *others = found
         if x.dtype != node.output.dtype or x.shape != node.output.shape:
             continue
         node.kind, node.operation, node.call = "activation", "softmax", call
-        node.args, node.kwargs, node.inputs = (x, axis), {}, (x,)
+        node.args, node.kwargs, node.inputs = (x, axis, *others), {}, tuple(dict.fromkeys((x, *others)))
         is_exact = not isinstance(call, SpeltOut) or call.is_exact
         node.attributes = {"low": None, "parameters": {"dim": axis, "dtype": None}, "is_exact": is_exact}
 
@@ -49,36 +49,59 @@ class SpeltOut:
 
     Attributes:
         divide: the quotient. total: the divisor, of the exponentials.
-        is_exact: whether the divisor is the sum alone. largest: what is taken off the scores before.
+        is_exact: whether the divisor is the sum alone, and nothing is masked. largest: what is taken off the scores.
+        masks: operations between the exponentials and both, whose other operands are given in order.
     """
 
     divide: Callable[[Tensor, Tensor], Tensor]
     total: Callable[[Tensor], Tensor]
     is_exact: bool
     largest: Callable[[Tensor, int], Tensor] | None = None
+    masks: tuple[tuple[Any, ...], ...] = ()
 
-    def __call__(self, x: Tensor, axis: int) -> Tensor:
-        exponentials = (x if self.largest is None else x - self.largest(x, axis)).exp()
+    def __call__(self, x: Tensor, axis: int, *others: Tensor) -> Tensor:
+        exponentials, rest = (x if self.largest is None else x - self.largest(x, axis)).exp(), iter(others)
+        for call, args, kwargs, carried in self.masks:
+            given = (exponentials if arg is carried else next(rest) if isinstance(arg, Value) else arg for arg in args)
+            exponentials = call(*with_tensors(tuple(given)), **kwargs)
         return self.divide(exponentials, self.total(exponentials))
 
 
-def _of_quotient(node: Node) -> tuple[Value, int, Any] | None:
-    """``x``, the axis and the function of ``exp(x) / sum(exp(x))``."""
+def _of_quotient(node: Node) -> tuple[Any, ...] | None:
+    """``x``, the axis and the function of ``exp(x) / sum(exp(x))``, and what else this reads."""
     if not node.attributes.get("divides") or node.kwargs or not isinstance(node.args[0], Value):
         return None
-    exponential, divisor = node.args[:2]
-    if not _is(exponential, "exp"):
-        return None
-    total = total_of(divisor, exponential, are_same)
+    numerator, divisor = node.args[:2]
+    exponential, masks = numerator, list[Node]()
+    while (mask := exponential.producer) is not None and _is_mask(mask):
+        masks.insert(0, mask)
+        exponential = mask.carried
+    total = total_of(divisor, numerator, are_same) if _is(exponential, "exp") else None
     if total is None or not total.is_plain:
         return None
-    is_exact = not total.guards
+    is_exact = not total.guards and not masks
     plain = is_exact and node.call is torch.ops.aten.div.Tensor
-    call = spelt_out if plain else SpeltOut(node.call, total.make, is_exact)
-    return exponential.producer.args[0], total.axis, call
+    steps = tuple((mask.call, mask.args, mask.kwargs, mask.carried) for mask in masks)
+    call = spelt_out if plain else SpeltOut(node.call, total.make, is_exact, masks=steps)
+    others = [arg for mask in masks for arg in mask.args if isinstance(arg, Value) and arg is not mask.carried]
+    return exponential.producer.args[0], total.axis, call, *others
 
 
-def _of_logarithm(node: Node) -> tuple[Value, int, Any] | None:
+def _is_mask(node: Node) -> bool:
+    """Whether it multiplies by what takes no relevance, or fills with 0, entry by entry."""
+    x = node.carried
+    if (
+        x is None
+        or x.shape != node.output.shape
+        or x.dtype != node.output.dtype
+        or all(arg is not x for arg in node.args)
+    ):
+        return False
+    times = node.operation == "mul" and node.kind == "mul"
+    return times or node.operation in ("tril", "triu") or (node.operation == "masked_fill" and node.args[2] == 0)
+
+
+def _of_logarithm(node: Node) -> tuple[Any, ...] | None:
     """``x``, the axis and the function of ``exp(x - logsumexp(x))`` or ``exp(log_softmax(x))``."""
     logarithm = node.args[0] if node.operation == "exp" else None
     if not isinstance(logarithm, Value) or logarithm.producer is None:
