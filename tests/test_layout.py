@@ -51,6 +51,7 @@ ORDER = """
     run.descent run.sparse.wants
     capture.lift.unmapped
     capture.lift.graphs
+    capture.state
     capture.lift.check capture.unpacked
     capture.lift.probe capture.lift.proof composites
     capture.lift.layers
@@ -88,7 +89,7 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps plan.paths.choose capture.wrapper
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax capture.patterns.written_softmax
-    capture.patterns.moved
+    capture.patterns.moved capture.patterns.quotients capture.patterns.scale_and_shift
     capture.arguments plan.forms plan.narrow plan.products.channels_last
     plan.products.reduced plan.products.by_rows plan.step_names plan.absent capture.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints

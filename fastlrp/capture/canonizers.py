@@ -12,6 +12,8 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value, Written
 from fastlrp.capture.patterns.attention_weights import find_attention_weights
 from fastlrp.capture.patterns.composed_activations import compose_activations
 from fastlrp.capture.patterns.moved import moved
+from fastlrp.capture.patterns.quotients import find_quotients
+from fastlrp.capture.patterns.scale_and_shift import find_scale_and_shift
 from fastlrp.capture.patterns.segment_softmax import find_segment_softmax
 from fastlrp.capture.patterns.selection import find_selection
 from fastlrp.capture.patterns.written_softmax import find_written_softmax
@@ -21,10 +23,12 @@ def canonize(graph: Graph) -> Graph:
     """Apply all of these passes to the graph, in order."""
     split_same_padding(graph)
     compose_activations(graph)
+    find_quotients(graph)
     find_written_softmax(graph)
     find_attention_weights(graph)
     find_segment_softmax(graph)
     find_selection(graph)
+    find_scale_and_shift(graph, _readers(graph))
     fold_batch_norm(graph)
     graph.drop_dead()
     return graph
@@ -72,7 +76,7 @@ def fold_batch_norm(graph: Graph) -> None:
         if node.kind != "batch_norm":
             continue
         before, moves = _layer_before(node, consumers, outputs)
-        if before is not None and _keeps_channels(before, moves):
+        if before is not None and _keeps_channels(before, moves, node.attributes.get("axis", 1)):
             is_alone = not moves and len(graph.consumers()[before.output]) == 1
             _merge(graph, before, node, after=True, stays=not is_alone)
             consumers = _readers(graph)
@@ -111,11 +115,11 @@ def _layer_before(
     return None, []
 
 
-def _keeps_channels(layer: Node, moves: list[Node]) -> bool:
+def _keeps_channels(layer: Node, moves: list[Node], norm_axis: int) -> bool:
     """Whether axis 1 behind the moves, that of a batch norm, is the layer's channels, and no entry is lost or new."""
     axis = _channels_axis(layer)
     if not moves:
-        return axis == 1
+        return axis == norm_axis
     y = layer.output
     if not y.has_batch_first or axis == 0:
         return False

@@ -23,6 +23,7 @@ from fastlrp.capture.graph import Graph, Value, leaves
 from fastlrp.capture.lift.graphs import lift, lift_all, travels
 from fastlrp.capture.lift.probe import refuse_mixed_samples
 from fastlrp.capture.lift.unmapped import write_out_mapped
+from fastlrp.capture.state import refuse_memory
 from fastlrp.capture.trace.attributes import unchanged
 from fastlrp.capture.trace.bystanders import undisturbed
 from fastlrp.capture.trace.forks import ForkLock
@@ -101,6 +102,7 @@ def capture(
         lift(graph, standing, tensors)
     elif batch == 0 or travels(graph, standing.rows if batch > 1 else _batch_first(graph)):
         graph = _from_one_sample(wrapper, args, kwargs, graph, tensors) or graph
+    refuse_memory(wrapper, args, kwargs)
     found = Captured(graph, wrapper.note.structure, batch if fixed else None)
     if not wrapper.note.packs:
         return found

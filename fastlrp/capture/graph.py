@@ -90,6 +90,11 @@ class Constant:
     source: Tensor | Callable[[], Tensor]
     fault: str | None = None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its numbers stand in the model's code, so that they are those of the capture."""
+        return bool(getattr(getattr(self.source, "step", None), "fixed", False))
+
     def tensor(self) -> Tensor:
         """The current value: weights may have been trained since the capture."""
         return self.source.detach() if isinstance(self.source, Tensor) else self.source()

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastlrp.capture.aggregation import added, largest, segment_softmax
 from fastlrp.capture.arguments import bind
 from fastlrp.capture.graph import Constant, Graph, Node, Value
-from fastlrp.capture.patterns.written_softmax import spelt_out
+from fastlrp.capture.patterns.written_softmax import SpeltOut, spelt_out
 
 _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -99,9 +99,14 @@ def proves(node: Node, known: set[Value]) -> bool:
     if isinstance(node.call, torch._ops.OpOverload):
         if node.call.namespace != "aten":
             return False  # Somebody's own operator of that name.
-    elif node.operation not in {*_PARTS, "custom_backward"} and node.call is not _OURS.get(node.operation):
+    elif node.operation not in {*_PARTS, "custom_backward"} and not _is_ours(node):
         return False
     return proof(Facts(node.args[0], bind(node.call, node.args, node.kwargs), known))
+
+
+def _is_ours(node: Node) -> bool:
+    call = node.call
+    return call is _OURS.get(node.operation) or (isinstance(call, SpeltOut) and not call.masks)
 
 
 def _chosen(f: Facts) -> bool:

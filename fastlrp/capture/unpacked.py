@@ -77,7 +77,7 @@ class Unpacked:
                 raise CaptureError(
                     f"the model could not be captured: it fails on this input itself: {type(error).__name__}: {error}"
                 ) from error
-            if _differ(own, found):
+            if differ(own, found):
                 raise CaptureError(
                     "the model could not be captured: it packs sequences, and gives another output on this batch than "
                     "the graph in which they stay padded. It reads something of a packed sequence that depends on all "
@@ -123,11 +123,11 @@ class Unpacked:
             own = self._own(tensors, args, kwargs)
         except Exception as error:
             raise ValueError(f"{reason}, and fails on it: {type(error).__name__}: {error}. {ways}") from error
-        if _differ(own, found):
+        if differ(own, found):
             raise ValueError(f"{reason}, and its output depends on how many there are. {ways}")
 
 
-def _differ(own: Tensor, found: Tensor) -> bool:
+def differ(own: Tensor, found: Tensor) -> bool:
     if own.shape != found.shape:
         return True
     largest = own[own.isfinite()].abs().max() if own.isfinite().any() else 0.0

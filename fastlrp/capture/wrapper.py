@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastlrp.capture import structure as structures
 from fastlrp.capture.chosen import Chooser, Output
+from fastlrp.capture.trace.attributes import Before
 from fastlrp.capture.trace.methods import MethodsFollowed
 from fastlrp.eager import device_of_caller
 
@@ -20,12 +21,14 @@ class Note:
     Attributes:
         structure: what the model returned, with leaves numbered. after: called when its forward pass has run.
         packs: whether it packs sequences. counts: whether it asks how many rows these have.
+        changed: names of attributes of modules that its forward pass has set, or written into.
     """
 
     structure: Any = None
     after: Callable[[], None] | None = None
     packs: bool = False
     counts: bool = False
+    changed: Sequence[str] = ()
 
 
 class Wrapper(nn.Module):
@@ -44,8 +47,10 @@ class Wrapper(nn.Module):
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
+        before = Before(self.model)
         with device_of_caller(), MethodsFollowed():
             returned = self.model(*args, **{**self._defaults, **kwargs})
+        self.note.changed = before.changes()
         self.note.structure = structures.flatten(returned, found)
         if self.note.after is not None:
             self.note.after()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlrp import rules
 from fastlrp.capture.graph import Node, Value
+from fastlrp.capture.patterns.attention_weights import keeps_shares
 from fastlrp.kinds import textbook
 from fastlrp.kinds.activation import send_slope
 from fastlrp.kinds.broadcasting import sum_to_shape
@@ -71,43 +72,54 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing.
 
-    What lies between, a conversion to another dtype, a view, a clamp, a mask or a constant factor, leaves it one: a
-    model that computes its gates in float32 has the same ones in every dtype.
+    What lies between, a conversion to another dtype, a view, a clamp or a mask, leaves it one: a model that computes its
+    gates in float32 has the same ones in every dtype. So do constants, ``2 z``, ``1 - z``; a product of gates is one,
+    and a gate divided by a sum.
     """
     node = _source(value)
-    while node is not None and node.operation not in _GATES and not node.attributes.get("inverts"):
-        node = _changed_by(node) or _complemented(node)
-    return node is not None
+    if node is None:
+        return False
+    if node.operation in _GATES or node.attributes.get("inverts") or _is_inverse_power(node):
+        return True
+    changed = _changed_by(node)
+    operands: Sequence[Any] = () if changed is None else (changed,)
+    if node.kind == "mul" and changed is None:
+        operands = node.args[:1] if node.attributes.get("divides") else dict.fromkeys(node.attributes["operands"])
+    return bool(operands) and all(isinstance(v, Value) and _is_gate(v) for v in operands)
 
 
-def _complemented(node: Node) -> Node | None:
-    """The sigmoid of ``1 - sigmoid(x)``, which is ``sigmoid(-x)``; None for any other operation."""
-    if node.kind != "add" or len(node.sources) != 1:
-        return None
-    terms = dict(reversed(term) for term in node.attributes["terms"])
-    made = _source(node.sources[0])
-    is_complement = terms.get(-1) is node.sources[0] and terms.get(1) == 1
-    return made if is_complement and made is not None and made.operation in ("sigmoid", "hardsigmoid") else None
-
-
-def _changed_by(node: Node) -> Node | None:
-    """What computed the entries that a clamp, a mask or a constant factor changes; None for any other operation."""
-    changes = node.operation in _CLAMPS or node.kind == "write" or _is_multiple(node)
-    return _source(node.sources[0]) if changes and len(node.sources) == 1 else None
+def _changed_by(node: Node) -> Value | None:
+    """What a clamp, a mask, a constant factor or a constant summand changes; None for any other operation."""
+    changes = node.operation in _CLAMPS or node.kind in ("write", "add") or _is_multiple(node) or keeps_shares(node)
+    return node.sources[0] if changes and len(node.sources) == 1 else None
 
 
 def _is_multiple(node: Node) -> bool:
     """Whether it is an activation times, or over, a constant."""
-    return node.kind == "mul" and len(node.sources) == 1 and not node.attributes.get("inverts")
+    return node.kind == "mul" and len(node.sources) == 1 and not node.attributes.get("divides")
+
+
+def _is_inverse_power(node: Node) -> bool:
+    """``d ** -p``."""
+    exponent = node.args[1] if node.operation == "pow" else None
+    return isinstance(exponent, (int, float)) and exponent < 0
 
 
 def _is_scale(value: Value) -> bool:
-    """Whether it is a norm's scale, or was broadcast by ``expand`` in the place of the product."""
+    """Whether it is a norm's scale, or was broadcast in the place of the product, by ``expand`` or by constants."""
     producer = value.producer
-    while producer is not None and producer.kind in _COPIES and producer.carried is not None:
-        if producer.operation in ("expand", "expand_as"):
-            return True
-        producer = producer.carried.producer
+    while producer is not None:
+        if producer.kind in _COPIES and producer.carried is not None:
+            if producer.operation in ("expand", "expand_as"):
+                return True
+            value = producer.carried
+        elif _is_multiple(producer):
+            (value,) = producer.sources
+            if value.shape != producer.output.shape:
+                return True
+        else:
+            break
+        producer = value.producer
     return producer is not None and producer.operation in _SCALES
 
 
@@ -120,14 +132,15 @@ def _source(value: Value) -> Node | None:
 
 
 def _is_made_by_activation(value: Value) -> bool:
-    """Also masked, or times a constant. A clamp below zero is none, but leaves what it clamps what it is."""
+    """Also masked, times a constant or beside one. A clamp below zero is none, but leaves what it clamps what it is."""
     node = _source(value)
     while node is not None:
         low = node.attributes.get("low") if node.operation in _CLAMPS else 0
         is_activation = node.kind in _ACTIVATIONS and low is not None and low >= 0  # A clamp at 0 is a ReLU.
         if is_activation or _is_swish(node):
             return True
-        node = _changed_by(node)
+        changed = _changed_by(node)
+        node = None if changed is None else _source(changed)
     return False
 
 

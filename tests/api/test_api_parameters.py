@@ -65,9 +65,9 @@ class Written(nn.Module):
         self.layer, self.last, self.form = layer, last, form
 
     def forward(self, x: Tensor) -> Tensor:
-        z, b = F.linear(x, self.layer.weight), self.layer.bias
+        z, b = F.linear(x, self.layer.weight).unsqueeze(-1), self.layer.bias.unsqueeze(-1)  # No bias of a layer's own.
         h = {"add": lambda: z + b, "radd": lambda: b + z, "sub": lambda: z - -b, "rsub": lambda: b - -z}[self.form]()
-        return self.last(h.relu())
+        return self.last(h.squeeze(-1).relu())
 
 
 @pytest.mark.parametrize("form", ["add", "radd", "sub", "rsub"])

@@ -57,9 +57,9 @@ class Oracle(SchemaCheckMode):
         self.table, self.mode = table, mode
         self.rows: list[tuple[Tensor, Tensor]] = []
         self.tags: dict[int, set[str]] = {}
+        self.roots: dict[int, int] = {}  # Of what it is a function, entry by entry.
         self.held: list[Any] = []
         self.written: dict[int, Tensor] = {}
-        self.function_of: dict[int, int] = {}
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = target._schema.name.split("::")[-1]
@@ -91,6 +91,7 @@ class Oracle(SchemaCheckMode):
             tags.add("gate")
         if name in ("expand", "expand_as"):
             tags.add("expanded")
+        tags |= self._of_constants(name.strip("_"), args, result)
         if name.rstrip("_") in _ACTS or name in ("softmax", "sigmoid", "hardsigmoid"):
             tags.add("made")
         if name == "softmax":
@@ -101,29 +102,37 @@ class Oracle(SchemaCheckMode):
             tags |= {"weight"} & set().union(*(self._tags(t) for t in args[:2] if isinstance(t, Tensor)))
         if args and isinstance(args[0], Tensor) and (name in _KEEP_TAGS or name in ("softmax", "div", "div_")):
             tags |= self._tags(args[0]) - ({"gate", "expanded"} if name in ("softmax", "div", "div_") else set())
-        tags |= self._role(name, args, result)
+        if self._is_function_of_one(name, args, result) and name.strip("_") == "mul":
+            factors = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
+            if len(factors) == 2 and any("gate" in self._tags(t) for t in factors):
+                tags.add("made")  # ``x sigmoid(1.7 x)`` is an activation.
         for t in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(t, Tensor):
                 self.held.append(t)
                 self.tags[id(t)] = set(tags)
 
-    def _role(self, name: str, args: Any, result: Any) -> set[str]:
-        """Of a multiple that of what it is a multiple of; ``x * sigmoid(c x)`` is made by an activation."""
-        factors = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
-        if not factors or not isinstance(result, Tensor):
+    def _is_function_of_one(self, name: str, args: Any, result: Any) -> bool:
+        """Whether it is a function of one tensor, entry by entry, which is then noted."""
+        operands = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
+        entrywise = name.strip("_") in _ACTS | {"mul", "add", "sub", "rsub", "neg", "div"}
+        roots = {self.roots.get(id(t), id(t)) for t in operands}
+        if not entrywise or len(roots) != 1 or result.shape != operands[0].shape:
+            return False
+        self.roots[id(result)] = roots.pop()
+        return True
+
+    def _of_constants(self, name: str, args: Any, result: Any) -> set[str]:
+        """A gate times a constant or beside one is a gate still, as are a product of gates and a gate divided."""
+        if name not in ("mul", "div", "add", "sub", "rsub", "neg"):
             return set()
-        first = factors[0]
-        multiple = len(factors) == 1 and (name in ("mul", "mul_", "neg") or (name == "div" and args[0] is first))
-        if multiple or name.rstrip("_") in ("sigmoid", "hardsigmoid"):
-            self.function_of[id(result)] = self.function_of.get(id(first), id(first))
-        multiple = multiple or (name == "rsub" and args[1] == 1 and "gate" in self._tags(first))
-        if multiple and "made" in self._tags(first):
-            return {"made", "gate"} & self._tags(first)
-        pairs = [(first, factors[-1]), (factors[-1], first)]
-        is_swish = name in ("mul", "mul_") and any(
-            "gate" in self._tags(g) and self.function_of.get(id(g)) == id(x) for g, x in pairs if g is not x
-        )
-        return {"made"} if is_swish else set()
+        found = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
+        if len(found) == 1 and not (name == "div" and found[0] is not args[0]):
+            kept = {"gate", "made"} if name in ("add", "sub", "rsub") else {"gate", "made", "expanded"}
+            expanded = {"expanded"} if name in ("mul", "div", "neg") and found[0].shape != result.shape else set()
+            return (self._tags(found[0]) & kept) | expanded
+        if name == "mul" and len(found) == 2:
+            return {"gate"} & self._tags(found[0]) & self._tags(found[1])
+        return {"gate"} & self._tags(args[0]) if name == "div" and len(found) == 2 else set()
 
     def _tags(self, t: Tensor) -> set[str]:
         return self.tags.get(id(t), set())

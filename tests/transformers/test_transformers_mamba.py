@@ -104,7 +104,9 @@ def others(name: str) -> Any:
 @pytest.mark.parametrize("name", map(others, (*state_space.CONFIGURATIONS, "RWKV", "FNet")))
 def test_other_state_space_models(name: str, composite: str) -> None:
     case, ids = other(name)
-    family = zoo_family.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=2e-6)
+    # Kimi-Linear writes its softplus out, which the oracle takes operation by operation: 3.5e-6.
+    near = 4e-6 if name == "Kimi-Linear" else 2e-6
+    family = zoo_family.Family(lambda transformers: case.model, lambda: {"input_ids": ids}, case.output, tolerance=near)
     explainer = Explainer(case.model, composite, output=case.output)
     zoo_checks.equals_oracle(explainer, {"input_ids": ids}, family, composite)
     zoo_checks.is_verified(explainer, {"input_ids": ids}, family)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fastlrp.capture.graph import Graph, Node, Value
 from fastlrp.capture.patterns.moved import moved
-from fastlrp.capture.patterns.written_softmax import spelt_out
+from fastlrp.capture.patterns.quotients import are_same, total_of
+from fastlrp.capture.patterns.written_softmax import SpeltOut, spelt_out
 
 _CARRIES = {"move", "write", "identity", "detached", "custom_backward"}
 """Kinds through which weights stay weights: dropout, conversions, views, what is masked out of them."""
@@ -40,6 +42,8 @@ def find_attention_weights(graph: Graph) -> None:
                 softmax.kind = "attention_weights"
                 _read_scores_themselves(softmax)
                 node.attributes["weights"] = operand
+            for quotient in _masked_quotients(operand, behind):
+                quotient.kind = "attention_weights"
 
 
 def _read_scores_themselves(softmax: Node) -> None:
@@ -56,8 +60,13 @@ def _read_scores_themselves(softmax: Node) -> None:
     if maximum is None or maximum.operation not in ("max", "amax") or largest.shape != kept:
         return
     if any(_attached(v) is _attached(x) for v in maximum.sources):
-        softmax.args, softmax.inputs = (x, *softmax.args[1:]), (x,)
-        if softmax.call is spelt_out:
+        softmax.args, softmax.inputs = (x, *softmax.args[1:]), (x, *softmax.inputs[1:])
+        if isinstance(softmax.call, SpeltOut) and not softmax.call.is_exact:
+            # What stands beside the sum is compared with exponentials that are at most 1.
+            softmax.call = replace(
+                softmax.call, largest=_detached_largest if _attached(largest) is not largest else _largest
+            )
+        elif softmax.call is spelt_out or isinstance(softmax.call, SpeltOut):
             softmax.call = torch.ops.aten.softmax.int
 
 
@@ -66,6 +75,14 @@ def _attached(value: Value) -> Value:
     while value.producer is not None and value.producer.kind == "detached":
         value = value.producer.args[0]
     return value
+
+
+def _largest(x: Tensor, axis: int) -> Tensor:
+    return x.amax(axis, keepdim=True)
+
+
+def _detached_largest(x: Tensor, axis: int) -> Tensor:
+    return x.detach().amax(axis, keepdim=True)
 
 
 _Coordinates = Callable[[], Tensor | None]
@@ -97,9 +114,9 @@ def _summands(node: Node) -> list[Value]:
     y = node.output
     if node.kind == "add":
         found = list(node.sources)
-    elif node.kind == "mul" and node.attributes.get("divides"):
+    elif node.attributes.get("divides"):
         found = [v for v in node.sources if v is node.args[0]]
-    elif node.kind == "mul" and len(node.sources) == 1:
+    elif (node.kind == "mul" and len(node.sources) == 1) or keeps_shares(node):
         found = list(node.sources)
     else:
         found = []
@@ -148,13 +165,13 @@ def _find_routing(node: Node) -> None:
     if node.attributes.get("divides"):
         return
     for operand in node.sources:
-        producer, chosen, passed = operand.producer, False, []
+        producer, chosen, passed = operand.producer, False, list[Node]()
         while producer is not None and producer.sources:
-            if producer.kind not in _CARRIES:
+            chosen = chosen or producer.operation in _CHOICES
+            if producer.operation in ("topk", "max", "softmax") or _is_normalised(producer):
                 passed.append(producer)
-                chosen = chosen or producer.operation == "topk"
-                if producer.operation not in ("topk", "softmax") and not _is_normalised(producer):
-                    break
+            elif producer.kind not in _CARRIES and not _is_scaled(producer) and not keeps_shares(producer):
+                break
             producer = producer.sources[0].producer
             if any(n.operation == "softmax" for n in passed) and chosen:
                 break
@@ -166,13 +183,59 @@ def _find_routing(node: Node) -> None:
         node.attributes["routing"] = operand
 
 
+_CHOICES = ("topk", "max", "gather")
+"""What takes a router's largest weights: their values, or by their places."""
+
+
+def _is_scaled(node: Node) -> bool:
+    """A product with a constant."""
+    return node.kind == "mul" and len(node.sources) == 1 and not node.attributes.get("divides")
+
+
 def _is_normalised(node: Node) -> bool:
-    """``x / x.sum(-1, keepdim=True)``."""
+    """``x / x.sum(-1, keepdim=True)``, also with a constant added to the sum, or a smallest value of it."""
     if not node.attributes.get("divides") or not all(isinstance(v, Value) for v in node.args[:2]):
         return False
-    x, total = node.args[:2]
-    producer = total.producer
-    while producer is not None and producer.kind in _CARRIES and producer.carried is not None:
-        producer = producer.carried.producer
-    summed = producer is not None and producer.operation == "sum" and producer.sources == (x,)
-    return summed and total.shape == (*x.shape[:-1], 1)
+    x, divisor = node.args[:2]
+    total = total_of(divisor, x, are_same)
+    return total is not None and total.axis == len(x.shape) - 1
+
+
+def keeps_shares(node: Node) -> bool:
+    """Whether numbers from 0 to 1 come out as they are: ``nan_to_num``, ``clamp`` to bounds that they keep."""
+    if node.kind != "activation" or len(node.sources) != 1 or node.operation not in ("nan_to_num", "clamp"):
+        return False
+    low, high = (*node.args[1:3], None, None)[:2]
+    low, high = node.kwargs.get("min", low), node.kwargs.get("max", high)
+    if node.operation == "nan_to_num":
+        return True
+    numbers = all(bound is None or isinstance(bound, (int, float)) for bound in (low, high))
+    return numbers and (low is None or low <= 0) and (high is None or high >= 1)
+
+
+def _runs_along_last_axis(at: Tensor) -> bool:
+    """Whether these places are those along the last axis, but where something was masked out."""
+    along = torch.arange(at.shape[-1])
+    return bool(((at == along) | (at == 0)).all()) and int(at.max()) == len(along) - 1
+
+
+def _masked_quotients(weights: Value, behind: dict[Value, _Softmaxes]) -> list[Node]:
+    """Quotients by the sum that make a softmax with entries masked out that of the others, on the way to a product.
+
+    Only along the axis of that softmax: over another one the sum is a divisor as any, which takes nothing.
+    """
+    found, node = list[Node](), weights.producer
+    while node is not None and node.operation != "softmax" and len(node.sources) > 0:
+        if node.attributes.get("divides"):
+            x = node.args[0]
+            of_one = _is_normalised(node) and len(behind.get(x, {})) == 1
+            at = next(iter(behind[x].values()))() if of_one else None
+            if at is None or not _runs_along_last_axis(at):
+                return found
+            found.append(node)
+            node = x.producer
+        elif node.kind in _CARRIES or (node.kind == "mul" and len(node.sources) == 1) or keeps_shares(node):
+            node = None if node.carried is None else node.carried.producer
+        else:
+            return found
+    return found

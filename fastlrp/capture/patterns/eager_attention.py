@@ -83,6 +83,8 @@ def _ending_in(product: Node) -> EagerAttention | None:
         node, cut = _before_copies(node.sources[0], inner), True
     if node is None or node.operation != "softmax" or node.kind != "attention_weights":
         return None
+    if not node.attributes.get("is_exact", True):
+        return None  # Something stands beside the sum of the exponentials.
     if node.attributes["parameters"]["dim"] not in (-1, len(node.output.shape) - 1):
         return None
     softmax = node

@@ -27,16 +27,25 @@ _WHOLE = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """After the block the attributes of the model's modules and of their classes are what they were before."""
-    before = _Before(model)
+    before = Before(model)
     try:
         yield
     finally:
         before.restore()
 
 
-class _Before:
+_TABLES = ("_parameters", "_buffers", "_modules")
+"""Where a module keeps its tensors and modules."""
+
+
+class Before:
+    """What the modules of a model and their classes hold."""
+
     def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
+        named = list(model.named_modules())  # Once: a tracer may give other objects the next time.
+        modules = [module for _, module in named]
+        self._names = {id(module): name for name, module in named}
+        self._tables = {(id(m), kept): dict(vars(m).get(kept) or {}) for m in modules for kept in _TABLES}
         classes = dict.fromkeys(
             c for m in modules for c in type(m).__mro__ if issubclass(c, nn.Module) and c is not nn.Module
         )
@@ -64,6 +73,22 @@ class _Before:
             self._seen.add(id(item))
             inside = vars(item) if self._objects and self._objects[-1][0] is item else item
             found += inside.values() if isinstance(inside, dict) else inside
+
+    def changes(self) -> list[str]:
+        """Names of attributes that are others by now, or hold something else."""
+        holders = {id(item) for item, copy in self._contents if not _holds_the_same(item, copy)}
+        holders |= {id(item) for item, table in self._objects if not _holds_the_same(vars(item), table)}
+        found = []
+        for owner, table in self._owners:
+            now = vars(owner)
+            keys = [k for k in {**table, **now} if now.get(k, self) is not table.get(k, self) or id(now[k]) in holders]
+            name = owner.__name__ if isinstance(owner, type) else self._names[id(owner)]
+            found += [f"{name}.{key}" if name else key for key in keys if key not in _TABLES]
+            for kept in _TABLES:
+                have, had = now.get(kept) or {}, self._tables.get((id(owner), kept), {})
+                changed = (key for key in {**had, **have} if have.get(key) is not had.get(key))
+                found += [f"{name}.{key}" if name else key for key in changed]
+        return list(dict.fromkeys(found))
 
     def restore(self) -> None:
         for item, copy in self._contents:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastlrp.capture.canonizers import merged_parameters
 from fastlrp.capture.graph import Constant, Graph, Node, Value
+from fastlrp.capture.patterns.scale_and_shift import OPERATION
 from fastlrp.plan.forward_builder import ForwardBuilder
 
 _GATES = {"sigmoid", "hardsigmoid", "softmax"}
@@ -110,8 +111,9 @@ class ChannelSizes:
         return _Spread(mean, (power - mean.square()).clamp(min=0).sqrt())
 
     def _convolved(self, node: Node) -> _Spread | None:
-        if "norm" in node.attributes:
-            return _normed(node.attributes["norm"])
+        norm = node.attributes.get("norm")
+        if norm is not None and norm.operation != OPERATION:
+            return _normed(norm)
         if node.attributes.get("transposed") or not isinstance(node.attributes["weight"], Constant):
             return None
         weight, bias = merged_parameters(node)
