@@ -72,9 +72,9 @@ def signal_and_gates(node: Node, activations: bool = False) -> list[Value]:
 def _is_gate(value: Value) -> bool:
     """Whether a sigmoid or the like made it, or it is a multiple of a reciprocal: a divisor, which takes nothing.
 
-    What lies between, a conversion to another dtype, a view, a clamp or a mask, leaves it one: a model that computes its
-    gates in float32 has the same ones in every dtype. So do constants, ``2 z``, ``1 - z``; a product of gates is one,
-    and a gate divided by a sum.
+    What lies between, a conversion to another dtype, a view, a clamp or a mask, leaves it one: a model that computes
+    its gates in float32 has the same ones in every dtype. So do constants, ``2 z``, ``1 - z``; a product of gates is
+    one, and a gate divided by a sum.
     """
     node = _source(value)
     if node is None:
@@ -82,10 +82,12 @@ def _is_gate(value: Value) -> bool:
     if node.operation in _GATES or node.attributes.get("inverts") or _is_inverse_power(node):
         return True
     changed = _changed_by(node)
-    operands: Sequence[Any] = () if changed is None else (changed,)
-    if node.kind == "mul" and changed is None:
-        operands = node.args[:1] if node.attributes.get("divides") else dict.fromkeys(node.attributes["operands"])
-    return bool(operands) and all(isinstance(v, Value) and _is_gate(v) for v in operands)
+    if changed is not None:
+        return _is_gate(changed)
+    if node.kind != "mul":
+        return False
+    operands = node.args[:1] if node.attributes.get("divides") else dict.fromkeys(node.attributes["operands"])
+    return all(isinstance(v, Value) and _is_gate(v) for v in operands)
 
 
 def _changed_by(node: Node) -> Value | None:
