@@ -26,7 +26,7 @@ from fastlrp.reference.redistribution import total
 
 _MASKS = (
     "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "hardshrink", "softshrink", "sign",
-    "sgn", "floor", "ceil", "round", "trunc",
+    "sgn", "floor", "ceil", "round", "trunc", "composed_activation",
 )  # fmt: skip
 """Where their derivative is 0 nothing passes, also where that of what follows is infinite: autograd does not multiply
 by 0 there."""

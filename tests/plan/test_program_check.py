@@ -17,12 +17,12 @@ from fastlrp.plan.steps import Emission, Factor, Flow
 
 
 class Net(nn.Module):
-    """Layers with sparse forms, a pool, a sum of flows, and a product of two operands."""
+    """Layers with sparse forms, a pool, a sum of flows, and a product whose transpose has two results."""
 
     def __init__(self):
         super().__init__()
         self.a, self.pool, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1)
-        self.c, self.d = nn.Linear(64, 5), nn.Linear(64, 5)
+        self.c, self.d = nn.Linear(64, 5), nn.Linear(64, 1)
 
     def forward(self, x):
         x = self.pool(torch.relu(self.a(x)))
