@@ -49,6 +49,7 @@ ORDER = """
     capture.one_sample
     capture.export run.basis run.sparse.specialize
     run.descent run.sparse.wants
+    run.sparse.needs
     capture.lift.unmapped
     capture.lift.graphs
     capture.state

@@ -31,8 +31,9 @@ from fastlrp.run.basis import find_neck
 from fastlrp.run.descent import Descent
 from fastlrp.run.parted import Rows, join, of_rows, rows_of_parts, together
 from fastlrp.run.sparse import specialize as alive
+from fastlrp.run.sparse.needs import Needs
 from fastlrp.run.sparse.specialize import Outlook, Specialized
-from fastlrp.run.sparse.wants import Choose, Patterns
+from fastlrp.run.sparse.wants import Choose
 from fastlrp.run.sparse.wholes import cheapest
 from fastlrp.targets.one_hot import OneHot
 
@@ -119,10 +120,10 @@ def specialize(
     rates = rates_of(plan.device, plan.mixes_dtypes)
     if rates is None and not plan.chooser.asks_for_sparse:  # Patterns would wait for a GPU, and none be used.
         return Specialized(_fused_once(plan, steps), [], 0)
-    patterns: Patterns = {}
+    needs = Needs(state, steps, below)
 
     def outlook(choose: Choose) -> Outlook:
-        return alive.outlook(steps, state, choose, below, patterns)
+        return alive.outlook(steps, needs, choose)
 
     best = cheapest(plan.chooser, count, plan.dtype.itemsize, rates, outlook)
     found = alive.written(steps, state, best)

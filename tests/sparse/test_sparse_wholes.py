@@ -13,6 +13,7 @@ from fastlrp.plan.paths.choose import OF_CHANGES, Chooser
 from fastlrp.plan.paths.path import Path
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse import wholes
+from fastlrp.run.sparse.needs import Needs
 from fastlrp.run.sparse.specialize import Outlook
 from fastlrp.run.sparse.specialize import outlook as outlook_of
 from fastlrp.run.sparse.wholes import OF_PATTERNS, cheapest, cost_of, cost_of_whole
@@ -127,7 +128,7 @@ def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_wa
         (step((2, 1), 3, Sum((None, None))), (2, 1)), (step((3,), 4, affine("c")), (3,)),
     ]  # fmt: skip
     wished = dict(zip("abc", chosen_ways, strict=True))
-    found = outlook_of(steps, [alive], lambda form, *_: wished[form.path])
+    found = outlook_of(steps, Needs([alive], steps), lambda form, *_: wished[form.path])
     assert (found.moved, found.changed) == (moved, changed)
     assert [path.way for path in found.paths] == list(chosen_ways)
     assert [path.below for path in found.paths] == [0.5, 0.5, 1.0], "dense layers read no more than sparse ones"

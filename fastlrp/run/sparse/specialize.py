@@ -21,7 +21,8 @@ from fastlrp.plan.compact import Compact, Pattern, kernels_for
 from fastlrp.plan.forms import Affine, AvgPool, MaxPool, Sum
 from fastlrp.plan.paths.path import Path
 from fastlrp.plan.steps import BLOCK, BackwardStep, Emission, Steps
-from fastlrp.run.sparse.wants import Choose, Patterns, Wants
+from fastlrp.run.sparse.needs import Needs
+from fastlrp.run.sparse.wants import Choose, Wants
 
 Change = Callable[[Any], Compact]
 
@@ -61,23 +62,14 @@ class Outlook:
     changed: int = 0
 
 
-def outlook(
-    steps: Steps, state: Sequence[Any], choose: Choose, below: Steps | None = None, patterns: Patterns | None = None
-) -> Outlook:
-    """How the steps would go for the neurons alive in ``state``.
+def outlook(steps: Steps, needs: Needs, choose: Choose) -> Outlook:
+    """How the steps would go for the neurons alive in a state.
 
     Args:
-        steps: backward steps and emissions in order. state: all slots that they read, and those of ``below``.
-        choose: which layers are sparse. below: steps that would follow, which say what they need.
-        patterns: found for another choice with the same state; what is found here is added.
+        steps: backward steps and emissions in order. needs: of their registers. choose: which layers are sparse.
     """
-    wants = Wants(state, choose, steps, patterns)
-    for step, _ in reversed(below or []):
-        wants.add(step)
-    wants.paths.clear()
-    for step, _ in reversed(steps):
-        wants.add(step)
-    rewrite = _Rewrite(state, wants, dry=True)
+    wants = Wants(needs, choose)
+    rewrite = _Rewrite(needs.state, wants, dry=True)
     rewrite.rewritten(steps)
     return Outlook(wants, wants.paths[::-1], rewrite.moved, rewrite.changed)
 
@@ -88,15 +80,20 @@ def written(steps: Steps, state: Sequence[Any], found: Outlook) -> Specialized:
 
 
 def specialize(steps: Steps, state: Sequence[Any], choose: Choose, below: Steps | None = None) -> Specialized:
-    """The same steps for the neurons alive in ``state``; see :func:`outlook`."""
-    return written(steps, state, outlook(steps, state, choose, below))
+    """The same steps for the neurons alive in ``state``; see :func:`outlook`.
+
+    Args:
+        state: all slots that they read, and those of ``below``. below: steps that would follow, which say what they
+            need.
+    """
+    return written(steps, state, outlook(steps, Needs(state, steps, below), choose))
 
 
 class _Rewrite:
     """Writes the steps anew, from the first down. ``dry``: only to see what that would cost; they cannot run."""
 
     def __init__(self, state: Sequence[Any], wants: Wants, dry: bool = False) -> None:
-        self.state, self.wants, self.dry = state, wants, dry
+        self.state, self.needs, self.wants, self.dry = state, wants.needs, wants, dry
         self.compact: set[int] = set()
         self.winners: dict[int, float] = {}
         self.nbytes = self.moved = self.changed = 0
@@ -104,9 +101,7 @@ class _Rewrite:
 
     def rewritten(self, steps: Steps) -> Specialized:
         written: Steps = []
-        produced = {r for step, _ in steps if type(step) is not Emission for r in step.outs}
-        given = dict.fromkeys(r for step, _ in steps if type(step) is not Emission for r in step.ins)
-        for register in (r for r in given if r not in produced):
+        for register in self.needs.given:
             self._convert(register, written, (), "(model) (initial relevance)", None)
         joined = self._joined(steps)
         for position, (step, frees) in enumerate(steps):
@@ -141,14 +136,14 @@ class _Rewrite:
             fits = isinstance(form, Affine) and form.factors is None and not form.is_split(self.state)
             if not fits or id(layer) not in sparse or id(total) not in sparse | either or len(total.ins) != 2:
                 continue
-            alone = total.ins.count(layer.out) == 1 and self.wants.readers[layer.out] == 1
+            alone = total.ins.count(layer.out) == 1 and self.needs.times_read[layer.out] == 1
             if alone and total.form.scales[total.ins.index(layer.out)] is None:
                 found.add(position)
         return found
 
     def _convert(self, register: int, written: Steps, frees: tuple[int, ...], name: str, node: Node | None) -> None:
         """Make a dense register compact if that is what all its readers want."""
-        if register in self.wants.ends or register in self.wants.maps or register not in self.wants.rows:
+        if register in self.needs.ends or register in self.wants.maps or register not in self.wants.rows:
             return  # What waits at the end of these steps is taken in either form.
         pattern = self._pattern(register)
         if pattern is not None and register not in self.compact and register not in frees:
@@ -162,7 +157,7 @@ class _Rewrite:
         """Make a compact register a map if all who read it are dense."""
         if register not in self.compact or not self.wants.is_map(register) or register in frees:
             return
-        pattern = self.wants.of(register)
+        pattern = self.needs.of(register)
         assert pattern is not None
         self.compact.discard(register)
         self.changed += _changed(pattern)
@@ -180,7 +175,7 @@ class _Rewrite:
         if not compact:
             return step
         for register in compact:
-            pattern = self.wants.of(register)
+            pattern = self.needs.of(register)
             assert pattern is not None
             self.changed += _changed(pattern)
 
@@ -191,7 +186,7 @@ class _Rewrite:
                             step.form, takes_bf16=step.takes_bf16)  # fmt: skip
 
     def _pattern(self, register: int) -> Pattern | None:
-        pattern = self.wants.of(register)
+        pattern = self.needs.of(register)
         if pattern is not None and id(pattern) not in self._seen:
             self._seen.add(id(pattern))
             self.nbytes += pattern.nbytes
@@ -232,7 +227,7 @@ class _Rewrite:
         return _step(relevance_below, step.ins, step.out, pattern, step)
 
     def _arriving(self, register: int, form: Affine) -> Change:
-        return self._compacted(register, lambda: self.wants.pattern([(self.state[s], None) for s in form.coefficients]))
+        return self._compacted(register, lambda: self.needs.pattern(self.needs.coefficients(form)))
 
     def _compacted(self, register: int, pattern_of: Callable[[], Pattern]) -> Change:
         """What makes an operand compact: nothing if it is, a copy if somebody else wants all of it."""
@@ -260,7 +255,7 @@ class _Rewrite:
         return _step(relevance_on_top, (layer.ins[0], total.ins[other]), total.out, pattern, layer)
 
     def _pool(self, step: BackwardStep, form: MaxPool | AvgPool, pattern: Pattern) -> BackwardStep:
-        pooled = self.wants.pattern(self.wants.above_pools[id(step)])
+        pooled = self.needs.pattern(self.needs.above_pools[id(step)])
         arrive = self._compacted(step.ins[0], lambda: pooled)
         whole = pooled.batch * torch.Size(form.leaving).numel()
         self.winners[step.out] = pooled.entries / max(1, whole)
