@@ -17,9 +17,9 @@ Model = tuple[nn.Module, Tensor]
 
 
 WINNERS = 5e-4
-"""Largest difference of an image's float32 explanation from float64. In some maps two entries under a max-pool are equal
-to float32, and which of them wins depends on the order in which a library adds up. VGG-16, eight images, EpsilonPlus:
-fastlrp 1e-6 to 3e-6 in four of them and at most 2.7e-4, Zennit 3e-7 to 7e-7 in five and 1.4e-4."""
+"""Largest difference of an image's float32 explanation from float64. In some maps two entries under a max-pool are
+equal to float32, and which of them wins depends on the order in which a library adds up. VGG-16, eight images,
+EpsilonPlus: fastlrp 1e-6 to 3e-6 in four of them and at most 2.7e-4, Zennit 3e-7 to 7e-7 in five and 1.4e-4."""
 
 
 def in_double(model: nn.Module, x: Tensor, rule: str, classes: Tensor) -> Gate:
