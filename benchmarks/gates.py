@@ -1,12 +1,15 @@
-"""What outputs must be in a round of less than float32, of backends of which none need be right, or of a batch."""
+"""What outputs must be before they are timed: nobody measured is the measure of the others, fastlrp least of all."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from benchmarks import measure, precisions, providers
+from benchmarks.attention_models import Workload
 from benchmarks.measure import AGREES, COMPARED, Gate, disagreement
 
 Model = tuple[nn.Module, Tensor]
@@ -14,9 +17,9 @@ Model = tuple[nn.Module, Tensor]
 
 
 WINNERS = 5e-4
-"""Largest difference of an image's float32 explanation from float64 in a batch. In some of its maps two entries under a
-max-pool are equal to float32, and which of them wins depends on the order in which a library adds up. VGG-16, eight
-images, EpsilonPlus: fastlrp 1e-6 to 3e-6 in four of them and at most 2.7e-4, Zennit 3e-7 to 7e-7 in five and 1.4e-4."""
+"""Largest difference of an image's float32 explanation from float64. In some maps two entries under a max-pool are
+equal to float32, and which of them wins depends on the order in which a library adds up. VGG-16, eight images,
+EpsilonPlus: fastlrp 1e-6 to 3e-6 in four of them and at most 2.7e-4, Zennit 3e-7 to 7e-7 in five and 1.4e-4."""
 
 
 def in_double(model: nn.Module, x: Tensor, rule: str, classes: Tensor) -> Gate:
@@ -24,6 +27,14 @@ def in_double(model: nn.Module, x: Tensor, rule: str, classes: Tensor) -> Gate:
     exact, wide = copy.deepcopy(model).double(), x.double()
     expected = measure.run(providers.ours(exact, wide, rule, "torch"), wide, classes[:, :COMPARED])
     return Gate(expected.double(), WINNERS, WINNERS)
+
+
+def of_transformer(work: Workload, rule: str) -> Callable[[Tensor], Gate]:
+    """The gate of any targets ``(1, K)`` of a transformer: composed PyTorch operations in float64."""
+    x = work.x if work.is_text else work.x.double()
+    exact = replace(work, model=copy.deepcopy(work.model).double(), x=x)
+    definition, _ = providers.of_transformer(exact, rule, backend="torch")
+    return lambda classes: Gate(measure.run(definition, x, classes[:, :COMPARED]).double())
 
 
 def made(exact: Model, own: Model, rule: str, classes: Tensor, name: str) -> Gate:

@@ -87,7 +87,8 @@ def measure(parts: list[Provider], x: Tensor, classes: Tensor, repeats: int, gat
     """Seconds per target of each, taken in turns. The first call of each is not timed: it checks and sees the memory.
 
     Args:
-        parts: the first is what the others' outputs are compared with, if the gate has nothing else.
+        parts: the first is what the others' outputs are compared with, if the gate has nothing else; its own are then
+            the caller's to check.
         classes: ``(B, K)``.
 
     Raises:
@@ -127,8 +128,8 @@ def _reasons(entry: Entry) -> Iterator[None]:
 
 def _check(entry: Entry, gate: Gate, given: bool, answer: Any, x: Tensor, asked: Tensor) -> Gate:
     """Write down the difference of the first targets; returns the gate for those who come after."""
-    whole = answer.shape[1] == asked.shape[1]
-    if not whole:  # A stream gives its last block alone.
+    last = answer[:, -COMPARED:]
+    if answer.shape[1] != asked.shape[1]:  # A stream gives its last block alone.
         answer = run(entry.provider, x, asked[:, :COMPARED])
     part = answer[:, :COMPARED].double().clone()
     if gate.expected is None:
@@ -140,8 +141,9 @@ def _check(entry: Entry, gate: Gate, given: bool, answer: Any, x: Tensor, asked:
         entry.error = other if math.isnan(other) else max(entry.error, other)
     if not entry.error <= gate.limit(entry.provider):
         entry.reason = f"its output differs by {entry.error:.1e}"
-    elif given and whole and asked.shape[1] >= 2 * COMPARED:
-        apart = disagreement(answer[:, -COMPARED:].double(), run(entry.provider, x, asked[:, -COMPARED:]).double())
+    elif given and asked.shape[1] >= 2 * COMPARED:
+        alone = run(entry.provider, x, asked[:, asked.shape[1] - last.shape[1] :])
+        apart = disagreement(alone.double(), last.double())
         if not apart <= gate.limit(entry.provider):
             entry.reason = f"its last targets differ by {apart:.1e} from the same ones asked alone"
     return gate

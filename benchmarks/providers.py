@@ -141,17 +141,18 @@ def switched(part: Provider) -> Provider:
     return replace(part, name=name, run=run, rounds=0.5)
 
 
-def of_transformer(work: Any, rules: str) -> tuple[Provider, Any]:
+def of_transformer(work: Any, rules: str, backend: str = "auto") -> tuple[Provider, Any]:
     """fastlrp on a workload of :mod:`benchmarks.attention_models`, and the graph that it captured."""
     name = "input_ids" if work.is_text else None
     given = {name: work.x} if name else work.x
-    explainer = fastlrp.Explainer(work.model, rules, example_inputs=given, output="logits" if name else None)
+    output = "logits" if name else None
+    explainer = fastlrp.Explainer(work.model, rules, example_inputs=given, output=output, backend=backend)
 
     def run(x: Tensor, classes: Tensor, mark: Mark) -> Tensor:
         found: Any = explainer({name: x}, classes, at=-1)[name] if name else explainer(x, classes)
         return found  # type: ignore[no-any-return]
 
-    return Provider("fastlrp auto", run), explainer.plan.graph
+    return Provider(f"fastlrp {backend}", run), explainer.plan.graph
 
 
 def streaming(model: nn.Module, x: Tensor, rules: str, backend: str, block: int) -> Provider:

@@ -110,10 +110,9 @@ def _round(
 ) -> Round:
     """Everybody computes in the precision asked for. On a GPU nobody's failure ends the others' measurement."""
     parts = [replace(p, dtype=options.precision, optional=p.optional or options.gpu) for p in parts]
-    gate = None
     if options.gpu or options.precision != "float32":
         gate = gates.made(loaded.exact, (loaded.model, loaded.x), case.composite, case.classes, options.precision)
-    elif len(loaded.x) > 1:
+    else:
         gate = gates.in_double(loaded.model, loaded.x, case.composite, case.classes)
     return Round(case, parts, loaded.x, options.repeats or repeats, notes, gate)
 
@@ -226,11 +225,12 @@ def transformers(options: Options) -> Iterator[Round]:
                     parts += makers[other]()
                 except UnavailableError as reason:
                     left_out.append(f"  {other:18} left out: {reason}")
+            gate = gates.of_transformer(work, rule)
             for count in options.counts or (1, 8, 32, 256):
                 # Not the first class: BERT's padding token, whose row of the tied weight is zero.
                 chosen = spread_out(count, work.classes - 1) + 1
                 case = Case("transformers", name, rule, chosen, work.x.shape[-1])
-                yield Round(case, parts, work.x, options.repeats or 3, left_out)
+                yield Round(case, parts, work.x, options.repeats or 3, left_out, gate(chosen))
 
 
 SCENARIOS: dict[str, Callable[[Options], Iterator[Round]]] = {
