@@ -13,6 +13,7 @@ import fastlrp
 from fastlrp import composites, rules
 from fastlrp.composites import kind
 from tests.models.oracle import relative_error
+from tests.transformers.oracle import relevance
 
 F64 = torch.float64
 PRESETS = ("epsilon_plus", "epsilon_gamma_box", "alpha_beta", "attnlrp", "gradient")
@@ -136,3 +137,141 @@ def test_a_norm_that_is_written_out(name: str) -> None:
     for form in spelt:
         for found, wanted in zip(explained(form, conv, sizes), expected, strict=True):
             assert relative_error(found, wanted) < 1e-12
+
+
+def deviations(x: Tensor, axis: int, unbiased: bool, inside: float, beside: float) -> Tensor:
+    return (x.var(axis, unbiased=unbiased, keepdim=True) + inside).sqrt() + beside
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("unbiased", "inside", "beside"), [(True, 1e-5, 0), (False, 0, 1e-3), (True, 0, 0.1)])
+def test_other_deviations(axis: int, unbiased: bool, inside: float, beside: float) -> None:
+    """PyTorch has no such operation: passed whole under one rule, and with its own sigma held fixed under the other."""
+
+    def form(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return (x - x.mean(axis, keepdim=True)) / deviations(x, axis, unbiased, inside, beside) * w + b
+
+    model, x = Model(form, False, (6,) if axis == 2 else (3, 1)), numbers(2, 3, 5)
+    explainer = fastlrp.Explainer(model, "epsilon")
+    with explainer.forward(x) as record:
+        assert "layer_norm" in operations(explainer)
+        torch.testing.assert_close(record.output, model(x), rtol=1e-13, atol=1e-13)
+    fixed = fastlrp.Explainer(model, "attnlrp")
+    h = model.first(x)
+    sigma, w, b = deviations(h, axis, unbiased, inside, beside).detach(), model.norm.weight, model.norm.bias
+    held = lambda x: model.head(F.relu((h := model.first(x)).sub(h.mean(axis, True)).div(sigma) * w + b).flatten(1))  # noqa: E731
+    torch.testing.assert_close(fixed(x, [0, 2]), relevance(held, x, [0, 2]), rtol=1e-10, atol=1e-12)
+    for checked in (explainer, fixed):
+        assert checked.verify(x, [0, 2]).ok
+
+
+def read_twice(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    s = (x - u).square().mean(-1, keepdim=True)
+    return (x - u) / (s + 1e-6).sqrt() * w + b + u
+
+
+def clamped(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    u = x.mean(-1, keepdim=True)
+    return (x - u) / (x - u).square().mean(-1, keepdim=True).clamp(min=1e-3).sqrt() * w + b
+
+
+def other_mean(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    c = x - x.mean(1, keepdim=True)
+    return c / (c.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w + b
+
+
+def part_of_the_mean(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    c = x - 0.5 * x.mean(-1, keepdim=True)
+    return c / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt() * w + b
+
+
+def weighed_before(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    c = (x - x.mean(-1, keepdim=True)) * w
+    return c / (c.square().mean(-1, keepdim=True) + 1e-6).sqrt() + b
+
+
+def sum_of_squares(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    c = x - x.mean(-1, keepdim=True)
+    return c / (c.square().sum(-1, keepdim=True) + 1e-6).sqrt() * w + b
+
+
+@pytest.mark.parametrize(
+    "form", [read_twice, clamped, other_mean, part_of_the_mean, weighed_before, sum_of_squares]
+)  # fmt: skip
+def test_what_is_no_such_norm(form: Form) -> None:
+    """One whose mean is read, one with a smallest variance, and what resembles one: read as it stands there."""
+    explainer = fastlrp.Explainer(Model(form, False, (6,)), "epsilon", example_inputs=numbers(2, 3, 5))
+    assert "layer_norm" not in operations(explainer)
+    assert "mul" in operations(explainer) or "div" in operations(explainer)
+
+
+class Part(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def standardized(x: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    c = x - mean(x)
+    return c / ((c * c).mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+@pytest.mark.parametrize("what", ["mean", "quotient"])
+def test_what_is_asked_for_stays(what: str) -> None:
+    """A module that gives the mean, or what weight and bias are applied to, is a layer of which relevance is asked."""
+    mean = Part(lambda x: x.mean(-1, keepdim=True))
+    part = mean if what == "mean" else Part(lambda x: standardized(x, lambda x: x.mean(-1, keepdim=True)))
+
+    def form(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return (standardized(x, part) if what == "mean" else part(x)) * w + b
+
+    model, x = Model(form, False, (6,)), numbers(2, 3, 5)
+    model.norm.part = part
+    explainer = fastlrp.Explainer(model, "epsilon")
+    with explainer.forward(x) as record:
+        assert ("layer_norm" in operations(explainer)) is (what == "quotient")
+        found = record.relevance([0], layers=["norm.part"])
+    assert next(iter(found.values())).shape[-1] == (1 if what == "mean" else 6)
+
+
+def test_without_a_mean_the_scale_is_a_gate() -> None:
+    """An RMS norm needs no node of its own: the same relevance under every preset."""
+
+    def spelt(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    def of(form: Form) -> list[Tensor]:
+        with fastlrp.Explainer(Model(form, False, (6,)), "epsilon").forward(numbers(2, 3, 5)) as record:
+            return [record.under(name).relevance([0, 1]) for name in PRESETS if "box" not in name]
+
+    for found, wanted in zip(of(spelt), of(lambda x, w, b: F.rms_norm(x, (6,), w, 1e-6)), strict=True):
+        assert relative_error(found, wanted) < 1e-13
+
+
+def test_a_weight_that_changes_is_followed() -> None:
+    model, x = Model(by_square, False, (6,)), numbers(2, 3, 5)
+    explainer = fastlrp.Explainer(model, "attnlrp")
+    before = explainer(x, [0])
+    with torch.no_grad():
+        model.norm.weight.mul_(-2)
+        model.norm.bias.add_(1)
+    after = explainer(x, [0])
+    assert relative_error(before, after) > 0.1
+    assert relative_error(after, fastlrp.Explainer(model, "attnlrp")(x, [0])) < 1e-14
+
+
+def test_it_is_a_normalization_to_a_composite() -> None:
+    """By kind and by the path of its module."""
+    model, x = Model(over_channels, True, (4,)), numbers(2, 3, 5, 5)
+    base = composites.epsilon_plus()
+    fixed = fastlrp.Explainer(model, base.with_entries((kind("normalization"), rules.FixedSigma())))
+    named = fastlrp.Explainer(model, base.with_entries(("norm", rules.FixedSigma())))
+    assert relative_error(named(x, [0]), fixed(x, [0])) == 0
+    assert relative_error(fastlrp.Explainer(model, base)(x, [0]), fixed(x, [0])) > 0.1
+    assert fixed.verify(x, [0]).ok
