@@ -77,11 +77,12 @@ class Rows:
         eps = a.get("eps")
         if eps is None:
             eps = torch.finfo(node.output.dtype or torch.float32).eps
-        return Rows(tuple(groups), math.prod(row), node.operation != "rms_norm", float(eps), *parameters,
-                    a.get("ratio", 1.0), a.get("beside", 0.0))  # fmt: skip
+        centre, (w, b) = node.operation != "rms_norm", parameters
+        of_written = a.get("ratio", 1.0), a.get("beside", 0.0)
+        return Rows(tuple(groups), math.prod(row), centre, float(eps), w, b, *of_written)
 
     def inverse_sigma(self, x: Tensor) -> Tensor:
-        """``1 / (sqrt(ratio var(x) + eps) + beside)``, ``(B, *groups, 1)``; an RMS norm's without taking the mean away."""
+        """``1 / (sqrt(ratio var(x) + eps) + beside)``, ``(B, *groups, 1)``; an RMS norm's with the mean left in."""
         rows = wide(x).reshape(len(x), *self.groups, self.length)
         squares = (rows - rows.mean(-1, keepdim=True)).square_() if self.centre else rows.square()
         square = squares.mean(-1, keepdim=True).mul_(self.ratio).add_(self.eps)

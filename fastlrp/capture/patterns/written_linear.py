@@ -7,7 +7,6 @@ the last axis of ``x``. Over another axis, or with more axes, such a product sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,11 +117,11 @@ def _of_sum(graph: Graph, node: Node) -> Layer | None:
     if made is None or made.operation != "mul" or len(made.args) != 2 or node.kwargs or len(node.args) != 2:
         return None
     x, matrix = made.args if isinstance(made.args[0], Value) else made.args[::-1]
-    axes, rank = [axes] if isinstance(axes, int) else axes, len(product.shape)
-    if not isinstance(x, Value) or not _is_matrix(matrix) or len(axes or ()) != 1 or rank < 3 or rank != len(x.shape):
+    rank, places = len(product.shape), [axes] if isinstance(axes, int) else list(axes or ())
+    if not isinstance(x, Value) or not _is_matrix(matrix) or len(places) != 1 or rank < 3 or rank != len(x.shape):
         return None
-    transposed = axes[0] % rank == rank - 2
-    if not transposed and axes[0] % rank != rank - 1:
+    transposed = places[0] % rank == rank - 2
+    if not transposed and places[0] % rank != rank - 1:
         return None
     single = -1 if transposed else -2
     sizes = tuple(torch.as_tensor(matrix.tensor()).shape)
@@ -167,7 +166,7 @@ def _replace(graph: Graph, node: Node, layer: Layer) -> None:
 
 
 def _without_single_axes(graph: Graph) -> None:
-    """Let a layer read rows as they were before axes of size 1 came and went, so that its bias stands right behind it."""
+    """Let a layer read rows as they were before axes of size 1 came and went, which a bias stands behind."""
     readers, asked = graph.consumers(), {*graph.outputs, *graph.modules.values()}
     for node in [n for n in graph.nodes if n.kind == "linear" and n.operation in ("linear", *_PRODUCTS)]:
         y = node.output
