@@ -21,6 +21,7 @@ class Affine:
     Attributes:
         x: what is normalised, in the layout of weight and bias. steps: their operations. before: what these read.
         moves: operations between the norm and these. shape: not None if ``x`` has another shape than the norm's rows.
+        conversion: the last of these, if these compute in another dtype than the norm.
         weight, bias: as the built-in norm has them. groups: of a group norm; None for a layer norm.
     """
 
@@ -29,6 +30,7 @@ class Affine:
     before: Value
     moves: tuple[Node, ...]
     shape: tuple[Any, ...] | None
+    conversion: Node | None
     weight: Constant | None
     bias: Constant | None
     groups: int | None
@@ -72,26 +74,32 @@ def _chain(
     readers: Mapping[Value, list[Node]], asked: set[Value],
 ) -> Affine | None:  # fmt: skip
     value = before = moves[-1].output if moves else last.output
-    steps, found = list[Node](), dict[str, Constant]()
+    steps, found, conversion = list[Node](), dict[str, Constant](), None
     if within is not None:
         if layout(_tensor(within)) is None:
             return None
-        found["weight"] = _laid_out(within, lambda t: t, layout)
+        found["weight"] = _laid_out(within, lambda t: t, layout, x)
     while value not in asked and len(following := readers.get(value, [])) == 1 and "bias" not in found:
         node = following[0]
+        if conversion is None and not steps and _is_conversion(node, value):
+            conversion, value = node, node.output
+            continue
         read = _read(node, value)
         if read is None or node.path != last.path or node.output.shape != value.shape:
             break
         name, constant, change = read
         if name in found or layout(_tensor(constant)) is None or node.output.dtype != value.dtype:
             break
-        found[name] = _laid_out(constant, change, layout)
+        found[name] = _laid_out(constant, change, layout, x)
         steps.append(node)
         value = node.output
     if moves and not steps:
         return None
     shape = None if not moves else x.shape
-    return Affine(x, tuple(steps), before, moves, shape, found.get("weight"), found.get("bias"), groups)
+    conversion = conversion if steps else None
+    if conversion is not None:
+        moves, before = (*moves, conversion), conversion.output
+    return Affine(x, tuple(steps), before, moves, shape, conversion, found.get("weight"), found.get("bias"), groups)
 
 
 def _read(node: Node, value: Value) -> tuple[str, Constant, Callable[[Tensor], Tensor]] | None:
@@ -109,11 +117,17 @@ def _read(node: Node, value: Value) -> tuple[str, Constant, Callable[[Tensor], T
     return "bias", constants[0], lambda t: t if sign == 1 else t * sign
 
 
-def _laid_out(constant: Constant, change: Callable[[Tensor], Tensor], layout: Layout) -> Constant:
+def _is_conversion(node: Node, value: Value) -> bool:
+    """To another dtype, as where norms of half precision are computed in float32 and weighed in the model's."""
+    same = node.output.shape == value.shape and node.output.is_float and node.inputs == (value,)
+    return same and node.kind == "move" and node.operation in ("to", "_to_copy", "type_as")
+
+
+def _laid_out(constant: Constant, change: Callable[[Tensor], Tensor], layout: Layout, x: Value) -> Constant:
     def made() -> Tensor:
         found = layout(change(_tensor(constant)))
         assert found is not None
-        return found
+        return found.to(x.dtype)
 
     return Constant(constant.name, made, constant.fault)
 

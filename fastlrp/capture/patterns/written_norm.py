@@ -53,10 +53,10 @@ def find_written_norms(graph: Graph) -> None:
         return
     readers = graph.consumers()
     position = {node: i for i, node in enumerate(graph.nodes)}
-    asked = {*graph.outputs, *graph.modules.values()}
+    asked, proofs = {*graph.outputs, *graph.modules.values()}, dict[str, Any]()
     for node in list(graph.nodes):
         if node.operation in ("mul", "div") and node.kind == "mul" and len(node.sources) == 2:
-            core = _core_of(graph, node, readers, position, asked)
+            core = _core_of(node, readers, position, asked, graph.batch or 2, proofs)
             affine = None
             if core is not None:
                 affine = affine_of(core.x, core.steps[-1], core.axes, core.weight, readers, asked)
@@ -69,19 +69,28 @@ def _is_root(node: Node) -> bool:
 
 
 def _core_of(
-    graph: Graph, last: Node, readers: Mapping[Value, list[Node]], position: dict[Node, int], asked: set[Value]
-) -> Core | None:
-    """The norm whose product with the inverse deviation, or quotient by it, is this node."""
+    last: Node, readers: Mapping[Value, list[Node]], position: dict[Node, int], asked: set[Value], batch: int,
+    proofs: dict[str, Any],
+) -> Core | None:  # fmt: skip
+    """The norm whose product with the inverse deviation, or quotient by it, is this node.
+
+    Args:
+        proofs: of the norms so far, which later ones like them need not repeat.
+    """
     y, weight, weighs = last.output, None, None
     inside, frontier = {last}, set(last.inputs)
     while frontier and len(inside) <= _LARGEST:
         if len(frontier) == 1 and len(inside) > 4:
             (x,) = frontier
             steps = tuple(sorted(inside, key=lambda node: position[node]))
-            if x.shape == y.shape and x.dtype == y.dtype and x.is_differentiable and x.has_batch_first:
-                found = _proved(x, steps, weighs, graph.batch or 2) if _may_be_one(steps) else None
-                if found is not None:
-                    return Core(x, steps, *found, weight)
+            alike = x.shape == y.shape and x.dtype == y.dtype and x.is_differentiable and x.has_batch_first
+            if alike and _may_be_one(steps):
+                key = _text_of(x, steps, weighs)
+                if key not in proofs:
+                    proofs[key] = _proved(x, steps, weighs, batch)
+                if proofs[key] is not None:
+                    axes, ratio, eps, beside = proofs[key]
+                    return Core(x, steps, axes, ratio, eps, beside, weight)
         latest = max(frontier, key=lambda v: -1 if v.producer is None else position.get(v.producer, -1))
         node = latest.producer
         if node is None or latest in asked or not latest.is_tensor or latest.dtype != y.dtype:
@@ -108,6 +117,16 @@ def _may_be_one(steps: tuple[Node, ...]) -> bool:
     return bool(names & _STATISTICS) and bool(names & {"sub", "add", "rsub"}) and any(_is_root(n) for n in steps)
 
 
+def _text_of(x: Value, steps: tuple[Node, ...], weighs: Node | None) -> str:
+    """What the numbers of the steps depend on, the same for norms that are alike."""
+    names: dict[Any, Any] = {x: "x", **{node.output: i for i, node in enumerate(steps)}}
+    for constant in leaves([(node.args, node.kwargs) for node in steps]):
+        if isinstance(constant, Constant):
+            is_weight = weighs is not None and constant in weighs.args
+            names[constant] = tuple(constant.tensor().shape) if is_weight else float(constant.tensor())
+    return repr((x.sizes, [(str(n.call), id(n.call), *_filled((n.args, n.kwargs), names)) for n in steps]))
+
+
 def _proved(
     x: Value, steps: tuple[Node, ...], weighs: Node | None, batch: int
 ) -> tuple[tuple[int, ...], float, float, float] | None:
@@ -118,12 +137,13 @@ def _proved(
         return run(steps, {x: given}, lambda c: _as_number(c, steps, weighs))
 
     try:
-        axes = _axes_of(result, random)
+        plain = result(random)
+        axes = _axes_of(result, random, plain)
         if axes is None:
             return None
         numbers = sorted({0.0, *_numbers(steps)})
-        scales = [1.0, *(s for n in numbers if 0 < n < 1 for s in (n**0.5, n))]
-        found = [(scale * random, result(scale * random)) for scale in scales]
+        scales = {s for n in numbers if 0 < n < 1 for s in (n**0.5, n)}
+        found = [(random, plain), *((scale * random, result(scale * random)) for scale in scales)]
     except Exception:  # Its operations are made for one dtype, device or shape.
         return None
     count = int(torch.tensor([x.shape[axis] for axis in axes]).prod())
@@ -143,11 +163,11 @@ def _as_number(constant: Constant, steps: tuple[Node, ...], weighs: Node | None)
     return torch.ones_like(tensor) if weighs is not None and constant in weighs.args else tensor
 
 
-def _axes_of(result: Any, x: Tensor) -> tuple[int, ...] | None:
+def _axes_of(result: Any, x: Tensor, plain: Tensor) -> tuple[int, ...] | None:
     """The axes along which one entry changes results; None if these are not whole axes of its own sample."""
     other = x.clone()
     other.view(-1)[0] += 1.0
-    changed = result(other) != result(x)
+    changed = result(other) != plain
     extent = changed.nonzero().amax(0) if changed.any() else torch.zeros(x.dim(), dtype=torch.int64)
     axes = tuple(axis for axis in range(1, x.dim()) if extent[axis] > 0)
     box = changed[tuple(slice(None) if axis in axes else slice(0, 1) for axis in range(x.dim()))]
@@ -207,7 +227,8 @@ class WrittenNorm:
         if affine.shape is not None:
             y = y.reshape(x.shape)
         if affine.steps:
-            y = run(affine.steps, {affine.before: y}, given.__getitem__)
+            y = y if affine.conversion is None else y.to(affine.before.dtype)
+            y = run(affine.steps, {affine.before: y}, given.__getitem__).to(x.dtype)
         return y if self.order is None else y.permute(self.order)
 
 
@@ -227,6 +248,9 @@ def _replace(graph: Graph, core: Core, affine: Affine) -> None:
     else:
         operation, attributes["num_groups"] = "group_norm", affine.groups
     call, at, new = WrittenNorm(core, affine, constants, order), graph.nodes.index(last), list[Node]()
+    result, conversion = last.output, affine.conversion
+    if conversion is not None:
+        result = graph.new_value(f"{result.name}_{x.dtype}", result.shape, x.dtype)
 
     def node(kind: str, name: str, function: Any, args: tuple[Any, ...], output: Value) -> Node:
         made = Node(kind, name, function, args, {}, (args[0],), output, last.path, last.module_type)
@@ -235,13 +259,16 @@ def _replace(graph: Graph, core: Core, affine: Affine) -> None:
         return made
 
     if order is None:
-        made = node("normalization", operation, call, (x, *constants), last.output)
+        made = node("normalization", operation, call, (x, *constants), result)
     else:
         permute, sizes = torch.ops.aten.permute.default, tuple(x.shape[axis] for axis in order)
         first, second = (graph.new_value(f"{last.output.name}_{part}", sizes, x.dtype) for part in ("rows", "normed"))
         node("move", "permute", permute, (x, list(order)), first)
         made = node("normalization", operation, call, (first, *constants), second)
-        node("move", "permute", permute, (second, [order.index(axis) for axis in range(len(order))]), last.output)
+        node("move", "permute", permute, (second, [order.index(axis) for axis in range(len(order))]), result)
+    if conversion is not None:
+        node("move", conversion.operation, conversion.call, (result, *conversion.args[1:]), last.output)
+        new[-1].kwargs = conversion.kwargs
     made.attributes = attributes
     part = (operation, "normalization")
     graph.written += [Written(n.operation, n.path, n.module_type, (part,)) for n in steps]
