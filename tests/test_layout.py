@@ -90,7 +90,9 @@ ORDER = """
     capture.canonizers capture.signs capture.advice capture.translate.calls plan.steps plan.paths.choose capture.wrapper
     capture.carrying capture.patterns.selection capture.patterns.attention_weights
     capture.patterns.composed_activations capture.patterns.segment_softmax capture.patterns.written_softmax
+    capture.patterns.written_linear capture.patterns.written_norm
     capture.patterns.moved capture.patterns.quotients capture.patterns.scale_and_shift
+    capture.patterns.norm_parameters
     capture.arguments plan.forms plan.narrow plan.products.channels_last
     plan.products.reduced plan.products.by_rows plan.step_names plan.absent capture.bind
     capture.trace.packed plan.rows plan.total capture.patterns.eager_attention capture.input_hints

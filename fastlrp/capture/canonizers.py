@@ -16,14 +16,18 @@ from fastlrp.capture.patterns.quotients import find_quotients
 from fastlrp.capture.patterns.scale_and_shift import find_scale_and_shift
 from fastlrp.capture.patterns.segment_softmax import find_segment_softmax
 from fastlrp.capture.patterns.selection import find_selection
+from fastlrp.capture.patterns.written_linear import find_written_linear
+from fastlrp.capture.patterns.written_norm import find_written_norms
 from fastlrp.capture.patterns.written_softmax import find_written_softmax
 
 
 def canonize(graph: Graph) -> Graph:
     """Apply all of these passes to the graph, in order."""
     split_same_padding(graph)
+    find_written_linear(graph)
     compose_activations(graph)
     find_quotients(graph)
+    find_written_norms(graph)
     find_written_softmax(graph)
     find_attention_weights(graph)
     find_segment_softmax(graph)

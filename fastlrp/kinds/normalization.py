@@ -38,6 +38,8 @@ class Rows:
     Attributes:
         groups: sizes of the axes over which statistics differ; the first one after the batch on.
         length: entries of a row. centre: whether the mean is taken away. eps: beside the variance.
+        ratio: of the variance to the mean square, another than 1 if it is the unbiased one. beside: what is added to
+            the deviation.
         weight, bias: as one tensor that broadcasts to ``(B, *groups, length)``; None where there is none.
     """
 
@@ -47,6 +49,8 @@ class Rows:
     eps: float
     weight: Tensor | None
     bias: Tensor | None
+    ratio: float = 1.0
+    beside: float = 0.0
 
     @staticmethod
     def of(node: Node) -> Rows:
@@ -73,13 +77,16 @@ class Rows:
         eps = a.get("eps")
         if eps is None:
             eps = torch.finfo(node.output.dtype or torch.float32).eps
-        return Rows(tuple(groups), math.prod(row), node.operation != "rms_norm", float(eps), *parameters)
+        centre, (w, b) = node.operation != "rms_norm", parameters
+        of_written = a.get("ratio", 1.0), a.get("beside", 0.0)
+        return Rows(tuple(groups), math.prod(row), centre, float(eps), w, b, *of_written)
 
     def inverse_sigma(self, x: Tensor) -> Tensor:
-        """``1 / sqrt(var(x) + eps)``, ``(B, *groups, 1)``; an RMS norm's without taking the mean away."""
+        """``1 / (sqrt(ratio var(x) + eps) + beside)``, ``(B, *groups, 1)``; an RMS norm's with the mean left in."""
         rows = wide(x).reshape(len(x), *self.groups, self.length)
         squares = (rows - rows.mean(-1, keepdim=True)).square_() if self.centre else rows.square()
-        return squares.mean(-1, keepdim=True).add_(self.eps).rsqrt_().to(x.dtype)
+        square = squares.mean(-1, keepdim=True).mul_(self.ratio).add_(self.eps)
+        return (square.sqrt_().add_(self.beside).reciprocal_() if self.beside else square.rsqrt_()).to(x.dtype)
 
 
 def _tensor(parameter: Any) -> Tensor | None:
@@ -164,7 +171,8 @@ def _with_fixed_sigma(node: Node, at: Tensor) -> Callable[[Tensor], Tensor]:
         return grouped - grouped.mean(axes, keepdim=True) if centre else grouped
 
     eps = torch.finfo(node.output.dtype or torch.float32).eps if a.get("eps") is None else a["eps"]
-    sigma = (centred(at).square().mean(axes, keepdim=True) + eps).sqrt()
+    square = centred(at).square().mean(axes, keepdim=True) * a.get("ratio", 1.0)
+    sigma = (square + eps).sqrt() + a.get("beside", 0.0)
 
     def affine(value: Tensor) -> Tensor:
         result = (centred(value) / sigma).reshape(value.shape)

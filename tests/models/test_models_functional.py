@@ -362,3 +362,18 @@ def test_a_buffer_that_is_changed_and_read_is_refused() -> None:
     model.register_buffer("state", torch.zeros(10))
     with pytest.raises(CaptureError, match=r"changes 'state', a tensor of the model's own, in place \(add in"):
         fastlrp.explain(model.eval(), vector(), [0])
+
+
+@pytest.mark.parametrize("moments", [torch.var_mean, torch.std_mean])
+@pytest.mark.parametrize("how", [{"unbiased": False}, {"unbiased": True}, {"correction": 0}, {"correction": 2}, {}])
+def test_moments_have_the_divisor_that_they_are_given(moments, how):
+    """``unbiased=False`` was lost: the record's output was that of the unbiased variance."""
+
+    class Moments(nn.Module):
+        def forward(self, x):
+            spread, mean = moments(x, dim=1, keepdim=True, **how)
+            return (x * spread + mean).flatten(1)
+
+    model, x = Moments().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    with fastlrp.Explainer(model, "epsilon").forward(x) as record:
+        torch.testing.assert_close(record.output, model(x), rtol=1e-14, atol=1e-14)

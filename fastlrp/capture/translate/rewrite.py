@@ -197,6 +197,17 @@ def _one_of(operation: Any, name: str, *keys: str, **renamed: str) -> Callable[[
     return steps
 
 
+def _spread_of(operation: Any, name: str) -> Callable[[dict[str, Any], Any], Steps | None]:
+    """Variance or deviation in the place of both it and the mean; ``unbiased`` is a correction by 1, or by none."""
+
+    def steps(a: dict[str, Any], shape: Any) -> Steps | None:
+        correction = int(a["unbiased"]) if "unbiased" in a else a.get("correction")
+        kwargs = {"correction": correction, "keepdim": a.get("keepdim", False)}
+        return [(operation, name, (a["self"], a.get("dim")), kwargs)]
+
+    return steps
+
+
 def _floor_divided(a: dict[str, Any], shape: Any) -> Steps | None:
     """``x // y`` of floats: a division with rounding, the form of which PyTorch has the derivative, 0."""
     x, y = a["self"], a["other"]
@@ -226,7 +237,6 @@ def _broadcast_part(position: int) -> Callable[[dict[str, Any], Any], Steps | No
 
 
 _POOL = ("self", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-_MOMENTS = {"correction": "correction", "keepdim": "keepdim"}
 
 
 REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
@@ -246,8 +256,8 @@ REWRITES: dict[str, Callable[[dict[str, Any], Any], Steps | None]] = {
     "max_pool1d_with_indices.0": _one_of(aten.max_pool1d.default, "max_pool1d", *_POOL),
     "max_pool2d_with_indices.0": _one_of(aten.max_pool2d.default, "max_pool2d", *_POOL),
     "max_pool3d_with_indices.0": _one_of(aten.max_pool3d.default, "max_pool3d", *_POOL),
-    "var_mean.0": _one_of(aten.var.correction, "var", "self", "dim", **_MOMENTS),
-    "std_mean.0": _one_of(aten.std.correction, "std", "self", "dim", **_MOMENTS),
+    "var_mean.0": _spread_of(aten.var.correction, "var"),
+    "std_mean.0": _spread_of(aten.std.correction, "std"),
     "var_mean.1": _one_of(aten.mean.dim, "mean", "self", "dim", keepdim="keepdim"),
     "std_mean.1": _one_of(aten.mean.dim, "mean", "self", "dim", keepdim="keepdim"),
     "aminmax.0": _one_of(aten.amin.default, "amin", "self", "dim", "keepdim"),
