@@ -157,8 +157,9 @@ def turned_weight(weight: Tensor, groups: int) -> Tensor:
 
 
 Through = Callable[..., Tensor]
-"""``(register, u, v, input, times) -> c``, of which ``times`` is not looked at. ``v`` may be several coefficients, for as many weights side by side along their
-outputs: what these products add up to is then rounded once, as a sum of float32."""
+"""``(register, u, v, input, times) -> c``, of which ``times`` is not looked at. ``v`` may be several coefficients, for
+as many weights side by side along their outputs: what these products add up to is then rounded once, as a sum of
+float32."""
 
 
 def through_linear(weight: Tensor, positive: Tensor | None, signed: bool, multiply: bool) -> Through:
