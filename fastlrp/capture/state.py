@@ -30,15 +30,10 @@ def refuse_memory(wrapper: Wrapper, args: tuple[Any, ...], kwargs: dict[str, Any
     if not names:
         return  # As nearly all models: nothing is run.
     other = torch.utils._pytree.tree_map_only(Tensor, _another, (args, kwargs))
-    try:
-        fresh, used = (Wrapper(_copy(wrapper.model)) for _ in range(2))
-        with torch.no_grad(), unchanged(wrapper):  # Classes are those of the copies, too.
-            alone = fresh(*other)
-        with torch.no_grad(), unchanged(wrapper):
-            used(args, kwargs)
-            after = used(*other)
-    except Exception:  # It takes no other input, or cannot be copied.
+    found = _alone_and_after(wrapper, (args, kwargs), other) or _alone_and_after(wrapper, (args, kwargs))
+    if found is None:
         return
+    alone, after = found
     if len(alone) != len(after) or any(differ(a, b) for a, b in zip(alone, after, strict=True)):
         what = ", ".join(map(repr, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")
         raise CaptureError(
@@ -48,11 +43,38 @@ def refuse_memory(wrapper: Wrapper, args: tuple[Any, ...], kwargs: dict[str, Any
         )
 
 
+def _alone_and_after(wrapper: Wrapper, first: Any, other: Any = None) -> tuple[Any, Any] | None:
+    """Outputs on the other input, by default the same, alone and after the first; None if it does not take it."""
+    other = first if other is None else other
+    try:
+        fresh, used = (Wrapper(_copy(wrapper.model)) for _ in range(2))
+        with torch.no_grad(), unchanged(wrapper):  # Classes are those of the copies, too.
+            alone = fresh(*other)
+        with torch.no_grad(), unchanged(wrapper):
+            used(*first)
+            return alone, used(*other)
+    except Exception:
+        return None
+
+
 def _copy(model: nn.Module) -> nn.Module:
     """Modules and what they hold are copies, parameters are not; neither is what autograd has computed."""
-    held = (item for module in model.modules() for item in vars(module).values() if isinstance(item, Tensor))
-    whole = [*model.parameters(), *(t for t in held if not t.is_leaf)]
-    return copy.deepcopy(model, {id(t): t for t in whole})
+    named = [(key, item) for module in model.modules() for key, item in vars(module).items() if key != "_modules"]
+    computed = (item for _, item in named if isinstance(item, Tensor) and not item.is_leaf)
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *computed)}
+    try:
+        return copy.deepcopy(model, dict(shared))
+    except Exception:  # A lock, a generator or a file cannot be copied: the copies share it.
+        alone = {id(item): item for _, item in named if not _can_be_copied(item, shared)}
+        return copy.deepcopy(model, shared | alone)
+
+
+def _can_be_copied(item: Any, shared: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(item, dict(shared))
+    except Exception:
+        return False
+    return True
 
 
 def _another(t: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ _GATES = {"sigmoid", "hardsigmoid", "softmax", "reciprocal", "rsqrt"}
 _ACTIVATIONS = {"activation", "attention_weights", "segment_softmax"}
 _CLAMPS = {"clamp", "clamp_min", "clamp_max"}
 _COPIES = {"move", "identity", "detached", "custom_backward"}
+_CONVERSIONS = {"to", "_to_copy", "type_as"}
 _SCALES = {"rsqrt", "reciprocal", "std", "var", "linalg_vector_norm", "norm"}
 
 
@@ -134,12 +135,15 @@ def _source(value: Value) -> Node | None:
 
 
 def _is_made_by_activation(value: Value) -> bool:
-    """Also masked, times a constant or beside one. A clamp below zero is none, but leaves what it clamps what it is."""
+    """Also masked, times a constant or beside one.
+
+    A clamp below zero and what puts numbers in the place of NaN are none, but leave what they change what it is.
+    """
     node = _source(value)
     while node is not None:
         low = node.attributes.get("low") if node.operation in _CLAMPS else 0
         is_activation = node.kind in _ACTIVATIONS and low is not None and low >= 0  # A clamp at 0 is a ReLU.
-        if is_activation or _is_swish(node):
+        if (is_activation and node.operation != "nan_to_num") or _is_swish(node):
             return True
         changed = _changed_by(node)
         node = None if changed is None else _source(changed)
@@ -154,13 +158,19 @@ def _is_swish(node: Node) -> bool:
         made = _source(gate)
         if made is None or made.operation not in ("sigmoid", "hardsigmoid"):
             continue
-        inner: Value | None = made.sources[0]
-        while inner is not None and inner is not x:
-            factor = inner.producer
-            inner = factor.sources[0] if factor is not None and _is_multiple(factor) else None
+        x, inner = _unconverted(x), _unconverted(made.sources[0])
+        while inner is not x and inner.producer is not None and _is_multiple(inner.producer):
+            inner = _unconverted(inner.producer.sources[0])
         if inner is x:
             return True
     return False
+
+
+def _unconverted(value: Value) -> Value:
+    """The value in the dtype that it was computed in."""
+    while (node := value.producer) is not None and node.operation in _CONVERSIONS and node.carried is not None:
+        value = node.carried
+    return value
 
 
 def _signals(node: Node, rule: rules.Rule) -> list[Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -35,6 +36,23 @@ class Counts(Base):
     def between(self, h: Tensor) -> Tensor:
         self.kept += 1
         return h * self.kept
+
+
+class Locked(Counts):
+    """It holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Particular(Counts):
+    """It takes no other input than one of a certain size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting() and float(x.abs().max()) < 0.9 * float(numbers().abs().max()):
+            raise ValueError("x is too small")
+        return super().forward(x)
 
 
 class Assigns(Base):
@@ -93,6 +111,12 @@ class Records(Base):
         return h
 
 
+class LockedRecords(Records):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
 class Tables(Base):
     """What is kept follows from sizes alone."""
 
@@ -108,13 +132,13 @@ def numbers() -> Tensor:
     return torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("make", [Counts, Assigns, Collects, Remembers, Holds])
+@pytest.mark.parametrize("make", [Counts, Locked, Particular, Assigns, Collects, Remembers, Holds])
 def test_an_output_that_depends_on_earlier_calls(make: type[Base]) -> None:
     with pytest.raises(fastlrp.CaptureError, match=r"writes 'kept' and reads what an earlier one has written"):
         fastlrp.Explainer(make(), "epsilon")(numbers(), [0])
 
 
-@pytest.mark.parametrize("make", [Base, Records, Tables])
+@pytest.mark.parametrize("make", [Base, Records, LockedRecords, Tables])
 def test_what_only_keeps_a_record(make: type[Base]) -> None:
     model = make()
     explainer = fastlrp.Explainer(model, "epsilon")

@@ -108,6 +108,26 @@ def test_a_clamp_at_zero_is_an_activation_of_cp_lrp() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_numbers_in_the_place_of_nan_are_no_activation_of_cp_lrp() -> None:
+    """A signal behind ``nan_to_num`` was taken for what an activation made, and shared with the gate."""
+
+    class Cleaned(nn.Module):
+        def __init__(self, clean: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.signal, self.control, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+            self.clean = clean
+
+        def forward(self, x: Tensor) -> Tensor:
+            signal = self.signal(x)
+            signal = signal.nan_to_num(0.0) if self.clean else signal
+            return self.head(signal * nn.functional.gelu(self.control(x)))
+
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64).view(2, 4)
+    found, expected = (fastlrp.explain(Cleaned(clean).double().eval(), x, "all", "cp_lrp") for clean in (True, False))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
 def _swish(h: Tensor) -> Tensor:
     return h * (1.7 * h).sigmoid()
 
@@ -116,6 +136,7 @@ WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": lambda h: h * torch.sigmoid(h),
     "quick GELU": lambda h: torch.sigmoid(1.702 * h) * h,
     "clamped swish": lambda h: _swish(h.clamp(max=0.9)),
+    "swish with a sigmoid of another dtype": lambda h: h * torch.sigmoid(1.702 * h.float()).to(h.dtype),
     "a multiple": lambda h: 1.7 * nn.functional.silu(h) / 2,
     "masked": lambda h: nn.functional.gelu(h).masked_fill(torch.arange(6) < 2, 0.0),
 }

@@ -67,6 +67,9 @@ LINEAR: list[Callable[..., Tensor]] = [
     lambda h, W, b, m: b + torch.matmul(h, W.mT),
     lambda h, W, b, m: F.linear(h, W).add_(b),
     lambda h, W, b, m: torch.add(F.linear(h, W, b / 2), b, alpha=0.5),
+    lambda h, W, b, m: torch.rsub(F.linear(h, W / 2), b, alpha=-2),
+    lambda h, W, b, m: 1 - F.linear(h, -W, 1 - b),
+    lambda h, W, b, m: torch.rsub(F.linear(h, -W / 2), 1, alpha=2) - (1 - b),
 ]
 
 
@@ -124,6 +127,15 @@ def test_what_is_no_part_of_the_layer() -> None:
     assert "add" in operations(lambda h, W, b, m: F.conv2d(h, W, b) + positions)
     assert "mul" in operations(lambda h, W, b, m: F.conv2d(h, W, b) * channels(b))
     assert "sub" in operations(lambda h, W, b, m: (lambda y: (y - channels(b)) * y)(F.conv2d(h, W)))
+    assert "mul" in operations(lambda h, W, b, m: (lambda y: y * y + 1)(F.conv2d(h, W)))
+
+
+@pytest.mark.parametrize("form", [lambda y: y + y, lambda y: y - y + 1, lambda y: y * y + 1], ids=["add", "sub", "mul"])
+def test_both_operands_may_be_the_layers_output(form: Callable[[Tensor], Tensor]) -> None:
+    """Such a sum was taken for one with a constant, and every explanation failed with an IndexError."""
+    model, x = Layer(lambda h, W, b, m: form(F.conv2d(h, W, b)), conv=True), numbers(2, 3, 7, 7)
+    for name in PRESETS:
+        assert fastlrp.Explainer(model, name).verify(x, [0, 1]).ok
 
 
 def test_its_ledger_is_whole() -> None:

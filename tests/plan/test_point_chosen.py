@@ -13,7 +13,7 @@ import fastlrp
 from fastlrp import composites, rules
 from fastlrp.backends.extension import loaded
 from fastlrp.plan.geometry import ConvGeometry
-from fastlrp.plan.products import packed, point
+from fastlrp.plan.products import packed, point, reduced
 from tests.reference.cases import relative_error
 
 C = loaded()
@@ -109,6 +109,21 @@ def test_layers_go_so(rule, monkeypatch):
     deep[1] = nn.ReLU()  # Whose input is never below zero: nothing is to be chosen.
     fastlrp.Explainer(deep, composite, paths="dense")(x, [0, 1])
     assert not calls.call_count
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_beside_products_of_bfloat16(rule, monkeypatch):
+    """What the sign says nothing about goes by these: for gamma that was an error of arguments."""
+    monkeypatch.setattr(packed, "LEAST_WORK", 1)
+    monkeypatch.setattr(reduced, "pays", lambda kind, *_: kind == "conv")
+    torch.manual_seed(0)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.SiLU(), nn.Conv2d(24, 32, 1), nn.SiLU(), *head).eval()
+    composite = composites.uniform(rules.Epsilon(1e-6)).with_entries(("2", rule))
+    x = torch.randn(2, 3, 12, 9)
+    right = fastlrp.Explainer(copy.deepcopy(model).double(), composite)(x.double(), [0, 1])
+    explainer = fastlrp.Explainer(model, composite, precision="bf16", paths="dense")
+    assert relative_error(explainer(x, [0, 1]).double(), right) <= 0.01  # 3e-3 to 5e-3.
 
 
 def test_others_do_not():

@@ -41,7 +41,7 @@ _GATES = {"sigmoid", "hardsigmoid", "softmax", "rsqrt", "reciprocal"}
 _KEEP_TAGS = {
     "view", "reshape", "unsqueeze", "expand", "to", "_to_copy", "clone", "index", "squeeze", "transpose", "permute",
     "dropout", "upsample_nearest2d", "contiguous", "slice", "select", "flatten", "unflatten", "type_as", "expand_as",
-    "clamp", "chunk", "split", "split_with_sizes", "unbind", "mT", "t",
+    "clamp", "nan_to_num", "chunk", "split", "split_with_sizes", "unbind", "mT", "t",
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ class Oracle(SchemaCheckMode):
     def _is_function_of_one(self, name: str, args: Any, result: Any) -> bool:
         """Whether it is a function of one tensor, entry by entry, which is then noted."""
         operands = [t for t in args[:2] if isinstance(t, Tensor) and t.requires_grad]
-        entrywise = name.strip("_") in _ACTS | {"mul", "add", "sub", "rsub", "neg", "div"}
+        entrywise = name.strip("_") in _ACTS | {"mul", "add", "sub", "rsub", "neg", "div", "to", "to_copy", "type_as"}
         roots = {self.roots.get(id(t), id(t)) for t in operands}
         if not entrywise or len(roots) != 1 or result.shape != operands[0].shape:
             return False

@@ -18,7 +18,7 @@ from fastlrp.capture.graph import Constant, Graph, Node, Value, Written
 OPERATION = "scale_and_shift"
 """Name of the node that such a chain becomes."""
 
-_SUMS = {"add": 1, "sub": -1}
+_SUMS = ("add", "sub", "rsub")
 
 
 def find_scale_and_shift(graph: Graph, readers: Mapping[Value, list[Node]]) -> None:
@@ -48,12 +48,19 @@ def _is_constant_map(node: Node, x: Value, axis: int) -> bool:
         return False
     if node.kind == "batch_norm":
         return axis == 1
-    if node.operation not in ("add", "sub", "mul", "div", "neg") or node.kind not in ("add", "mul"):
+    if node.operation not in (*_SUMS, "mul", "div", "neg") or node.kind not in ("add", "mul"):
         return False
     if node.operation == "div" and node.args[0] is not x:
         return False
-    others = [arg for arg in node.args if arg is not x]
-    return all(_per_channel(other, x, axis) is not None for other in others)
+    given = _operands(node)
+    others = [arg for arg in given if arg is not x]
+    # Of ``h * h`` and ``h + h`` both are the layer's output.
+    return len(others) == len(given) - 1 and all(_per_channel(other, x, axis) is not None for other in others)
+
+
+def _operands(node: Node) -> list[Any]:
+    """Summands or factors: a difference may have a number beside them."""
+    return [v for v, _ in node.attributes["terms"]] if node.kind == "add" else list(node.attributes["operands"])
 
 
 def _may_be_of_samples(node: Node) -> bool:
@@ -133,17 +140,16 @@ def _composed(chain: list[Node], x: Value, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _of_operation(node: Node, x: Value, axis: int) -> tuple[Tensor, Tensor]:
-    others = [_per_channel(arg, x, axis) for arg in node.args if arg is not x]
+    others = [_per_channel(arg, x, axis) for arg in _operands(node) if arg is not x]
     numbers = [other() for other in others if other is not None]
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     if node.operation == "neg":
         return -one, zero
     if node.operation in ("mul", "div"):
         return (numbers[0] if node.operation == "mul" else 1 / numbers[0]), zero
-    alpha = float(node.kwargs.get("alpha", 1))
-    signs = (1.0, _SUMS[node.operation] * alpha)
-    of_x, of_other = signs if node.args[0] is x else signs[::-1]
-    return one * of_x, numbers[0] * of_other
+    (first, of_first), (_, of_second) = node.attributes["terms"]
+    of_x, of_other = (of_first, of_second) if first is x else (of_second, of_first)
+    return one * float(of_x), numbers[0] * float(of_other)
 
 
 def _of_batch_norm(node: Node) -> tuple[Tensor, Tensor]:

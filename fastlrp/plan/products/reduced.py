@@ -156,15 +156,16 @@ def turned_weight(weight: Tensor, groups: int) -> Tensor:
     return swapped.flip(list(range(2, weight.dim())))
 
 
-Through = Callable[[Tensor, Any, Any, Any], Tensor]
-"""``(register, u, v, input) -> c``. ``v`` may be several coefficients, for as many weights side by side along their
-outputs: what these products add up to is then rounded once, as a sum of float32."""
+Through = Callable[..., Tensor]
+"""``(register, u, v, input, times) -> c``, of which ``times`` is not looked at. ``v`` may be several coefficients, for
+as many weights side by side along their outputs: what these products add up to is then rounded once, as a sum of
+float32."""
 
 
 def through_linear(weight: Tensor, positive: Tensor | None, signed: bool, multiply: bool) -> Through:
     """:func:`fastlrp.aten.linear.linear_relevance` with weights of bfloat16."""
 
-    def transposed(flow: Tensor, u: Any, v: Any, x: Any) -> Tensor:
+    def transposed(flow: Tensor, u: Any, v: Any, x: Any, times: Any = None) -> Tensor:
         given, split = (None, False) if x is False else (x, signed)
 
         def product(coefficient: Any, matrix: Tensor) -> Tensor:
@@ -187,7 +188,7 @@ def through_conv(
     few = aten_conv.few_channels(weight, is_transposed, groups)
     through = aten_conv.TransposedProduct(input_size, stride, padding, dilation, is_transposed, groups, few)
 
-    def transposed(flow: Tensor, u: Any, v: Any, x: Any) -> Tensor:
+    def transposed(flow: Tensor, u: Any, v: Any, x: Any, times: Any = None) -> Tensor:
         given, split = (None, False) if x is False else (x, signed)
 
         def product(coefficient: Any, matrix: Tensor) -> Tensor:
