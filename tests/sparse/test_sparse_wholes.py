@@ -129,6 +129,7 @@ def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_wa
     ]  # fmt: skip
     wished = dict(zip("abc", chosen_ways, strict=True))
     found = outlook_of(steps, Needs([alive], steps), lambda form, *_: wished[form.path])
+    found.measure()
     assert (found.moved, found.changed) == (moved, changed)
     assert [path.way for path in found.paths] == list(chosen_ways)
     assert [path.below for path in found.paths] == [0.5, 0.5, 1.0], "dense layers read no more than sparse ones"

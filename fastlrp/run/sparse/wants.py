@@ -40,9 +40,10 @@ class Wants:
             if form is None:
                 self._as_read(step)
                 continue
-            way: Way = "dense" if reader.selects else choose(form, min(reader.above, reader.given), reader.below)
+            given = min(reader.above, reader.given)
+            way: Way = "dense" if reader.selects else choose(form, given, reader.below)
             is_sparse, narrow = way != "dense", way == "sparse bf16"
-            path = Path(form, is_sparse, reader.above, reader.below, narrow, reader.above)
+            path = Path(form, is_sparse, reader.above, reader.below, narrow, given if is_sparse else reader.above)
             if not reader.follows:
                 self.path_of[id(step)] = path
                 self.paths.append(path)
