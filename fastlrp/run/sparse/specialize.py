@@ -258,8 +258,8 @@ class _Rewrite:
     def _pool(self, step: BackwardStep, form: MaxPool | AvgPool, pattern: Pattern) -> BackwardStep:
         pooled = self.needs.pattern(self.needs.above_pools[id(step)])
         arrive = self._compacted(step.ins[0], lambda: pooled)
-        whole = pooled.batch * torch.Size(form.leaving).numel()
-        self.winners[step.out] = pooled.entries / max(1, whole)
+        if isinstance(form, MaxPool):
+            self.winners[step.out] = pooled.entries / max(1, pooled.batch * torch.Size(form.leaving).numel())
         if self.dry:
             return step
         below, starts, rows, scale = self._gathered(form, pattern, pooled)
