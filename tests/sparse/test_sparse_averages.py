@@ -279,7 +279,7 @@ def test_max_pools_as_averages():
 
 @pytest.mark.parametrize(("pool", "given"), [(nn.AvgPool2d(4), 1.0), (nn.MaxPool2d(4), 1 / 16)])
 def test_below_an_average_pool_all_that_is_wanted_is_given(pool, given):
-    """Not only as many entries as the pool has outputs, as below a max-pool, whose winners alone are given something."""
+    """Not only as many entries as the pool has outputs, as below a max-pool, whose winners alone get something."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), pool, nn.Flatten(), nn.Linear(32, 4))
     explainer = Explainer(model.eval(), "epsilon", paths="sparse")
