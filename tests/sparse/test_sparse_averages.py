@@ -275,3 +275,14 @@ def test_max_pools_as_averages():
         sparse, dense = (Explainer(model, composite, paths=paths) for paths in ("sparse", "dense"))
         assert_same(sparse(x, list(range(12))), dense(x, list(range(12))), 1e-12)
         assert any(isinstance(step.form, AvgPool) for step in sparse.plan.program.backward)
+
+
+@pytest.mark.parametrize(("pool", "given"), [(nn.AvgPool2d(4), 1.0), (nn.MaxPool2d(4), 1 / 16)])
+def test_below_an_average_pool_all_that_is_wanted_is_given(pool, given):
+    """Not only as many entries as the pool has outputs, as below a max-pool, whose winners alone get something."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), pool, nn.Flatten(), nn.Linear(32, 4))
+    explainer = Explainer(model.eval(), "epsilon", paths="sparse")
+    record = explainer.forward(torch.rand(1, 3, 8, 8))
+    record.relevance(range(4))
+    assert record.paths["1"].arriving == pytest.approx(given)

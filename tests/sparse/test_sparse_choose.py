@@ -106,7 +106,8 @@ def test_a_layer_that_changes_form_pays_for_maps_and_rows():
     changes = 4 * OF_CHANGES * 2 * 1.5 * 64 * 56 * 56 / RATES.memory
     assert cost.dense < cost.sparse < cost.dense + changes
     asked = form, 0.5, 0.5, 8, 4, RATES
-    assert [Chooser().way(*asked, changes_form=changes) for changes in (False, True)] == ["dense", "sparse"]
+    found = [Chooser().way(*asked, dense_pays=pays) for pays in ("alone", "with changes", "never")]
+    assert found == ["dense", "sparse", "sparse"]
 
 
 def test_taking_tiles_apart_is_a_part_of_the_filtering():

@@ -14,7 +14,7 @@ from fastlrp.plan.paths.path import Path
 from fastlrp.plan.steps import BackwardStep
 from fastlrp.run.sparse import wholes
 from fastlrp.run.sparse.needs import Needs
-from fastlrp.run.sparse.specialize import Outlook
+from fastlrp.run.sparse.specialize import Outlook, written
 from fastlrp.run.sparse.specialize import outlook as outlook_of
 from fastlrp.run.sparse.wholes import OF_PATTERNS, cheapest, cost_of, cost_of_whole
 from tests.sparse.forms import RATES, layer
@@ -89,6 +89,18 @@ def test_changes_of_form_count():
     assert cost_of_whole(summed, 16, 4, RATES) == pytest.approx(expected + 4 * 1e6 / RATES.memory)
 
 
+def affine(name):
+    """A layer of 12 neurons."""
+    geometry = ConvGeometry([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    weight = torch.eye(3).view(3, 3, 1, 1)
+    return Affine((weight,), (0,), (False,), None, None, geometry, (3, 2, 2), (3, 2, 2), 18, name)
+
+
+def step(ins, out, form):
+    name = form.path if isinstance(form, Affine) else "sum"
+    return BackwardStep(name, None, torch.add, ins, (), (out,), (12,), 0, form)
+
+
 @pytest.mark.parametrize(
     ("chosen_ways", "moved", "changed"),
     [
@@ -113,25 +125,29 @@ def test_what_moves_between_layers_is_counted_before_steps_are_written(chosen_wa
     """
     alive = torch.zeros(1, 3, 2, 2)
     alive[:, :, 0] = 1
-    weight = torch.eye(3).view(3, 3, 1, 1)
-    geometry = ConvGeometry([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
-
-    def affine(name):
-        return Affine((weight,), (0,), (False,), None, None, geometry, (3, 2, 2), (3, 2, 2), 18, name)
-
-    def step(ins, out, form):
-        return BackwardStep(form.path if isinstance(form, Affine) else "sum", None, torch.add, ins, (), (out,), (12,),
-                            0, form)  # fmt: skip
-
     steps = [
         (step((0,), 1, affine("a")), ()), (step((1,), 2, affine("b")), ()),
         (step((2, 1), 3, Sum((None, None))), (2, 1)), (step((3,), 4, affine("c")), (3,)),
     ]  # fmt: skip
     wished = dict(zip("abc", chosen_ways, strict=True))
     found = outlook_of(steps, Needs([alive], steps), lambda form, *_: wished[form.path])
+    found.measure()
     assert (found.moved, found.changed) == (moved, changed)
     assert [path.way for path in found.paths] == list(chosen_ways)
     assert [path.below for path in found.paths] == [0.5, 0.5, 1.0], "dense layers read no more than sparse ones"
+
+
+def test_a_sum_above_a_sum_is_dense_where_all_layers_are():
+    """As of two branches below each other (ShuffleNet's, above a max-pool): rows were made for the upper one."""
+    alive = torch.zeros(1, 3, 2, 2)
+    alive[:, :, 0] = 1
+    steps = [
+        (step((0,), 1, affine("a")), ()), (step((0,), 2, affine("b")), (0,)),
+        (step((1, 2), 3, Sum((None, None))), (1, 2)), (step((3,), 4, Sum((None,))), (3,)),
+        (step((4,), 5, affine("c")), (4,)),
+    ]  # fmt: skip
+    dense = outlook_of(steps, Needs([alive], steps), lambda *_: "dense")
+    assert written(steps, [alive], dense).steps == steps
 
 
 @pytest.mark.parametrize("count", [8, 16])

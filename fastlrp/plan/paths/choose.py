@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class Cost:
 
     def of(self, way: Way) -> float:
         """What one way costs."""
-        return {"dense": self.dense, "sparse": self.sparse, "sparse bf16": self.narrow}[way]
+        return self.dense if way == "dense" else self.sparse if way == "sparse" else self.narrow
 
 
 def estimate(
@@ -183,23 +183,29 @@ class Chooser:
 
     def way(
         self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None,
-        changes_form: bool = False,
+        dense_pays: Literal["alone", "with changes", "never"] = "alone",
+        estimated: Callable[..., Cost] = estimate,
     ) -> Way:  # fmt: skip
         """How this layer is computed. Without rates sparse only if that is wished for.
 
-        ``changes_form``: whether a dense product has to pay for maps made of rows above it, and rows of maps below.
+        Args:
+            dense_pays: where a dense product is the better one: where it costs less, alone or together with maps made
+                of rows above it, and rows of maps below; or never.
+            estimated: :func:`estimate`, or the same with what it found before.
         """
         wish = self.wish(form.path)
         if wish == "dense" or (wish == "auto" and (count < LEAST_TARGETS or rates is None)):
             return "dense"
         if rates is None:
             return "sparse"
-        cost = estimate(form, above, below, count, itemsize, rates)
+        cost = estimated(form, above, below, count, itemsize, rates)
         best: Way = "sparse bf16" if cost.narrow < cost.sparse else "sparse"
-        dense = cost.dense + (
-            _changed(form, above, below) * itemsize * OF_CHANGES / rates.memory if changes_form else 0.0
-        )
-        return best if wish == "sparse" or cost.of(best) < dense else "dense"
+        if wish == "sparse" or dense_pays == "never":
+            return best
+        dense = cost.dense
+        if dense_pays == "with changes":
+            dense += _changed(form, above, below) * itemsize * OF_CHANGES / rates.memory
+        return best if cost.of(best) < dense else "dense"
 
     def sparse(self, form: Affine, above: float, below: float, count: int, itemsize: int, rates: Rates | None) -> bool:
         """Whether this layer is computed for alive neurons only."""

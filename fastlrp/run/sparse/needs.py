@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Needs:
         self.readers: list[Reader] = []
         self._patterns: dict[tuple[tuple[int, int], ...], tuple[Pattern, list[Mask]]] = {}
         self._of: dict[int, Pattern | None] = {}
+        self._joinable: list[int] | None = None
         for step, _ in reversed(below or []):
             self._add(step, follows=True)
         for step, _ in reversed(steps):
@@ -139,6 +141,24 @@ class Needs:
         known = self.masks.setdefault(register, {})
         if known is not None:
             known.update(masks)
+
+    def joinable(self, steps: Steps) -> list[int]:
+        """Positions of layers whose result goes into a sum of two that follows at once, unscaled, and nowhere else."""
+        if self._joinable is None:
+            self._joinable = [
+                position for position, ((layer, _), (total, _)) in enumerate(pairwise(steps))
+                if type(total) is not Emission and type(total.form) is Sum and type(layer) is not Emission
+                and self._goes_into(layer, total)
+            ]  # fmt: skip
+        return self._joinable
+
+    def _goes_into(self, layer: BackwardStep, total: BackwardStep) -> bool:
+        form, of_sum = layer.form, total.form
+        assert isinstance(of_sum, Sum)
+        if not isinstance(form, Affine) or form.factors is not None or form.is_split(self.state):
+            return False
+        alone = len(total.ins) == 2 and total.ins.count(layer.out) == 1 and self.times_read[layer.out] == 1
+        return alone and of_sum.scales[total.ins.index(layer.out)] is None
 
     def pattern(self, masks: Masks) -> Pattern:
         """Entries where any of the masks is not zero."""

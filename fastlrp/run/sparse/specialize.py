@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,25 +52,31 @@ class Outlook:
 
     ``wants``: of its registers. ``paths``: what was chosen. ``moved``: entries of one sample and target that sums
     read and write between the layers, of rows those of their patterns; ``changed``: those of changes of form and of
-    dense pools.
+    dense pools. Both are zero before :meth:`measure`, and sparse layers are then given as few entries as they may be.
     """
 
     wants: Wants
     paths: list[Path]
-    moved: int
+    moved: int = 0
     changed: int = 0
+    steps: Steps | None = None
+
+    def measure(self) -> None:
+        """Find what moves between the layers, if that is not known."""
+        if self.steps is not None:
+            rewrite = _Rewrite(self.wants.needs.state, self.wants, dry=True)
+            rewrite.rewritten(self.steps)
+            self.steps, self.moved, self.changed = None, rewrite.moved, rewrite.changed
 
 
 def outlook(steps: Steps, needs: Needs, choose: Choose) -> Outlook:
-    """How the steps would go for the neurons alive in a state.
+    """How the steps would go for the neurons alive in a state; what moves between them is still to be measured.
 
     Args:
         steps: backward steps and emissions in order. needs: of their registers. choose: which layers are sparse.
     """
     wants = Wants(needs, choose)
-    rewrite = _Rewrite(needs.state, wants, dry=True)
-    rewrite.rewritten(steps)
-    return Outlook(wants, wants.paths[::-1], rewrite.moved, rewrite.changed)
+    return Outlook(wants, wants.paths[::-1], steps=steps)
 
 
 def written(steps: Steps, state: Sequence[Any], found: Outlook) -> Specialized:
@@ -103,7 +108,7 @@ class _Rewrite:
         written: Steps = []
         for register in self.needs.given:
             self._convert(register, written, (), "(model) (initial relevance)", None)
-        joined = self._joined(steps)
+        joined, sparse, rows = self._joined(steps), self.wants.sparse, self.wants.rows
         for position, (step, frees) in enumerate(steps):
             if position in joined:
                 continue  # The sum that follows does both.
@@ -112,14 +117,16 @@ class _Rewrite:
             elif position - 1 in joined:
                 affine, early = steps[position - 1]
                 written.append((self._affine_onto(affine, step), (*early, *(r for r in frees if r != affine.out))))
-            elif not self._is_sparse(step):
+            elif not (id(step) in sparse or (self.compact and self._is_sparse(step))):
                 written.append((self._dense(step), frees))
             else:
                 written.append((self._sparse(step), frees))
             if type(step) is not Emission:
                 for register in step.outs:
-                    self._convert(register, written, frees, step.name, step.node)
-                    self._open(register, written, frees, step)
+                    if register in rows:
+                        self._convert(register, written, frees, step.name, step.node)
+                    elif register in self.compact:
+                        self._open(register, written, frees, step)
         return Specialized(written, self.wants.paths[::-1], self.nbytes)
 
     def _is_sparse(self, step: BackwardStep) -> bool:
@@ -128,18 +135,12 @@ class _Rewrite:
 
     def _joined(self, steps: Steps) -> set[int]:
         """Positions of layers whose result only goes into the sum that follows at once: the sum is where they begin."""
-        found = set()
-        for position, ((layer, _), (total, _)) in enumerate(pairwise(steps)):
-            if type(layer) is Emission or type(total) is Emission or not isinstance(total.form, Sum):
-                continue
-            form, sparse, either = layer.form, self.wants.sparse, self.wants.either
-            fits = isinstance(form, Affine) and form.factors is None and not form.is_split(self.state)
-            if not fits or id(layer) not in sparse or id(total) not in sparse | either or len(total.ins) != 2:
-                continue
-            alone = total.ins.count(layer.out) == 1 and self.needs.times_read[layer.out] == 1
-            if alone and total.form.scales[total.ins.index(layer.out)] is None:
-                found.add(position)
-        return found
+        sparse, either = self.wants.sparse, self.wants.either
+        return {
+            position for position in self.needs.joinable(steps)
+            if id(steps[position][0]) in sparse
+            and (id(steps[position + 1][0]) in sparse or id(steps[position + 1][0]) in either)
+        }  # fmt: skip
 
     def _convert(self, register: int, written: Steps, frees: tuple[int, ...], name: str, node: Node | None) -> None:
         """Make a dense register compact if that is what all its readers want."""
@@ -171,9 +172,9 @@ class _Rewrite:
             self.moved += (len(step.ins) + 1) * step.numel
         elif isinstance(step.form, MaxPool):
             self.changed += step.numel
-        compact = [register for register in step.ins if register in self.compact]
-        if not compact:
+        if not self.compact or self.compact.isdisjoint(step.ins):
             return step
+        compact = [register for register in step.ins if register in self.compact]
         for register in compact:
             pattern = self.needs.of(register)
             assert pattern is not None
@@ -257,8 +258,8 @@ class _Rewrite:
     def _pool(self, step: BackwardStep, form: MaxPool | AvgPool, pattern: Pattern) -> BackwardStep:
         pooled = self.needs.pattern(self.needs.above_pools[id(step)])
         arrive = self._compacted(step.ins[0], lambda: pooled)
-        whole = pooled.batch * torch.Size(form.leaving).numel()
-        self.winners[step.out] = pooled.entries / max(1, whole)
+        if isinstance(form, MaxPool):
+            self.winners[step.out] = pooled.entries / max(1, pooled.batch * torch.Size(form.leaving).numel())
         if self.dry:
             return step
         below, starts, rows, scale = self._gathered(form, pattern, pooled)

@@ -33,6 +33,7 @@ class Wants:
         self.rows: set[int] = set()
         self.maps: set[int] = set()
         self.either: set[int] = set()
+        self._open: set[int] = set()
         self.paths: list[Path] = []
         self.path_of: dict[int, Path] = {}
         for reader in needs.readers:
@@ -40,9 +41,10 @@ class Wants:
             if form is None:
                 self._as_read(step)
                 continue
-            way: Way = "dense" if reader.selects else choose(form, min(reader.above, reader.given), reader.below)
+            given = min(reader.above, reader.given)
+            way: Way = "dense" if reader.selects else choose(form, given, reader.below)
             is_sparse, narrow = way != "dense", way == "sparse bf16"
-            path = Path(form, is_sparse, reader.above, reader.below, narrow, reader.above)
+            path = Path(form, is_sparse, reader.above, reader.below, narrow, given if is_sparse else reader.above)
             if not reader.follows:
                 self.path_of[id(step)] = path
                 self.paths.append(path)
@@ -55,9 +57,10 @@ class Wants:
             (self.rows if is_sparse else self.maps).update(step.ins)
 
     def _as_read(self, step: BackwardStep) -> None:
-        """A step without a weight takes what it is given where dense layers alone read what it gives."""
-        if self.is_map(step.out):
+        """A step without a weight takes what it is given where dense layers alone read what it gives, or such steps."""
+        if self.is_map(step.out) or (step.out in self._open and step.out not in self.rows | self.needs.ends):
             self.either.add(id(step))
+            self._open.update(step.ins)
         else:
             self.sparse.add(id(step))
             self.rows.update(step.ins)

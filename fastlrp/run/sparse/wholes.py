@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import cache
 
 from fastlrp.plan.forms import Affine, Way
 from fastlrp.plan.paths.choose import OF_CHANGES, Chooser, Cost, estimate
@@ -34,19 +34,19 @@ def cheapest(
     """
     if rates is None:
         return outlook(lambda form, above, below: chooser.way(form, above, below, count, itemsize, None))
-    known, asked = rates, set[Way]()
+    known, asked, estimated = rates, set[Way](), cache(estimate)  # The ways ask for the same estimates.
 
     def choose(form: Affine, above: float, below: float) -> Way:
-        way = chooser.way(form, above, below, count, itemsize, known)
+        way = chooser.way(form, above, below, count, itemsize, known, estimated=estimated)
         if chooser.wish(form.path) == "auto":
             asked.add(way)
         return way
 
     def choose_with_changes(form: Affine, above: float, below: float) -> Way:
-        return chooser.way(form, above, below, count, itemsize, known, changes_form=True)
+        return chooser.way(form, above, below, count, itemsize, known, "with changes", estimated)
 
     def choose_sparse(form: Affine, above: float, below: float) -> Way:
-        return chooser.way(form, above, below, count, itemsize, replace(known, dense=known.dense / 1e6))
+        return chooser.way(form, above, below, count, itemsize, known, "never", estimated)
 
     def choose_dense(form: Affine, above: float, below: float) -> Way:
         return choose(form, above, below) if chooser.wish(form.path) == "sparse" else "dense"
@@ -60,22 +60,34 @@ def cheapest(
         pure.append(outlook(choose_sparse))
     if chosen and chosen != {"dense"}:
         pure.append(outlook(choose_dense))
-    costs = [(OF_MIXED * cost_of_whole(way, count, itemsize, known), way) for way in mixed]
-    costs += [(cost_of_whole(way, count, itemsize, known), way) for way in pure]
-    return min(costs, key=lambda each: each[0])[1]
+    ways = [(OF_MIXED, way) for way in mixed] + [(1.0, way) for way in pure]
+    # What moves between layers is measured only for ways whose layers alone do not cost more than another way does.
+    bounds = [factor * cost_of_whole(way, count, itemsize, known, estimated) for factor, way in ways]
+    best = math.inf, 0
+    for bound, place in sorted(zip(bounds, range(len(ways)), strict=True)):
+        if bound > best[0]:
+            break
+        factor, way = ways[place]
+        way.measure()
+        best = min(best, (factor * cost_of_whole(way, count, itemsize, known, estimated), place))
+    return ways[best[1]][1]
 
 
-def cost_of_whole(way: Outlook, count: int, itemsize: int, rates: Rates) -> float:
+def cost_of_whole(
+    way: Outlook, count: int, itemsize: int, rates: Rates, estimated: Callable[..., Cost] = estimate
+) -> float:
     """Estimated seconds of a way down per target, with its patterns and what moves between its layers."""
     sparse, dense = ([path for path in way.paths if path.sparse == is_sparse] for is_sparse in (True, False))
-    layers = OF_PATTERNS * cost_of(sparse, count, itemsize, rates) + cost_of(dense, count, itemsize, rates)
+    layers = OF_PATTERNS * cost_of(sparse, count, itemsize, rates, estimated)
+    layers += cost_of(dense, count, itemsize, rates, estimated)
     return layers + itemsize * (way.moved + OF_CHANGES * way.changed) / rates.memory
 
 
-def cost_of(paths: Sequence[Path], count: int, itemsize: int, rates: Rates) -> float:
+def cost_of(
+    paths: Sequence[Path], count: int, itemsize: int, rates: Rates, estimated: Callable[..., Cost] = estimate
+) -> float:
     """Estimated seconds of all layers as they were chosen, per target."""
-    return math.fsum(_estimated(path, count, itemsize, rates).of(path.way) for path in paths)
-
-
-def _estimated(path: Path, count: int, itemsize: int, rates: Rates) -> Cost:
-    return estimate(path.form, path.above, path.below, count, itemsize, rates, path.arriving)
+    return math.fsum(
+        estimated(path.form, min(path.above, path.arriving), path.below, count, itemsize, rates).of(path.way)
+        for path in paths
+    )
