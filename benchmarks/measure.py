@@ -143,7 +143,7 @@ def _check(entry: Entry, gate: Gate, given: bool, answer: Any, x: Tensor, asked:
         entry.reason = f"its output differs by {entry.error:.1e}"
     elif given and asked.shape[1] >= 2 * COMPARED:
         alone = run(entry.provider, x, asked[:, asked.shape[1] - last.shape[1] :])
-        apart = disagreement(alone.double(), last.double())
+        apart = disagreement(last.double(), alone.double())
         if not apart <= gate.limit(entry.provider):
             entry.reason = f"its last targets differ by {apart:.1e} from the same ones asked alone"
     return gate
