@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -115,3 +115,16 @@ def check_model(
             print(report)
         assert len(made) == 1
     return explainer, relevance
+
+
+def new_weights_are_followed(
+    explainer: Explainer, x: Tensor, composite: str, changes: list[tuple[Callable[[float], Any], float]]
+) -> None:
+    """Relevance after the changes in place is another than before, and that of a new explainer."""
+    before = explainer(x, [0])
+    with torch.no_grad():
+        for change, number in changes:
+            change(number)
+    after = explainer(x, [0])
+    assert relative_error(before, after) > 0.1
+    assert relative_error(after, Explainer(explainer.model, composite)(x, [0])) < 1e-14

@@ -39,7 +39,7 @@ def pays(geometry: ConvGeometry | None, weight: Tensor) -> bool:
 
 
 def pays_narrow(geometry: ConvGeometry | None, weight: Tensor) -> bool:
-    """Whether products of bfloat16 do so, too: see :func:`fastlrp.plan.products.point.pays`."""
+    """Whether relevance goes down so by products of bfloat16: with the processor's AVX512-BF16, and without AMX."""
     module: Any = loaded()
     has_unit = pays(geometry, weight) and module.bf16_unit() == "avx512_bf16"
     return has_unit and instruction_set() != "AMX"
